@@ -1,0 +1,24 @@
+"""Threshold policies for adaptive gradient clipping, in NumPy alone.
+
+`decide(policy, state, norms)` is the one step: it limits, scales and records.
+Everything else here is a policy, or tells what a run did.
+"""
+
+__version__ = "0.1.0"
+
+from .combine import Cap as Cap
+from .combine import Drop as Drop
+from .combine import Floor as Floor
+from .combine import Warmup as Warmup
+from .ema import EmaRatio as EmaRatio
+from .ema import ZScore as ZScore
+from .fixed import Fixed as Fixed
+from .log import ClipLog as ClipLog
+from .mean_std import MeanStd as MeanStd
+from .param_ratio import ParamRatio as ParamRatio
+from .policy import Decision as Decision
+from .policy import Limit as Limit
+from .policy import Policy as Policy
+from .policy import decide as decide
+from .quantile import Quantile as Quantile
+from .quantile import StreamingQuantile as StreamingQuantile

@@ -1,0 +1,293 @@
+"""Exponential moving averages of the norm: z-score (ZClip) and ratio (AdaGC)."""
+
+from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .checks import (
+    check_choice,
+    check_count,
+    check_limit,
+    check_number,
+    check_positive,
+)
+from .policy import Limit, Policy, select
+from .scale import Array
+
+TARGETS = ("reciprocal", "mean", "threshold")
+RECORDS = ("winsorized", "applied", "raw", "none")
+
+
+class Moments(NamedTuple):
+    """The state of `ZScore`."""
+
+    mean: Array
+    """Shape (rows,): the moving average of what was recorded."""
+    deviation: Array
+    """Shape (rows,): its deviation; sigma, not its square, which could overflow."""
+    count: Array
+    """Shape (rows,): norms recorded, up to the length of the warm-up."""
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class ZScore(Policy):
+    """Clip norms more than z deviations above a moving average: T = mu + z * sigma.
+
+    During the first `warmup_steps` norms, mu and sigma are their mean and (population)
+    deviation, and nothing is clipped. Afterwards, with y the recorded norm,
+
+        mu <- alpha * mu + (1 - alpha) * y
+        sigma^2 <- alpha * sigma^2 + (1 - alpha) * (y - mu)^2        (mu is the new one)
+
+    A norm n above T is scaled to the target R: "reciprocal" mu + z^2 * sigma / z_n with
+    z_n = (n - mu) / sigma, so that the larger the spike, the closer to mu; "mean" mu;
+    "threshold" T.
+
+    What is recorded decides whether the threshold can follow a change of level.
+    "winsorized", min(n, T), does: sigma grows by about a sixth at each clipped step.
+    "applied", the norm after clipping, is the paper's rule; it never follows a tenfold
+    rise, because a clipped spike lies less than one sigma from mu. "raw" n lets one
+    spike hide the next; "none" learns nothing from a clipped step. A history without
+    any spread (sigma = 0, constant norms) would make "winsorized" as blind: there the
+    recorded norm is at most 2 * T.
+
+    Args:
+      z: deviations above the mean, > 0; 2 to 3.
+      alpha: the memory, in [0, 1); 0.9 to 0.99. It spans about 1 / (1 - alpha) steps.
+      warmup_steps: norms recorded before anything is clipped, >= 0.
+      target: "reciprocal", "mean" or "threshold".
+      record: "winsorized", "applied", "raw" or "none".
+
+    Raises:
+      ValueError: an argument is outside its range.
+
+    >>> from autoclip_core import decide
+    >>> policy = ZScore(2.0, warmup_steps=2, target="threshold")
+    >>> state = policy.init(rows=1)
+    >>> for norm in [1.0, 3.0, 8.0]:
+    ...     state, decision = decide(policy, state, [norm])
+    >>> float(decision.threshold[0]), float(decision.scale[0])
+    (4.0, 0.5)
+
+    Reference:
+      Kumar, Owen, Roy Chowdhury, Guera, "ZClip: Adaptive spike mitigation for LLM
+      pre-training", 2025, https://arxiv.org/abs/2504.02507
+    """
+
+    z: float
+    alpha: float
+    warmup_steps: int
+    target: str
+    # The argument is `record`; a field of that name would hide the method.
+    recorded: str = field(metadata={"argument": "record"})
+
+    def __init__(
+        self,
+        z: float = 2.5,
+        *,
+        alpha: float = 0.97,
+        warmup_steps: int = 25,
+        target: str = "reciprocal",
+        record: str = "winsorized",
+    ) -> None:
+        """Check and keep the arguments."""
+        checked = {
+            "z": check_positive("z", z),
+            "alpha": check_number("alpha", alpha, "in [0, 1)", lambda x: 0 <= x < 1),
+            "warmup_steps": check_count("warmup_steps", warmup_steps, 0),
+            "target": check_choice("target", target, TARGETS),
+            "recorded": check_choice("record", record, RECORDS),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def init(self, rows: int, xp: Any = np) -> Moments:
+        """Return the state before the first norm."""
+        mean = xp.zeros((rows,), dtype=xp.float32)
+        deviation = xp.zeros((rows,), dtype=xp.float32)  # its own: buffers are donated
+        return Moments(mean, deviation, xp.zeros((rows,), dtype=xp.int32))
+
+    def limit(
+        self,
+        state: Moments,
+        norms: Array = None,
+        *,
+        param_norms: Array = None,
+        xp: Any = np,
+    ) -> Limit:
+        """Return mu + z * sigma and the target; without norms the target is T."""
+        mean, deviation, count = state
+        ready = count >= max(self.warmup_steps, 1)
+        threshold = xp.where(ready, mean + self.z * deviation, float("inf"))
+        if norms is None or self.target == "threshold":
+            return Limit(threshold, threshold)
+        above = norms > threshold
+        if self.target == "mean":
+            return Limit(threshold, xp.where(above, mean, threshold))
+        # sigma / (n - mu) is at most 1 / z where n is clipped; elsewhere R is T.
+        # Without any deviation R is mu, and n - mu may be so small that XLA takes it
+        # for 0.
+        spread = xp.where(above, deviation, 0.0)
+        excess = xp.where(spread > 0, norms - mean, 1.0)
+        reciprocal = mean + self.z * self.z * (spread * (spread / excess))
+        target = xp.minimum(reciprocal, threshold)  # which rounding may exceed
+        return Limit(threshold, xp.where(above, target, threshold))
+
+    def record(
+        self, state: Moments, norms: Array, limit: Limit, xp: Any = np
+    ) -> Moments:
+        """Return the moments after one norm: their mean at first, then the average."""
+        mean, deviation, count = state
+        new = self._recorded(norms, deviation, limit, xp)
+        # In the warm-up the n-th norm has the weight 1/n, and later 1 - alpha. The mean
+        # of squares takes (y - old mean)^2 times `weight - weight^2` (Welford), later
+        # times `weight * alpha^2`, which makes it the square around the new mean.
+        young = (count < self.warmup_steps) | (count == 0)
+        weight = xp.where(young, _share(count, self.warmup_steps, xp), 1 - self.alpha)
+        kept = 1 - weight
+        spread = weight * xp.where(young, kept, self.alpha * self.alpha)
+        apart = xp.maximum(new - mean, mean - new)
+        moved = Moments(
+            mean + weight * (new - mean),
+            _root_sum(kept, deviation, spread, apart, xp),
+            xp.where(young, count + 1, count),
+        )
+        if self.recorded == "none":
+            moved = select(norms <= limit.threshold, moved, state, xp)
+        return moved
+
+    def _recorded(self, norms: Array, deviation: Array, limit: Limit, xp: Any) -> Array:
+        """Return what the history learns of a norm."""
+        if self.recorded == "applied":
+            return xp.where(norms > limit.threshold, limit.target, norms)
+        if self.recorded == "winsorized":
+            most = limit.threshold
+            return xp.minimum(norms, xp.where(deviation > 0, most, 2 * most))
+        return norms
+
+
+class Average(NamedTuple):
+    """The state of `EmaRatio`."""
+
+    mean: Array
+    """Shape (rows,): the moving average of the applied norm."""
+    count: Array
+    """Shape (rows,): norms recorded, up to the length of the warm-up."""
+
+
+@dataclass(frozen=True, repr=False)
+class EmaRatio(Policy):
+    """Clip to a ratio of the moving average of the applied norm: T = R = ratio * gamma.
+
+    During the first `warmup_steps` norms of a row the threshold is `warmup_threshold`,
+    and gamma is the smallest applied norm so far. Afterwards, with y = min(n, T) the
+    norm after clipping,
+
+        gamma <- beta * gamma + (1 - beta) * y
+
+    so gamma rises by at most (1 - beta) * (ratio - 1) a step, 0.1 % by default: a
+    tenfold rise takes about 2300 steps. With a ratio near 1 most steps are clipped,
+    a little (42 % of them for a log-deviation of 0.1, 71 % for 0.3); for rare spikes
+    alone take a ratio of 2 or 3.
+
+    The paper clips the global norm during its warm-up, and freezes a layer whose
+    gradient is 0 there. Here each row is limited by itself (put a global norm clip
+    before it to have the paper's), and a row starts at its first positive norm.
+
+    Args:
+      ratio: T over gamma, > 1; 1.03 to 3.
+      beta: the memory, in [0, 1).
+      warmup_steps: norms of a row before the average takes over, >= 0; with 0 the first
+        norm is not limited.
+      warmup_threshold: the threshold until then, > 0, in the unit of a gradient norm.
+
+    Raises:
+      ValueError: an argument is outside its range.
+
+    >>> from autoclip_core import decide
+    >>> policy = EmaRatio(2.0, beta=0.5, warmup_steps=0)
+    >>> state = policy.init(rows=1)
+    >>> for norm in [1.0, 4.0, 4.0]:
+    ...     state, decision = decide(policy, state, [norm])
+    ...     print(decision.threshold[0], decision.scale[0])
+    inf 1.0
+    2.0 0.5
+    3.0 0.75
+
+    Reference:
+      Wang, Li, Chen et al., "AdaGC: Improving training stability for large language
+      model pretraining", 2025, https://arxiv.org/abs/2502.11034
+    """
+
+    ratio: float = 1.05
+    _: KW_ONLY
+    beta: float = 0.98
+    warmup_steps: int = 100
+    warmup_threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        way_out = "with a ratio of 1 or less the threshold can only fall"
+        ratio = check_number(
+            "ratio", self.ratio, "> 1 and finite", lambda x: 1 < x < np.inf, way_out
+        )
+        beta = check_number("beta", self.beta, "in [0, 1)", lambda x: 0 <= x < 1)
+        threshold = check_limit("warmup_threshold", self.warmup_threshold)
+        steps = check_count("warmup_steps", self.warmup_steps, 0)
+        object.__setattr__(self, "warmup_steps", steps)
+        object.__setattr__(self, "ratio", ratio)
+        object.__setattr__(self, "beta", beta)
+        object.__setattr__(self, "warmup_threshold", threshold)
+
+    def init(self, rows: int, xp: Any = np) -> Average:
+        """Return the state before the first norm."""
+        zeros = xp.zeros((rows,), dtype=xp.float32)
+        return Average(zeros, xp.zeros((rows,), dtype=xp.int32))
+
+    def limit(
+        self,
+        state: Average,
+        norms: Array = None,
+        *,
+        param_norms: Array = None,
+        xp: Any = np,
+    ) -> Limit:
+        """Return ratio * gamma, or the threshold of the warm-up."""
+        known = xp.where(state.count > 0, self.ratio * state.mean, float("inf"))
+        warming = state.count < self.warmup_steps
+        threshold = xp.where(warming, self.warmup_threshold, known)
+        return Limit(threshold, threshold)
+
+    def record(
+        self, state: Average, norms: Array, limit: Limit, xp: Any = np
+    ) -> Average:
+        """Return the average after the applied norm."""
+        mean, count = state
+        applied = xp.minimum(norms, limit.target)
+        warming = count < self.warmup_steps
+        average = mean + (1 - self.beta) * (applied - mean)
+        later = xp.where(warming, xp.minimum(mean, applied), average)
+        more = xp.where(warming | (count == 0), count + 1, count)
+        return Average(xp.where(count == 0, applied, later), more)
+
+
+def _share(count: Array, most: int, xp: Any) -> Array:
+    """Return 1 / (count + 1), the weight of the next norm in a mean of up to `most`."""
+    table = xp.asarray(_shares(most))
+    return xp.take(table, xp.where(count < most, count, most), axis=0)
+
+
+@lru_cache(maxsize=64)
+def _shares(most: int) -> Array:
+    """Return 1, 1/2, ..., 1/(most + 1), made once: a namespace keeps its copy."""
+    return np.float32(1) / np.arange(1, most + 2, dtype=np.float32)
+
+
+def _root_sum(a: Array, x: Array, b: Array, y: Array, xp: Any) -> Array:
+    """Return sqrt(a * x^2 + b * y^2) without squaring a raw norm."""
+    largest = xp.maximum(x, y)
+    unit = xp.where(largest > 0, largest, 1.0)
+    p, q = x / unit, y / unit
+    return unit * xp.sqrt(a * (p * p) + b * (q * q))

@@ -1,0 +1,117 @@
+"""What to log of a step and of the run so far, under the same names everywhere."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .policy import Decision
+from .scale import Array
+
+
+class Tally(NamedTuple):
+    """What a run counted; per row, so that no counter outgrows 32 bits."""
+
+    steps: Array
+    """Shape (): steps taken."""
+    observed: Array
+    """Shape (rows,): steps in which the row had a gradient."""
+    clipped: Array
+    """Shape (rows,): steps in which it was clipped."""
+    nonfinite: Array
+    """Shape (): steps in which any row was not finite."""
+    skipped: Array
+    """Shape (): updates that were cancelled."""
+    skipped_in_a_row: Array
+    """Shape (): updates cancelled since the last one that was not."""
+
+
+def no_tally(rows: int, xp: Any = np) -> Tally:
+    """Return the tally of a run that has not begun."""
+    shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
+    return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
+
+
+def add_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
+    """Return the tally after one more step."""
+    one = tally.steps * 0 + 1
+    nonfinite, skipped = xp.any(~decision.finite), xp.any(decision.skipped)
+    return Tally(
+        tally.steps + one,
+        xp.where(was_observed(decision), tally.observed + one, tally.observed),
+        xp.where(decision.clipped, tally.clipped + one, tally.clipped),
+        xp.where(nonfinite, tally.nonfinite + one, tally.nonfinite),
+        xp.where(skipped, tally.skipped + one, tally.skipped),
+        xp.where(skipped, tally.skipped_in_a_row + one, 0),
+    )
+
+
+def was_observed(decision: Decision) -> Array:
+    """Return which rows had a gradient: the norm of the others is NaN, yet finite."""
+    is_number = decision.norm == decision.norm
+    return is_number | ~decision.finite
+
+
+def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
+    """Return what to log, each a number.
+
+    | name                  | over several rows                                       |
+    |-----------------------|---------------------------------------------------------|
+    | clip/norm             | root of the sum of squares of the observed norms        |
+    | clip/threshold        | the median of the finite thresholds, +inf without any   |
+    | clip/norm_after       | as clip/norm, after scaling                             |
+    | clip/scale            | norm after / norm before; 1 for a norm of 0             |
+    | clip/clipped          | fraction of the observed rows that were clipped         |
+    | clip/clip_rate        | the same over the run                                   |
+    | clip/nonfinite_total  | steps with any row that was not finite                  |
+    | clip/skipped_total    | updates that were cancelled                             |
+    | clip/steps            | steps                                                   |
+
+    Args:
+      decision: the last decision.
+      tally: the counts of the run, that decision included.
+      xp: the array namespace; beside the verbs of a policy it needs `sort`.
+    """
+    observed = was_observed(decision)
+    norms = xp.where(observed, decision.norm, 0.0)
+    # A row that was removed has a norm of 0 even if it was infinite before.
+    after = xp.where(decision.scale > 0, norms, 0.0) * decision.scale
+    norm, norm_after = _root_of_squares(norms, xp), _root_of_squares(after, xp)
+    with np.errstate(invalid="ignore"):  # NaN is what an infinite norm's scale is
+        scale = xp.where(norm == 0, 1.0, norm_after) / xp.where(norm == 0, 1.0, norm)
+    return {
+        "clip/norm": norm,
+        "clip/threshold": _median(decision.threshold, xp),
+        "clip/scale": scale,
+        "clip/norm_after": norm_after,
+        "clip/clipped": _fraction(decision.clipped, observed, xp),
+        "clip/clip_rate": _share(tally.clipped, tally.observed, xp),
+        "clip/nonfinite_total": tally.nonfinite,
+        "clip/skipped_total": tally.skipped,
+        "clip/steps": tally.steps,
+    }
+
+
+def _root_of_squares(norms: Array, xp: Any) -> Array:
+    """Return sqrt(sum(n^2)), divided by the largest first: no square overflows."""
+    largest = xp.max(norms)
+    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+    return unit * xp.sqrt(xp.sum((norms / unit) ** 2))
+
+
+def _median(thresholds: Array, xp: Any) -> Array:
+    """Return the median of the finite ones, +inf where there is none."""
+    finite = xp.isfinite(thresholds)
+    ordered = xp.sort(xp.where(finite, thresholds, float("inf")))
+    count = xp.sum(xp.where(finite, 1, 0))
+    below = xp.where(count > 0, count - 1, 0) // 2
+    low, high = (xp.take(ordered, place, axis=0) for place in (below, count // 2))
+    return 0.5 * low + 0.5 * high
+
+
+def _fraction(some: Array, among: Array, xp: Any) -> Array:
+    return _share(xp.where(some, 1, 0), xp.where(among, 1, 0), xp)
+
+
+def _share(part: Array, of: Array, xp: Any) -> Array:
+    total = xp.sum(of)
+    return xp.sum(part) / xp.where(total > 0, total, 1)

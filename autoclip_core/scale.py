@@ -1,0 +1,57 @@
+"""Norm and limit to scale: the zero, infinity and NaN rules, the same everywhere.
+
+| case                     | scale                                            |
+|--------------------------|--------------------------------------------------|
+| n <= T                   | exactly 1                                        |
+| n > T                    | R / n, with nothing added to the divisor         |
+| n = 0                    | 1                                                |
+| T = +inf (no threshold)  | 1                                                |
+| n is NaN or infinite     | 0 ("zero"), 1 ("propagate"), all rows 0 ("skip") |
+| row not observed         | 1                                                |
+
+This file imports nothing of ours, so that an adapter can be checked against it alone.
+"""
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+NONFINITE = ("zero", "skip", "raise", "propagate")
+"""What may become of a row whose norm is NaN or infinite."""
+
+SMALLEST_NORMAL = 1.1754943508222875e-38
+"""Norms below the smallest normal float32 count as 0: XLA and TensorFlow flush them."""
+
+
+def as_norms(norms: Array, xp: Any = np) -> Array:
+    """Return norms as float32, subnormal ones as 0, those above its range as inf."""
+    with np.errstate(over="ignore"):
+        norms = xp.asarray(norms, dtype=xp.float32)
+    return xp.where(norms < SMALLEST_NORMAL, 0.0, norms)
+
+
+def scale_rows(
+    norms: Array, threshold: Array, target: Array, xp: Any = np
+) -> tuple[Array, Array]:
+    """Scale each row that exceeds its threshold to its target: s = R/n where n > T.
+
+    Args:
+      norms: finite norms, shape (rows,); 0 where there is nothing to scale.
+      threshold: T, shape (rows,); +inf where there is none.
+      target: R, shape (rows,), at most T.
+      xp: the array namespace.
+
+    Returns:
+      The scale, exactly 1 where n <= T, and whether the row is clipped.
+
+    >>> scale, clipped = scale_rows(
+    ...     np.float32([1, 4]), np.float32([2, 2]), np.float32([2, 2]))
+    >>> scale.tolist(), clipped.tolist()
+    ([1.0, 0.5], [False, True])
+    """
+    clipped = norms > threshold
+    # The divisor is guarded first: NumPy warns of a division that `where` discards.
+    divisor = xp.where(clipped, norms, 1.0)
+    return xp.where(clipped, target / divisor, 1.0), clipped

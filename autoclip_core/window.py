@@ -1,0 +1,199 @@
+"""The last H norms of each row: quantile, mean and deviation without sorting.
+
+A window keeps each row twice: in arrival order (a ring) and in ascending order between
+sentinels, `[-inf, s_1 ... s_H, +inf]`, where empty slots are +inf. A new norm replaces
+the oldest one in the ordered row by two elementwise lines; nothing is ever sorted:
+
+    inserted = min(max(ordered[:-1], new), ordered[1:])             H + 1 ascending
+    replaced = inserted[:-1] where it is below the oldest, else inserted[1:]
+
+so the same lines compile under XLA and cost H operations a row. The norms are finite
+and positive: `decide` lets nothing else in, which the +inf padding relies on.
+
+`History` keeps all norms. Its shape grows, so it lives on the host, in NumPy, only.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .scale import Array
+
+MOST_BYTES = 2**30
+
+
+class Window(NamedTuple):
+    """The last H norms of each row."""
+
+    ring: Array
+    """Shape (rows, H): in arrival order, +inf where still empty."""
+    ordered: Array
+    """Shape (rows, H + 2): the same, ascending between -inf and +inf."""
+    count: Array
+    """Shape (rows,): norms recorded, kept in [0, 2H) so that it never overflows."""
+
+
+class History(NamedTuple):
+    """All norms of each row, for the host only."""
+
+    ordered: Array
+    """Shape (rows, capacity + 2): ascending between -inf and +inf."""
+    count: Array
+    """Shape (rows,): norms recorded."""
+
+
+def empty(rows: int, length: int | None, xp: Any = np) -> Window | History:
+    """Return a window of `length` norms per row, or with None one that keeps them all.
+
+    Raises:
+      ValueError: the window would exceed 1 GiB, or keeps all norms off the host.
+    """
+    if length is None:
+        if xp is not np:
+            raise ValueError(
+                "history_length must be a number where shapes are static (JAX, graphs, "
+                "accelerators), got None; set history_length=1000, or use "
+                "StreamingQuantile, which remembers all norms in one number"
+            )
+        return History(_ordered(rows, 64, np), np.zeros((rows,), np.int32))
+    size = 4 * rows * (2 * length + 3)
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"history_length={length} for {rows} rows takes {size / 2**30:.1f} GiB, "
+            "more than 1 GiB; shorten history_length, choose a coarser scope, or use "
+            "StreamingQuantile, which keeps one number per row"
+        )
+    ring = xp.full((rows, length), float("inf"), dtype=xp.float32)
+    return Window(ring, _ordered(rows, length, xp), xp.zeros((rows,), dtype=xp.int32))
+
+
+def push(window: Any, norms: Array, xp: Any = np) -> Any:
+    """Return the window after one more norm in each row; the oldest one leaves."""
+    if isinstance(window, History):
+        return _insert(window, norms)
+    ring, ordered, count = window
+    length = ring.shape[1]
+    new = norms[:, None]
+    slot = xp.where(count < length, count, count - length)
+    at_slot = xp.arange(length, dtype=xp.int32)[None, :] == slot[:, None]
+    oldest = xp.sum(xp.where(at_slot, ring, 0.0), axis=1)[:, None]
+    inserted = xp.minimum(xp.maximum(ordered[:, :-1], new), ordered[:, 1:])
+    below = inserted[:, :-1]
+    replaced = xp.where(below < oldest, below, inserted[:, 1:])
+    return Window(
+        xp.where(at_slot, new, ring),
+        xp.concatenate([ordered[:, :1], replaced, ordered[:, -1:]], axis=1),
+        xp.where(count + 1 < 2 * length, count + 1, length),
+    )
+
+
+def filled(window: Any, xp: Any = np) -> Array:
+    """Return how many norms each row holds, shape (rows,)."""
+    if isinstance(window, History):
+        return window.count
+    length = window.ring.shape[1]
+    return xp.where(window.count < length, window.count, length)
+
+
+def quantile(window: Any, q: float, xp: Any = np) -> Array:
+    """Return the linear q-quantile of each row, as `np.quantile`; +inf where empty.
+
+    Rank and weight come from float64 tables: `(n - 1) * q` in float32 is off by up to
+    194 units in the last place, and JAX has no float64 by default.
+    """
+    n = filled(window, xp)
+    places, weight = _look_up(window, n, _ranks, q, xp)
+    pair = xp.take_along_axis(window.ordered, places, axis=1)
+    some = n > 0  # an empty row is +inf throughout, and inf - inf would warn
+    below = xp.where(some, pair[:, 0], 0.0)
+    above = xp.where(some, pair[:, 1], 0.0)
+    # As NumPy does: from the nearer end, so that the result is monotonic in q.
+    base = xp.where(weight < 0, above, below)
+    return xp.where(some, base + (above - below) * weight, float("inf"))
+
+
+def mean_std(window: Any, *, log: bool, ddof: int, xp: Any = np) -> tuple[Array, Array]:
+    """Return each row's mean and standard deviation (of the logarithms with `log`).
+
+    Rows with fewer than max(2, ddof + 1) norms have no deviation: theirs is +inf.
+    Each row is divided by its largest norm first: the square of a raw norm of 3e30
+    would be infinite. A logarithm needs no such care.
+    """
+    n = filled(window, xp)
+    values = window.ordered[:, 1:-1]
+    length = values.shape[1]
+    valid = xp.arange(length, dtype=xp.int32)[None, :] < n[:, None]
+    largest = xp.take_along_axis(window.ordered, n[:, None], axis=1)
+    unit = xp.where(n[:, None] > 0, largest, 1.0)
+    if log:
+        scaled = xp.log(xp.where(valid, values, 1.0))
+    else:
+        scaled = xp.where(valid, values / unit, 0.0)
+    over_n, over_freedom = _look_up(window, n, _weights, ddof, xp)
+    mean = xp.sum(scaled, axis=1) * over_n
+    apart = xp.where(valid, scaled - mean[:, None], 0.0)
+    std = xp.sqrt(xp.sum(apart * apart, axis=1) * over_freedom)
+    enough = n >= max(2, ddof + 1)
+    unit = unit[:, 0]
+    if log:
+        return mean, xp.where(enough, std, float("inf"))
+    return mean * unit, xp.where(enough, std * unit, float("inf"))
+
+
+def _ordered(rows: int, length: int, xp: Any) -> Array:
+    lowest = xp.full((rows, 1), -float("inf"), dtype=xp.float32)
+    slots = xp.full((rows, length + 1), float("inf"), dtype=xp.float32)
+    return xp.concatenate([lowest, slots], axis=1)
+
+
+def _insert(history: History, norms: Array) -> History:
+    """Insert each norm into its ordered row; double the row when it is full."""
+    ordered, count = history
+    capacity = ordered.shape[1] - 2
+    if count.max(initial=0) == capacity:
+        more = np.full((len(ordered), capacity), np.inf, np.float32)
+        ordered = np.concatenate([ordered, more], axis=1)
+    else:
+        ordered = ordered.copy()
+    for row, (n, norm) in enumerate(zip(count.tolist(), norms, strict=True)):
+        place = np.searchsorted(ordered[row, : n + 1], norm)
+        ordered[row, place + 1 : n + 2] = ordered[row, place : n + 1]
+        ordered[row, place] = norm
+    return History(ordered, count + np.int32(1))
+
+
+def _look_up(
+    window: Any, n: Array, function: Any, argument: float, xp: Any
+) -> list[Array]:
+    """Return `function(n, argument)`, for a window out of tables made once."""
+    if isinstance(window, History):
+        return list(function(n, argument))
+    tables = _tables(function, window.ring.shape[1], argument)
+    return [xp.take(xp.asarray(table), n, axis=0) for table in tables]
+
+
+@lru_cache(maxsize=64)
+def _tables(function: Any, length: int, argument: float) -> tuple[Array, ...]:
+    return tuple(function(np.arange(length + 1), argument))
+
+
+def _ranks(n: Array, q: float) -> tuple[Array, Array]:
+    """Return the two places in an ordered row of n norms and the weight between them.
+
+    The quantile is `below + (above - below) * w` for w >= 0, and from above for w < 0.
+    """
+    last = np.maximum(n - 1, 0)
+    rank = last * q
+    lower = np.floor(rank)
+    part = rank - lower
+    weight = np.where(part < 0.5, part, part - 1)
+    places = np.stack([lower, np.minimum(lower + 1, last)], axis=-1) + 1
+    return places.astype(np.int32), weight.astype(np.float32)
+
+
+def _weights(n: Array, ddof: int) -> tuple[Array, Array]:
+    """Return 1/n and 1/(n - ddof); 1 where there is none."""
+    over_n = 1.0 / np.maximum(n, 1)
+    over_freedom = 1.0 / np.maximum(n - ddof, 1)
+    return over_n.astype(np.float32), over_freedom.astype(np.float32)
