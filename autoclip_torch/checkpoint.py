@@ -1,0 +1,145 @@
+"""A clipper's state as tensors and plain Python, and whether such a state fits.
+
+`torch.load(weights_only=True)` reads it: no pickled object, no NumPy scalar, no `id()`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoclip_core import Policy
+from autoclip_core.policy import arguments
+from autoclip_core.window import History
+
+FORMAT = 1
+"""The number of this layout; a later one reads the earlier ones."""
+
+
+def policy_to_plain(policy: Policy) -> dict[str, Any]:
+    """Return a policy as its type's name and its arguments."""
+    plain: dict[str, Any] = {"type": type(policy).__name__}
+    for name, value in arguments(policy).items():
+        plain[name] = policy_to_plain(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+    return plain
+
+
+def state_to_plain(state: Any) -> Any:
+    """Return a NamedTuple of arrays as a dict of tensors of its own."""
+    if isinstance(state, tuple):
+        pairs = zip(state._fields, state, strict=True)  # type: ignore[attr-defined]
+        return {name: state_to_plain(value) for name, value in pairs}
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    return torch.from_numpy(np.array(state))
+
+
+def state_from_plain(plain: Any, like: Any, path: str) -> Any:
+    """Return the state that `plain` holds, in the structure and place of `like`.
+
+    Raises:
+      ValueError: a part is missing, or has another shape or type.
+    """
+    if isinstance(like, tuple):
+        names = like._fields  # type: ignore[attr-defined]
+        found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
+        if found != sorted(names):
+            raise ValueError(_difference(path, found, sorted(names)))
+        # A history of all norms grows along its last axis; every other shape is fixed.
+        grows = "ordered" if isinstance(like, History) else None
+        for name, value in zip(names, like, strict=True):
+            if not isinstance(value, tuple):
+                _check_array(plain[name], value, f"{path}.{name}", name == grows)
+        parts = (
+            state_from_plain(plain[name], value, f"{path}.{name}")
+            for name, value in zip(names, like, strict=True)
+        )
+        return type(like)(*parts)
+    if isinstance(like, torch.Tensor):
+        return plain.detach().to(like.device, copy=True)
+    return plain.detach().cpu().numpy().copy()
+
+
+def check_fit(saved: Mapping[str, Any], own: Mapping[str, Any], strict: bool) -> None:
+    """Compare what a state says of its clipper with this clipper.
+
+    Args:
+      saved: the state that is to be loaded.
+      own: this clipper's own state, for comparison.
+      strict: whether plain settings, such as the quantile, must agree too.
+
+    Raises:
+      ValueError: they differ; the message names what, and both values.
+    """
+    missing = sorted(set(own) - set(saved)) if isinstance(saved, Mapping) else None
+    if missing is None or missing:
+        got = type(saved).__name__ if missing is None else f"no {', '.join(missing)}"
+        raise ValueError(
+            f"state must be what state_dict() of a clipper returned, got {got}; "
+            "was it saved by something else?"
+        )
+    if saved["format"] != FORMAT:
+        raise ValueError(
+            f"state must have format {FORMAT}, got {saved['format']!r}; it was saved "
+            "by another version of autoclip_torch"
+        )
+    structure = ["class", "scope", "parameters"]
+    for name in structure:
+        for path, theirs, ours in _differences(saved[name], own[name], name):
+            raise ValueError(_difference(path, theirs, ours))
+    kinds = [_kinds(s) for s in (saved["policies"], own["policies"])]
+    if kinds[0] != kinds[1]:
+        raise ValueError(_difference("policies", *kinds))
+    # Parameters without names fit those with names, as long as their shapes do.
+    named = saved["names"] is not None and own["names"] is not None
+    for name in ("settings", "policies", "names") if strict else ():
+        if name == "names" and not named:
+            continue
+        for path, theirs, ours in _differences(saved[name], own[name], name):
+            raise ValueError(
+                _difference(path, theirs, ours)
+                + "; pass strict=False to keep this clipper's settings"
+            )
+
+
+def _kinds(policies: Any) -> Any:
+    """Return the type of each innermost policy: what a history means."""
+    kinds = []
+    for policy in policies:
+        while "policy" in policy:
+            policy = policy["policy"]
+        kinds.append(policy["type"])
+    return kinds
+
+
+def _differences(saved: Any, own: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield where two trees of plain Python differ: path, saved value, own value."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        for key in sorted({*saved, *own}):
+            yield from _differences(saved.get(key), own.get(key), f"{path}.{key}")
+    elif isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
+        for index, (theirs, ours) in enumerate(zip(saved, own, strict=True)):
+            yield from _differences(theirs, ours, f"{path}[{index}]")
+    elif saved != own:
+        yield path, saved, own
+
+
+def _difference(path: str, saved: Any, own: Any) -> str:
+    return (
+        f"state does not fit this clipper: {path} is {saved!r} there and {own!r} here"
+    )
+
+
+def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:
+    if not isinstance(plain, torch.Tensor):
+        raise ValueError(_difference(path, type(plain).__name__, "a tensor"))
+    theirs, ours = tuple(plain.shape), tuple(like.shape)
+    fits = theirs[:-1] == ours[:-1] and len(theirs) > 1 if grows else theirs == ours
+    if not fits:
+        raise ValueError(_difference(f"the shape of {path}", theirs, ours))
+    theirs_type = str(plain.dtype).removeprefix("torch.")
+    ours_type = str(like.dtype).removeprefix("torch.")
+    if theirs_type != ours_type:
+        raise ValueError(_difference(f"the type of {path}", theirs_type, ours_type))

@@ -1,0 +1,369 @@
+"""`Clipper`: rows, their policies' state, and `step()` between backward and update."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoclip_core import Decision, Policy
+from autoclip_core.checks import check_choice, check_count, check_flag, message
+from autoclip_core.metrics import metrics
+from autoclip_core.policy import check_policy
+from autoclip_core.scale import NONFINITE, as_norms
+from autoclip_core.units import Units
+
+from .checkpoint import FORMAT, check_fit, policy_to_plain
+from .gradients import Gradients, measure, on_host, scale_
+from .groups import (
+    Given,
+    Group,
+    Member,
+    Pattern,
+    check_patterns,
+    exclude_from,
+    optimizer_groups,
+    read_groups,
+    refuse_shared,
+    units_of,
+)
+from .learner import Learner
+from .rows import Rows, make_rows
+from .settings import Around, check_keys, choose_scope
+
+if TYPE_CHECKING:
+    from .optim import ClippedOptimizer
+
+
+class Clipper:
+    """Clip gradients in place by any policy, at any scope.
+
+    Call `step()` after `backward()` and before `optimizer.step()`.
+
+    Args:
+      parameters: a module, or an iterable of parameters, of (name, parameter) pairs or
+        of groups `{"params": ..., "policy": ...}`, each with a policy of its own.
+      policy: any policy of `autoclip_core`.
+      scope: the gradients that share one norm: each "parameter" (the default), each
+        "group", all of them ("global"), or each output "unit" of each parameter.
+      global_clipping: the older spelling of `scope="global"`.
+      nonfinite: what becomes of a row whose norm is NaN or infinite: "zero" sets its
+        gradient to 0, "skip" cancels the whole update (every gradient becomes None),
+        "raise" raises, "propagate" leaves it as it came. It is never recorded.
+      warmup_steps: norms that each row records before the policy takes over, >= 0.
+      warmup_threshold: the threshold until then, > 0; by default nothing is clipped.
+      min_threshold: the threshold is never below this, > 0.
+      max_threshold: the threshold is never above this, > 0, the warm-up included.
+      exclude: parameters to leave out: names, names of modules, patterns with `*`,
+        compiled regular expressions, or functions of (name, parameter).
+      dry_run: observe, decide and learn, but touch no gradient.
+      max_consecutive_skips: how many updates may be cancelled in a row before `step`
+        (on an accelerator: `metrics`) raises a RuntimeError.
+
+    Raises:
+      ValueError, TypeError: an argument breaks its rule; the message says which.
+
+    >>> from autoclip_core import Fixed
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> clipper = Clipper([weight], Fixed(1.0))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> decision = clipper.step()
+    >>> weight.grad, decision.norm
+    (tensor([0.6000, 0.8000]), tensor([5.]))
+    """
+
+    _default_scope = "parameter"
+
+    def __init__(
+        self,
+        parameters: Given,
+        policy: Policy,
+        *,
+        scope: str | None = None,
+        global_clipping: bool | None = None,
+        nonfinite: str = "zero",
+        warmup_steps: int = 0,
+        warmup_threshold: float | None = None,
+        min_threshold: float | None = None,
+        max_threshold: float | None = None,
+        exclude: Pattern | Iterable[Pattern] = (),
+        dry_run: bool = False,
+        max_consecutive_skips: int | None = None,
+    ) -> None:
+        """Check the arguments and lay out the rows."""
+        check_policy(policy)
+        self.policy = policy
+        self.scope = choose_scope(scope, global_clipping, self._default_scope)
+        self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
+        self.dry_run = check_flag("dry_run", dry_run)
+        self._around = Around(
+            warmup_steps, warmup_threshold, min_threshold, max_threshold
+        )
+        if max_consecutive_skips is not None:
+            check_count("max_consecutive_skips", max_consecutive_skips, 1)
+        self._max_skips = max_consecutive_skips
+        several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
+        self._exclude: Any = list(exclude) if several else [exclude]  # type: ignore[arg-type]
+        groups = read_groups(parameters)
+        check_patterns(groups, self._exclude)
+        self._groups = exclude_from(groups, self._exclude)
+        self._learner = Learner(self._lay_out(self._groups), self.nonfinite)
+        self._place([m.parameter for group in self._groups for m in group.members])
+
+    @property
+    def names(self) -> list[str]:
+        """What each row is, in the order of a decision's entries."""
+        return list(self._learner.rows.names)
+
+    @torch.no_grad()
+    def step(self) -> Decision:
+        """Measure the gradients, decide, scale them in place, and learn their norms.
+
+        Returns:
+          A `Decision` of tensors with one entry per row (see `names`), on the
+          gradients' device. On an accelerator nothing is read back to the host, except
+          with `nonfinite="raise"` or where an update may have to be skipped.
+
+        Raises:
+          FloatingPointError: a norm is not finite and `nonfinite="raise"`; no gradient
+            and no history was changed.
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+        """
+        gradients = [slot.parameter.grad for slot in self._learner.rows.slots]
+        self._place(gradients)
+        norms, observed = self._measure(gradients)
+        if self.nonfinite == "raise":
+            self._refuse_nonfinite(norms, observed)
+        decision = self._decide(gradients, norms, observed)
+        if not self.dry_run:
+            self._apply(gradients, decision)
+        if self._learner.device is None:
+            self._check_skips(int(self._learner.tally.skipped_in_a_row))
+        return _as_tensors(decision)
+
+    @torch.no_grad()
+    def threshold(self) -> Tensor:
+        """Return each row's threshold for the next step, before its norm is known.
+
+        For stacks that clip by themselves: give them this limit, and `observe` the norm
+        they report afterwards.
+
+        Raises:
+          ValueError: the policy needs the current norm to set its threshold.
+        """
+        return torch.as_tensor(self._learner.thresholds(self._param_norms()))
+
+    @torch.no_grad()
+    def observe(self, norms: Any) -> Decision:
+        """Learn norms that were measured elsewhere, without touching a gradient.
+
+        Args:
+          norms: one step, a number or shape (rows,); or a series of steps, shape
+            (steps,) for one row or (steps, rows), such as yesterday's history. Negative
+            and non-finite ones count as non-finite steps and are not recorded.
+
+        Returns:
+          The decision on the last step.
+
+        Raises:
+          ValueError: the shape does not fit the rows, or the series is empty.
+        """
+        learner, weights = self._learner, self._param_norms()
+        for step in _series(norms, len(self.names)):
+            moved = step.numpy() if learner.device is None else step.to(learner.device)
+            known = learner.xp.isfinite(moved)
+            decision = learner.decide(moved, known | ~known, weights)
+        return _as_tensors(decision)
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return what to log of the last step and of the run, in one transfer.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row, as
+            `clip/norm/<name>` and so on.
+
+        Returns:
+          The names of `autoclip_core.metrics.metrics`, each a float.
+
+        Raises:
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+        """
+        decision, tally = self._learner.on_host()
+        self._check_skips(int(tally.skipped_in_a_row))
+        found = {name: float(value) for name, value in metrics(decision, tally).items()}
+        if per_row:
+            rates = tally.clipped / np.maximum(tally.observed, 1)
+            columns = (decision.norm, decision.threshold, decision.scale, rates)
+            kinds = ("norm", "threshold", "scale", "clip_rate")
+            for kind, column in zip(kinds, columns, strict=True):
+                pairs = zip(self.names, column.tolist(), strict=True)
+                found |= {f"clip/{kind}/{name}": value for name, value in pairs}
+        return found
+
+    def reset(self) -> None:
+        """Forget every norm and count, as if no step had been taken."""
+        self._learner.reset()
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add a group of parameters; the rows that are there keep their history.
+
+        Args:
+          group: `{"params": ...}`, with what the constructor accepts in a group.
+        """
+        groups = [*self._groups, *exclude_from(read_groups([group]), self._exclude)]
+        refuse_shared(groups)
+        self._learner.extend(self._lay_out(groups))
+        self._groups = groups
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides later thresholds: tensors and plain Python."""
+        return {**self._describe(), **self._learner.to_plain()}
+
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
+        """Go on where another clipper stopped; a resumed run has the same bits.
+
+        Args:
+          state: what `state_dict()` returned.
+          strict: whether plain settings (a quantile, a cap) must agree. If not, this
+            clipper's are kept; class, scope, shapes and history length must still fit.
+
+        Raises:
+          ValueError: the state does not fit; the message names the difference, and
+            nothing was changed.
+        """
+        check_fit(state, self.state_dict(), strict)
+        self._learner.from_plain(state)
+
+    @classmethod
+    def as_optimizer(
+        cls,
+        optimizer: torch.optim.Optimizer,
+        *policy: Policy,
+        model: torch.nn.Module | None = None,
+        **keywords: Any,
+    ) -> "ClippedOptimizer":
+        """Return an optimizer that clips, then steps.
+
+        Args:
+          optimizer: any torch optimizer; each of its groups is a group here, and none
+            of its settings is read.
+          *policy: the policy, for the generic `Clipper` alone.
+          model: the module the parameters belong to, for their names and layers.
+          **keywords: what the constructor accepts.
+        """
+        from .optim import (
+            ClippedOptimizer,
+        )  # it imports the named clippers, and they this
+
+        clipper = cls(optimizer_groups(optimizer, model), *policy, **keywords)
+        return ClippedOptimizer(optimizer, clipper)
+
+    def _lay_out(self, groups: Sequence[Group]) -> Rows:
+        """Return the rows of the groups, each group under its own policy."""
+        policies = []
+        for group in groups:
+            if group.overrides and self.scope == "global":
+                rule = 'without settings of its own at scope="global", which is one row'
+                way_out = 'choose scope="group", or make a clipper for each group'
+                raise ValueError(message("a group", rule, group.overrides, way_out))
+            policies.append(self._around(self._group_policy(group.overrides)))
+        return make_rows(groups, policies, self.scope, self._units)
+
+    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
+        """Return the policy of a group; the named clippers accept its arguments."""
+        check_keys(overrides, ["policy"])
+        policy: Policy = overrides.get("policy", self.policy)
+        check_policy(policy)
+        return policy
+
+    def _units(self, member: Member) -> Units:
+        """Return how a parameter is cut into units."""
+        return units_of(member)
+
+    def _place(self, tensors: Sequence[Tensor | None]) -> None:
+        """Follow the gradients to the host or to their device."""
+        devices = [t.device for t in tensors if t is not None]
+        if not devices:
+            return  # a step without any gradient moves nothing
+        if on_host(tensors):
+            self._learner.place(None)
+        else:
+            accelerators = (device for device in devices if device.type != "cpu")
+            self._learner.place(next(accelerators, devices[0]))
+
+    def _measure(self, tensors: Gradients) -> tuple[Any, Any]:
+        """Return the norm of each row and which rows have one."""
+        return measure(self._learner.rows, tensors, self._learner.device)
+
+    def _param_norms(self) -> Any:
+        """Return the norms of the parameters, where a policy needs them."""
+        rows = self._learner.rows
+        if not any(band.policy.needs_param_norms for band in rows.bands):
+            return None
+        return self._measure([slot.parameter.detach() for slot in rows.slots])[0]
+
+    def _decide(self, gradients: Gradients, norms: Any, observed: Any) -> Decision:
+        return self._learner.decide(norms, observed, self._param_norms())
+
+    def _apply(self, gradients: Gradients, decision: Decision) -> None:
+        """Scale the gradients, or take them away where the update is cancelled."""
+        learner = self._learner
+        if learner.may_skip and bool(learner.xp.any(decision.skipped)):
+            # An optimizer leaves a parameter without gradient alone: its moments, its
+            # step count and its weight decay too. A gradient of 0 would not do that.
+            for slot in learner.rows.slots:
+                slot.parameter.grad = None
+        else:
+            scale_(learner.rows, gradients, decision.scale)
+
+    def _refuse_nonfinite(self, norms: Any, observed: Any) -> None:
+        xp = self._learner.xp
+        bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
+        names = [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise FloatingPointError(
+                f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
+                'nonfinite="raise"; to go on without such gradients, set '
+                'nonfinite="zero" or "skip"'
+            )
+
+    def _check_skips(self, in_a_row: int) -> None:
+        if self._max_skips is not None and in_a_row > self._max_skips:
+            raise RuntimeError(
+                f"{in_a_row} updates in a row were skipped, more than "
+                f"max_consecutive_skips={self._max_skips}: the run is not training; "
+                "look at the loss and the learning rate"
+            )
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what a state must agree with to fit this clipper."""
+        rows = self._learner.rows
+        named = all(slot.name is not None for slot in rows.slots)
+        return {
+            "format": FORMAT,
+            "class": type(self).__name__,
+            "scope": self.scope,
+            "parameters": [list(slot.parameter.shape) for slot in rows.slots],
+            "names": [slot.name for slot in rows.slots] if named else None,
+            "policies": [policy_to_plain(band.policy) for band in rows.bands],
+            "settings": {"nonfinite": self.nonfinite},
+        }
+
+
+def _as_tensors(decision: Decision) -> Decision:
+    return Decision(*map(torch.as_tensor, decision))
+
+
+def _series(norms: Any, rows: int) -> Tensor:
+    """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
+    values = torch.as_tensor(norms, dtype=torch.float64).detach()
+    series = (
+        values.reshape(-1, 1) if rows == 1 else values.reshape(-1, *values.shape[-1:])
+    )
+    if values.ndim > 2 or series.shape[1] != rows or len(series) == 0:
+        rule = f"a norm for each of the {rows} rows, or a series of such steps"
+        shape = f"the shape {tuple(values.shape)}"
+        raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
+    return torch.where(series < 0, float("nan"), series)

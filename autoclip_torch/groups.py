@@ -1,0 +1,267 @@
+"""What a clipper was given: parameters, their names, their groups, their units."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoclip_core import units
+from autoclip_core.units import Units
+
+Pattern = str | re.Pattern[str] | Callable[[str | None, nn.Parameter], bool]
+Given = Any
+"""A module, an optimizer, or an iterable of parameters, named ones or group dicts."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter of a group."""
+
+    parameter: torch.Tensor
+    name: str | None
+    layer: nn.Module | None = None
+    """The module that owns the parameter, where a module was given."""
+
+
+@dataclass
+class Group:
+    """Parameters that share one policy."""
+
+    members: list[Member]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """What a group dict said beside "params"."""
+
+
+def read_groups(given: Given) -> list[Group]:
+    """Read the first argument of a clipper.
+
+    Raises:
+      TypeError: it is none of what is accepted.
+      ValueError: it holds no parameter, one that has no gradient of its own, or the
+        same one in two groups.
+    """
+    items = _items(given)
+    if items and all(isinstance(item, Group) for item in items):
+        return items
+    if items and all(isinstance(item, dict) for item in items):
+        groups = [_group(item) for item in items]
+    else:
+        groups = [Group(_members(given, items))]
+    refuse_shared(groups)
+    return groups
+
+
+def optimizer_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module | None
+) -> list[Group]:
+    """Return an optimizer's groups, with names and layers if there is a model."""
+    groups = read_groups(optimizer)
+    if model is None:
+        return groups
+    known = {id(m.parameter): m for m in _members(model, _items(model))}
+    return [
+        Group([known.get(id(m.parameter), m) for m in group.members])
+        for group in groups
+    ]
+
+
+def check_patterns(groups: Sequence[Group], patterns: Iterable[Pattern]) -> None:
+    """Refuse a pattern that cannot be meant.
+
+    Raises:
+      TypeError: it is neither a name, a pattern nor a function.
+      ValueError: the parameters have no names, or none has this one.
+    """
+    members = [member for group in groups for member in group.members]
+    for pattern in patterns:
+        _check_pattern(pattern, members)
+
+
+def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:
+    """Return the groups without the parameters that a pattern names.
+
+    Raises:
+      ValueError: no parameter is left.
+    """
+    patterns = list(patterns)
+    left = [
+        Group(
+            [m for m in group.members if not any(_matches(p, m) for p in patterns)],
+            group.overrides,
+        )
+        for group in groups
+    ]
+    if not any(group.members for group in left):
+        raise ValueError(
+            f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
+            "all of them"
+        )
+    return [group for group in left if group.members]
+
+
+def refuse_shared(groups: Sequence[Group]) -> None:
+    """Refuse a parameter that is in two groups.
+
+    Raises:
+      ValueError: it is; it would be measured and scaled twice.
+    """
+    owner: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        for member in group.members:
+            if owner.setdefault(id(member.parameter), index) != index:
+                label = member.name or f"of shape {tuple(member.parameter.shape)}"
+                raise ValueError(
+                    f"a parameter must be in one group, got {label} in groups "
+                    f"{owner[id(member.parameter)]} and {index}; list it once, or it "
+                    "would be scaled twice"
+                )
+
+
+def units_of(member: Member) -> Units:
+    """Return the parameter's output units, by the kind of its layer where it is known.
+
+    | layer                                  | a unit is                         |
+    |----------------------------------------|-----------------------------------|
+    | Linear, Bilinear, Conv, Embedding, RNN | each index of axis 0              |
+    | MultiheadAttention                     | each index of axis 0              |
+    | ConvTranspose                          | each output channel (axis 1)      |
+    | LayerNorm, RMSNorm, PReLU, any vector  | the whole parameter               |
+    | unknown                                | each index of axis 0              |
+    """
+    shape = tuple(member.parameter.shape)
+    layer = member.layer
+    if isinstance(layer, _Transposed) and len(shape) > 1:
+        return units.transposed(shape, layer.groups)
+    if isinstance(layer, _GAINS):
+        return units.whole(shape)
+    return units.over_all_but(shape, 0)
+
+
+_Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_GAINS = (nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+
+
+def _items(given: Given) -> list[Any]:
+    """Return what was given as a list; an iterable is read once, as a generator is."""
+    if isinstance(given, nn.Module):
+        return list(given.named_parameters())
+    if isinstance(given, torch.optim.Optimizer):
+        return [_params_only(group) for group in given.param_groups]
+    if isinstance(given, torch.Tensor | dict):
+        return [given]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(
+            "parameters must be a module, an optimizer, or an iterable of parameters, "
+            "of (name, parameter) pairs or of group dicts, got "
+            f"{type(given).__name__}; pass model.parameters() or the model"
+        )
+    return list(given)
+
+
+def _params_only(group: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's group without lr, eps and the like: never ours to read."""
+    names = group.get("param_names")
+    if names is None:
+        return {"params": group["params"]}
+    return {"params": list(zip(names, group["params"], strict=True))}
+
+
+def _group(item: dict[str, Any]) -> Group:
+    if "params" not in item:
+        raise ValueError(
+            f'a group must have the key "params", got the keys {sorted(item)}; '
+            'write {"params": module.parameters(), ...}'
+        )
+    overrides = {key: value for key, value in item.items() if key != "params"}
+    return Group(_members(item["params"], _items(item["params"])), overrides)
+
+
+def _members(given: Given, items: list[Any]) -> list[Member]:
+    """Return the members, each parameter once: tied ones share one gradient."""
+    layers = _layers(given) if isinstance(given, nn.Module) else {}
+    members: dict[int, Member] = {}
+    for place, item in enumerate(items):
+        name, parameter = item if isinstance(item, tuple) else (None, item)
+        _check_parameter(place, name, parameter)
+        layer = layers.get(id(parameter))
+        members.setdefault(id(parameter), Member(parameter, name, layer))
+    if not members:
+        raise ValueError(
+            "parameters must hold at least one parameter, got none; a generator such "
+            "as model.parameters() can be read only once: call it anew, or pass a list "
+            "or the model"
+        )
+    return list(members.values())
+
+
+def _layers(module: nn.Module) -> dict[int, nn.Module]:
+    """Return each parameter's own layer: the first module that holds it directly."""
+    layers: dict[int, nn.Module] = {}
+    for layer in module.modules():
+        for parameter in layer.parameters(recurse=False):
+            layers.setdefault(id(parameter), layer)
+    return layers
+
+
+def _check_parameter(place: int, name: Any, parameter: Any) -> None:
+    label = f"parameter {place}" if name is None else f"parameter {name!r}"
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"a pair must be (name, parameter), got {(name, parameter)!r}")
+    if not isinstance(parameter, torch.Tensor):
+        raise TypeError(
+            f"{label} must be a tensor, got {type(parameter).__name__}; groups cannot "
+            "be mixed with parameters"
+        )
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ValueError(
+            f"{label} must be initialized, got a lazy parameter without a shape; run "
+            "one batch through the model first"
+        )
+    if not parameter.is_leaf:
+        raise ValueError(
+            f"{label} must be a leaf tensor, got the result of an operation, whose "
+            ".grad is never filled; pass the parameters themselves"
+        )
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise ValueError(
+            f"{label} must be of a floating-point or complex type, got "
+            f"{parameter.dtype}, which has no gradient; leave it out"
+        )
+
+
+def _check_pattern(pattern: Pattern, members: Sequence[Member]) -> None:
+    if callable(pattern):
+        return
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(
+            "exclude must hold names, patterns or a function of (name, parameter), "
+            f"got {pattern!r}"
+        )
+    if all(member.name is None for member in members):
+        raise ValueError(
+            f"exclude={pattern!r} needs named parameters, got unnamed ones; pass the "
+            "model or model.named_parameters()"
+        )
+    if not any(_matches(pattern, member) for member in members):
+        known = ", ".join(str(member.name) for member in members[:8])
+        raise ValueError(
+            f"exclude must name parameters that are there, got {pattern!r}; there are "
+            f"{known}{', ...' if len(members) > 8 else ''}"
+        )
+
+
+def _matches(pattern: Pattern, member: Member) -> bool:
+    """Match a name, the name of a module above it, a pattern, or by a function."""
+    name, parameter = member.name, member.parameter
+    if isinstance(pattern, str):
+        if name is None:
+            return False
+        inside = pattern != "" and name.startswith(pattern + ".")
+        return name == pattern or inside or fnmatchcase(name, pattern)
+    if isinstance(pattern, re.Pattern):
+        return name is not None and pattern.search(name) is not None
+    return bool(pattern(name, parameter))  # type: ignore[arg-type]

@@ -1,0 +1,252 @@
+"""What a clipper has learned: its policies' state, on the host or on one device."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoclip_core import Decision, decide
+from autoclip_core.metrics import Tally, add_step, no_tally
+from autoclip_core.policy import select
+
+from .checkpoint import state_from_plain, state_to_plain
+from .namespace import TorchNamespace
+from .rows import Rows
+
+
+class Learner:
+    """One decision per step over all rows; one call of `decide` per policy.
+
+    Args:
+      rows: the rows and the policy of each.
+      nonfinite: what becomes of a row whose norm is not finite.
+    """
+
+    def __init__(self, rows: Rows, nonfinite: str) -> None:
+        """Start with no history, on the host."""
+        self.rows = rows
+        self.nonfinite = nonfinite
+        self._namespace: TorchNamespace | None = None
+        self.reset()
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the history is; None is the host."""
+        return None if self._namespace is None else self._namespace.device
+
+    @property
+    def xp(self) -> Any:
+        """NumPy on the host, else the namespace of torch on the device."""
+        return self._namespace or np
+
+    def reset(self) -> None:
+        """Forget every norm and count."""
+        self.states = [
+            band.policy.init(band.stop - band.start, self.xp)
+            for band in self.rows.bands
+        ]
+        self.tally: Tally = no_tally(len(self.rows.names), self.xp)
+        self.decision = self._nothing_seen()
+        # Asked once here: whether an update may be cancelled. On a device this also
+        # brings the policies' tables there, so that no step has to.
+        ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
+        limits = [
+            band.policy.limit(state, part, param_norms=part, xp=self.xp)
+            for band, state, part in self._each(ones)
+        ]
+        self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
+
+    def place(self, device: torch.device | None) -> None:
+        """Move to the host (None) or to a device, history and all."""
+        if device == self.device:
+            return
+        namespace = None if device is None else TorchNamespace(device)
+        for band in self.rows.bands:
+            band.policy.init(
+                1, namespace or np
+            )  # refuses a history that only the host can keep
+        states, tally, decision = self.states, self.tally, self.decision
+        self._namespace = namespace
+        self.reset()
+        move = _to_host if device is None else lambda leaf: _to_device(leaf, device)
+        self.states = [_map(move, state) for state in states]
+        self.tally, self.decision = _map(move, tally), _map(move, decision)
+
+    def decide(self, norms: Any, observed: Any, param_norms: Any) -> Decision:
+        """Decide on one step and learn from it.
+
+        Args:
+          norms: shape (rows,), an array of this learner's namespace.
+          observed: booleans of shape (rows,).
+          param_norms: shape (rows,), or None where no policy needs them.
+        """
+        states, decisions = [], []
+        for band, state, part in self._each(norms):
+            rows = slice(band.start, band.stop)
+            after, decision = decide(
+                band.policy,
+                state,
+                part,
+                observed=observed[rows],
+                param_norms=None if param_norms is None else param_norms[rows],
+                nonfinite=self.nonfinite,
+                xp=self.xp,
+            )
+            states.append(after)
+            decisions.append(decision)
+        self.states, decision = self._agree(states, decisions, observed)
+        return self.count(decision)
+
+    def count(self, decision: Decision) -> Decision:
+        """Count one step, decided here or by a rule that has no history."""
+        self.decision = decision
+        self.tally = add_step(self.tally, decision, self.xp)
+        return decision
+
+    def thresholds(self, param_norms: Any) -> Any:
+        """Return the threshold of each row for a norm that is not known yet."""
+        parts, xp = [], self.xp
+        if param_norms is not None:
+            param_norms = xp.asarray(param_norms, dtype=xp.float32)
+        for band, state, _ in self._each(self.tally.observed):
+            own = None if param_norms is None else param_norms[band.start : band.stop]
+            limit = band.policy.limit(state, None, param_norms=own, xp=self.xp)
+            # A policy without state gives one number for all rows.
+            rows = self.xp.zeros((band.stop - band.start,), dtype=self.xp.float32)
+            parts.append(limit.threshold + rows)
+        return self.xp.concatenate(parts)
+
+    def on_host(self) -> tuple[Decision, Tally]:
+        """Return the last decision and the tally as NumPy arrays, in one transfer."""
+        leaves = [*self.decision, *self.tally]
+        if self.xp is np:
+            arrays = leaves
+        else:
+            # float32 and int32 fit into float64 (and on a device without it, counts
+            # up to 2**24 into float32).
+            mps = self.xp.device.type == "mps"
+            wide = torch.float32 if mps else torch.float64
+            flat = (
+                torch.cat([leaf.reshape(-1).to(wide) for leaf in leaves]).cpu().numpy()
+            )
+            ends = np.cumsum([leaf.numel() for leaf in leaves])
+            arrays = [
+                part.reshape(tuple(leaf.shape))
+                for part, leaf in zip(np.split(flat, ends[:-1]), leaves, strict=True)
+            ]
+        decision = Decision(*arrays[: len(self.decision)])
+        flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
+        return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
+
+    def extend(self, rows: Rows) -> None:
+        """Take on more rows; the rows that are there keep what they learned."""
+        old_rows, old_states, old_tally = self.rows, self.states, self.tally
+        self.rows = rows
+        self.reset()
+        old = {
+            band.policy: (band, state)
+            for band, state in zip(old_rows.bands, old_states, strict=True)
+        }
+        for index, band in enumerate(rows.bands):
+            if band.policy not in old:
+                continue
+            old_band, state = old[band.policy]
+            self.states[index] = _overlay(state, self.states[index], self.xp)
+            source = slice(old_band.start, old_band.stop)
+            target = slice(band.start, band.start + old_band.stop - old_band.start)
+            for name in ("observed", "clipped"):
+                getattr(self.tally, name)[target] = getattr(old_tally, name)[source]
+        kept = ("steps", "nonfinite", "skipped", "skipped_in_a_row")
+        self.tally = self.tally._replace(**{n: getattr(old_tally, n) for n in kept})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return states and counts as tensors of their own."""
+        return {
+            "states": [state_to_plain(state) for state in self.states],
+            "tally": state_to_plain(self.tally),
+        }
+
+    def from_plain(self, plain: Mapping[str, Any]) -> None:
+        """Take over states and counts; all or, with a ValueError, nothing."""
+        if len(plain["states"]) != len(self.states):
+            raise ValueError(
+                "state does not fit this clipper: it holds the state of "
+                f"{len(plain['states'])} policies, and here are {len(self.states)}"
+            )
+        pairs = zip(plain["states"], self.states, strict=True)
+        states = [
+            state_from_plain(saved, own, f"states[{index}]")
+            for index, (saved, own) in enumerate(pairs)
+        ]
+        tally = state_from_plain(plain["tally"], self.tally, "tally")
+        self.states, self.tally = states, tally
+        self.decision = self._nothing_seen()
+
+    def _each(self, rows: Any) -> list[tuple[Any, Any, Any]]:
+        """Return each band with its state and its part of an array over the rows."""
+        return [
+            (band, state, rows[band.start : band.stop])
+            for band, state in zip(self.rows.bands, self.states, strict=True)
+        ]
+
+    def _agree(
+        self, states: list[Any], decisions: list[Decision], observed: Any
+    ) -> tuple[list[Any], Decision]:
+        """Join the policies' decisions: what cancels the update cancels it for all."""
+        if len(decisions) == 1:
+            return states, decisions[0]
+        decision = Decision(*map(self.xp.concatenate, zip(*decisions, strict=True)))
+        if not self.may_skip:
+            return states, decision
+        skipped = decision.skipped | self.xp.any(decision.skipped)
+        scale = self.xp.where(skipped & observed, 0.0, decision.scale)
+        if self.nonfinite == "skip":
+            learns = decision.finite & ~self.xp.any(~decision.finite)
+            states = [
+                select(part, new, band_and_state[1], self.xp)
+                for new, (*band_and_state, part) in zip(
+                    states, self._each(learns), strict=True
+                )
+            ]
+        return states, decision._replace(skipped=skipped, scale=scale)
+
+    def _nothing_seen(self) -> Decision:
+        xp, rows = self.xp, (len(self.rows.names),)
+        number = {
+            name: xp.full(rows, value, dtype=xp.float32)
+            for name, value in [("norm", np.nan), ("threshold", np.inf), ("scale", 1.0)]
+        }
+        no = number["scale"] == 0
+        return Decision(**number, clipped=no, finite=~no, skipped=no)
+
+
+_FLAGS = ("clipped", "finite", "skipped")
+
+
+def _map(function: Callable[[Any], Any], state: Any) -> Any:
+    """Return the state with the function applied to each of its arrays."""
+    if isinstance(state, tuple):
+        return type(state)(*(_map(function, part) for part in state))
+    return function(state)
+
+
+def _to_host(leaf: Tensor) -> Any:
+    return leaf.detach().cpu().numpy().copy()
+
+
+def _to_device(leaf: Any, device: torch.device) -> Tensor:
+    return torch.as_tensor(leaf).to(device, copy=True)
+
+
+def _overlay(old: Any, new: Any, xp: Any) -> Any:
+    """Return a larger state whose first rows are those of the old one."""
+    if isinstance(new, tuple):
+        pairs = zip(old, new, strict=True)
+        return type(new)(*(_overlay(o, n, xp) for o, n in pairs))
+    rows, width = len(old), old.shape[1:]
+    if new.shape[1:] != width:  # a history of all norms has grown
+        padding = np.full((len(new), width[0] - new.shape[1]), np.inf, new.dtype)
+        new = np.concatenate([new, padding], axis=1)
+    return xp.concatenate([old, new[rows:]])

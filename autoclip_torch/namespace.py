@@ -1,0 +1,55 @@
+"""The array namespace that lets a core policy run on torch tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat.torch as array_api
+import numpy as np
+import torch
+
+
+class TorchNamespace:
+    """The verbs of `autoclip_core.policy.VERBS`, on one device.
+
+    They come from array-api-compat; what is here makes new arrays on the device, and
+    keeps a policy's constant tables there: copying one in every step would synchronise.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Make new arrays on the device."""
+        self.device = device
+        self._tables: dict[int, tuple[np.ndarray[Any, Any], torch.Tensor]] = {}
+
+    def __getattr__(self, verb: str) -> Any:
+        """Return the verb as array-api-compat has it."""
+        return getattr(array_api, verb)
+
+    def full(self, shape: Sequence[int], value: float, dtype: Any) -> torch.Tensor:
+        """Return a tensor of one value."""
+        return torch.full(tuple(shape), value, dtype=dtype, device=self.device)
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> torch.Tensor:
+        """Return a tensor of zeros."""
+        return torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+
+    def arange(self, stop: int, dtype: Any) -> torch.Tensor:
+        """Return 0 ... stop - 1."""
+        return torch.arange(stop, dtype=dtype, device=self.device)
+
+    def asarray(self, array: Any, dtype: Any = None) -> torch.Tensor:
+        """Return a tensor on the device; a NumPy table is copied there only once."""
+        if isinstance(array, torch.Tensor):
+            return array.to(dtype or array.dtype)
+        if not isinstance(array, np.ndarray):
+            return torch.asarray(array, dtype=dtype, device=self.device)
+        # The table itself is kept beside its copy, so that its id stays its own.
+        if id(array) not in self._tables:
+            tensor = torch.asarray(array, dtype=dtype, device=self.device)
+            self._tables[id(array)] = array, tensor
+        return self._tables[id(array)][1]
+
+    def take_along_axis(
+        self, array: torch.Tensor, places: torch.Tensor, axis: int
+    ) -> torch.Tensor:
+        """Return one element per place; torch wants 64-bit places."""
+        return torch.take_along_dim(array, places.long(), axis)

@@ -1,0 +1,105 @@
+"""Which gradient belongs to which row, and which rows to which policy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autoclip_core import Policy
+from autoclip_core.units import Units, unit_count
+
+from .groups import Group, Member
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter and the rows its gradient belongs to."""
+
+    parameter: torch.Tensor
+    name: str | None
+    start: int
+    """Its first row."""
+    stop: int
+    """One more than its last row; at scope "global" and "group" rows are shared."""
+    units: Units | None = None
+    """How it is cut into units, at scope "unit"."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Contiguous rows under one policy: one call of `decide`."""
+
+    policy: Policy
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a model, those of one policy side by side."""
+
+    slots: list[Slot]
+    bands: list[Band]
+    names: list[str]
+    """One per row."""
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """Every parameter once, in the order of the slots."""
+        return [slot.parameter for slot in self.slots]
+
+
+def make_rows(
+    groups: Sequence[Group],
+    policies: Sequence[Policy],
+    scope: str,
+    units_of: Callable[[Member], Units],
+) -> Rows:
+    """Cut the parameters into rows.
+
+    Args:
+      groups: the parameters.
+      policies: the policy of each group.
+      scope: "global" (one row), "group", "parameter" or "unit".
+      units_of: how a parameter is cut, at scope "unit".
+    """
+    if scope == "global":
+        groups = [Group([member for group in groups for member in group.members])]
+        policies = policies[:1]
+    slots: list[Slot] = []
+    bands: list[Band] = []
+    names: list[str] = []
+    for policy in dict.fromkeys(policies):
+        first = len(names)
+        for index, (group, own) in enumerate(zip(groups, policies, strict=True)):
+            if own == policy:
+                label = "global" if scope == "global" else f"group {index}"
+                _add_group(slots, names, group, label, scope, units_of)
+        bands.append(Band(policy, first, len(names)))
+    return Rows(slots, bands, names)
+
+
+def _add_group(
+    slots: list[Slot],
+    names: list[str],
+    group: Group,
+    label: str,
+    scope: str,
+    units_of: Callable[[Member], Units],
+) -> None:
+    """Add a group's slots and the names of their rows."""
+    start, units = len(names), None
+    if scope in ("group", "global"):
+        names.append(label)
+    for member in group.members:
+        name = member.name or f"parameter {len(slots)}"
+        if scope == "parameter":
+            start = len(names)
+            names.append(name)
+        elif scope == "unit":
+            start, units = len(names), units_of(member)
+            count = unit_count(member.parameter.shape, units)
+            names.extend(
+                [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+            )
+        slots.append(Slot(member.parameter, member.name, start, len(names), units))

@@ -1,0 +1,117 @@
+"""Clip every element of a gradient to an interval."""
+
+from typing import Any, NoReturn, TypedDict, Unpack
+
+from autoclip_core import Decision, Fixed, Policy
+from autoclip_core.checks import check_positive
+from autoclip_core.scale import as_norms
+
+from .clipper import Clipper
+from .gradients import Gradients, clamp_, clamped, scale_, writable
+from .groups import Given, Pattern
+from .settings import check_keys
+
+
+class _Keywords(TypedDict, total=False):
+    """What `Clipper` has that makes sense without a policy."""
+
+    scope: str | None
+    global_clipping: bool | None
+    nonfinite: str
+    exclude: Pattern | list[Pattern]
+    dry_run: bool
+    max_consecutive_skips: int | None
+
+
+class ValueClip(Clipper):
+    """Clip each element to [-clip_value, clip_value], and say what it did to the norms.
+
+    This is no policy: a direction changes, too. Of the decision, `norm` is the norm
+    before, `threshold` the clip value, `scale` the norm after over the norm before, and
+    `clipped` whether any element of the row changed. With `nonfinite="propagate"` an
+    infinite element is clipped as any other, and a NaN stays.
+
+    Args:
+      parameters: see `Clipper`.
+      clip_value: the largest magnitude, > 0; of complex elements, for each part.
+      **keywords: scope, global_clipping, nonfinite, exclude, dry_run and
+        max_consecutive_skips, as in `Clipper`.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> decision = ValueClip([weight], clip_value=3.5).step()
+    >>> weight.grad, decision.norm
+    (tensor([3.0000, 3.5000]), tensor([5.]))
+    """
+
+    def __init__(
+        self, parameters: Given, *, clip_value: float, **keywords: Unpack[_Keywords]
+    ) -> None:
+        """Check the value and make the clipper."""
+        policy = Fixed(check_positive("clip_value", clip_value))
+        super().__init__(parameters, policy, **keywords)
+
+    def observe(self, norms: Any) -> NoReturn:
+        """Refuse: there is nothing to learn from a norm."""
+        raise TypeError("ValueClip learns nothing from norms: it clips each element")
+
+    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
+        check_keys(overrides, ["clip_value"])
+        if not overrides:
+            return self.policy
+        return Fixed(check_positive("clip_value", overrides["clip_value"]))
+
+    def _decide(self, gradients: Gradients, norms: Any, observed: Any) -> Decision:
+        """Compare the norms of what clamping would leave, and of what it would cut."""
+        xp, most = self._learner.xp, self._learner.thresholds(None)
+        norms = as_norms(norms, xp)
+        finite = xp.isfinite(norms) | ~observed
+        after = as_norms(self._measure(self._clamped(gradients))[0], xp)
+        cut = self._measure(
+            None if g is None or c is None else g - c
+            for g, c in zip(gradients, self._clamped(gradients), strict=True)
+        )[0]
+        clipped = finite & observed & (cut > 0)
+        scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
+        skipped = ~(observed | ~observed)
+        if self.nonfinite == "zero":
+            scale = xp.where(finite, scale, 0.0)
+        elif self.nonfinite == "skip":
+            skipped = skipped | xp.any(~finite)
+            scale = xp.where(skipped & observed, 0.0, scale)
+        norms = xp.where(observed, norms, float("nan"))
+        return self._learner.count(
+            Decision(norms, most, scale, clipped, finite, skipped)
+        )
+
+    def _apply(self, gradients: Gradients, decision: Decision) -> None:
+        """Set to 0 what is not finite, then clamp all there is."""
+        xp, rows = self._learner.xp, self._learner.rows
+        if self.nonfinite == "skip" and bool(xp.any(decision.skipped)):
+            super()._apply(gradients, decision)
+            return
+        if self.nonfinite == "zero":
+            one = decision.scale * 0 + 1
+            scale_(rows, gradients, xp.where(decision.finite, one, 0.0))
+        for slot, most in zip(rows.slots, self._values(), strict=True):
+            gradient = slot.parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                slot.parameter.grad = clamped(gradient, most)
+            elif gradient is not None:
+                clamp_(writable(slot, gradient), most)
+
+    def _clamped(self, gradients: Gradients) -> Gradients:
+        """Yield each gradient clamped, one at a time: no second set of gradients."""
+        for gradient, most in zip(gradients, self._values(), strict=True):
+            yield None if gradient is None else clamped(gradient, most)
+
+    def _values(self) -> list[float]:
+        """Return the clip value of each slot."""
+        rows = self._learner.rows
+        return [
+            band.policy.max_norm  # type: ignore[attr-defined]
+            for slot in rows.slots
+            for band in rows.bands
+            if band.start <= slot.start < max(band.stop, band.start + 1)
+        ]
