@@ -1,0 +1,85 @@
+# Two commands from a clean clone: `make demo` and `make test`. They need Python 3.11 or
+# newer and make; each makes .venv, installs what it needs and no more, and a second call
+# installs nothing. `make test PYTHON=python3.12` takes another Python for .venv.
+
+PYTHON ?= python3
+FRAMEWORK ?= torch
+
+ifeq ($(filter $(FRAMEWORK),torch tf jax),)
+$(error FRAMEWORK must be torch, tf or jax, got '$(FRAMEWORK)')
+endif
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test bench lint types wheel clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
+
+demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=torch|tf|jax
+	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
+
+test: .venv/.test  ## run all tests, for all frameworks
+	AUTOCLIP_TEST=core,plot,torch,tf,jax $(BIN)/python -m pytest
+
+bench: .venv/.demo-torch  ## time the clippers against torch.nn.utils.clip_grad_norm_
+	$(BIN)/python benchmarks/run.py
+
+lint: .venv/.dev  ## ruff: lint and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev  ## mypy --strict over the four packages
+	$(BIN)/mypy
+
+# The tests come from the source archive with the packages deleted, so only the installed
+# wheel can answer: first with NumPy alone, then with torch.
+wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from the tree
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/check-wheel-contents dist/*.whl
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	tar -xzf dist/*.tar.gz -C "$$away" --strip-components=1; rm -rf "$$away"/autoclip_*; \
+	$(BIN)/python -m venv "$$away/venv"; python="$$away/venv/bin/python"; \
+	pip="$$python -m pip install --quiet --constraint constraints.txt"; \
+	wheel=$$(echo dist/*.whl); $$pip pip; \
+	$$pip "$$wheel" --group test; \
+	echo "== the wheel with NumPy alone"; \
+	(cd "$$away" && AUTOCLIP_TEST=core "$$python" -m pytest); \
+	$$pip "$$wheel[torch]"; \
+	echo "== the wheel with torch"; \
+	(cd "$$away" && AUTOCLIP_TEST=core,torch "$$python" -m pytest)
+
+clean:  ## remove what was built and cached; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is newer than the files that say what to install. An environment that is here
+# already, half made or made by hand, is completed and never cleared.
+
+.venv/.pip: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not it." \
+	       "Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -f .venv/pyvenv.cfg && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo ".venv was made with a Python older than 3.11. Remove it first:" \
+	       "rm -r .venv" >&2; exit 1; }
+	$(PIP) pip
+	@touch $@
+
+.venv/.test: .venv/.pip pyproject.toml
+	$(PIP) --editable '.[all]' --group test
+	@touch $@
+
+.venv/.dev: .venv/.test
+	$(PIP) --group dev
+	@touch $@
+
+.venv/.demo-%: .venv/.pip pyproject.toml
+	$(PIP) --editable '.[$*,plot]' --group demo
+	@touch $@

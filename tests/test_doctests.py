@@ -1,0 +1,34 @@
+"""Every example in a docstring runs, in each package whose framework is here."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+PACKAGES = {
+    "autoclip_core": "core",
+    "autoclip_torch": "torch",
+    "autoclip_tf": "tf",
+    "autoclip_jax": "jax",
+}
+
+
+@pytest.mark.parametrize(
+    "package",
+    [pytest.param(p, marks=pytest.mark.needs(f)) for p, f in PACKAGES.items()],
+)
+def test_examples(package):
+    root = importlib.import_module(package)
+    modules = [root]
+    for info in pkgutil.iter_modules(root.__path__, f"{package}."):
+        # `__main__` runs the command line when it is imported.
+        if not info.name.endswith("__main__"):
+            modules.append(importlib.import_module(info.name))
+    failed = sum(doctest.testmod(module).failed for module in modules)
+    assert failed == 0, "the report above says which"
+
+
+def test_a_wrong_example_is_found():
+    wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
+    assert doctest.DocTestRunner(verbose=False).run(wrong).failed == 1

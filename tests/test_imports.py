@@ -1,0 +1,148 @@
+"""Who may import whom, proved by reading every import and by a fresh interpreter."""
+
+import ast
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+MAY_IMPORT = {
+    "autoclip_core": {"numpy"},
+    "autoclip_torch": {"autoclip_core", "torch", "numpy", "array_api_compat"},
+    "autoclip_tf": {"autoclip_core", "tensorflow", "keras", "numpy"},
+    "autoclip_jax": {"autoclip_core", "jax", "optax", "numpy"},
+}
+# The only modules that import a trainer, at their top.
+TRAINERS = {
+    ("autoclip_torch", "lightning.py"): {"lightning", "pytorch_lightning"},
+    ("autoclip_torch", "transformers.py"): {"transformers"},
+}
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "optax", "matplotlib"}
+
+
+def folder(package):
+    """Where a package lies, found without importing it."""
+    return pathlib.Path(importlib.util.find_spec(package).submodule_search_locations[0])
+
+
+def imports(source):
+    """Yield `(name, line, functions)` for each import, at whatever depth.
+
+    `name` is the top-level package, "" for a relative import and "?" for one whose name
+    only the running program knows; `functions` are the enclosing ones, outermost first.
+    """
+
+    def walk(node, functions):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            functions = (*functions, getattr(node, "name", "lambda"))
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.partition(".")[0], node.lineno, functions
+        elif isinstance(node, ast.ImportFrom):
+            name = "" if node.level else node.module.partition(".")[0]
+            yield name, node.lineno, functions
+        elif isinstance(node, ast.Call):
+            if ast.unparse(node.func).endswith(("import_module", "__import__")):
+                yield "?", node.lineno, functions
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, functions)
+
+    yield from walk(ast.parse(source), ())
+
+
+def violations(package, file, source):
+    """What `file`, a path inside `package`, imports against the table, a line each."""
+    found = []
+    for name, line, functions in imports(source):
+        at_top = not functions
+        plots = not at_top and "plot" in f"{file} {functions}"
+        allowed = (
+            name in {"", package}
+            or name in sys.stdlib_module_names
+            or name in MAY_IMPORT[package]
+            or (name in TRAINERS.get((package, file), ()) and at_top)
+            or ((package, name) == ("autoclip_core", "matplotlib") and plots)
+        )
+        if not allowed:
+            found.append(f"{package}/{file}:{line} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_every_import_is_in_the_table(package):
+    files = sorted(folder(package).rglob("*.py"))
+    assert files
+    found = []
+    for path in files:
+        file = path.relative_to(folder(package)).as_posix()
+        found += violations(package, file, path.read_text(encoding="utf-8"))
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "source"),
+    [
+        ("autoclip_core", "policy.py", "import torch"),
+        ("autoclip_core", "policy.py", "import os, jax.numpy as jnp"),
+        ("autoclip_core", "policy.py", "def step(x):\n    from torch import nn"),
+        ("autoclip_core", "policy.py", "if TYPE_CHECKING:\n    import keras"),
+        ("autoclip_core", "policy.py", "try:\n    import scipy\nexcept E:\n    pass"),
+        ("autoclip_core", "policy.py", "from autoclip_torch import QuantileClip"),
+        ("autoclip_core", "policy.py", "importlib.import_module('torch')"),
+        ("autoclip_core", "policy.py", "f = lambda: __import__('torch')"),
+        ("autoclip_core", "log_plot.py", "import matplotlib"),
+        ("autoclip_core", "log.py", "def summary():\n    import matplotlib"),
+        ("autoclip_torch", "clipper.py", "from autoclip_jax import clip_by_quantile"),
+        ("autoclip_torch", "clipper.py", "class A:\n    import transformers"),
+        ("autoclip_torch", "lightning.py", "def f():\n    import lightning"),
+        ("autoclip_torch", "lightning.py", "import transformers"),
+        ("autoclip_tf", "clipper.py", "import torch"),
+        ("autoclip_jax", "clipper.py", "import scipy.stats"),
+    ],
+)
+def test_the_reader_sees_an_import_against_the_table(package, file, source):
+    assert len(violations(package, file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "source"),
+    [
+        ("autoclip_core", "policy.py", "import math\nfrom .scale import scale"),
+        ("autoclip_core", "log.py", "def plot(s):\n    from matplotlib import pyplot"),
+        ("autoclip_core", "log_plot.py", "def draw(s):\n    import matplotlib"),
+        ("autoclip_torch", "lightning.py", "from lightning import Callback"),
+        ("autoclip_torch", "clipper.py", "from array_api_compat import torch as xp"),
+        ("autoclip_jax", "clipper.py", "import jax.numpy as jnp, optax"),
+    ],
+)
+def test_the_reader_lets_an_allowed_import_pass(package, file, source):
+    assert violations(package, file, source) == []
+
+
+def frameworks_loaded_by(statement, cwd):
+    """The frameworks that a fresh interpreter has loaded after `statement`."""
+    probe = f"import sys; {statement}; print(*{FRAMEWORKS!r}.intersection(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(run.stdout.split())
+
+
+def test_core_loads_no_framework(tmp_path):
+    assert frameworks_loaded_by("import autoclip_core", tmp_path) == set()
+
+
+def test_the_probe_sees_a_framework_that_core_would_load(tmp_path):
+    # A copy of core that imports torch late, and a torch.py for it to find.
+    shutil.copytree(folder("autoclip_core"), tmp_path / "autoclip_core")
+    with (tmp_path / "autoclip_core" / "__init__.py").open("a") as init:
+        init.write("\ndef _late():\n    import torch\n\n_late()\n")
+    (tmp_path / "torch.py").touch()
+    assert frameworks_loaded_by("import autoclip_core", tmp_path) == {"torch"}
