@@ -56,7 +56,7 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
 
     | name                  | over several rows                                       |
     |-----------------------|---------------------------------------------------------|
-    | clip/norm             | root of the sum of squares of the observed norms        |
+    | clip/norm             | root of the sum of squares of the finite observed norms |
     | clip/threshold        | the median of the finite thresholds, +inf without any   |
     | clip/norm_after       | as clip/norm, after scaling                             |
     | clip/scale            | norm after / norm before; 1 for a norm of 0             |
@@ -72,12 +72,16 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
       xp: the array namespace; beside the verbs of a policy it needs `sort`.
     """
     observed = was_observed(decision)
-    norms = xp.where(observed, decision.norm, 0.0)
-    # A row that was removed has a norm of 0 even if it was infinite before.
-    after = xp.where(decision.scale > 0, norms, 0.0) * decision.scale
-    norm, norm_after = _root_of_squares(norms, xp), _root_of_squares(after, xp)
-    with np.errstate(invalid="ignore"):  # NaN is what an infinite norm's scale is
-        scale = xp.where(norm == 0, 1.0, norm_after) / xp.where(norm == 0, 1.0, norm)
+    known = observed & decision.finite
+    norms = xp.where(known, decision.norm, 0.0)
+    after = norms * xp.where(known, decision.scale, 0.0)
+    # Rows that are not finite are counted apart; where there is no other row, the norm
+    # of the step is not a number.
+    lost = xp.any(~decision.finite) & ~xp.any(known)
+    norm = xp.where(lost, float("nan"), _root_of_squares(norms, xp))
+    norm_after = xp.where(lost, float("nan"), _root_of_squares(after, xp))
+    still = norm == 0
+    scale = xp.where(still, 1.0, norm_after) / xp.where(still, 1.0, norm)
     return {
         "clip/norm": norm,
         "clip/threshold": _median(decision.threshold, xp),

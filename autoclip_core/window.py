@@ -117,17 +117,20 @@ def mean_std(window: Any, *, log: bool, ddof: int, xp: Any = np) -> tuple[Array,
     """Return each row's mean and standard deviation (of the logarithms with `log`).
 
     Rows with fewer than max(2, ddof + 1) norms have no deviation: theirs is +inf.
-    Each row is divided by its largest norm first: the square of a raw norm of 3e30
-    would be infinite. A logarithm needs no such care.
+    Each row is divided by a norm of its own first: the square of a raw norm of 3e30
+    would be infinite.
     """
     n = filled(window, xp)
     values = window.ordered[:, 1:-1]
     length = values.shape[1]
     valid = xp.arange(length, dtype=xp.int32)[None, :] < n[:, None]
     largest = xp.take_along_axis(window.ordered, n[:, None], axis=1)
-    unit = xp.where(n[:, None] > 0, largest, 1.0)
+    some = n[:, None] > 0
+    unit = xp.where(some, largest, 1.0)
     if log:
-        scaled = xp.log(xp.where(valid, values, 1.0))
+        # A ratio to the largest could underflow; to the middle of the range it cannot.
+        unit = xp.sqrt(unit) * xp.sqrt(xp.where(some, values[:, :1], 1.0))
+        scaled = xp.log(xp.where(valid, values / unit, 1.0))
     else:
         scaled = xp.where(valid, values / unit, 0.0)
     over_n, over_freedom = _look_up(window, n, _weights, ddof, xp)
@@ -137,7 +140,7 @@ def mean_std(window: Any, *, log: bool, ddof: int, xp: Any = np) -> tuple[Array,
     enough = n >= max(2, ddof + 1)
     unit = unit[:, 0]
     if log:
-        return mean, xp.where(enough, std, float("inf"))
+        return mean + xp.log(unit), xp.where(enough, std, float("inf"))
     return mean * unit, xp.where(enough, std * unit, float("inf"))
 
 
