@@ -146,12 +146,11 @@ class ZScore(Policy):
         # times `weight * alpha^2`, which makes it the square around the new mean.
         young = (count < self.warmup_steps) | (count == 0)
         weight = xp.where(young, _share(count, self.warmup_steps, xp), 1 - self.alpha)
-        kept = 1 - weight
-        spread = weight * xp.where(young, kept, self.alpha * self.alpha)
+        spread = weight * xp.where(young, 1 - weight, self.alpha * self.alpha)
         apart = xp.maximum(new - mean, mean - new)
         moved = Moments(
             mean + weight * (new - mean),
-            _root_sum(kept, deviation, spread, apart, xp),
+            _blend(deviation, weight, apart, spread, xp),
             xp.where(young, count + 1, count),
         )
         if self.recorded == "none":
@@ -285,9 +284,17 @@ def _shares(most: int) -> Array:
     return np.float32(1) / np.arange(1, most + 2, dtype=np.float32)
 
 
-def _root_sum(a: Array, x: Array, b: Array, y: Array, xp: Any) -> Array:
-    """Return sqrt(a * x^2 + b * y^2) without squaring a raw norm."""
-    largest = xp.maximum(x, y)
+def _blend(sigma: Array, weight: Array, apart: Array, spread: Array, xp: Any) -> Array:
+    """Return sqrt((1 - weight) * sigma^2 + spread * apart^2), as sigma plus a change.
+
+    The change is a fraction of sigma, and so is its rounding: a root that is always off
+    by one unit (torch's is) would add up over the memory of the average. Both numbers
+    are divided by the larger one first: a raw norm is never squared.
+    """
+    largest = xp.maximum(sigma, apart)
     unit = xp.where(largest > 0, largest, 1.0)
-    p, q = x / unit, y / unit
-    return unit * xp.sqrt(a * (p * p) + b * (q * q))
+    old, new = sigma / unit, apart / unit
+    gain, loss = spread * (new * new), weight * (old * old)
+    total = old + xp.sqrt(old * old - loss + gain)
+    change = (gain - loss) / xp.where(total > 0, total, 1.0)
+    return unit * (old + change)

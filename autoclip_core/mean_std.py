@@ -26,7 +26,7 @@ class MeanStd(Policy):
     with `Quantile`, it does not.
 
     Args:
-      deviations: k, finite; 1 to 4.
+      deviations: k, >= 0, with `log` any finite number; 1 to 4.
       history_length: H, steps that are remembered, >= 1; None remembers all (NumPy and
         PyTorch on the CPU only).
       log: whether to take the logarithms.
@@ -61,13 +61,21 @@ class MeanStd(Policy):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        number = check_number("deviations", self.deviations, "finite", math.isfinite)
+        check_flag("log", self.log)
+        check_flag("include_current", self.include_current)
+        rule = "finite" if self.log else ">= 0 and finite"
+        way_out = "" if self.log else "below the mean a threshold needs log=True"
+        number = check_number(
+            "deviations",
+            self.deviations,
+            rule,
+            lambda k: math.isfinite(k) and (self.log or k >= 0),
+            way_out,
+        )
         object.__setattr__(self, "deviations", number)
         length = check_history_length(self.history_length)
         object.__setattr__(self, "history_length", length)
         object.__setattr__(self, "ddof", check_count("ddof", self.ddof, 0))
-        check_flag("log", self.log)
-        check_flag("include_current", self.include_current)
 
     def init(self, rows: int, xp: Any = np) -> Any:
         """Return the empty window."""
@@ -84,11 +92,12 @@ class MeanStd(Policy):
         """Return mean + k standard deviations of the window."""
         if self.include_current:
             state = with_current(state, norms, xp)
-        mean, std = window.mean_std(state, log=self.log, ddof=self.ddof, xp=xp)
+        middle, mean, std = window.mean_std(state, log=self.log, ddof=self.ddof, xp=xp)
         # No deviation, no threshold; k * inf would be NaN for k = 0.
         known = xp.isfinite(std)
-        level = mean + self.deviations * xp.where(known, std, 0.0)
-        threshold = xp.where(known, xp.exp(level) if self.log else level, float("inf"))
+        above = mean + self.deviations * xp.where(known, std, 0.0)
+        level = middle * xp.exp(above) if self.log else middle + above
+        threshold = xp.where(known, level, float("inf"))
         return Limit(threshold, threshold)
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:

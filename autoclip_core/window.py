@@ -113,35 +113,40 @@ def quantile(window: Any, q: float, xp: Any = np) -> Array:
     return xp.where(some, base + (above - below) * weight, float("inf"))
 
 
-def mean_std(window: Any, *, log: bool, ddof: int, xp: Any = np) -> tuple[Array, Array]:
-    """Return each row's mean and standard deviation (of the logarithms with `log`).
+def mean_std(
+    window: Any, *, log: bool, ddof: int, xp: Any = np
+) -> tuple[Array, Array, Array]:
+    """Return for each row a middle norm, and mean and deviation measured from there.
 
+    With norms x_i and their median m, these are the mean and the standard deviation of
+    x_i - m, or with `log` of ln(x_i / m). Equal norms have exactly the mean 0, which a
+    plain mean does not grant. No raw norm is squared: that of 3e30 would be infinite.
     Rows with fewer than max(2, ddof + 1) norms have no deviation: theirs is +inf.
-    Each row is divided by a norm of its own first: the square of a raw norm of 3e30
-    would be infinite.
     """
     n = filled(window, xp)
     values = window.ordered[:, 1:-1]
-    length = values.shape[1]
-    valid = xp.arange(length, dtype=xp.int32)[None, :] < n[:, None]
-    largest = xp.take_along_axis(window.ordered, n[:, None], axis=1)
-    some = n[:, None] > 0
-    unit = xp.where(some, largest, 1.0)
+    valid = xp.arange(values.shape[1], dtype=xp.int32)[None, :] < n[:, None]
+    places = xp.concatenate([n[:, None], (n[:, None] + 1) // 2], axis=1)
+    ends = xp.take_along_axis(window.ordered, places, axis=1)
+    some = n > 0
+    largest = xp.where(some, ends[:, 0], 1.0)[:, None]
+    middle = xp.where(some, ends[:, 1], 1.0)[:, None]
+    divisor, freedom = _look_up(window, n, _divisors, ddof, xp)
     if log:
-        # A ratio to the largest could underflow; to the middle of the range it cannot.
-        unit = xp.sqrt(unit) * xp.sqrt(xp.where(some, values[:, :1], 1.0))
-        scaled = xp.log(xp.where(valid, values / unit, 1.0))
+        # A ratio to the median could underflow; to the middle of the range it cannot.
+        smallest = xp.where(some, values[:, 0], 1.0)[:, None]
+        centre = xp.sqrt(largest) * xp.sqrt(smallest)
+        logs = xp.log(xp.where(valid, values, centre) / centre)
+        apart = logs - xp.log(middle / centre)
+        unit = divisor / divisor
     else:
-        scaled = xp.where(valid, values / unit, 0.0)
-    over_n, over_freedom = _look_up(window, n, _weights, ddof, xp)
-    mean = xp.sum(scaled, axis=1) * over_n
-    apart = xp.where(valid, scaled - mean[:, None], 0.0)
-    std = xp.sqrt(xp.sum(apart * apart, axis=1) * over_freedom)
+        apart = xp.where(valid, values, middle) - middle
+        unit = largest[:, 0]
+    mean = xp.sum(xp.where(valid, apart / divisor[:, None], 0.0), axis=1)
+    around = xp.where(valid, apart - mean[:, None], 0.0) / unit[:, None]
+    std = unit * xp.sqrt(xp.sum(around * around, axis=1) / freedom)
     enough = n >= max(2, ddof + 1)
-    unit = unit[:, 0]
-    if log:
-        return mean + xp.log(unit), xp.where(enough, std, float("inf"))
-    return mean * unit, xp.where(enough, std * unit, float("inf"))
+    return middle[:, 0], mean, xp.where(enough, std, float("inf"))
 
 
 def _ordered(rows: int, length: int, xp: Any) -> Array:
@@ -195,8 +200,7 @@ def _ranks(n: Array, q: float) -> tuple[Array, Array]:
     return places.astype(np.int32), weight.astype(np.float32)
 
 
-def _weights(n: Array, ddof: int) -> tuple[Array, Array]:
-    """Return 1/n and 1/(n - ddof); 1 where there is none."""
-    over_n = 1.0 / np.maximum(n, 1)
-    over_freedom = 1.0 / np.maximum(n - ddof, 1)
-    return over_n.astype(np.float32), over_freedom.astype(np.float32)
+def _divisors(n: Array, ddof: int) -> tuple[Array, Array]:
+    """Return n and n - ddof, at least 1, as float32."""
+    freedom = np.maximum(n - ddof, 1)
+    return np.maximum(n, 1).astype(np.float32), freedom.astype(np.float32)
