@@ -31,8 +31,8 @@ def state_to_plain(state: Any) -> Any:
     if isinstance(state, tuple):
         pairs = zip(state._fields, state, strict=True)  # type: ignore[attr-defined]
         return {name: state_to_plain(value) for name, value in pairs}
-    if isinstance(state, torch.Tensor):
-        return state.detach().clone()
+    if isinstance(state, torch.Tensor):  # a subclass would need more than the weights
+        return state.detach().clone().as_subclass(torch.Tensor)
     return torch.from_numpy(np.array(state))
 
 
@@ -62,6 +62,15 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
     return plain.detach().cpu().numpy().copy()
 
 
+def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
+    """Return one state per policy, as `state_from_plain` does."""
+    if not isinstance(plain, list) or len(plain) != len(like):
+        found = len(plain) if isinstance(plain, list) else type(plain).__name__
+        raise ValueError(_difference("the number of states", found, len(like)))
+    pairs = enumerate(zip(plain, like, strict=True))
+    return [state_from_plain(*pair, f"states[{index}]") for index, pair in pairs]
+
+
 def check_fit(saved: Mapping[str, Any], own: Mapping[str, Any], strict: bool) -> None:
     """Compare what a state says of its clipper with this clipper.
 
@@ -80,18 +89,17 @@ def check_fit(saved: Mapping[str, Any], own: Mapping[str, Any], strict: bool) ->
             f"state must be what state_dict() of a clipper returned, got {got}; "
             "was it saved by something else?"
         )
-    if saved["format"] != FORMAT:
+    if any(_differences(saved["format"], FORMAT, "format")):
         raise ValueError(
             f"state must have format {FORMAT}, got {saved['format']!r}; it was saved "
             "by another version of autoclip_torch"
         )
-    structure = ["class", "scope", "parameters"]
-    for name in structure:
-        for path, theirs, ours in _differences(saved[name], own[name], name):
+    structure = ["class", "scope", "parameters", "rows"]
+    pairs = [(name, saved[name], own[name]) for name in structure]
+    pairs += [("policies", _kinds(saved["policies"]), _kinds(own["policies"]))]
+    for name, saved_part, own_part in pairs:
+        for path, theirs, ours in _differences(saved_part, own_part, name):
             raise ValueError(_difference(path, theirs, ours))
-    kinds = [_kinds(s) for s in (saved["policies"], own["policies"])]
-    if kinds[0] != kinds[1]:
-        raise ValueError(_difference("policies", *kinds))
     # Parameters without names fit those with names, as long as their shapes do.
     named = saved["names"] is not None and own["names"] is not None
     for name in ("settings", "policies", "names") if strict else ():
@@ -106,23 +114,23 @@ def check_fit(saved: Mapping[str, Any], own: Mapping[str, Any], strict: bool) ->
 
 def _kinds(policies: Any) -> Any:
     """Return the type of each innermost policy: what a history means."""
-    kinds = []
-    for policy in policies:
-        while "policy" in policy:
-            policy = policy["policy"]
-        kinds.append(policy["type"])
-    return kinds
+    if isinstance(policies, list):
+        return [_kinds(policy) for policy in policies]
+    while isinstance(policies, Mapping):
+        policies = policies.get("policy", policies.get("type"))
+    return policies
 
 
 def _differences(saved: Any, own: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield where two trees of plain Python differ: path, saved value, own value."""
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        for key in sorted({*saved, *own}):
-            yield from _differences(saved.get(key), own.get(key), f"{path}.{key}")
+        for key in dict.fromkeys([*own, *saved]):
+            theirs, ours = saved.get(key, "nothing"), own.get(key, "nothing")
+            yield from _differences(theirs, ours, f"{path}.{key}")
     elif isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
         for index, (theirs, ours) in enumerate(zip(saved, own, strict=True)):
             yield from _differences(theirs, ours, f"{path}[{index}]")
-    elif saved != own:
+    elif type(saved) is not type(own) or saved != own:
         yield path, saved, own
 
 

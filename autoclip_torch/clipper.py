@@ -49,8 +49,9 @@ class Clipper:
         "group", all of them ("global"), or each output "unit" of each parameter.
       global_clipping: the older spelling of `scope="global"`.
       nonfinite: what becomes of a row whose norm is NaN or infinite: "zero" sets its
-        gradient to 0, "skip" cancels the whole update (every gradient becomes None),
-        "raise" raises, "propagate" leaves it as it came. It is never recorded.
+        gradient to 0, "skip" cancels the whole update (every gradient becomes None,
+        those of excluded parameters too), "raise" raises, "propagate" leaves it as it
+        came. It is never recorded.
       warmup_steps: norms that each row records before the policy takes over, >= 0.
       warmup_threshold: the threshold until then, > 0; by default nothing is clipped.
       min_threshold: the threshold is never below this, > 0.
@@ -100,16 +101,14 @@ class Clipper:
         self._around = Around(
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
-        if max_consecutive_skips is not None:
-            check_count("max_consecutive_skips", max_consecutive_skips, 1)
         self._max_skips = max_consecutive_skips
         several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
         self._exclude: Any = list(exclude) if several else [exclude]  # type: ignore[arg-type]
-        groups = read_groups(parameters)
-        check_patterns(groups, self._exclude)
-        self._groups = exclude_from(groups, self._exclude)
+        self._groups = read_groups(parameters)
+        check_patterns(self._groups, self._exclude)
         self._learner = Learner(self._lay_out(self._groups), self.nonfinite)
-        self._place([m.parameter for group in self._groups for m in group.members])
+        self._place(self._learner.rows.parameters)
+        self._check_max_skips()
 
     @property
     def names(self) -> list[str]:
@@ -168,12 +167,18 @@ class Clipper:
 
         Raises:
           ValueError: the shape does not fit the rows, or the series is empty.
+          FloatingPointError: a norm is not finite and `nonfinite="raise"`; none of the
+            series was learned.
         """
         learner, weights = self._learner, self._param_norms()
-        for step in _series(norms, len(self.names)):
-            moved = step.numpy() if learner.device is None else step.to(learner.device)
-            known = learner.xp.isfinite(moved)
-            decision = learner.decide(moved, known | ~known, weights)
+        series: Any = _series(norms, len(self.names))
+        series = series.numpy() if learner.device is None else series.to(learner.device)
+        everywhere = (series == series) | (series != series)
+        if self.nonfinite == "raise":
+            for step, observed in zip(series, everywhere, strict=True):
+                self._refuse_nonfinite(step, observed)
+        for step, observed in zip(series, everywhere, strict=True):
+            decision = learner.decide(step, observed, weights)
         return _as_tensors(decision)
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
@@ -211,9 +216,9 @@ class Clipper:
         Args:
           group: `{"params": ...}`, with what the constructor accepts in a group.
         """
-        groups = [*self._groups, *exclude_from(read_groups([group]), self._exclude)]
+        groups = [*self._groups, *read_groups([group])]
         refuse_shared(groups)
-        self._learner.extend(self._lay_out(groups))
+        self._learner = self._learner.extended(self._lay_out(groups))
         self._groups = groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,7 +265,8 @@ class Clipper:
         return ClippedOptimizer(optimizer, clipper)
 
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
-        """Return the rows of the groups, each group under its own policy."""
+        """Return the rows of what is not excluded, each group under its own policy."""
+        groups = exclude_from(groups, self._exclude)
         policies = []
         for group in groups:
             if group.overrides and self.scope == "global":
@@ -312,8 +318,10 @@ class Clipper:
         if learner.may_skip and bool(learner.xp.any(decision.skipped)):
             # An optimizer leaves a parameter without gradient alone: its moments, its
             # step count and its weight decay too. A gradient of 0 would not do that.
-            for slot in learner.rows.slots:
-                slot.parameter.grad = None
+            # The excluded parameters belong to the same update.
+            for group in self._groups:
+                for member in group.members:
+                    member.parameter.grad = None
         else:
             scale_(learner.rows, gradients, decision.scale)
 
@@ -327,6 +335,17 @@ class Clipper:
                 f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
                 'nonfinite="raise"; to go on without such gradients, set '
                 'nonfinite="zero" or "skip"'
+            )
+
+    def _check_max_skips(self) -> None:
+        if self._max_skips is None:
+            return
+        check_count("max_consecutive_skips", self._max_skips, 1)
+        if not self._learner.may_skip:
+            rule = 'given with nonfinite="skip" or with Drop(action="skip")'
+            way_out = "nothing else cancels an update; leave it out"
+            raise ValueError(
+                message("max_consecutive_skips", rule, self._max_skips, way_out)
             )
 
     def _check_skips(self, in_a_row: int) -> None:
@@ -346,6 +365,7 @@ class Clipper:
             "class": type(self).__name__,
             "scope": self.scope,
             "parameters": [list(slot.parameter.shape) for slot in rows.slots],
+            "rows": [[slot.start, slot.stop] for slot in rows.slots],
             "names": [slot.name for slot in rows.slots] if named else None,
             "policies": [policy_to_plain(band.policy) for band in rows.bands],
             "settings": {"nonfinite": self.nonfinite},
@@ -359,11 +379,12 @@ def _as_tensors(decision: Decision) -> Decision:
 def _series(norms: Any, rows: int) -> Tensor:
     """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
     values = torch.as_tensor(norms, dtype=torch.float64).detach()
-    series = (
-        values.reshape(-1, 1) if rows == 1 else values.reshape(-1, *values.shape[-1:])
-    )
-    if values.ndim > 2 or series.shape[1] != rows or len(series) == 0:
-        rule = f"a norm for each of the {rows} rows, or a series of such steps"
-        shape = f"the shape {tuple(values.shape)}"
+    series = values
+    if values.ndim < 2:
+        series = values.reshape(-1, 1) if rows == 1 else values[None]
+    if series.ndim != 2 or series.shape[1] != rows or len(series) == 0:
+        one = "a number" if rows == 1 else f"of shape ({rows},)"
+        rule = f"{one}, or a series of shape (steps, {rows})"
+        shape = tuple(values.shape)
         raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
     return torch.where(series < 0, float("nan"), series)

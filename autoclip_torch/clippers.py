@@ -17,7 +17,7 @@ from autoclip_core.units import Units, nfnets, whole
 
 from .clipper import Clipper
 from .groups import Given, Member
-from .settings import Common, CommonAndWarmup, check_keys
+from .settings import Common, CommonAndWarmup, check_keys, check_keywords
 
 
 class _Named(Clipper):
@@ -226,6 +226,7 @@ class ZClip(_Named):
         **common: Unpack[Common],
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(common, Common)
         policy = ZScore(
             z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
         )
@@ -272,6 +273,7 @@ class AdaGC(_Named):
         **common: Unpack[Common],
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(common, Common)
         policy = EmaRatio(
             ratio,
             beta=beta,

@@ -13,13 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_core.units import Units, split_shape, unit_shape
+from autoclip_core.units import (
+    Units,
+    over_all_but,
+    split_shape,
+    unit_count,
+    unit_shape,
+)
 
 from .rows import Rows, Slot
 
 # Between these, the squares of float32 numbers lost nothing to overflow or to subnormal
 # numbers when they were summed; outside, and only there, they are summed in float64.
 _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+
+# As many squares are summed in float32, by `dot` or along a row. The norm of 10 million
+# numbers would be off by up to 1e-3; of so many, the rows are added in float64.
+_ROW = 2**13
+
+# So many numbers of a narrower type are widened at a time.
+_PIECE = 2**20
 
 Gradients = Iterable[Tensor | None]
 """One tensor per slot of the rows; None where a parameter has no gradient."""
@@ -93,7 +106,8 @@ def _host_scale_(
         elif scales[slot.start] == 0:
             gradient.zero_()
         else:
-            gradient.mul_(float(scales[slot.start]))
+            stored = gradient._values() if gradient.is_sparse else gradient
+            stored.mul_(float(scales[slot.start]))
 
 
 def _device_norms(
@@ -145,13 +159,8 @@ def _device_scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
 
 def clamped(gradient: Tensor, most: float) -> Tensor:
     """Return a copy with every element, or part of a complex one, in [-most, most]."""
-    if gradient.is_sparse:
-        gradient = gradient.coalesce()
-        values = clamped(gradient.values(), most)
-        return torch.sparse_coo_tensor(
-            gradient.indices(), values, gradient.shape, is_coalesced=True
-        )
-    return clamp_(gradient.clone(), most)
+    copy = gradient.coalesce().clone() if gradient.is_sparse else gradient.clone()
+    return clamp_(copy, most)
 
 
 def clamp_(gradient: Tensor, most: float) -> Tensor:
@@ -163,25 +172,47 @@ def clamp_(gradient: Tensor, most: float) -> Tensor:
 def _host_norm(tensor: Tensor) -> float:
     """Return the norm of one tensor; float32 first, float64 where that is not safe."""
     values = _values(tensor.coalesce() if tensor.is_sparse else tensor)
-    if values.dtype == torch.float32 and values.is_contiguous():
-        # One pass at memory bandwidth, and more accurate than `_foreach_norm`.
-        flat = values.view(-1)
-        squares = float(torch.dot(flat, flat))
+    flat = _flat(values)
+    if flat is not None and values.dtype != torch.float64:
+        squares = sum(map(_squares, torch.split(flat, _PIECE)))
         if _LEAST_SAFE < squares < _MOST_SAFE:
             return math.sqrt(squares)
-    elif values.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        norm = float(torch.linalg.vector_norm(values, dtype=torch.float32))
-        if _LEAST_SAFE < norm * norm < _MOST_SAFE:
-            return norm
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
+def _flat(values: Tensor) -> Tensor | None:
+    """Return the numbers in the order of memory, or None where it has gaps."""
+    if not values.is_contiguous():  # channels_last, or transposed
+        order = sorted(range(values.ndim), key=values.stride, reverse=True)
+        values = values.permute(order)
+    return values.view(-1) if values.is_contiguous() else None
+
+
+def _squares(flat: Tensor) -> float:
+    """Return the sum of squares, in one pass at memory bandwidth."""
+    if flat.numel() <= _ROW:
+        wide = flat.float()
+        return float(torch.dot(wide, wide))
+    whole = flat.numel() // _ROW * _ROW
+    norms = _norm(flat[:whole].view(-1, _ROW), (1,), torch.float32).double()
+    rest = _squares(flat[whole:]) if whole < flat.numel() else 0.0
+    return float(torch.dot(norms, norms)) + rest
+
+
 def _host_unit_norms(tensor: Tensor, units: Units) -> np.ndarray[Any, Any]:
-    norms = _norms_in(tensor, units, torch.float32).double()
-    squares = norms * norms
-    if not bool(((squares > _LEAST_SAFE) & (squares < _MOST_SAFE)).all()):
-        norms = _norms_in(tensor, units, torch.float64)
-    return norms.reshape(-1).numpy()
+    """Return the norm of each unit; as above, float32 first."""
+    if unit_count(tensor.shape, units) == 1:
+        return np.array([_host_norm(tensor)])
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    values = _values(tensor)
+    if units == over_all_but(tensor.shape, 0) and values.dtype != torch.float64:
+        short = values.numel() <= _ROW * len(values)
+        parts = (values,) if short else torch.split(values.flatten(1), _ROW, dim=1)
+        norms = [_norm(p, tuple(range(1, p.ndim)), torch.float32) for p in parts]
+        squares = torch.stack(norms).double().square().sum(0)
+        if bool(((squares > _LEAST_SAFE) & (squares < _MOST_SAFE)).all()):
+            return squares.sqrt().numpy()
+    return _norms_in(tensor, units, torch.float64).reshape(-1).numpy()
 
 
 def _norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
@@ -219,9 +250,12 @@ def _hypot(a: float, b: float) -> float:
 
 
 def _values(tensor: Tensor) -> Tensor:
-    """Return the numbers of a tensor as a real, dense one."""
+    """Return the numbers of a tensor as a real, dense view of it."""
     values = tensor._values() if tensor.is_sparse else tensor
-    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    if not values.is_complex():
+        return values
+    # The conjugate of a conjugated view is no copy: what clamps it clamps the tensor.
+    return torch.view_as_real(values.conj() if values.is_conj() else values)
 
 
 def _split(values: Tensor, units: Units) -> Tensor:

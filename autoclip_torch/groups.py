@@ -185,7 +185,7 @@ def _members(given: Given, items: list[Any]) -> list[Member]:
     layers = _layers(given) if isinstance(given, nn.Module) else {}
     members: dict[int, Member] = {}
     for place, item in enumerate(items):
-        name, parameter = item if isinstance(item, tuple) else (None, item)
+        name, parameter = _named(item)
         _check_parameter(place, name, parameter)
         layer = layers.get(id(parameter))
         members.setdefault(id(parameter), Member(parameter, name, layer))
@@ -196,6 +196,14 @@ def _members(given: Given, items: list[Any]) -> list[Member]:
             "or the model"
         )
     return list(members.values())
+
+
+def _named(item: Any) -> tuple[Any, Any]:
+    if not isinstance(item, tuple):
+        return None, item
+    if len(item) != 2:
+        raise TypeError(f"a pair must be (name, parameter), got {len(item)} things")
+    return item
 
 
 def _layers(module: nn.Module) -> dict[int, nn.Module]:
@@ -210,7 +218,8 @@ def _layers(module: nn.Module) -> dict[int, nn.Module]:
 def _check_parameter(place: int, name: Any, parameter: Any) -> None:
     label = f"parameter {place}" if name is None else f"parameter {name!r}"
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"a pair must be (name, parameter), got {(name, parameter)!r}")
+        types = f"({type(name).__name__}, {type(parameter).__name__})"
+        raise TypeError(f"a pair must be (name, parameter), got {types}; swap the two")
     if not isinstance(parameter, torch.Tensor):
         raise TypeError(
             f"{label} must be a tensor, got {type(parameter).__name__}; groups cannot "

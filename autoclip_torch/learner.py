@@ -11,7 +11,7 @@ from autoclip_core import Decision, decide
 from autoclip_core.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import select
 
-from .checkpoint import state_from_plain, state_to_plain
+from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
 from .rows import Rows
 
@@ -52,10 +52,11 @@ class Learner:
         # Asked once here: whether an update may be cancelled. On a device this also
         # brings the policies' tables there, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
-        limits = [
-            band.policy.limit(state, part, param_norms=part, xp=self.xp)
-            for band, state, part in self._each(ones)
-        ]
+        limits = []
+        for band, state, part in self._each(ones):
+            limit = band.policy.limit(state, part, param_norms=part, xp=self.xp)
+            band.policy.record(state, part, limit, self.xp)
+            limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
 
     def place(self, device: torch.device | None) -> None:
@@ -83,6 +84,8 @@ class Learner:
           param_norms: shape (rows,), or None where no policy needs them.
         """
         states, decisions = [], []
+        # The clipper has looked at the norms if it is to raise; once is enough.
+        nonfinite = "propagate" if self.nonfinite == "raise" else self.nonfinite
         for band, state, part in self._each(norms):
             rows = slice(band.start, band.stop)
             after, decision = decide(
@@ -91,7 +94,7 @@ class Learner:
                 part,
                 observed=observed[rows],
                 param_norms=None if param_norms is None else param_norms[rows],
-                nonfinite=self.nonfinite,
+                nonfinite=nonfinite,
                 xp=self.xp,
             )
             states.append(after)
@@ -140,26 +143,26 @@ class Learner:
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
 
-    def extend(self, rows: Rows) -> None:
-        """Take on more rows; the rows that are there keep what they learned."""
-        old_rows, old_states, old_tally = self.rows, self.states, self.tally
-        self.rows = rows
-        self.reset()
+    def extended(self, rows: Rows) -> "Learner":
+        """Return a learner of more rows, in which these keep what they learned."""
+        more = Learner(rows, self.nonfinite)
+        more.place(self.device)
         old = {
             band.policy: (band, state)
-            for band, state in zip(old_rows.bands, old_states, strict=True)
+            for band, state in zip(self.rows.bands, self.states, strict=True)
         }
         for index, band in enumerate(rows.bands):
             if band.policy not in old:
                 continue
             old_band, state = old[band.policy]
-            self.states[index] = _overlay(state, self.states[index], self.xp)
+            more.states[index] = _overlay(state, more.states[index], self.xp)
             source = slice(old_band.start, old_band.stop)
             target = slice(band.start, band.start + old_band.stop - old_band.start)
             for name in ("observed", "clipped"):
-                getattr(self.tally, name)[target] = getattr(old_tally, name)[source]
+                getattr(more.tally, name)[target] = getattr(self.tally, name)[source]
         kept = ("steps", "nonfinite", "skipped", "skipped_in_a_row")
-        self.tally = self.tally._replace(**{n: getattr(old_tally, n) for n in kept})
+        more.tally = more.tally._replace(**{n: getattr(self.tally, n) for n in kept})
+        return more
 
     def to_plain(self) -> dict[str, Any]:
         """Return states and counts as tensors of their own."""
@@ -170,16 +173,7 @@ class Learner:
 
     def from_plain(self, plain: Mapping[str, Any]) -> None:
         """Take over states and counts; all or, with a ValueError, nothing."""
-        if len(plain["states"]) != len(self.states):
-            raise ValueError(
-                "state does not fit this clipper: it holds the state of "
-                f"{len(plain['states'])} policies, and here are {len(self.states)}"
-            )
-        pairs = zip(plain["states"], self.states, strict=True)
-        states = [
-            state_from_plain(saved, own, f"states[{index}]")
-            for index, (saved, own) in enumerate(pairs)
-        ]
+        states = states_from_plain(plain["states"], self.states)
         tally = state_from_plain(plain["tally"], self.tally, "tally")
         self.states, self.tally = states, tally
         self.decision = self._nothing_seen()

@@ -24,6 +24,10 @@ class TorchNamespace:
         """Return the verb as array-api-compat has it."""
         return getattr(array_api, verb)
 
+    def __reduce__(self) -> Any:
+        """Copy and pickle the device alone: an id means nothing in another process."""
+        return TorchNamespace, (self.device,)
+
     def full(self, shape: Sequence[int], value: float, dtype: Any) -> torch.Tensor:
         """Return a tensor of one value."""
         return torch.full(tuple(shape), value, dtype=dtype, device=self.device)

@@ -1,5 +1,6 @@
 """Which gradient belongs to which row, and which rows to which policy."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Rows:
     slots: list[Slot]
     bands: list[Band]
     names: list[str]
-    """One per row."""
+    """One per row, no two the same."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -76,7 +77,16 @@ def make_rows(
                 label = "global" if scope == "global" else f"group {index}"
                 _add_group(slots, names, group, label, scope, units_of)
         bands.append(Band(policy, first, len(names)))
-    return Rows(slots, bands, names)
+    return Rows(slots, bands, _distinct(names))
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Return the names, with its number where a row shares its name with another."""
+    count = Counter(names)
+    return [
+        f"{name} (row {row})" if count[name] > 1 else name
+        for row, name in enumerate(names)
+    ]
 
 
 def _add_group(

@@ -39,6 +39,25 @@ class CommonAndWarmup(Common, total=False):
     warmup_threshold: float | None
 
 
+def check_keywords(given: Iterable[str], allowed: Any) -> None:
+    """Refuse a keyword that `Clipper` has and that means nothing here.
+
+    Args:
+      given: the keywords.
+      allowed: the TypedDict of those that may be given.
+
+    Raises:
+      TypeError: one is not among them.
+    """
+    known = sorted(allowed.__optional_keys__)
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{name} is no argument here: beside its own a clipper of this class "
+                f"has {', '.join(known)}"
+            )
+
+
 def choose_scope(scope: str | None, global_clipping: bool | None, default: str) -> str:
     """Return the scope that the two spellings agree on.
 

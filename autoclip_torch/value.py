@@ -9,7 +9,7 @@ from autoclip_core.scale import as_norms
 from .clipper import Clipper
 from .gradients import Gradients, clamp_, clamped, scale_, writable
 from .groups import Given, Pattern
-from .settings import check_keys
+from .settings import check_keys, check_keywords
 
 
 class _Keywords(TypedDict, total=False):
@@ -49,6 +49,7 @@ class ValueClip(Clipper):
         self, parameters: Given, *, clip_value: float, **keywords: Unpack[_Keywords]
     ) -> None:
         """Check the value and make the clipper."""
+        check_keywords(keywords, _Keywords)
         policy = Fixed(check_positive("clip_value", clip_value))
         super().__init__(parameters, policy, **keywords)
 
