@@ -1,3 +1,15 @@
-"""Adaptive gradient clipping for JAX; the optax transformations are yet to come."""
+"""Adaptive gradient clipping for JAX, as optax gradient transformations."""
 
 from autoclip_core import __version__ as __version__
+
+from .clipper import ClipState as ClipState
+from .clipper import clip_by_policy as clip_by_policy
+from .factories import clip_by_ema_ratio as clip_by_ema_ratio
+from .factories import clip_by_mean_std as clip_by_mean_std
+from .factories import clip_by_param_ratio as clip_by_param_ratio
+from .factories import clip_by_quantile as clip_by_quantile
+from .factories import clip_by_zscore as clip_by_zscore
+from .metrics import clip_metrics as clip_metrics
+from .skip import SkipState as SkipState
+from .skip import check_skips as check_skips
+from .skip import skip_steps as skip_steps

@@ -1,0 +1,184 @@
+"""The named transformations: `clip_by_policy` with one policy and its arguments."""
+
+from typing import Any, TypedDict, Unpack
+
+import optax
+
+from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
+
+from .clipper import clip_by_policy
+from .rows import Labels
+
+
+class Common(TypedDict, total=False):
+    """Keywords of every transformation; `clip_by_policy` documents them."""
+
+    scope: str | None
+    global_clipping: bool | None
+    labels: Labels
+    nonfinite: str
+    axis_name: Any
+    rule: str
+
+
+def clip_by_quantile(
+    quantile: float = 0.9,
+    *,
+    history_length: int = 1000,
+    include_current: bool = False,
+    **common: Unpack[Common],
+) -> optax.GradientTransformationExtraArgs:
+    """Clip updates to a quantile of the norms of the last steps: AutoClip.
+
+    Args:
+      quantile: q, in [0, 1]; 0.9 clips about 10 % of the steps.
+      history_length: steps that are remembered, >= 1.
+      include_current: whether the current norm belongs to the history that limits it.
+      **common: see `clip_by_policy`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` object.
+
+    >>> import jax.numpy as jnp
+    >>> tx = optax.chain(clip_by_quantile(0.5, scope="global"), optax.sgd(1.0))
+    >>> params = jnp.zeros(1)
+    >>> state = tx.init(params)
+    >>> for norm in [1.0, 3.0, 8.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state, params)
+    >>> updates.tolist()
+    [-2.0]
+
+    References:
+      Seetharaman et al., `AutoClip: Adaptive gradient clipping for source separation
+      networks <https://arxiv.org/abs/2007.14469>`_, 2020
+    """
+    policy = Quantile(
+        quantile, history_length=history_length, include_current=include_current
+    )
+    return clip_by_policy(policy, **common)
+
+
+def clip_by_mean_std(
+    deviations: float = 2.0,
+    *,
+    history_length: int = 1000,
+    log: bool = False,
+    ddof: int = 1,
+    include_current: bool = False,
+    **common: Unpack[Common],
+) -> optax.GradientTransformationExtraArgs:
+    """Clip updates to the mean plus k deviations of the norms of the last steps.
+
+    Args:
+      deviations: k, finite; 1 to 4.
+      history_length: steps that are remembered, >= 1.
+      log: whether to take mean and deviation of the logarithms.
+      ddof: the deviation divides by n - ddof.
+      include_current: whether the current norm belongs to the history that limits it.
+      **common: see `clip_by_policy`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` object.
+
+    References:
+      Chen et al., `The best of both worlds: Combining recent advances in neural machine
+      translation <https://arxiv.org/abs/1804.09849>`_, 2018
+    """
+    policy = MeanStd(
+        deviations,
+        history_length=history_length,
+        log=log,
+        ddof=ddof,
+        include_current=include_current,
+    )
+    return clip_by_policy(policy, **common)
+
+
+def clip_by_zscore(
+    z: float = 2.5,
+    *,
+    alpha: float = 0.97,
+    warmup_steps: int = 25,
+    target: str = "reciprocal",
+    record: str = "winsorized",
+    **common: Unpack[Common],
+) -> optax.GradientTransformationExtraArgs:
+    """Clip norms more than z deviations above their moving average: ZClip.
+
+    Args:
+      z: deviations above the mean, > 0; 2 to 3.
+      alpha: the memory, in [0, 1).
+      warmup_steps: norms recorded before anything is clipped, >= 0.
+      target: what a clipped norm becomes: "reciprocal", "mean" or "threshold".
+      record: what is learned of it: "winsorized", "applied", "raw" or "none".
+      **common: see `clip_by_policy`; the scope is "global" unless given.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` object.
+
+    References:
+      Kumar et al., `ZClip: Adaptive spike mitigation for LLM pre-training
+      <https://arxiv.org/abs/2504.02507>`_, 2025
+    """
+    policy = ZScore(
+        z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+    )
+    return clip_by_policy(policy, **_with_scope("global", common))
+
+
+def clip_by_ema_ratio(
+    ratio: float = 1.05,
+    *,
+    beta: float = 0.98,
+    warmup_steps: int = 100,
+    warmup_threshold: float = 1.0,
+    **common: Unpack[Common],
+) -> optax.GradientTransformationExtraArgs:
+    """Clip updates to a ratio of the moving average of their clipped norm: AdaGC.
+
+    Args:
+      ratio: the threshold over the average, > 1.
+      beta: the memory, in [0, 1).
+      warmup_steps: norms of a row before its average takes over, >= 0.
+      warmup_threshold: the threshold until then, > 0.
+      **common: see `clip_by_policy`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` object.
+
+    References:
+      Wang et al., `AdaGC: Improving training stability for large language model
+      pretraining <https://arxiv.org/abs/2502.11034>`_, 2025
+    """
+    policy = EmaRatio(
+        ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
+    )
+    return clip_by_policy(policy, **common)
+
+
+def clip_by_param_ratio(
+    clipping: float = 0.01, *, eps: float = 1e-3, **common: Unpack[Common]
+) -> optax.GradientTransformationExtraArgs:
+    """Clip each output unit to a fraction of its weights' norm: AGC.
+
+    Args:
+      clipping: the ratio, > 0.
+      eps: the floor of the weights' norm, > 0.
+      **common: see `clip_by_policy`; the scope is "unit" unless given.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` object; `update` needs `params`.
+
+    References:
+      Brock et al., `High-performance large-scale image recognition without
+      normalization <https://arxiv.org/abs/2102.06171>`_, 2021
+    """
+    policy = ParamRatio(clipping, eps=eps)
+    return clip_by_policy(policy, **_with_scope("unit", common))
+
+
+def _with_scope(default: str, common: Common) -> Common:
+    """Return the keywords with a default scope, where none of them says another."""
+    names = ("scope", "labels", "global_clipping")
+    said = any(common.get(name) is not None for name in names)
+    return common if said else {**common, "scope": default}

@@ -1,0 +1,67 @@
+"""Output units of parameters as JAX libraries lay them out, by name and shape.
+
+| parameter                                     | a unit is                        |
+|-----------------------------------------------|----------------------------------|
+| Flax, Haiku: kernel of Dense, Conv, depthwise | each index of the last axis      |
+| Flax, Haiku: embedding table                  | each row, the vector of a token  |
+| Flax: query, key, value kernel (d, heads, k)  | each (head, k)                   |
+| Flax: attention's out kernel (heads, k, d)    | each index of the last axis      |
+| Haiku: transposed convolution (..., O, I)     | each index of the axis before    |
+| Equinox: weight (O, I, ...)                   | each index of axis 0             |
+| bias, gain, any vector                        | the whole parameter              |
+"""
+
+from typing import Any
+
+import jax
+
+from autoclip_core.checks import check_choice
+from autoclip_core.units import Units, nfnets, over_all_but, whole
+
+from .rows import UnitsOf
+
+_GAINS = {"bias", "scale", "offset", "b"}
+
+
+def units_by(rule: str) -> UnitsOf:
+    """Return the function from a leaf's path and shape to its units.
+
+    Args:
+      rule: "flax" (also for Haiku), "equinox", "layer" (the leaf as a whole) or
+        "nfnets" (the reference's and optax's rule, by the number of axes alone).
+    """
+    rules: dict[str, UnitsOf] = {
+        "flax": last_axis,
+        "equinox": first_axis,
+        "layer": lambda path, shape: whole(shape),
+        "nfnets": lambda path, shape: nfnets(shape),
+    }
+    return rules[check_choice("rule", rule, rules)]
+
+
+def last_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
+    """Return the units of a Flax or Haiku parameter: kernels end in the output axis."""
+    names = [_name(key) for key in path]
+    own, above = (["", "", *names])[-1], (["", "", *names])[-2]
+    if own == "value" and len(names) > 1:  # nnx.Param wraps the array
+        own, above = names[-2], (["", *names])[-3]
+    if own in _GAINS or len(shape) < 2:
+        return whole(shape)
+    if own.startswith("embedding"):
+        return over_all_but(shape, 0)
+    if above in ("query", "key", "value") and len(shape) == 3:
+        return Units((0,))
+    if "transpose" in above:  # Haiku: (..., outputs, inputs)
+        return over_all_but(shape, len(shape) - 2)
+    return over_all_but(shape, len(shape) - 1)
+
+
+def first_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
+    """Return the units of an Equinox parameter: weights begin with the output axis."""
+    if path and _name(path[-1]) in _GAINS:
+        return whole(shape)
+    return over_all_but(shape, 0)
+
+
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr((key,)).strip(".[]'\"")

@@ -1,0 +1,157 @@
+"""Cancel whole updates: the parameters and every leaf of the inner state stay."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from autoclip_core import Drop, Policy
+from autoclip_core.checks import check_count
+from autoclip_core.policy import check_policy
+
+from .clipper import ClipState, check_rows, fresh, learn, param_norms
+from .gradients import has_norm, row_norms
+from .layouts import units_by
+from .rows import Labels, choose_scope
+
+
+class SkipState(NamedTuple):
+    """The state of `skip_steps`."""
+
+    skip_clip: ClipState
+    """What the policy learned and decided."""
+    skip_total: Array
+    """Shape (): updates that were cancelled."""
+    skip_in_a_row: Array
+    """Shape (): updates cancelled since the last one that was not."""
+    skip_most_in_a_row: Array
+    """Shape (): the largest that `skip_in_a_row` has been."""
+    skip_too_many: Array
+    """Shape (): whether that is more than `max_consecutive`."""
+    inner_state: Any
+    """The state of the optimizer inside."""
+
+
+def skip_steps(
+    inner: optax.GradientTransformation,
+    policy: Policy,
+    *,
+    max_consecutive: int = 100,
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    axis_name: Any = None,
+    rule: str = "flax",
+) -> optax.GradientTransformationExtraArgs:
+    """Cancel an update whose norm exceeds the policy's threshold, or is not finite.
+
+    On a rejected step the updates are zero and `inner` does not see the gradients:
+    moments, step counts and schedules stay. The policy learns the finite norms, so that
+    a lasting change of level is not rejected for ever; a step with a NaN teaches
+    nothing.
+
+    Args:
+      inner: the optimizer, or any chain.
+      policy: sets the threshold; nothing is scaled.
+      max_consecutive: as many cancelled updates in a row pass `check_skips`, >= 1.
+      scope: as in `clip_by_policy`, but "global" unless given: one row beyond its
+        threshold rejects the whole update.
+      global_clipping: the older spelling of `scope="global"`.
+      labels: as in `clip_by_policy`.
+      axis_name: as in `clip_by_policy`.
+      rule: as in `clip_by_policy`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is a `SkipState`.
+
+    >>> from autoclip_core import Fixed
+    >>> tx = skip_steps(optax.sgd(1.0, momentum=0.9), Fixed(2.0))
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for norm in [1.0, 5.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state)
+    >>> updates.tolist(), int(state.skip_total)
+    ([0.0], 1)
+    """
+    check_policy(policy)
+    check_count("max_consecutive", max_consecutive, 1)
+    dropping = Drop(policy, action="skip")
+    dropping.init(1, jnp)  # refuses a history of unbounded length
+    cut = choose_scope(scope, global_clipping, labels, "global", units_by(rule))
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> SkipState:
+        return SkipState(
+            skip_clip=fresh(dropping, len(cut.rows(params).names)),
+            skip_total=jnp.zeros((), jnp.int32),
+            skip_in_a_row=jnp.zeros((), jnp.int32),
+            skip_most_in_a_row=jnp.zeros((), jnp.int32),
+            skip_too_many=jnp.zeros((), bool),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: Any, state: SkipState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SkipState]:
+        rows = cut.rows(updates)
+        check_rows(state.skip_clip, rows)
+        norms = row_norms(rows, updates, axis_name)
+        weights = param_norms(policy, rows, params, axis_name)
+        seen = has_norm(rows, updates)
+        clip = learn(dropping, "skip", state.skip_clip, norms, seen, weights)
+        reject = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
+
+        def keep() -> tuple[Any, Any]:
+            return jax.tree.map(jnp.zeros_like, updates), state.inner_state
+
+        def go() -> tuple[Any, Any]:
+            updated: tuple[Any, Any] = inner.update(
+                updates, state.inner_state, params, **extra_args
+            )
+            return updated
+
+        taken: tuple[Any, Any] = lax.cond(reject, keep, go)
+        in_a_row = jnp.where(reject, state.skip_in_a_row + 1, 0)
+        most = jnp.maximum(state.skip_most_in_a_row, in_a_row)
+        return taken[0], SkipState(
+            clip,
+            jnp.where(reject, state.skip_total + 1, state.skip_total),
+            in_a_row,
+            most,
+            most > max_consecutive,
+            taken[1],
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_skips(opt_state: Any) -> None:
+    """Raise if a `skip_steps` anywhere in a state cancelled too many updates in a row.
+
+    Call it on the host, now and then; it reads one flag back.
+
+    Raises:
+      RuntimeError: it did.
+      ValueError: there is no `skip_steps` in the state.
+    """
+    found = [
+        leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_skip) if _is_skip(leaf)
+    ]
+    if not found:
+        raise ValueError(
+            "opt_state must hold the state of skip_steps, got none; pass what tx.init "
+            "or tx.update returned"
+        )
+    for state in found:
+        if np.any(jax.device_get(state.skip_too_many)):
+            most = int(np.max(jax.device_get(state.skip_most_in_a_row)))
+            raise RuntimeError(
+                f"{most} updates in a row were cancelled: the run is not training; "
+                "look at the loss and the learning rate, or raise max_consecutive"
+            )
+
+
+def _is_skip(leaf: Any) -> bool:
+    return isinstance(leaf, SkipState)
