@@ -1,0 +1,79 @@
+"""Time the clippers against torch.nn.utils.clip_grad_norm_ on the same gradients.
+
+Run it as `python benchmarks/run.py`; `--help` tells the options.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+NEEDS = ["torch", "autoclip_torch"]
+REGIMES = {"nothing clipped": 0.01, "all clipped": 100.0}
+"""A gradient over its weight; the thresholds are at about 1."""
+
+
+def main() -> int:
+    """Run the benchmark and return the exit status."""
+    options = read_options()
+    missing = [name for name in NEEDS if find_spec(name) is None]
+    if missing:
+        way_out = 'install with: pip install "autoclip-toolkit[torch]"'
+        print(f"bench: missing {', '.join(missing)}; {way_out}", file=sys.stderr)
+        return 2
+    if options.json and not options.json.parent.is_dir():
+        folder = str(options.json.parent)
+        print(f"bench: --json: there is no folder {folder!r}", file=sys.stderr)
+        return 2
+    try:
+        compare(options)
+    except KeyboardInterrupt:
+        print("bench: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--seconds", type=float, default=25.0, help="per model and regime (default 25)")
+    add("--threads", type=int, default=2, help="of torch (default 2)")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    add("--quick", action="store_true", help="a tiny model: only a trial")
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Measure everything, print a table per model, save the numbers."""
+    # Only here is it known that the packages are installed.
+    import torch
+
+    from contenders import make_contenders
+    from models import MODELS, make_parameters, set_gradients, tiny
+    from report import LEGEND, Case, make_table, save
+    from timing import measure
+
+    torch.set_num_threads(options.threads)
+    models = {"tiny": tiny} if options.quick else MODELS
+    seconds = 0.0 if options.quick else options.seconds
+    print(LEGEND)
+    cases = []
+    for name, shapes in models.items():
+        parameters = make_parameters(shapes())
+        set_gradients(parameters, 1.0)
+        contenders = make_contenders(parameters)
+        size = sum(parameter.numel() for parameter in parameters)
+        own = []
+        for regime, factor in REGIMES.items():
+            results = measure(contenders, parameters, factor, seconds)
+            own.append(Case(name, size, len(parameters), regime, results))
+        print(f"\n{make_table(own, contenders)}", flush=True)
+        cases += own
+    if options.json:
+        save(options.json, cases, options.threads)
+        print(f"\nAll numbers are in {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
