@@ -25,7 +25,7 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 test: .venv/.test  ## run all tests, for all frameworks
 	AUTOCLIP_TEST=core,plot,torch,tf,jax $(BIN)/python -m pytest
 
-bench: .venv/.demo-torch  ## time the clippers against torch.nn.utils.clip_grad_norm_
+bench: .venv/.bench  ## time the clippers against torch.nn.utils.clip_grad_norm_
 	$(BIN)/python benchmarks/run.py
 
 lint: .venv/.dev  ## ruff: lint and format, changing nothing
@@ -78,6 +78,10 @@ clean:  ## remove what was built and cached; .venv stays
 
 .venv/.dev: .venv/.test
 	$(PIP) --group dev
+	@touch $@
+
+.venv/.bench: .venv/.pip pyproject.toml
+	$(PIP) --editable '.[torch]'
 	@touch $@
 
 .venv/.demo-%: .venv/.pip pyproject.toml

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -32,16 +33,33 @@ def test_the_extras_are_those_promised():
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
+def pins(file):
+    """Name to version, of the lines `name==version`."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+def asked_for(*groups):
+    """What these groups of requirements ask for; a group within a group is left out."""
+    lines = [line for group in groups for line in group if isinstance(line, str)]
+    asked = map(Requirement, lines)
+    return [r for r in asked if r.name != PROJECT["project"]["name"]]
+
+
+RUNTIME = asked_for(
+    PROJECT["project"]["dependencies"],
+    *PROJECT["project"]["optional-dependencies"].values(),
+)
+
+
 def test_everything_asked_for_is_pinned_within_what_is_allowed():
-    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", constraints, re.MULTILINE))
-    groups = {
-        **PROJECT["project"]["optional-dependencies"],
-        **PROJECT["dependency-groups"],
-        "core": PROJECT["project"]["dependencies"],
-    }
-    lines = [line for group in groups.values() for line in group]
-    asked = [Requirement(line) for line in lines if isinstance(line, str)]
-    ours = PROJECT["project"]["name"]
-    pinned = [r for r in asked if r.specifier.contains(pins.get(r.name, "0"))]
-    assert [r for r in asked if r not in pinned and r.name != ours] == []
+    pinned = pins("constraints.txt")
+    asked = [*RUNTIME, *asked_for(*PROJECT["dependency-groups"].values())]
+    allowed = [r for r in asked if r.specifier.contains(pinned.get(r.name, "0"))]
+    assert [r for r in asked if r not in allowed] == []
+
+
+def test_the_floors_are_the_versions_that_were_run():
+    run = pins("constraints-floors.txt")
+    floors = {r.name: str(r.specifier).removeprefix(">=") for r in RUNTIME}
+    assert {n for n in floors if Version(run[n]) != Version(floors[n])} == set()

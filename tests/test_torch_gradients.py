@@ -1,0 +1,571 @@
+"""The two verbs on the host: norms and scaled gradients, of every kind of gradient.
+
+One table of gradients, `GRADIENTS`; `test_torch_device.py` takes it from here. Expected
+numbers are float64 NumPy on the dense gradient.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from autoclip_core import Fixed
+from autoclip_torch import Clipper, NormClip
+
+INF, NAN = float("inf"), float("nan")
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    """Normal numbers, always the same; of complex ones, both parts."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+
+
+def sparse(places, values, shape, dtype=torch.float32, *, coalesced=False):
+    """A sparse gradient, with duplicates unless it is coalesced."""
+    indices = torch.tensor(places, dtype=torch.long)
+    values = torch.as_tensor(values).to(dtype)
+    tensor = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+    return tensor.coalesce() if coalesced else tensor
+
+
+TOKENS = [[1, 3, 1, 0]], [[3.0, 0.0], [1.0, 2.0], [4.0, 0.0], [0.0, 0.0]], (5, 2)
+PLACES = [[0, 2, 0], [1, 1, 1]], [[2.0, 1.0], [1.0, 1.0], [0.5, -3.0]], (3, 2, 2)
+
+# Each makes the same gradient anew: what is there before a step.
+GRADIENTS = {
+    **{
+        str(dtype)[6:]: (lambda dtype=dtype: normal(4, 6, dtype=dtype))
+        for dtype in TYPES
+    },
+    "strided": lambda: normal(4, 12)[:, ::2],
+    "transposed": lambda: normal(6, 4).t(),
+    "bfloat16 transposed": lambda: normal(6, 4, dtype=torch.bfloat16).t(),
+    "channels_last": lambda: normal(4, 3, 2, 5).to(memory_format=torch.channels_last),
+    "expanded": lambda: normal(1, 6).expand(4, 6),
+    "expanded to nothing": lambda: normal(1, 6).expand(1, 6),
+    "broadcast scalar": lambda: torch.tensor(3.0).expand(2, 3),
+    "negated view": lambda: normal(4, 6, dtype=torch.complex64).conj().imag,
+    "vector": lambda: normal(7),
+    "one number": lambda: torch.tensor([-3.0]),
+    "0-dim": lambda: torch.tensor(-3.0),
+    "0-dim float16": lambda: torch.tensor(600.0, dtype=torch.float16),
+    "no numbers": lambda: torch.zeros(0),
+    "no rows": lambda: torch.zeros(0, 3),
+    "empty rows": lambda: torch.zeros(3, 0),
+    "zeros": lambda: torch.zeros(3, 2),
+    "complex64": lambda: normal(4, 3, dtype=torch.complex64),
+    "complex128": lambda: normal(4, 3, dtype=torch.complex128),
+    "conjugated": lambda: normal(4, 3, dtype=torch.complex64).conj(),
+    "0-dim complex": lambda: torch.tensor(3 - 4j),
+    "complex vector": lambda: normal(5, dtype=torch.complex64),
+    "sparse": lambda: sparse(*TOKENS),
+    "sparse coalesced": lambda: sparse(*TOKENS, coalesced=True),
+    "sparse float16": lambda: sparse(*TOKENS, dtype=torch.float16),
+    "sparse bfloat16": lambda: sparse(*TOKENS, dtype=torch.bfloat16),
+    "sparse float64": lambda: sparse(*TOKENS, dtype=torch.float64),
+    "sparse complex": lambda: sparse(*TOKENS, dtype=torch.complex64),
+    "sparse in two axes": lambda: sparse(*PLACES),
+    "sparse scalars": lambda: sparse([[0, 2, 0]], [3.0, 1.0, 4.0], (4,)),
+    "sparse, nothing stored": lambda: sparse([[]], torch.zeros(0, 2), (5, 2)),
+}
+
+every_gradient = pytest.mark.parametrize(
+    "make", GRADIENTS.values(), ids=list(GRADIENTS)
+)
+every_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
+every_scope = pytest.mark.parametrize("scope", ["parameter", "global", "unit"])
+
+
+def parameter(gradient):
+    """A parameter that has this gradient."""
+    made = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    made.grad = gradient
+    return made
+
+
+def numbers(gradient):
+    """A gradient's numbers as a dense array of float64 or complex128."""
+    dense = gradient.detach().to_dense()
+    wide = torch.complex128 if dense.is_complex() else torch.float64
+    return dense.to(wide).resolve_conj().resolve_neg().numpy().copy()
+
+
+def true_norms(array, scope):
+    """The norm of each row, by the definition; a vector is one unit."""
+    squares = np.abs(array) ** 2
+    if scope == "unit" and array.ndim > 1:
+        return np.sqrt(squares.sum(axis=tuple(range(1, array.ndim))))
+    return np.sqrt([squares.sum()])
+
+
+def spread(values, array):
+    """One value per row, in a shape that broadcasts against the gradient."""
+    values = np.asarray(values)
+    if len(values) == 1:
+        return values.reshape(())
+    return values.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def scaled(dense, scale, clipped):
+    """where(clipped, s * g, g): in float32, or wider if the gradient is; cast back."""
+    wide = dense.to(torch.float32) if dense.dtype.itemsize == 2 else dense
+    array = wide.resolve_conj().resolve_neg().numpy()
+    assert scale.dtype == np.float32
+    factor = spread(scale, dense).astype(array.real.dtype)
+    times = array.copy()
+    times.real = array.real * factor
+    if dense.is_complex():
+        times.imag = array.imag * factor
+    kept = np.asarray(np.where(spread(clipped, dense), times, array))
+    return torch.from_numpy(kept).to(dense.dtype)
+
+
+def bits(tensor):
+    """A tensor's bits, to compare: NaN payloads and signs of zero, too."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.resolve_neg().contiguous().view(kinds[tensor.dtype.itemsize])
+
+
+def assert_same_bits(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(bits(actual), bits(expected), rtol=0, atol=0)
+
+
+# Norms.
+
+
+@every_scope
+@every_gradient
+def test_the_norm_is_that_of_float64(make, scope):
+    p = parameter(make())
+    expected = true_norms(numbers(p.grad), scope)
+    decision = Clipper([p], Fixed(1e30), scope=scope).step()
+    assert decision.norm.dtype == torch.float32
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+    assert decision.finite.all()
+    assert not decision.clipped.any()
+
+
+@pytest.mark.parametrize(
+    ("number", "count"),
+    [(600.0, 1), (600.0, 1000), (60000.0, 4), (1e-3, 100), (6e-8, 10)],
+)
+@every_type
+def test_a_narrow_type_is_no_limit_to_the_norm(dtype, number, count):
+    """In float16 600² is infinite; in bfloat16 the sum of 1000 ones stops at 256."""
+    gradient = torch.full((count,), number, dtype=dtype)
+    expected = true_norms(numbers(gradient), "parameter")
+    assert expected > 0
+    decision = Clipper([parameter(gradient)], Fixed(1e30)).step()
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+
+
+def test_a_thousand_parameters_of_bfloat16_in_one_row():
+    parameters = [parameter(torch.ones(1, dtype=torch.bfloat16)) for _ in range(1000)]
+    decision = NormClip(parameters, max_norm=1e9).step()
+    np.testing.assert_allclose(decision.norm.numpy(), [1000**0.5], rtol=1e-6)
+
+
+LARGE = 2**20 + 3
+SHAPES = {
+    "vector": lambda x: x,
+    "strided": lambda x: torch.stack([x, x], dim=1)[:, 0],
+    "channels_last": lambda x: (
+        x[: 2**20].view(16, 2**10, 8, 8).to(memory_format=torch.channels_last)
+    ),
+    "transposed": lambda x: x[: 2**20].view(2**8, 2**12).t(),
+    "four long rows": lambda x: x[: 2**20].view(4, -1),
+    "a long row": lambda x: x.view(1, -1),
+    "many short rows": lambda x: x[: 2**20].view(-1, 8),
+}
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.complex64], ids=str)
+@pytest.mark.parametrize("layout", SHAPES.values(), ids=list(SHAPES))
+def test_a_large_gradient_is_measured_to_five_digits(layout, dtype):
+    """Summed one by one in float32, a million equal squares are off by 0.3 %."""
+    for values in (
+        normal(LARGE),
+        normal(LARGE).mul(1.5).exp(),  # heavy tails
+        torch.full((LARGE,), 3.1),  # every rounding error the same way
+    ):
+        gradient = layout(values.to(dtype))
+        p = torch.nn.Parameter(gradient.detach())  # only its shape is asked for
+        p.grad = gradient
+        wide = gradient.to(torch.float64 if not dtype.is_complex else torch.complex128)
+        for scope in ("parameter", "unit"):
+            expected = true_norms(wide.numpy(), scope)
+            decision = Clipper([p], Fixed(1e30), scope=scope).step()
+            np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-5)
+
+
+# Overflow and underflow of squares.
+
+MAGNITUDES = [1e30, 1e25, 3e18, 1e19, 1e20, 3e-13, 1e-13, 1e-20, 1e-25, 1e-30, 1e-34]
+
+
+@every_scope
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str
+)
+def test_finite_gradients_whose_squares_are_not_in_range(dtype, magnitude, scope):
+    gradient = normal(3, 10, dtype=dtype) * magnitude
+    expected = true_norms(numbers(gradient), scope)
+    p = parameter(gradient.clone())
+    limit = 0.01 * magnitude
+    decision = Clipper([p], Fixed(limit), scope=scope).step()
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+    assert decision.finite.all()
+    assert decision.clipped.all()
+    after = true_norms(numbers(p.grad), scope)
+    np.testing.assert_allclose(after, limit, rtol=1e-2 if "bf" in str(dtype) else 1e-6)
+
+
+def test_ten_times_1e30_is_clipped_and_not_zeroed():
+    p = parameter(torch.full((10,), 1e30))
+    decision = Clipper([p], Fixed(1.0)).step()
+    np.testing.assert_allclose(decision.norm.numpy(), [10**0.5 * 1e30], rtol=1e-6)
+    np.testing.assert_allclose(p.grad.numpy(), np.full(10, 10**-0.5), rtol=1e-6)
+
+
+# Numbers of every size; the sum of the squares passes both ends of the safe range.
+exponents = st.floats(-37, 36, width=32)
+sized = st.builds(lambda e, sign: sign * 10.0**e, exponents, st.sampled_from([-1, 1]))
+
+
+@given(
+    arrays(np.float64, st.tuples(st.just(3), st.integers(1, 5)), elements=sized),
+    st.sampled_from(["parameter", "unit"]),
+    st.booleans(),
+)
+def test_the_norm_is_right_at_any_size(array, scope, transposed):
+    array = array.astype(np.float32)
+    gradient = (
+        torch.from_numpy(array.T.copy()).t() if transposed else torch.tensor(array)
+    )
+    decision = Clipper([parameter(gradient)], Fixed(1e38), scope=scope).step()
+    expected = true_norms(array.astype(np.float64), scope)
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+    assert decision.finite.all()
+
+
+@pytest.mark.parametrize("at", [1e-25, 1e38])
+@pytest.mark.parametrize("nudge", [0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_scope
+def test_the_norm_is_right_on_both_sides_of_where_float64_begins(
+    at, nudge, dtype, scope
+):
+    gradient = torch.full((4, 8), (at * nudge / 32) ** 0.5, dtype=dtype)
+    expected = true_norms(numbers(gradient), scope)
+    decision = Clipper([parameter(gradient)], Fixed(1e38), scope=scope).step()
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+
+
+@every_scope
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_norm_above_the_largest_float32_is_not_finite(dtype, scope):
+    """The largest that fits is clipped, one beyond is zeroed. Each number is finite."""
+    fits = parameter(torch.full((1, 4), LARGEST / 2.0001, dtype=dtype))
+    beyond = parameter(torch.full((1, 4), LARGEST / 1.9999, dtype=dtype))
+    for p, finite in ((fits, True), (beyond, False)):
+        decision = Clipper([p], Fixed(1.0), scope=scope).step()
+        assert decision.finite.tolist() == [finite]
+        assert decision.clipped.tolist() == [finite]
+        np.testing.assert_allclose(p.grad.numpy(), 0.5 if finite else 0.0, rtol=1e-6)
+
+
+def test_a_norm_below_the_smallest_normal_float32_is_zero_and_stays():
+    gradient = torch.tensor([SMALLEST / 2, -SMALLEST / 4])
+    p = parameter(gradient.clone())
+    decision = Clipper([p], Fixed(1e-44)).step()
+    assert decision.norm.tolist() == [0.0]
+    assert not decision.clipped.any()
+    assert_same_bits(p.grad, gradient)
+
+
+@pytest.mark.parametrize("first", [NAN, INF, 1e200, 1e30])
+@pytest.mark.parametrize("second", [NAN, INF, 1.0])
+def test_a_row_of_several_tensors_hides_no_nan(first, second):
+    pair = [torch.tensor([x], dtype=torch.float64) for x in (first, second)]
+    decision = NormClip(
+        map(parameter, pair), max_norm=1.0, nonfinite="propagate"
+    ).step()
+    expected = NAN if np.isnan([first, second]).any() else INF
+    if (first, second) == (1e30, 1.0):
+        expected = 1e30
+    np.testing.assert_allclose(decision.norm.numpy(), [expected], rtol=1e-6)
+
+
+# Scaling.
+
+
+@every_scope
+@every_gradient
+def test_a_clipped_row_is_scaled_in_float32_and_cast_back(make, scope):
+    """Three steps, with some rows clipped and others not; all bit for bit."""
+    p = parameter(make())
+    norms = true_norms(numbers(p.grad), scope)
+    limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
+    clipper = Clipper([p], Fixed(limit), scope=scope)
+    for factor in (1, 2, 3):
+        p.grad = make() * factor
+        before, dense = p.grad, p.grad.to_dense().clone()
+        decision = clipper.step()
+        norms = true_norms(numbers(dense), scope)
+        np.testing.assert_allclose(decision.norm.numpy(), norms, rtol=1e-6)
+        clipped = decision.clipped.numpy()
+        np.testing.assert_array_equal(clipped, norms > limit)
+        ratio = np.float32(limit) / np.where(clipped, decision.norm.numpy(), 1)
+        scale = np.where(clipped, ratio, np.float32(1))
+        np.testing.assert_array_equal(decision.scale.numpy(), scale)
+        expected = scaled(dense, scale, clipped)
+        if before.is_sparse:
+            # Duplicates are scaled one by one, so that their sum is rounded elsewhere.
+            torch.testing.assert_close(p.grad.to_dense(), expected)
+        else:
+            assert_same_bits(p.grad, expected)
+        overlaps = 0 in before.stride() if not before.is_sparse else False
+        assert (p.grad is before) or overlaps
+
+
+@every_type
+@given(data=st.data())
+def test_scaling_is_one_product_in_float32(dtype, data):
+    exponent = 4.0 if dtype == torch.float16 else 15.0
+    elements = st.floats(-exponent, exponent).map(lambda e: float(10.0**e))
+    array = data.draw(arrays(np.float64, (3, 4), elements=elements))
+    gradient = torch.from_numpy(array).to(dtype)
+    limit = data.draw(st.floats(-exponent, exponent).map(lambda e: float(10.0**e)))
+    for scope in ("parameter", "unit"):
+        p = parameter(gradient.clone())
+        decision = Clipper([p], Fixed(limit), scope=scope).step()
+        n = true_norms(numbers(gradient), scope)
+        np.testing.assert_allclose(decision.norm.numpy(), n, rtol=1e-6)
+        scale, clipped = decision.scale.numpy(), decision.clipped.numpy()
+        np.testing.assert_allclose(scale, np.minimum(1, limit / n), rtol=2e-6)
+        assert_same_bits(p.grad, scaled(gradient, scale, clipped))
+
+
+def test_an_expanded_gradient_is_replaced_and_its_memory_left_alone():
+    """In place, its one row would be scaled four times, and torch refuses to."""
+    row = torch.tensor([[3.0, 4.0]])
+    for scope in ("parameter", "unit"):
+        p = parameter(row.expand(4, 2))
+        Clipper([p], Fixed(1.0), scope=scope).step()
+        after = true_norms(numbers(p.grad), scope)
+        np.testing.assert_allclose(after, 1.0, rtol=1e-6)
+        assert row.tolist() == [[3.0, 4.0]]
+    kept = row.expand(4, 2)
+    p = parameter(kept)
+    Clipper([p], Fixed(100.0)).step()
+    assert p.grad is kept, "nothing was to be scaled"
+
+
+def test_the_layout_of_memory_stays():
+    gradient = normal(4, 3, 2, 5).to(memory_format=torch.channels_last)
+    p = parameter(gradient)
+    for scope in ("parameter", "unit"):
+        Clipper([p], Fixed(0.1), scope=scope).step()
+        assert p.grad is gradient
+        assert p.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_row_of_mixed_types():
+    """The norm is of all numbers in float64, and each type is scaled in float32."""
+    dtypes = [*TYPES, torch.complex64]
+    gradients = [normal(2, 3, dtype=dtype, seed=i) for i, dtype in enumerate(dtypes)]
+    gradients.append(sparse(*TOKENS, coalesced=True))
+    parameters = [parameter(gradient.clone()) for gradient in gradients]
+    decision = NormClip(parameters, max_norm=0.5).step()
+    total = np.linalg.norm([np.linalg.norm(numbers(g)) for g in gradients])
+    np.testing.assert_allclose(decision.norm.numpy(), [total], rtol=1e-6)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        expected = scaled(
+            gradient.to_dense(), decision.scale.numpy(), decision.clipped.numpy()
+        )
+        assert_same_bits(p.grad.to_dense(), expected)
+
+
+def test_a_gradient_that_has_a_graph_of_its_own():
+    """After `backward(create_graph=True)` a gradient requires a gradient."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    loss = (weight**3).sum()
+    (weight.grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    assert weight.grad.requires_grad
+    for scope in ("parameter", "unit"):
+        decision = Clipper([weight], Fixed(1.0), scope=scope).step()
+        assert not decision.norm.requires_grad
+    np.testing.assert_allclose(np.linalg.norm(numbers(weight.grad)), 1.0, rtol=1e-6)
+
+
+# What is not clipped keeps its bits.
+
+PAYLOADS = {
+    torch.float32: [0x7FC12345, 0x7F800001, -0x3EDCC],
+    torch.float64: [0x7FF8000012345678, 0x7FF0000000000001],
+    torch.float16: [0x7E01, 0x7C01],
+    torch.bfloat16: [0x7FC1, 0x7F81],
+}
+
+
+def odd_numbers(dtype):
+    """Zeros of both signs, subnormal numbers, and ordinary ones."""
+    tiny = torch.finfo(dtype).tiny
+    ordinary = [0.1, -0.3, 1 / 3, 0.0, -0.0]
+    return torch.tensor([*ordinary, tiny / 2, -tiny / 4, tiny], dtype=dtype)
+
+
+@every_scope
+@every_type
+def test_a_row_within_its_limit_keeps_its_bits(dtype, scope):
+    gradient = torch.stack([odd_numbers(dtype), odd_numbers(dtype).flip(0)])
+    assert (gradient == 0).sum() == 4
+    p = parameter(gradient.clone())
+    clipper = Clipper([p], Fixed(1.0), scope=scope)
+    for _ in range(3):
+        clipper.step()
+        assert_same_bits(p.grad, gradient)
+
+
+@every_type
+def test_so_it_does_beside_a_unit_that_is_clipped(dtype):
+    odd = odd_numbers(dtype)
+    gradient = torch.stack([odd, torch.full_like(odd, 30.0), -odd])
+    p = parameter(gradient.clone())
+    decision = Clipper([p], Fixed(1.0), scope="unit").step()
+    assert decision.clipped.tolist() == [False, True, False]
+    assert_same_bits(p.grad[::2], gradient[::2])
+    norm = np.linalg.norm(numbers(p.grad[1]))
+    np.testing.assert_allclose(norm, 1.0, rtol=max(1e-6, 4 * torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+@every_type
+def test_propagate_leaves_nan_payloads_and_infinity_as_they_came(dtype, scope):
+    odd = odd_numbers(dtype)
+    payloads = torch.tensor(PAYLOADS[dtype], dtype=bits(odd).dtype).view(dtype)
+    assert payloads.isnan().all()
+    rows = [odd.clone() for _ in range(3)]
+    rows[0][: len(payloads)] = payloads
+    rows[1][-1] = -INF
+    gradient = torch.stack(rows)
+    p = parameter(gradient.clone())
+    assert_same_bits(p.grad, gradient)
+    clipper = Clipper([p], Fixed(1e-3), scope=scope, nonfinite="propagate")
+    decision = clipper.step()
+    if scope == "parameter":
+        assert decision.finite.tolist() == [False]
+        assert_same_bits(p.grad, gradient)
+    else:
+        assert decision.finite.tolist() == [False, False, True]
+        assert_same_bits(p.grad[:2], gradient[:2])
+        assert decision.clipped.tolist() == [False, False, True]
+
+
+# What is not finite becomes zero.
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("scope", ["parameter", "unit", "global"])
+@pytest.mark.parametrize("name", [n for n, make in GRADIENTS.items() if make().numel()])
+def test_zero_means_zero(name, scope, bad):
+    """0 * inf is NaN, so nothing is multiplied; the other rows are scaled as ever."""
+    gradient = GRADIENTS[name]()
+    if gradient.is_sparse:
+        if not gradient._nnz():
+            return
+        gradient._values().view(-1)[0] = bad
+    else:
+        gradient = gradient.clone()  # writable, also if it was expanded
+        gradient[(0,) * gradient.ndim] = bad
+    p, dense = parameter(gradient), gradient.to_dense().clone()
+    with np.errstate(invalid="ignore"):  # abs(nan + inf j)
+        norms = true_norms(numbers(dense), scope)
+    decision = Clipper([p], Fixed(0.5), scope=scope).step()
+    finite = np.isfinite(norms)
+    assert not finite.all()
+    np.testing.assert_array_equal(decision.finite.numpy(), finite)
+    np.testing.assert_array_equal(decision.scale.numpy()[~finite], 0.0)
+    after = numbers(p.grad)
+    lost = np.broadcast_to(spread(~finite, dense), dense.shape)
+    assert (after[lost] == 0).all()
+    assert np.isfinite(after).all()
+    kept = np.minimum(norms[finite], 0.5)
+    rtol = 1e-2 if dense.dtype.itemsize == 2 else 1e-6
+    np.testing.assert_allclose(
+        true_norms(after, scope)[finite], kept, rtol=rtol, atol=1e-12
+    )
+
+
+# Sparse gradients.
+
+
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_the_norm_of_duplicates_is_that_of_their_sum(coalesced):
+    """Token 1 appears twice: |3 + 4| is 7, and not the 5 of its two entries."""
+    p = parameter(sparse([[1, 1]], [[3.0], [4.0]], (4, 1), coalesced=coalesced))
+    decision = Clipper([p], Fixed(1.0)).step()
+    assert decision.norm.tolist() == [7.0]
+    assert p.grad.is_sparse
+    np.testing.assert_allclose(numbers(p.grad), [[0], [1], [0], [0]], rtol=1e-6)
+
+
+def test_the_stored_numbers_of_a_sparse_gradient_are_scaled_in_place():
+    for scope in ("parameter", "unit"):
+        gradient = sparse(*TOKENS)
+        stored = gradient._values()
+        p = parameter(gradient)
+        Clipper([p], Fixed(0.5), scope=scope).step()
+        assert p.grad is gradient
+        assert gradient._values().data_ptr() == stored.data_ptr()
+        assert gradient._nnz() == 4
+
+
+TEXTS = [[1, 1, 2], [0, 4, 4], [3, 3, 3], [2, 0, 1]]
+
+
+@every_scope
+def test_an_embedding_is_clipped_the_same_sparse_or_not(scope):
+    """Four steps of training: the same norms, and in the end the same table."""
+    tables, all_norms = [], []
+    for is_sparse in (False, True):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(6, 3, sparse=is_sparse)
+        optimizer = torch.optim.SGD(table.parameters(), lr=0.5)
+        clipper = Clipper(table, Fixed(0.7), scope=scope)
+        norms = []
+        for text in TEXTS:
+            optimizer.zero_grad()
+            table(torch.tensor(text)).pow(2).sum().backward()
+            assert table.weight.grad.is_sparse == is_sparse
+            norms.append(clipper.step().norm)
+            optimizer.step()
+        tables.append(table.weight.detach())
+        all_norms.append(torch.stack(norms))
+    torch.testing.assert_close(*tables)
+    torch.testing.assert_close(*all_norms)
+    if scope == "unit":
+        idle = [sorted(set(range(6)) - set(text)) for text in TEXTS]
+        for norms, rows in zip(all_norms[1], idle, strict=True):
+            assert (norms[rows] == 0).all()
+            assert (norms > 0).sum() == 6 - len(rows)

@@ -1,0 +1,176 @@
+"""Which numbers of a parameter form a unit: the shapes, and the rule of the NFNets."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoclip_core import ParamRatio, decide
+from autoclip_core.units import (
+    Units,
+    nfnets,
+    over_all_but,
+    split_shape,
+    transposed,
+    unit_count,
+    unit_shape,
+    whole,
+)
+
+shapes = st.lists(st.integers(0, 4), max_size=5).map(tuple)
+
+
+def labels(shape, units):
+    """For each number of a parameter, the unit it belongs to, by its definition.
+
+    Two numbers are of one unit if no axis that tells units apart separates them.
+    """
+    split = split_shape(shape, units)
+    kept = [axis for axis in range(len(split)) if axis not in units.axes]
+    found, result = {}, []
+    for place in itertools.product(*map(range, split)):
+        key = tuple(place[axis] for axis in kept)
+        result.append(found.setdefault(key, len(found)))
+    return np.array(result, int).reshape(shape)
+
+
+@given(shapes, st.data())
+def test_units_partition_a_parameter(shape, data):
+    """Each number is in one unit; a norm per unit broadcasts back to the parameter."""
+    axis = data.draw(st.integers(0, max(len(shape) - 1, 0)))
+    for units in (whole(shape), over_all_but(shape, axis)):
+        assert unit_count(shape, units) == np.prod(unit_shape(shape, units), dtype=int)
+        if 0 in shape:
+            continue
+        units_found = labels(shape, units)
+        assert units_found.max() + 1 == unit_count(shape, units)
+        numbers = np.arange(unit_count(shape, units)).reshape(unit_shape(shape, units))
+        np.testing.assert_array_equal(np.broadcast_to(numbers, shape), units_found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "count"),
+    [
+        ((), 0, 1),
+        ((7,), 0, 1),
+        ((1,), 0, 1),
+        ((4, 3), 0, 4),
+        ((4, 3), 1, 3),
+        ((4, 3, 2), 0, 4),
+        ((4, 3, 2, 2), 1, 3),
+        ((0, 3), 0, 0),
+        ((3, 0), 0, 3),
+    ],
+)
+def test_each_index_of_the_output_axis_is_a_unit(shape, axis, count):
+    units = over_all_but(shape, axis)
+    assert unit_count(shape, units) == count
+    if len(shape) > 1 and 0 not in shape:
+        expected = np.moveaxis(np.zeros(shape, int), axis, 0)
+        expected = np.moveaxis(
+            expected + np.arange(count).reshape(-1, *[1] * (len(shape) - 1)), 0, axis
+        )
+        np.testing.assert_array_equal(labels(shape, units), expected)
+
+
+@given(
+    groups=st.integers(1, 3),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    window=st.lists(st.integers(1, 2), max_size=2),
+)
+def test_a_transposed_kernel_by_its_outputs(groups, inputs, outputs, window):
+    """Output channel c, of group c // outputs, reads the inputs of that group alone."""
+    shape = (groups * inputs, outputs, *window)
+    units = transposed(shape, groups)
+    assert unit_count(shape, units) == groups * outputs
+    expected = np.empty(shape, int)
+    for i, j in itertools.product(range(groups * inputs), range(outputs)):
+        expected[i, j] = i // inputs * outputs + j
+    # The units are counted in the order of the output channels.
+    number = np.arange(groups * outputs).reshape(unit_shape(shape, units))
+    found = np.broadcast_to(number, split_shape(shape, units)).reshape(shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+# The rule of the NFNets.
+
+NFNETS = {
+    (): (),
+    (1,): (0,),
+    (7,): (0,),
+    (5, 1): (0, 1),
+    (1, 5): (0, 1),
+    (1, 1): (0, 1),
+    (1, 1, 5): (0, 1, 2),
+    (1, 3, 1): (0, 1, 2),
+    (1, 1, 1, 8): (0, 1, 2, 3),
+    (1, 1, 1, 1, 6): (0, 1, 2, 3, 4),
+    (1, 1, 1, 1, 1, 6): (0, 1, 2, 3, 4, 5),
+    (4, 3): (0,),
+    (2, 3, 4): (0,),
+    (1, 3, 4): (0,),
+    (2, 3, 1): (0,),
+    (3, 3, 2, 4): (0, 1, 2),
+    (3, 3, 1, 4): (0, 1, 2),
+    (1, 1, 2, 4): (0, 1, 2),
+    (3, 3, 2, 1): (0, 1, 2),
+    (2, 3, 3, 2, 4): (0, 1, 2, 3),
+    (1, 3, 1, 2, 1): (0, 1, 2, 3),
+}
+"""Shape to the axes of the norm: at most one axis longer than 1 is a vector."""
+
+
+@pytest.mark.parametrize(("shape", "axes"), NFNETS.items(), ids=str)
+def test_the_rule_of_the_nfnets(shape, axes):
+    assert nfnets(shape) == Units(axes)
+
+
+@pytest.mark.parametrize("shape", [(2,) * 6, (1, 1, 1, 2, 3, 1), (2,) * 7])
+def test_the_nfnets_have_no_rule_for_six_axes(shape):
+    with pytest.raises(ValueError, match="at most 5 axes") as raised:
+        nfnets(shape)
+    assert str(shape) in str(raised.value)
+    assert 'use rule="unit", or exclude this parameter' in str(raised.value)
+
+
+def clip_units(gradient, parameter, units, policy):
+    """One step over the units of one parameter, in plain NumPy."""
+    norms = [
+        np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=units.axes)).reshape(-1)
+        for x in (gradient, parameter)
+    ]
+    state = policy.init(len(norms[0]))
+    _, decision = decide(policy, state, norms[0], param_norms=norms[1])
+    scale = decision.scale.reshape(unit_shape(gradient.shape, units))
+    return np.where(scale == 1, gradient, scale * gradient), decision
+
+
+@pytest.mark.needs("jax")
+@pytest.mark.parametrize("shape", [s for s in NFNETS if len(s) < 6], ids=str)
+def test_it_is_the_adaptive_clipping_of_optax(shape):
+    """The same to 1e-6: optax takes its norms in float32, and here they are exact.
+
+    optax divides by max(norm, 1e-6), which no gradient here is below.
+    """
+    import optax
+
+    rng = np.random.default_rng(0)
+    clipped = kept = 0
+    for clipping, size in itertools.product((0.01, 0.16), (1e-3, 0.03, 1.0, 100.0)):
+        transform = optax.adaptive_grad_clip(clipping, eps=1e-3)
+        gradient = (size * rng.standard_normal(shape)).astype(np.float32)
+        parameter = rng.standard_normal(shape).astype(np.float32)
+        if size == 1.0:
+            parameter *= 0  # its floor, eps, is what limits
+        gradient, parameter = np.asarray(gradient), np.asarray(parameter)
+        expected, _ = transform.update(gradient, transform.init(parameter), parameter)
+        units, policy = nfnets(shape), ParamRatio(clipping, eps=1e-3)
+        actual, decision = clip_units(gradient, parameter, units, policy)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+        clipped += decision.clipped.sum()
+        kept += (~decision.clipped).sum()
+    assert clipped > 0
+    assert kept > 0
