@@ -39,7 +39,7 @@ class Limit(NamedTuple):
     inner: "Limit | None" = None
     """The limit of the policy inside a combinator: what that policy records against."""
     cancels: bool = False
-    """A row above its threshold cancels the whole update."""
+    """A row above its threshold whose target is 0 cancels the whole update."""
 
 
 class Decision(NamedTuple):
@@ -202,7 +202,7 @@ def decide(
     learns = known > 0
     skipped = seen & ~seen
     if limit.cancels:
-        skipped = skipped | xp.any(clipped)
+        skipped = skipped | xp.any(clipped & (limit.target <= 0))
     if nonfinite == "skip":
         skipped = skipped | xp.any(bad)
         learns = learns & ~xp.any(bad)

@@ -56,7 +56,10 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
             state_from_plain(plain[name], value, f"{path}.{name}")
             for name, value in zip(names, like, strict=True)
         )
-        return type(like)(*parts)
+        state = type(like)(*parts)
+        if isinstance(state, History):
+            _check_history(state, path)
+        return state
     if isinstance(like, torch.Tensor):
         return plain.detach().to(like.device, copy=True)
     return plain.detach().cpu().numpy().copy()
@@ -138,6 +141,14 @@ def _difference(path: str, saved: Any, own: Any) -> str:
     return (
         f"state does not fit this clipper: {path} is {saved!r} there and {own!r} here"
     )
+
+
+def _check_history(history: History, path: str) -> None:
+    most, room = int(history.count.max(initial=0)), history.ordered.shape[1] - 2
+    if most > room:
+        raise ValueError(
+            f"state is broken: {path} counts {most} norms and holds {room} at most"
+        )
 
 
 def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:

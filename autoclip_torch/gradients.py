@@ -163,6 +163,17 @@ def clamped(gradient: Tensor, most: float) -> Tensor:
     return clamp_(copy, most)
 
 
+def cut_off(gradient: Tensor, most: float) -> Tensor:
+    """Return what clamping takes away, with any sign; 0 where it changes nothing."""
+    if not gradient.is_sparse:
+        return gradient - clamped(gradient, most)
+    # Of a coalesced tensor: added up in another order, duplicates may differ in a bit.
+    gradient = gradient.coalesce()
+    rest = clamped(gradient, most)
+    rest._values().sub_(gradient._values())
+    return rest
+
+
 def clamp_(gradient: Tensor, most: float) -> Tensor:
     """Clamp every element of a dense or a coalesced gradient in place."""
     _values(gradient).clamp_(-most, most)

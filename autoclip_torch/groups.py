@@ -150,7 +150,7 @@ def _items(given: Given) -> list[Any]:
     if isinstance(given, nn.Module):
         return list(given.named_parameters())
     if isinstance(given, torch.optim.Optimizer):
-        return [_params_only(group) for group in given.param_groups]
+        return [params_only(group) for group in given.param_groups]
     if isinstance(given, torch.Tensor | dict):
         return [given]
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -162,7 +162,7 @@ def _items(given: Given) -> list[Any]:
     return list(given)
 
 
-def _params_only(group: dict[str, Any]) -> dict[str, Any]:
+def params_only(group: dict[str, Any]) -> dict[str, Any]:
     """Return an optimizer's group without lr, eps and the like: never ours to read."""
     names = group.get("param_names")
     if names is None:

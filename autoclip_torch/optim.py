@@ -1,5 +1,6 @@
 """A clipper that is an optimizer: it clips, then steps."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch.optim import Optimizer
 
 from . import clippers
 from .clipper import Clipper
-from .groups import optimizer_groups
+from .groups import optimizer_groups, params_only
 
 
 class ClippedOptimizer(Optimizer):
@@ -48,6 +49,9 @@ class ClippedOptimizer(Optimizer):
         self.__dict__["_ready"] = False
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._ready = True
+        # The optimizer inside is what saves and loads: it runs the hooks around that.
+        for name in _STATE_HOOKS:
+            self.__dict__[name] = getattr(optimizer, name)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -87,12 +91,15 @@ class ClippedOptimizer(Optimizer):
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the optimizer and to the clipper."""
+        """Add a group to the optimizer and to the clipper, or to neither."""
         if not self._ready:
             return
         self.optimizer.add_param_group(param_group)
-        added = self.optimizer.param_groups[-1]
-        self.clipper.add_param_group({"params": added["params"]})
+        try:
+            self.clipper.add_param_group(params_only(self.optimizer.param_groups[-1]))
+        except Exception:
+            self.optimizer.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict, and the clipper's under "clipper"."""
@@ -102,17 +109,18 @@ class ClippedOptimizer(Optimizer):
         """Load both; an unclipped optimizer's checkpoint leaves the clipper as it is.
 
         Raises:
-          ValueError: one of the two does not fit; nothing was changed by the clipper's.
+          ValueError: one of the two does not fit; neither was changed.
         """
         state = dict(state_dict)
         clipper = state.pop("clipper", None)
-        before = self.clipper.state_dict()
+        # Its parts are replaced by a step or a load, never written to.
+        before = copy.copy(self.clipper._learner)
         if clipper is not None:
             self.clipper.load_state_dict(clipper)
         try:
             self.optimizer.load_state_dict(state)
         except Exception:
-            self.clipper.load_state_dict(before)
+            self.clipper._learner = before
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,6 +130,14 @@ class ClippedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put both halves together again."""
         ClippedOptimizer.__init__(self, state["optimizer"], state["clipper"])
+
+
+_STATE_HOOKS = (
+    "register_state_dict_pre_hook",
+    "register_state_dict_post_hook",
+    "register_load_state_dict_pre_hook",
+    "register_load_state_dict_post_hook",
+)
 
 
 class AGC(ClippedOptimizer):

@@ -1,13 +1,16 @@
 """Clip every element of a gradient to an interval."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn, TypedDict, Unpack
+
+from torch import Tensor
 
 from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
 from autoclip_core.scale import as_norms
 
 from .clipper import Clipper
-from .gradients import Gradients, clamp_, clamped, scale_, writable
+from .gradients import Gradients, clamp_, clamped, cut_off, scale_, writable
 from .groups import Given, Pattern
 from .settings import check_keys, check_keywords
 
@@ -68,11 +71,8 @@ class ValueClip(Clipper):
         xp, most = self._learner.xp, self._learner.thresholds(None)
         norms = as_norms(norms, xp)
         finite = xp.isfinite(norms) | ~observed
-        after = as_norms(self._measure(self._clamped(gradients))[0], xp)
-        cut = self._measure(
-            None if g is None or c is None else g - c
-            for g, c in zip(gradients, self._clamped(gradients), strict=True)
-        )[0]
+        after = as_norms(self._measure(self._each(clamped, gradients))[0], xp)
+        cut = self._measure(self._each(cut_off, gradients))[0]
         clipped = finite & observed & (cut > 0)
         scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
         skipped = ~(observed | ~observed)
@@ -102,17 +102,19 @@ class ValueClip(Clipper):
             elif gradient is not None:
                 clamp_(writable(slot, gradient), most)
 
-    def _clamped(self, gradients: Gradients) -> Gradients:
-        """Yield each gradient clamped, one at a time: no second set of gradients."""
+    def _each(
+        self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
+    ) -> Gradients:
+        """Yield what the function makes of each gradient, never all at a time."""
         for gradient, most in zip(gradients, self._values(), strict=True):
-            yield None if gradient is None else clamped(gradient, most)
+            yield None if gradient is None else function(gradient, most)
 
     def _values(self) -> list[float]:
         """Return the clip value of each slot."""
-        rows = self._learner.rows
-        return [
-            band.policy.max_norm  # type: ignore[attr-defined]
-            for slot in rows.slots
-            for band in rows.bands
-            if band.start <= slot.start < max(band.stop, band.start + 1)
-        ]
+        rows, values = self._learner.rows, []
+        for slot in rows.slots:
+            own = (band for band in rows.bands if band.start <= slot.start < band.stop)
+            # A slot without rows has no number to clip, and perhaps no band of its own.
+            policy: Any = next(own, rows.bands[0]).policy
+            values.append(policy.max_norm)
+        return values

@@ -74,8 +74,11 @@ def make_parameters(shapes: Iterator[Shape]) -> list[torch.nn.Parameter]:
 
 @torch.no_grad()
 def set_gradients(parameters: list[torch.nn.Parameter], factor: float) -> None:
-    """Make each gradient `factor` times its weight, in the memory it has."""
-    for parameter in parameters:
+    """Make each gradient `factor` times its weight, in the memory it has.
+
+    The last comes first, as in a backward pass: the first is still in the cache.
+    """
+    for parameter in reversed(parameters):
         torch.mul(parameter, factor, out=parameter.grad)
 
 

@@ -12,11 +12,12 @@ import torch
 
 import autoclip_torch
 from contenders import REFERENCE, Contender
-from timing import Result, Spread
+from timing import Result
 
 LEGEND = f"""\
 ms: median of one step, gradients and history restored before each, outside the timing
 ratio: to torch.nn.utils.{REFERENCE} in the same round; median (quartiles)
+best: the fastest step to its fastest step; on a busy machine, look here
 rows: norms that are told apart; every window holds 1000 steps and is full
 "the same again" is the reference a second time: what it is off 1 is noise\
 """
@@ -39,12 +40,12 @@ def make_table(cases: Sequence[Case], contenders: Sequence[Contender]) -> str:
     millions = f"{first.parameters / 1e6:.1f}M parameters"
     title = f"{first.model}: {millions} in {first.tensors} tensors, "
     title += ", ".join(f"{_rounds(case)} rounds {case.regime}" for case in cases)
-    regimes = "".join(f"{case.regime:^33}" for case in cases)
-    columns = f"{'ms':>9}{'ratio':>8}{'(quartiles)':>16}" * len(cases)
-    lines = [title, f"{'':32}{regimes}".rstrip(), f"{'':24}{'rows':>8}{columns}"]
+    regimes = "".join(f"{case.regime:>35}" for case in cases)
+    columns = f"{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}" * len(cases)
+    lines = [title, f"{'':31}{regimes}".rstrip(), f"{'':24}{'rows':>7}{columns}"]
     for contender in contenders:
-        cells = "".join(_cells(case.results[contender.name]) for case in cases)
-        lines.append(f"{contender.name:24}{contender.rows:8}{cells}")
+        cells = "".join(_cells(contender.name, case) for case in cases)
+        lines.append(f"{contender.name:24}{contender.rows:7}{cells}")
     return "\n".join(lines)
 
 
@@ -67,6 +68,7 @@ def save(path: Path, cases: Sequence[Case], threads: int) -> None:
             "rounds": result.rounds,
             "milliseconds": result.milliseconds._asdict(),
             "ratio": result.ratio._asdict(),
+            "fastest_milliseconds": result.fastest,
         }
         for case in cases
         for contender, result in case.results.items()
@@ -78,10 +80,9 @@ def _rounds(case: Case) -> int:
     return next(iter(case.results.values())).rounds
 
 
-def _cells(result: Result) -> str:
-    return f"{result.milliseconds.median:9.2f}{_ratio(result.ratio)}"
-
-
-def _ratio(ratio: Spread) -> str:
+def _cells(name: str, case: Case) -> str:
+    result, ratio = case.results[name], case.results[name].ratio
     quartiles = f"({ratio.low:.2f}–{ratio.high:.2f})"
-    return f"{ratio.median:8.2f}{quartiles:>16}"
+    best = result.fastest / case.results[REFERENCE].fastest
+    median = result.milliseconds.median
+    return f"{median:8.2f}{ratio.median:7.2f}{quartiles:>14}{best:6.2f}"

@@ -33,6 +33,8 @@ class Result:
     milliseconds: Spread
     ratio: Spread
     """Of its time to the reference's in the same round."""
+    fastest: float
+    """Its fastest step in milliseconds: what others on the machine disturb least."""
     rounds: int
 
 
@@ -113,7 +115,9 @@ def _check(contender: Contender, parameters: list[Parameter], factor: float) -> 
 
 def _result(times: Sequence[float], reference: Sequence[float]) -> Result:
     ratios = [mine / other for mine, other in zip(times, reference, strict=True)]
-    return Result(spread([1e3 * t for t in times]), spread(ratios), len(times))
+    milliseconds = [1e3 * seconds for seconds in times]
+    fastest = min(milliseconds)
+    return Result(spread(milliseconds), spread(ratios), fastest, len(times))
 
 
 def spread(values: Sequence[float]) -> Spread:

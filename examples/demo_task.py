@@ -14,10 +14,14 @@ HIDDEN = 50
 BATCH = 50
 RATE = 0.06
 LOW_RATE = 0.02
-"""The best of 0.005, 0.01, 0.02 and 0.03 without clipping: the control."""
+"""The control: the best of 0.005, 0.01, 0.02 and 0.03 without clipping.
+
+Over the seeds 100 to 119 its median accuracy is 0.920, and 0.907 at 0.01; over the
+first five of them 0.03 is no better and 0.005 worse. One run in 20 still explodes.
+"""
 
 FIXED = 3.0
-"""The best fixed threshold of 1, 3, 10 and 30 at `RATE`."""
+"""The best of 1, 3, 10 and 30 at `RATE`: 0.928 over the same seeds, 0.926 for 10."""
 
 WARMUP = 100
 """Steps in which the learning rate rises to its value."""
@@ -36,9 +40,10 @@ Handwritten digits as sequences of {LENGTH} x {INPUTS} pixels, read by {HIDDEN} 
 units whose
 recurrent matrix starts as the identity. Plain SGD, batches of {BATCH}; the learning
 rate rises to {RATE} in {WARMUP} steps. Length, optimizer and rate were chosen by
-measurement so that gradients really explode: under Adam, or at a third of the
-rate, they do not. The fixed threshold {FIXED:g} (best of 1, 3, 10, 30) and the lower
-rate were tuned on other seeds; the other methods have their defaults."""
+measurement so that gradients really explode: at a third of the rate they seldom
+do, and Adam needs no clipping here (0.95 at rate 0.003). The fixed threshold {FIXED:g}
+(best of 1, 3, 10, 30) and the lower rate were tuned on other seeds; the other
+methods were not tuned."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def series_of(norms, observed=None, param_norms=None):
     return Series(norms, observed, param_norms)
 
 
-def any_series(rows=2, most=25, norms=None):
+def any_series(rows=2, most=16, norms=None):
     """Hypothesis: any series, with ties, zeros, NaN, infinity and rows unobserved."""
     if norms is None:
         special = [0.0, 1.0, float("nan"), float("inf"), 1e-40, 1.2e-38, 1e-20, 1e30]
@@ -241,19 +241,30 @@ def frameworks(table):
 
 def run(policy, series, framework=in_numpy, **settings):
     """Take the steps; the last state, and a `Decision` of arrays (steps, rows)."""
+    return run_all([policy], series, framework, **settings)[0]
+
+
+def run_all(policies, series, framework=in_numpy, **settings):
+    """As `run` for several policies side by side: one compilation for all of them."""
     xp, array, compiled = framework()
 
-    def step(state, norms, observed, param_norms):
-        given = {"observed": observed, "param_norms": param_norms}
-        return decide(policy, state, norms, **given, **settings, xp=xp)
+    def step(states, norms, observed, param_norms):
+        given = {"observed": observed, "param_norms": param_norms, **settings}
+        return [
+            decide(policy, state, norms, **given, xp=xp)
+            for policy, state in zip(policies, states, strict=True)
+        ]
 
     step = compiled(step)
-    state = policy.init(series.norms.shape[1], xp)
-    decisions = []
+    states = [policy.init(series.norms.shape[1], xp) for policy in policies]
+    decisions = [[] for _ in policies]
     for inputs in zip(*series, strict=True):
-        state, decision = step(state, *map(array, inputs))
-        decisions.append([np.asarray(field) for field in decision])
-    return state, Decision(*map(np.stack, zip(*decisions, strict=True)))
+        taken = step(states, *map(array, inputs))
+        states = [state for state, _ in taken]
+        for so_far, (_, decision) in zip(decisions, taken, strict=True):
+            so_far.append([np.asarray(field) for field in decision])
+    stacked = (map(np.stack, zip(*steps, strict=True)) for steps in decisions)
+    return list(zip(states, (Decision(*fields) for fields in stacked), strict=True))
 
 
 def leaves(state):

@@ -24,6 +24,7 @@ from .cases import (
     POLICIES,
     Series,
     assert_same,
+    cut,
     each,
     every_policy,
     leaves,
@@ -32,7 +33,6 @@ from .cases import (
     series_of,
 )
 
-BAD = [np.nan, np.inf]
 ROWS = 3
 
 
@@ -53,11 +53,10 @@ def without(series, step):
 
 
 @every_policy
-@pytest.mark.parametrize("bad", BAD, ids=str)
-def test_a_bad_batch_leaves_nothing_behind(policy, bad, healthy):
+def test_a_bad_batch_leaves_nothing_behind(policy, healthy):
     """All rows bad: later thresholds are those of a run that never saw the batch."""
     norms = healthy.norms.copy()
-    norms[100] = bad
+    norms[100] = np.nan, np.inf, np.nan
     for nonfinite in ("zero", "skip", "propagate"):
         state, decision = run(
             policy, healthy._replace(norms=norms), nonfinite=nonfinite
@@ -71,11 +70,10 @@ def test_a_bad_batch_leaves_nothing_behind(policy, bad, healthy):
 
 
 @every_policy
-@pytest.mark.parametrize("bad", BAD, ids=str)
-def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, bad, healthy):
+def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, healthy):
     """One row bad: it goes on as if it had no gradient there, the others as always."""
     norms, observed = healthy.norms.copy(), healthy.observed.copy()
-    norms[100, 1] = bad
+    norms[100, 1] = np.nan
     observed[100, 1] = False
     state, decision = run(policy, healthy._replace(norms=norms))
     absent_state, absent = run(policy, healthy._replace(observed=observed))
@@ -90,7 +88,7 @@ def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, bad, healt
     np.testing.assert_array_equal(
         np.delete(decision.threshold[:, 1], 100), never.threshold[:, 0]
     )
-    assert decision.scale[100, 1] == (0 if not absent.skipped[100, 1] else 0)
+    assert decision.scale[100, 1] == 0
     assert np.isfinite(decision.threshold[-1]).all()
 
 
@@ -115,10 +113,11 @@ STATEFUL = {c: p for c, p in POLICIES.items() if leaves(p.init(1))}
 @each(STATEFUL)
 def test_the_batch_would_have_left_something(policy, healthy):
     """The positive control: a finite norm in its place changes the state."""
+    healthy = cut(healthy, 50)
     norms = healthy.norms.copy()
-    norms[-2] = norms[-2] / 3
+    norms[-1] = norms[-1] / 3
     state, _ = run(policy, healthy._replace(norms=norms))
-    expected, _ = run(policy, without(healthy, 198))
+    expected, _ = run(policy, without(healthy, 49))
     with pytest.raises(AssertionError):
         assert_same(state, expected)
 
@@ -136,10 +135,9 @@ def test_a_start_with_bad_norms(policy, start):
     assert_same(state, expected_state)
     np.testing.assert_array_equal(decision.threshold[len(start) :], expected.threshold)
     np.testing.assert_array_equal(decision.scale[len(start) :], expected.scale)
-    np.testing.assert_array_equal(
-        decision.threshold[: len(start) + 1],
-        np.repeat(expected.threshold[:1], len(start) + 1, axis=0),
-    )
+    current = "include_current=True" in repr(policy)
+    first = np.inf if current else expected.threshold[0, 0]
+    assert (decision.threshold[: len(start)] == first).all()
 
 
 def test_no_threshold_yet_is_infinite_and_never_zero():
@@ -157,7 +155,8 @@ def test_no_threshold_yet_is_infinite_and_never_zero():
 @every_policy
 def test_an_absent_gradient_is_not_a_norm_of_zero(policy, healthy):
     """Neither is recorded, but only one was seen."""
-    idle = np.arange(200) % 3 == 1
+    healthy = cut(healthy, 60)
+    idle = np.arange(60) % 3 == 1
     zero, absent = healthy.norms.copy(), healthy.observed.copy()
     zero[idle, 0] = 0
     absent[idle, 0] = False
@@ -173,17 +172,17 @@ def test_an_absent_gradient_is_not_a_norm_of_zero(policy, healthy):
 
 
 @every_policy
-def test_what_is_in_an_unobserved_row_does_not_matter(policy, healthy):
+@pytest.mark.parametrize("nonfinite", ["zero", "skip"])
+def test_what_is_in_an_unobserved_row_does_not_matter(policy, nonfinite, healthy):
+    healthy = cut(healthy, 60)
     observed = healthy.observed.copy()
     observed[::4, 2] = False
     series = healthy._replace(observed=observed)
     _, expected = run(policy, series)
-    for content in (np.nan, np.inf, 0.0, 1e30):
-        norms = np.where(observed, healthy.norms, np.float32(content))
-        _, decision = run(policy, series._replace(norms=norms))
-        for nonfinite in ("zero", "skip"):
-            _, decision = run(policy, series._replace(norms=norms), nonfinite=nonfinite)
-            assert_same(decision, expected)
+    norms = healthy.norms.copy()
+    norms[::4, 2] = np.resize([np.nan, np.inf, 0.0, 1e30, 1.0], 15)
+    _, decision = run(policy, series._replace(norms=norms), nonfinite=nonfinite)
+    assert_same(decision, expected)
 
 
 def test_observed_may_be_a_list_and_none_means_all():

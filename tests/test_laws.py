@@ -268,7 +268,7 @@ def test_agc_follows_gradients_and_parameters_together(series, k):
 
 @every_policy
 @few
-@given(series=any_series(rows=3))
+@given(series=any_series(rows=3, most=12))
 def test_rows_do_not_know_of_each_other(policy, series):
     state, together = run(policy, series)
     for row in range(3):
@@ -300,7 +300,7 @@ COMBINATORS = [
 
 @every_policy
 @few
-@given(series=any_series(most=12))
+@given(series=any_series(most=10))
 def test_the_inner_policy_learns_as_if_alone(policy, series):
     inner, _ = run(policy, series)
     for combinator in COMBINATORS:

@@ -253,8 +253,8 @@ def test_a_state_is_a_copy_in_both_directions(case):
     check_same(state, kept)
 
     state = run[2].state_dict()
-    for clipper in (run[2], untouched[2]):
-        clipper.load_state_dict(state)
+    run[2].load_state_dict(state)
+    untouched[2].load_state_dict(copy.deepcopy(state))
     for tensor in tensors_of(state):
         tensor.fill_(3)
     check_same(run[2].state_dict(), untouched[2].state_dict())
@@ -567,6 +567,25 @@ def test_another_type_is_refused(dtype):
     words = rf"the type of states\[0\].ordered is '{dtype}' there and 'float32' here"
     with pytest.raises(ValueError, match=words.replace("torch.", "")):
         clipper.load_state_dict(state)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 7])
+def test_a_history_that_was_cut_short_is_refused(width):
+    clipper = QuantileClip([nn.Parameter(torch.ones(1))], history_length=None)
+    clipper.observe([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    state = clipper.state_dict()
+    before = copy.deepcopy(state)
+    ordered = state["states"][0]["ordered"]
+    state["states"][0]["ordered"] = ordered[:, :width]
+    with pytest.raises(
+        ValueError, match=r"states\[0\] counts 6 norms and holds -?\d at"
+    ):
+        clipper.load_state_dict(state)
+    check_same(clipper.state_dict(), before)
+    state["states"][0]["ordered"] = ordered[:, :8]
+    clipper.load_state_dict(state)
+    clipper.observe([7.0, 8.0])
+    assert clipper.threshold().item() == pytest.approx(7.3)
 
 
 MISSING = object()

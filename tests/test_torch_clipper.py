@@ -37,6 +37,7 @@ from .test_torch_reference import (
     every_scope,
     gradients_of,
     small_model,
+    spoil,
     train,
     values_of,
 )
@@ -106,20 +107,6 @@ def test_a_rough_run_follows_the_formulas_too(name, nonfinite, scope):
     assert total["clip/nonfinite_total"] > 3
     cancels = nonfinite == "skip" or "skip" in case.code
     assert (total["clip/skipped_total"] > 3) == cancels
-
-
-def spoil(parameters, rng):
-    """Make some gradients wrong, zero or missing."""
-    for parameter in parameters:
-        lot = rng.random()
-        if lot < 0.02:
-            parameter.grad.view(-1)[-1] = math.nan
-        elif lot < 0.04:
-            parameter.grad.view(-1)[0] = -math.inf
-        elif lot < 0.1:
-            parameter.grad.zero_()
-        elif lot < 0.2:
-            parameter.grad = None
 
 
 def check_metrics(clipper, past):
@@ -295,6 +282,17 @@ def test_groups_of_one_parameter_are_per_parameter(case):
     check_same(
         [case(models[0], scope="parameter"), case(groups, scope="group")], models
     )
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_tensors_of_one_row_keep_their_direction(scope):
+    """Norms of 30 and 40 under a threshold of 10 become 6 and 8, not 10 and 10."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    clipper = QuantileClip(weights, quantile=0.5, scope=scope)
+    clipper.observe(10.0)
+    weights[0].grad, weights[1].grad = torch.tensor([[30.0, 0.0], [0.0, 40.0]])
+    assert clipper.step().norm.tolist() == [50]
+    assert [w.grad.norm().item() for w in weights] == pytest.approx([6, 8])
 
 
 @pytest.mark.parametrize(

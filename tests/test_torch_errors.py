@@ -1,5 +1,6 @@
 """Bad input: the error names the argument, the rule, the value and the way out."""
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
@@ -455,6 +456,19 @@ def test_the_message_says_what_is_wrong_and_what_to_do(row):
     words = [row.argument, row.rule, row.value, row.way_out]
     with pytest.raises(row.error, match=".*".join(word for word in words if word)):
         row.make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [QuantileClip, StandardClip, AGC, ZClip, AdaGC, NormClip, ValueClip, Clipper],
+)
+def test_all_arguments_but_the_first_are_keywords(make):
+    """So that an argument can be added, and none is taken for another."""
+    kinds = [p.kind for p in inspect.signature(make).parameters.values()]
+    first = 2 if make is Clipper else 1  # the policy stands beside the parameters
+    free = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+    assert kinds[:first] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * first
+    assert set(kinds[first:]) <= free
 
 
 def test_no_error_says_more_than_three_lines():

@@ -11,6 +11,7 @@ from torch import nn
 from autoclip_core import Drop, Fixed, MeanStd, Quantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, ZClip
 
+from .cases import policy_of
 from .test_torch_reference import (
     CLIPPERS,
     Reference,
@@ -25,6 +26,7 @@ from .test_torch_reference import (
     every_scope,
     gradients_of,
     small_model,
+    spoil,
 )
 
 NAN, INF = math.nan, math.inf
@@ -433,13 +435,48 @@ def test_with_a_loss_scaler_the_weights_stay_finite(nonfinite):
             np.testing.assert_allclose(decision.threshold, threshold, rtol=1e-5)
         else:
             bad += 1
-        if any(parameter.grad is not None for parameter in model.parameters()):
-            scaler.step(optimizer)
+        scaler.step(optimizer)
         scaler.update()
     assert bad > 3
     assert clipper.metrics()["clip/nonfinite_total"] == bad
     assert decision.threshold.isfinite().all()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+@pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
+def test_several_policies_in_a_rough_run(nonfinite, scope):
+    """NaN, infinities, zeros and missing gradients at random: one decision of all."""
+    model, rng = small_model(), np.random.default_rng(3)
+    parameters = list(model.parameters())
+    codes = [
+        "Quantile(0.7, history_length=15)",
+        "ZScore(1.0, warmup_steps=5)",
+        "Drop(MeanStd(1.5), action='skip')",
+    ]
+    groups = [
+        {"params": layer, "policy": policy_of(code)}
+        for layer, code in zip((model[0], model[2], model[3]), codes, strict=True)
+    ]
+    clipper = Clipper(groups, Fixed(1.0), scope=scope, nonfinite=nonfinite)
+    reference = Reference(
+        [tuple(p.shape) for p in parameters],
+        codes,
+        scope,
+        groups=[range(2), range(2, 4), range(4, 6)],
+        nonfinite=nonfinite,
+    )
+    for batch in batches(80):
+        backward(model, batch)
+        spoil(parameters, rng)
+        before = arrays(gradients_of(parameters))
+        decision = clipper.step()
+        expected = reference.step(before, arrays(parameters))
+        check_decision(decision, expected)
+        check_gradients(parameters, expected)
+    found = clipper.metrics()
+    assert found["clip/nonfinite_total"] > 5
+    assert found["clip/skipped_total"] > 2
 
 
 # No gradient at all.

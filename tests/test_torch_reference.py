@@ -265,6 +265,20 @@ def backward(model, batch):
     return loss
 
 
+def spoil(parameters, rng):
+    """Make some gradients wrong, zero or missing."""
+    for parameter in parameters:
+        lot = rng.random()
+        if lot < 0.02:
+            parameter.grad.view(-1)[-1] = math.nan
+        elif lot < 0.04:
+            parameter.grad.view(-1)[0] = -math.inf
+        elif lot < 0.1:
+            parameter.grad.zero_()
+        elif lot < 0.2:
+            parameter.grad = None
+
+
 def train(model, clipper, steps, optimizer=None, seed=1):
     """A training loop; yields the step, the gradients before it, and the decision."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05)

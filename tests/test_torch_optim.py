@@ -1,0 +1,805 @@
+"""A clipper that is an optimizer: what torch does to an optimizer works on it.
+
+The measure is a loop by hand, `clipper.step()` and then `optimizer.step()`: the wrapped
+optimizer does the same, bit for bit.
+"""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from autoclip_core import Cap, Quantile
+from autoclip_torch import (
+    AGC,
+    ClippedOptimizer,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    optim,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "SGD foreach": lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),
+    "SGD fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "Adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
+    "Adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+}
+CLIPPERS = {
+    "quantile": lambda o, m: QuantileClip.as_optimizer(
+        o, quantile=0.5, history_length=4
+    ),
+    "standard": lambda o, m: StandardClip.as_optimizer(
+        o, deviations=0.5, global_clipping=True, model=m
+    ),
+    "agc": lambda o, m: optim.AGC(o, 0.04, 0.003, model=m),
+    "value": lambda o, m: ValueClip.as_optimizer(o, clip_value=0.05),
+    "any policy": lambda o, m: Clipper.as_optimizer(
+        o, Cap(Quantile(0.9), max_norm=0.1), scope="group"
+    ),
+}
+
+every_optimizer = pytest.mark.parametrize(
+    "make", OPTIMIZERS.values(), ids=list(OPTIMIZERS)
+)
+every_clipper = pytest.mark.parametrize("wrap", CLIPPERS.values(), ids=list(CLIPPERS))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3), nn.Flatten(),
+        nn.Linear(12, 3),
+    )  # fmt: skip
+
+
+def batches(steps, seed=1):
+    """Inputs and targets; some batches have gradients ten times as large."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        x = torch.randn(8, 2, 6, generator=generator)
+        y = torch.randint(3, (8,), generator=generator)
+        yield x * (10 if step % 3 == 2 else 1), y
+
+
+def backward(model, optimizer, batch):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss
+
+
+def train(model, optimizer, steps, after=lambda: None):
+    """The normal training script."""
+    for batch in batches(steps):
+        backward(model, optimizer, batch)
+        optimizer.step()
+        after()
+
+
+def train_by_hand(model, clipper, optimizer, steps, after=lambda: None):
+    clipped = 0
+    for batch in batches(steps):
+        backward(model, optimizer, batch)
+        clipped += clipper.step().clipped.sum().item()
+        optimizer.step()
+        after()
+    assert clipped > 0, "nothing was clipped"
+
+
+def assert_same_weights(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    for p, q in pairs:
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+def assert_same_state(one, other):
+    """Two nested state dicts, bit for bit."""
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for x, y in zip(one, other, strict=True):
+            assert_same_state(x, y)
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert one == other
+
+
+def assert_same_clipper(one, other):
+    """The same history; `class` and settings, too."""
+    assert_same_state(one.state_dict(), other.state_dict())
+
+
+# The normal script.
+
+
+@every_optimizer
+@every_clipper
+def test_it_clips_and_then_steps(make, wrap):
+    by_hand, wrapped = network(), network()
+    inner = make(by_hand.parameters())
+    clipper = wrap(make(by_hand.parameters()), by_hand).clipper
+    train_by_hand(by_hand, clipper, inner, steps=7)
+    optimizer = wrap(make(wrapped.parameters()), wrapped)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    train(wrapped, optimizer, steps=7)
+    assert_same_weights(wrapped, by_hand)
+    assert_same_clipper(optimizer.clipper, clipper)
+    assert_same_state(optimizer.optimizer.state_dict(), inner.state_dict())
+    assert optimizer.clipper.metrics() == clipper.metrics()
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=8),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "warm-up first": lambda o: lr_scheduler.SequentialLR(
+        o,
+        [lr_scheduler.LinearLR(o, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)],
+        milestones=[3],
+    ),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=3),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=list(SCHEDULERS))
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_scheduler_sets_the_learning_rate(name, schedule):
+    """And, some of them, the momentum; warnings would be errors here."""
+    by_hand, wrapped = network(), network()
+    inner = OPTIMIZERS[name](by_hand.parameters())
+    clipper = AGC(by_hand.parameters(), clipping=0.04, eps=0.003)
+    scheduler = schedule(inner)
+    train_by_hand(by_hand, clipper, inner, 7, scheduler.step)
+    optimizer = optim.AGC(OPTIMIZERS[name](wrapped.parameters()), 0.04, 0.003)
+    same = schedule(optimizer)
+    train(wrapped, optimizer, 7, same.step)
+    assert_same_weights(wrapped, by_hand)
+    assert same.get_last_lr() == scheduler.get_last_lr()
+    assert_same_state(optimizer.optimizer.state_dict(), inner.state_dict())
+
+
+def test_a_scheduler_that_waits_for_a_plateau():
+    model = network()
+    optimizer = optim.AGC(OPTIMIZERS["SGD"](model.parameters()), 0.04, 0.003)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    train(model, optimizer, 3, lambda: scheduler.step(1.0))
+    assert scheduler.get_last_lr() == [0.1 * 0.5**2]
+    assert optimizer.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**2
+
+
+def test_a_scheduler_resumes():
+    """Model, optimizer and scheduler saved after 4 steps: the next 4 are the same."""
+
+    def make():
+        model = network()
+        optimizer = QuantileClip.as_optimizer(
+            OPTIMIZERS["Adam"](model.parameters()), quantile=0.5
+        )
+        return model, optimizer, lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+
+    first, second, third = make(), make(), make()
+    train(first[0], first[1], 4, first[2].step)
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in first], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    for part, state in zip(second, saved, strict=True):
+        part.load_state_dict(state)
+    for run in (first, second):
+        train(run[0], run[1], 4, run[2].step)
+    assert_same_weights(second[0], first[0])
+    # The control: without the states it is another run.
+    third[0].load_state_dict(saved[0])
+    train(third[0], third[1], 4, third[2].step)
+    assert not torch.equal(third[0][0].weight, first[0][0].weight)
+
+
+def test_clipping_and_eps_by_position():
+    """The call that a well-known README shows."""
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    optimizer = optim.AGC(torch.optim.SGD([weight], lr=1.0), 0.04, 0.003)
+    assert optimizer.clipper.policy.clipping == 0.04
+    assert optimizer.clipper.policy.eps == 0.003
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    moved = np.array([[3, 4], [0, 0]]) - weight.detach().numpy()
+    expected = [0.04 * 5, 0.04 * 0.003]
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), expected, rtol=1e-5)
+
+
+# Closures.
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Adam fused"])
+def test_with_a_closure_it_clips_what_the_closure_computed(name):
+    by_hand, wrapped = network(), network()
+    inner = OPTIMIZERS[name](by_hand.parameters())
+    clipper = NormClip(by_hand.parameters(), max_norm=0.1)
+    train_by_hand(by_hand, clipper, inner, 5)
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS[name](wrapped.parameters()), max_norm=0.1
+    )
+    for batch in batches(5):
+        losses = []
+
+        def closure(batch=batch, losses=losses):
+            losses.append(backward(wrapped, optimizer, batch))
+            return losses[0]
+
+        assert optimizer.step(closure) is losses[0]
+        assert len(losses) == 1
+    assert_same_weights(wrapped, by_hand)
+    assert optimizer.clipper.metrics() == clipper.metrics()
+
+
+def test_lbfgs_is_clipped_after_each_backward():
+    by_hand, wrapped = network(), network()
+    settings = {"lr": 0.1, "max_iter": 4, "line_search_fn": "strong_wolfe"}
+    inner = torch.optim.LBFGS(by_hand.parameters(), **settings)
+    clipper = QuantileClip(by_hand.parameters(), quantile=0.5, global_clipping=True)
+    optimizer = QuantileClip.as_optimizer(
+        torch.optim.LBFGS(wrapped.parameters(), **settings),
+        quantile=0.5,
+        global_clipping=True,
+    )
+    calls = 0
+    for batch in batches(3):
+
+        def clipped_by_hand(batch=batch):
+            loss = backward(by_hand, inner, batch)
+            clipper.step()
+            return loss
+
+        def closure(batch=batch):
+            nonlocal calls
+            calls += 1
+            return backward(wrapped, optimizer, batch)
+
+        assert torch.equal(optimizer.step(closure), inner.step(clipped_by_hand))
+    assert_same_weights(wrapped, by_hand)
+    assert calls > 3 * 4
+    assert optimizer.clipper.metrics()["clip/steps"] == calls
+    assert 0 < optimizer.clipper.metrics()["clip/clip_rate"] < 1
+
+
+# GradScaler.
+
+
+def scaled_run(skip_by_hand):
+    """Ten steps under a scaler; in the first two and the sixth the loss overflows."""
+    model = network()
+    inner = torch.optim.Adam(model.parameters(), lr=0.01)
+    clipper = QuantileClip(model.parameters(), quantile=0.5, history_length=5)
+    optimizer = inner
+    if not skip_by_hand:
+        optimizer = ClippedOptimizer(inner, clipper)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    norms, scales = [], []
+    for step, batch in enumerate(batches(10)):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        overflow = step in (0, 1, 5)
+        scaler.scale(loss * (float("inf") if overflow else 1.0)).backward()
+        if skip_by_hand:
+            scaler.unscale_(inner)
+            if not overflow:
+                norms.append(clipper.step().norm)
+            scaler.step(inner)
+        else:
+            scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return model, clipper, scales
+
+
+def test_a_grad_scaler_steps_it():
+    """It clips what was unscaled, and learns nothing from a step that overflowed."""
+    model, clipper, scales = scaled_run(skip_by_hand=False)
+    by_hand, own_clipper, own_scales = scaled_run(skip_by_hand=True)
+    assert scales == own_scales
+    assert len(set(scales)) > 1
+    assert_same_weights(model, by_hand)
+    assert_same_clipper(clipper, own_clipper)
+    assert all(p.isfinite().all() for p in model.parameters())
+    metrics = clipper.metrics()
+    assert metrics["clip/steps"] == 7
+    assert metrics["clip/nonfinite_total"] == 0
+    assert metrics["clip/norm"] < 100, "the norm of unscaled gradients"
+
+
+@pytest.mark.parametrize("name", ["SGD fused", "Adam fused"])
+def test_a_grad_scaler_unscales_for_a_fused_optimizer_too(name):
+    """Which would unscale in its own kernel, too late for the clipper."""
+    model, plain = network(), network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS[name](model.parameters()), max_norm=0.1
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    clipper = NormClip(plain.parameters(), max_norm=0.1)
+    inner = OPTIMIZERS[name](plain.parameters())
+    for batch in batches(4):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        backward(plain, inner, batch)
+        clipper.step()
+        inner.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert optimizer.clipper.metrics() == pytest.approx(clipper.metrics(), rel=1e-5)
+
+
+def test_unscaling_by_hand_before_it():
+    """For those who look at the norms in between."""
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    loss = nn.functional.cross_entropy(model(torch.ones(1, 2, 6)), torch.tensor([0]))
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    scaler.step(optimizer)
+    assert optimizer.clipper.metrics()["clip/norm"] == pytest.approx(
+        norm.item(), rel=1e-5
+    )
+
+
+# Checkpoints.
+
+
+def trained(wrap=CLIPPERS["quantile"], name="Adam", steps=4):
+    model = network()
+    optimizer = wrap(OPTIMIZERS[name](model.parameters()), model)
+    train(model, optimizer, steps)
+    return model, optimizer
+
+
+@every_clipper
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_resumed_run_has_the_same_bits(wrap, name):
+    model, optimizer = trained(wrap, name)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], file)
+    resumed = network(seed=9)
+    again = wrap(OPTIMIZERS[name](resumed.parameters()), resumed)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    for run in ((model, optimizer), (resumed, again)):
+        train(*run, steps=4)
+    assert_same_weights(resumed, model)
+    assert_same_state(again.state_dict(), optimizer.state_dict())
+
+
+def test_a_checkpoint_of_an_unclipped_optimizer_loads():
+    """The clipper keeps what it has learned."""
+    model, optimizer = trained()
+    plain = torch.optim.Adam(network().parameters(), lr=0.5)
+    before = optimizer.clipper.state_dict()
+    optimizer.load_state_dict(plain.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert len(optimizer.state) == 0
+    assert_same_state(optimizer.clipper.state_dict(), before)
+    train(model, optimizer, 2)
+
+
+def test_a_checkpoint_loads_into_an_unclipped_optimizer():
+    model, optimizer = trained()
+    plain = torch.optim.Adam(model.parameters(), lr=0.5)
+    plain.load_state_dict(optimizer.state_dict())
+    assert_same_state(plain.state_dict(), optimizer.optimizer.state_dict())
+
+
+def test_its_state_is_that_of_the_optimizer_and_one_more():
+    _, optimizer = trained()
+    state = optimizer.state_dict()
+    assert list(state) == ["state", "param_groups", "clipper"]
+    assert_same_state(state.pop("clipper"), optimizer.clipper.state_dict())
+    assert_same_state(state, optimizer.optimizer.state_dict())
+
+
+def of_another_quantile(state):
+    state["clipper"]["policies"][0]["quantile"] = 0.25
+
+
+def of_another_group(state):
+    state["param_groups"].append(copy.deepcopy(state["param_groups"][0]))
+
+
+def of_fewer_parameters(state):
+    state["param_groups"][0]["params"].pop()
+
+
+@pytest.mark.parametrize(
+    "spoil", [of_another_quantile, of_another_group, of_fewer_parameters]
+)
+def test_a_failed_load_changes_nothing(spoil):
+    """Whether the optimizer or the clipper refuses; not even what `metrics` tells."""
+    _, source = trained(steps=6)
+    model, optimizer = trained(steps=3)
+    other_model, other = trained(steps=3)
+    state = copy.deepcopy(source.state_dict())
+    spoil(state)
+    with pytest.raises(
+        ValueError, match=r"does not fit|doesn't match|different number"
+    ):
+        optimizer.load_state_dict(state)
+    assert_same_state(optimizer.state_dict(), other.state_dict())
+    assert optimizer.clipper.metrics() == other.clipper.metrics()
+    train(model, optimizer, 3)
+    train(other_model, other, 3)
+    assert_same_weights(model, other_model)
+
+
+def test_loading_leaves_the_given_state_alone():
+    _, optimizer = trained()
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    assert "clipper" in state
+
+
+# Hooks.
+
+
+def test_step_hooks_run_once_around_clipping_and_step():
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
+    )
+    seen = []
+
+    def note(when):
+        def hook(self, args, kwargs):
+            assert self is optimizer
+            weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+            grads = [p.grad for p in model.parameters()]
+            seen.append((when, torch.nn.utils.get_total_norm(grads).item(), weights))
+
+        return hook
+
+    handles = [
+        optimizer.register_step_pre_hook(note("before")),
+        optimizer.register_step_post_hook(note("after")),
+    ]
+    train(model, optimizer, 2)
+    assert [when for when, _, _ in seen] == ["before", "after"] * 2
+    for (_, norm, weights), (_, clipped, moved) in zip(
+        seen[::2], seen[1::2], strict=True
+    ):
+        assert norm > 0.1
+        assert clipped == pytest.approx(0.1, rel=1e-5)
+        assert not torch.equal(weights, moved)
+    for handle in handles:
+        handle.remove()
+    train(model, optimizer, 1)
+    assert len(seen) == 4
+
+
+def test_hooks_of_the_optimizer_inside_still_run():
+    model = network()
+    inner, calls = OPTIMIZERS["SGD"](model.parameters()), []
+    inner.register_step_pre_hook(lambda *_: calls.append("step"))
+    inner.register_state_dict_post_hook(lambda _, state: {**state, "more": 1})
+    optimizer = NormClip.as_optimizer(inner, max_norm=0.1)
+    train(model, optimizer, 2)
+    assert calls == ["step"] * 2
+    assert optimizer.state_dict()["more"] == 1
+
+
+def test_hooks_of_the_state():
+    _, optimizer = trained()
+    calls = []
+    optimizer.register_state_dict_pre_hook(lambda _: calls.append("before saving"))
+    optimizer.register_state_dict_post_hook(lambda _, state: calls.append("saved"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: calls.append("loading"))
+    optimizer.register_load_state_dict_post_hook(lambda _: calls.append("loaded"))
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    assert calls == ["before saving", "saved", "loading", "loaded"]
+
+
+# Groups.
+
+
+def grouped(**more):
+    model = network()
+    return model, torch.optim.AdamW(
+        [
+            {"params": model[0].parameters(), "lr": 0.1, "eps": 1e-2},
+            {"params": model[2].parameters(), "weight_decay": 0.5, **more},
+            {"params": model[4].parameters()},
+        ],
+        lr=0.01,
+    )
+
+
+def test_a_group_of_the_optimizer_is_a_group_of_the_clipper():
+    """Each with a norm of its own; none of the optimizer's settings is read."""
+    model, inner = grouped()
+    optimizer = AGC.as_optimizer(inner, clipping=0.5, eps=1e-3, scope="group")
+    assert optimizer.clipper.names == ["group 0", "group 1", "group 2"]
+    assert optimizer.clipper.policy.eps == 1e-3
+    backward(model, optimizer, next(batches(1)))
+    layers = [model[0], model[2], model[4]]
+    grads = [np.concatenate([p.grad.flatten() for p in m.parameters()]) for m in layers]
+    optimizer.step()
+    found = optimizer.clipper.metrics(per_row=True)
+    for index, grad in enumerate(grads):
+        norm = found[f"clip/norm/group {index}"]
+        assert norm == pytest.approx(np.linalg.norm(grad.astype(np.float64)), rel=1e-6)
+    assert [g["lr"] for g in inner.param_groups] == [0.1, 0.01, 0.01]
+    assert [g["eps"] for g in inner.param_groups] == [1e-2, 1e-8, 1e-8]
+    assert [g["weight_decay"] for g in inner.param_groups] == [0.01, 0.5, 0.01]
+
+
+def test_the_groups_are_shared():
+    """What a scheduler writes to the wrapper, the optimizer inside reads."""
+    _, inner = grouped()
+    optimizer = NormClip.as_optimizer(inner, max_norm=1.0)
+    assert optimizer.param_groups is inner.param_groups
+    assert optimizer.state is inner.state
+    assert optimizer.defaults == inner.defaults
+    optimizer.param_groups[1]["lr"] = 7.0
+    assert inner.param_groups[1]["lr"] == 7.0
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+def test_an_added_group_is_trained_and_clipped(scope):
+    """And the rows that were there keep their history."""
+    model, head = network(), nn.Linear(3, 3)
+    optimizer = QuantileClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), quantile=0.5, scope=scope
+    )
+    train(model, optimizer, 3)
+    before = optimizer.clipper.threshold()
+    rows = len(optimizer.clipper.names)
+    optimizer.add_param_group({"params": head.parameters(), "lr": 0.5})
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.5]
+    added = {"parameter": 2, "group": 1, "unit": 3 + 1}[scope]
+    assert len(optimizer.clipper.names) == rows + added
+    after = optimizer.clipper.threshold()
+    assert torch.equal(after[:rows], before)
+    assert after[rows:].isinf().all()
+    weights = head.weight.detach().clone()
+    whole = nn.Sequential(model, head)
+    train(whole, optimizer, 3)
+    assert not torch.equal(head.weight, weights)
+    assert optimizer.clipper.threshold().isfinite().all()
+
+
+def test_an_added_group_that_is_refused_is_in_neither():
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=1.0
+    )
+    more = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="some parameters appear in more than one"):
+        optimizer.add_param_group({"params": [more, model[0].weight]})
+    whole = nn.Parameter(torch.ones(2), requires_grad=False)
+    whole.data = torch.ones(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="floating-point"):
+        optimizer.add_param_group({"params": [whole]})
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.clipper.names) == 1
+    train(model, optimizer, 2)
+
+
+def test_the_names_of_an_optimizer_of_named_parameters():
+    model = network()
+    inner = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    optimizer = QuantileClip.as_optimizer(inner, exclude=["4.*"])
+    assert optimizer.clipper.names == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    head = nn.Linear(3, 3)
+    names = [("head.weight", head.weight), ("4.extra", head.bias)]
+    optimizer.add_param_group({"params": names})
+    assert optimizer.clipper.names[4:] == ["head.weight"]
+    assert optimizer.param_groups[1]["param_names"] == ["head.weight", "4.extra"]
+
+
+def test_a_model_gives_names_and_layers():
+    model = network()
+    inner = OPTIMIZERS["SGD"](model.parameters())
+    optimizer = optim.AGC(inner, 0.04, 0.003, model=model, exclude="4")
+    names = optimizer.clipper.names
+    assert names == [f"0.weight[{i}]" for i in range(4)] + ["0.bias"] + [
+        "2.weight[0]", "2.weight[1]", "2.bias",
+    ]  # fmt: skip
+
+
+# Copies.
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+@every_clipper
+def test_a_copy_with_its_model_trains_on_the_same(wrap, copied):
+    model, optimizer = trained(wrap, "Adam")
+    twin, same = copied((model, optimizer))
+    assert type(same) is type(optimizer)
+    ours = [p for group in same.param_groups for p in group["params"]]
+    for p, q, original in zip(ours, twin.parameters(), model.parameters(), strict=True):
+        assert p is q, "it still is the model's own parameter"
+        assert p is not original
+    assert_same_clipper(same.clipper, optimizer.clipper)
+    train(model, optimizer, 4)
+    train(twin, same, 4)
+    assert_same_weights(twin, model)
+    assert_same_state(same.state_dict(), optimizer.state_dict())
+
+
+def test_a_copy_is_a_copy():
+    """Training the one leaves the other alone."""
+    model, optimizer = trained()
+    twin, same = copy.deepcopy((model, optimizer))
+    weights = [p.detach().clone() for p in twin.parameters()]
+    state = copy.deepcopy(same.state_dict())
+    train(model, optimizer, 3)
+    for p, before in zip(twin.parameters(), weights, strict=True):
+        assert torch.equal(p, before)
+    assert_same_state(same.state_dict(), state)
+
+
+def test_a_copy_of_what_a_scheduler_drives():
+    """A scheduler replaces `step` on the object it drives; the copy has its own."""
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
+    )
+    scheduler = lr_scheduler.StepLR(optimizer, 2)
+    train(model, optimizer, 3, scheduler.step)
+    twin, same = pickle.loads(pickle.dumps((model, optimizer)))
+    weights = [p.detach().clone() for p in model.parameters()]
+    train(twin, same, 2)
+    assert not torch.equal(twin[0].weight, weights[0])
+    for p, before in zip(model.parameters(), weights, strict=True):
+        assert torch.equal(p, before)
+
+
+# Averages, and the rest of torch's surface.
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        {},
+        {"multi_avg_fn": torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)},
+    ],
+    ids=["SWA", "EMA"],
+)
+def test_averaged_weights(average):
+    by_hand, wrapped = network(), network()
+    inner = OPTIMIZERS["SGD"](by_hand.parameters())
+    clipper = NormClip(by_hand.parameters(), max_norm=0.1)
+    averages = [
+        torch.optim.swa_utils.AveragedModel(model, **average)
+        for model in (by_hand, wrapped)
+    ]
+    train_by_hand(
+        by_hand, clipper, inner, 4, lambda: averages[0].update_parameters(by_hand)
+    )
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](wrapped.parameters()), max_norm=0.1
+    )
+    train(wrapped, optimizer, 4, lambda: averages[1].update_parameters(wrapped))
+    assert_same_weights(*averages)
+
+
+def test_a_sparse_embedding_under_sparse_adam():
+    tables = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        table = nn.Embedding(6, 3, sparse=True)
+        inner = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+        clipper = NormClip(table.parameters(), max_norm=0.5)
+        optimizer = ClippedOptimizer(inner, clipper) if wrapped else inner
+        for text in ([1, 1, 2], [0, 4, 4], [1, 5, 2]):
+            optimizer.zero_grad()
+            table(torch.tensor(text)).pow(2).sum().backward()
+            if not wrapped:
+                clipper.step()
+            optimizer.step()
+        assert clipper.metrics()["clip/clip_rate"] == 1
+        tables.append(table)
+    assert_same_weights(*tables)
+
+
+def test_skipping_leaves_moments_and_weights_alone():
+    """No gradient is no update: no momentum, no weight decay, no step count."""
+    model = network()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    optimizer = NormClip.as_optimizer(inner, max_norm=1.0, nonfinite="skip")
+    train(model, optimizer, 2)
+    weights = copy.deepcopy(model)
+    state = copy.deepcopy(inner.state_dict())
+    backward(model, optimizer, next(batches(1)))
+    model[0].bias.grad[0] = float("nan")
+    optimizer.step()
+    assert_same_weights(model, weights)
+    assert_same_state(inner.state_dict(), state)
+    assert optimizer.clipper.metrics()["clip/skipped_total"] == 1
+
+
+def test_one_around_another():
+    """First the values, then the norm, then the step."""
+    by_hand, wrapped = network(), network()
+    inner = OPTIMIZERS["SGD"](by_hand.parameters())
+    values = ValueClip(by_hand.parameters(), clip_value=0.02)
+    norm = NormClip(by_hand.parameters(), max_norm=0.1)
+    for batch in batches(4):
+        backward(by_hand, inner, batch)
+        assert values.step().clipped.any()
+        assert norm.step().clipped.all()
+        inner.step()
+    optimizer = ValueClip.as_optimizer(
+        NormClip.as_optimizer(OPTIMIZERS["SGD"](wrapped.parameters()), max_norm=0.1),
+        clip_value=0.02,
+    )
+    train(wrapped, optimizer, 4)
+    assert_same_weights(wrapped, by_hand)
+
+
+def test_zero_grad_is_that_of_torch():
+    model, optimizer = trained()
+    backward(model, optimizer, next(batches(1)))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    backward(model, optimizer, next(batches(1)))
+    optimizer.zero_grad(set_to_none=False)
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_what_is_no_optimizer_is_refused():
+    weight = nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):
+        ClippedOptimizer([weight], clipper)
+
+
+def test_nothing_of_torch_is_patched():
+    """The optimizer inside keeps its methods, and so does its class."""
+    model = network()
+    inner = OPTIMIZERS["SGD"](model.parameters())
+    of_class, own = dict(vars(torch.optim.SGD)), dict(vars(inner))
+    optimizer = NormClip.as_optimizer(inner, max_norm=0.1)
+    train(model, optimizer, 2)
+    for before, now in ((of_class, vars(torch.optim.SGD)), (own, vars(inner))):
+        assert list(now) == list(before)
+        assert all(now[name] is before[name] for name in before)
