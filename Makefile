@@ -12,6 +12,9 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
+# A worker per core, each with whole files: what a file compiles, it compiles once.
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test bench lint types wheel clean
@@ -23,7 +26,7 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
 
 test: .venv/.test  ## run all tests, for all frameworks
-	AUTOCLIP_TEST=core,plot,torch,tf,jax $(BIN)/python -m pytest
+	AUTOCLIP_TEST=core,plot,torch,tf,jax $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 bench: .venv/.bench  ## time the clippers against torch.nn.utils.clip_grad_norm_
 	$(BIN)/python benchmarks/run.py
@@ -36,7 +39,7 @@ types: .venv/.dev  ## mypy --strict over the four packages
 	$(BIN)/mypy
 
 # The tests come from the source archive with the packages deleted, so only the installed
-# wheel can answer: first with NumPy alone, then with torch.
+# wheel can answer: first with NumPy alone, then what is about torch.
 wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from the tree
 	rm -rf dist
 	$(BIN)/python -m build
@@ -48,10 +51,11 @@ wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from th
 	wheel=$$(echo dist/*.whl); $$pip pip; \
 	$$pip "$$wheel" --group test; \
 	echo "== the wheel with NumPy alone"; \
-	(cd "$$away" && AUTOCLIP_TEST=core "$$python" -m pytest); \
+	(cd "$$away" && AUTOCLIP_TEST=core "$$python" -m pytest $(SIDE_BY_SIDE)); \
 	$$pip "$$wheel[torch]"; \
 	echo "== the wheel with torch"; \
-	(cd "$$away" && AUTOCLIP_TEST=core,torch "$$python" -m pytest)
+	(cd "$$away" && AUTOCLIP_TEST=core,torch "$$python" -m pytest $(SIDE_BY_SIDE) \
+	  tests/test_torch_*.py tests/test_readme.py tests/test_doctests.py)
 
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -261,6 +261,8 @@ def from_decision(decision: object) -> dict[str, Array]:
 def as_floats(name: str, value: object) -> Array:
     """Return real numbers as float64, with at least one dimension."""
     try:
+        if hasattr(value, "detach"):  # a torch tensor: of bfloat16, or on a device
+            value = value.detach().cpu().double()
         array = np.asarray(value)
         if array.dtype.kind in "OSUMmc":
             raise TypeError(f"dtype {array.dtype}")
@@ -268,7 +270,7 @@ def as_floats(name: str, value: object) -> Array:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be real numbers that NumPy can read, got "
-            f"{type(value).__name__} ({error}); copy a tensor to the host first"
+            f"{type(value).__name__} ({error}); give plain numbers or arrays"
         ) from error
     rule, wrong = ">= 0", array < 0  # NaN has its meaning, but not for a fraction
     if name == "clipped":

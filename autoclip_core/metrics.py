@@ -97,6 +97,8 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
 
 def _root_of_squares(norms: Array, xp: Any) -> Array:
     """Return sqrt(sum(n^2)), divided by the largest first: no square overflows."""
+    if norms.shape[0] == 0:
+        return xp.zeros((), dtype=xp.float32)
     largest = xp.max(norms)
     unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
     return unit * xp.sqrt(xp.sum((norms / unit) ** 2))
@@ -104,6 +106,8 @@ def _root_of_squares(norms: Array, xp: Any) -> Array:
 
 def _median(thresholds: Array, xp: Any) -> Array:
     """Return the median of the finite ones, +inf where there is none."""
+    if thresholds.shape[0] == 0:
+        return xp.full((), float("inf"), dtype=xp.float32)
     finite = xp.isfinite(thresholds)
     ordered = xp.sort(xp.where(finite, thresholds, float("inf")))
     count = xp.sum(xp.where(finite, 1, 0))

@@ -71,9 +71,9 @@ class ParamRatio(Policy):
                 "param_norms must be given, got None: ParamRatio limits a gradient by "
                 "the norm of its parameters; pass param_norms=, one per row"
             )
-        threshold = self.clipping * xp.maximum(
-            param_norms, xp.full(tuple(param_norms.shape), self.eps, dtype=xp.float32)
-        )
+        # A norm that is not a number has no ratio; the comparison takes the floor then.
+        known = xp.isfinite(param_norms) & (param_norms > self.eps)
+        threshold = self.clipping * xp.where(known, param_norms, self.eps)
         return Limit(threshold, threshold)
 
     def record(

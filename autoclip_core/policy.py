@@ -183,6 +183,7 @@ def decide(
     norms = as_norms(norms, xp)
     finite = xp.isfinite(norms)
     seen = finite | ~finite if observed is None else xp.asarray(observed)
+    _check_shapes(norms, observed=seen, param_norms=param_norms)
     bad = seen & ~finite
     if nonfinite == "raise" and bool(xp.any(bad)):
         raise FloatingPointError(
@@ -217,6 +218,18 @@ def decide(
         finite=~bad,
         skipped=skipped,
     )
+
+
+def _check_shapes(norms: Array, **others: Array) -> None:
+    """Refuse arrays that do not have one entry per row; shapes are known in a trace."""
+    rows = tuple(norms.shape)
+    if len(rows) != 1:
+        raise ValueError(message("norms", "of shape (rows,)", rows, "one norm per row"))
+    for name, array in others.items():
+        shape = rows if array is None else np.shape(array)
+        if tuple(shape) != rows:
+            way_out = "it has one entry per row, as norms has"
+            raise ValueError(message(name, f"of shape {rows}", tuple(shape), way_out))
 
 
 def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:

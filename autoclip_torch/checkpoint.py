@@ -109,10 +109,19 @@ def check_fit(saved: Mapping[str, Any], own: Mapping[str, Any], strict: bool) ->
         if name == "names" and not named:
             continue
         for path, theirs, ours in _differences(saved[name], own[name], name):
-            raise ValueError(
-                _difference(path, theirs, ours)
-                + "; pass strict=False to keep this clipper's settings"
-            )
+            told = _difference(path, theirs, ours)
+            if _shapes(saved["states"]) == _shapes(own["states"]):
+                told += "; pass strict=False to keep this clipper's settings"
+            raise ValueError(told)
+
+
+def _shapes(states: Any) -> Any:
+    """Return the names and shapes of what was learned: these no setting can bridge."""
+    if isinstance(states, Mapping):
+        return {name: _shapes(part) for name, part in states.items()}
+    if isinstance(states, list):
+        return [_shapes(part) for part in states]
+    return tuple(getattr(states, "shape", ()))
 
 
 def _kinds(policies: Any) -> Any:

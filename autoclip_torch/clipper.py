@@ -88,7 +88,7 @@ class Clipper:
         warmup_threshold: float | None = None,
         min_threshold: float | None = None,
         max_threshold: float | None = None,
-        exclude: Pattern | Iterable[Pattern] = (),
+        exclude: Pattern | Iterable[Pattern] | None = (),
         dry_run: bool = False,
         max_consecutive_skips: int | None = None,
     ) -> None:
@@ -102,6 +102,7 @@ class Clipper:
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
         self._max_skips = max_consecutive_skips
+        exclude = () if exclude is None else exclude
         several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
         self._exclude: Any = list(exclude) if several else [exclude]  # type: ignore[arg-type]
         self._groups = read_groups(parameters)

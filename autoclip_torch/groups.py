@@ -34,6 +34,8 @@ class Group:
     members: list[Member]
     overrides: dict[str, Any] = field(default_factory=dict)
     """What a group dict said beside "params"."""
+    name: str = "group 0"
+    """What its row is called; it stays where another group is excluded."""
 
 
 def read_groups(given: Given) -> list[Group]:
@@ -92,8 +94,9 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
         Group(
             [m for m in group.members if not any(_matches(p, m) for p in patterns)],
             group.overrides,
+            f"group {index}",
         )
-        for group in groups
+        for index, group in enumerate(groups)
     ]
     if not any(group.members for group in left):
         raise ValueError(
@@ -150,7 +153,8 @@ def _items(given: Given) -> list[Any]:
     if isinstance(given, nn.Module):
         return list(given.named_parameters())
     if isinstance(given, torch.optim.Optimizer):
-        return [params_only(group) for group in given.param_groups]
+        groups = given.param_groups  # an empty one is usual: no decay, nothing frozen
+        return [params_only(group) for group in groups if group["params"]]
     if isinstance(given, torch.Tensor | dict):
         return [given]
     if isinstance(given, str) or not isinstance(given, Iterable):

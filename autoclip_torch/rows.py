@@ -65,17 +65,17 @@ def make_rows(
       units_of: how a parameter is cut, at scope "unit".
     """
     if scope == "global":
-        groups = [Group([member for group in groups for member in group.members])]
+        members = [member for group in groups for member in group.members]
+        groups = [Group(members, name="global")]
         policies = policies[:1]
     slots: list[Slot] = []
     bands: list[Band] = []
     names: list[str] = []
     for policy in dict.fromkeys(policies):
         first = len(names)
-        for index, (group, own) in enumerate(zip(groups, policies, strict=True)):
+        for group, own in zip(groups, policies, strict=True):
             if own == policy:
-                label = "global" if scope == "global" else f"group {index}"
-                _add_group(slots, names, group, label, scope, units_of)
+                _add_group(slots, names, group, scope, units_of)
         bands.append(Band(policy, first, len(names)))
     return Rows(slots, bands, _distinct(names))
 
@@ -93,14 +93,13 @@ def _add_group(
     slots: list[Slot],
     names: list[str],
     group: Group,
-    label: str,
     scope: str,
     units_of: Callable[[Member], Units],
 ) -> None:
     """Add a group's slots and the names of their rows."""
     start, units = len(names), None
     if scope in ("group", "global"):
-        names.append(label)
+        names.append(group.name)
     for member in group.members:
         name = member.name or f"parameter {len(slots)}"
         if scope == "parameter":

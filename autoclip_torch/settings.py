@@ -27,7 +27,7 @@ class Common(TypedDict, total=False):
     nonfinite: str
     min_threshold: float | None
     max_threshold: float | None
-    exclude: Pattern | Iterable[Pattern]
+    exclude: Pattern | Iterable[Pattern] | None
     dry_run: bool
     max_consecutive_skips: int | None
 

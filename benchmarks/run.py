@@ -37,7 +37,7 @@ def read_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--seconds", type=float, default=25.0, help="per model and regime (default 25)")
+    add("--seconds", type=float, default=20.0, help="per model and regime (default 20)")
     add("--threads", type=int, default=2, help="of torch (default 2)")
     add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
     add("--quick", action="store_true", help="a tiny model: only a trial")

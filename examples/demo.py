@@ -14,12 +14,12 @@ MODULES = {"torch": "demo_torch", "tf": "demo_tf", "jax": "demo_jax"}
 """The module of each framework, with a function `train(method, seed, steps)`."""
 
 NEEDS = {
-    "torch": ["torch", "autoclip_torch"],
+    "torch": ["torch", "array_api_compat", "autoclip_torch"],
     "tf": ["tensorflow", "keras", "autoclip_tf"],
     "jax": ["jax", "optax", "autoclip_jax"],
 }
 COMMON_NEEDS = ["numpy", "sklearn", "matplotlib", "rich", "autoclip_core"]
-PIP_NAMES = {"sklearn": "scikit-learn"}
+PIP_NAMES = {"sklearn": "scikit-learn", "array_api_compat": "array-api-compat"}
 FORMATS = (".png", ".pdf", ".svg")
 
 

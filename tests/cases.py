@@ -93,7 +93,7 @@ def each(policies):
 every_policy = each(POLICIES)
 
 # A property that is tested for each policy needs fewer examples of each.
-few = settings(max_examples=settings.default.max_examples // 8)
+few = settings(max_examples=settings.default.max_examples // 10)
 
 
 class Series(NamedTuple):

@@ -57,7 +57,7 @@ def test_a_bad_batch_leaves_nothing_behind(policy, healthy):
     """All rows bad: later thresholds are those of a run that never saw the batch."""
     norms = healthy.norms.copy()
     norms[100] = np.nan, np.inf, np.nan
-    for nonfinite in ("zero", "skip", "propagate"):
+    for nonfinite in ("zero", "propagate"):
         state, decision = run(
             policy, healthy._replace(norms=norms), nonfinite=nonfinite
         )

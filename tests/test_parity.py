@@ -36,11 +36,20 @@ SERIES = parity_series()
 COMPILED = {name: FRAMEWORKS[name] for name in ("jax-jit", "tf-xla")}
 
 
+SOME = {
+    code: policy
+    for code, policy in STATIC.items()
+    if code.startswith(("Quantile(0.8", "MeanStd(0.5", "Warmup(Q", "Drop(E"))
+    or code.endswith("target='reciprocal', record='winsorized')")
+}
+
+
 @cache
 def answers(framework, steps):
     """Policy -> last state and decisions; one compilation for all policies."""
-    results = run_all(STATIC.values(), cut(SERIES, steps), framework)
-    return dict(zip(STATIC.values(), results, strict=True))
+    policies = STATIC if steps == len(SERIES.norms) else SOME
+    results = run_all(policies.values(), cut(SERIES, steps), framework)
+    return dict(zip(policies.values(), results, strict=True))
 
 
 def reference(policy):
@@ -76,7 +85,7 @@ def test_a_framework_answers_as_numpy(framework, policy):
 
 
 @frameworks(UNCOMPILED)
-@each(STATIC)
+@each(SOME)
 def test_so_it_does_where_nothing_is_compiled(framework, policy):
     compare(policy, framework, steps=15)
 

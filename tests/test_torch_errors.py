@@ -77,7 +77,7 @@ LEAST = "must hold at least one parameter"
 NUMBERS = {
     # keyword: (its clipper, the rule, values outside it)
     "quantile": (QuantileClip, r"in \[0, 1\]", [90, 1.5, -0.1, NAN, INF]),
-    "deviations": (StandardClip, "finite", [NAN, INF]),
+    "deviations": (StandardClip, ">= 0 and finite", [-1, NAN, INF]),
     "clipping": (AGC, "> 0 and finite", [0, -1.0, NAN, INF]),
     "eps": (AGC, "> 0 and finite", [0, -1e-3, NAN]),
     "z": (ZClip, "> 0 and finite", [0, -2.5, NAN]),
@@ -589,7 +589,8 @@ def test_nothing_is_refused_that_is_in_order():
         (QuantileClip, {"quantile": np.float32(1), "history_length": np.int64(3)}),
         (QuantileClip, {"warmup_steps": 0, "max_threshold": 1, "min_threshold": 1}),
         (QuantileClip, {"warmup_steps": 2, "warmup_threshold": INF}),
-        (StandardClip, {"deviations": -1, "ddof": 0, "history_length": None}),
+        (StandardClip, {"deviations": 0, "ddof": 0, "history_length": None}),
+        (StandardClip, {"deviations": -1, "log": True}),
         (ZClip, {"alpha": 0, "warmup_steps": 0}),
         (AdaGC, {"warmup_threshold": INF, "beta": 0}),
         (AGC, {"rule": "nfnets", "scope": "unit"}),

@@ -158,12 +158,22 @@ def test_raise_ignores_a_parameter_that_is_excluded():
 # Skip.
 
 
+def one_policy(model, **keywords):
+    """The same with one policy for all."""
+    clipper = QuantileClip(model, history_length=10, **keywords)
+    for batch in batches(12):
+        backward(model, batch)
+        clipper.step()
+    return clipper
+
+
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
-def test_skip_takes_all_gradients_away_and_no_policy_learns(scope, bad):
+@pytest.mark.parametrize("make", [one_policy, three_policies])
+def test_skip_takes_all_gradients_away_and_no_policy_learns(make, scope, bad):
     """Also where the bad row belongs to another policy."""
     model, parameters, spoil = spoilt(bad)
-    clipper = three_policies(model, scope=scope, nonfinite="skip")
+    clipper = make(model, scope=scope, nonfinite="skip")
     spoil()
     state = clipper.state_dict()
     decision = clipper.step()

@@ -1,0 +1,75 @@
+"""Edges that a stranger found: empty rows and groups, names, hints, shapes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoclip_core import ParamRatio, Quantile, decide
+from autoclip_torch import AGC, QuantileClip
+
+
+def parameter(size=2):
+    return nn.Parameter(torch.ones(size))
+
+
+def test_metrics_of_no_rows_at_all():
+    weight = nn.Parameter(torch.zeros(0, 3))
+    weight.grad = torch.zeros(0, 3)
+    clipper = AGC([weight])
+    clipper.step()
+    assert clipper.metrics()["clip/norm"] == 0
+    assert clipper.metrics()["clip/threshold"] == float("inf")
+
+
+def test_an_optimizer_may_have_an_empty_group():
+    weight = parameter()
+    inner = torch.optim.SGD([{"params": []}, {"params": [weight]}], lr=1.0)
+    optimizer = QuantileClip.as_optimizer(inner)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert weight.tolist() == [0.0, 0.0]
+
+
+def test_a_group_keeps_its_name_where_another_is_excluded():
+    first, second = parameter(), parameter()
+    groups = [{"params": [("a", first)]}, {"params": [("b", second)]}]
+    assert QuantileClip(groups, scope="group", exclude="a").names == ["group 1"]
+
+
+def test_nothing_is_excluded_by_none():
+    assert len(QuantileClip([parameter(), parameter()], exclude=None).names) == 2
+
+
+@pytest.mark.parametrize("setting", [{"history_length": 5}, {"warmup_steps": 5}])
+def test_no_way_out_is_offered_that_does_not_lead_out(setting):
+    weight = parameter()
+    saved = QuantileClip([weight], **setting).state_dict()
+    with pytest.raises(ValueError, match="does not fit") as told:
+        QuantileClip([weight]).load_state_dict(saved)
+    assert "strict=False" not in str(told.value)
+    saved = QuantileClip([weight], quantile=0.5).state_dict()
+    with pytest.raises(ValueError, match="strict=False"):
+        QuantileClip([weight]).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("norms", "given", "name"),
+    [
+        ([[1.0]], {}, "norms"),
+        (1.0, {}, "norms"),
+        ([1.0, 2.0], {"observed": [True]}, "observed"),
+        ([1.0, 2.0], {"param_norms": [1.0]}, "param_norms"),
+    ],
+)
+def test_a_decision_has_one_entry_per_row(norms, given, name):
+    policy = Quantile(0.9)
+    with pytest.raises(ValueError, match=f"{name} must be of shape"):
+        decide(policy, policy.init(2), norms, **given)
+
+
+def test_weights_that_are_not_finite_leave_a_threshold():
+    policy = ParamRatio(0.1, eps=0.01)
+    weights = np.float32([np.nan, np.inf, 5.0])
+    _, decision = decide(policy, policy.init(3), [1.0] * 3, param_norms=weights)
+    np.testing.assert_allclose(decision.threshold, [0.001, 0.001, 0.5], rtol=1e-6)

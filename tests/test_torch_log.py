@@ -1,0 +1,12 @@
+"""A log takes what torch gives: any type, any device."""
+
+import torch
+
+from autoclip_core import ClipLog
+
+
+def test_a_log_takes_a_bfloat16_norm():
+    log = ClipLog()
+    log.record(norm=torch.tensor(3.0, dtype=torch.bfloat16), threshold=1.5)
+    assert log.norms.tolist() == [3.0]
+    assert log.scales.tolist() == [0.5]
