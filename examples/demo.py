@@ -91,7 +91,8 @@ def compare(options: argparse.Namespace) -> None:
     from demo_table import LEGEND, make_table, verdict
     from demo_task import METHODS, SETTING
 
-    console = Console(highlight=False)
+    width = None if sys.stdout.isatty() else 100  # rich takes a pipe to be 80 wide
+    console = Console(highlight=False, width=width)
     console.print(SETTING, end="\n\n", soft_wrap=True)
     start = time.perf_counter()
     runs = run_all(

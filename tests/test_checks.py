@@ -21,7 +21,7 @@ from autoclip_core.checks import (
 from .cases import policy_of
 
 INF, NAN = math.inf, math.nan
-NOT_NUMBERS = [True, False, "0.5", None, [0.5], 1j, np.array([0.5]), object()]
+NOT_NUMBERS = [True, False, "0.5", None, [0.5], 1j, np.array([0.5]), Ellipsis]
 NOT_COUNTS = [True, False, "3", 3.0, np.float32(3), INF, NAN, [3], 1j]
 NOT_FLAGS = [0, 1, "True", None, np.True_]
 NOT_POSITIVE = [0, 0.0, -1, -0.5, INF, -INF, NAN]

@@ -579,7 +579,7 @@ def test_something_must_be_left(pattern):
         QuantileClip(Tagger(), exclude=pattern)
 
 
-@pytest.mark.parametrize("pattern", [3, None, b"fc", [None], ["fc", 3]])
+@pytest.mark.parametrize("pattern", [3, b"fc", [None], ["fc", 3]])
 def test_a_pattern_of_another_type_is_an_error(pattern):
     with pytest.raises(TypeError, match="exclude must hold names, patterns or a func"):
         QuantileClip(Tagger(), exclude=pattern)
