@@ -118,7 +118,11 @@ def check(run, decisions, rtol=1e-6):
     for name in NAMES:
         assert np.shape(found[name]) == ()
         np.testing.assert_allclose(
-            np.asarray(found[name]), expected[name], rtol=rtol, err_msg=name
+            np.asarray(found[name]),
+            expected[name],
+            rtol=rtol,
+            atol=1.5e-45,  # one subnormal float32: a scale may be that small
+            err_msg=name,
         )
 
 
