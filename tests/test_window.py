@@ -128,7 +128,8 @@ def test_the_formula_is_that_of_numpy(norms, q):
     norms = np.float32(norms)
     formula = linear_quantile(norms, q)
     assert formula.dtype == np.float32
-    assert units_apart(formula, np.quantile(np.float64(norms), q)) <= 1
+    # Three roundings in float32, against none that shows in float64.
+    assert units_apart(formula, np.quantile(np.float64(norms), q)) <= 2
     if EXACT_RANK:
         assert formula == np.quantile(norms, q)
 
