@@ -12,6 +12,7 @@ from autoclip_core.checks import check_choice, check_count, check_flag, message
 from autoclip_core.metrics import metrics
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE, as_norms
+from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
 from .checkpoint import FORMAT, check_fit, policy_to_plain
@@ -30,7 +31,7 @@ from .groups import (
 )
 from .learner import Learner
 from .rows import Rows, make_rows
-from .settings import Around, check_keys, choose_scope
+from .settings import check_keys
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer

@@ -13,11 +13,12 @@ from autoclip_core import (
 )
 from autoclip_core.checks import check_choice, message
 from autoclip_core.policy import arguments
+from autoclip_core.settings import check_keywords
 from autoclip_core.units import Units, nfnets, whole
 
 from .clipper import Clipper
 from .groups import Given, Member
-from .settings import Common, CommonAndWarmup, check_keys, check_keywords
+from .settings import Common, CommonAndWarmup, check_keys
 
 
 class _Named(Clipper):
@@ -67,6 +68,7 @@ class QuantileClip(_Named):
         **common: Unpack[CommonAndWarmup],
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(type(self).__name__, common, CommonAndWarmup)
         policy = Quantile(
             quantile, history_length=history_length, include_current=include_current
         )
@@ -112,6 +114,7 @@ class StandardClip(_Named):
         **common: Unpack[CommonAndWarmup],
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(type(self).__name__, common, CommonAndWarmup)
         policy = MeanStd(
             deviations,
             history_length=history_length,
@@ -164,6 +167,7 @@ class AGC(_Named):
         **common: Unpack[CommonAndWarmup],
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(type(self).__name__, common, CommonAndWarmup)
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
         scope, everything = common.get("scope"), common.get("global_clipping")
         if rule != "unit" and (scope not in (None, "unit") or everything):
@@ -226,7 +230,7 @@ class ZClip(_Named):
         **common: Unpack[Common],
     ) -> None:
         """Make the policy and the clipper."""
-        check_keywords(common, Common)
+        check_keywords(type(self).__name__, common, Common)
         policy = ZScore(
             z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
         )
@@ -273,7 +277,7 @@ class AdaGC(_Named):
         **common: Unpack[Common],
     ) -> None:
         """Make the policy and the clipper."""
-        check_keywords(common, Common)
+        check_keywords(type(self).__name__, common, Common)
         policy = EmaRatio(
             ratio,
             beta=beta,
@@ -312,4 +316,5 @@ class NormClip(_Named):
         self, parameters: Given, *, max_norm: float, **common: Unpack[CommonAndWarmup]
     ) -> None:
         """Make the policy and the clipper."""
+        check_keywords(type(self).__name__, common, CommonAndWarmup)
         super().__init__(parameters, Fixed(max_norm), **common)

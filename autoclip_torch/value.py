@@ -8,11 +8,12 @@ from torch import Tensor
 from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
 from autoclip_core.scale import as_norms
+from autoclip_core.settings import check_keywords
 
 from .clipper import Clipper
 from .gradients import Gradients, clamp_, clamped, cut_off, scale_, writable
 from .groups import Given, Pattern
-from .settings import check_keys, check_keywords
+from .settings import check_keys
 
 
 class _Keywords(TypedDict, total=False):
@@ -52,7 +53,7 @@ class ValueClip(Clipper):
         self, parameters: Given, *, clip_value: float, **keywords: Unpack[_Keywords]
     ) -> None:
         """Check the value and make the clipper."""
-        check_keywords(keywords, _Keywords)
+        check_keywords(type(self).__name__, keywords, _Keywords)
         policy = Fixed(check_positive("clip_value", clip_value))
         super().__init__(parameters, policy, **keywords)
 

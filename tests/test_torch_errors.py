@@ -412,31 +412,36 @@ ROWS = {
     "a positional argument": Bad(
         lambda: QuantileClip(weights(), 0.9), TypeError, "positional", ""
     ),
-    "a misspelt keyword": Bad(quantile(quantil=0.9), TypeError, "quantil'", ""),
+    "a misspelt keyword": Bad(
+        quantile(quantil=0.9), TypeError, "quantil", "is no argument of QuantileClip"
+    ),
     "no threshold": Bad(lambda: NormClip(weights()), TypeError, "max_norm", ""),
     "no clip value": Bad(lambda: ValueClip(weights()), TypeError, "clip_value", ""),
     "a cap on values": Bad(
         lambda: ValueClip(weights(), clip_value=1.0, max_threshold=1.0),
         TypeError,
         "max_threshold",
-        "is no argument here",
+        "is no argument of ValueClip",
     ),
     "a warm-up of values": Bad(
         lambda: ValueClip(weights(), clip_value=1.0, warmup_steps=5),
         TypeError,
         "warmup_steps",
-        "is no argument here",
+        "is no argument of ValueClip",
     ),
     "a threshold for a warm-up that clips nothing": Bad(
         lambda: ZClip(weights(), warmup_steps=5, warmup_threshold=1.0),
         TypeError,
         "warmup_threshold",
-        "is no argument here",
+        "is no argument of ZClip",
         "",
         "max_threshold",
     ),
     "a misspelt keyword of AdaGC": Bad(
-        lambda: AdaGC(weights(), betas=0.9), TypeError, "betas", "is no argument here"
+        lambda: AdaGC(weights(), betas=0.9),
+        TypeError,
+        "betas",
+        "is no argument of AdaGC",
     ),
 }
 
