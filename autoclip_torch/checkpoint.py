@@ -4,26 +4,15 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from autoclip_core import Policy
-from autoclip_core.policy import arguments
 from autoclip_core.window import History
 
 FORMAT = 1
 """The number of this layout; a later one reads the earlier ones."""
-
-
-def policy_to_plain(policy: Policy) -> dict[str, Any]:
-    """Return a policy as its type's name and its arguments."""
-    plain: dict[str, Any] = {"type": type(policy).__name__}
-    for name, value in arguments(policy).items():
-        plain[name] = policy_to_plain(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-    return plain
 
 
 def state_to_plain(state: Any) -> Any:

@@ -10,18 +10,19 @@ from torch import Tensor
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice, check_count, check_flag, message
 from autoclip_core.metrics import metrics
+from autoclip_core.patterns import Pattern, as_patterns
+from autoclip_core.plain import policy_to_plain
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE, as_norms
 from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
-from .checkpoint import FORMAT, check_fit, policy_to_plain
+from .checkpoint import FORMAT, check_fit
 from .gradients import Gradients, measure, on_host, scale_
 from .groups import (
     Given,
     Group,
     Member,
-    Pattern,
     check_patterns,
     exclude_from,
     optimizer_groups,
@@ -103,9 +104,7 @@ class Clipper:
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
         self._max_skips = max_consecutive_skips
-        exclude = () if exclude is None else exclude
-        several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
-        self._exclude: Any = list(exclude) if several else [exclude]  # type: ignore[arg-type]
+        self._exclude = as_patterns(exclude)
         self._groups = read_groups(parameters)
         check_patterns(self._groups, self._exclude)
         self._learner = Learner(self._lay_out(self._groups), self.nonfinite)

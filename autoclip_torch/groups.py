@@ -1,18 +1,16 @@
 """What a clipper was given: parameters, their names, their groups, their units."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
 from autoclip_core import units
+from autoclip_core.patterns import Pattern, check_names, matches
 from autoclip_core.units import Units
 
-Pattern = str | re.Pattern[str] | Callable[[str | None, nn.Parameter], bool]
 Given = Any
 """A module, an optimizer, or an iterable of parameters, named ones or group dicts."""
 
@@ -71,16 +69,15 @@ def optimizer_groups(
     ]
 
 
-def check_patterns(groups: Sequence[Group], patterns: Iterable[Pattern]) -> None:
+def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None:
     """Refuse a pattern that cannot be meant.
 
     Raises:
-      TypeError: it is neither a name, a pattern nor a function.
       ValueError: the parameters have no names, or none has this one.
     """
-    members = [member for group in groups for member in group.members]
-    for pattern in patterns:
-        _check_pattern(pattern, members)
+    members = [(m.name, m.parameter) for group in groups for m in group.members]
+    way_out = "pass the model or model.named_parameters()"
+    check_names(patterns, members, ".", way_out)
 
 
 def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:
@@ -92,7 +89,7 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
     patterns = list(patterns)
     left = [
         Group(
-            [m for m in group.members if not any(_matches(p, m) for p in patterns)],
+            [m for m in group.members if not _excluded(m, patterns)],
             group.overrides,
             f"group {index}",
         )
@@ -104,6 +101,10 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
             "all of them"
         )
     return [group for group in left if group.members]
+
+
+def _excluded(member: Member, patterns: Iterable[Pattern]) -> bool:
+    return any(matches(p, member.name, member.parameter, ".") for p in patterns)
 
 
 def refuse_shared(groups: Sequence[Group]) -> None:
@@ -244,37 +245,3 @@ def _check_parameter(place: int, name: Any, parameter: Any) -> None:
             f"{label} must be of a floating-point or complex type, got "
             f"{parameter.dtype}, which has no gradient; leave it out"
         )
-
-
-def _check_pattern(pattern: Pattern, members: Sequence[Member]) -> None:
-    if callable(pattern):
-        return
-    if not isinstance(pattern, str | re.Pattern):
-        raise TypeError(
-            "exclude must hold names, patterns or a function of (name, parameter), "
-            f"got {pattern!r}"
-        )
-    if all(member.name is None for member in members):
-        raise ValueError(
-            f"exclude={pattern!r} needs named parameters, got unnamed ones; pass the "
-            "model or model.named_parameters()"
-        )
-    if not any(_matches(pattern, member) for member in members):
-        known = ", ".join(str(member.name) for member in members[:8])
-        raise ValueError(
-            f"exclude must name parameters that are there, got {pattern!r}; there are "
-            f"{known}{', ...' if len(members) > 8 else ''}"
-        )
-
-
-def _matches(pattern: Pattern, member: Member) -> bool:
-    """Match a name, the name of a module above it, a pattern, or by a function."""
-    name, parameter = member.name, member.parameter
-    if isinstance(pattern, str):
-        if name is None:
-            return False
-        inside = pattern != "" and name.startswith(pattern + ".")
-        return name == pattern or inside or fnmatchcase(name, pattern)
-    if isinstance(pattern, re.Pattern):
-        return name is not None and pattern.search(name) is not None
-    return bool(pattern(name, parameter))  # type: ignore[arg-type]

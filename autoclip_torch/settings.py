@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
-from .groups import Pattern
+from autoclip_core.patterns import Pattern
 
 
 class Common(TypedDict, total=False):

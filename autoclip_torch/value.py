@@ -7,12 +7,13 @@ from torch import Tensor
 
 from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
+from autoclip_core.patterns import Pattern
 from autoclip_core.scale import as_norms
 from autoclip_core.settings import check_keywords
 
 from .clipper import Clipper
 from .gradients import Gradients, clamp_, clamped, cut_off, scale_, writable
-from .groups import Given, Pattern
+from .groups import Given
 from .settings import check_keys
 
 
