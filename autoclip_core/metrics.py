@@ -1,5 +1,6 @@
 """What to log of a step and of the run so far, under the same names everywhere."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +93,26 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
         "clip/nonfinite_total": tally.nonfinite,
         "clip/skipped_total": tally.skipped,
         "clip/steps": tally.steps,
+    }
+
+
+def row_metrics(
+    names: Sequence[str], decision: Decision, tally: Tally
+) -> dict[str, float]:
+    """Return norm, threshold, scale and clip rate of every row, from NumPy arrays.
+
+    Their names are `clip/norm/<name>`, `clip/threshold/<name>` and so on.
+    """
+    columns = {
+        "norm": decision.norm,
+        "threshold": decision.threshold,
+        "scale": decision.scale,
+        "clip_rate": tally.clipped / np.maximum(tally.observed, 1),
+    }
+    return {
+        f"clip/{kind}/{name}": value
+        for kind, column in columns.items()
+        for name, value in zip(names, column.tolist(), strict=True)
     }
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice, check_count, check_flag, message
-from autoclip_core.metrics import metrics
+from autoclip_core.metrics import metrics, row_metrics
 from autoclip_core.patterns import Pattern, as_patterns
 from autoclip_core.plain import policy_to_plain
 from autoclip_core.policy import check_policy
@@ -198,14 +197,7 @@ class Clipper:
         decision, tally = self._learner.on_host()
         self._check_skips(int(tally.skipped_in_a_row))
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
-        if per_row:
-            rates = tally.clipped / np.maximum(tally.observed, 1)
-            columns = (decision.norm, decision.threshold, decision.scale, rates)
-            kinds = ("norm", "threshold", "scale", "clip_rate")
-            for kind, column in zip(kinds, columns, strict=True):
-                pairs = zip(self.names, column.tolist(), strict=True)
-                found |= {f"clip/{kind}/{name}": value for name, value in pairs}
-        return found
+        return found | row_metrics(self.names, decision, tally) if per_row else found
 
     def reset(self) -> None:
         """Forget every norm and count, as if no step had been taken."""

@@ -10,6 +10,7 @@ from autoclip_core.checks import check_positive
 from autoclip_core.patterns import Pattern
 from autoclip_core.scale import as_norms
 from autoclip_core.settings import check_keywords
+from autoclip_core.value import decide_by_value
 
 from .clipper import Clipper
 from .gradients import Gradients, clamp_, clamped, cut_off, scale_, writable
@@ -70,22 +71,19 @@ class ValueClip(Clipper):
 
     def _decide(self, gradients: Gradients, norms: Any, observed: Any) -> Decision:
         """Compare the norms of what clamping would leave, and of what it would cut."""
-        xp, most = self._learner.xp, self._learner.thresholds(None)
-        norms = as_norms(norms, xp)
-        finite = xp.isfinite(norms) | ~observed
-        after = as_norms(self._measure(self._each(clamped, gradients))[0], xp)
+        learner = self._learner
+        after = self._measure(self._each(clamped, gradients))[0]
         cut = self._measure(self._each(cut_off, gradients))[0]
-        clipped = finite & observed & (cut > 0)
-        scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
-        skipped = ~(observed | ~observed)
-        if self.nonfinite == "zero":
-            scale = xp.where(finite, scale, 0.0)
-        elif self.nonfinite == "skip":
-            skipped = skipped | xp.any(~finite)
-            scale = xp.where(skipped & observed, 0.0, scale)
-        norms = xp.where(observed, norms, float("nan"))
-        return self._learner.count(
-            Decision(norms, most, scale, clipped, finite, skipped)
+        return learner.count(
+            decide_by_value(
+                norms,
+                after,
+                as_norms(cut, learner.xp) > 0,
+                thresholds=learner.thresholds(None),
+                observed=observed,
+                nonfinite=self.nonfinite,
+                xp=learner.xp,
+            )
         )
 
     def _apply(self, gradients: Gradients, decision: Decision) -> None:

@@ -1,0 +1,198 @@
+"""The two verbs on Keras gradients: the norm of each row, and their scaling."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from autoclip_core.units import Units, unit_shape
+
+from .rows import Slot
+
+# Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
+_LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+
+Tensor = Any
+
+
+class Part(NamedTuple):
+    """One gradient, or variable, and the rows it belongs to."""
+
+    slot: Slot
+    tensor: Tensor
+    """Dense, or TensorFlow's `IndexedSlices`."""
+    shape: tuple[int, ...]
+    """The shape of the variable."""
+
+
+class Dense:
+    """A dense gradient, with the face that `sparse.Indexed` gives a sparse one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Keep the tensor."""
+        self.values = tensor
+
+    def spread(self, scale: Tensor) -> Tensor:
+        """Return the scale as it broadcasts against the values."""
+        return scale
+
+    def reduce(
+        self, function: Callable[..., Tensor], values: Tensor, units: Units | None
+    ) -> Tensor:
+        """Reduce magnitudes to one number for each unit."""
+        return function(values, axis=None if units is None else units.axes)
+
+    def with_values(self, values: Tensor) -> Tensor:
+        """Return a gradient of the same kind."""
+        return values
+
+
+def row_norms(parts: Sequence[Part], rows: int) -> Tensor:
+    """Return the norm of each row, shape (rows,), float32.
+
+    Squares are summed in float32. Where that may have lost something (a sum that is
+    infinite or tiny), each row is divided by its largest element first and summed
+    again. A row of exact zeros costs that second pass too.
+
+    Args:
+      parts: gradients or variables.
+      rows: how many rows there are.
+    """
+    faces = [_face(part, merge=True) for part in parts]
+    squares = _add_up(parts, faces, rows, None)
+    nothing = ops.convert_to_tensor(~has_norm(parts, rows))
+    kept = ops.logical_and(squares > _LEAST_SAFE, squares < _MOST_SAFE)
+
+    def again() -> Tensor:
+        largest = _largest(parts, faces, rows)
+        usable = ops.logical_and(largest > 0, ops.isfinite(largest))
+        unit = ops.where(usable, largest, 1.0)
+        return unit * ops.sqrt(_add_up(parts, faces, rows, unit))
+
+    safe = ops.all(ops.logical_or(kept, nothing))
+    return ops.cond(safe, lambda: ops.sqrt(squares), again)
+
+
+def row_largest(parts: Sequence[Part], rows: int) -> Tensor:
+    """Return the largest magnitude in each row, shape (rows,), float32."""
+    return _largest(parts, [_face(part, merge=True) for part in parts], rows)
+
+
+def has_norm(parts: Sequence[Part], rows: int) -> np.ndarray[Any, Any]:
+    """Return which rows have a gradient; it is known when a step is traced."""
+    seen = np.zeros((rows,), bool)
+    for slot, *_ in parts:
+        seen[slot.start : slot.stop] = True
+    return seen
+
+
+def scale_all(parts: Sequence[Part], scales: Tensor) -> list[Tensor]:
+    """Return the gradients scaled; a row whose scale is 1 keeps its bits.
+
+    Where no row is scaled, which is the rule, no gradient is written again.
+    """
+
+    def scaled() -> list[Tensor]:
+        return [_scale(part, scales) for part in parts]
+
+    def as_they_came() -> list[Tensor]:
+        return [part.tensor for part in parts]
+
+    return list(ops.cond(ops.any(scales != 1), scaled, as_they_came))
+
+
+def map_elements(function: Callable[[Tensor], Tensor], part: Part) -> Tensor:
+    """Return the gradient with a function of its elements, duplicates summed first."""
+    face = _face(part, merge=True)
+    return face.with_values(ops.cast(function(face.values), part.tensor.dtype))
+
+
+def _face(part: Part, *, merge: bool) -> Any:
+    """Return what makes dense and sparse gradients look alike.
+
+    Args:
+      part: the gradient.
+      merge: whether slices of the same index are summed first.
+    """
+    if not hasattr(part.tensor, "dense_shape"):
+        return Dense(part.tensor)
+    from . import sparse  # only where TensorFlow is the backend
+
+    if not sparse.has_rows(part.slot.units, part.shape):
+        return Dense(sparse.to_dense(part.tensor))
+    indexed = sparse.Indexed(part.tensor, part.shape)
+    return indexed.merged() if merge else indexed
+
+
+def _scale(part: Part, scales: Tensor) -> Tensor:
+    """Return scale * gradient where the scale is neither 0 nor 1, in float32 or wider.
+
+    Slices need no summing of duplicates to be scaled, and stay slices.
+    """
+    face = _face(part, merge=False)
+    own = ops.reshape(scales[part.slot.start : part.slot.stop], _one_each(part))
+    scale = face.spread(own)
+    wide = _wide(face.values)
+    product = ops.where(scale == 0, 0.0, wide * ops.cast(scale, wide.dtype))
+    narrow = ops.cast(product, face.values.dtype)
+    return face.with_values(ops.where(scale == 1, face.values, narrow))
+
+
+def _add_up(
+    parts: Sequence[Part], faces: Sequence[Any], rows: int, unit: Tensor
+) -> Tensor:
+    """Return each row's sum of squares, after division by the row's unit."""
+
+    def squares(part: Part, face: Any) -> Tensor:
+        values = _wide(face.values)
+        if unit is not None:
+            own = ops.reshape(unit[part.slot.start : part.slot.stop], _one_each(part))
+            values = values / ops.cast(face.spread(own), values.dtype)
+        return face.reduce(ops.sum, ops.square(values), part.slot.units)
+
+    return _by_row(parts, faces, rows, squares, ops.add)
+
+
+def _largest(parts: Sequence[Part], faces: Sequence[Any], rows: int) -> Tensor:
+    def largest(part: Part, face: Any) -> Tensor:
+        return face.reduce(_max, ops.abs(_wide(face.values)), part.slot.units)
+
+    return _by_row(parts, faces, rows, largest, ops.maximum)
+
+
+def _by_row(
+    parts: Sequence[Part],
+    faces: Sequence[Any],
+    rows: int,
+    function: Callable[[Part, Any], Tensor],
+    together: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return one number per row; 0 where a row has no gradient."""
+    found: dict[int, tuple[Tensor, int]] = {}
+    for part, face in zip(parts, faces, strict=True):
+        own = ops.cast(ops.reshape(function(part, face), (-1,)), "float32")
+        start, stop = part.slot.start, part.slot.stop
+        before = found.get(start)
+        found[start] = own if before is None else together(before[0], own), stop
+    pieces, place = [], 0
+    for start, (value, stop) in sorted(found.items(), key=lambda item: item[0]):
+        pieces += [ops.zeros((start - place,), "float32"), value]
+        place = stop
+    return ops.concatenate([*pieces, ops.zeros((rows - place,), "float32")])
+
+
+def _max(values: Tensor, axis: Any = None) -> Tensor:
+    return ops.max(values, axis=axis, initial=0.0)
+
+
+def _one_each(part: Part) -> tuple[int, ...]:
+    """Return the shape of one number per unit that broadcasts against the variable."""
+    units = part.slot.units
+    return () if units is None else unit_shape(part.shape, units)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return float32 or wider."""
+    narrow = "16" in str(values.dtype)
+    return ops.cast(values, "float32") if narrow else values

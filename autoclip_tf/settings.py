@@ -1,0 +1,111 @@
+"""The keywords that all clippers share, checked, and as a configuration."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
+
+import keras
+
+from autoclip_core import Policy
+from autoclip_core.checks import check_choice, check_flag, message
+from autoclip_core.patterns import Pattern, as_patterns
+from autoclip_core.settings import Around, choose_scope
+
+
+class Common(TypedDict, total=False):
+    """Keywords of every clipper; `Clipper` documents them."""
+
+    scope: str | None
+    global_clipping: bool | None
+    nonfinite: str
+    min_threshold: float | None
+    max_threshold: float | None
+    exclude: Pattern | Iterable[Pattern] | None
+    dry_run: bool
+
+
+class CommonAndWarmup(Common, total=False):
+    """Keywords of every clipper whose policy has no warm-up of its own."""
+
+    warmup_steps: int
+    warmup_threshold: float | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The common keywords of one clipper."""
+
+    scope: str | None = None
+    global_clipping: bool | None = None
+    nonfinite: str = "zero"
+    warmup_steps: int = 0
+    warmup_threshold: float | None = None
+    min_threshold: float | None = None
+    max_threshold: float | None = None
+    exclude: Any = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the policy.
+
+        Raises:
+          ValueError, TypeError: an argument breaks its rule; the message says which.
+        """
+        check_flag("dry_run", self.dry_run)
+        if self.nonfinite in ("skip", "raise"):
+            way_out = (
+                "a gradient transformer cannot cancel an update or look at a number; "
+                'set nonfinite="zero", and to stop a run add keras.callbacks.'
+                "TerminateOnNaN()"
+            )
+            rule = '"zero" or "propagate" in Keras'
+            raise ValueError(message("nonfinite", rule, self.nonfinite, way_out))
+        check_choice("nonfinite", self.nonfinite, ("zero", "propagate"))
+        if self.scope == "group":
+            way_out = (
+                "a Keras optimizer has no groups: give it a clipper for each part of "
+                'the model, such as QuantileClip(scope="global", exclude="encoder")'
+            )
+            rule = '"parameter", "global" or "unit" in Keras'
+            raise ValueError(message("scope", rule, self.scope, way_out))
+
+    def scope_or(self, default: str) -> str:
+        """Return the scope that the two spellings agree on."""
+        return choose_scope(self.scope, self.global_clipping, default)
+
+    def around(self, policy: Policy) -> Policy:
+        """Return the policy inside its warm-up, its floor and its cap."""
+        wrap = Around(
+            self.warmup_steps,
+            self.warmup_threshold,
+            self.min_threshold,
+            self.max_threshold,
+        )
+        return wrap(policy)
+
+    def config(self) -> dict[str, Any]:
+        """Return what differs from the defaults, ready to be saved."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given["exclude"] = [_saved(one) for one in as_patterns(self.exclude)] or None
+        return {
+            f.name: given[f.name] for f in fields(self) if given[f.name] != f.default
+        }
+
+
+def exclude_from_config(saved: Iterable[Any] | None) -> list[Pattern] | None:
+    """Return the patterns and functions that `Settings.config` saved."""
+    return None if saved is None else [_pattern(one) for one in saved]
+
+
+def _pattern(saved: Any) -> Any:
+    if isinstance(saved, Mapping) and "regex" in saved:
+        return re.compile(saved["regex"], saved["flags"])
+    return keras.saving.deserialize_keras_object(saved)
+
+
+def _saved(pattern: Pattern) -> Any:
+    """Return a pattern as JSON can hold it; Keras saves functions by their name."""
+    if isinstance(pattern, re.Pattern):
+        return {"regex": pattern.pattern, "flags": pattern.flags}
+    return keras.saving.serialize_keras_object(pattern)

@@ -1,0 +1,87 @@
+"""Clip every element of a gradient to an interval."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from autoclip_core import Fixed
+from autoclip_core.checks import check_positive
+from autoclip_core.patterns import Pattern
+from autoclip_core.value import decide_by_value
+
+from . import namespace
+from .clipper import Clipper
+from .gradients import Part, has_norm, map_elements, row_largest, row_norms, scale_all
+
+
+@keras.saving.register_keras_serializable("autoclip_tf")
+class ValueClip(Clipper):
+    """Clip each element to [-clip_value, clip_value], and say what it did to the norms.
+
+    This is no policy: a direction changes, too. Of the decision, `norm` is the norm
+    before, `threshold` the clip value, `scale` the norm after over the norm before, and
+    `clipped` whether any element of the row changed. With `nonfinite="propagate"` an
+    infinite element is clipped as any other, and a NaN stays.
+
+    Args:
+      clip_value: the largest magnitude, > 0.
+      scope, global_clipping, nonfinite, exclude, dry_run: as in `Clipper`.
+
+    >>> weight = keras.Variable([0.0, 0.0])
+    >>> clip = ValueClip(3.5)
+    >>> [(gradient, _)] = clip([(ops.convert_to_tensor([3.0, 4.0]), weight)])
+    >>> ops.convert_to_numpy(gradient), clip.decision.norm
+    (array([3. , 3.5], dtype=float32), array([5.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        clip_value: float,
+        *,
+        scope: str | None = None,
+        global_clipping: bool | None = None,
+        nonfinite: str = "zero",
+        exclude: Pattern | Iterable[Pattern] | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Check the value and make the clipper."""
+        self.clip_value = check_positive("clip_value", clip_value)
+        super().__init__(
+            Fixed(self.clip_value),
+            scope=scope,
+            global_clipping=global_clipping,
+            nonfinite=nonfinite,
+            exclude=exclude,
+            dry_run=dry_run,
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"clip_value": self.clip_value}
+
+    def _step(self, parts: list[Part], rows: int) -> list[Any]:
+        """Compare the norms before and after, and clamp all there is."""
+        clamped = [part._replace(tensor=self._clamp(part)) for part in parts]
+        changed = row_largest(parts, rows) > self.clip_value
+        decision = decide_by_value(
+            row_norms(parts, rows),
+            row_norms(clamped, rows),
+            changed,
+            thresholds=ops.full((rows,), self.clip_value, "float32"),
+            observed=ops.convert_to_tensor(has_norm(parts, rows)),
+            nonfinite=self._settings.nonfinite,
+            xp=namespace,
+        )
+        seen = self._store.read()
+        self._remember(seen.policy, decision, seen.tally)
+        if self._settings.dry_run or not parts:
+            return [part.tensor for part in parts]
+        if self._settings.nonfinite == "propagate":
+            return [part.tensor for part in clamped]
+        return scale_all(clamped, ops.where(decision.finite, 1.0, 0.0))
+
+    def _clamp(self, part: Part) -> Any:
+        most = np.float32(self.clip_value)
+        return map_elements(lambda values: ops.clip(values, -most, most), part)
