@@ -254,14 +254,14 @@ class Clipper(Tracked):  # type: ignore[misc]
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
-        self._remember(state, decision, seen.tally)
+        self._remember(decision, seen.tally, state)
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
         return scale_all(parts, decision.scale)
 
-    def _remember(self, state: Any, decision: Decision, tally: Any) -> None:
+    def _remember(self, decision: Decision, tally: Any, state: Any) -> None:
         counted = add_step(tally, decision, namespace)
-        self._store.write(Memory(state, decision, counted))
+        self._store.write(Memory(decision, counted, state))
 
     def _param_norms(self) -> Any:
         if not self._limits.needs_param_norms:

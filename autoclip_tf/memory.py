@@ -15,14 +15,18 @@ Make = Callable[[str, np.ndarray[Any, Any]], Any]
 
 
 class Memory(NamedTuple):
-    """All that a clipper knows of its run; a tree of arrays, tensors or variables."""
+    """All that a clipper knows of its run; a tree of arrays, tensors or variables.
 
-    policy: Any
-    """What the policy has learned."""
+    The policy's state comes last, and is written last: a threshold may be the very
+    tensor, or variable, that holds it, and has to be written down before it changes.
+    """
+
     decision: Decision
     """The last decision."""
     tally: Tally
     """What the run counted."""
+    policy: Any
+    """What the policy has learned."""
 
 
 def nothing_seen(policy: Policy, rows: int) -> Memory:
@@ -35,7 +39,7 @@ def nothing_seen(policy: Policy, rows: int) -> Memory:
         finite=np.ones((rows,), bool),
         skipped=np.zeros((rows,), bool),
     )
-    return Memory(policy.init(rows), decision, no_tally(rows))
+    return Memory(decision, no_tally(rows), policy.init(rows))
 
 
 class Store:
@@ -59,7 +63,7 @@ class Store:
 
     def on_host(self) -> Memory:
         """Return the memory, in NumPy."""
-        return self._filled(ops.convert_to_numpy)
+        return self._filled(lambda variable: variable.numpy())
 
     def write(self, memory: Memory) -> None:
         """Let the variables hold a memory."""

@@ -75,7 +75,7 @@ class ValueClip(Clipper):
             xp=namespace,
         )
         seen = self._store.read()
-        self._remember(seen.policy, decision, seen.tally)
+        self._remember(decision, seen.tally, seen.policy)
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":

@@ -1,0 +1,65 @@
+"""Clip statistics in the logs and the history of `fit`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from .clipper import Clipper
+
+NAMES = ("clip/norm", "clip/threshold", "clip/clip_rate", "clip/nonfinite_total")
+"""What is logged; `Clipper.metrics` has the rest, and says what they mean."""
+
+
+class ClipLogger(keras.callbacks.Callback):
+    """Put the clipper's numbers into the logs of each epoch, with one read per epoch.
+
+    They reach `History`, and each callback that is listed after this one, such as
+    `CSVLogger` and `TensorBoard`. Norm and threshold are those of the epoch's last
+    step, clip rate and count those of the run. Several clippers are told apart as
+    `clip/0/norm`, `clip/1/norm` in the order of the optimizer.
+
+    Raises:
+      ValueError: as training begins, the optimizer has no clipper.
+
+    >>> import numpy as np
+    >>> from autoclip_tf import QuantileClip
+    >>> from autoclip_tf.optimizers import SGD
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(SGD(0.1, gradient_transformers=[QuantileClip(0.9)]), loss="mse")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[ClipLogger()]).history
+    >>> sorted(history)
+    ['clip/clip_rate', 'clip/nonfinite_total', 'clip/norm', 'clip/threshold', 'loss']
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the clippers."""
+        self._clippers = list(clippers_of(self.model.optimizer))
+        if not self._clippers:
+            raise ValueError(
+                "ClipLogger needs an optimizer with a clipper, got "
+                f"{type(self.model.optimizer).__name__} without one; write "
+                "autoclip_tf.optimizers.Adam(gradient_transformers=[QuantileClip()])"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the numbers to the logs, which the next callbacks see."""
+        if logs is None:
+            return
+        for index, clipper in enumerate(self._clippers):
+            number = f"{index}/" if len(self._clippers) > 1 else ""
+            metrics = clipper.metrics()
+            logs |= {n.replace("/", f"/{number}", 1): metrics[n] for n in NAMES}
+
+
+def clippers_of(optimizer: Any) -> Iterator[Clipper]:
+    """Yield the clippers of an optimizer and of those that it wraps."""
+    if optimizer is None:
+        return
+    for transformer in getattr(optimizer, "gradient_transformers", ()):
+        if isinstance(transformer, Clipper):
+            yield transformer
+    yield from clippers_of(getattr(optimizer, "inner_optimizer", None))
+    for inner in getattr(optimizer, "optimizers", ()):
+        yield from clippers_of(inner)
