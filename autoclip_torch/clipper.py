@@ -1,5 +1,6 @@
 """`Clipper`: rows, their policies' state, and `step()` between backward and update."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice, check_count, check_flag, message
-from autoclip_core.metrics import metrics, row_metrics
+from autoclip_core.metrics import Tally, metrics, row_metrics
 from autoclip_core.patterns import Pattern, as_patterns
 from autoclip_core.plain import policy_to_plain
 from autoclip_core.policy import check_policy
@@ -16,6 +17,8 @@ from autoclip_core.scale import NONFINITE, as_norms
 from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
+from .amp import LossScale, unscale_once
+from .attach import Attachment
 from .checkpoint import FORMAT, check_fit
 from .gradients import Gradients, measure, on_host, scale_
 from .groups import (
@@ -103,6 +106,7 @@ class Clipper:
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
         self._max_skips = max_consecutive_skips
+        self._attachment: Attachment | None = None
         self._exclude = as_patterns(exclude)
         self._groups = read_groups(parameters)
         check_patterns(self._groups, self._exclude)
@@ -116,8 +120,16 @@ class Clipper:
         return list(self._learner.rows.names)
 
     @torch.no_grad()
-    def step(self) -> Decision:
+    def step(self, *, scaler: Any = None, optimizer: Any = None) -> Decision:
         """Measure the gradients, decide, scale them in place, and learn their norms.
+
+        Args:
+          scaler: a `torch.amp.GradScaler`, given together with `optimizer`. It unscales
+            the gradients first if it has not, and a step that overflowed is no norm to
+            learn from. Without it, call `scaler.unscale_(optimizer)` before this:
+            scaled gradients have no threshold, and an infinity that is set to 0 before
+            `unscale_` would never lower the loss scale.
+          optimizer: the optimizer whose gradients the scaler unscales.
 
         Returns:
           A `Decision` of tensors with one entry per row (see `names`), on the
@@ -127,19 +139,50 @@ class Clipper:
         Raises:
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; no gradient
             and no history was changed.
-          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped;
+            or the scaler has stepped the optimizer already.
         """
-        gradients = [slot.parameter.grad for slot in self._learner.rows.slots]
-        self._place(gradients)
-        norms, observed = self._measure(gradients)
-        if self.nonfinite == "raise":
-            self._refuse_nonfinite(norms, observed)
-        decision = self._decide(gradients, norms, observed)
+        scale = LossScale()
+        if scaler is not None or optimizer is not None:
+            scale = unscale_once(scaler, optimizer)
+        gradients, decision = self._learn(scale)
         if not self.dry_run:
             self._apply(gradients, decision)
-        if self._learner.device is None:
-            self._check_skips(int(self._learner.tally.skipped_in_a_row))
+        self._check_run()
         return _as_tensors(decision)
+
+    def attach(self, optimizer: Any) -> Attachment:
+        """Clip inside `optimizer.step()`; the loop has no other line to add.
+
+        With a closure (LBFGS, Lightning) clipping follows each backward in it. Wrappers
+        such as Accelerate's are looked through. After a `GradScaler` overflow nothing
+        is learned. With `fused=True`, gradients that share one norm are scaled in the
+        optimizer's own kernel, and a cancelled update is cancelled there: no pass over
+        the gradients, nothing read back; there, nonfinite="zero" cancels the update.
+
+        Args:
+          optimizer: the torch optimizer of these parameters, or a wrapper around it.
+
+        Returns:
+          A handle; `remove()` ends the attachment. A copied or unpickled optimizer has
+          no hooks: attach to it anew.
+
+        Raises:
+          RuntimeError: the clipper is attached already.
+          ValueError: the optimizer steps none of the clipper's parameters.
+          TypeError: it is no torch optimizer.
+
+        >>> from autoclip_core import Fixed
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> handle = Clipper([weight], Fixed(1.0)).attach(optimizer)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([-0.6000, -0.8000])
+        """
+        self._attachment = Attachment(self, optimizer)
+        return self._attachment
 
     @torch.no_grad()
     def threshold(self) -> Tensor:
@@ -195,7 +238,7 @@ class Clipper:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
         """
         decision, tally = self._learner.on_host()
-        self._check_skips(int(tally.skipped_in_a_row))
+        self._check_tally(tally)
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
@@ -291,6 +334,23 @@ class Clipper:
             accelerators = (device for device in devices if device.type != "cpu")
             self._learner.place(next(accelerators, devices[0]))
 
+    def _gradients(self) -> list[Tensor | None]:
+        """Return the gradient of each slot."""
+        return [slot.parameter.grad for slot in self._learner.rows.slots]
+
+    def _learn(self, scale: LossScale) -> tuple[list[Tensor | None], Decision]:
+        """Measure the gradients, decide and learn; touch none of them."""
+        gradients, learner = self._gradients(), self._learner
+        self._place(gradients)
+        norms, observed = self._measure(gradients)
+        if scale.factor is not None:
+            norms = norms / learner.here(scale.factor)
+        if scale.overflow is not None:
+            observed = observed & (learner.here(scale.overflow) == 0)
+        if self.nonfinite == "raise":
+            self._refuse_nonfinite(norms, observed)
+        return gradients, self._decide(gradients, norms, observed)
+
     def _measure(self, tensors: Gradients) -> tuple[Any, Any]:
         """Return the norm of each row and which rows have one."""
         return measure(self._learner.rows, tensors, self._learner.device)
@@ -316,7 +376,15 @@ class Clipper:
                 for member in group.members:
                     member.parameter.grad = None
         else:
-            scale_(learner.rows, gradients, decision.scale)
+            self._rescale(gradients, decision)
+
+    @property
+    def _one_factor(self) -> bool:
+        """Whether one number scales everything."""
+        return self.scope == "global"
+
+    def _rescale(self, gradients: Gradients, decision: Decision) -> None:
+        scale_(self._learner.rows, gradients, decision.scale)
 
     def _refuse_nonfinite(self, norms: Any, observed: Any) -> None:
         xp = self._learner.xp
@@ -341,12 +409,24 @@ class Clipper:
                 message("max_consecutive_skips", rule, self._max_skips, way_out)
             )
 
-    def _check_skips(self, in_a_row: int) -> None:
-        if self._max_skips is not None and in_a_row > self._max_skips:
+    def _check_run(self) -> None:
+        """Check what the run has counted, where that reads nothing back."""
+        if self._learner.device is None:
+            self._check_tally(self._learner.tally)
+
+    def _check_tally(self, tally: Tally) -> None:
+        if self._max_skips is not None and tally.skipped_in_a_row > self._max_skips:
             raise RuntimeError(
-                f"{in_a_row} updates in a row were skipped, more than "
+                f"{tally.skipped_in_a_row} updates in a row were skipped, more than "
                 f"max_consecutive_skips={self._max_skips}: the run is not training; "
                 "look at the loss and the learning rate"
+            )
+        if tally.nonfinite == tally.steps >= 10 and self.nonfinite == "zero":
+            warnings.warn(
+                f"none of the first {tally.steps} steps had finite gradients; with a "
+                "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
+                "before it, else its scale never falls; without one, look at the loss",
+                stacklevel=3,
             )
 
     def _describe(self) -> dict[str, Any]:

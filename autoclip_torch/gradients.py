@@ -157,6 +157,14 @@ def _device_scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
             _select_(stored, scale.reshape(()))
 
 
+def unscale_(gradients: Gradients, factor: Tensor) -> None:
+    """Divide every gradient in place by a loss scale, on its device."""
+    for gradient in gradients:
+        if gradient is not None:
+            stored = gradient._values() if gradient.is_sparse else gradient
+            stored.div_(factor.to(gradient.device, non_blocking=True))
+
+
 def clamped(gradient: Tensor, most: float) -> Tensor:
     """Return a copy with every element, or part of a complex one, in [-most, most]."""
     copy = gradient.coalesce().clone() if gradient.is_sparse else gradient.clone()

@@ -41,6 +41,12 @@ class Learner:
         """NumPy on the host, else the namespace of torch on the device."""
         return self._namespace or np
 
+    def here(self, number: Tensor) -> Any:
+        """Return a tensor of one number where decisions are taken."""
+        if self.device is None:
+            return number.cpu().numpy()
+        return number.to(self.device, non_blocking=True)
+
     def reset(self) -> None:
         """Forget every norm and count."""
         self.states = [

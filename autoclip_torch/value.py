@@ -86,12 +86,13 @@ class ValueClip(Clipper):
             )
         )
 
-    def _apply(self, gradients: Gradients, decision: Decision) -> None:
+    @property
+    def _one_factor(self) -> bool:
+        return False
+
+    def _rescale(self, gradients: Gradients, decision: Decision) -> None:
         """Set to 0 what is not finite, then clamp all there is."""
         xp, rows = self._learner.xp, self._learner.rows
-        if self.nonfinite == "skip" and bool(xp.any(decision.skipped)):
-            super()._apply(gradients, decision)
-            return
         if self.nonfinite == "zero":
             one = decision.scale * 0 + 1
             scale_(rows, gradients, xp.where(decision.finite, one, 0.0))

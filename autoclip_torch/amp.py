@@ -1,0 +1,64 @@
+"""Mixed precision: what a `GradScaler` has done to the gradients so far."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class LossScale(NamedTuple):
+    """The trace of a loss scale in the gradients."""
+
+    factor: Tensor | None = None
+    """The gradients are still multiplied by this."""
+    overflow: Tensor | None = None
+    """Not 0 where the scaled gradients overflowed: no step to learn from."""
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """Return the optimizer inside wrappers such as those of Accelerate and Lightning.
+
+    Raises:
+      TypeError: there is no torch optimizer inside.
+    """
+    inner = optimizer
+    # What torch itself has constructed has hooks of its own; a wrapper has none, or
+    # forwards to those of the optimizer inside.
+    while "_optimizer_step_pre_hooks" not in getattr(inner, "__dict__", {}):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer or a wrapper that holds one "
+                f"as .optimizer, got {type(optimizer).__name__}"
+            )
+    return inner  # type: ignore[no-any-return]
+
+
+def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
+    """Unscale an optimizer's gradients, unless somebody has done it in this step.
+
+    Raises:
+      TypeError: one of the two is missing.
+      RuntimeError: the scaler has stepped this optimizer already.
+    """
+    if scaler is None or optimizer is None:
+        missing = "scaler" if scaler is None else "optimizer"
+        raise TypeError(
+            f"scaler and optimizer must be given together, got no {missing}; call "
+            "step(scaler=scaler, optimizer=optimizer)"
+        )
+    optimizer = unwrap(optimizer)
+    if not scaler.is_enabled():
+        return LossScale()
+    # `unscale_` refuses a second call, and nothing public tells whether it was called.
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"].name == "STEPPED":
+        raise RuntimeError(
+            "clipper.step must be called before scaler.step(optimizer), which has run; "
+            "the order is backward, clipper.step, scaler.step, scaler.update"
+        )
+    if state["stage"].name == "READY":
+        scaler.unscale_(optimizer)
+    found = list(state["found_inf_per_device"].values())
+    overflow = sum((f.to(found[0].device, non_blocking=True) for f in found[1:]), 0)
+    return LossScale(None, found[0] + overflow if found else None)

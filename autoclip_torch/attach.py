@@ -1,0 +1,120 @@
+"""Clipping inside `optimizer.step()`."""
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from .amp import unwrap
+from .fused import FusedStep, is_fused
+
+if TYPE_CHECKING:
+    from .clipper import Clipper
+
+
+class Attachment:
+    """The handle of `clipper.attach(optimizer)`; `remove()` ends it.
+
+    Pickling or copying an optimizer drops its hooks, as torch does with all of them; a
+    copy of the clipper is not attached either. Attach the copies to each other.
+    """
+
+    def __init__(self, clipper: "Clipper", optimizer: Any) -> None:
+        """Register the hooks on the innermost optimizer."""
+        optimizer = unwrap(optimizer)
+        _check_owner(clipper, optimizer)
+        self._clipper = clipper
+        self._saw_gradient = False
+        self._fused = FusedStep(clipper)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def active(self) -> bool:
+        """Whether it clips: not after `remove()`, nor when the optimizer is gone."""
+        hook = self._hooks[0]
+        return hook.id in (hook.hooks_dict_ref() or {})
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __reduce__(self) -> Any:
+        """Become None in a copy, whose optimizer has lost its hooks."""
+        return type(None), ()
+
+    def _before_step(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Clip, or let the closure clip: it computes the gradients after this hook."""
+        self._fused.restore(optimizer)
+        if kwargs.get("closure") is not None:
+            closure = self._clipped(optimizer, kwargs["closure"])
+            return args, {**kwargs, "closure": closure}
+        if len(args) > 1 and args[1] is not None:  # args[0] is the optimizer
+            return (args[0], self._clipped(optimizer, args[1]), *args[2:]), kwargs
+        self._clip(optimizer)
+        return None
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._fused.restore(optimizer)
+
+    def _clipped(
+        self, optimizer: Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        """Return the closure, followed by clipping."""
+
+        def clipped_closure() -> Any:
+            loss = closure()
+            self._clip(optimizer)
+            return loss
+
+        return clipped_closure
+
+    def _clip(self, optimizer: Optimizer) -> None:
+        self._check_gradients()
+        if is_fused(optimizer):
+            self._fused.clip(optimizer)
+        else:
+            self._clipper.step()
+
+    def _check_gradients(self) -> None:
+        """Warn if there never was a gradient: the parameters may be others."""
+        if self._saw_gradient:
+            return
+        slots = self._clipper._learner.rows.slots
+        self._saw_gradient = any(slot.parameter.grad is not None for slot in slots)
+        if not self._saw_gradient:
+            warnings.warn(
+                "an attached clipper has not seen a gradient yet: none of its "
+                "parameters has one in optimizer.step(); call backward() first, and "
+                "make the clipper of the parameters that are trained",
+                stacklevel=5,
+            )
+
+
+def _check_owner(clipper: "Clipper", optimizer: Optimizer) -> None:
+    """Refuse an optimizer of other parameters, and to clip twice in a step."""
+    current = clipper._attachment
+    if current is not None and current.active:
+        raise RuntimeError(
+            "the clipper is attached already, and twice in a step it would clip what "
+            "it has clipped; call remove() on the handle first, or make a clipper for "
+            "each optimizer"
+        )
+    if getattr(optimizer, "clipper", None) is clipper:
+        raise RuntimeError(
+            "this optimizer was made by as_optimizer() and clips already; leave "
+            "attach() out"
+        )
+    own = {id(slot.parameter) for slot in clipper._learner.rows.slots}
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not own & stepped:
+        raise ValueError(
+            "optimizer must step parameters of this clipper, got one that steps none "
+            "of them; make both after the model was moved, wrapped or sharded"
+        )

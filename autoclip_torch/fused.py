@@ -1,0 +1,113 @@
+"""Fused optimizers: the scale rides in their kernel, and a rejected step stays there.
+
+With `fused=True` Adam, AdamW, SGD and Adagrad divide each gradient by
+`optimizer.grad_scale` and change nothing where `optimizer.found_inf` is not 0. Both are
+tensors on the device, which `GradScaler` sets for the time of a step; so does this.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autoclip_core import Decision
+
+from .amp import LossScale
+from .gradients import unscale_
+
+if TYPE_CHECKING:
+    from .clipper import Clipper
+
+_CONTROLS = ("grad_scale", "found_inf")
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Tell whether the optimizer's kernel obeys `grad_scale` and `found_inf`."""
+    obeys = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return obeys and all(group.get("fused") for group in optimizer.param_groups)
+
+
+class FusedStep:
+    """Clips for a fused optimizer, without reading anything back.
+
+    With one row for all that the optimizer steps there is no pass over the gradients
+    either: the kernel scales them. Else each row is scaled in place.
+
+    Args:
+      clipper: what decides.
+    """
+
+    def __init__(self, clipper: "Clipper") -> None:
+        """Start with nothing to restore."""
+        self._clipper = clipper
+        self._before: dict[str, Any] | None = None
+
+    @torch.no_grad()
+    def clip(self, optimizer: Optimizer) -> None:
+        """Decide, and set the optimizer's controls for this step."""
+        clipper = self._clipper
+        self.restore(optimizer)  # a closure may compute gradients twice in a step
+        scale = LossScale(*(getattr(optimizer, name, None) for name in _CONTROLS))
+        folds = self._folds(optimizer)
+        if not folds and scale.factor is not None:
+            # No one factor for the kernel to divide by: what a GradScaler has left to
+            # it is done here, so that thresholds meet true gradients.
+            unscale_(clipper._gradients(), scale.factor)
+            scale = scale._replace(factor=None)
+        gradients, decision = clipper._learn(scale)
+        clipper._check_run()
+        factor, overflow = scale
+        if not clipper.dry_run:
+            if folds:
+                factor = _folded(factor, decision)
+            else:
+                clipper._rescale(gradients, decision)
+            overflow = _either(overflow, _cancelled(decision, folds))
+        own = vars(optimizer)
+        self._before = {name: own[name] for name in _CONTROLS if name in own}
+        own.update(zip(_CONTROLS, (factor, overflow), strict=True))
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Put back what was there before the step: `GradScaler` removes its own."""
+        if self._before is None:
+            return
+        for name in _CONTROLS:
+            vars(optimizer).pop(name, None)
+        vars(optimizer).update(self._before)
+        self._before = None
+
+    def _folds(self, optimizer: Optimizer) -> bool:
+        """Tell whether one row holds exactly what the optimizer steps."""
+        slots = self._clipper._learner.rows.slots
+        if not self._clipper._one_factor:
+            return False
+        own = {id(slot.parameter) for slot in slots}
+        groups = optimizer.param_groups
+        plain = all(type(slot.parameter) is torch.nn.Parameter for slot in slots)
+        return plain and own == {id(p) for group in groups for p in group["params"]}
+
+
+def _folded(factor: Tensor | None, decision: Decision) -> Tensor:
+    """Return what the kernel is to divide by: the loss scale over the clip's scale."""
+    scale = torch.as_tensor(decision.scale)[0]
+    one = torch.ones_like(scale)
+    return (one if factor is None else factor.to(scale.device)) / scale
+
+
+def _cancelled(decision: Decision, folds: bool) -> Tensor:
+    """Return whether the kernel is to change nothing, as 0 or 1.
+
+    A gradient that is not finite cannot be divided to 0, so where the kernel scales,
+    nonfinite="zero" cancels, too.
+    """
+    scale, finite, cancelled = map(
+        torch.as_tensor, (decision.scale, decision.finite, decision.skipped)
+    )
+    if folds:
+        cancelled = cancelled | (~finite & (scale == 0))
+    return cancelled.any().float()
+
+
+def _either(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else torch.maximum(a, b.to(a.device))

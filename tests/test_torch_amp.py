@@ -1,0 +1,193 @@
+"""A real `torch.amp.GradScaler("cpu")` around the clippers, in every order of calls."""
+
+import pytest
+import torch
+
+from autoclip_core import Drop, Fixed, Quantile
+from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
+
+OVERFLOWS = [2, 3, 8]
+"""The steps at which the scaled gradient overflows."""
+
+
+def make(fused=False, scope="global", **keywords):
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.Adam([weight], lr=0.1, fused=fused)
+    clipper = Clipper(
+        [weight], Quantile(0.5, history_length=8), scope=scope, **keywords
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    return weight, optimizer, clipper, scaler
+
+
+def backward(weight, optimizer, scaler, step, bad=OVERFLOWS):
+    """A gradient of norm `step + 1`, or an infinite one."""
+    optimizer.zero_grad()
+    size = float("inf") if step in bad else step + 1.0
+    scaler.scale(weight @ torch.tensor([0.6, 0.8]) * size).backward()
+
+
+def window(clipper):
+    state = clipper.state_dict()["states"][0]
+    return state["ring"][0, : state["count"][0]].tolist()
+
+
+@pytest.mark.parametrize("nonfinite", ["zero", "skip", "raise", "propagate"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("who", ["clipper", "user", "hook", "hook, user"])
+def test_a_run_with_overflows_is_the_run_without_those_steps(who, fused, nonfinite):
+    weight, optimizer, clipper, scaler = make(fused, nonfinite=nonfinite)
+    if "hook" in who:
+        clipper.attach(optimizer)
+    for step in range(8 + len(OVERFLOWS)):
+        backward(weight, optimizer, scaler, step)
+        if "user" in who:
+            scaler.unscale_(optimizer)
+        if "hook" not in who:
+            clipper.step(scaler=scaler, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    good = [step for step in range(8 + len(OVERFLOWS)) if step not in OVERFLOWS]
+    assert window(clipper) == pytest.approx([step + 1.0 for step in good], rel=1e-6)
+    assert clipper.metrics()["clip/nonfinite_total"] == 0
+    assert clipper.metrics()["clip/skipped_total"] == 0
+    assert scaler.get_scale() == 2.0 ** (10 - len(OVERFLOWS))
+
+    other, plain, by_hand, _ = make(fused)
+    for step in good:
+        backward(other, plain, torch.amp.GradScaler("cpu", enabled=False), step, ())
+        by_hand.step()
+        plain.step()
+    torch.testing.assert_close(weight.data, other.data, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("nonfinite", ["zero", "skip"])
+@pytest.mark.parametrize("by", ["unscale_ by hand", "the scaler"])
+def test_a_start_of_overflows_ends_with_finite_weights_and_a_clean_history(
+    by, nonfinite
+):
+    weight, optimizer, clipper, scaler = make(nonfinite=nonfinite)
+    for step in range(8):
+        backward(weight, optimizer, scaler, step, bad=(0, 1))
+        if by == "the scaler":
+            clipper.step(scaler=scaler, optimizer=optimizer)
+        else:
+            scaler.unscale_(optimizer)
+            clipper.step()
+        scaler.step(optimizer)
+        scaler.update()
+    assert bool(weight.isfinite().all())
+    assert window(clipper) == pytest.approx([3, 4, 5, 6, 7, 8], rel=1e-6)
+    assert scaler.get_scale() == 2.0**8
+    assert optimizer.state[weight]["step"] == 6
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+@pytest.mark.parametrize("unscaled", [False, True], ids=["scaled", "unscaled"])
+def test_a_fused_optimizer_with_rows_of_their_own_sees_true_gradients(unscaled, scope):
+    weight, optimizer, clipper, scaler = make(True, scope)
+    clipper.attach(optimizer)
+    for step in range(6):
+        backward(weight, optimizer, scaler, step, bad=(1,))
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert window(clipper) == pytest.approx([1, 3, 4, 5, 6], rel=1e-6)
+    assert bool(weight.isfinite().all())
+
+
+def test_a_value_clip_of_a_fused_optimizer_clamps_true_gradients():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    ValueClip([weight], clip_value=1.0).attach(optimizer)
+    scaler.scale(weight @ torch.tensor([0.5, -4.0])).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(weight.data, torch.tensor([-0.5, 1.0]))
+
+
+def test_a_skip_never_lowers_the_loss_scale():
+    for fused in (False, True):
+        weight, optimizer, _, scaler = make(fused)
+        clipper = Clipper([weight], Drop(Fixed(2.0), action="skip"), scope="global")
+        clipper.attach(optimizer)
+        for step in range(4):
+            backward(weight, optimizer, scaler, step, bad=())
+            scaler.step(optimizer)
+            scaler.update()
+        assert clipper.metrics()["clip/skipped_total"] == 2
+        assert optimizer.state[weight]["step"] == 2
+        assert scaler.get_scale() == 2.0**10
+
+
+def test_two_optimizers_are_unscaled_each_once():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([w], lr=0.0) for w in weights]
+    clippers = [NormClip([w], max_norm=1.0) for w in weights]
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for _ in range(2):
+        scaler.scale(sum(3 * w for w in weights)).backward()
+        for clipper, optimizer in zip(clippers, optimizers, strict=True):
+            norm = clipper.step(scaler=scaler, optimizer=optimizer).norm
+            assert norm.tolist() == [3.0]
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+
+
+def test_a_disabled_scaler_changes_nothing():
+    weight, optimizer, clipper, _ = make()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    backward(weight, optimizer, scaler, 4, ())
+    assert clipper.step(
+        scaler=scaler, optimizer=optimizer
+    ).norm.item() == pytest.approx(5)
+
+
+def test_one_without_the_other_is_refused():
+    _, optimizer, clipper, scaler = make()
+    with pytest.raises(TypeError, match="got no optimizer"):
+        clipper.step(scaler=scaler)
+    with pytest.raises(TypeError, match="got no scaler"):
+        clipper.step(optimizer=optimizer)
+
+
+def test_after_the_step_it_is_too_late():
+    weight, optimizer, clipper, scaler = make()
+    backward(weight, optimizer, scaler, 0)
+    scaler.step(optimizer)
+    with pytest.raises(RuntimeError, match="must be called before"):
+        clipper.step(scaler=scaler, optimizer=optimizer)
+
+
+def test_zeroing_infinities_before_unscale_is_warned_of():
+    """The scaler never learns of the overflow: its scale stays where it overflows."""
+    weight, optimizer, clipper, scaler = make()
+
+    def wrong_order(step):
+        backward(weight, optimizer, scaler, step, bad=range(20))
+        clipper.step()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for step in range(9):
+        wrong_order(step)
+    assert scaler.get_scale() == 2.0**10
+    with pytest.warns(UserWarning, match="none of the first 10 steps"):
+        wrong_order(9)
+
+
+@pytest.mark.parametrize(
+    "make_clipper", [QuantileClip, NormClip], ids=["quantile", "norm"]
+)
+def test_bfloat16_needs_no_scaler(make_clipper):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    keywords = {"max_norm": 1.0} if make_clipper is NormClip else {"scope": "global"}
+    clipper = make_clipper(model, **keywords)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(100 * torch.randn(8, 4)).square().mean()
+    loss.backward()
+    true = torch.cat([p.grad.double().flatten() for p in model.parameters()]).norm()
+    assert clipper.step().norm.item() == pytest.approx(true.item(), rel=1e-6)

@@ -1,0 +1,251 @@
+"""`clipper.attach(optimizer)`: clipping inside `optimizer.step()`, however called."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+
+from autoclip_core import Fixed, Quantile
+from autoclip_torch import Clipper, NormClip, QuantileClip
+from autoclip_torch.attach import Attachment
+
+
+def model_and_data(seed=0):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+    )
+    return model, 5 * torch.randn(6, 3), 9 * torch.randn(6, 1)
+
+
+def loss_of(model, x, y):
+    return torch.nn.functional.mse_loss(model(x), y)
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def train(optimizer, model, x, y, steps=5):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, x, y).backward()
+        optimizer.step()
+    return weights(model)
+
+
+def by_hand(make_optimizer, make_clipper, steps=5):
+    model, x, y = model_and_data()
+    optimizer, clipper = make_optimizer(model), make_clipper(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, x, y).backward()
+        clipper.step()
+        optimizer.step()
+    return weights(model), clipper.state_dict()
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.1)
+
+
+def clip(model):
+    return QuantileClip(model, quantile=0.5, history_length=8, scope="global")
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda o: o,
+        AcceleratedOptimizer,
+        lambda o: AcceleratedOptimizer(AcceleratedOptimizer(o)),
+    ],
+    ids=["plain", "accelerated", "accelerated twice"],
+)
+def test_it_is_step_before_step(wrap):
+    model, x, y = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    clipper.attach(wrap(optimizer))
+    expected, state = by_hand(adam, clip)
+    assert_same(train(optimizer, model, x, y), expected)
+    assert_same(clipper.state_dict()["states"][0]["ring"], state["states"][0]["ring"])
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword"])
+def test_with_a_closure_clipping_follows_the_backward(how):
+    model, x, y = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    clipper.attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        loss = (
+            optimizer.step(closure)
+            if how == "positional"
+            else optimizer.step(closure=closure)
+        )
+        assert loss.requires_grad
+    assert_same(weights(model), by_hand(adam, clip)[0])
+
+
+def test_lbfgs_is_clipped_after_every_backward():
+    model, x, y = model_and_data()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    clipper = NormClip(model, max_norm=0.5)
+    clipper.attach(optimizer)
+    norms = []
+
+    def closure():
+        # What LBFGS used since the last call was clipped.
+        if norms:
+            left = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+            assert left <= 0.5 * (1 + 1e-6)
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        loss.backward()
+        norms.append(
+            torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+        )
+        return loss
+
+    optimizer.step(closure)
+    assert len(norms) == 4
+    assert min(norms) > 0.5
+    assert clipper.metrics()["clip/steps"] == 4
+    assert clipper.metrics()["clip/norm"] == pytest.approx(norms[-1], rel=1e-6)
+
+
+def test_remove_restores_the_optimizer():
+    model, x, y = model_and_data()
+    optimizer = adam(model)
+    handle = NormClip(model, max_norm=1e-3).attach(optimizer)
+    assert isinstance(handle, Attachment)
+    handle.remove()
+    handle.remove()
+    plain, _, _ = model_and_data()
+    expected = train(adam(plain), plain, x, y)
+    assert_same(train(optimizer, model, x, y), expected)
+    assert not handle.active
+
+
+def test_attaching_twice_is_an_error_and_after_remove_it_is_none():
+    model, _, _ = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    handle = clipper.attach(optimizer)
+    for other in (optimizer, adam(model)):
+        with pytest.raises(RuntimeError, match="attached already"):
+            clipper.attach(other)
+    handle.remove()
+    assert clipper.attach(optimizer).active
+
+
+def test_what_clips_already_is_refused():
+    model, _, _ = model_and_data()
+    optimizer = NormClip.as_optimizer(adam(model), max_norm=1.0)
+    with pytest.raises(RuntimeError, match="as_optimizer"):
+        optimizer.clipper.attach(optimizer)
+
+
+def test_two_clippers_may_share_an_optimizer_in_the_order_of_attaching():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    first, second = (Clipper([weight], Fixed(norm)) for norm in (2.0, 1.0))
+    first.attach(optimizer)
+    second.attach(optimizer)
+    weight.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert second.metrics()["clip/norm"] == pytest.approx(2.0)
+    torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    with pytest.raises(ValueError, match="steps none of them"):
+        clip(model_and_data()[0]).attach(adam(model_and_data()[0]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [3, None, torch.nn.Linear(1, 1)], ids=["3", "None", "module"]
+)
+def test_what_is_no_optimizer_is_refused(wrong):
+    with pytest.raises(TypeError, match="must be a torch"):
+        clip(model_and_data()[0]).attach(wrong)
+
+
+def test_it_warns_once_if_it_never_saw_a_gradient():
+    model, x, y = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    clipper.attach(optimizer)
+    with pytest.warns(UserWarning, match="has not seen a gradient"):
+        optimizer.step()
+    train(optimizer, model, x, y, steps=1)
+    optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_are_not_attached_and_can_be_attached_to_each_other(copied):
+    model, x, y = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    clipper.attach(optimizer)
+    train(optimizer, model, x, y, steps=2)
+    other, step, twin = copied((model, optimizer, clipper))
+    before = twin.metrics()["clip/steps"]
+    train(step, copy.deepcopy(other), x, y, steps=1)  # the copy's hooks are gone
+    assert twin.metrics()["clip/steps"] == before == 2
+    twin.attach(step)
+    assert_same(train(step, other, x, y, 3), train(optimizer, model, x, y, 3))
+    assert twin.metrics() == clipper.metrics()
+
+
+def test_a_clipper_whose_optimizer_is_gone_can_be_attached_anew():
+    model, x, y = model_and_data()
+    clipper = clip(model)
+    handle = clipper.attach(adam(model))
+    assert not handle.active
+    optimizer = adam(model)
+    clipper.attach(optimizer)
+    train(optimizer, model, x, y, steps=1)
+    assert clipper.metrics()["clip/steps"] == 1
+
+
+def test_a_loaded_optimizer_stays_attached():
+    model, x, y = model_and_data()
+    optimizer, clipper = adam(model), clip(model)
+    clipper.attach(optimizer)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, model, x, y, steps=3)
+    assert clipper.metrics()["clip/steps"] == 3
+
+
+def test_a_skipped_update_leaves_a_plain_optimizer_alone():
+    model, x, y = model_and_data()
+    optimizer = adam(model)
+    clipper = Clipper(model, Quantile(0.5), scope="global", nonfinite="skip")
+    clipper.attach(optimizer)
+    train(optimizer, model, x, y, steps=2)
+    before = copy.deepcopy((weights(model), optimizer.state_dict()["state"]))
+    optimizer.zero_grad()
+    (loss_of(model, x, y) * float("nan")).backward()
+    optimizer.step()
+    assert_same(weights(model), before[0])
+    for index, state in optimizer.state_dict()["state"].items():
+        assert_same(state.values(), before[1][index].values())
+    assert clipper.metrics()["clip/skipped_total"] == 1

@@ -1,0 +1,224 @@
+"""Fused optimizers: the kernel scales, and a rejected step changes nothing."""
+
+import copy
+
+import pytest
+import torch
+
+from autoclip_core import Drop, Fixed, Quantile
+from autoclip_torch import AGC, Clipper, NormClip
+
+from .test_torch_device import nothing_read
+
+FUSED = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+    "Adam amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1, fused=True),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "SGD momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, fused=True),
+}
+every_optimizer = pytest.mark.parametrize("name", FUSED)
+
+
+def parameters():
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))]
+
+
+def give(params, step, factor=1.0):
+    torch.manual_seed(100 + step)
+    for p in params:
+        p.grad = torch.randn(p.shape) * 3.0**step * factor
+
+
+def quantile(params, **keywords):
+    policy = Quantile(0.5, history_length=8)
+    return Clipper(params, policy, scope="global", **keywords)
+
+
+def everything(params, optimizer):
+    moments = [v for p in params for v in optimizer.state[p].values()]
+    return [t.detach().clone() for t in [*params, *moments]]
+
+
+def same_bits(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@every_optimizer
+def test_a_folded_clip_is_the_clip(name):
+    params, others = parameters(), parameters()
+    optimizer, plain = FUSED[name](params), FUSED[name](others)
+    clipper, by_hand = quantile(params), quantile(others)
+    clipper.attach(optimizer)
+    for step in range(6):
+        give(params, step)
+        optimizer.step()
+        give(others, step)
+        by_hand.step()
+        plain.step()
+        for p, other in zip(params, others, strict=True):  # the kernel writes them back
+            torch.testing.assert_close(p.grad, other.grad, rtol=1e-6, atol=0)
+    assert clipper.metrics() == by_hand.metrics()
+    assert clipper.metrics()["clip/clip_rate"] > 0.5
+    for ours, theirs in zip(
+        everything(params, optimizer), everything(others, plain), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+@every_optimizer
+@pytest.mark.parametrize("settings", ["nan", "inf", "drop"])
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_a_skipped_step_leaves_every_bit(name, settings, scope):
+    params = parameters()
+    optimizer = FUSED[name](params)
+    if settings == "drop":
+        clipper = Clipper(params, Drop(Fixed(50.0), action="skip"), scope=scope)
+    else:
+        clipper = Clipper(params, Fixed(50.0), scope=scope, nonfinite="skip")
+    clipper.attach(optimizer)
+    for step in range(2):
+        give(params, step)
+        optimizer.step()
+    before = everything(params, optimizer)
+    give(params, 6)
+    if settings != "drop":
+        params[1].grad[0] = float(settings)
+    optimizer.step()
+    assert same_bits(before, everything(params, optimizer))
+    assert clipper.metrics()["clip/skipped_total"] == 1
+    give(params, 1)
+    optimizer.step()
+    assert not same_bits(before, everything(params, optimizer))
+
+
+def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
+    """Only the kernel writes a gradient; on the way nothing asks for a value."""
+    params = parameters()
+    optimizer = FUSED["AdamW"](params)
+    clipper = quantile(params)
+    clipper.attach(optimizer)
+    clipper._learner.place(torch.device("cpu"))  # as on an accelerator
+    clipper._place = lambda tensors: None
+    seen = []
+
+    def look(optimizer, args, kwargs):
+        seen.append([p.grad.clone() for p in params])
+        assert optimizer.grad_scale.shape == optimizer.found_inf.shape == ()
+
+    optimizer.register_step_pre_hook(look)
+    for step in range(4):
+        give(params, step)
+        raw = [p.grad.clone() for p in params]
+        with nothing_read():
+            clipper._attachment._before_step(optimizer, (optimizer,), {})
+        clipper._attachment._after_step(optimizer, (optimizer,), {})
+        optimizer.step()
+        assert same_bits(raw, seen[-1])
+    assert clipper.metrics()["clip/clipped"] == 1
+
+
+def test_it_multiplies_what_a_grad_scaler_has_set():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    NormClip(params, max_norm=1.0).attach(optimizer)
+    factors = []
+    optimizer.register_step_pre_hook(
+        lambda o, args, kwargs: factors.append(
+            (o.grad_scale.item(), o.found_inf.item())
+        )
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    give(params, 0)
+    norm = torch.cat([p.grad.flatten() for p in params]).norm().item()
+    scaler.scale(torch.zeros(1))
+    give(params, 0, factor=8.0)
+    scaler.step(optimizer)
+    assert factors == [(pytest.approx(8.0 * norm, rel=1e-6), 0.0)]
+
+
+def test_nonfinite_zero_cancels_where_the_kernel_scales():
+    params = parameters()
+    optimizer = FUSED["AdamW"](params)
+    clipper = quantile(params)
+    clipper.attach(optimizer)
+    give(params, 0)
+    optimizer.step()
+    before = everything(params, optimizer)
+    give(params, 1)
+    params[0].grad[0, 0] = float("inf")
+    optimizer.step()
+    assert same_bits(before, everything(params, optimizer))
+    assert clipper.metrics()["clip/nonfinite_total"] == 1
+
+
+def test_what_is_excluded_is_not_scaled():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    Clipper(params[:1], Fixed(1e-3), scope="global").attach(optimizer)
+    before = copy.deepcopy([p.detach() for p in params])
+    give(params, 0)
+    raw = params[1].grad.clone()
+    optimizer.step()
+    torch.testing.assert_close(params[1].data, before[1] - 0.1 * raw)
+    assert (params[0].data - before[0]).norm() == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_agc_of_a_fused_optimizer_is_that_of_a_plain_one():
+    params, others = parameters(), parameters()
+    optimizer = FUSED["AdamW"](params)
+    plain = torch.optim.AdamW(others, lr=0.1, weight_decay=0.1)
+    AGC(params).attach(optimizer)
+    AGC(others).attach(plain)
+    for step in range(3):
+        for some, by in ((params, optimizer), (others, plain)):
+            give(some, step)
+            by.step()
+    for ours, theirs in zip(params, others, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dry_run_touches_no_control():
+    params, others = parameters(), parameters()
+    optimizer, plain = FUSED["AdamW"](params), FUSED["AdamW"](others)
+    clipper = quantile(params, dry_run=True)
+    clipper.attach(optimizer)
+    for step in range(4):
+        give(params, step)
+        optimizer.step()
+        give(others, step)
+        plain.step()
+    assert same_bits(params, others)
+    assert clipper.metrics()["clip/clip_rate"] > 0.5
+
+
+def test_too_many_skips_stop_the_run_and_leave_the_optimizer_clean():
+    params = parameters()
+    optimizer = FUSED["Adam"](params)
+    quantile(params, nonfinite="skip", max_consecutive_skips=2).attach(optimizer)
+    for step in range(3):
+        give(params, step, float("nan"))
+        if step < 2:
+            optimizer.step()
+        else:
+            with pytest.raises(RuntimeError, match="max_consecutive_skips=2"):
+                optimizer.step()
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+def test_a_closure_of_a_fused_optimizer():
+    params, others = parameters(), parameters()
+    optimizer, plain = FUSED["AdamW"](params), FUSED["AdamW"](others)
+    NormClip(params, max_norm=1.0).attach(optimizer)
+    by_hand = NormClip(others, max_norm=1.0)
+    for step in range(3):
+        optimizer.step(lambda step=step: give(params, step))
+        give(others, step)
+        by_hand.step()
+        plain.step()
+    for ours, theirs in zip(params, others, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
