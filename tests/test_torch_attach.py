@@ -60,15 +60,21 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda o: o,
-        AcceleratedOptimizer,
-        lambda o: AcceleratedOptimizer(AcceleratedOptimizer(o)),
-    ],
-    ids=["plain", "accelerated", "accelerated twice"],
-)
+class Wrapper:
+    """Steps the optimizer it holds, as many trainers' own do."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
+def wrapped_twice(optimizer):
+    return Wrapper(Wrapper(optimizer))
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, Wrapper, wrapped_twice], ids="012")
 def test_it_is_step_before_step(wrap):
     model, x, y = model_and_data()
     optimizer, clipper = adam(model), clip(model)
@@ -91,11 +97,10 @@ def test_with_a_closure_clipping_follows_the_backward(how):
         return loss
 
     for _ in range(5):
-        loss = (
-            optimizer.step(closure)
-            if how == "positional"
-            else optimizer.step(closure=closure)
-        )
+        if how == "positional":
+            loss = optimizer.step(closure)
+        else:
+            loss = optimizer.step(closure=closure)
         assert loss.requires_grad
     assert_same(weights(model), by_hand(adam, clip)[0])
 
@@ -175,9 +180,7 @@ def test_an_optimizer_of_other_parameters_is_refused():
         clip(model_and_data()[0]).attach(adam(model_and_data()[0]))
 
 
-@pytest.mark.parametrize(
-    "wrong", [3, None, torch.nn.Linear(1, 1)], ids=["3", "None", "module"]
-)
+@pytest.mark.parametrize("wrong", [3, None, "adam"])
 def test_what_is_no_optimizer_is_refused(wrong):
     with pytest.raises(TypeError, match="must be a torch"):
         clip(model_and_data()[0]).attach(wrong)
@@ -196,11 +199,11 @@ def test_it_warns_once_if_it_never_saw_a_gradient():
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
-    ids=["deepcopy", "pickle"],
-)
+def pickled(things):
+    return pickle.loads(pickle.dumps(things))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_copies_are_not_attached_and_can_be_attached_to_each_other(copied):
     model, x, y = model_and_data()
     optimizer, clipper = adam(model), clip(model)
