@@ -1,9 +1,10 @@
 """A policy as plain Python, for checkpoints and configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from .checks import message
 from .policy import Policy, arguments
 
 
@@ -20,29 +21,31 @@ def policy_to_plain(policy: Policy) -> dict[str, Any]:
     return plain
 
 
-def policy_from_plain(plain: Mapping[str, Any], types: Mapping[str, Any]) -> Policy:
+def policy_from_plain(
+    plain: Mapping[str, Any], find: Callable[[str], Any | None]
+) -> Policy:
     """Return the policy that `policy_to_plain` described.
 
     Args:
       plain: the description.
-      types: the policies that may be made, by the names of their types.
+      find: from the name of a type to the type, or to None where there is none.
 
     Raises:
-      ValueError: a type has another name.
+      ValueError: there is no such type.
 
     >>> from autoclip_core import Fixed
-    >>> policy_from_plain({"type": "Fixed", "max_norm": 2.0}, {"Fixed": Fixed})
+    >>> policy_from_plain({"type": "Fixed", "max_norm": 2.0}, {"Fixed": Fixed}.get)
     Fixed(max_norm=2.0)
     """
     given = {
-        name: policy_from_plain(value, types) if isinstance(value, Mapping) else value
+        name: policy_from_plain(value, find) if isinstance(value, Mapping) else value
         for name, value in plain.items()
         if name != "type"
     }
-    if plain["type"] not in types:
-        raise ValueError(
-            f"the policy's type must be one of {', '.join(sorted(types))}, got "
-            f"{plain['type']!r}; register a policy of your own under its name"
-        )
-    policy: Policy = types[plain["type"]](**given)
+    kind = find(plain["type"])
+    if kind is None:
+        rule = "the name of a policy"
+        way_out = "register a policy of your own under its name first"
+        raise ValueError(message("type", rule, plain["type"], way_out))
+    policy: Policy = kind(**given)
     return policy

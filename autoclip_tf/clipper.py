@@ -224,8 +224,7 @@ class Clipper(Tracked):  # type: ignore[misc]
         given = dict(config)
         given["exclude"] = exclude_from_config(given.get("exclude"))
         if isinstance(given.get("policy"), Mapping):
-            types = {**vars(autoclip_core), **keras.saving.get_custom_objects()}
-            given["policy"] = policy_from_plain(given["policy"], types)
+            given["policy"] = policy_from_plain(given["policy"], _find_policy)
         return cls(**given)
 
     def __repr__(self) -> str:
@@ -284,6 +283,12 @@ class Clipper(Tracked):  # type: ignore[misc]
                 "that has not; take a step, or call build(model.trainable_variables)"
             )
         return self._rows
+
+
+def _find_policy(name: str) -> Any | None:
+    """Return a policy's type: one of the core, or one that Keras was told of."""
+    kind = getattr(autoclip_core, name, None)
+    return keras.saving.get_registered_object(name) if kind is None else kind
 
 
 def _check_fits_a_graph(policy: Policy) -> None:

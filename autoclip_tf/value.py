@@ -84,4 +84,9 @@ class ValueClip(Clipper):
 
     def _clamp(self, part: Part) -> Any:
         most = np.float32(self.clip_value)
-        return map_elements(lambda values: ops.clip(values, -most, most), part)
+
+        def clamp(values: Any) -> Any:  # TensorFlow's clip flushes subnormal numbers
+            beyond = ops.abs(values) > ops.cast(most, values.dtype)
+            return ops.where(beyond, ops.sign(values) * most, values)
+
+        return map_elements(clamp, part)
