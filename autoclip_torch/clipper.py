@@ -17,6 +17,7 @@ from autoclip_core.scale import NONFINITE, as_norms
 from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
+from . import sharded
 from .amp import LossScale, unscale_once
 from .attach import Attachment
 from .checkpoint import FORMAT, check_fit
@@ -35,6 +36,7 @@ from .groups import (
 from .learner import Learner
 from .rows import Rows, make_rows
 from .settings import check_keys
+from .sharded import find_ranks
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer
@@ -65,6 +67,10 @@ class Clipper:
       dry_run: observe, decide and learn, but touch no gradient.
       max_consecutive_skips: how many updates may be cancelled in a row before `step`
         (on an accelerator: `metrics`) raises a RuntimeError.
+      process_group: the ranks that hold different parameters of one model, such as the
+        stages of a pipeline: squared norms are summed over them, and every one must
+        call `step`. The rows must be the same on all, as with scope="global". Sharded
+        parameters (`DTensor`) bring their ranks along and need none.
 
     Raises:
       ValueError, TypeError: an argument breaks its rule; the message says which.
@@ -95,6 +101,7 @@ class Clipper:
         exclude: Pattern | Iterable[Pattern] | None = (),
         dry_run: bool = False,
         max_consecutive_skips: int | None = None,
+        process_group: Any = None,
     ) -> None:
         """Check the arguments and lay out the rows."""
         check_policy(policy)
@@ -111,6 +118,8 @@ class Clipper:
         self._groups = read_groups(parameters)
         check_patterns(self._groups, self._exclude)
         self._learner = Learner(self._lay_out(self._groups), self.nonfinite)
+        self._process_group = process_group
+        self._ranks = find_ranks(self._learner.rows.parameters, process_group)
         self._place(self._learner.rows.parameters)
         self._check_max_skips()
 
@@ -256,6 +265,7 @@ class Clipper:
         refuse_shared(groups)
         self._learner = self._learner.extended(self._lay_out(groups))
         self._groups = groups
+        self._ranks = find_ranks(self._learner.rows.parameters, self._process_group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides later thresholds: tensors and plain Python."""
@@ -341,29 +351,41 @@ class Clipper:
     def _learn(self, scale: LossScale) -> tuple[list[Tensor | None], Decision]:
         """Measure the gradients, decide and learn; touch none of them."""
         gradients, learner = self._gradients(), self._learner
-        self._place(gradients)
-        norms, observed = self._measure(gradients)
+        # A rank whose shards have no gradient must decide where the others do.
+        self._place(gradients if self._ranks is None else learner.rows.parameters)
+        (norms, observed), *weights = self._measure(gradients, *self._weights())
         if scale.factor is not None:
             norms = norms / learner.here(scale.factor)
         if scale.overflow is not None:
             observed = observed & (learner.here(scale.overflow) == 0)
         if self.nonfinite == "raise":
             self._refuse_nonfinite(norms, observed)
-        return gradients, self._decide(gradients, norms, observed)
+        param_norms = weights[0][0] if weights else None
+        return gradients, self._decide(gradients, norms, observed, param_norms)
 
-    def _measure(self, tensors: Gradients) -> tuple[Any, Any]:
-        """Return the norm of each row and which rows have one."""
-        return measure(self._learner.rows, tensors, self._learner.device)
+    def _measure(self, *sequences: Gradients) -> list[tuple[Any, Any]]:
+        """Return of each sequence the norm of each row and which rows have one."""
+        rows, device = self._learner.rows, self._learner.device
+        if self._ranks is None:
+            return [measure(rows, tensors, device) for tensors in sequences]
+        return sharded.measure(rows, sequences, device, self._ranks)
+
+    def _weights(self) -> list[list[Tensor]]:
+        """Return the parameters in a list, where a policy needs their norms."""
+        rows = self._learner.rows
+        if not any(band.policy.needs_param_norms for band in rows.bands):
+            return []
+        return [[slot.parameter.detach() for slot in rows.slots]]
 
     def _param_norms(self) -> Any:
         """Return the norms of the parameters, where a policy needs them."""
-        rows = self._learner.rows
-        if not any(band.policy.needs_param_norms for band in rows.bands):
-            return None
-        return self._measure([slot.parameter.detach() for slot in rows.slots])[0]
+        measured = self._measure(*weights) if (weights := self._weights()) else None
+        return measured[0][0] if measured else None
 
-    def _decide(self, gradients: Gradients, norms: Any, observed: Any) -> Decision:
-        return self._learner.decide(norms, observed, self._param_norms())
+    def _decide(
+        self, gradients: Gradients, norms: Any, observed: Any, param_norms: Any
+    ) -> Decision:
+        return self._learner.decide(norms, observed, param_norms)
 
     def _apply(self, gradients: Gradients, decision: Decision) -> None:
         """Scale the gradients, or take them away where the update is cancelled."""
@@ -384,7 +406,8 @@ class Clipper:
         return self.scope == "global"
 
     def _rescale(self, gradients: Gradients, decision: Decision) -> None:
-        scale_(self._learner.rows, gradients, decision.scale)
+        scale = scale_ if self._ranks is None else sharded.scale_
+        scale(self._learner.rows, gradients, decision.scale)
 
     def _refuse_nonfinite(self, norms: Any, observed: Any) -> None:
         xp = self._learner.xp
@@ -451,6 +474,8 @@ def _as_tensors(decision: Decision) -> Decision:
 
 def _series(norms: Any, rows: int) -> Tensor:
     """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
+    if sharded.is_sharded(norms):  # such as `clip_grad_norm_` returns under FSDP2
+        norms = norms.full_tensor()
     values = torch.as_tensor(norms, dtype=torch.float64).detach()
     series = values
     if values.ndim < 2:

@@ -102,7 +102,7 @@ def _host_scale_(
         gradient = writable(slot, gradient)
         if slot.units is not None:
             unit_scales = torch.from_numpy(scales[slot.start : slot.stop])
-            _select_(*_unit_scales(gradient, unit_scales, slot.units))
+            select_(*_unit_scales(gradient, unit_scales, slot.units))
         elif scales[slot.start] == 0:
             gradient.zero_()
         else:
@@ -125,7 +125,7 @@ def _device_norms(
     widths = {slot.start: slot.stop - slot.start for slot in rows.slots}
     for slot, tensor in zip(rows.slots, tensors, strict=True):
         if tensor is not None and slot.stop > slot.start:
-            norms = _norms_in(tensor, slot.units, wide).to(device, non_blocking=True)
+            norms = norms_in(tensor, slot.units, wide).to(device, non_blocking=True)
             vectors[slot.start].append(norms.reshape(-1))
     return (
         torch.cat(
@@ -146,15 +146,19 @@ def _device_norms(
 def _device_scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
     """Scale in place without reading a value back: select, where the scale is not 1."""
     for slot, gradient in zip(rows.slots, gradients, strict=True):
-        if gradient is None:
-            continue
-        gradient = writable(slot, gradient)
-        scale = scales[slot.start : slot.stop].to(gradient.device, non_blocking=True)
-        if slot.units is not None:
-            _select_(*_unit_scales(gradient, scale, slot.units))
-        else:
-            stored = gradient._values() if gradient.is_sparse else gradient
-            _select_(stored, scale.reshape(()))
+        if gradient is not None:
+            own = scales[slot.start : slot.stop]
+            scale_one_(slot, gradient, own.to(gradient.device, non_blocking=True))
+
+
+def scale_one_(slot: Slot, gradient: Tensor, scales: Tensor) -> None:
+    """Scale one gradient in place by the scales of its rows, on their device."""
+    gradient = writable(slot, gradient)
+    if slot.units is not None:
+        select_(*_unit_scales(gradient, scales, slot.units))
+    else:
+        stored = gradient._values() if gradient.is_sparse else gradient
+        select_(stored, scales.reshape(()))
 
 
 def unscale_(gradients: Gradients, factor: Tensor) -> None:
@@ -231,10 +235,10 @@ def _host_unit_norms(tensor: Tensor, units: Units) -> np.ndarray[Any, Any]:
         squares = torch.stack(norms).double().square().sum(0)
         if bool(((squares > _LEAST_SAFE) & (squares < _MOST_SAFE)).all()):
             return squares.sqrt().numpy()
-    return _norms_in(tensor, units, torch.float64).reshape(-1).numpy()
+    return norms_in(tensor, units, torch.float64).reshape(-1).numpy()
 
 
-def _norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
+def norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
     """Return the tensor's norm, or one per unit, accumulated in `dtype` or wider."""
     if tensor.is_sparse:
         tensor = tensor.coalesce() if units is None else tensor.to_dense()
@@ -295,7 +299,7 @@ def _unit_scales(
     return gradient._values(), expanded[places]
 
 
-def _select_(values: Tensor, scale: Tensor) -> None:
+def select_(values: Tensor, scale: Tensor) -> None:
     """Write scale * values where the scale is not 1, and 0 where it is 0.
 
     Multiplying by 1 or 0 would not do: 0 * inf is NaN. The product is taken in float32

@@ -17,6 +17,7 @@ class Common(TypedDict, total=False):
     exclude: Pattern | Iterable[Pattern] | None
     dry_run: bool
     max_consecutive_skips: int | None
+    process_group: Any
 
 
 class CommonAndWarmup(Common, total=False):

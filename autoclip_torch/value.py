@@ -13,7 +13,7 @@ from autoclip_core.settings import check_keywords
 from autoclip_core.value import decide_by_value
 
 from .clipper import Clipper
-from .gradients import Gradients, clamp_, clamped, cut_off, scale_, writable
+from .gradients import Gradients, clamp_, clamped, cut_off, writable
 from .groups import Given
 from .settings import check_keys
 
@@ -27,6 +27,7 @@ class _Keywords(TypedDict, total=False):
     exclude: Pattern | list[Pattern]
     dry_run: bool
     max_consecutive_skips: int | None
+    process_group: Any
 
 
 class ValueClip(Clipper):
@@ -69,11 +70,14 @@ class ValueClip(Clipper):
             return self.policy
         return Fixed(check_positive("clip_value", overrides["clip_value"]))
 
-    def _decide(self, gradients: Gradients, norms: Any, observed: Any) -> Decision:
+    def _decide(
+        self, gradients: Gradients, norms: Any, observed: Any, param_norms: Any
+    ) -> Decision:
         """Compare the norms of what clamping would leave, and of what it would cut."""
         learner = self._learner
-        after = self._measure(self._each(clamped, gradients))[0]
-        cut = self._measure(self._each(cut_off, gradients))[0]
+        (after, _), (cut, _) = self._measure(
+            self._each(clamped, gradients), self._each(cut_off, gradients)
+        )
         return learner.count(
             decide_by_value(
                 norms,
@@ -95,7 +99,8 @@ class ValueClip(Clipper):
         xp, rows = self._learner.xp, self._learner.rows
         if self.nonfinite == "zero":
             one = decision.scale * 0 + 1
-            scale_(rows, gradients, xp.where(decision.finite, one, 0.0))
+            only_finite = xp.where(decision.finite, one, 0.0)
+            super()._rescale(gradients, decision._replace(scale=only_finite))
         for slot, most in zip(rows.slots, self._values(), strict=True):
             gradient = slot.parameter.grad
             if gradient is not None and gradient.is_sparse:

@@ -1,0 +1,137 @@
+"""Two and four gloo processes against one: DDP, FSDP2, HSDP, tensor parallel, DTensor.
+
+The processes run `torch_ranks.py` once per number of ranks; each test reads one case.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import torch_ranks
+
+RANKS = (4, 2)  # the two load what the four have saved
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each rank of each world found: results[world][rank][case]."""
+    folder, found = tmp_path_factory.mktemp("ranks"), {}
+    script = Path(torch_ranks.__file__)
+    for world in RANKS:
+        done = subprocess.run(
+            [sys.executable, str(script), str(world), str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        files = [folder / f"{world}.{rank}.json" for rank in range(world)]
+        found[world] = [json.loads(file.read_text()) for file in files]
+    return found
+
+
+@cache
+def in_one_process(case):
+    return torch_ranks.run(case, torch_ranks.whole)
+
+
+def of(results, world, case):
+    """Return the ranks' results, which must have come about."""
+    found = [rank[case] for rank in results[world]]
+    for result in found:
+        assert "failed" not in result, result["failed"]
+    return found
+
+
+def close(ours, theirs, rtol=2e-5):
+    torch.testing.assert_close(
+        torch.tensor(ours).double(),
+        torch.tensor(theirs).double(),
+        rtol=rtol,
+        atol=1e-6,
+        equal_nan=True,
+    )
+
+
+CASES = [
+    (world, layout, case)
+    for layout, (_, worlds) in torch_ranks.LAYOUTS.items()
+    for world in worlds
+    for case in torch_ranks.CLIPPERS
+]
+
+
+@pytest.mark.parametrize(("world", "layout", "case"), CASES)
+def test_many_ranks_clip_as_one_process_does(results, world, layout, case):
+    ranks = of(results, world, f"{layout}: {case}")
+    alone = in_one_process(case)
+    for rank in ranks:
+        assert rank["names"] == alone["names"]
+        assert rank["decisions"] == ranks[0]["decisions"]  # to the bit
+    close(ranks[0]["decisions"], alone["decisions"])
+    close(ranks[0]["weights"], alone["weights"], rtol=1e-4)
+    scales = torch.tensor([scale for _, _, scale in alone["decisions"]])
+    assert bool((scales < 1).any()), "nothing was clipped"
+
+
+@pytest.mark.parametrize(("world", "layout", "case"), CASES)
+def test_a_step_takes_one_reduction(results, world, layout, case):
+    counts = {
+        tuple(rank["reductions"]) for rank in of(results, world, f"{layout}: {case}")
+    }
+    # A value clip knows what it cuts only once it has seen the gradients.
+    each = 0 if layout == "ddp" else 2 if "value" in case else 1
+    assert counts == {(each,) * torch_ranks.STEPS}
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_nan_in_one_shard_cancels_the_update_of_all(results, world):
+    for rank in of(results, world, "skip_on_a_nan_of_one_rank"):
+        assert rank == {"unchanged": True, "steps": [1], "skipped": 1.0}
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_an_infinity_in_one_shard_raises_on_all_ranks(results, world):
+    errors = {r["error"] for r in of(results, world, "raise_on_a_nan_of_one_rank")}
+    assert len(errors) == 1
+    assert "is not finite" in errors.pop()
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_rank_without_gradients_enters_the_reduction(results, world):
+    ranks = of(results, world, "a_rank_without_gradients")
+    own = torch.tensor([rank["own"] for rank in ranks], dtype=torch.float64)
+    for rank in ranks:
+        close(rank["norms"], own.norm(dim=0).tolist())
+        assert rank["state"] == ranks[0]["state"]
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_the_stages_of_a_pipeline_share_one_norm(results, world):
+    ranks = of(results, world, "stages_of_a_pipeline")
+    own = torch.tensor([rank["own"] for rank in ranks], dtype=torch.float64)
+    for rank in ranks:
+        close(rank["norms"], own.sum(0).sqrt().tolist())
+    close(torch.tensor([rank["after"] for rank in ranks]).sum(0).tolist(), [1.0] * 3)
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_norm_that_is_a_dtensor_can_be_observed(results, world):
+    alone = in_one_process("global")["decisions"][0][0]
+    for rank in of(results, world, "observe_a_sharded_norm"):
+        assert rank["kind"] == "DTensor"
+        close(rank["norm"], alone)
+
+
+def test_a_checkpoint_of_four_ranks_goes_on_with_two(results):
+    saved = of(results, 4, "save_half_way")[0]
+    for rank in of(results, 2, "load_half_way"):
+        close(rank["decisions"], saved["decisions"])
+        close(rank["weights"], saved["weights"], rtol=1e-4)

@@ -1,0 +1,329 @@
+"""What the processes of `test_torch_sharded.py` run: `torch_ranks.py WORLD FOLDER`.
+
+Each rank writes `FOLDER/WORLD.RANK.json`: what every case gave, and what went wrong.
+Without processes the same cases run on the whole model: `run(case, whole)`.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from autoclip_core import Drop, Fixed, Quantile
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, ValueClip
+
+STEPS = 4
+
+
+class Net(nn.Module):
+    """Uneven shapes; the last bias has one element, so most shards of it are empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.b = nn.Linear(8, 4)
+        self.c = nn.ConvTranspose1d(4, 6, 3, groups=2)
+        self.d = nn.Linear(18, 1)
+
+    def forward(self, x):
+        x = self.b(torch.tanh(self.a(x)))
+        return self.d(torch.tanh(self.c(x[:, :, None])).flatten(1))
+
+
+def whole(model):
+    return model
+
+
+def ddp(model):
+    return DistributedDataParallel(model)
+
+
+def fsdp(model):
+    for layer in (model.a, model.b):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def hsdp(model):
+    mesh = init_device_mesh(
+        "cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("r", "s")
+    )
+    fully_shard(model.a, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+PLAN = {"a": ColwiseParallel(), "b": RowwiseParallel()}
+
+
+def tensor_parallel(model):  # c and d stay plain: both kinds in one clipper
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, PLAN)
+
+
+def tensor_parallel_and_fsdp(model):
+    """Three meshes: that of a and b, that of the others, and none."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    parallelize_module(model, mesh["model"], PLAN)
+    for layer in (model.a, model.b, model.c):
+        fully_shard(layer, mesh=mesh["data"])
+    return model
+
+
+def only_a_part(model):
+    fully_shard(model.a)
+    return model
+
+
+LAYOUTS = {
+    "ddp": (ddp, (2,)),
+    "fsdp": (fsdp, (2, 4)),
+    "hsdp": (hsdp, (4,)),
+    "tensor parallel": (tensor_parallel, (2, 4)),
+    "tensor parallel and fsdp": (tensor_parallel_and_fsdp, (4,)),
+    "only a part": (only_a_part, (2,)),
+}
+
+CLIPPERS = {
+    "global": lambda m: QuantileClip(m, quantile=0.5, history_length=4, scope="global"),
+    "parameter": lambda m: QuantileClip(m, quantile=0.5, history_length=4),
+    "group": lambda m: Clipper(
+        [
+            {"params": m.a.parameters()},
+            {"params": [*m.b.parameters(), *m.d.parameters()]},
+        ],
+        Quantile(0.5, history_length=4),
+        scope="group",
+    ),
+    "agc": lambda m: AGC(m, clipping=0.02),
+    "value": lambda m: ValueClip(m, clip_value=0.05, scope="global"),
+    "value of each": lambda m: ValueClip(m, clip_value=0.05),
+}
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights(model):
+    return torch.cat([full(p.detach()).flatten() for p in model.parameters()]).tolist()
+
+
+def batch(step):
+    torch.manual_seed(step)
+    return torch.randn(8, 6), torch.randn(8, 1) * 4 ** (step % 3)
+
+
+def train(model, clipper, optimizer, steps, spoil=lambda step: None):
+    decisions, reductions = [], []
+    for step in steps:
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        spoil(step)
+        if dist.is_initialized():
+            with CommDebugMode() as seen:
+                decision = clipper.step()
+            reductions.append(seen.get_total_counts())
+        else:
+            decision = clipper.step()
+        decisions.append(
+            [getattr(decision, n).tolist() for n in ("norm", "threshold", "scale")]
+        )
+        optimizer.step()
+    return {"decisions": decisions, "reductions": reductions}
+
+
+def run(case, layout):
+    torch.manual_seed(0)
+    net = Net()
+    model = layout(net)
+    clipper = CLIPPERS[case](net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found = train(model, clipper, optimizer, range(STEPS))
+    return found | {"weights": weights(net), "names": clipper.names}
+
+
+def skip_on_a_nan_of_one_rank():
+    """A NaN in one shard cancels the update of all."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = Clipper(
+        model, Drop(Fixed(1e6), action="skip"), scope="global", nonfinite="skip"
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    kept = []
+
+    def spoil(step):
+        if step == 1:
+            kept.append(weights(model))
+            if dist.get_rank() == 1:
+                model.a.weight.grad.to_local()[0, 0] = float("nan")
+
+    train(model, clipper, optimizer, range(2), spoil)
+    steps = {int(full(state["step"])) for state in optimizer.state.values()}
+    return {
+        "unchanged": kept[0] == weights(model),
+        "steps": sorted(steps),
+        "skipped": clipper.metrics()["clip/skipped_total"],
+    }
+
+
+def raise_on_a_nan_of_one_rank():
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="raise")
+    x, y = batch(0)
+    nn.functional.mse_loss(model(x), y).backward()
+    if dist.get_rank() == 0:
+        model.a.weight.grad.to_local()[0, 0] = float("inf")
+    try:
+        clipper.step()
+    except FloatingPointError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def a_rank_without_gradients():
+    """It enters the reduction all the same, and learns what the others learn."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["global"](model)
+    norms, own = [], []
+    for step in range(3):
+        x, y = batch(step)
+        nn.functional.mse_loss(model(x), y).backward()
+        if dist.get_rank() == 1:
+            for p in model.parameters():
+                p.grad = None
+        parts = [
+            p.grad.to_local().flatten()
+            for p in model.parameters()
+            if p.grad is not None
+        ]
+        own.append(torch.cat(parts).double().norm().item() if parts else 0.0)
+        norms += clipper.step().norm.tolist()
+        for p in model.parameters():
+            p.grad = None
+    return {
+        "norms": norms,
+        "own": own,
+        "state": clipper.state_dict()["states"][0]["ring"].tolist(),
+    }
+
+
+def stages_of_a_pipeline():
+    """Each rank has other plain parameters; one global norm and one scale for all."""
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    stage = nn.Linear(3 + rank, 2)
+    clipper = NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD)
+    norms, own, after = [], [], []
+    for step in range(3):
+        for p in stage.parameters():
+            p.grad = (
+                None
+                if (rank, step) == (1, 1)
+                else torch.full_like(p, rank + step + 1.0)
+            )
+        grads = [p.grad for p in stage.parameters() if p.grad is not None]
+        own.append(sum(float(g.square().sum()) for g in grads))
+        norms += clipper.step().norm.tolist()
+        after.append(sum(float(g.square().sum()) for g in grads))
+    return {"norms": norms, "own": own, "after": after}
+
+
+def observe_a_sharded_norm():
+    """What `clip_grad_norm_` returns under FSDP2 is a DTensor."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["global"](model)
+    x, y = batch(0)
+    nn.functional.mse_loss(model(x), y).backward()
+    total = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    return {"kind": type(total).__name__, "norm": clipper.observe(total).norm.tolist()}
+
+
+def save_half_way(folder):
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["parameter"](model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    train(model, clipper, optimizer, range(3))
+    state = {"model": model.state_dict(), "clipper": clipper}
+    dcp.save(state, checkpoint_id=folder / "checkpoint")
+    return train(model, clipper, optimizer, range(3, 6)) | {
+        "weights": weights(model)
+    }
+
+
+def load_half_way(folder):
+    torch.manual_seed(1)
+    model = fsdp(Net())
+    clipper = CLIPPERS["parameter"](model)
+    state = {"model": model.state_dict(), "clipper": clipper}
+    dcp.load(state, checkpoint_id=folder / "checkpoint")
+    model.load_state_dict(state["model"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
+
+
+SPECIAL = [
+    skip_on_a_nan_of_one_rank,
+    raise_on_a_nan_of_one_rank,
+    a_rank_without_gradients,
+    stages_of_a_pipeline,
+    observe_a_sharded_norm,
+]
+
+
+def attempt(function, *arguments):
+    try:
+        return function(*arguments)
+    except Exception:  # noqa: BLE001  it is shown by the test of this case
+        return {"failed": traceback.format_exc()}
+
+
+def main(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+    )
+    found = {}
+    for name, (layout, worlds) in LAYOUTS.items():
+        if world in worlds:
+            for case in CLIPPERS:
+                found[f"{name}: {case}"] = attempt(run, case, layout)
+    if world == 4:
+        found["save_half_way"] = attempt(save_half_way, folder)
+    else:
+        found["load_half_way"] = attempt(load_half_way, folder)
+    for function in SPECIAL:
+        found[function.__name__] = attempt(function)
+    (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # Forked, the ranks need not import torch again.
+    torch.multiprocessing.start_processes(
+        main, args=(world, folder), nprocs=world, start_method="fork"
+    )
