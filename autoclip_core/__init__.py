@@ -22,3 +22,8 @@ from .policy import Policy as Policy
 from .policy import decide as decide
 from .quantile import Quantile as Quantile
 from .quantile import StreamingQuantile as StreamingQuantile
+from .replay import Replay as Replay
+from .replay import replay as replay
+from .report import write_report as write_report
+from .suggest import Suggestion as Suggestion
+from .suggest import suggest_threshold as suggest_threshold

@@ -1,51 +1,43 @@
-"""What a run recorded: a few numbers per step, a summary with advice, a picture.
+"""What a run recorded: a few numbers per step, a summary with advice, pictures."""
 
-| of a step of several rows | is kept                                           |
-|---------------------------|---------------------------------------------------|
-| norm                      | root of the sum of squares of the finite norms    |
-| threshold                 | the median finite one; +inf where no row has one  |
-| scale                     | norm after / norm before; 1 where both are 0      |
-| clipped                   | clipped rows / observed rows, in [0, 1]           |
-| finite                    | False if an observed norm is NaN or infinite      |
-
-A row that was not observed (norm NaN, finite True) counts for nothing. A step without
-any finite norm keeps the NaN or infinity as its norm, with scale NaN and clipped 0.
-"""
-
-import math
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from .checks import message
-from .log_plot import draw
-from .log_summary import (
-    Summary,
-    advise_on_nonfinite,
-    advise_on_rate,
-    mean,
-    number,
-    percent,
+from .checks import check_count
+from .log_file import read_csv, read_jsonl, write_csv, write_jsonl
+from .log_plot import draw, draw_histogram
+from .log_plot_rows import draw_rows
+from .log_rows import RowCounts
+from .log_step import (
+    Step,
+    from_decision,
+    from_metrics,
+    from_numbers,
+    reduce_rows,
+    was_observed,
 )
+from .log_store import Store
+from .log_summary import Summary, number, percent, summarise
 
 Array = npt.NDArray[Any]
 
-FIELDS = ("norm", "threshold", "scale", "clipped", "finite")
-
-STEP = np.dtype(
-    {"names": [*FIELDS, "skipped"], "formats": ["f8", "f8", "f8", "f4", "?", "?"]},
-    align=True,
-)
-"""What is kept of a step: 32 bytes."""
-
 
 class ClipLog:
-    """Collects what a clipper did, step by step, for a summary and a picture.
+    """Collects what a clipper did, step by step, for a summary, a file and pictures.
 
-    A step takes 32 bytes, however many rows it has. The store doubles when it is full,
-    so 10^6 steps take 32 to 64 MB, and half as much again while it is copied.
+    The memory is bounded, about 15 MB however long the run is: the last 131072 recorded
+    steps are kept exactly, of earlier ones an even sample and the highest, and totals
+    are counted as the steps come. Rows are counted apart, to tell which one is clipped.
+
+    Args:
+      names: what the rows are called, such as a clipper's `names`; otherwise "row 0",
+        "row 1" and so on.
+      every: record one step of so many, >= 1. Of the others nothing is read, so that a
+        number on an accelerator costs one transfer in `every` steps.
+      settings: what the run was, by name, for the report: the policy, the scope.
 
     >>> import numpy as np
     >>> from autoclip_core import ClipLog, Fixed, decide
@@ -60,10 +52,21 @@ class ClipLog:
     [True, True, False]
     """
 
-    def __init__(self) -> None:
-        self._store = np.empty(512, STEP)
-        self._count = 0
-        self._rows = 0  # the most rows a step had
+    def __init__(
+        self,
+        names: Iterable[str] = (),
+        *,
+        every: int = 1,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._every = check_count("every", every, 1)
+        self.settings = {name: str(value) for name, value in (settings or {}).items()}
+        self._store = Store()
+        self._rows = RowCounts(list(names))
+        self._offered = 0  # steps that record() was called for
+        self._recorded = 0
+        self._several_rows = len(self._rows.names) > 1
+        self._told: dict[str, int] = {}  # totals that metrics brought along
 
     def record(
         self,
@@ -74,12 +77,12 @@ class ClipLog:
         scale: object = None,
         clipped: object = None,
     ) -> None:
-        """Add one step: a decision, or plain numbers from any clip.
+        """Take one step: a decision, a clipper's metrics, or numbers from any clip.
 
         Args:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
             fields norm, threshold, scale, clipped, finite and perhaps skipped, each
-            with one entry per row (NumPy arrays, or tensors on the CPU).
+            with one entry per row. Or a dict of metrics with the names `clip/...`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.
@@ -96,49 +99,67 @@ class ClipLog:
         >>> float(log.scales[0])
         0.25
         """
-        numbers = dict(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
-        given = {name: value for name, value in numbers.items() if value is not None}
-        if decision is not None and given:
-            raise ValueError(
-                "record takes a decision or numbers, got a decision and "
-                f"{', '.join(given)}; leave one of them out"
-            )
-        rows = from_numbers(given) if decision is None else from_decision(decision)
+        if self._offered % self._every:
+            self._offered += 1
+            return
+        if decision is None:
+            step = from_numbers(norm, threshold, scale, clipped)
+        else:
+            _refuse_both(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
+            step = self._take(decision)
+        self._store.add(self._told.get("steps", self._offered + 1) - 1, step)
+        self._offered += 1
+        self._recorded += 1
+
+    def _take(self, decision: object) -> Step:
+        """Return the step of a decision or of metrics, and count its rows."""
+        if isinstance(decision, Mapping):
+            step = from_metrics(decision)
+            self._told = {
+                name: int(decision[key])
+                for name, key in TOTALS.items()
+                if key in decision
+            }
+            return step
+        rows = from_decision(decision)
         step = reduce_rows(rows)
-        if self._count == len(self._store):
-            grown = np.empty(2 * self._count, STEP)
-            grown[: self._count] = self._store
-            self._store = grown
-        self._store[self._count] = step
-        self._count += 1
-        self._rows = max(self._rows, rows["norm"].size)
+        size = rows["norm"].size
+        if size > 1 or self._rows.names:
+            self._rows.add(rows["clipped"], was_observed(rows))
+            self._several_rows |= size > 1
+        return step
 
     def __len__(self) -> int:
         """Return the number of recorded steps."""
-        return self._count
+        return self._recorded
 
     def __repr__(self) -> str:
         """Return the number of recorded steps."""
-        return f"<ClipLog of {self._count} steps>"
+        return f"<ClipLog of {self._recorded} steps>"
+
+    @property
+    def steps(self) -> Array:
+        """The number of each kept step, from 0; all of them until steps are thinned."""
+        return self._column("step")
 
     @property
     def norms(self) -> Array:
-        """The norm of each step before clipping; NaN or inf where none was finite."""
+        """The norm of each kept step before clipping; NaN or inf if none was finite."""
         return self._column("norm")
 
     @property
     def thresholds(self) -> Array:
-        """The threshold of each step; +inf where there was none."""
+        """The threshold of each kept step; +inf where there was none."""
         return self._column("threshold")
 
     @property
     def scales(self) -> Array:
-        """Norm after / norm before of each step; NaN where no norm was finite."""
+        """Norm after / norm before of each kept step; NaN if no norm was finite."""
         return self._column("scale")
 
     @property
     def clipped(self) -> Array:
-        """The fraction of each step's observed rows that was clipped."""
+        """The fraction of each kept step's observed rows that was clipped."""
         return self._column("clipped")
 
     @property
@@ -151,9 +172,19 @@ class ClipLog:
         """True where the whole update was cancelled."""
         return self._column("skipped")
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the rows that decisions brought; empty with a single row."""
+        return list(self._rows.names)
+
+    @property
+    def row_clip_rates(self) -> Array:
+        """The clip rate of each row over the run, shape (rows,)."""
+        return self._rows.rates()
+
     def _column(self, name: str) -> Array:
-        """Return one number of each step so far, as a read-only view."""
-        column = self._store[name][: self._count]
+        """Return one number of each kept step, as an array of its own, read-only."""
+        column = self._store.kept()[name].copy()
         column.flags.writeable = False
         return column
 
@@ -165,33 +196,17 @@ class ClipLog:
         ...     log.record(norm=4.0 if step % 10 == 0 else 1.0, threshold=2.0)
         >>> print(log.summary())
         total steps       200 (200 with a finite norm)
-        clipping rate     10 %
+        clipping rate     10 % (10 % over the last 200)
         mean scale        0.95
         mean norm         1.3
+        norm quantiles    median 1, p90 1.3, p99 4
         max norm          4
         threshold now     2
         non-finite steps  0
         skipped steps     0
         Stabiliser (5 to 25 %): clipping rate 10 % over 200 steps, mean scale 0.95.
         """
-        measured = np.isfinite(self.norms)
-        norms, scales = self.norms[measured], self.scales[~np.isnan(self.scales)]
-        clipped, thresholds = self.clipped[measured], self.thresholds[measured]
-        return Summary(
-            steps=len(self),
-            measured=norms.size,
-            clip_rate=mean(clipped),
-            mean_scale=mean(scales),
-            mean_norm=mean(norms),
-            max_norm=float(norms.max()) if norms.size else math.nan,
-            nonfinite=int(np.sum(~self.finite)),
-            skipped=int(np.sum(self.skipped)),
-            threshold=float(self.thresholds[-1]) if len(self) else math.nan,
-            advice=(
-                *advise_on_rate(clipped, np.isfinite(thresholds), mean(scales)),
-                *advise_on_nonfinite(int(np.sum(~self.finite)), len(self)),
-            ),
-        )
+        return summarise(self._store, self._rows, self._told)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw norm, threshold and clipped steps over time, on a log axis.
@@ -215,99 +230,107 @@ class ClipLog:
             f"Clipping rate {percent(told.clip_rate)}, mean scale "
             f"{number(told.mean_scale)}, {told.steps} steps"
         )
-        return draw(self._store[: self._count], title, self._rows > 1, path)
+        kept, highest = self._store.kept(), self._store.highest()
+        return draw(kept, title, self._several_rows, path, highest=highest)
+
+    def plot_rows(self, path: str | PathLike[str] | None = None) -> Any:
+        """Draw which row was clipped when: a heat map of clip rates over time.
+
+        Args:
+          path: where to save the picture.
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+          ValueError: the log has no rows: it needs decisions of more than one row.
+        """
+        if not self._rows.steps:
+            raise ValueError(
+                "plot_rows() must have decisions of several rows, got none; record "
+                "what a clipper's step() returns, at a scope other than global"
+            )
+        return draw_rows(self._rows, self._every, path)
+
+    def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:
+        """Draw how the norms are distributed, and where the threshold stands now.
+
+        Args:
+          path: where to save the picture.
+
+        Returns:
+          The `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        told = self.summary()
+        return draw_histogram(self.norms, told.threshold, path)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the kept steps as a table: step, norm, threshold, scale and flags."""
+        write_csv(path, self._store.kept())
+
+    def to_jsonl(self, path: str | PathLike[str]) -> None:
+        """Write a line about the run (settings, rows, totals), then a line per step."""
+        write_jsonl(path, self._store, self._rows, self.settings, self._told)
+
+    @classmethod
+    def from_csv(cls, path: str | PathLike[str]) -> "ClipLog":
+        """Return the log of a file that `to_csv` wrote; it has no rows or settings.
+
+        Raises:
+          ValueError: the file lacks a column, or a cell is not a number.
+        """
+        return cls.from_steps(read_csv(path))
+
+    @classmethod
+    def from_jsonl(cls, path: str | PathLike[str]) -> "ClipLog":
+        """Return the log of a file that `to_jsonl` wrote.
+
+        Raises:
+          ValueError: a line is not JSON or lacks a number.
+        """
+        about, steps = read_jsonl(path)
+        return cls.from_steps(steps, about)
+
+    @classmethod
+    def from_steps(
+        cls, steps: Array, about: Mapping[str, Any] | None = None
+    ) -> "ClipLog":
+        """Return the log of steps that are known already.
+
+        Args:
+          steps: an array with the fields of `log_store.STEP`.
+          about: the run's settings, rows and totals, as the first line of JSON lines.
+        """
+        about = about or {}
+        log = cls(settings=about.get("settings"))
+        log._store.extend(steps)
+        if "rows" in about:
+            log._rows = RowCounts.from_plain(about["rows"])
+        log._several_rows = len(log._rows.names) > 1
+        log._told = dict(about.get("told", {}))
+        if "totals" in about:
+            log._store.totals.restore(about["totals"])
+        log._recorded = log._store.totals.counts["steps"]
+        log._offered = int(steps["step"].max(initial=-1)) + 1
+        return log
 
 
-def from_numbers(given: dict[str, object]) -> dict[str, Array]:
-    """Return plain numbers as a step of one row, with what follows from them."""
-    if not {"norm", "threshold"} <= given.keys():
+TOTALS = {
+    "steps": "clip/steps",
+    "nonfinite": "clip/nonfinite_total",
+    "skipped": "clip/skipped_total",
+}
+"""What metrics say of the whole run, by the names of the summary."""
+
+
+def _refuse_both(**numbers: object) -> None:
+    given = [name for name, value in numbers.items() if value is not None]
+    if given:
         raise ValueError(
-            "record needs a decision, or both norm and threshold, got "
-            f"{', '.join(given) or 'nothing'}; where there is no threshold, "
-            "write threshold=float('inf')"
+            f"record takes a decision or numbers, got a decision and "
+            f"{', '.join(given)}; leave one of them out"
         )
-    rows = {name: as_floats(name, value) for name, value in given.items()}
-    for name, array in rows.items():
-        if array.size != 1:
-            way_out = "for several rows, give a decision"
-            raise ValueError(message(name, "one number", given[name], way_out))
-        rows[name] = array.reshape(1)
-    norm, threshold = rows["norm"], rows["threshold"]
-    clipped = norm > threshold
-    scale = np.where(clipped, threshold / np.where(clipped, norm, 1.0), 1.0)
-    return {"scale": scale, "clipped": clipped, "finite": np.isfinite(norm)} | rows
-
-
-def from_decision(decision: object) -> dict[str, Array]:
-    """Return the fields of a decision as arrays of one shape."""
-    names = [name for name in (*FIELDS, "skipped") if hasattr(decision, name)]
-    missing = [name for name in FIELDS if name not in names]
-    if missing:
-        raise TypeError(
-            f"decision must have the fields {', '.join(FIELDS)}, got a "
-            f"{type(decision).__name__} without {', '.join(missing)}; "
-            "plain numbers go in as norm=..., threshold=..."
-        )
-    rows = {name: as_floats(name, getattr(decision, name)) for name in names}
-    shapes = {name: array.shape for name, array in rows.items()}
-    if len(set(shapes.values())) > 1 or rows["norm"].ndim > 1:
-        raise ValueError(
-            f"decision's fields must all have the shape (rows,), got {shapes}; "
-            "give each field one entry per row"
-        )
-    return rows
-
-
-def as_floats(name: str, value: object) -> Array:
-    """Return real numbers as float64, with at least one dimension."""
-    try:
-        if hasattr(value, "detach"):  # a torch tensor: of bfloat16, or on a device
-            value = value.detach().cpu().double()
-        array = np.asarray(value)
-        if array.dtype.kind in "OSUMmc":
-            raise TypeError(f"dtype {array.dtype}")
-        array = np.atleast_1d(array).astype(np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name} must be real numbers that NumPy can read, got "
-            f"{type(value).__name__} ({error}); give plain numbers or arrays"
-        ) from error
-    rule, wrong = ">= 0", array < 0  # NaN has its meaning, but not for a fraction
-    if name == "clipped":
-        rule, wrong = "in [0, 1]", ~((array >= 0) & (array <= 1))
-    if wrong.any():
-        raise ValueError(message(name, rule, float(array[wrong][0]), ""))
-    return array
-
-
-def reduce_rows(rows: dict[str, Array]) -> tuple[float | bool, ...]:
-    """Reduce the rows of one step to a `STEP`, by the table at the top of this file."""
-    norm, finite = rows["norm"], rows["finite"] != 0
-    observed = ~(np.isnan(norm) & finite)
-    good = finite & np.isfinite(norm)
-    threshold = median(rows["threshold"][np.isfinite(rows["threshold"])])
-    skipped = "skipped" in rows and bool(rows["skipped"].any())
-    flags = bool((good == observed).all()), skipped
-    if not good.any():
-        lost = float(norm[observed].max()) if observed.any() else math.nan
-        return lost, threshold, math.nan, 0.0, *flags
-    largest = float(norm[good].max())
-    share = norm[good] / largest if largest else np.ones(good.sum())
-    before = root_sum_squares(share)
-    scale = root_sum_squares(rows["scale"][good] * share) / before if largest else 1.0
-    clipped = float(rows["clipped"][good].sum() / observed.sum())
-    return largest * before, threshold, scale, clipped, *flags
-
-
-def median(values: Array) -> float:
-    """Return the median of finite values; +inf of nothing."""
-    if not values.size:
-        return math.inf
-    middle = [(values.size - 1) // 2, values.size // 2]
-    return float((np.partition(values, middle)[middle] / 2).sum())
-
-
-def root_sum_squares(values: Array) -> float:
-    """Return the root of the sum of squares of values >= 0, of which none overflows."""
-    largest = float(values.max())
-    return largest * math.sqrt(((values / largest) ** 2).sum()) if largest else 0.0

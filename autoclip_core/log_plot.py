@@ -19,22 +19,8 @@ BARS = 50
 BLUE, ORANGE, PURPLE, BLACK = "#0072B2", "#D55E00", "#AA3377", "#000000"
 
 
-def draw(
-    steps: Array,
-    title: str,
-    several_rows: bool,
-    path: str | PathLike[str] | None = None,
-) -> Any:
-    """Draw recorded steps into a figure of its own; save it where there is a path.
-
-    Args:
-      steps: the recorded steps, with the fields of `log.STEP`.
-      title: what stands above the picture.
-      several_rows: whether a step has several rows.
-      path: where to save the picture, or None.
-
-    Returns:
-      The `matplotlib.figure.Figure`.
+def new_figure(size: tuple[float, float]) -> Any:
+    """Return an empty figure that pyplot does not know of.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -43,57 +29,91 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            'plot() needs matplotlib: pip install "autoclip-toolkit[plot]"'
+            'a picture needs matplotlib: pip install "autoclip-toolkit[plot]"'
         ) from error
-    figure = Figure(figsize=(10, 5.5), dpi=120, layout="constrained")
+    return Figure(figsize=size, dpi=120, layout="constrained")
+
+
+def save(figure: Any, path: str | PathLike[str] | None) -> None:
+    """Save the figure where there is a path; its suffix is the format."""
+    if path is not None:
+        figure.savefig(path)
+
+
+def draw(
+    steps: Array,
+    title: str,
+    several_rows: bool,
+    path: str | PathLike[str] | None = None,
+    *,
+    highest: Array | None = None,
+) -> Any:
+    """Draw recorded steps into a figure of its own; save it where there is a path.
+
+    Args:
+      steps: the recorded steps, with the fields of `log_store.STEP`.
+      title: what stands above the picture.
+      several_rows: whether a step has several rows.
+      path: where to save the picture, or None.
+      highest: steps to show beside them, where `steps` is a sample.
+
+    Returns:
+      The `matplotlib.figure.Figure`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = new_figure((10, 5.5))
     above, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
     above.set_title(title)
     above.set_ylabel("L2 norm of the gradient\n(loss per unit of parameter)")
     above.set_yscale("log")
-    above.set_ylim(log_range(steps))
+    peaks = steps if highest is None else np.concatenate([highest, steps])
+    above.set_ylim(log_range(peaks))
     above.grid(alpha=0.3, linewidth=0.5)
-    draw_lines(above, steps, several_rows)
-    draw_marks(above, steps, several_rows)
-    draw_rate(below, steps)
+    end = float(steps["step"].max(initial=0))
+    draw_lines(above, steps, several_rows, end)
+    draw_marks(above, peaks, several_rows, end)
+    draw_rate(below, steps, end)
     style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=9, **style)
-    if path is not None:
-        figure.savefig(path)
+    save(figure, path)
     return figure
 
 
-def draw_lines(axes: Any, steps: Array, several_rows: bool) -> None:
+def draw_lines(axes: Any, steps: Array, several_rows: bool, end: float) -> None:
     """Draw norm and threshold as lines, and the range of norms in each column."""
     floor = axes.get_ylim()[0]
     norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
     thresholds = np.where(np.isfinite(steps["threshold"]), steps["threshold"], np.nan)
     # A line does not show a point between two gaps; its tiny marker does.
     style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
-    x, low, middle, high = columns(np.maximum(norms, floor))
+    width = column_width(end, COLUMNS)
+    x, low, middle, high = columns(steps["step"], np.maximum(norms, floor), width)
     name = "norm (all rows)" if several_rows else "norm"
     if len(x) < len(steps):
         area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0.5}
-        width = -(-len(steps) // len(x))
         axes.fill_between(x, low, high, label=f"{name}, range of {width} steps", **area)
         name = "median"
     axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
-    x, _, middle, _ = columns(np.maximum(thresholds, floor))
+    x, _, middle, _ = columns(steps["step"], np.maximum(thresholds, floor), width)
     name = "threshold (median row)" if several_rows else "threshold"
     axes.plot(x, middle, color=BLACK, lw=1.3, label=name, zorder=3, **style)
 
 
-def draw_marks(axes: Any, steps: Array, several_rows: bool) -> None:
+def draw_marks(axes: Any, steps: Array, several_rows: bool, end: float) -> None:
     """Mark the clipped steps, the non-finite ones, and norms too small for the axis."""
+    number, width = steps["step"], column_width(end, COLUMNS)
     finite = np.isfinite(steps["norm"])
     clipped = "half the rows clipped" if several_rows else "clipped"
     norms = np.where((steps["clipped"] >= 0.5) & finite, steps["norm"], np.nan)
-    x, _, _, highest = columns(norms)
+    x, _, _, highest = columns(number, norms, width)
     mark(axes, x, highest, "o", ORANGE, clipped, ms=3)
     edge = {"transform": axes.get_xaxis_transform()}
-    x, _, _, there = columns(np.where(steps["finite"], np.nan, 0.97))
+    x, _, _, there = columns(number, np.where(steps["finite"], np.nan, 0.97), width)
     mark(axes, x, there, "x", PURPLE, "non-finite", ms=7, mew=1.8, **edge)
     tiny = finite & (steps["norm"] < axes.get_ylim()[0])
-    x, _, _, there = columns(np.where(tiny, 0.02, np.nan))
+    x, _, _, there = columns(number, np.where(tiny, 0.02, np.nan), width)
     mark(axes, x, there, "v", BLUE, "0 or below the axis", ms=5, **edge)
 
 
@@ -107,20 +127,65 @@ def mark(
         axes.plot(x[there], y[there], linestyle="none", **style)
 
 
-def draw_rate(axes: Any, steps: Array) -> None:
+def draw_rate(axes: Any, steps: Array, end: float) -> None:
     """Draw the clipping rate of successive stretches of the run as bars, in percent."""
-    finite = np.isfinite(steps["norm"])
-    x, clipped = fold(np.where(finite, steps["clipped"], np.nan), BARS)
-    known = np.maximum(np.sum(~np.isnan(clipped), axis=1), 1)
-    rate = 100 * np.nansum(clipped, axis=1) / known
-    width = clipped.shape[1]
+    measured = steps[np.isfinite(steps["norm"])]
+    width = column_width(end, BARS)
+    place = measured["step"] // width
+    known = np.bincount(place)
+    clipped = np.bincount(place, weights=measured["clipped"])
+    rate = 100 * clipped / np.maximum(known, 1)
+    x = np.arange(len(rate)) * width + (width - 1) / 2
     axes.bar(x, rate, width=width, color=ORANGE)
     axes.set_ylim(0, 1.1 * rate.max(initial=0) or 1.0)
-    margin = max(1, len(steps) / 100)
-    axes.set_xlim(-margin, len(steps) + margin)
+    margin = max(1, end / 100)
+    axes.set_xlim(-margin, end + 1 + margin)
     axes.set_ylabel("clipped\n(%)")
-    axes.set_xlabel(f"recorded step (one bar: {width} step{'s' * (width > 1)})")
+    axes.set_xlabel(f"step (one bar: {width} step{'s' * (width > 1)})")
     axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def draw_histogram(
+    norms: Array, threshold: float, path: str | PathLike[str] | None = None
+) -> Any:
+    """Draw how norms are distributed, on a log axis, with a threshold.
+
+    Args:
+      norms: any; what is not finite and positive is left out, and counted.
+      threshold: where to draw the line; nowhere if it is not finite.
+      path: where to save the picture, or None.
+
+    Returns:
+      The `matplotlib.figure.Figure`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = new_figure((7, 4))
+    axes = figure.subplots()
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    known = np.clip(known, 1e-250, 1e250)
+    left_out = len(norms) - len(known)
+    axes.set_xscale("log")
+    if len(known):
+        low, high = np.log10(known.min()) - 0.02, np.log10(known.max()) + 0.02
+        bins = np.logspace(low, high, 1 + min(100, max(10, int(len(known) ** 0.5))))
+        label = f"{len(known)} steps"
+        axes.hist(known, bins, color=BLUE, alpha=0.75, label=label)
+        axes.set_yscale("symlog", linthresh=10)  # so that the few spikes are seen
+        axes.set_ylim(bottom=0)
+    if np.isfinite(threshold) and threshold > 0:
+        above = float(np.mean(known > threshold)) if len(known) else 0.0
+        name = f"threshold {threshold:.4g}: {100 * above:.3g} % above"
+        axes.axvline(threshold, color=BLACK, ls="--", lw=1.5, label=name)
+    axes.set_title(f"{left_out} steps of 0, NaN or infinity left out" * (left_out > 0))
+    axes.set_xlabel("L2 norm of the gradient (loss per unit of parameter)")
+    axes.set_ylabel("steps")
+    axes.grid(alpha=0.3, linewidth=0.5)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    save(figure, path)
+    return figure
 
 
 def log_range(steps: Array) -> tuple[float, float]:
@@ -140,30 +205,32 @@ def log_range(steps: Array) -> tuple[float, float]:
     return float(10 ** (low - margin)), float(10 ** (high + margin))
 
 
-def columns(values: Array) -> tuple[Array, Array, Array, Array]:
+def column_width(end: float, most: int) -> int:
+    """Return how many steps a column stands for, so that at most so many are needed."""
+    return max(1, -(-int(end + 1) // most))
+
+
+def columns(number: Array, values: Array, width: int) -> tuple[Array, ...]:
     """Return the x of each column, and its smallest, median and largest value.
 
-    NaN is left out; a column of nothing else is NaN.
+    Args:
+      number: the number of each step.
+      values: a value for each; NaN is left out, a column of nothing else is NaN.
+      width: the steps in a column; a column without any step is left out.
 
-    >>> x, low, middle, high = columns(np.array([1.0, np.nan, 3.0]))
-    >>> x.tolist(), middle.tolist()
-    ([0.0, 1.0, 2.0], [1.0, nan, 3.0])
+    >>> x, low, middle, high = columns(
+    ...     np.array([0, 1, 2, 9]), np.array([1.0, 3.0, np.nan, 5.0]), 2)
+    >>> x.tolist(), low.tolist(), high.tolist()
+    ([0.5, 2.5, 8.5], [1.0, nan, 5.0], [3.0, nan, 5.0])
     """
-    x, folded = fold(values, COLUMNS)
-    ordered = np.sort(folded, axis=1)  # NaN goes last
-    last = np.maximum(np.sum(~np.isnan(folded), axis=1) - 1, 0)
-    row = np.arange(len(x))
-    return x, ordered[:, 0], ordered[row, last // 2], ordered[row, last]
-
-
-def fold(values: Array, most: int) -> tuple[Array, Array]:
-    """Cut a series into at most so many equal stretches; NaN fills the last one.
-
-    >>> fold(np.arange(5.0), 3)[1].tolist()
-    [[0.0, 1.0], [2.0, 3.0], [4.0, nan]]
-    """
-    width = max(1, -(-len(values) // most))
-    count = -(-len(values) // width)
-    padded = np.full(count * width, np.nan)
-    padded[: len(values)] = values
-    return np.arange(count) * width + (width - 1) / 2, padded.reshape(count, width)
+    used, place = np.unique(number // width, return_inverse=True)
+    known = ~np.isnan(values)
+    order = np.lexsort((values[known], place[known]))
+    place, values = place[known][order], values[known][order]
+    first = np.searchsorted(place, np.arange(len(used)))
+    last = np.searchsorted(place, np.arange(len(used)), side="right") - 1
+    some = last >= first
+    found = np.full((3, len(used)), np.nan)
+    for row, at in enumerate([first, (first + last) // 2, last]):
+        found[row, some] = values[at[some]]
+    return used * width + (width - 1) / 2, *found

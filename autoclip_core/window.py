@@ -72,6 +72,8 @@ def push(window: Any, norms: Array, xp: Any = np) -> Any:
     """Return the window after one more norm in each row; the oldest one leaves."""
     if isinstance(window, History):
         return _insert(window, norms)
+    if xp is np and len(norms) == 1:
+        return _replace(window, norms[0])
     ring, ordered, count = window
     length = ring.shape[1]
     new = norms[:, None]
@@ -104,7 +106,7 @@ def quantile(window: Any, q: float, xp: Any = np) -> Array:
     """
     n = filled(window, xp)
     places, weight = _look_up(window, n, _ranks, q, xp)
-    pair = xp.take_along_axis(window.ordered, places, axis=1)
+    pair = _pick(window.ordered, places, xp)
     some = n > 0  # an empty row is +inf throughout, and inf - inf would warn
     below = xp.where(some, pair[:, 0], 0.0)
     above = xp.where(some, pair[:, 1], 0.0)
@@ -127,7 +129,7 @@ def mean_std(
     values = window.ordered[:, 1:-1]
     valid = xp.arange(values.shape[1], dtype=xp.int32)[None, :] < n[:, None]
     places = xp.concatenate([n[:, None], (n[:, None] + 1) // 2], axis=1)
-    ends = xp.take_along_axis(window.ordered, places, axis=1)
+    ends = _pick(window.ordered, places, xp)
     some = n > 0
     largest = xp.where(some, ends[:, 0], 1.0)[:, None]
     middle = xp.where(some, ends[:, 1], 1.0)[:, None]
@@ -153,6 +155,31 @@ def _ordered(rows: int, length: int, xp: Any) -> Array:
     lowest = xp.full((rows, 1), -float("inf"), dtype=xp.float32)
     slots = xp.full((rows, length + 1), float("inf"), dtype=xp.float32)
     return xp.concatenate([lowest, slots], axis=1)
+
+
+def _replace(window: Window, norm: Array) -> Window:
+    """Do as `push` in a single row on the host, where to move a few beats H selects."""
+    ring, ordered, count = (array.copy() for array in window)
+    length, seen = ring.shape[1], int(count[0])
+    slot = seen if seen < length else seen - length
+    row = ordered[0]
+    out, into = row.searchsorted(ring[0, slot]), row.searchsorted(norm)
+    if into > out:
+        row[out : into - 1] = row[out + 1 : into]
+        row[into - 1] = norm
+    else:
+        row[into + 1 : out + 1] = row[into:out]
+        row[into] = norm
+    ring[0, slot] = norm
+    count[0] = seen + 1 if seen + 1 < 2 * length else length
+    return Window(ring, ordered, count)
+
+
+def _pick(ordered: Array, places: Array, xp: Any) -> Array:
+    """Return `take_along_axis` of the rows; NumPy's own takes ten times the time."""
+    if xp is np:
+        return ordered[np.arange(len(ordered))[:, None], places]
+    return xp.take_along_axis(ordered, places, axis=1)
 
 
 def _insert(history: History, norms: Array) -> History:

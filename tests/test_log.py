@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import autoclip_core.log
 import autoclip_core.log_plot
+import autoclip_core.log_store
 from autoclip_core import ClipLog, Drop, Fixed, Quantile, decide
 
 NAN, INF = math.nan, math.inf
@@ -216,7 +217,7 @@ def test_the_store_grows_and_keeps_what_it_has():
     log = log_of(norms)
     assert log.norms.tolist() == norms
     assert log.norms.itemsize == log.scales.itemsize == 8
-    assert autoclip_core.log.STEP.itemsize == 32
+    assert autoclip_core.log_store.STEP.itemsize == 48
 
 
 def test_the_columns_cannot_be_written():
@@ -248,7 +249,7 @@ GOOD = dict(norm=[1.0, 2.0], threshold=[1.0, 1.0])
         ((), {"norm": [1.0, 2.0], "threshold": 1.0}, ValueError, "must be one number"),
         ((rows(**GOOD),), {"norm": 1.0}, ValueError, "a decision and norm; leave"),
         ((3.2,), {}, TypeError, "got a float without norm.*norm=..., threshold=..."),
-        (({"norm": 1.0},), {}, TypeError, "got a dict without norm"),
+        (({"norm": 1.0},), {}, TypeError, "got a dict without clip/norm"),
         ((SimpleNamespace(norm=1.0),), {}, TypeError, "without threshold, scale"),
         ((rows([-1.0], [1.0]),), {}, ValueError, "norm must be >= 0, got -1"),
         ((rows(**GOOD, skipped=[True]),), {}, ValueError, "skipped.*one entry per row"),
@@ -291,11 +292,12 @@ def test_a_step_of_several_rows_counts_as_a_fraction():
 
 def test_the_summary_reads_well():
     text = str(log_of([4.0, *[1.0] * 9] * 20 + [NAN]).summary())
-    assert text.splitlines()[:8] == [
+    assert text.splitlines()[:9] == [
         "total steps       201 (200 with a finite norm)",
-        "clipping rate     10 %",
+        "clipping rate     10 % (10 % over the last 200)",
         "mean scale        0.95",
         "mean norm         1.3",
+        "norm quantiles    median 1, p90 1.3, p99 4",
         "max norm          4",
         "threshold now     2",
         "non-finite steps  1",

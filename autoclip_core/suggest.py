@@ -1,0 +1,222 @@
+"""Which threshold suits a series of norms: statistics, a suggestion and the reasons."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .log_summary import ENOUGH, number, percent
+from .policy import Policy
+from .quantile import Quantile
+from .replay import as_float64
+from .spikes import find_spikes
+
+Array = npt.NDArray[Any]
+
+HEAVY_TAIL = 1.0
+"""The deviation of ln(norm) from which a few steps dominate the mean."""
+
+DRIFT = 2.0
+"""The ratio of the medians of the last and the first third that calls for a window."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a series of norms says about a threshold; `print` it.
+
+    The statistics are over the finite norms.
+    """
+
+    steps: int
+    """All steps of the series."""
+    nonfinite: int
+    """Those whose norm is NaN or infinite."""
+    mean: float
+    """The mean norm."""
+    std: float
+    """The standard deviation (over n)."""
+    min: float
+    """The smallest norm."""
+    max: float
+    """The largest finite norm."""
+    median: float
+    """The norm that half of the steps exceed."""
+    p90: float
+    """The norm that 10 % of the steps exceed."""
+    p95: float
+    """The norm that 5 % of the steps exceed."""
+    p99: float
+    """The norm that 1 % of the steps exceed."""
+    log_std: float
+    """The deviation of ln(norm): 0.1 is calm, 1 is heavy-tailed."""
+    max_norm: float
+    """The suggested constant threshold: p90, which clips 10 % of such steps."""
+    mean_range: tuple[float, float]
+    """Half the mean and ten times the mean: thresholds from here to there can work."""
+    policy: Policy
+    """The policy to start with, which follows the norms as they change."""
+    advice: tuple[str, ...]
+    """Sentences, each with the numbers it rests on."""
+
+    def __str__(self) -> str:
+        """Return the numbers line by line, then the advice."""
+        low, high = map(number, self.mean_range)
+        lines = [
+            f"steps         {self.steps} ({self.nonfinite} non-finite)",
+            f"mean          {number(self.mean)}",
+            f"std           {number(self.std)}",
+            f"min           {number(self.min)}",
+            f"median        {number(self.median)}",
+            f"p90           {number(self.p90)}",
+            f"p95           {number(self.p95)}",
+            f"p99           {number(self.p99)}",
+            f"max           {number(self.max)}",
+            f"suggested     max_norm = {number(self.max_norm)}",
+            f"mean range    {low} to {high} (0.5 to 10 times the mean)",
+            f"or a policy   {self.policy!r}",
+        ]
+        return "\n".join([*lines, *self.advice])
+
+
+def suggest_threshold(norms: Any) -> Suggestion:
+    """Return statistics of a series of norms, a threshold to start with, and advice.
+
+    The suggested threshold is the 90th percentile, which clips a tenth of such steps.
+    The range from half to ten times the mean norm is an older rule of thumb.
+
+    Args:
+      norms: norms before clipping, shape (steps,), >= 0; NaN and infinity are counted
+        and left out.
+
+    Returns:
+      A `Suggestion`.
+
+    Raises:
+      TypeError: the norms are not real numbers.
+      ValueError: there is no finite norm, one is negative, or there are two dimensions.
+
+    >>> found = suggest_threshold([1.0, 2.0, 3.0, 4.0, float("nan")])
+    >>> found.mean, found.median, round(found.max_norm, 3), found.mean_range
+    (2.5, 2.5, 3.7, (1.25, 25.0))
+
+    Reference:
+      Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
+      networks", 2013, https://arxiv.org/abs/1211.5063 (the range)
+    """
+    series = as_float64(norms)
+    known = series[np.isfinite(series)]
+    if not known.size:
+        raise ValueError(
+            f"norms must have at least one finite norm, got {series.size} NaN or "
+            "infinite ones; look at the loss and the data of the run"
+        )
+    positive = known[known > 0]
+    log_std = float(np.log(positive).std()) if positive.size else 0.0
+    median, p90, p95, p99 = quantiles(known)
+    unit = float(known.max()) or 1.0  # so that no sum and no square overflows
+    mean = unit * float((known / unit).mean())
+    policy, why = choose_policy(known, log_std)
+    return Suggestion(
+        steps=series.size,
+        nonfinite=series.size - known.size,
+        mean=mean,
+        std=unit * float((known / unit).std()),
+        min=float(known.min()),
+        max=float(known.max()),
+        median=median,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        log_std=log_std,
+        max_norm=p90,
+        mean_range=(0.5 * mean, 10 * mean),
+        policy=policy,
+        advice=(*too_few(known), *about_threshold(known, p90, mean), why,
+                *about_spikes(known), *about_lost(series)),
+    )  # fmt: skip
+
+
+def quantiles(norms: Array) -> tuple[float, float, float, float]:
+    """Return median, p90, p95 and p99; halved first, so that none overflows."""
+    found = (2 * np.quantile(norms / 2, [0.5, 0.9, 0.95, 0.99])).tolist()
+    return found[0], found[1], found[2], found[3]
+
+
+def choose_policy(norms: Array, log_std: float) -> tuple[Policy, str]:
+    """Return the policy to start with, and why."""
+    drift = drift_of(norms)
+    if log_std > HEAVY_TAIL:
+        return Quantile(0.5), (
+            f"The norms are heavy-tailed (deviation of ln(norm) {number(log_std)}, "
+            f"above {HEAVY_TAIL:g}): take the median of a window, which clips half of "
+            "the steps and is the safest under such tails."
+        )
+    if max(drift, 1 / drift) > DRIFT:
+        return Quantile(0.9, history_length=128), (
+            f"The level moves (the median of the last third is {number(drift)} times "
+            "that of the first): a constant would be inert or clip everything in one "
+            "of them; take a short window."
+        )
+    return Quantile(0.9), (
+        f"The level is steady (last third over first third {number(drift)}, deviation "
+        f"of ln(norm) {number(log_std)}): a window of 1000 steps or the constant will "
+        "both do; the window also follows another learning rate or loss scale."
+    )
+
+
+def drift_of(norms: Array) -> float:
+    """Return the median of the last third over that of the first; 1 if unknown."""
+    third = len(norms) // 3
+    if len(norms) < ENOUGH:
+        return 1.0
+    first, last = np.median(norms[:third]), np.median(norms[-third:])
+    return float(last / first) if first > 0 and last > 0 else 1.0
+
+
+def too_few(norms: Array) -> list[str]:
+    """Say so if the series is too short to rely on."""
+    if len(norms) >= ENOUGH:
+        return []
+    return [
+        f"Too early to judge: {len(norms)} finite norms; log at least {ENOUGH} steps, "
+        "better 1000, past the warm-up of the learning rate."
+    ]
+
+
+def about_threshold(norms: Array, p90: float, mean: float) -> list[str]:
+    """Say what the suggested threshold would do."""
+    rate = float(np.mean(norms > p90))
+    advice = [
+        f"max_norm = {number(p90)} (p90) would have clipped {percent(rate)} of these "
+        f"steps; p99 = {number(quantiles(norms)[3])} makes a spike filter of 1 %."
+    ]
+    if not 0.5 * mean <= p90 <= 10 * mean:
+        advice.append(
+            f"p90 lies outside 0.5 to 10 times the mean ({number(0.5 * mean)} to "
+            f"{number(10 * mean)}): a few huge norms make the mean, so distrust it."
+        )
+    return advice
+
+
+def about_spikes(norms: Array) -> list[str]:
+    """Say how many spikes there are, if any."""
+    spikes = find_spikes(norms)
+    if not spikes.size:
+        return []
+    largest = float(norms[spikes].max() / np.median(norms))
+    return [
+        f"{len(spikes)} spikes stand out from their neighbours, the largest "
+        f"{number(largest)} times the median: clipping matters there."
+    ]
+
+
+def about_lost(series: Array) -> list[str]:
+    """Say that no threshold mends a non-finite norm, if there is one."""
+    lost = int(np.sum(~np.isfinite(series)))
+    if not lost:
+        return []
+    return [
+        f"{lost} of {len(series)} steps ({percent(lost / len(series))}) had a NaN or "
+        "infinite norm, which no threshold mends."
+    ]
