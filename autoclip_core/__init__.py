@@ -14,6 +14,7 @@ from .ema import EmaRatio as EmaRatio
 from .ema import ZScore as ZScore
 from .fixed import Fixed as Fixed
 from .log import ClipLog as ClipLog
+from .log_send import MetricsLogger as MetricsLogger
 from .mean_std import MeanStd as MeanStd
 from .param_ratio import ParamRatio as ParamRatio
 from .policy import Decision as Decision

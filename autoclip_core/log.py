@@ -16,6 +16,7 @@ from .log_step import (
     from_decision,
     from_metrics,
     from_numbers,
+    from_one_row,
     reduce_rows,
     was_observed,
 )
@@ -121,6 +122,8 @@ class ClipLog:
                 if key in decision
             }
             return step
+        if not self._rows.names and (one := from_one_row(decision)):
+            return one
         rows = from_decision(decision)
         step = reduce_rows(rows)
         size = rows["norm"].size

@@ -72,7 +72,7 @@ def draw(
     above.set_ylim(log_range(peaks))
     above.grid(alpha=0.3, linewidth=0.5)
     end = float(steps["step"].max(initial=0))
-    draw_lines(above, steps, several_rows, end)
+    draw_lines(above, steps, peaks, several_rows, end)
     draw_marks(above, peaks, several_rows, end)
     draw_rate(below, steps, end)
     style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
@@ -81,7 +81,9 @@ def draw(
     return figure
 
 
-def draw_lines(axes: Any, steps: Array, several_rows: bool, end: float) -> None:
+def draw_lines(
+    axes: Any, steps: Array, peaks: Array, several_rows: bool, end: float
+) -> None:
     """Draw norm and threshold as lines, and the range of norms in each column."""
     floor = axes.get_ylim()[0]
     norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
@@ -89,10 +91,12 @@ def draw_lines(axes: Any, steps: Array, several_rows: bool, end: float) -> None:
     # A line does not show a point between two gaps; its tiny marker does.
     style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
     width = column_width(end, COLUMNS)
-    x, low, middle, high = columns(steps["step"], np.maximum(norms, floor), width)
+    x, low, middle, _ = columns(steps["step"], np.maximum(norms, floor), width)
     name = "norm (all rows)" if several_rows else "norm"
     if len(x) < len(steps):
         area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0.5}
+        tops = np.where(np.isfinite(peaks["norm"]), peaks["norm"], np.nan)
+        high = columns(peaks["step"], np.maximum(tops, floor), width)[-1]
         axes.fill_between(x, low, high, label=f"{name}, range of {width} steps", **area)
         name = "median"
     axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
@@ -170,15 +174,15 @@ def draw_histogram(
     if len(known):
         low, high = np.log10(known.min()) - 0.02, np.log10(known.max()) + 0.02
         bins = np.logspace(low, high, 1 + min(100, max(10, int(len(known) ** 0.5))))
-        label = f"{len(known)} steps"
-        axes.hist(known, bins, color=BLUE, alpha=0.75, label=label)
+        axes.hist(known, bins, color=BLUE, alpha=0.75)
         axes.set_yscale("symlog", linthresh=10)  # so that the few spikes are seen
         axes.set_ylim(bottom=0)
     if np.isfinite(threshold) and threshold > 0:
         above = float(np.mean(known > threshold)) if len(known) else 0.0
         name = f"threshold {threshold:.4g}: {100 * above:.3g} % above"
         axes.axvline(threshold, color=BLACK, ls="--", lw=1.5, label=name)
-    axes.set_title(f"{left_out} steps of 0, NaN or infinity left out" * (left_out > 0))
+    lost = f" ({left_out} of 0, NaN or infinity left out)" * (left_out > 0)
+    axes.set_title(f"Norms of {len(norms)} steps{lost}")
     axes.set_xlabel("L2 norm of the gradient (loss per unit of parameter)")
     axes.set_ylabel("steps")
     axes.grid(alpha=0.3, linewidth=0.5)

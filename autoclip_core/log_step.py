@@ -80,6 +80,24 @@ def from_metrics(metrics: Mapping[str, Any]) -> Step:
     return step._replace(scale=as_float("clip/scale", scale))
 
 
+def from_one_row(decision: object) -> Step | None:
+    """Return a NumPy decision of one row as a step; None for any other.
+
+    That is what `reduce_rows` returns, without its arrays.
+    """
+    fields = [getattr(decision, name, None) for name in (*FIELDS, "skipped")]
+    if not all(type(f) is np.ndarray and f.shape == (1,) for f in fields):
+        return None
+    values = [as_float(n, f.item()) for n, f in zip(FIELDS, fields, strict=False)]  # type: ignore[union-attr]
+    norm, threshold, scale, clipped, finite = values
+    skipped = bool(fields[-1])
+    if not math.isfinite(threshold):
+        threshold = math.inf
+    if not (finite and math.isfinite(norm)):
+        return Step(norm, threshold, math.nan, 0.0, bool(finite), skipped)
+    return Step(norm, threshold, scale, clipped, True, skipped)
+
+
 def from_decision(decision: object) -> dict[str, Array]:
     """Return the fields of a decision as float64 arrays of one shape."""
     names = [name for name in (*FIELDS, "skipped") if hasattr(decision, name)]

@@ -9,5 +9,6 @@ from .clippers import NormClip as NormClip
 from .clippers import QuantileClip as QuantileClip
 from .clippers import StandardClip as StandardClip
 from .clippers import ZClip as ZClip
+from .find_threshold import find_clipping_threshold as find_clipping_threshold
 from .optim import ClippedOptimizer as ClippedOptimizer
 from .value import ValueClip as ValueClip

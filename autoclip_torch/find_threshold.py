@@ -1,0 +1,144 @@
+"""Measure a model's gradient norms before training, and change nothing of it."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoclip_core import Suggestion, suggest_threshold
+from autoclip_core.checks import check_count
+
+from .clippers import NormClip
+
+
+def find_clipping_threshold(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    loss: Callable[[Any, Any], Tensor],
+    num_batches: int = 100,
+) -> Suggestion:
+    """Return the norms' statistics over some batches, a threshold and advice.
+
+    The batches go forward and backward in training mode, without an update. Parameters,
+    gradients (None stays None), buffers, the mode of each module and the random numbers
+    of Python, NumPy, torch and the loader are afterwards as before, also if the loss
+    raises. The norms are those of the model as it is: at initialisation they are often
+    larger than later, so prefer a model that has trained for some hundred steps.
+
+    Args:
+      model: the model; batches are moved to its device.
+      dataloader: yields pairs `(inputs, target)`, or dicts of what `model` takes. An
+        iterator is consumed as far as it is read.
+      loss: of `(model(inputs), target)`; of `(model(**batch), batch)` for a dict.
+      num_batches: at most so many batches, >= 1.
+
+    Returns:
+      What `suggest_threshold` says of the norms of the whole gradient.
+
+    Raises:
+      TypeError: a batch is neither a pair nor a dict.
+      ValueError: there is no batch, or no batch has a finite gradient.
+
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> data = TensorDataset(torch.ones(8, 3), torch.zeros(8, 1))
+    >>> model = nn.Linear(3, 1)
+    >>> loader = DataLoader(data, batch_size=2)
+    >>> found = find_clipping_threshold(model, loader, nn.functional.mse_loss)
+    >>> found.steps, model.weight.grad
+    (4, None)
+    """
+    check_count("num_batches", num_batches, 1)
+    meter = NormClip(model.parameters(), max_norm=1.0, dry_run=True)
+    device = next(model.parameters()).device
+    norms = []
+    with as_it_was(model, dataloader), torch.enable_grad():
+        model.train()
+        for batch in islice(dataloader, num_batches):
+            for parameter in model.parameters():
+                parameter.grad = None
+            batch_loss(model, moved(batch, device), loss).backward()  # type: ignore[no-untyped-call]
+            norms.append(float(meter.step().norm))
+    if not norms:
+        raise ValueError(
+            "dataloader must yield at least one batch, got none; an iterator that was "
+            "read before is empty: give the DataLoader itself"
+        )
+    return suggest_threshold(norms)
+
+
+def batch_loss(
+    model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]
+) -> Tensor:
+    """Return the loss of one batch, a pair or a dict."""
+    if isinstance(batch, Mapping):
+        return loss(model(**batch), batch)
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, target = batch
+        return loss(model(inputs), target)
+    raise TypeError(
+        "dataloader must yield pairs (inputs, target) or dicts, got "
+        f"{type(batch).__name__}; wrap it: ((x, x) for x in dataloader)"
+    )
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device, whatever holds its tensors."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [moved(value, device) for value in batch]
+    return batch
+
+
+@contextmanager
+def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
+    """Restore gradients, buffers, modes and random numbers at the end."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with random_as_it_was(model, dataloader):
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def random_as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
+    """Restore all random numbers that a loader or a layer may draw."""
+    sampler = getattr(dataloader, "sampler", None)
+    owned = [getattr(owner, "generator", None) for owner in (dataloader, sampler)]
+    states = [(g, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = {p.device for p in model.parameters() if p.device.type != "cpu"}
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            for kind in {device.type for device in devices}:
+                places = [d.index for d in devices if d.type == kind]
+                fork = torch.random.fork_rng(devices=places, device_type=kind)
+                stack.enter_context(fork)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in states:
+            generator.set_state(state)
