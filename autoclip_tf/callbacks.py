@@ -17,7 +17,9 @@ class ClipLogger(keras.callbacks.Callback):
     They reach `History`, and each callback that is listed after this one, such as
     `CSVLogger` and `TensorBoard`. Norm and threshold are those of the epoch's last
     step, clip rate and count those of the run. Several clippers are told apart as
-    `clip/0/norm`, `clip/1/norm` in the order of the optimizer.
+    `clip/0/norm`, `clip/1/norm` in the order of the optimizer. It is a callback of
+    Keras 3; tf_keras has `LambdaCallback(on_epoch_end=lambda epoch, logs:
+    logs.update(clipper.metrics()))`.
 
     Raises:
       ValueError: as training begins, the optimizer has no clipper.

@@ -10,6 +10,8 @@ from keras import ops
 from autoclip_core import Decision, Policy
 from autoclip_core.metrics import Tally, no_tally
 
+from .tracked import outside_graphs
+
 Make = Callable[[str, np.ndarray[Any, Any]], Any]
 """From a name and an initial value to a variable."""
 
@@ -86,14 +88,15 @@ def own_variable(name: str, value: np.ndarray[Any, Any]) -> Any:
     Under a strategy all replicas see the same gradient, so the first one's memory is
     that of the run; without an aggregation TensorFlow would count once per replica.
     """
-    return keras.Variable(
-        initializer=constant(value),
-        shape=value.shape,
-        dtype=value.dtype.name,
-        trainable=False,
-        aggregation="only_first_replica",
-        name=name,
-    )
+    with outside_graphs():
+        return keras.Variable(
+            initializer=constant(value),
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
 
 
 def constant(value: np.ndarray[Any, Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 TRAINERS = {
     ("autoclip_torch", "lightning.py"): {"lightning", "pytorch_lightning"},
     ("autoclip_torch", "transformers.py"): {"transformers"},
+    ("autoclip_tf", "legacy.py"): {"tf_keras"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "optax", "matplotlib"}
 

@@ -1,0 +1,170 @@
+"""The two verbs on Keras gradients, against NumPy in float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from autoclip_core.units import Units, unit_count, whole
+from autoclip_tf.gradients import (
+    Part,
+    has_norm,
+    map_elements,
+    row_largest,
+    row_norms,
+    scale_all,
+)
+from autoclip_tf.rows import Slot
+
+MODES = {
+    "eager": lambda step: step,
+    "graph": tf.function,
+    "xla": lambda step: tf.function(step, jit_compile=True),
+}
+
+
+def every_mode():
+    return pytest.mark.parametrize("mode", MODES)
+
+
+def slices(indices, values, rows):
+    values = tf.constant(values)
+    shape = tf.constant([rows, *values.shape[1:]])
+    return tf.IndexedSlices(values, tf.constant(indices), shape)
+
+
+def dense(sparse):
+    """The gradient that the slices mean, summed by NumPy."""
+    full = np.zeros([int(n) for n in sparse.dense_shape], np.float64)
+    np.add.at(full, np.asarray(sparse.indices), np.float64(sparse.values))
+    return full
+
+
+def part(tensor, units=None, start=0):
+    shape = tuple(int(n) for n in getattr(tensor, "dense_shape", tensor.shape))
+    count = 1 if units is None else unit_count(shape, units)
+    return Part(Slot(start, start + count, units), tensor, shape)
+
+
+@every_mode()
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_norms_are_those_of_float64(dtype, size, mode):
+    if dtype == "float16" and not 1e-4 < size < 1e4:
+        pytest.skip("beyond the range of float16")
+    rng = np.random.default_rng(0)
+    grads = [
+        tf.cast(size * rng.normal(size=shape), dtype)
+        for shape in [(40, 30), (7,), (), (0, 3)]
+    ]
+
+    def norms(*grads):
+        parts = [part(g, start=i) for i, g in enumerate(grads)]
+        return row_norms(parts, len(parts))
+
+    got = MODES[mode](norms)(*grads)
+    assert got.dtype == tf.float32
+    wanted = [np.sqrt(np.sum(np.float64(g) ** 2)) for g in grads]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@every_mode()
+def test_a_row_of_several_gradients_has_the_norm_of_them_together(mode):
+    grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
+    together = MODES[mode](lambda *g: row_norms([part(one) for one in g], 1))
+    np.testing.assert_allclose(together(*grads), [13.0])
+    huge = MODES[mode](lambda *g: row_norms([part(one * 1e25) for one in g], 1))
+    np.testing.assert_allclose(huge(*grads), [13e25], rtol=1e-6)
+
+
+@every_mode()
+@pytest.mark.parametrize("units", [None, Units((1,)), whole((6, 2)), Units((0,))])
+def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
+    sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
+    full = dense(sparse)
+    over = None if units is None else units.axes
+    wanted = np.sqrt(np.sum(full**2, axis=over)).reshape(-1)
+    slot = part(sparse, units).slot
+
+    def norms(values, indices):
+        given = tf.IndexedSlices(values, indices, sparse.dense_shape)
+        one = Part(slot, given, (6, 2))
+        return row_norms([one], len(wanted)), row_largest([one], len(wanted))
+
+    got, top = MODES[mode](norms)(sparse.values, sparse.indices)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    largest = np.max(np.abs(full), axis=over).reshape(-1)
+    np.testing.assert_allclose(top, largest, rtol=1e-6)
+
+
+def test_the_norm_of_two_slices_is_that_of_their_sum():
+    sparse = slices([0, 0], np.float32([[3.0], [4.0]]), 5)
+    assert row_norms([part(sparse)], 1).numpy() == 7.0
+    assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # what we do not do
+
+
+@pytest.mark.parametrize("units", [None, Units((1,)), whole((6, 2))])
+def test_scaled_slices_stay_slices_and_mean_the_scaled_gradient(units):
+    sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
+    one = part(sparse, units)
+    scales = np.linspace(0.0, 1.0, one.slot.stop, dtype=np.float32)
+    scales = scales if units == Units((1,)) else np.float32([0.25])
+    [got] = scale_all([one], tf.constant(scales))
+    assert isinstance(got, tf.IndexedSlices)
+    np.testing.assert_array_equal(got.indices, sparse.indices)
+    np.testing.assert_allclose(dense(got), dense(sparse) * scales.reshape(-1, 1))
+
+
+def test_slices_are_made_dense_where_units_cross_them():
+    sparse = slices([4, 1], np.float32([[3, 1], [2, 2]]), 6)
+    [got] = scale_all([part(sparse, Units((0,)))], tf.constant([0.5, 1.0]))
+    np.testing.assert_allclose(got, dense(sparse) * [0.5, 1.0])
+
+
+@every_mode()
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_scale_of_one_keeps_bits_and_a_scale_of_zero_removes(dtype, mode):
+    values = tf.cast(np.array([[1.5, -0.0, 3e-5], [np.inf, np.nan, 2.0]]), dtype)
+    one = Units((1,))
+
+    def step(given, scales):
+        return scale_all([part(given, one)], scales)[0]
+
+    got = MODES[mode](step)(values, tf.constant([1.0, 0.0]))
+    assert got.dtype == values.dtype
+    same = np.asarray(got)[0].tobytes() == np.asarray(values)[0].tobytes()
+    assert same
+    np.testing.assert_array_equal(np.float64(got)[1], [0.0, 0.0, 0.0])
+
+
+@every_mode()
+def test_units_are_measured_and_scaled_apart(mode):
+    rng = np.random.default_rng(1)
+    kernel = tf.constant(rng.normal(size=(3, 4, 5)), tf.float32)
+    units = Units((0, 2))
+
+    def step(given):
+        norms = row_norms([part(given, units)], 4)
+        return norms, scale_all([part(given, units)], 1.0 / norms)[0]
+
+    norms, scaled = MODES[mode](step)(kernel)
+    wanted = np.sqrt(np.sum(np.float64(kernel) ** 2, axis=(0, 2)))
+    np.testing.assert_allclose(norms, wanted, rtol=1e-6)
+    np.testing.assert_allclose(scaled, kernel / wanted[:, None], rtol=1e-5)
+
+
+def test_elements_are_mapped_after_slices_were_summed():
+    sparse = slices([4, 1, 4], np.float16([[3], [2], [4]]), 6)
+    got = map_elements(lambda values: tf.minimum(values, 5.0), part(sparse))
+    assert isinstance(got, tf.IndexedSlices)
+    assert got.dtype == tf.float16
+    np.testing.assert_array_equal(dense(got), np.minimum(dense(sparse), 5.0))
+
+
+def test_which_rows_have_a_gradient_is_known_beforehand():
+    given = [part(tf.zeros(2), start=1), part(tf.zeros((2, 3)), Units((1,)), start=3)]
+    assert has_norm(given, 6).tolist() == [False, True, False, True, True, False]
+    np.testing.assert_array_equal(row_norms(given, 6), np.zeros(6))
+
+
+def test_no_gradient_at_all_is_no_norm():
+    np.testing.assert_array_equal(row_norms([], 3), np.zeros(3))

@@ -1,0 +1,414 @@
+"""Keras 3 optimizers with `gradient_transformers=`, in a real `fit`."""
+
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import autoclip_tf
+from autoclip_tf import NormClip, QuantileClip, ValueClip, with_gradient_transformers
+from autoclip_tf.optimizers import SGD, Adam
+
+NAMES = sorted(autoclip_tf.optimizers._all_of_keras())
+MODES = {
+    "graph": {"jit_compile": False},
+    "xla": {"jit_compile": True},
+    "eager": {"run_eagerly": True, "jit_compile": False},
+}
+
+
+def data(size=32):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(size, 4)).astype("float32")
+    ids = rng.integers(0, 6, size=(size, 2)).astype("int32")
+    return [x, ids], (3 * x.sum(1, keepdims=True) + ids[:, :1]).astype("float32")
+
+
+def network():
+    """Dense and embedded inputs; the gradient of the embedding is sparse."""
+    keras.utils.set_random_seed(0)
+    x, ids = keras.Input((4,)), keras.Input((2,), dtype="int32")
+    words = layers.Flatten()(layers.Embedding(6, 3)(ids))
+    hidden = layers.Dense(5, activation="tanh")(layers.Concatenate()([x, words]))
+    return keras.Model([x, ids], layers.Dense(1)(hidden))
+
+
+def trained(optimizer, epochs=2, model=None, **compiled):
+    model = model or network()
+    model.compile(optimizer=optimizer, loss="mse", **compiled)
+    x, y = data()
+    history = model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+    return model, history.history["loss"]
+
+
+def weights_of(model):
+    return [variable.numpy() for variable in model.trainable_variables]
+
+
+def assert_equal(some, others):
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_every_optimizer_of_keras_is_here_by_its_name():
+    ours = {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl"}
+    assert ours | {"Lion", "Nadam", "RMSprop", "SGD"} <= set(NAMES)
+    for name in NAMES:
+        kind = getattr(autoclip_tf.optimizers, name)
+        assert kind.__name__ == name
+        assert issubclass(kind, getattr(keras.optimizers, name))
+        assert kind.__doc__ == getattr(keras.optimizers, name).__doc__
+    with pytest.raises(AttributeError, match=r"has Adadelta, .*no 'Sgd'"):
+        autoclip_tf.optimizers.Sgd  # noqa: B018
+    with pytest.raises(ImportError):
+        from autoclip_tf.optimizers import Sgd  # noqa: F401
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transformer_that_changes_nothing_changes_nothing(name):
+    kind, plain = getattr(autoclip_tf.optimizers, name), getattr(keras.optimizers, name)
+    seen = []
+
+    def look(pairs):
+        seen.append(len(pairs))
+        return pairs
+
+    ours, _ = trained(kind(gradient_transformers=[look]), 1, jit_compile=False)
+    theirs, _ = trained(plain(), 1, jit_compile=False)
+    assert seen
+    assert set(seen) == {5}
+    assert_equal(weights_of(ours), weights_of(theirs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_clips_and_comes_back_from_its_configuration(name):
+    kind = getattr(autoclip_tf.optimizers, name)
+    clip = QuantileClip(quantile=0.5, history_length=10, scope="global")
+    model, _ = trained(kind(gradient_transformers=[clip]), 1, jit_compile=False)
+    assert clip.metrics()["clip/steps"] == 4
+    again = kind.from_config(model.optimizer.get_config())
+    assert again.gradient_transformers[0].get_config() == clip.get_config()
+    saved = keras.optimizers.serialize(model.optimizer)
+    other = keras.optimizers.deserialize(saved)
+    assert type(other) is kind
+    assert other.get_config() == model.optimizer.get_config()
+
+
+def by_hand(rate, quantile, steps):
+    """SGD clipped by the quantile of the past, in a tape of one's own."""
+    model, (x, y) = network(), data()
+    past = []
+    for step in range(steps):
+        start = 8 * (step % 4)
+        rows = slice(start, start + 8)
+        with tf.GradientTape() as tape:
+            error = model([part[rows] for part in x], training=True) - y[rows]
+            loss = tf.reduce_mean(error**2)
+        grads = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        full = [np.float64(tf.convert_to_tensor(g)) for g in grads]
+        norm = np.sqrt(sum(np.sum(g**2) for g in full))
+        limit = np.quantile(np.float32(past), quantile) if past else np.inf
+        for variable, g in zip(model.trainable_variables, full, strict=True):
+            variable.assign(variable.numpy() - rate * min(1, limit / norm) * g)
+        past.append(norm)
+    return weights_of(model), past
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fit_equals_a_loop_by_hand(mode):
+    clip = QuantileClip(quantile=0.2, history_length=100, scope="global")
+    optimizer = SGD(0.01, gradient_transformers=[clip])
+    model, _ = trained(optimizer, 3, **MODES[mode])
+    wanted, past = by_hand(0.01, 0.2, 12)
+    assert clip.metrics()["clip/steps"] == 12
+    assert clip.metrics()["clip/clip_rate"] > 0.1
+    assert clip.decision.norm[0] == pytest.approx(past[-1], rel=1e-4)
+    for one, other in zip(weights_of(model), wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_snippet_that_everyone_pastes_runs():
+    model = network()
+    model.compile(
+        optimizer=Adam(
+            learning_rate=0.001,
+            gradient_transformers=[QuantileClip(quantile=0.9, history_length=1000)],
+        ),
+        loss="mse",
+        metrics=["mae"],
+    )
+    x, y = data()
+    history = model.fit(x, y, epochs=1, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    with pytest.raises(ValueError, match="not recognized"):  # what Keras says to it
+        keras.optimizers.Adam(gradient_transformers=[])
+
+
+CONTINUE = """
+import sys
+import keras
+import numpy as np
+import autoclip_tf
+half, data, rest = sys.argv[1:]
+model = keras.models.load_model(half)
+given = np.load(data)
+inputs = [given["x"], given["ids"]]
+model.fit(inputs, given["y"], batch_size=8, epochs=2, shuffle=False, verbose=0)
+model.save(rest)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_process_loads_the_model_and_continues_bit_for_bit(mode, tmp_path):
+    clips = [QuantileClip(0.5, history_length=10), NormClip(3.0)]
+    optimizer = Adam(0.01, gradient_transformers=clips, use_ema=True)
+    model, _ = trained(optimizer, 2, **MODES[mode])
+    half, rest = tmp_path / "half.keras", tmp_path / "rest.keras"
+    model.save(half)
+    (x, ids), y = data()
+    np.savez(tmp_path / "data.npz", x=x, ids=ids, y=y)
+    given = [half, tmp_path / "data.npz", rest]
+    subprocess.run([sys.executable, "-c", CONTINUE, *given], check=True)
+    model.fit([x, ids], y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    resumed = keras.models.load_model(rest)
+    assert_equal(weights_of(model), weights_of(resumed))
+    some, others = model.optimizer.variables, resumed.optimizer.variables
+    assert_equal([v.numpy() for v in some], [v.numpy() for v in others])
+    counts = resumed.optimizer.gradient_transformers[0].metrics()["clip/steps"]
+    assert counts == 16
+
+
+def test_weights_files_and_tensorflow_checkpoints_hold_the_history(tmp_path):
+    def made():
+        return Adam(0.01, gradient_transformers=[QuantileClip(0.5, history_length=10)])
+
+    model, _ = trained(made(), jit_compile=False)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    path = checkpoint.save(tmp_path / "state")
+    model.save_weights(tmp_path / "state.weights.h5")
+    x, y = data()
+    wanted = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history["loss"]
+    for kind in ("checkpoint", "weights"):
+        other = network()
+        other.compile(made(), loss="mse", jit_compile=False)
+        other.optimizer.build(other.trainable_variables)
+        if kind == "weights":
+            other.load_weights(tmp_path / "state.weights.h5")
+        else:
+            again = tf.train.Checkpoint(model=other, optimizer=other.optimizer)
+            again.restore(path).assert_existing_objects_matched()
+        history = other.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
+        assert history["loss"] == wanted
+        assert_equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("way", ["weights", "checkpoint"])
+def test_the_checkpoint_of_an_optimizer_without_clipping_still_loads(way, tmp_path):
+    plain, _ = trained(keras.optimizers.Adam(0.01), jit_compile=False)
+    model = network()
+    clip = QuantileClip(0.5)
+    model.compile(Adam(0.01, gradient_transformers=[clip]), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    if way == "weights":
+        plain.save_weights(tmp_path / "plain.weights.h5")
+        model.load_weights(tmp_path / "plain.weights.h5")
+    else:
+        saved = tf.train.Checkpoint(model=plain, optimizer=plain.optimizer)
+        path = saved.save(tmp_path / "plain")
+        loaded = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        loaded.restore(path).expect_partial()
+    theirs = [variable.numpy() for variable in plain.optimizer.variables]
+    ours = [variable.numpy() for variable in model.optimizer.variables]
+    assert_equal(theirs, ours[: len(theirs)])
+    assert len(ours) > len(theirs)
+    assert clip.metrics()["clip/steps"] == 0
+
+
+def test_an_optimizer_that_exists_is_made_again_with_a_clipper():
+    schedule = keras.optimizers.schedules.CosineDecay(0.01, 100)
+    theirs = keras.optimizers.AdamW(schedule, weight_decay=0.02, beta_1=0.8)
+    ours = QuantileClip(quantile=0.5).as_optimizer(theirs)
+    assert type(ours) is autoclip_tf.optimizers.AdamW
+    config = ours.get_config()
+    [saved] = config.pop("gradient_transformers")
+    assert saved["class_name"] == "QuantileClip"
+    assert config == theirs.get_config()
+    trained(ours, 1)
+    assert ours.gradient_transformers[0].metrics()["clip/steps"] == 4
+    twice = NormClip(1.0).as_optimizer(SGD(0.1, gradient_transformers=[ValueClip(2.0)]))
+    assert [type(t) for t in twice.gradient_transformers] == [ValueClip, NormClip]
+
+
+class Halved(keras.optimizers.SGD):
+    """An optimizer of one's own."""
+
+
+def test_a_class_of_ones_own_takes_transformers_and_is_pickled():
+    kind = with_gradient_transformers(Halved)
+    assert kind is with_gradient_transformers(Halved)
+    assert with_gradient_transformers(kind) is kind
+    model, _ = trained(kind(0.01, gradient_transformers=[QuantileClip(0.5)]), 1)
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again.optimizer) is kind
+    some, others = model.optimizer.variables, again.optimizer.variables
+    assert_equal([v.numpy() for v in some], [v.numpy() for v in others])
+    ours, theirs = Adam(), keras.optimizers.Adam()
+    assert type(keras.optimizers.deserialize(keras.optimizers.serialize(ours))) is Adam
+    plain = keras.optimizers.deserialize(keras.optimizers.serialize(theirs))
+    assert type(plain) is keras.optimizers.Adam
+
+
+def test_replicated_steps_are_observed_once_per_update():
+    clip = QuantileClip(0.5, scope="global")
+    optimizer = SGD(0.1, gradient_transformers=[clip], gradient_accumulation_steps=4)
+    model, _ = trained(optimizer, 4, jit_compile=False)
+    assert clip.metrics()["clip/steps"] == 4  # 16 batches
+    other = QuantileClip(0.5, scope="global")
+    whole = network()
+    whole.compile(SGD(0.1, gradient_transformers=[other]), loss="mse")
+    x, y = data()
+    whole.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0)
+    np.testing.assert_allclose(clip.decision.norm, other.decision.norm, rtol=1e-5)
+    for one, two in zip(weights_of(model), weights_of(whole), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_of_mixed_precision_teaches_nothing():
+    clip = QuantileClip(0.5, scope="global")
+    inner = SGD(0.1, gradient_transformers=[clip])
+    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+    weight = keras.Variable([1.0, 1.0])
+    optimizer.build([weight])
+    norms = []
+    for gradient in [[12.0, 16.0], [np.inf, 0.0], [np.nan, 1.0], [6.0, 8.0]]:
+        scale = float(optimizer.dynamic_scale.numpy())
+        optimizer.apply([tf.constant(gradient) * scale / 4.0], [weight])
+        norms.append(float(clip.decision.norm[0]))
+    assert norms == [5.0, 5.0, 5.0, 2.5]
+    assert clip.metrics()["clip/steps"] == 2
+    assert clip.metrics()["clip/nonfinite_total"] == 0
+    assert float(optimizer.dynamic_scale.numpy()) == 1.0  # it backed off twice
+
+
+@pytest.fixture
+def mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("mixed_precision")
+def test_a_model_of_mixed_precision_is_fitted_and_saved(tmp_path):
+    clip = QuantileClip(0.5, scope="global")
+    model, losses = trained(SGD(0.01, gradient_transformers=[clip]), 3)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert losses[-1] < losses[0]
+    assert 0 < clip.metrics()["clip/steps"] <= 12
+    assert np.isfinite(clip.metrics()["clip/norm"])
+    model.save(tmp_path / "half.keras")
+    again = keras.models.load_model(tmp_path / "half.keras")
+    other = again.optimizer.inner_optimizer.gradient_transformers[0]
+    assert other.metrics() == clip.metrics()
+
+
+def test_frozen_layers_have_no_row_and_averaged_weights_work():
+    model = network()
+    model.layers[-1].trainable = False
+    clip = QuantileClip(0.5)
+    optimizer = SGD(0.01, gradient_transformers=[clip], use_ema=True)
+    trained(optimizer, 1, model)
+    assert len(clip.names) == 3
+    frozen = model.layers[-1].name + "/"
+    assert not any(frozen in name for name in clip.names)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_variable_without_a_gradient_is_not_observed():
+    weights = [keras.Variable([1.0], name="used"), keras.Variable([1.0], name="idle")]
+    clip = QuantileClip(0.5)
+    optimizer = SGD(1.0, gradient_transformers=[clip])
+    for gradient in [2.0, 4.0]:
+        optimizer.apply([tf.constant([gradient]), None], weights)
+    assert np.isnan(clip.decision.norm[1])
+    assert weights[0].numpy() == 1.0 - 2.0 - 2.0
+    assert weights[1].numpy() == 1.0
+
+
+def test_a_loop_of_ones_own_uses_the_optimizer():
+    model, clip = network(), NormClip(0.5)
+    optimizer, (x, y) = SGD(1.0, gradient_transformers=[clip]), data()
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+
+    before = weights_of(model)
+    step()
+    moved = [a - b for a, b in zip(weights_of(model), before, strict=True)]
+    assert np.sqrt(sum(np.sum(m**2) for m in moved)) == pytest.approx(0.5, rel=1e-4)
+
+
+WRONG = {
+    "clipping twice": (
+        lambda: Adam(clipnorm=1.0, gradient_transformers=[QuantileClip()]),
+        r"clipnorm must be left out.*got 1.0; put NormClip\(.*scope=\"parameter\"",
+    ),
+    "clipping values twice": (
+        lambda: Adam(clipvalue=1.0, gradient_transformers=[QuantileClip()]),
+        r"clipvalue must be left out.*ValueClip",
+    ),
+    "a clipper alone": (
+        lambda: Adam(gradient_transformers=QuantileClip()),
+        r"a list.*write \[\.\.\.\]",
+    ),
+    "a class": (
+        lambda: Adam(gradient_transformers=[QuantileClip]),
+        r"a list of call.*write a",
+    ),
+    "a number": (
+        lambda: Adam(gradient_transformers=[3]),
+        r"a list of callables, got 3",
+    ),
+    "a wrapper": (
+        lambda: with_gradient_transformers(keras.optimizers.LossScaleOptimizer),
+        r"does not wrap another, got 'LossScaleOptimizer'; clip inside it",
+    ),
+    "an object for a class": (
+        lambda: with_gradient_transformers(keras.optimizers.Adam()),
+        r"as_optimizer",
+    ),
+    "a class for an object": (
+        lambda: QuantileClip().as_optimizer(keras.optimizers.Adam),
+        r"optimizer must be a Keras optimizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_combination_says_what_to_do(case):
+    make, words = WRONG[case]
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
+
+
+def test_one_clipper_serves_one_optimizer():
+    clip, weight = QuantileClip(), keras.Variable([1.0])
+    SGD(0.1, gradient_transformers=[clip]).build([weight])
+    other = SGD(0.1, gradient_transformers=[clip])
+    with pytest.raises(ValueError, match=r"belong to one optimizer.*from_config"):
+        other.build([weight])
+    with pytest.raises(ValueError, match="without repetition"):
+        SGD(0.1, gradient_transformers=[clip, clip])
+    met = keras.optimizers.SGD(0.1)
+    met.build([weight])
+    with pytest.raises(ValueError, match="has not met its variables"):
+        QuantileClip().as_optimizer(met)
