@@ -34,8 +34,6 @@ def draw_rows(
     rows = chosen(counts)
     figure = new_figure((10, 1.6 + 0.24 * max(len(rows), 4)))
     axes = figure.subplots()
-    # cividis is even in lightness, and made for colour-blind readers.
-    colours = _missing_in_grey("cividis")
     end = counts.steps * every
     width = counts.width * every
     stretches = counts.map().shape[1]
@@ -43,12 +41,12 @@ def draw_rows(
         np.minimum(np.arange(stretches + 1) * width, end),
         np.arange(len(rows) + 1) - 0.5,
         100 * np.ma.masked_invalid(counts.map()[rows]),
-        cmap=colours,
+        cmap="cividis",  # even in lightness, made for colour-blind readers
         vmin=0,
         vmax=max(1.0, float(100 * np.nanmax(counts.map(), initial=0.0))),
         rasterized=True,
     )
-    axes.set_facecolor("#cccccc")
+    axes.set_facecolor("#cccccc")  # shines through where a row was not observed
     axes.set_yticks(np.arange(len(rows)), [short(counts.names[row]) for row in rows])
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
@@ -74,11 +72,3 @@ def short(name: str, most: int = 38) -> str:
     """
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
-
-
-def _missing_in_grey(name: str) -> Any:
-    import matplotlib
-
-    colours = matplotlib.colormaps[name].copy()
-    colours.set_bad("#cccccc")
-    return colours

@@ -170,7 +170,8 @@ def drift_of(norms: Array) -> float:
     third = len(norms) // 3
     if len(norms) < ENOUGH:
         return 1.0
-    first, last = np.median(norms[:third]), np.median(norms[-third:])
+    halves = norms / 2  # of which no two overflow
+    first, last = np.median(halves[:third]), np.median(halves[-third:])
     return float(last / first) if first > 0 and last > 0 else 1.0
 
 
@@ -204,7 +205,7 @@ def about_spikes(norms: Array) -> list[str]:
     spikes = find_spikes(norms)
     if not spikes.size:
         return []
-    largest = float(norms[spikes].max() / np.median(norms))
+    largest = float(norms[spikes].max() / 2 / np.median(norms / 2))
     return [
         f"{len(spikes)} spikes stand out from their neighbours, the largest "
         f"{number(largest)} times the median: clipping matters there."

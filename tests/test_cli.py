@@ -1,0 +1,194 @@
+"""The command line, as a person meets it: other tools' files, bad input, pipes."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from autoclip_core import ClipLog, Fixed, Quantile, replay
+from autoclip_core.cli import main
+
+NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
+
+FILES = {
+    "plain.csv": "step,loss,grad_norm\n{}",
+    "tensorboard.csv": "Wall time,Step,Value\n{}",
+    "wandb.csv": '"Step","run - grad_norm","run - grad_norm__MIN",'
+    '"run - grad_norm__MAX"\n{}',
+    "excel.csv": "\ufeffstep;norm\r\n{}",
+    "headless.csv": "{}",
+    "lines.jsonl": "{}",
+}
+ROWS = {
+    "plain.csv": "{i},0.5,{n}\n",
+    "tensorboard.csv": "1700000000.{i},{i},{n}\n",
+    "wandb.csv": '"{i}","{n}","{n}","{n}"\n',
+    "excel.csv": "{i};{n}\r\n",
+    "headless.csv": "{n}\n",
+    "lines.jsonl": '{{"step": {i}, "norm": {n}}}\n',
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text, name="norms.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def said(capsys, *argv):
+    """What a command that succeeds prints, as JSON."""
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_as_other_tools_write_them(file, capsys, name):
+    json_nan = [str(n).replace("nan", "NaN") for n in NORMS]
+    rows = "".join(ROWS[name].format(i=i, n=n) for i, n in enumerate(json_nan))
+    found = said(capsys, "replay", file(FILES[name].format(rows), name))
+    expected = replay(NORMS, Quantile(0.9))
+    assert (found["steps"], found["nonfinite"]) == (6, 1)
+    assert found["clip_rate"] == expected.clip_rate
+    assert found["median_threshold"] == expected.median_threshold
+
+
+def test_npy_and_stdin(tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "norms.npy", np.float32(NORMS))
+    whole = said(capsys, "suggest", str(tmp_path / "norms.npy"))
+    assert (whole["median"], whole["nonfinite"]) == (2.0, 1)
+    stdin = io.TextIOWrapper(io.BytesIO(b"norm\n1\n\n3\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert said(capsys, "suggest", "-")["mean"] == 2.0
+
+
+def test_an_array_of_json(file, capsys):
+    assert said(capsys, "suggest", file("[1.0, 3.0]", "a.json"))["mean"] == 2.0
+
+
+def test_empty_cells_are_left_out(file, capsys):
+    path = file("step,norm,other_norm\n0,1,9\n1,,9\n2,inf,9\n3,3\n")
+    found = said(capsys, "suggest", path, "--column", "norm")
+    assert (found["steps"], found["nonfinite"], found["mean"]) == (3, 1, 2.0)
+
+
+def test_options_reach_the_policy(file, capsys):
+    path = file("norm\n1\n4\n")
+    argv = ["replay", path, "--policy", "fixed", "--max-norm", "2"]
+    assert said(capsys, *argv)["clip_rate"] == 0.5
+    argv = ["replay", path, "--quantile", "0.5", "--history-length", "none"]
+    argv += ["--max-threshold", "3", "--include-current"]
+    inner = "Quantile(quantile=0.5, history_length=None, include_current=True)"
+    assert said(capsys, *argv)["policy"] == f"Cap(policy={inner}, max_norm=3.0)"
+
+
+def test_the_steps_can_be_saved(file, tmp_path):
+    path = file("norm\n1\n4\n")
+    out = tmp_path / "steps.csv"
+    argv = ["replay", path, "--policy", "fixed", "--max-norm", "2"]
+    assert main([*argv, "--output", str(out)]) == 0
+    assert ClipLog.from_csv(out).scales.tolist() == [1.0, 0.5]
+
+
+def test_compare_is_a_table_of_all_policies(file, capsys):
+    path = file("norm\n" + "1\n" * 99 + "50\n" + "1\n" * 50)
+    assert main(["replay", path, "--compare"]) == 0
+    text = capsys.readouterr().out
+    for name in ("quantile 0.9", "streaming", "mean-std", "zscore", "ema", "fixed 1"):
+        assert name in text
+    assert "spikes caught" in text
+    assert "1/1" in text
+    rows = said(capsys, "replay", path, "--compare")["policies"]
+    fixed = replay([1.0] * 99 + [50.0] + [1.0] * 50, Fixed(1.0))
+    assert rows[-1]["clip_rate"] == fixed.clip_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "words"),
+    [
+        (None, [], "No such file"),
+        ("", [], "empty"),
+        ("norm\n", [], "column 'norm' is empty"),
+        ("norm\n1\ntwo\n", [], "column 'norm' must hold numbers, got 'two' in row 2"),
+        ("a,b\n1,2\n", [], "'a', 'b'"),
+        ("a_norm,b_norm\n1,2\n", [], "--column: 'a_norm', 'b_norm'"),
+        ("norm\n1\n", ["--column", "x"], "no column 'x'; the columns are 'norm'"),
+        ("norm\n-1\n", [], "norms must be >= 0, got -1.0"),
+        ("norm\n1,2\n", [], "line 2 must have 1 cells"),
+        ('{"norm": 1\n', [], "line 1 is not JSON"),
+        ("norm\n1\n", ["--quantile", "90"], "did you mean 0.9?"),
+        ("norm\n1\n", ["--z", "3"], "--z is no option of --policy quantile"),
+        ("norm\n1\n", ["--policy", "fixed"], "needs --max-norm"),
+        ("norm\n1\n", ["--policy", "best"], "invalid choice"),
+        ("norm\n1\n", ["--plot", "/no/such/folder/a.png"], "No such file"),
+    ],
+    ids=lambda value: None if not isinstance(value, str) else value[:20] or "empty",
+)
+def test_bad_input_is_one_line_and_status_2(file, tmp_path, capsys, text, argv, words):
+    path = str(tmp_path / "none.csv") if text is None else file(text)
+    try:
+        status = main(["replay", path, *argv])
+    except SystemExit as stop:  # argparse's own way
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_bytes_that_are_no_text(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    for data in (b"\xff\xfe\x00", b"\x93NUMPYxx", b"\x93NUMPY"):
+        path.write_bytes(data)
+        assert main(["suggest", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_module_runs_and_a_broken_pipe_is_quiet(file):
+    path = file("norm\n" + "1\n" * 50)
+    argv = [sys.executable, "-m", "autoclip_core", "replay", path, "--compare"]
+    run = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    run.stderr.close()
+    assert run.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["replay", "suggest", "report"])
+def test_help_tells_of_the_file(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "FILE" in capsys.readouterr().out
+
+
+def test_a_bar_is_shown_on_a_terminal_alone(file, capsys, monkeypatch):
+    monkeypatch.setattr("autoclip_core.cli_progress.EVERY", 0.0)
+    path = file("norm\n" + "1\n" * 1500)
+    assert main(["replay", path]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["replay", path]) == 0
+    assert "100 %" in capsys.readouterr().err
+
+
+@pytest.mark.needs("plot")
+def test_pictures_are_saved(file, tmp_path):
+    path = file("norm\n" + "1\n2\n1.5\n" * 700)
+    for name, more in [("one.png", []), ("all.png", ["--compare"])]:
+        out = tmp_path / name
+        assert main(["replay", path, "--plot", str(out), *more]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+        assert out.stat().st_size > 20_000
+
+
+def test_without_matplotlib_the_extra_is_named(file, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["replay", file("norm\n1\n"), "--plot", "a.png"]) == 2
+    assert "autoclip-toolkit[plot]" in capsys.readouterr().err

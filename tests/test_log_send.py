@@ -1,0 +1,111 @@
+"""Metrics to other logs: real TensorBoard event files, offline MLflow, dicts."""
+
+import importlib.util
+import math
+
+import pytest
+
+from autoclip_core import ClipLog, MetricsLogger
+
+METRICS = {
+    "clip/norm": 3.0,
+    "clip/threshold": 2.0,
+    "clip/scale": 0.5,
+    "clip/clipped": 1.0,
+    "clip/steps": 1,
+}
+
+
+def installed(module):
+    return importlib.util.find_spec(module) is not None
+
+
+def test_metrics_are_asked_for_once_in_so_many_steps_however_many_places():
+    asked, first, second = [], [], []
+
+    def metrics():
+        asked.append(1)
+        return METRICS
+
+    send = MetricsLogger(first.append, lambda v, step: second.append(step), every=10)
+    for _ in range(25):
+        send(metrics)
+    assert len(asked) == 3
+    assert first == [METRICS] * 3
+    assert second == [0, 10, 20]
+
+
+def test_a_log_is_a_place_and_the_step_may_be_given():
+    log, seen = ClipLog(), []
+    send = MetricsLogger(log, lambda v, step: seen.append((step, v)), every=5)
+    for step in (5, 7, 10):
+        send(METRICS | {"clip/threshold": math.inf, "clip/steps": step}, step=step)
+    assert log.thresholds.tolist() == [math.inf] * 2
+    assert [step for step, _ in seen] == [5, 10]
+    assert "clip/threshold" not in seen[0][1]  # no curve shows an infinity
+
+
+@pytest.mark.parametrize(
+    ("places", "every", "error", "words"),
+    [
+        ((), 1, ValueError, "places must be at least one"),
+        ((3,), 1, TypeError, "places must be a SummaryWriter"),
+        ((print,), 0, ValueError, "every must be"),
+    ],
+    ids=["none", "number", "every"],
+)
+def test_bad_places_are_named(places, every, error, words):
+    with pytest.raises(error, match=words):
+        MetricsLogger(*places, every=every)
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.skipif(not installed("tensorboard"), reason="tensorboard not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_s_event_files_hold_the_names(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path) as writer:
+        send = MetricsLogger(writer, every=2)
+        for step in range(5):
+            send(METRICS | {"clip/norm": float(step)})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(METRICS)
+    norms = [(e.step, e.value) for e in events.Scalars("clip/norm")]
+    assert norms == [(0, 0.0), (2, 2.0), (4, 4.0)]
+
+
+@pytest.mark.skipif(not installed("mlflow"), reason="mlflow not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_s_offline_store_holds_the_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    import mlflow
+
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    with mlflow.start_run() as run:
+        send = MetricsLogger(mlflow.log_metrics, every=2)
+        for step in range(5):
+            send(METRICS | {"clip/norm": float(step)})
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "clip/norm")
+    assert [(m.step, m.value) for m in history] == [(0, 0.0), (2, 2.0), (4, 4.0)]
+    assert client.get_run(run.info.run_id).data.metrics["clip/scale"] == 0.5
+
+
+@pytest.mark.needs("torch")
+def test_a_clipper_s_own_metrics_are_sent():
+    import torch
+
+    from autoclip_torch import QuantileClip
+
+    model = torch.nn.Linear(3, 2)
+    clipper, log, seen = QuantileClip(model.named_parameters()), ClipLog(), []
+    send = MetricsLogger(log, seen.append, every=2)
+    for _ in range(4):
+        model(torch.ones(1, 3)).sum().backward()
+        clipper.step()
+        send(clipper.metrics)
+    assert len(log) == len(seen) == 2
+    assert log.norms.tolist() == [told["clip/norm"] for told in seen]

@@ -1,0 +1,168 @@
+"""A replay does what training does: the same code, against plain lists."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autoclip_core import (
+    Cap,
+    Drop,
+    EmaRatio,
+    Fixed,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+    decide,
+    replay,
+    window,
+)
+from autoclip_core.spikes import find_shift, find_spikes
+
+NAN, INF = math.nan, math.inf
+
+POLICIES = {
+    "fixed": Fixed(1.2),
+    "quantile": Quantile(0.9, history_length=20),
+    "all": Quantile(0.3, history_length=None, include_current=True),
+    "streaming": StreamingQuantile(0.9),
+    "mean_std": MeanStd(2.0, history_length=20),
+    "zscore": ZScore(2.5),
+    "ema": EmaRatio(1.5, warmup_steps=10),
+    "capped": Cap(Warmup(Quantile(0.9, history_length=7), steps=3), max_norm=2.0),
+    "drop": Drop(Quantile(0.9, history_length=7), action="skip"),
+}
+
+
+def a_series(steps=300, seed=0):
+    rng = np.random.default_rng(seed)
+    norms = np.exp(rng.normal(scale=0.4, size=steps)).astype(np.float32)
+    norms[[50, 120]] *= 20
+    norms[[70, 71, 200]] = NAN, INF, 0.0
+    return norms
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_replay_is_what_decide_says_in_a_step_of_two_equal_rows(name):
+    # Two rows take the general path of the window, one row the short one.
+    policy, norms = POLICIES[name], a_series()
+    report = replay(norms, policy)
+    state = policy.init(rows=2)
+    for step, norm in enumerate(norms):
+        state, decision = decide(policy, state, [norm, norm])
+        assert report.thresholds[step] == decision.threshold[0]
+        assert report.scales[step] == decision.scale[1]
+        assert report.clipped[step] == decision.clipped[1]
+        assert report.finite[step] == decision.finite[0]
+        assert report.skipped[step] == decision.skipped[0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 50])
+def test_one_row_of_a_window_is_bit_for_bit_that_row_among_others(length):
+    rng = np.random.default_rng(length)
+    norms = rng.choice(np.float32([0.5, 1, 1, 2, 3e38, 1.2e-38, 7]), size=200)
+    alone, among = window.empty(1, length), window.empty(2, length)
+    for norm in norms:
+        alone = window.push(alone, np.array([norm]))
+        among = window.push(among, np.array([norm, 2.0], np.float32))
+        for one, two in zip(alone, among, strict=True):
+            assert one[0].tobytes() == two[0].tobytes()
+
+
+def test_a_window_that_was_pushed_to_is_as_it_was():
+    before = window.push(window.empty(1, 3), np.float32([2.0]))
+    kept = [array.copy() for array in before]
+    window.push(before, np.float32([1.0]))
+    for array, copy in zip(before, kept, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_the_numbers_of_a_replay():
+    report = replay([1.0, 4.0, NAN, 8.0, 2.0], Fixed(2.0))
+    assert report.thresholds.tolist() == [2.0] * 5
+    assert report.scales.tolist() == [1.0, 0.5, 0.0, 0.25, 1.0]
+    assert report.clip_rate == 2 / 4
+    assert report.mean_scale == (1 + 0.5 + 0.25 + 1) / 4
+    assert (report.median_threshold, report.nonfinite) == (2.0, 1)
+    assert replay([NAN], Fixed(2.0)).nonfinite == 1
+    assert math.isnan(replay([NAN], Fixed(2.0)).clip_rate)
+
+
+def test_the_clip_rate_over_time():
+    report = replay([1.0] * 50 + [4.0] * 50, Fixed(2.0))
+    assert report.rates(4).tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert np.isnan(replay([NAN, 1.0], Fixed(2.0)).rates(2)[0])
+
+
+def test_spikes_are_found_and_told_whether_they_were_caught():
+    norms = np.ones(300)
+    norms[[100, 200]] = 50.0, 3.0
+    report = replay(norms, Fixed(10.0))
+    assert report.spikes.tolist() == [100, 200]
+    assert report.spikes_caught.tolist() == [100]
+    assert "spikes caught     1 of 2" in str(report)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_noise_is_no_spike_at_any_scale(scale):
+    norms = scale * np.exp(np.random.default_rng(0).normal(scale=0.3, size=5000))
+    assert len(find_spikes(norms)) <= 2
+    norms[2500] *= 30
+    assert 2500 in find_spikes(norms)
+
+
+def test_nothing_can_be_said_of_a_few_norms():
+    assert find_spikes(np.array([1.0, 9.0])).size == 0
+    assert find_spikes(np.array([NAN, 0.0, INF])).size == 0
+    assert find_shift(np.array([1.0, 9.0])) is None
+
+
+def test_the_recovery_from_a_level_shift():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(scale=0.1, size=4000))
+    norms[2000:] *= 10
+    quick = replay(norms, StreamingQuantile(0.9))
+    never = replay(norms, Fixed(1.2))
+    assert abs(quick.shift.step - 2000) <= 2
+    assert quick.shift.ratio == pytest.approx(10, rel=0.1)
+    # C rises by exp(0.045) a step: 51 steps for a factor of 10.
+    assert 20 <= quick.recovery <= 60
+    assert never.recovery == INF
+    assert "not recovered" in str(never)
+    assert math.isnan(replay(norms[:1900], Fixed(1.2)).recovery)
+
+
+def test_progress_wraps_a_loop_that_has_a_length():
+    seen = []
+
+    def wrap(items):
+        seen.append(len(items))
+        yield from items
+
+    report = replay(np.ones(1200), Fixed(2.0), progress=wrap)
+    assert seen == [3]
+    assert report.thresholds.tolist() == [2.0] * 1200
+
+
+@pytest.mark.parametrize(
+    ("norms", "policy", "error", "words"),
+    [
+        ([], Fixed(1.0), ValueError, r"norms must be of shape \(steps,\)"),
+        ([[1.0]], Fixed(1.0), ValueError, r"got \(1, 1\)"),
+        ([1.0, -2.0], Fixed(1.0), ValueError, "norms must be >= 0, got -2.*step 1"),
+        (["1"], Fixed(1.0), TypeError, "norms must be real numbers"),
+        ([1.0], Fixed, TypeError, "write a policy"),
+        ([1.0], ParamRatio(), ValueError, "a policy of the gradient's norm alone"),
+    ],
+    ids=["empty", "two-d", "negative", "text", "class", "parameters"],
+)
+def test_bad_input_is_named(norms, policy, error, words):
+    with pytest.raises(error, match=words):
+        replay(norms, policy)
+
+
+def test_a_norm_beyond_float32_is_not_finite():
+    assert replay([1.0, 1e300], Fixed(2.0)).finite.tolist() == [True, False]

@@ -1,0 +1,76 @@
+"""The suggested threshold, against the standard library."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from autoclip_core import Quantile, suggest_threshold
+
+NAN, INF = math.nan, math.inf
+
+
+def test_the_statistics_are_those_of_the_standard_library():
+    norms = np.exp(np.random.default_rng(0).normal(size=997)).tolist()
+    found = suggest_threshold([*norms, NAN, INF])
+    cuts = statistics.quantiles(norms, n=100, method="inclusive")
+    assert (found.steps, found.nonfinite) == (999, 2)
+    assert found.mean == pytest.approx(statistics.fmean(norms))
+    assert found.std == pytest.approx(statistics.pstdev(norms))
+    assert (found.min, found.max) == (min(norms), max(norms))
+    assert found.median == pytest.approx(statistics.median(norms))
+    assert [found.p90, found.p95, found.p99] == pytest.approx(
+        [cuts[89], cuts[94], cuts[98]]
+    )
+    assert found.max_norm == found.p90
+    assert found.mean_range == pytest.approx((0.5 * found.mean, 10 * found.mean))
+    assert found.log_std == pytest.approx(statistics.pstdev(map(math.log, norms)))
+
+
+def test_huge_norms_do_not_overflow():
+    found = suggest_threshold([1e308] * 200)
+    assert (found.mean, found.std, found.median) == (1e308, 0.0, 1e308)
+
+
+def calm(seed=0, spread=0.1, size=900):
+    return np.exp(np.random.default_rng(seed).normal(scale=spread, size=size))
+
+
+@pytest.mark.parametrize(
+    ("norms", "policy", "words"),
+    [
+        (calm(), Quantile(0.9), "The level is steady"),
+        (calm(spread=1.5), Quantile(0.5), "heavy-tailed"),
+        (
+            calm() * np.linspace(1, 9, 900),
+            Quantile(0.9, history_length=128),
+            "The level moves",
+        ),
+    ],
+    ids=["steady", "heavy", "drifting"],
+)
+def test_the_policy_follows_from_the_series(norms, policy, words):
+    found = suggest_threshold(norms)
+    assert found.policy == policy
+    assert words in " ".join(found.advice)
+    assert repr(policy) in str(found)
+
+
+def test_advice_names_its_numbers():
+    norms = calm()
+    norms[[100, 300]] = 40.0
+    said = " ".join(suggest_threshold([*norms, NAN]).advice)
+    assert "2 spikes" in said
+    assert "1 of 901 steps (0.111 %)" in said
+    assert "Too early to judge: 3 finite" in str(suggest_threshold([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("norms", [[NAN, INF], [], [-1.0]], ids=str)
+def test_a_series_that_says_nothing_is_refused(norms):
+    with pytest.raises(ValueError, match="norms must"):
+        suggest_threshold(norms)
+
+
+def test_zeros_alone_have_statistics():
+    assert suggest_threshold([0.0] * 5).max_norm == 0.0
