@@ -162,4 +162,12 @@ def _reduce(collective: Any, value: Array, axes: Any) -> Array:
 
 
 def _varying(value: Array) -> frozenset[str]:
-    return frozenset(getattr(jax.typeof(value), "vma", frozenset()))
+    """Return the axes that a value is known to vary along: JAX named this anew twice.
+
+    Before 0.7 no type says it, and nothing is known.
+    """
+    kind = jax.typeof(value) if hasattr(jax, "typeof") else None
+    manual = getattr(kind, "manual_axis_type", None)
+    if manual is not None:
+        return frozenset(manual.varying)
+    return frozenset(getattr(kind, "vma", frozenset()))
