@@ -1,0 +1,100 @@
+"""One training run of the demo in Keras: an optimizer with a gradient transformer."""
+
+from functools import cache
+
+import keras
+import numpy as np
+
+from autoclip_core import ClipLog
+from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, StandardClip, ZClip
+from autoclip_tf.optimizers import SGD
+from demo_task import (
+    BATCH,
+    FIXED,
+    HIDDEN,
+    Method,
+    Run,
+    initial_weights,
+    rate_at,
+    tests_after,
+)
+from digits_data import CLASSES, INPUTS, LENGTH, batches, load
+
+
+def make_clipper(method: Method) -> Clipper:
+    """Return the method's clipper; without clipping it only observes (`dry_run`)."""
+    if not method.clips:
+        return NormClip(FIXED, dry_run=True)
+    if method.name == "fixed":
+        return NormClip(FIXED)
+    if method.name == "quantile":
+        return QuantileClip(0.9, global_clipping=True)
+    if method.name == "median":
+        return QuantileClip(0.5, global_clipping=True)
+    if method.name == "mean_std":
+        return StandardClip(2.0, global_clipping=True)
+    if method.name == "agc":
+        return AGC(0.01, exclude="*head*")  # as its paper does
+    if method.name == "zclip":
+        return ZClip()
+    raise ValueError(f"the demo has no clipper for {method.name!r}")
+
+
+@cache
+def make_model(method: Method) -> keras.Model:
+    """Return a ReLU network that reads a sequence and then names the digit.
+
+    It is compiled once per method, for all its seeds in this process.
+    """
+    model = keras.Sequential(
+        [
+            keras.Input((LENGTH, INPUTS)),
+            keras.layers.SimpleRNN(HIDDEN, activation="relu"),
+            keras.layers.Dense(CLASSES, name="head"),
+        ]
+    )
+    model.compile(
+        optimizer=SGD(method.rate, gradient_transformers=[make_clipper(method)]),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=True,
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def begin(model: keras.Model, seed: int) -> Clipper:
+    """Set the weights, where every framework starts, and forget all norms."""
+    start = initial_weights(seed)
+    rnn, head = model.layers
+    zeros = np.zeros(HIDDEN), np.zeros(CLASSES)
+    rnn.set_weights([start["inputs"], start["recurrent"], zeros[0]])
+    head.set_weights([start["outputs"], zeros[1]])
+    [clipper] = model.optimizer.gradient_transformers
+    clipper.reset()
+    return clipper
+
+
+def train(method: Method, seed: int, steps: int) -> Run:
+    """Train one network and return what happened."""
+    train_x, train_y, test_x, test_y = load()
+    model = make_model(method)
+    clipper = begin(model, seed)
+    log, losses, accuracies = ClipLog(), [], []
+    for step, batch in enumerate(batches(seed, steps, BATCH)):
+        model.optimizer.learning_rate = rate_at(step, method)
+        model.reset_metrics()
+        losses.append(float(model.train_on_batch(train_x[batch], train_y[batch])))
+        log.record(clipper.decision)
+        if tests_after(step, steps):
+            logits = model.predict_on_batch(test_x)
+            accuracies.append(float(np.mean(logits.argmax(axis=1) == test_y)))
+    return Run(
+        method,
+        seed,
+        losses=np.array(losses),
+        norms=log.norms,
+        thresholds=log.thresholds,
+        clipped=log.clipped,
+        finite=log.finite,
+        accuracies=np.array(accuracies),
+    )
