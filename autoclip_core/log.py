@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .checks import check_count
-from .log_file import read_csv, read_jsonl, write_csv, write_jsonl
+from .log_file import past_of, read_csv, read_jsonl, write_csv, write_jsonl
 from .log_plot import draw, draw_histogram
 from .log_plot_rows import draw_rows
 from .log_rows import RowCounts
@@ -310,7 +310,10 @@ class ClipLog:
         """
         about = about or {}
         log = cls(settings=about.get("settings"))
-        log._store.extend(steps)
+        if "past" in about:
+            log._store.refill(steps, **past_of(about["past"]))
+        else:
+            log._store.extend(steps)
         if "rows" in about:
             log._rows = RowCounts.from_plain(about["rows"])
         log._several_rows = len(log._rows.names) > 1

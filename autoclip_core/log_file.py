@@ -44,7 +44,11 @@ def write_jsonl(
     about: dict[str, Any] = {"settings": settings, "told": told}
     if rows.names:
         about["rows"] = rows.to_plain()
-    if store.thinned:
+    if store.moved:
+        highest = [list(map(as_plain, step)) for step in store.highest().tolist()]
+        about["past"] = {
+            "stride": store.stride, "moved": store.moved, "highest": highest
+        }  # fmt: skip
         about["totals"] = store.totals.to_plain()
     with open(path, "w", encoding="utf-8") as file:
         print(json.dumps({"clip_log": about}), file=file)
@@ -70,6 +74,12 @@ def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
     with open(path, encoding="utf-8-sig") as file:
         table, others = read_jsonl_table(file)
     return about_run(others), steps_of(table, str(path))
+
+
+def past_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Store.refill` takes, from what `write_jsonl` wrote."""
+    rows = [tuple(map(float, step)) for step in plain["highest"]]
+    return {**plain, "highest": np.array(rows, STEP)}
 
 
 def about_run(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

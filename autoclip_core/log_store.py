@@ -90,6 +90,13 @@ class Store:
         self.flush()
         return self._highest
 
+    def refill(self, steps: Array, stride: int, moved: int, highest: Array) -> None:
+        """Become the store that kept these steps, after `kept` and `highest`."""
+        past = moved // stride
+        self.extend(steps[past:])
+        self._first, self._highest = steps[:past].copy(), highest
+        self.stride, self.moved = stride, moved
+
     @property
     def thinned(self) -> bool:
         """Whether steps are missing."""

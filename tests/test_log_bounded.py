@@ -203,6 +203,7 @@ def test_json_lines_keep_settings_rows_and_totals(tmp_path):
     same(log, read)
     assert read.settings == {"policy": "Fixed(2.0)"}
     assert read.summary() == log.summary()
+    np.testing.assert_array_equal(read._store.highest(), log._store.highest())
     assert len(read) == 3000
     np.testing.assert_array_equal(read._rows.map(), log._rows.map())
     for line in path.read_text(encoding="utf-8").splitlines():

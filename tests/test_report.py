@@ -44,7 +44,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def a_run(names=("embed", "<head>")):
+def a_run(names=("<head>", "embed")):
     log = ClipLog(names, settings={"policy": Fixed(2.0), "note": "<b>&"})
     for step in range(400):
         norms = [1.0 + step % 3, 1.0]
