@@ -104,6 +104,8 @@ def quantile(window: Any, q: float, xp: Any = np) -> Array:
     Rank and weight come from float64 tables: `(n - 1) * q` in float32 is off by up to
     194 units in the last place, and JAX has no float64 by default.
     """
+    if xp is np and isinstance(window, Window) and len(window.count) == 1:
+        return _quantile_of_one(window, q)
     n = filled(window, xp)
     places, weight = _look_up(window, n, _ranks, q, xp)
     pair = _pick(window.ordered, places, xp)
@@ -173,6 +175,19 @@ def _replace(window: Window, norm: Array) -> Window:
     ring[0, slot] = norm
     count[0] = seen + 1 if seen + 1 < 2 * length else length
     return Window(ring, ordered, count)
+
+
+def _quantile_of_one(window: Window, q: float) -> Array:
+    """Do as `quantile` for a single row on the host, in float32 scalars."""
+    length = window.ring.shape[1]
+    n = min(int(window.count[0]), length)
+    if not n:
+        return np.full(1, np.inf, np.float32)
+    places, weights = _tables(_ranks, length, q)
+    row, (lower, upper), weight = window.ordered[0], places[n], weights[n]
+    below, above = row[lower], row[upper]
+    base = above if weight < 0 else below
+    return np.array([base + (above - below) * weight])
 
 
 def _pick(ordered: Array, places: Array, xp: Any) -> Array:
