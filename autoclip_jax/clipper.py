@@ -28,7 +28,7 @@ class ClipState(NamedTuple):
     clip_policy: Any
     """What the policy has learned."""
     clip_norm: Array
-    """The last norm of each row, before scaling; NaN before the first."""
+    """The last norm of each row, before scaling: 0 at first, NaN without gradient."""
     clip_threshold: Array
     """Its threshold; +inf where there was none."""
     clip_scale: Array
@@ -106,8 +106,8 @@ def _transformation(
         updates: Any, state: ClipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del extra_args
-        rows = scope.rows(updates)
-        check_rows(state, rows)
+        rows = scope.rows(updates, params)
+        check_state(policy, state, rows)
         norms = row_norms(rows, updates, axis_name)
         weights = param_norms(policy, rows, params, axis_name)
         state = learn(policy, nonfinite, state, norms, has_norm(rows, updates), weights)
@@ -120,7 +120,7 @@ def fresh(policy: Policy, rows: int) -> ClipState:
     """Return the state that has seen nothing; every array is its own buffer."""
     return ClipState(
         clip_policy=policy.init(rows, jnp),
-        clip_norm=jnp.full((rows,), jnp.nan, jnp.float32),
+        clip_norm=jnp.zeros((rows,), jnp.float32),
         clip_threshold=jnp.full((rows,), jnp.inf, jnp.float32),
         clip_scale=jnp.ones((rows,), jnp.float32),
         clip_clipped=jnp.zeros((rows,), bool),
@@ -197,11 +197,31 @@ def check_nonfinite(nonfinite: str) -> None:
     check_choice("nonfinite", nonfinite, ("zero", "propagate"))
 
 
-def check_rows(state: ClipState, rows: Rows) -> None:
-    """Refuse a state that was made for other parameters."""
-    got = state.clip_norm.shape[-1] if state.clip_norm.ndim else 0
-    if got != len(rows.names):
+def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
+    """Refuse a state made for other parameters or another policy; costs tracing only.
+
+    Raises:
+      ValueError: rows, the policy's kind or a shape differ; the message says which.
+    """
+    got, wanted = state.clip_norm.shape, (len(rows.names),)
+    if tuple(got) != wanted:
         raise ValueError(
-            f"the state of a clipper must fit the updates: it has {got} rows, and the "
-            f"updates make {len(rows.names)}; init it on parameters of this structure"
+            f"the state of a clipper must fit the updates: it has {_count(got)} rows, "
+            f"and the updates make {wanted[0]}; init it on parameters of this structure"
         )
+    is_like = jax.eval_shape(partial(policy.init, wanted[0], jnp))
+    theirs, ours = (
+        {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+        for leaves in map(
+            jax.tree_util.tree_leaves_with_path, (state.clip_policy, is_like)
+        )
+    )
+    if theirs != ours:
+        raise ValueError(
+            f"the state of a clipper must fit its policy: it holds {theirs}, and "
+            f"{policy!r} makes {ours}; restore it into the policy it was saved from"
+        )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return shape[-1] if shape else 0

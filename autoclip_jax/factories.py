@@ -1,6 +1,9 @@
-"""The named transformations: `clip_by_policy` with one policy and its arguments."""
+"""The named transformations: `clip_by_policy` with one policy and its arguments.
 
-from typing import Any, TypedDict, Unpack
+Their keywords are written out, because `optax.inject_hyperparams` reads the signature.
+"""
+
+from typing import Any
 
 import optax
 
@@ -10,23 +13,17 @@ from .clipper import clip_by_policy
 from .rows import Labels
 
 
-class Common(TypedDict, total=False):
-    """Keywords of every transformation; `clip_by_policy` documents them."""
-
-    scope: str | None
-    global_clipping: bool | None
-    labels: Labels
-    nonfinite: str
-    axis_name: Any
-    rule: str
-
-
 def clip_by_quantile(
     quantile: float = 0.9,
     *,
     history_length: int = 1000,
     include_current: bool = False,
-    **common: Unpack[Common],
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    nonfinite: str = "zero",
+    axis_name: Any = None,
+    rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to a quantile of the norms of the last steps: AutoClip.
 
@@ -34,7 +31,8 @@ def clip_by_quantile(
       quantile: q, in [0, 1]; 0.9 clips about 10 % of the steps.
       history_length: steps that are remembered, >= 1.
       include_current: whether the current norm belongs to the history that limits it.
-      **common: see `clip_by_policy`.
+      scope, global_clipping, labels, nonfinite, axis_name, rule: see
+        `clip_by_policy`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
@@ -55,7 +53,15 @@ def clip_by_quantile(
     policy = Quantile(
         quantile, history_length=history_length, include_current=include_current
     )
-    return clip_by_policy(policy, **common)
+    return clip_by_policy(
+        policy,
+        scope=scope,
+        global_clipping=global_clipping,
+        labels=labels,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        rule=rule,
+    )
 
 
 def clip_by_mean_std(
@@ -65,7 +71,12 @@ def clip_by_mean_std(
     log: bool = False,
     ddof: int = 1,
     include_current: bool = False,
-    **common: Unpack[Common],
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    nonfinite: str = "zero",
+    axis_name: Any = None,
+    rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to the mean plus k deviations of the norms of the last steps.
 
@@ -75,7 +86,8 @@ def clip_by_mean_std(
       log: whether to take mean and deviation of the logarithms.
       ddof: the deviation divides by n - ddof.
       include_current: whether the current norm belongs to the history that limits it.
-      **common: see `clip_by_policy`.
+      scope, global_clipping, labels, nonfinite, axis_name, rule: see
+        `clip_by_policy`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
@@ -91,7 +103,15 @@ def clip_by_mean_std(
         ddof=ddof,
         include_current=include_current,
     )
-    return clip_by_policy(policy, **common)
+    return clip_by_policy(
+        policy,
+        scope=scope,
+        global_clipping=global_clipping,
+        labels=labels,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        rule=rule,
+    )
 
 
 def clip_by_zscore(
@@ -101,7 +121,12 @@ def clip_by_zscore(
     warmup_steps: int = 25,
     target: str = "reciprocal",
     record: str = "winsorized",
-    **common: Unpack[Common],
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    nonfinite: str = "zero",
+    axis_name: Any = None,
+    rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms more than z deviations above their moving average: ZClip.
 
@@ -111,7 +136,8 @@ def clip_by_zscore(
       warmup_steps: norms recorded before anything is clipped, >= 0.
       target: what a clipped norm becomes: "reciprocal", "mean" or "threshold".
       record: what is learned of it: "winsorized", "applied", "raw" or "none".
-      **common: see `clip_by_policy`; the scope is "global" unless given.
+      scope: see `clip_by_policy`, but "global" unless given.
+      global_clipping, labels, nonfinite, axis_name, rule: see `clip_by_policy`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
@@ -123,7 +149,15 @@ def clip_by_zscore(
     policy = ZScore(
         z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
     )
-    return clip_by_policy(policy, **_with_scope("global", common))
+    return clip_by_policy(
+        policy,
+        scope=_default("global", scope, global_clipping, labels),
+        global_clipping=global_clipping,
+        labels=labels,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        rule=rule,
+    )
 
 
 def clip_by_ema_ratio(
@@ -132,7 +166,12 @@ def clip_by_ema_ratio(
     beta: float = 0.98,
     warmup_steps: int = 100,
     warmup_threshold: float = 1.0,
-    **common: Unpack[Common],
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    nonfinite: str = "zero",
+    axis_name: Any = None,
+    rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to a ratio of the moving average of their clipped norm: AdaGC.
 
@@ -141,7 +180,8 @@ def clip_by_ema_ratio(
       beta: the memory, in [0, 1).
       warmup_steps: norms of a row before its average takes over, >= 0.
       warmup_threshold: the threshold until then, > 0.
-      **common: see `clip_by_policy`.
+      scope, global_clipping, labels, nonfinite, axis_name, rule: see
+        `clip_by_policy`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
@@ -153,18 +193,35 @@ def clip_by_ema_ratio(
     policy = EmaRatio(
         ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
     )
-    return clip_by_policy(policy, **common)
+    return clip_by_policy(
+        policy,
+        scope=scope,
+        global_clipping=global_clipping,
+        labels=labels,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        rule=rule,
+    )
 
 
 def clip_by_param_ratio(
-    clipping: float = 0.01, *, eps: float = 1e-3, **common: Unpack[Common]
+    clipping: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    scope: str | None = None,
+    global_clipping: bool | None = None,
+    labels: Labels = None,
+    nonfinite: str = "zero",
+    axis_name: Any = None,
+    rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
     """Clip each output unit to a fraction of its weights' norm: AGC.
 
     Args:
       clipping: the ratio, > 0.
       eps: the floor of the weights' norm, > 0.
-      **common: see `clip_by_policy`; the scope is "unit" unless given.
+      scope: see `clip_by_policy`, but "unit" unless given.
+      global_clipping, labels, nonfinite, axis_name, rule: see `clip_by_policy`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object; `update` needs `params`.
@@ -174,11 +231,20 @@ def clip_by_param_ratio(
       normalization <https://arxiv.org/abs/2102.06171>`_, 2021
     """
     policy = ParamRatio(clipping, eps=eps)
-    return clip_by_policy(policy, **_with_scope("unit", common))
+    return clip_by_policy(
+        policy,
+        scope=_default("unit", scope, global_clipping, labels),
+        global_clipping=global_clipping,
+        labels=labels,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        rule=rule,
+    )
 
 
-def _with_scope(default: str, common: Common) -> Common:
-    """Return the keywords with a default scope, where none of them says another."""
-    names = ("scope", "labels", "global_clipping")
-    said = any(common.get(name) is not None for name in names)
-    return common if said else {**common, "scope": default}
+def _default(
+    default: str, scope: str | None, global_clipping: bool | None, labels: Labels
+) -> str | None:
+    """Return the scope, or a default where no argument says another."""
+    said = any(value is not None for value in (scope, global_clipping, labels))
+    return scope if said else default

@@ -53,8 +53,18 @@ class Scope:
     labels: Labels = None
     units_of: UnitsOf | None = None
 
-    def rows(self, tree: Any) -> Rows:
-        """Return the rows of a tree of arrays or of what has a shape."""
+    def rows(self, tree: Any, params: Any = None) -> Rows:
+        """Return the rows of a tree of arrays or of what has a shape.
+
+        A `None` has as many units as its parameter, where the parameters are given.
+        """
+        if self.units_of is not None and params is not None:
+            tree = jax.tree.map(
+                lambda leaf, param: param if leaf is None else leaf,
+                tree,
+                params,
+                is_leaf=is_none,
+            )
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         if self.name == "global":
             return Rows([Slot(0, 1) for _ in leaves], ["global"])

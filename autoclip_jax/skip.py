@@ -12,7 +12,7 @@ from autoclip_core import Drop, Policy
 from autoclip_core.checks import check_count
 from autoclip_core.policy import check_policy
 
-from .clipper import ClipState, check_rows, fresh, learn, param_norms
+from .clipper import ClipState, check_state, fresh, learn, param_norms
 from .gradients import has_norm, row_norms
 from .layouts import units_by
 from .rows import Labels, choose_scope
@@ -83,8 +83,9 @@ def skip_steps(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> SkipState:
+        clip = fresh(dropping, len(cut.rows(params).names))
         return SkipState(
-            skip_clip=fresh(dropping, len(cut.rows(params).names)),
+            skip_clip=clip,
             skip_total=jnp.zeros((), jnp.int32),
             skip_in_a_row=jnp.zeros((), jnp.int32),
             skip_most_in_a_row=jnp.zeros((), jnp.int32),
@@ -95,36 +96,35 @@ def skip_steps(
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
-        rows = cut.rows(updates)
-        check_rows(state.skip_clip, rows)
+        rows = cut.rows(updates, params)
+        check_state(dropping, state.skip_clip, rows)
         norms = row_norms(rows, updates, axis_name)
         weights = param_norms(policy, rows, params, axis_name)
         seen = has_norm(rows, updates)
         clip = learn(dropping, "skip", state.skip_clip, norms, seen, weights)
         reject = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
-
-        def keep() -> tuple[Any, Any]:
-            return jax.tree.map(jnp.zeros_like, updates), state.inner_state
-
-        def go() -> tuple[Any, Any]:
-            updated: tuple[Any, Any] = inner.update(
-                updates, state.inner_state, params, **extra_args
-            )
-            return updated
-
-        taken: tuple[Any, Any] = lax.cond(reject, keep, go)
-        in_a_row = jnp.where(reject, state.skip_in_a_row + 1, 0)
-        most = jnp.maximum(state.skip_most_in_a_row, in_a_row)
-        return taken[0], SkipState(
-            clip,
-            jnp.where(reject, state.skip_total + 1, state.skip_total),
-            in_a_row,
-            most,
-            most > max_consecutive,
-            taken[1],
+        taken: tuple[Any, Any] = lax.cond(
+            reject,
+            lambda: (jax.tree.map(jnp.zeros_like, updates), state.inner_state),
+            lambda: inner.update(updates, state.inner_state, params, **extra_args),
         )
+        updates, inner_state = taken
+        counted = _count(state, reject, max_consecutive)
+        return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _count(state: SkipState, reject: Array, max_consecutive: int) -> SkipState:
+    """Return the state with its counters one step on."""
+    in_a_row = jnp.where(reject, state.skip_in_a_row + 1, 0)
+    most = jnp.maximum(state.skip_most_in_a_row, in_a_row)
+    return state._replace(
+        skip_total=jnp.where(reject, state.skip_total + 1, state.skip_total),
+        skip_in_a_row=in_a_row,
+        skip_most_in_a_row=most,
+        skip_too_many=most > max_consecutive,
+    )
 
 
 def check_skips(opt_state: Any) -> None:

@@ -1,0 +1,269 @@
+"""Checkpoints, optax's wrappers and the libraries' own models."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoclip_core import Fixed, Quantile
+from autoclip_jax import (
+    check_skips,
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_by_quantile,
+    clip_metrics,
+    skip_steps,
+)
+
+STEPS = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
+
+
+def trained(tx, state, grads):
+    for grad in grads:
+        _, state = tx.update({"w": grad}, state)
+    return state
+
+
+def assert_same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    for left, right in pairs:
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_flax_checkpoint_resumes_bit_for_bit():
+    serialization = pytest.importorskip("flax.serialization")
+    tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
+    fresh = tx.init({"w": STEPS[0]})
+    half = trained(tx, fresh, STEPS[:15])
+    restored = serialization.from_bytes(fresh, serialization.to_bytes(half))
+    assert_same(trained(tx, half, STEPS[15:]), trained(tx, restored, STEPS[15:]))
+
+
+ORBAX = """
+import sys, jax, jax.numpy as jnp, numpy as np, optax
+import orbax.checkpoint as ocp
+from autoclip_jax import clip_by_quantile
+what, path, out = sys.argv[1:]
+steps = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
+tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
+state = tx.init({"w": steps[0]})
+with ocp.StandardCheckpointer() as keeper:
+    if what == "resume":
+        state = keeper.restore(path, state)
+    for grad in steps[15:] if what == "resume" else steps[:15]:
+        _, state = tx.update({"w": grad}, state)
+    if what == "save":
+        keeper.save(path, state)
+np.savez(out, *jax.tree.leaves(state))
+"""
+
+
+def test_an_orbax_checkpoint_resumes_bit_for_bit_in_another_process(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    for what in ("save", "resume"):
+        arguments = [what, str(tmp_path / "state"), str(tmp_path / f"{what}.npz")]
+        subprocess.run([sys.executable, "-c", ORBAX, *arguments], check=True)
+    tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
+    wanted = trained(tx, tx.init({"w": STEPS[0]}), STEPS)
+    assert_same(wanted, list(np.load(tmp_path / "resume.npz").values()))
+
+
+def test_a_state_of_another_history_or_policy_is_refused_when_the_step_is_traced():
+    grads = {"w": STEPS[0]}
+    state = clip_by_quantile(history_length=8).init(grads)
+    for other in (clip_by_quantile(history_length=9), clip_by_policy(Fixed(1.0))):
+        with pytest.raises(ValueError, match=r"must fit its policy: .*\(1, 8\)"):
+            jax.jit(other.update)(grads, state)
+
+
+def test_multisteps_observes_the_mean_gradient_of_each_update():
+    tx = optax.MultiSteps(clip_by_quantile(0.5, history_length=20), 3)
+    state = tx.init({"w": STEPS[0]})
+    update = jax.jit(tx.update)
+    for grad in STEPS:
+        _, state = update({"w": grad}, state)
+    assert int(clip_metrics(state)["clip/steps"]) == 10
+    means = np.asarray(STEPS).reshape(10, 3, 2).mean(axis=1)
+    ordered = optax.tree.get(state, "ordered")[0, 1:11]
+    norms = np.sort(np.linalg.norm(means, axis=1))
+    np.testing.assert_allclose(ordered, norms, rtol=1e-5)
+
+
+def test_apply_if_finite_leaves_the_history():
+    tx = optax.apply_if_finite(clip_by_quantile(history_length=8), 5)
+    state = tx.init({"w": STEPS[0]})
+    _, state = tx.update({"w": STEPS[0]}, state)
+    _, after = tx.update({"w": STEPS[0] * jnp.nan}, state)
+    assert_same(state.inner_state, after.inner_state)
+
+
+@pytest.mark.parametrize("wrapper", ["masked", "partition"])
+def test_only_the_leaves_that_reach_the_clipper_have_rows(wrapper):
+    clip = clip_by_policy(Fixed(1.0))
+    if wrapper == "masked":
+        tx = optax.masked(clip, {"a": True, "b": False})
+    else:
+        parts = {"clip": clip, "leave": optax.identity()}
+        tx = optax.partition(parts, {"a": "clip", "b": "leave"})
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([3.0, 4.0])}
+    updates, state = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["a"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], [3.0, 4.0])
+    assert optax.tree.get(state, "clip_threshold").shape == (1,)
+
+
+def test_hyperparameters_are_injected_around_the_clipper_and_its_own_are_static():
+    def make(learning_rate):
+        return optax.chain(clip_by_policy(Fixed(1.0)), optax.sgd(learning_rate))
+
+    tx = optax.inject_hyperparams(make)(learning_rate=0.5)
+    grads = {"w": jnp.array([3.0, 4.0])}
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["w"], [-0.3, -0.4], rtol=1e-6)
+
+    inject = optax.inject_hyperparams
+    static = ("quantile", "history_length", "include_current")
+    tx = inject(clip_by_quantile, static_args=static)(0.5, history_length=4)
+    _, state = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    assert float(clip_metrics(state)["clip/norm"]) == 5.0
+    tx = inject(clip_by_quantile, static_args=static[1:])(0.5, history_length=4)
+    with pytest.raises(TypeError, match="quantile must be a number"):
+        tx.init(grads)
+
+
+def test_every_member_of_a_vmapped_ensemble_has_its_own_history():
+    tx = clip_by_quantile(0.5, history_length=8)
+    members = jnp.stack([STEPS, 10 * STEPS])
+    state = jax.vmap(tx.init)(members[:, 0])
+    for step in range(10):
+        _, state = jax.vmap(tx.update)(members[:, step], state)
+    for member in range(2):
+        alone = tx.init(members[member, 0])
+        for step in range(10):
+            _, alone = tx.update(members[member, step], alone)
+        np.testing.assert_allclose(
+            state.clip_threshold[member], alone.clip_threshold, rtol=1e-6
+        )
+
+
+def test_one_compilation_with_donated_buffers_serves_100_steps():
+    tx = clip_by_quantile(0.5, history_length=8)
+    state = tx.init({"w": STEPS[0]})
+    kinds = jax.tree.map(lambda leaf: (leaf.dtype, leaf.weak_type), state)
+    update = jax.jit(tx.update, donate_argnums=1)
+    for step in range(100):
+        _, state = update({"w": STEPS[step % 30]}, state)
+    assert update._cache_size() == 1
+    assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.weak_type), state) == kinds
+
+
+def test_init_takes_shapes_and_empty_trees_pass():
+    shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert_same(*[clip_by_quantile().init(x) for x in (shape, jnp.zeros(2))])
+    for scope in ("parameter", "global", "unit"):
+        tx = clip_by_policy(Fixed(1.0), scope=scope)
+        for tree in ({}, {"a": None}, {"a": optax.MaskedNode()}):
+            updates, _ = jax.jit(tx.update)(tree, tx.init(tree))
+            assert updates == tree
+
+
+def test_an_absent_gradient_keeps_its_units():
+    tx = clip_by_param_ratio()
+    params = {"a": jnp.ones((2, 3)), "c": jnp.ones((2, 3))}
+    state = tx.init(params)
+    updates, state = tx.update({"a": None, "c": params["c"]}, state, params)
+    assert updates["a"] is None
+    np.testing.assert_array_equal(np.isnan(state.clip_norm), [True] * 3 + [False] * 3)
+
+
+def test_debug_nans_finds_nothing_in_a_step():
+    tx = clip_by_quantile(0.5, history_length=4, scope="global")
+    with jax.debug_nans(True), jax.numpy_rank_promotion("raise"):
+        state = tx.init({"w": STEPS[0]})
+        update = jax.jit(tx.update)
+        for grad in STEPS[:5]:
+            _, state = update({"w": grad}, state)
+    assert int(clip_metrics(state)["clip/steps"]) == 5
+
+
+def test_skips_and_metrics_are_found_deep_in_a_state_and_inside_jit():
+    tx = optax.MultiSteps(skip_steps(optax.sgd(1.0), Quantile(0.5)), 1)
+    state = tx.init({"w": STEPS[0]})
+    check_skips(state)
+    assert "clip/norm" in jax.jit(clip_metrics)(state)
+
+
+SHAPES = [(), (1,), (5,), (3, 4), (1, 4), (3, 2, 4), (3, 3, 2, 4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_nfnets_rule_is_that_of_optax_to_two_roundings(shape):
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    grads = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    ours = clip_by_param_ratio(0.5, rule="nfnets")
+    theirs = optax.adaptive_grad_clip(0.5)
+    mine, state = ours.update(grads, ours.init(params), params)
+    other, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_array_almost_equal_nulp(np.asarray(mine), np.asarray(other), 2)
+    assert (np.asarray(state.clip_scale) < 1).any()
+
+
+def units(params, rule="flax"):
+    return len(clip_by_param_ratio(rule=rule).init(params).clip_norm)
+
+
+def test_flax_linen_units():
+    nn = pytest.importorskip("flax.linen")
+    key, image = jax.random.key(0), jnp.ones((1, 8, 8, 4))
+    assert units(nn.Dense(7).init(key, jnp.ones((1, 3)))) == 7 + 1
+    assert units(nn.Conv(6, (3, 3)).init(key, image)) == 6 + 1
+    depthwise = nn.Conv(8, (3, 3), feature_group_count=4)
+    assert units(depthwise.init(key, image)) == 8 + 1
+    assert units(nn.ConvTranspose(6, (3, 3)).init(key, image)) == 6 + 1
+    assert units(nn.Embed(11, 5).init(key, jnp.array([1]))) == 11
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
+    # query, key and value have 2 heads of 4 outputs each, and out has 8 outputs.
+    assert units(attention.init(key, jnp.ones((1, 5, 8)))) == 3 * 8 + 8
+
+
+def test_flax_nnx_units():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    modules = {
+        7 + 1: nnx.Linear(3, 7, rngs=rngs),
+        6 + 1: nnx.Conv(4, 6, (3, 3), rngs=rngs),
+        11: nnx.Embed(11, 5, rngs=rngs),
+    }
+    for count, module in modules.items():
+        assert units(nnx.state(module, nnx.Param)) == count
+
+
+def test_haiku_units():
+    hk = pytest.importorskip("haiku")
+    image = jnp.ones((1, 8, 8, 4))
+    modules = [
+        (7 + 1, lambda x: hk.Linear(7)(x)),
+        (6 + 1, lambda x: hk.Conv2D(6, 3)(x)),
+        (6 + 1, lambda x: hk.Conv2DTranspose(6, 3)(x)),
+        (8 + 1, lambda x: hk.DepthwiseConv2D(2, 3)(x)),
+    ]
+    for count, function in modules:
+        params = hk.transform(function).init(jax.random.key(0), image)
+        assert units(params) == count
+
+
+def test_equinox_units():
+    eqx = pytest.importorskip("equinox")
+    key = jax.random.key(0)
+    modules = {
+        7 + 1: eqx.nn.Linear(3, 7, key=key),
+        6 + 1: eqx.nn.Conv2d(4, 6, 3, key=key),
+        11: eqx.nn.Embedding(11, 5, key=key),
+    }
+    for count, module in modules.items():
+        assert units(eqx.filter(module, eqx.is_array), "equinox") == count
