@@ -193,6 +193,12 @@ class Clipper:
         self._attachment = Attachment(self, optimizer)
         return self._attachment
 
+    def detach(self) -> None:
+        """End the attachment, if there is one."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
     @torch.no_grad()
     def threshold(self) -> Tensor:
         """Return each row's threshold for the next step, before its norm is known.

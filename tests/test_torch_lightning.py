@@ -1,0 +1,262 @@
+"""`ClipCallback` in a real Lightning Trainer, against a plain loop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+
+from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch.lightning import ClipCallback  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec."),
+    pytest.mark.filterwarnings("ignore:.*treespec"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists"),
+]
+
+QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
+
+
+def batches(steps=6):
+    torch.manual_seed(1)
+    return [(torch.randn(4, 3) * 3**i, torch.randn(4, 1)) for i in range(steps)]
+
+
+class Automatic(pl.LightningModule):
+    fused = False
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return torch.nn.functional.l1_loss(self.net(x), y)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(batches(), batch_size=None)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1, fused=self.fused)
+
+
+class Fused(Automatic):
+    fused = True
+
+
+class Manual(Automatic):
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
+class TwoOptimizers(Automatic):
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.other = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        x, y = batch
+        for net, optimizer in zip(
+            (self.net, self.other), self.optimizers(), strict=True
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(torch.nn.functional.l1_loss(net(x), y))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        nets = (self.net, self.other)
+        return [torch.optim.Adam(net.parameters(), lr=0.1) for net in nets]
+
+
+def trainer(folder, callback, epochs=1, **settings):
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=settings.pop("devices", 1),
+        callbacks=[callback],
+        logger=settings.pop("logger", False),
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": False, **settings},
+    )
+
+
+def plain_loop(epochs=1):
+    """The same training without Lightning: the clipper by hand."""
+    module = Automatic()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    clipper = QuantileClip(module, **QUANTILE)
+    for _ in range(epochs):
+        for batch in batches():
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()
+            clipper.step()
+            optimizer.step()
+    return module, clipper
+
+
+def assert_like_the_plain_loop(module, callback, epochs=1, rtol=1e-5):
+    expected, clipper = plain_loop(epochs)
+    (ours,) = callback.clippers
+    for name in ("clip/steps", "clip/clip_rate"):
+        assert ours.metrics()[name] == clipper.metrics()[name]
+    assert clipper.metrics()["clip/clip_rate"] > 0.5
+    torch.testing.assert_close(
+        module.net.weight, expected.net.weight, rtol=rtol, atol=rtol
+    )
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
+def test_a_trainer_clips_as_a_plain_loop_does(tmp_path, kind):
+    module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback).fit(module)
+    assert_like_the_plain_loop(module, callback)
+    assert callback.clippers[0].names == ["global"]
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
+def test_a_loss_scale_is_seen_through(tmp_path, kind):
+    """16-bit precision with a scaler; the first step overflows and is not learned."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17, growth_interval=10**6)
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, epochs=4, plugins=[plugin]).fit(module)
+    metrics = callback.clippers[0].metrics()
+    assert scaler.get_scale() < 2.0**17
+    assert metrics["clip/nonfinite_total"] == 0
+    ring = callback.clippers[0].state_dict()["states"][0]["ring"]
+    # l1_loss: the norm of a batch is at most that of its mean input.
+    assert ring.min() > 0
+    assert ring.max() < 3**5 * 10
+    assert bool(module.net.weight.isfinite().all())
+
+
+def test_bfloat16(tmp_path):
+    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, precision="bf16-mixed").fit(module)
+    assert_like_the_plain_loop(module, callback, rtol=0.05)
+
+
+def test_accumulated_gradients_are_one_step(tmp_path):
+    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, accumulate_grad_batches=3).fit(module)
+    assert callback.clippers[0].metrics()["clip/steps"] == 2
+
+
+def test_two_optimizers_have_a_history_each(tmp_path):
+    module, callback = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    logger = CSVLogger(tmp_path)
+    trainer(tmp_path, callback, logger=logger).fit(module)
+    first, second = callback.clippers
+    assert first.metrics()["clip/steps"] == second.metrics()["clip/steps"] == 6
+    expected, _ = plain_loop()
+    torch.testing.assert_close(module.net.weight, expected.net.weight)
+    logged = Path(logger.log_dir, "metrics.csv").read_text().splitlines()[0]
+    for index in range(2):
+        assert f"clip/optimizer{index}/norm" in logged
+
+
+def test_the_metrics_are_logged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, logger=logger).fit(Automatic())
+    header, *rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
+    assert len(rows) == 6
+    last = dict(zip(header.split(","), rows[-1].split(","), strict=True))
+    for name, value in callback.clippers[0].metrics().items():
+        assert float(last[name]) == pytest.approx(value, rel=1e-6)
+
+
+def test_a_resumed_run_has_the_history(tmp_path):
+    whole, through = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, through, epochs=2).fit(whole)
+
+    first = ClipCallback(QuantileClip, **QUANTILE)
+    half = trainer(tmp_path, first, epochs=1, enable_checkpointing=True)
+    half.fit(Automatic())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, second = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    again = trainer(tmp_path, second, epochs=2)
+    again.fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    torch.testing.assert_close(resumed.net.weight, whole.net.weight, rtol=0, atol=0)
+    assert second.clippers[0].metrics() == through.clippers[0].metrics()
+
+
+def test_two_callbacks_in_one_checkpoint():
+    keys = {
+        ClipCallback(kind, scope=scope, **more).state_key
+        for scope in ("global", "parameter")
+        for kind, more in ((QuantileClip, {}), (NormClip, {"max_norm": 1.0}))
+    }
+    assert len(keys) == 4
+
+
+def test_after_training_the_optimizer_is_free(tmp_path):
+    module, callback = Automatic(), ClipCallback(NormClip, max_norm=1e-3)
+    run = trainer(tmp_path, callback)
+    run.fit(module)
+    assert not run.optimizers[0]._optimizer_step_pre_hooks
+    run.fit_loop.max_epochs = 2
+    run.fit(module)
+    assert callback.clippers[0].metrics()["clip/steps"] == 6
+
+
+def test_a_second_clipper_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    with pytest.warns(UserWarning, match="gradient_clip_val=1.0. clips before"):
+        trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
+
+
+def test_ddp(tmp_path):
+    """Both ranks see the same data, so both must be the plain loop."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_torch_lightning", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, clipper = plain_loop()
+    for rank in range(2):
+        weight, state = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(weight, expected.net.weight.data)
+        ours, theirs = state["states"][0]["ring"], clipper.state_dict()["states"][0]
+        torch.testing.assert_close(ours, theirs["ring"])
+
+
+def one_rank_of_two(folder):
+    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    strategy = DDPStrategy(process_group_backend="gloo")
+    settings = {"strategy": strategy, "use_distributed_sampler": False}
+    run = trainer(folder, callback, devices=2, **settings)
+    run.fit(module)
+    found = [module.net.weight.data, callback.clippers[0].state_dict()]
+    torch.save(found, f"{folder}/{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    one_rank_of_two(sys.argv[1])

@@ -1,0 +1,176 @@
+"""`ClipCallback` in a real Hugging Face Trainer, on a tiny model made from a config."""
+
+import json
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from autoclip_core import Cap, Quantile  # noqa: E402
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip  # noqa: E402
+from autoclip_torch.transformers import ClipCallback  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
+
+QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def rows(count=24):
+    torch.manual_seed(1)
+    ids = torch.randint(0, 17, (count, 8))
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def trainer(folder, *callbacks, **settings):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+        learning_rate=0.01,
+        logging_steps=1,
+        seed=0,
+        **{"max_grad_norm": 0.0, "save_strategy": "no", "max_steps": 6, **settings},
+    )
+    return transformers.Trainer(
+        tiny_model(), arguments, train_dataset=rows(), callbacks=list(callbacks)
+    )
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+def logged(run):
+    return [entry for entry in run.state.log_history if "grad_norm" in entry]
+
+
+def test_it_clips_every_step_and_logs_beside_grad_norm(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    run = trainer(tmp_path, callback)
+    run.train()
+    entries, history = logged(run), []
+    assert len(entries) == 6
+    for entry in entries:
+        assert entry["clip/norm"] == pytest.approx(entry["grad_norm"], rel=1e-4)
+        if history:
+            limit = torch.tensor(history).quantile(0.5).item()
+            assert entry["clip/threshold"] == pytest.approx(limit, rel=1e-5)
+            after = min(entry["clip/norm"], limit)
+            assert entry["clip/norm_after"] == pytest.approx(after, rel=1e-5)
+        history.append(entry["clip/norm"])
+    assert callback.clipper.metrics()["clip/clip_rate"] > 0
+
+
+def test_a_constant_limit_is_that_of_max_grad_norm(tmp_path):
+    ours = trainer(tmp_path, ClipCallback(NormClip, max_norm=0.5))
+    theirs = trainer(tmp_path, max_grad_norm=0.5)
+    ours.train()
+    theirs.train()
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
+    free = trainer(tmp_path)
+    free.train()
+    assert not torch.allclose(weights(ours), weights(free), atol=1e-3)
+
+
+def test_gradient_accumulation_is_one_step(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, gradient_accumulation_steps=4, max_steps=3).train()
+    assert callback.clipper.metrics()["clip/steps"] == 3
+
+
+@pytest.mark.parametrize("kind", ["quantile", "capped", "agc"])
+def test_a_resumed_run_has_the_history(tmp_path, kind):
+    def make():
+        if kind == "quantile":
+            return ClipCallback(QuantileClip, **QUANTILE)
+        if kind == "agc":
+            return ClipCallback(
+                "AGC", clipping=0.02, exclude=["transformer.wte.weight"]
+            )
+        policy = Cap(Quantile(0.5, history_length=8), max_norm=2.0)
+        return ClipCallback(Clipper, policy=policy, scope="group")
+
+    whole = trainer(tmp_path / "whole", make(), max_steps=6)
+    whole.train()
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    first = trainer(tmp_path / "half", make(), max_steps=6, **saving)
+    first.train()
+    saved = tmp_path / "half" / "checkpoint-3"
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert "ClipCallback" in state["stateful_callbacks"]
+    again = trainer(
+        tmp_path / "half",
+        make(),
+        max_steps=6,
+        restore_callback_states_from_checkpoint=True,
+    )
+    again.train(resume_from_checkpoint=str(saved))
+    torch.testing.assert_close(weights(again), weights(whole), rtol=0, atol=0)
+    (callback,) = [
+        c for c in again.callback_handler.callbacks if isinstance(c, ClipCallback)
+    ]
+    assert callback.clipper.metrics()["clip/steps"] == 6
+    ours, theirs = logged(again)[3:], logged(whole)[3:]
+    for name in ("clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"):
+        assert [entry[name] for entry in ours] == [entry[name] for entry in theirs]
+
+
+def test_resuming_without_the_history_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, save_strategy="steps", save_steps=3).train()
+    again = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
+    with pytest.warns(UserWarning, match="starts without its history"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_second_clipper_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    with pytest.warns(UserWarning, match="max_grad_norm=1.0. clips before"):
+        trainer(tmp_path, callback, max_grad_norm=1.0, max_steps=1).train()
+
+
+def test_the_limit_can_be_given_to_the_trainer_instead(tmp_path):
+    """Threshold first: the trainer clips, and says afterwards what the norm was."""
+
+    class Limit(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            self.clipper = QuantileClip(model, **QUANTILE)
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            args.max_grad_norm = min(self.clipper.threshold().item(), 1e9)
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "grad_norm" in logs:
+                self.clipper.observe(logs["grad_norm"])
+
+    limited = trainer(tmp_path, Limit())
+    limited.train()
+    clipped = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
+    clipped.train()
+    torch.testing.assert_close(weights(limited), weights(clipped), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["Nothing", torch.nn.Linear])
+def test_what_no_checkpoint_can_name_is_refused(wrong):
+    with pytest.raises(ValueError, match="clipper must be one of AGC, AdaGC"):
+        ClipCallback(wrong)
+
+
+def test_deepspeed_is_refused_with_the_way_out(tmp_path):
+    run = trainer(tmp_path)
+    run.args.deepspeed = {"zero_optimization": {"stage": 1}}
+    with pytest.raises(RuntimeError, match=r"threshold.* and clipper.observe"):
+        ClipCallback(AGC).on_train_begin(run.args, run.state, run.control)
