@@ -201,7 +201,7 @@ SHAPES = [(), (1,), (5,), (3, 4), (1, 4), (3, 2, 4), (3, 3, 2, 4)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_nfnets_rule_is_that_of_optax_to_two_roundings(shape):
+def test_the_nfnets_rule_is_that_of_optax_bit_for_bit(shape):
     rng = np.random.default_rng(0)
     params = jnp.asarray(rng.normal(size=shape), jnp.float32)
     grads = jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -209,7 +209,7 @@ def test_the_nfnets_rule_is_that_of_optax_to_two_roundings(shape):
     theirs = optax.adaptive_grad_clip(0.5)
     mine, state = ours.update(grads, ours.init(params), params)
     other, _ = theirs.update(grads, theirs.init(params), params)
-    np.testing.assert_array_almost_equal_nulp(np.asarray(mine), np.asarray(other), 2)
+    np.testing.assert_array_equal(mine, other)  # under jit XLA rounds either anew
     assert (np.asarray(state.clip_scale) < 1).any()
 
 
