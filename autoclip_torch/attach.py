@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .amp import unwrap
@@ -118,3 +119,25 @@ def _check_owner(clipper: "Clipper", optimizer: Optimizer) -> None:
             "optimizer must step parameters of this clipper, got one that steps none "
             "of them; make both after the model was moved, wrapped or sharded"
         )
+    _check_shared_rows(clipper, stepped)
+
+
+def _check_shared_rows(clipper: "Clipper", stepped: set[int]) -> None:
+    """Refuse an optimizer of only some of the parameters that share a norm.
+
+    In the backward pass, where each parameter has an optimizer of its own, the norm of
+    all is not known when the first of them steps.
+    """
+    rows: dict[int, list[Tensor]] = {}
+    for slot in clipper._learner.rows.slots:
+        if slot.parameter.requires_grad and slot.stop > slot.start:
+            rows.setdefault(slot.start, []).append(slot.parameter)
+    for row, parameters in rows.items():
+        here = sum(id(p) in stepped for p in parameters)
+        if 0 < here < len(parameters):
+            raise ValueError(
+                f"optimizer must step all parameters that share a norm, got {here} of "
+                f"the {len(parameters)} of {clipper.names[row]!r}: when it steps, the "
+                'others may have no gradient yet; choose scope="parameter", or make a '
+                "clipper of what each optimizer steps"
+            )

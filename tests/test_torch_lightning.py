@@ -228,6 +228,7 @@ def test_a_second_clipper_is_warned_of(tmp_path):
         trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
 
 
+@pytest.mark.slow
 def test_ddp(tmp_path):
     """Both ranks see the same data, so both must be the plain loop."""
     root = Path(__file__).parent.parent
