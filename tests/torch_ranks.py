@@ -267,9 +267,7 @@ def save_half_way(folder):
     train(model, clipper, optimizer, range(3))
     state = {"model": model.state_dict(), "clipper": clipper}
     dcp.save(state, checkpoint_id=folder / "checkpoint")
-    return train(model, clipper, optimizer, range(3, 6)) | {
-        "weights": weights(model)
-    }
+    return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
 
 
 def load_half_way(folder):
