@@ -26,17 +26,21 @@ class Indexed:
         self._dense_shape = slices.dense_shape
 
     def merged(self) -> "Indexed":
-        """Return the same gradient with each index once, summed in float32 or wider.
+        """Return the same gradient, slices of one index summed in float32 or wider.
 
         The gradient of a token that comes twice is the sum of its two slices: the norm
-        of the slices as they come is another number.
+        of the slices as they come is another number. There are as many slices as
+        before, because XLA wants to know how many; those left over are 0.
         """
         values = self.values
         if values.dtype.size < 4:
             values = tf.cast(values, tf.float32)
-        unique, place = tf.unique(self.indices)
-        summed = tf.math.unsorted_segment_sum(values, place, tf.size(unique))
-        return Indexed(tf.IndexedSlices(summed, unique, self._dense_shape), self.shape)
+        _, place = tf.unique(self.indices)
+        count = tf.size(self.indices)
+        summed = tf.math.unsorted_segment_sum(values, place, count)
+        index = tf.math.unsorted_segment_max(self.indices, place, count)
+        index = tf.where(index < 0, self.indices[:1], index)
+        return Indexed(tf.IndexedSlices(summed, index, self._dense_shape), self.shape)
 
     def spread(self, scale: Tensor) -> Tensor:
         """Return the scale of each slice, out of one or of one for each row."""

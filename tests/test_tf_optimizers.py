@@ -11,7 +11,13 @@ import tensorflow as tf
 from keras import layers
 
 import autoclip_tf
-from autoclip_tf import NormClip, QuantileClip, ValueClip, with_gradient_transformers
+from autoclip_tf import (
+    AGC,
+    NormClip,
+    QuantileClip,
+    ValueClip,
+    with_gradient_transformers,
+)
 from autoclip_tf.optimizers import SGD, Adam
 
 NAMES = sorted(autoclip_tf.optimizers._all_of_keras())
@@ -130,6 +136,17 @@ def test_fit_equals_a_loop_by_hand(mode):
     assert clip.decision.norm[0] == pytest.approx(past[-1], rel=1e-4)
     for one, other in zip(weights_of(model), wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_units_of_a_sparse_embedding_compile_under_xla():
+    clips = {mode: AGC(0.001) for mode in MODES}
+    seen = {}
+    for mode, clip in clips.items():
+        model, _ = trained(Adam(gradient_transformers=[clip]), 1, **MODES[mode])
+        seen[mode] = weights_of(model)
+        assert clip.metrics()["clip/clip_rate"] > 0.5
+    for some, others in zip(seen["xla"], seen["eager"], strict=True):
+        np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-5)
 
 
 def test_the_snippet_that_everyone_pastes_runs():

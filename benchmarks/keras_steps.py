@@ -1,0 +1,112 @@
+"""Time a training step in Keras: each clipper against `global_clipnorm`, side by side.
+
+Run it as `python benchmarks/keras_steps.py`; `--help` tells the options. All models
+train in one process, a step each in every round, in a new random order; what is shown
+is the median of the ratio to `global_clipnorm=1.0` in the same round.
+"""
+
+import argparse
+import random
+import statistics
+import time
+
+import keras
+import numpy as np
+
+from autoclip_tf import AGC, NormClip, QuantileClip
+from autoclip_tf.optimizers import Adam
+
+REFERENCE = "global_clipnorm=1.0"
+WORDS, LENGTH, BATCH = 500, 20, 16
+
+OPTIMIZERS = {
+    REFERENCE: lambda: keras.optimizers.Adam(global_clipnorm=1.0),
+    "the same again": lambda: keras.optimizers.Adam(global_clipnorm=1.0),
+    "no clipping": lambda: keras.optimizers.Adam(),
+    "clipnorm=1.0, per variable": lambda: keras.optimizers.Adam(clipnorm=1.0),
+    "NormClip, clips": lambda: with_clipper(NormClip(1e-3)),
+    "NormClip, does not clip": lambda: with_clipper(NormClip(1e3)),
+    "QuantileClip, global": lambda: with_clipper(QuantileClip(scope="global")),
+    "QuantileClip, per variable": lambda: with_clipper(QuantileClip()),
+    "AGC": lambda: with_clipper(AGC()),
+}
+
+
+def with_clipper(clipper):
+    return Adam(gradient_transformers=[clipper])
+
+
+def lstm():
+    """A word model of 1.0M parameters in 9 variables."""
+    layers = [
+        keras.Input((LENGTH,), dtype="int32"),
+        keras.layers.Embedding(WORDS, 64),
+        keras.layers.LSTM(256, return_sequences=True),
+        keras.layers.LSTM(256),
+        keras.layers.Dense(WORDS),
+    ]
+    return keras.Sequential(layers)
+
+
+def deep():
+    """A network of 1.3M parameters in 160 variables: many small tensors."""
+    layers = [keras.layers.Dense(128, activation="relu") for _ in range(79)]
+    embedding = keras.layers.Embedding(WORDS, 6)
+    inputs = [keras.Input((LENGTH,), dtype="int32"), embedding, keras.layers.Flatten()]
+    return keras.Sequential([*inputs, *layers, keras.layers.Dense(WORDS)])
+
+
+def make_step(network, optimizer, compiled):
+    """Return a function that takes one training step on the same words."""
+    keras.utils.set_random_seed(0)
+    model = network()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=compiled)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, WORDS, size=(BATCH, LENGTH)).astype("int32")
+    y = rng.integers(0, WORDS, size=BATCH).astype("int32")
+
+    def step():
+        model.train_on_batch(x, y)
+
+    step()
+    return step
+
+
+def compare(network, compiled, seconds):
+    """Print a line per optimizer: milliseconds, and the ratio to the reference."""
+    steps = {
+        name: make_step(network, make(), compiled) for name, make in OPTIMIZERS.items()
+    }
+    taken = {name: [] for name in steps}
+    order, end = list(steps), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken[REFERENCE]) < 5:
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            steps[name]()
+            taken[name].append(time.perf_counter() - start)
+    how = "XLA" if compiled else "graph"
+    print(f"\n{network.__name__}, {how}, {len(taken[REFERENCE])} rounds")
+    print(f"{'':28}{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}")
+    for name, times in taken.items():
+        pairs = zip(times, taken[REFERENCE], strict=True)
+        low, ratio, high = statistics.quantiles((a / b for a, b in pairs), n=4)
+        best = min(times) / min(taken[REFERENCE])
+        spread = f"({low:.2f}–{high:.2f})"
+        median = 1e3 * statistics.median(times)
+        print(f"{name:28}{median:8.2f}{ratio:7.2f}{spread:>14}{best:6.2f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--seconds", type=float, default=20.0, help="per table (default 20)")
+    options = parser.parse_args()
+    for network in (lstm, deep):
+        for compiled in (False, True):
+            compare(network, compiled, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
