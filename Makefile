@@ -26,10 +26,13 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
 
 test: .venv/.test  ## run all tests, for all frameworks
-	AUTOCLIP_TEST=core,plot,torch,tf,jax $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-bench: .venv/.bench  ## time the clippers against torch.nn.utils.clip_grad_norm_
+bench: .venv/.bench  ## time the clippers against what the frameworks have
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/log_cost.py
+	$(BIN)/python benchmarks/jax_steps.py
+	$(BIN)/python benchmarks/keras_steps.py
 
 lint: .venv/.dev  ## ruff: lint and format, changing nothing
 	$(BIN)/ruff check .
@@ -77,7 +80,7 @@ clean:  ## remove what was built and cached; .venv stays
 	@touch $@
 
 .venv/.test: .venv/.pip pyproject.toml
-	$(PIP) --editable '.[all]' --group test
+	$(PIP) --editable '.[all]' --group test --group stacks
 	@touch $@
 
 .venv/.dev: .venv/.test
@@ -85,7 +88,7 @@ clean:  ## remove what was built and cached; .venv stays
 	@touch $@
 
 .venv/.bench: .venv/.pip pyproject.toml
-	$(PIP) --editable '.[torch]'
+	$(PIP) --editable '.[torch,tf,jax]'
 	@touch $@
 
 .venv/.demo-%: .venv/.pip pyproject.toml

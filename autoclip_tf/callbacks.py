@@ -11,7 +11,7 @@ NAMES = ("clip/norm", "clip/threshold", "clip/clip_rate", "clip/nonfinite_total"
 """What is logged; `Clipper.metrics` has the rest, and says what they mean."""
 
 
-class ClipLogger(keras.callbacks.Callback):
+class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     """Put the clipper's numbers into the logs of each epoch, with one read per epoch.
 
     They reach `History`, and each callback that is listed after this one, such as

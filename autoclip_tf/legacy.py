@@ -37,7 +37,7 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
             f"tf_keras.optimizers.legacy.{optimizer_class.__name__}; give them to it: "
             f"{optimizer_class.__name__}(gradient_transformers=[clipper])"
         )
-    own = {"__module__": __name__, "__doc__": optimizer_class.__doc__}
+    own = {"__module__": __name__, "__doc__": GradientTransformersMixin.__doc__}
     made = type(optimizer_class.__name__, (_OfTfKeras, optimizer_class), own)
     register = tf_keras.saving.register_keras_serializable
     return register("autoclip_tf", optimizer_class.__name__)(made)

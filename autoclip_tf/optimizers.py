@@ -11,6 +11,7 @@ own `clipnorm` comes before that sum. What a clipper remembers is among the opti
 variables, so it is saved and restored with them.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -89,7 +90,7 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
     base = optimizer_class
     if keras.backend.backend() == "torch":  # Keras swaps in a faster class of the name
         base = type(optimizer_class.__new__(optimizer_class))
-    own = {"__module__": __name__, "__doc__": optimizer_class.__doc__}
+    own = {"__module__": __name__, "__doc__": _docstring(optimizer_class)}
     made = type(optimizer_class.__name__, (_OfKeras, base), own)
     register = keras.saving.register_keras_serializable
     return register(_PACKAGE, _registered_name(optimizer_class))(made)
@@ -128,6 +129,17 @@ def _check_class(optimizer_class: Any) -> None:
         name = optimizer_class.__name__
         rule = "an optimizer that does not wrap another"
         raise ValueError(message("optimizer_class", rule, name, way_out))
+
+
+def _docstring(optimizer_class: Any) -> str:
+    name = f"{optimizer_class.__module__}.{optimizer_class.__name__}"
+    name = re.sub(r"^keras\.src\.optimizers\..*\.", "keras.optimizers.", name)
+    return (
+        f"`{name}` that takes `gradient_transformers=`, too.\n\n"
+        "Args:\n"
+        "  *args, **kwargs: as there.\n"
+        "  gradient_transformers: callables that gradients go through, in order.\n"
+    )
 
 
 def _registered_name(optimizer_class: Any) -> str:

@@ -65,8 +65,6 @@ def positive(text: str) -> int:
 
 def find_problem(framework: str, output: Path) -> str | None:
     """Return why the demo cannot run here, in one line, or None."""
-    if find_spec(MODULES[framework]) is None:
-        return f"there is no demo for {framework} yet; try --framework torch"
     missing = [n for n in NEEDS[framework] + COMMON_NEEDS if find_spec(n) is None]
     if missing:
         names = ", ".join(PIP_NAMES.get(name, name) for name in missing)

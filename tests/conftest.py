@@ -23,7 +23,12 @@ MODULES = {
     "torch": ("torch", "array_api_compat"),
     "tf": ("tensorflow", "keras"),
     "jax": ("jax", "optax"),
+    "stacks": (
+        *("flax", "equinox", "haiku", "orbax.checkpoint", "tf_keras"),
+        *("lightning", "transformers", "accelerate", "tensorboard", "mlflow"),
+    ),
 }
+"""What a name stands for; `stacks` are the trainers and tools around the frameworks."""
 
 
 def found(module):

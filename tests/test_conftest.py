@@ -73,4 +73,7 @@ def test_a_folder_called_torch_is_not_torch(suite, tmp_path):
 def test_a_misspelt_name_is_an_error(suite):
     run = suite(required="core,pytorch")
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "must name some of core, plot, torch, tf, jax, got ['pytorch']" in run.stderr
+    assert (
+        "must name some of core, plot, torch, tf, jax, stacks, got ['pytorch']"
+        in run.stderr
+    )

@@ -6,11 +6,20 @@ import pkgutil
 
 import pytest
 
+from .conftest import found
+
 PACKAGES = {
     "autoclip_core": "core",
     "autoclip_torch": "torch",
     "autoclip_tf": "tf",
     "autoclip_jax": "jax",
+}
+
+
+OPTIONAL = {  # what these import is not installed with their package
+    "autoclip_tf.legacy": "tf_keras",
+    "autoclip_torch.lightning": "lightning",
+    "autoclip_torch.transformers": "transformers",
 }
 
 
@@ -22,8 +31,9 @@ def test_examples(package):
     root = importlib.import_module(package)
     modules = [root]
     for info in pkgutil.iter_modules(root.__path__, f"{package}."):
+        needed = OPTIONAL.get(info.name)
         # `__main__` runs the command line when it is imported.
-        if not info.name.endswith("__main__"):
+        if not info.name.endswith("__main__") and (needed is None or found(needed)):
             modules.append(importlib.import_module(info.name))
     failed = sum(doctest.testmod(module).failed for module in modules)
     assert failed == 0, "the report above says which"

@@ -68,7 +68,7 @@ def test_every_optimizer_of_keras_is_here_by_its_name():
         kind = getattr(autoclip_tf.optimizers, name)
         assert kind.__name__ == name
         assert issubclass(kind, getattr(keras.optimizers, name))
-        assert kind.__doc__ == getattr(keras.optimizers, name).__doc__
+        assert kind.__doc__.startswith(f"`keras.optimizers.{name}` that takes")
     with pytest.raises(AttributeError, match=r"has Adadelta, .*no 'Sgd'"):
         autoclip_tf.optimizers.Sgd  # noqa: B018
     with pytest.raises(ImportError):
