@@ -151,14 +151,16 @@ def _add_up(
             values = values / ops.cast(face.spread(own), values.dtype)
         return face.reduce(ops.sum, ops.square(values), part.slot.units)
 
-    return _by_row(parts, faces, rows, squares, ops.add)
+    return _by_row(parts, faces, rows, squares, ops.segment_sum)
 
 
 def _largest(parts: Sequence[Part], faces: Sequence[Any], rows: int) -> Tensor:
     def largest(part: Part, face: Any) -> Tensor:
         return face.reduce(_max, ops.abs(_wide(face.values)), part.slot.units)
 
-    return _by_row(parts, faces, rows, largest, ops.maximum)
+    # A row without a gradient has no largest element: segment_max says -inf.
+    found = _by_row(parts, faces, rows, largest, ops.segment_max)
+    return ops.maximum(found, 0.0)
 
 
 def _by_row(
@@ -166,20 +168,21 @@ def _by_row(
     faces: Sequence[Any],
     rows: int,
     function: Callable[[Part, Any], Tensor],
-    together: Callable[[Tensor, Tensor], Tensor],
+    together: Callable[..., Tensor],
 ) -> Tensor:
-    """Return one number per row; 0 where a row has no gradient."""
-    found: dict[int, tuple[Tensor, int]] = {}
-    for part, face in zip(parts, faces, strict=True):
-        own = ops.cast(ops.reshape(function(part, face), (-1,)), "float32")
-        start, stop = part.slot.start, part.slot.stop
-        before = found.get(start)
-        found[start] = own if before is None else together(before[0], own), stop
-    pieces, place = [], 0
-    for start, (value, stop) in sorted(found.items(), key=lambda item: item[0]):
-        pieces += [ops.zeros((start - place,), "float32"), value]
-        place = stop
-    return ops.concatenate([*pieces, ops.zeros((rows - place,), "float32")])
+    """Return one number per row; 0 where a row has no gradient.
+
+    What the parts of a row have in common is found in one operation for all rows.
+    """
+    pairs = zip(parts, faces, strict=True)
+    values = [ops.cast(ops.reshape(function(*p), (-1,)), "float32") for p in pairs]
+    places = [np.arange(part.slot.start, part.slot.stop) for part in parts]
+    if not parts:
+        return ops.zeros((rows,), "float32")
+    row, found = np.concatenate(places), ops.concatenate(values)
+    if np.array_equal(row, np.arange(rows)):
+        return found
+    return together(found, row.astype(np.int32), num_segments=rows)
 
 
 def _max(values: Tensor, axis: Any = None) -> Tensor:
