@@ -1,6 +1,5 @@
 """`Clipper`: rows, their policies' state, and `step()` between backward and update."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,19 +7,18 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, Policy
-from autoclip_core.checks import check_choice, check_count, check_flag, message
-from autoclip_core.metrics import Tally, metrics, row_metrics
+from autoclip_core.checks import check_choice, check_flag, message
+from autoclip_core.metrics import metrics, row_metrics
 from autoclip_core.patterns import Pattern, as_patterns
-from autoclip_core.plain import policy_to_plain
 from autoclip_core.policy import check_policy
-from autoclip_core.scale import NONFINITE, as_norms
+from autoclip_core.scale import NONFINITE
 from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
 from . import sharded
 from .amp import LossScale, unscale_once
 from .attach import Attachment
-from .checkpoint import FORMAT, check_fit
+from .fit import check_fit, describe
 from .gradients import Gradients, measure, on_host, scale_
 from .groups import (
     Given,
@@ -35,6 +33,8 @@ from .groups import (
 )
 from .learner import Learner
 from .rows import Rows, make_rows
+from .run_checks import check_max_skips, check_tally, refuse_nonfinite
+from .series import as_series
 from .settings import check_keys
 from .sharded import find_ranks
 
@@ -121,7 +121,7 @@ class Clipper:
         self._process_group = process_group
         self._ranks = find_ranks(self._learner.rows.parameters, process_group)
         self._place(self._learner.rows.parameters)
-        self._check_max_skips()
+        check_max_skips(max_consecutive_skips, self._learner.may_skip)
 
     @property
     def names(self) -> list[str]:
@@ -229,12 +229,12 @@ class Clipper:
             series was learned.
         """
         learner, weights = self._learner, self._param_norms()
-        series: Any = _series(norms, len(self.names))
+        series: Any = as_series(norms, len(self.names))
         series = series.numpy() if learner.device is None else series.to(learner.device)
         everywhere = (series == series) | (series != series)
         if self.nonfinite == "raise":
             for step, observed in zip(series, everywhere, strict=True):
-                self._refuse_nonfinite(step, observed)
+                refuse_nonfinite(learner, step, observed)
         for step, observed in zip(series, everywhere, strict=True):
             decision = learner.decide(step, observed, weights)
         return _as_tensors(decision)
@@ -253,7 +253,7 @@ class Clipper:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
         """
         decision, tally = self._learner.on_host()
-        self._check_tally(tally)
+        check_tally(tally, self._max_skips, self.nonfinite)
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
@@ -365,7 +365,7 @@ class Clipper:
         if scale.overflow is not None:
             observed = observed & (learner.here(scale.overflow) == 0)
         if self.nonfinite == "raise":
-            self._refuse_nonfinite(norms, observed)
+            refuse_nonfinite(learner, norms, observed)
         param_norms = weights[0][0] if weights else None
         return gradients, self._decide(gradients, norms, observed, param_norms)
 
@@ -415,80 +415,15 @@ class Clipper:
         scale = scale_ if self._ranks is None else sharded.scale_
         scale(self._learner.rows, gradients, decision.scale)
 
-    def _refuse_nonfinite(self, norms: Any, observed: Any) -> None:
-        xp = self._learner.xp
-        bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
-        names = [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise FloatingPointError(
-                f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
-                'nonfinite="raise"; to go on without such gradients, set '
-                'nonfinite="zero" or "skip"'
-            )
-
-    def _check_max_skips(self) -> None:
-        if self._max_skips is None:
-            return
-        check_count("max_consecutive_skips", self._max_skips, 1)
-        if not self._learner.may_skip:
-            rule = 'given with nonfinite="skip" or with Drop(action="skip")'
-            way_out = "nothing else cancels an update; leave it out"
-            raise ValueError(
-                message("max_consecutive_skips", rule, self._max_skips, way_out)
-            )
-
     def _check_run(self) -> None:
         """Check what the run has counted, where that reads nothing back."""
         if self._learner.device is None:
-            self._check_tally(self._learner.tally)
-
-    def _check_tally(self, tally: Tally) -> None:
-        if self._max_skips is not None and tally.skipped_in_a_row > self._max_skips:
-            raise RuntimeError(
-                f"{tally.skipped_in_a_row} updates in a row were skipped, more than "
-                f"max_consecutive_skips={self._max_skips}: the run is not training; "
-                "look at the loss and the learning rate"
-            )
-        if tally.nonfinite == tally.steps >= 10 and self.nonfinite == "zero":
-            warnings.warn(
-                f"none of the first {tally.steps} steps had finite gradients; with a "
-                "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
-                "before it, else its scale never falls; without one, look at the loss",
-                stacklevel=3,
-            )
+            check_tally(self._learner.tally, self._max_skips, self.nonfinite)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what a state must agree with to fit this clipper."""
-        rows = self._learner.rows
-        named = all(slot.name is not None for slot in rows.slots)
-        return {
-            "format": FORMAT,
-            "class": type(self).__name__,
-            "scope": self.scope,
-            "parameters": [list(slot.parameter.shape) for slot in rows.slots],
-            "rows": [[slot.start, slot.stop] for slot in rows.slots],
-            "names": [slot.name for slot in rows.slots] if named else None,
-            "policies": [policy_to_plain(band.policy) for band in rows.bands],
-            "settings": {"nonfinite": self.nonfinite},
-        }
+        """Return what a state must agree with; a clipper adds settings of its own."""
+        return describe(self)
 
 
 def _as_tensors(decision: Decision) -> Decision:
     return Decision(*map(torch.as_tensor, decision))
-
-
-def _series(norms: Any, rows: int) -> Tensor:
-    """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
-    if sharded.is_sharded(norms):  # such as `clip_grad_norm_` returns under FSDP2
-        norms = norms.full_tensor()
-    values = torch.as_tensor(norms, dtype=torch.float64).detach()
-    series = values
-    if values.ndim < 2:
-        series = values.reshape(-1, 1) if rows == 1 else values[None]
-    if series.ndim != 2 or series.shape[1] != rows or len(series) == 0:
-        one = "a number" if rows == 1 else f"of shape ({rows},)"
-        rule = f"{one}, or a series of shape (steps, {rows})"
-        shape = tuple(values.shape)
-        raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
-    return torch.where(series < 0, float("nan"), series)

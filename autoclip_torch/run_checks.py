@@ -1,0 +1,52 @@
+"""What a run must not do unnoticed: not be finite, skip for ever, hide an overflow."""
+
+import warnings
+from typing import Any
+
+from autoclip_core.checks import check_count, message
+from autoclip_core.metrics import Tally
+from autoclip_core.scale import as_norms
+
+from .learner import Learner
+
+
+def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
+    """Raise a FloatingPointError that names the rows whose norm is not finite."""
+    xp, rows = learner.xp, learner.rows.names
+    bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
+    names = [name for name, is_bad in zip(rows, bad, strict=True) if is_bad]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise FloatingPointError(
+            f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
+            'nonfinite="raise"; to go on without such gradients, set '
+            'nonfinite="zero" or "skip"'
+        )
+
+
+def check_max_skips(most: int | None, may_skip: bool) -> None:
+    """Refuse a limit on skipped updates where nothing skips one."""
+    if most is None:
+        return
+    check_count("max_consecutive_skips", most, 1)
+    if not may_skip:
+        rule = 'given with nonfinite="skip" or with Drop(action="skip")'
+        way_out = "nothing else cancels an update; leave it out"
+        raise ValueError(message("max_consecutive_skips", rule, most, way_out))
+
+
+def check_tally(tally: Tally, most_skips: int | None, nonfinite: str) -> None:
+    """Stop a run that only skips; warn of one that never was finite."""
+    if most_skips is not None and tally.skipped_in_a_row > most_skips:
+        raise RuntimeError(
+            f"{tally.skipped_in_a_row} updates in a row were skipped, more than "
+            f"max_consecutive_skips={most_skips}: the run is not training; "
+            "look at the loss and the learning rate"
+        )
+    if tally.nonfinite == tally.steps >= 10 and nonfinite == "zero":
+        warnings.warn(
+            f"none of the first {tally.steps} steps had finite gradients; with a "
+            "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
+            "before it, else its scale never falls; without one, look at the loss",
+            stacklevel=3,
+        )

@@ -1,0 +1,26 @@
+"""Norms that were measured elsewhere, as a series of steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoclip_core.checks import message
+
+from .sharded import is_sharded
+
+
+def as_series(norms: Any, rows: int) -> Tensor:
+    """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
+    if is_sharded(norms):  # such as `clip_grad_norm_` returns under FSDP2
+        norms = norms.full_tensor()
+    values = torch.as_tensor(norms, dtype=torch.float64).detach()
+    series = values
+    if values.ndim < 2:
+        series = values.reshape(-1, 1) if rows == 1 else values[None]
+    if series.ndim != 2 or series.shape[1] != rows or len(series) == 0:
+        one = "a number" if rows == 1 else f"of shape ({rows},)"
+        rule = f"{one}, or a series of shape (steps, {rows})"
+        shape = tuple(values.shape)
+        raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
+    return torch.where(series < 0, float("nan"), series)
