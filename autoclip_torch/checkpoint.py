@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoclip_core.window import History
+from autoclip_core.window import History, Window
 
 from .fit import difference
 
@@ -45,8 +45,8 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
             for name, value in zip(names, like, strict=True)
         )
         state = type(like)(*parts)
-        if isinstance(state, History):
-            _check_history(state, path)
+        if isinstance(state, History | Window):
+            _check_count(state, path)
         return state
     if isinstance(like, torch.Tensor):
         return plain.detach().to(like.device, copy=True)
@@ -62,12 +62,19 @@ def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
     return [state_from_plain(*pair, f"states[{index}]") for index, pair in pairs]
 
 
-def _check_history(history: History, path: str) -> None:
-    most, room = int(history.count.max(initial=0)), history.ordered.shape[1] - 2
-    if most > room:
-        raise ValueError(
-            f"state is broken: {path} counts {most} norms and holds {room} at most"
-        )
+def _check_count(window: History | Window, path: str) -> None:
+    """Refuse a count that is no count: it says where in the window to look."""
+    counts = torch.as_tensor(window.count).tolist()
+    if isinstance(window, History):
+        most = window.ordered.shape[1] - 2
+    else:
+        most = 2 * window.ring.shape[1] - 1  # it turns around there
+    for count in counts:
+        if not 0 <= count <= most:
+            raise ValueError(
+                f"state is broken: {path} counts {count} norms, and must count 0 to "
+                f"{most}"
+            )
 
 
 def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:

@@ -19,7 +19,7 @@ from . import sharded
 from .amp import LossScale, unscale_once
 from .attach import Attachment
 from .fit import check_fit, describe
-from .gradients import Gradients, measure, on_host, scale_
+from .gradients import Gradients, give_each_its_own, measure, on_host, scale_
 from .groups import (
     Given,
     Group,
@@ -242,6 +242,9 @@ class Clipper:
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return what to log of the last step and of the run, in one transfer.
 
+        Right after `load_state_dict` there is no last step yet: until the next one the
+        norm is 0 and the threshold +inf; the counts go on.
+
         Args:
           per_row: whether to add norm, threshold, scale and clip rate of every row, as
             `clip/norm/<name>` and so on.
@@ -352,7 +355,10 @@ class Clipper:
 
     def _gradients(self) -> list[Tensor | None]:
         """Return the gradient of each slot."""
-        return [slot.parameter.grad for slot in self._learner.rows.slots]
+        slots = self._learner.rows.slots
+        if not self.dry_run:
+            give_each_its_own(slots)
+        return [slot.parameter.grad for slot in slots]
 
     def _learn(self, scale: LossScale) -> tuple[list[Tensor | None], Decision]:
         """Measure the gradients, decide and learn; touch none of them."""

@@ -310,6 +310,18 @@ def select_(values: Tensor, scale: Tensor) -> None:
     values.copy_(torch.where(scale == 1, values, scaled))
 
 
+def give_each_its_own(slots: Iterable[Slot]) -> None:
+    """Copy a gradient that two parameters share: it would be scaled twice."""
+    seen: set[int] = set()
+    for slot in slots:
+        gradient = slot.parameter.grad
+        if gradient is None:
+            continue
+        if id(gradient) in seen:
+            slot.parameter.grad = gradient = gradient.clone()
+        seen.add(id(gradient))
+
+
 def writable(slot: Slot, gradient: Tensor) -> Tensor:
     """Return the gradient, or a copy put in its place where memory overlaps."""
     if gradient.is_sparse:

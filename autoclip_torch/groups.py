@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from autoclip_core import units
 from autoclip_core.patterns import Pattern, check_names, matches
@@ -138,7 +139,11 @@ def units_of(member: Member) -> Units:
     """
     shape = tuple(member.parameter.shape)
     layer = member.layer
-    if isinstance(layer, _Transposed) and len(shape) > 1:
+    # Of what weight_norm makes the weight of, the magnitudes have another shape.
+    if isinstance(layer, _Transposed) and shape[:2] == (
+        layer.in_channels,
+        layer.out_channels // layer.groups,
+    ):
         return units.transposed(shape, layer.groups)
     if isinstance(layer, _GAINS):
         return units.whole(shape)
@@ -212,11 +217,16 @@ def _named(item: Any) -> tuple[Any, Any]:
 
 
 def _layers(module: nn.Module) -> dict[int, nn.Module]:
-    """Return each parameter's own layer: the first module that holds it directly."""
+    """Return each parameter's own layer: the first module that holds or makes it."""
     layers: dict[int, nn.Module] = {}
     for layer in module.modules():
         for parameter in layer.parameters(recurse=False):
             layers.setdefault(id(parameter), layer)
+        if is_parametrized(layer):  # such as weight_norm: it holds what it is made of
+            lists: Any = layer.parametrizations
+            for originals in lists.values():
+                for parameter in originals.parameters(recurse=False):
+                    layers.setdefault(id(parameter), layer)
     return layers
 
 

@@ -578,7 +578,7 @@ def test_a_history_that_was_cut_short_is_refused(width):
     ordered = state["states"][0]["ordered"]
     state["states"][0]["ordered"] = ordered[:, :width]
     with pytest.raises(
-        ValueError, match=r"states\[0\] counts 6 norms and holds -?\d at"
+        ValueError, match=r"states\[0\] counts 6 norms, and must count 0 to -?\d"
     ):
         clipper.load_state_dict(state)
     check_same(clipper.state_dict(), before)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import ParamRatio, Quantile, decide
-from autoclip_torch import AGC, QuantileClip
+from autoclip_core import Fixed, ParamRatio, Quantile, decide
+from autoclip_torch import AGC, Clipper, QuantileClip
 
 
 def parameter(size=2):
@@ -73,3 +73,51 @@ def test_weights_that_are_not_finite_leave_a_threshold():
     weights = np.float32([np.nan, np.inf, 5.0])
     _, decision = decide(policy, policy.init(3), [1.0] * 3, param_norms=weights)
     np.testing.assert_allclose(decision.threshold, [0.001, 0.001, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["parameter", "global"])
+def test_a_gradient_that_two_parameters_share_is_scaled_once(scope):
+    one, other = parameter(), parameter()
+    one.grad = other.grad = torch.tensor([3.0, 4.0])
+    Clipper([one, other], Fixed(1.0), scope=scope).step()
+    norm = 5.0 if scope == "parameter" else 50**0.5
+    for weight in (one, other):
+        assert weight.grad.tolist() == pytest.approx([3 / norm, 4 / norm])
+
+
+def test_in_a_dry_run_a_shared_gradient_stays_shared():
+    one, other = parameter(), parameter()
+    one.grad = other.grad = torch.tensor([3.0, 4.0])
+    Clipper([one, other], Fixed(1.0), dry_run=True).step()
+    assert one.grad is other.grad
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_weight_normed_transposed_convolution_is_cut_by_output(groups):
+    layer = nn.ConvTranspose1d(4, 6, 3, groups=groups, bias=False)
+    layer = nn.utils.parametrizations.weight_norm(layer)
+    names = AGC(layer).names
+    assert sum("original0" in name for name in names) == 4  # magnitudes
+    assert sum("original1" in name for name in names) == 6  # the direction
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_a_count_outside_its_window_is_refused(count):
+    weight = parameter()
+    clipper = QuantileClip([weight], history_length=3)
+    clipper.observe(2.0)
+    before = clipper.threshold()
+    state = clipper.state_dict()
+
+    def spoil(node):
+        if isinstance(node, dict):
+            for name, value in node.items():
+                if name == "count":
+                    value.fill_(count)
+                else:
+                    spoil(value)
+
+    spoil(state["states"][0])
+    with pytest.raises(ValueError, match=f"counts {count} norms, and must count 0 to"):
+        clipper.load_state_dict(state)
+    assert torch.equal(clipper.threshold(), before)
