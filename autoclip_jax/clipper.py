@@ -94,10 +94,7 @@ def _transformation(
     """Return the pair of `init` and `update`."""
     check_jittable(policy)
     check_nonfinite(nonfinite)
-    if axis_name is not None and scope.name == "unit":
-        rule = 'left out with scope="unit"'
-        way_out = "whether an axis cuts a unit or lies between units is not known there"
-        raise ValueError(message("axis_name", rule, axis_name, way_out))
+    check_axes(axis_name, scope)
 
     def init(params: Any) -> ClipState:
         return fresh(policy, len(scope.rows(params).names))
@@ -183,6 +180,18 @@ def check_jittable(policy: Policy) -> None:
         way_out = "wrap the optimizer: skip_steps(optimizer, policy)"
         rule = 'without Drop(action="skip"), which cancels whole updates'
         raise ValueError(message("policy", rule, policy, way_out))
+
+
+def check_axes(axis_name: Any, scope: Scope) -> None:
+    """Refuse mapped axes where units are cut."""
+    if axis_name is not None and scope.name == "unit":
+        way_out = (
+            "inside shard_map it is not known whether an axis cuts a unit or lies "
+            "between units; jit the step on sharded arrays instead, where norms are "
+            "global without axis_name"
+        )
+        rule = 'left out with scope="unit"'
+        raise ValueError(message("axis_name", rule, axis_name, way_out))
 
 
 def check_nonfinite(nonfinite: str) -> None:

@@ -5,6 +5,7 @@ Their keywords are written out, because `optax.inject_hyperparams` reads the sig
 
 from typing import Any
 
+import jax
 import optax
 
 from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
@@ -51,7 +52,11 @@ def clip_by_quantile(
       networks <https://arxiv.org/abs/2007.14469>`_, 2020
     """
     policy = Quantile(
-        quantile, history_length=history_length, include_current=include_current
+        **_plain(
+            quantile=quantile,
+            history_length=history_length,
+            include_current=include_current,
+        )
     )
     return clip_by_policy(
         policy,
@@ -97,11 +102,13 @@ def clip_by_mean_std(
       translation <https://arxiv.org/abs/1804.09849>`_, 2018
     """
     policy = MeanStd(
-        deviations,
-        history_length=history_length,
-        log=log,
-        ddof=ddof,
-        include_current=include_current,
+        **_plain(
+            deviations=deviations,
+            history_length=history_length,
+            log=log,
+            ddof=ddof,
+            include_current=include_current,
+        )
     )
     return clip_by_policy(
         policy,
@@ -147,7 +154,9 @@ def clip_by_zscore(
       <https://arxiv.org/abs/2504.02507>`_, 2025
     """
     policy = ZScore(
-        z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+        **_plain(
+            z=z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+        )
     )
     return clip_by_policy(
         policy,
@@ -191,7 +200,12 @@ def clip_by_ema_ratio(
       pretraining <https://arxiv.org/abs/2502.11034>`_, 2025
     """
     policy = EmaRatio(
-        ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
+        **_plain(
+            ratio=ratio,
+            beta=beta,
+            warmup_steps=warmup_steps,
+            warmup_threshold=warmup_threshold,
+        )
     )
     return clip_by_policy(
         policy,
@@ -230,7 +244,7 @@ def clip_by_param_ratio(
       Brock et al., `High-performance large-scale image recognition without
       normalization <https://arxiv.org/abs/2102.06171>`_, 2021
     """
-    policy = ParamRatio(clipping, eps=eps)
+    policy = ParamRatio(**_plain(clipping=clipping, eps=eps))
     return clip_by_policy(
         policy,
         scope=_default("unit", scope, global_clipping, labels),
@@ -240,6 +254,21 @@ def clip_by_param_ratio(
         axis_name=axis_name,
         rule=rule,
     )
+
+
+def _plain(**settings: Any) -> dict[str, Any]:
+    """Return the settings of a policy, which are plain numbers: they shape the trace.
+
+    Raises:
+      TypeError: `optax.inject_hyperparams` made an array of one.
+    """
+    for name, value in settings.items():
+        if isinstance(value, jax.Array):
+            raise TypeError(
+                f"{name} must be a number known at tracing, got {value!r}; "
+                f"under optax.inject_hyperparams name it in static_args: {[*settings]}"
+            )
+    return settings
 
 
 def _default(

@@ -12,10 +12,10 @@ from autoclip_core import Drop, Policy
 from autoclip_core.checks import check_count
 from autoclip_core.policy import check_policy
 
-from .clipper import ClipState, check_state, fresh, learn, param_norms
+from .clipper import ClipState, check_axes, check_state, fresh, learn, param_norms
 from .gradients import has_norm, row_norms
 from .layouts import units_by
-from .rows import Labels, choose_scope
+from .rows import Labels, Scope, choose_scope
 
 
 class SkipState(NamedTuple):
@@ -80,7 +80,19 @@ def skip_steps(
     dropping = Drop(policy, action="skip")
     dropping.init(1, jnp)  # refuses a history of unbounded length
     cut = choose_scope(scope, global_clipping, labels, "global", units_by(rule))
+    check_axes(axis_name, cut)
     inner = optax.with_extra_args_support(inner)
+    return _transformation(inner, dropping, cut, axis_name, max_consecutive)
+
+
+def _transformation(
+    inner: optax.GradientTransformationExtraArgs,
+    dropping: Drop,
+    cut: Scope,
+    axis_name: Any,
+    max_consecutive: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the pair of `init` and `update`."""
 
     def init(params: Any) -> SkipState:
         clip = fresh(dropping, len(cut.rows(params).names))
@@ -96,12 +108,7 @@ def skip_steps(
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
-        rows = cut.rows(updates, params)
-        check_state(dropping, state.skip_clip, rows)
-        norms = row_norms(rows, updates, axis_name)
-        weights = param_norms(policy, rows, params, axis_name)
-        seen = has_norm(rows, updates)
-        clip = learn(dropping, "skip", state.skip_clip, norms, seen, weights)
+        clip = _judge(dropping, cut, axis_name, state.skip_clip, updates, params)
         reject = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
         taken: tuple[Any, Any] = lax.cond(
             reject,
@@ -113,6 +120,24 @@ def skip_steps(
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _judge(
+    dropping: Drop,
+    cut: Scope,
+    axis_name: Any,
+    state: ClipState,
+    updates: Any,
+    params: Any,
+) -> ClipState:
+    """Return what the policy learned and decided about the updates."""
+    rows = cut.rows(updates, params)
+    check_state(dropping, state, rows)
+    norms = row_norms(rows, updates, axis_name)
+    weights = param_norms(dropping, rows, params, axis_name)
+    seen = has_norm(rows, updates)
+    clip: ClipState = learn(dropping, "skip", state, norms, seen, weights)
+    return clip
 
 
 def _count(state: SkipState, reject: Array, max_consecutive: int) -> SkipState:

@@ -16,7 +16,12 @@ import optax
 import pytest
 
 from autoclip_core import Fixed
-from autoclip_jax import clip_by_param_ratio, clip_by_policy, clip_by_quantile
+from autoclip_jax import (
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_by_quantile,
+    skip_steps,
+)
 
 AXES = ("data", "model")
 P = jax.sharding.PartitionSpec
@@ -232,5 +237,7 @@ for name in {names!r}:
 
 
 def test_units_cut_by_a_mapped_axis_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="axis_name must be left out"):
+    with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):
         clip_by_param_ratio(axis_name="data")
+    with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):
+        skip_steps(optax.sgd(0.1), Fixed(1.0), scope="unit", axis_name="data")

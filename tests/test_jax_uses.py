@@ -131,7 +131,7 @@ def test_hyperparameters_are_injected_around_the_clipper_and_its_own_are_static(
     _, state = jax.jit(tx.update)(grads, tx.init(grads), grads)
     assert float(clip_metrics(state)["clip/norm"]) == 5.0
     tx = inject(clip_by_quantile, static_args=static[1:])(0.5, history_length=4)
-    with pytest.raises(TypeError, match="quantile must be a number"):
+    with pytest.raises(TypeError, match=r"quantile must be .* static_args"):
         tx.init(grads)
 
 
