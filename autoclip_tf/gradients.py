@@ -40,12 +40,17 @@ class Dense:
     def reduce(
         self, function: Callable[..., Tensor], values: Tensor, units: Units | None
     ) -> Tensor:
-        """Reduce magnitudes to one number for each unit."""
-        return function(values, axis=None if units is None else units.axes)
+        """Reduce magnitudes to one number for each unit.
 
-    def with_values(self, values: Tensor) -> Tensor:
-        """Return a gradient of the same kind."""
-        return values
+        Many are reduced in two stages: XLA on CPU adds one after the other, and over
+        millions of elements that gathers rounding. It would make the two one again but
+        for the maximum between them, which changes nothing.
+        """
+        if units is not None:
+            return function(values, axis=units.axes)
+        if len(values.shape) > 1:
+            values = ops.maximum(function(values, axis=-1), 0.0)
+        return function(values)
 
 
 def row_norms(parts: Sequence[Part], rows: int) -> Tensor:

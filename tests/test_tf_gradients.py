@@ -68,6 +68,14 @@ def test_norms_are_those_of_float64(dtype, size, mode):
 
 
 @every_mode()
+def test_a_long_sum_gathers_no_rounding(mode):
+    # XLA on CPU adds one element after the other, unless it is told otherwise.
+    ones = tf.fill([4096, 2048], np.float32(0.1))
+    [got] = MODES[mode](lambda given: row_norms([part(given)], 1))(ones)
+    assert got.numpy() == pytest.approx(float(np.float32(0.1)) * 2896.3093757, rel=2e-6)
+
+
+@every_mode()
 def test_a_row_of_several_gradients_has_the_norm_of_them_together(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
     together = MODES[mode](lambda *g: row_norms([part(one) for one in g], 1))
