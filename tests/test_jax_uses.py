@@ -22,9 +22,24 @@ from autoclip_jax import (
 STEPS = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
 
 
+@pytest.fixture(autouse=True)
+def strict():
+    """Nothing is promoted silently, and no rank is broadcast silently."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def lenient():
+    """Libraries that promote or broadcast in their own arithmetic need this."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def trained(tx, state, grads):
+    update = jax.jit(tx.update)
     for grad in grads:
-        _, state = tx.update({"w": grad}, state)
+        _, state = update({"w": grad}, state)
     return state
 
 
@@ -47,29 +62,28 @@ ORBAX = """
 import sys, jax, jax.numpy as jnp, numpy as np, optax
 import orbax.checkpoint as ocp
 from autoclip_jax import clip_by_quantile
-what, path, out = sys.argv[1:]
+path, out = sys.argv[1:]
 steps = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
 tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
-state = tx.init({"w": steps[0]})
+update = jax.jit(tx.update)
 with ocp.StandardCheckpointer() as keeper:
-    if what == "resume":
-        state = keeper.restore(path, state)
-    for grad in steps[15:] if what == "resume" else steps[:15]:
-        _, state = tx.update({"w": grad}, state)
-    if what == "save":
-        keeper.save(path, state)
+    state = keeper.restore(path, tx.init({"w": steps[0]}))
+for grad in steps[15:]:
+    _, state = update({"w": grad}, state)
 np.savez(out, *jax.tree.leaves(state))
 """
 
 
 def test_an_orbax_checkpoint_resumes_bit_for_bit_in_another_process(tmp_path):
-    pytest.importorskip("orbax.checkpoint")
-    for what in ("save", "resume"):
-        arguments = [what, str(tmp_path / "state"), str(tmp_path / f"{what}.npz")]
-        subprocess.run([sys.executable, "-c", ORBAX, *arguments], check=True)
+    ocp = pytest.importorskip("orbax.checkpoint")
     tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
-    wanted = trained(tx, tx.init({"w": STEPS[0]}), STEPS)
-    assert_same(wanted, list(np.load(tmp_path / "resume.npz").values()))
+    half = trained(tx, tx.init({"w": STEPS[0]}), STEPS[:15])
+    with ocp.StandardCheckpointer() as keeper:
+        keeper.save(tmp_path / "state", half)
+    arguments = [str(tmp_path / "state"), str(tmp_path / "resumed.npz")]
+    subprocess.run([sys.executable, "-c", ORBAX, *arguments], check=True)
+    wanted = trained(tx, half, STEPS[15:])
+    assert_same(wanted, list(np.load(tmp_path / "resumed.npz").values()))
 
 
 def test_a_state_of_another_history_or_policy_is_refused_when_the_step_is_traced():
@@ -80,7 +94,7 @@ def test_a_state_of_another_history_or_policy_is_refused_when_the_step_is_traced
             jax.jit(other.update)(grads, state)
 
 
-def test_multisteps_observes_the_mean_gradient_of_each_update():
+def test_multisteps_observes_the_mean_gradient_of_each_update(lenient):
     tx = optax.MultiSteps(clip_by_quantile(0.5, history_length=20), 3)
     state = tx.init({"w": STEPS[0]})
     update = jax.jit(tx.update)
@@ -139,12 +153,13 @@ def test_every_member_of_a_vmapped_ensemble_has_its_own_history():
     tx = clip_by_quantile(0.5, history_length=8)
     members = jnp.stack([STEPS, 10 * STEPS])
     state = jax.vmap(tx.init)(members[:, 0])
+    together, apart = jax.jit(jax.vmap(tx.update)), jax.jit(tx.update)
     for step in range(10):
-        _, state = jax.vmap(tx.update)(members[:, step], state)
+        _, state = together(members[:, step], state)
     for member in range(2):
         alone = tx.init(members[member, 0])
         for step in range(10):
-            _, alone = tx.update(members[member, step], alone)
+            _, alone = apart(members[member, step], alone)
         np.testing.assert_allclose(
             state.clip_threshold[member], alone.clip_threshold, rtol=1e-6
         )
@@ -217,7 +232,7 @@ def units(params, rule="flax"):
     return len(clip_by_param_ratio(rule=rule).init(params).clip_norm)
 
 
-def test_flax_linen_units():
+def test_flax_linen_units(lenient):
     nn = pytest.importorskip("flax.linen")
     key, image = jax.random.key(0), jnp.ones((1, 8, 8, 4))
     assert units(nn.Dense(7).init(key, jnp.ones((1, 3)))) == 7 + 1
@@ -231,7 +246,7 @@ def test_flax_linen_units():
     assert units(attention.init(key, jnp.ones((1, 5, 8)))) == 3 * 8 + 8
 
 
-def test_flax_nnx_units():
+def test_flax_nnx_units(lenient):
     nnx = pytest.importorskip("flax.nnx")
     rngs = nnx.Rngs(0)
     modules = {
@@ -243,7 +258,7 @@ def test_flax_nnx_units():
         assert units(nnx.state(module, nnx.Param)) == count
 
 
-def test_haiku_units():
+def test_haiku_units(lenient):
     hk = pytest.importorskip("haiku")
     image = jnp.ones((1, 8, 8, 4))
     modules = [
@@ -257,7 +272,7 @@ def test_haiku_units():
         assert units(params) == count
 
 
-def test_equinox_units():
+def test_equinox_units(lenient):
     eqx = pytest.importorskip("equinox")
     key = jax.random.key(0)
     modules = {
@@ -267,3 +282,85 @@ def test_equinox_units():
     }
     for count, module in modules.items():
         assert units(eqx.filter(module, eqx.is_array), "equinox") == count
+
+
+def test_equinox_and_haiku_norms_run_over_the_inputs_of_each_output(lenient):
+    eqx, hk = pytest.importorskip("equinox"), pytest.importorskip("haiku")
+    key = jax.random.key(0)
+    attention = eqx.nn.MultiheadAttention(2, 8, output_size=6, key=key)
+    upwards = eqx.nn.ConvTranspose2d(4, 6, 3, use_bias=False, key=key)
+    table = hk.transform(lambda x: hk.Embed(11, 5)(x)).init(key, jnp.array([1]))
+    # Equinox: (O, I, ...), so all but the first; a table: the vector of each word.
+    for params, rule in (
+        (attention.output_proj, "equinox"),
+        (upwards, "equinox"),
+        (table, "flax"),
+    ):
+        leaves = jax.tree.leaves(eqx.filter(params, eqx.is_array))
+        arrays = dict(zip("ab", leaves, strict=False)) if rule == "equinox" else table
+        tx = clip_by_param_ratio(rule=rule)
+        _, state = jax.jit(tx.update)(arrays, tx.init(arrays), arrays)
+        wanted = np.linalg.norm(np.reshape(leaves[0], (leaves[0].shape[0], -1)), axis=1)
+        np.testing.assert_allclose(state.clip_norm, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_leaves_have_float32_norms_and_keep_their_type(dtype):
+    tx = clip_by_policy(Fixed(1.0), scope="global")
+    grads = {"a": jnp.full((48,), 2000.0, dtype), "b": jnp.full((1,), 2000.0, dtype)}
+    updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+    value = float(grads["a"][0])
+    np.testing.assert_allclose(state.clip_norm, [7 * value], rtol=1e-6)
+    assert updates["a"].dtype == dtype
+    np.testing.assert_allclose(np.float64(updates["a"]), 1 / 7, rtol=4e-3)
+
+
+FACTORIES = [clip_by_quantile, clip_by_param_ratio, clip_by_policy, skip_steps]
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
+def test_an_unknown_keyword_names_the_factory(factory):
+    with pytest.raises(TypeError, match=rf"{factory.__name__}\(\).*'percentile'"):
+        factory(percentile=90)
+
+
+def linen(key, x):
+    nn = pytest.importorskip("flax.linen")
+    model = nn.Dense(1)
+    return model.init(key, x), model.apply
+
+
+def nnx(key, x):
+    module = pytest.importorskip("flax.nnx")
+    graph, params = module.split(module.Linear(3, 1, rngs=module.Rngs(0)))
+    return params, lambda params, x: module.merge(graph, params)(x)
+
+
+def equinox(key, x):
+    eqx = pytest.importorskip("equinox")
+    params, rest = eqx.partition(eqx.nn.Linear(3, 1, key=key), eqx.is_array)
+    return params, lambda params, x: jax.vmap(eqx.combine(params, rest))(x)
+
+
+@pytest.mark.parametrize("library", [linen, nnx, equinox], ids=lambda f: f.__name__)
+def test_a_library_trains_with_the_thresholds_of_its_history(library, lenient):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 8, 3)), jnp.float32)
+    params, apply = library(jax.random.key(0), x[0])
+    tx = optax.chain(clip_by_quantile(0.5, scope="global"), optax.sgd(0.1))
+
+    @jax.jit
+    def step(params, state, x):
+        def loss(params):
+            return jnp.mean(jnp.square(apply(params, x) - x.sum(1, keepdims=True)))
+
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads
+
+    state, past = tx.init(params), []
+    for batch in x:
+        params, state, grads = step(params, state, batch)
+        limit = np.quantile(past, 0.5) if past else np.inf
+        np.testing.assert_allclose(state[0].clip_threshold, [limit], rtol=1e-5)
+        squares = [np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)]
+        past.append(np.sqrt(sum(squares)))
