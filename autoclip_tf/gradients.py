@@ -52,6 +52,10 @@ class Dense:
             values = ops.maximum(function(values, axis=-1), 0.0)
         return function(values)
 
+    def with_values(self, values: Tensor) -> Tensor:
+        """Return a gradient of the same kind."""
+        return values
+
 
 def row_norms(parts: Sequence[Part], rows: int) -> Tensor:
     """Return the norm of each row, shape (rows,), float32.
