@@ -106,7 +106,8 @@ def scale_all(parts: Sequence[Part], scales: Tensor) -> list[Tensor]:
         return [_scale(part, scales) for part in parts]
 
     def as_they_came() -> list[Tensor]:
-        return [part.tensor for part in parts]
+        faces = [_face(part, merge=False) for part in parts]  # both branches as dense
+        return [face.with_values(face.values) for face in faces]
 
     return list(ops.cond(ops.any(scales != 1), scaled, as_they_came))
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from autoclip_core.units import Units, unit_count, whole
+from autoclip_tf import AGC
 from autoclip_tf.gradients import (
     Part,
     has_norm,
@@ -176,3 +177,19 @@ def test_which_rows_have_a_gradient_is_known_beforehand():
 
 def test_no_gradient_at_all_is_no_norm():
     np.testing.assert_array_equal(row_norms([], 3), np.zeros(3))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_slices_that_units_cross_are_scaled_in_a_graph(jit_compile):
+    weight, clip = tf.Variable(tf.ones((3, 2))), AGC(0.5)
+
+    @tf.function(jit_compile=jit_compile)
+    def clipped(values):
+        slices = tf.IndexedSlices(values, tf.constant([0, 0]), tf.constant([3, 2]))
+        [(gradient, _)] = clip([(slices, weight)])
+        return tf.convert_to_tensor(gradient)
+
+    found = clipped(tf.constant([[3.0, 0.0], [4.0, 0.01]]))
+    limit = 0.5 * np.sqrt(3)
+    wanted = [[limit, 0.01], [0.0, 0.0], [0.0, 0.0]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
