@@ -80,7 +80,7 @@ clean:  ## remove what was built and cached; .venv stays
 	@touch $@
 
 .venv/.test: .venv/.pip pyproject.toml
-	$(PIP) --editable '.[all]' --group test --group stacks
+	$(PIP) --editable '.[all]' --group test --group stacks --group demo
 	@touch $@
 
 .venv/.dev: .venv/.test

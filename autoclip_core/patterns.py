@@ -31,7 +31,7 @@ def as_patterns(exclude: Pattern | Iterable[Pattern] | None) -> list[Pattern]:
 def check_names(
     patterns: Iterable[Pattern],
     members: Sequence[tuple[str | None, Any]],
-    separator: str,
+    match: Callable[[Pattern, str | None, Any], bool],
     way_out: str,
 ) -> None:
     """Refuse a name that nothing has.
@@ -39,7 +39,7 @@ def check_names(
     Args:
       patterns: what `as_patterns` returned.
       members: name and parameter of each.
-      separator: what stands between a module's name and what is in it.
+      match: whether a pattern names a member.
       way_out: how to give names, where no parameter has one.
 
     Raises:
@@ -53,7 +53,7 @@ def check_names(
                 f"exclude={pattern!r} needs named parameters, got unnamed ones; "
                 f"{way_out}"
             )
-        if not any(matches(pattern, *member, separator) for member in members):
+        if not any(match(pattern, *member) for member in members):
             known = ", ".join(str(name) for name, _ in members[:8])
             raise ValueError(
                 f"exclude must name parameters that are there, got {pattern!r}; there "
@@ -63,6 +63,12 @@ def check_names(
 
 def matches(pattern: Pattern, name: str | None, parameter: Any, separator: str) -> bool:
     """Match a name, the name of a module above it, a pattern, or by a function.
+
+    Args:
+      pattern: one of what `as_patterns` returned.
+      name: the parameter's name, if it has one.
+      parameter: the parameter, for a function.
+      separator: what stands between a module's name and what is in it.
 
     >>> [matches(p, "head.bias", None, ".") for p in ["head", "*.bias", "bias"]]
     [True, True, False]

@@ -46,8 +46,8 @@ class Clipper(Tracked):  # type: ignore[misc]
       warmup_threshold: the threshold until then, > 0; by default nothing is clipped.
       min_threshold: the threshold is never below this, > 0.
       max_threshold: the threshold is never above this, > 0, the warm-up included.
-      exclude: variables to leave out: paths, names of layers, patterns with `*`,
-        compiled regular expressions, or functions of (path, variable).
+      exclude: variables to leave out: names of layers or variables, ends of paths,
+        patterns with `*`, compiled regular expressions, functions of (path, variable).
       dry_run: observe, decide and learn, but change no gradient.
 
     Raises:
@@ -229,7 +229,7 @@ class Clipper(Tracked):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         """Return code that makes this clipper again."""
-        given = {**self._arguments(), **self._settings.config()}
+        given = {**self._arguments(), **self._settings.given()}
         inside = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"{type(self).__name__}({inside})"
 

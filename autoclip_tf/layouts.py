@@ -22,8 +22,9 @@ from typing import Any
 import keras
 
 from autoclip_core.checks import check_choice
-from autoclip_core.patterns import matches
 from autoclip_core.units import Units, nfnets, over_all_but, whole
+
+from .paths import matches_path
 
 UnitsOf = Callable[[str, Sequence[int]], Units]
 """From a variable's path and shape to its output units."""
@@ -49,7 +50,7 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
 
     def units_of(path: str, shape: Sequence[int]) -> Units:
         for pattern, over in axes.items():
-            if matches(pattern, path, None, "/"):
+            if matches_path(pattern, path, None):
                 return Units(tuple(axis % len(shape) for axis in over))
         return by_rule(path, shape)
 

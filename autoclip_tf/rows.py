@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoclip_core.patterns import Pattern, check_names, matches
+from autoclip_core.patterns import Pattern, check_names
 from autoclip_core.units import Units, unit_count
 
 from .layouts import UnitsOf
+from .paths import matches_path, path_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Rows:
     ) -> None:
         """Lay out the rows."""
         members = [(path_of(variable), variable) for variable in variables]
-        check_names(exclude, members, "/", "give every variable a name")
+        check_names(exclude, members, matches_path, "give every variable a name")
         self.names: list[str] = ["global"] if scope == "global" else []
         self._slots: dict[int, Slot | None] = {}
         self._variables = list(variables)  # kept, so that an id stays a variable's own
         for path, variable in members:
             slot = None
-            if not any(matches(pattern, path, variable, "/") for pattern in exclude):
+            if not any(matches_path(pattern, path, variable) for pattern in exclude):
                 shape = tuple(variable.shape)
                 units = units_of(path, shape) if scope == "unit" else None
                 slot = self._slot(path, shape, scope, units)
@@ -91,12 +92,6 @@ class Rows:
                 "build(model.trainable_variables) before the first step"
             )
         return self._slots[key]
-
-
-def path_of(variable: Any) -> str:
-    """Return what a variable is called: its path, or TensorFlow's name without `:0`."""
-    path = getattr(variable, "path", None) or variable.name
-    return str(path).split(":")[0]
 
 
 def _key(variable: Any) -> int:

@@ -84,13 +84,17 @@ class Settings:
         )
         return wrap(policy)
 
+    def given(self) -> dict[str, Any]:
+        """Return what differs from the defaults."""
+        pairs = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return {name: value for name, value, default in pairs if value != default}
+
     def config(self) -> dict[str, Any]:
-        """Return what differs from the defaults, ready to be saved."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        given["exclude"] = [_saved(one) for one in as_patterns(self.exclude)] or None
-        return {
-            f.name: given[f.name] for f in fields(self) if given[f.name] != f.default
-        }
+        """Return the same, ready to be saved."""
+        given = self.given()
+        if "exclude" in given:
+            given["exclude"] = [_saved(one) for one in as_patterns(self.exclude)]
+        return given
 
 
 def exclude_from_config(saved: Iterable[Any] | None) -> list[Pattern] | None:

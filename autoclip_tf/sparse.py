@@ -39,7 +39,7 @@ class Indexed:
         count = tf.size(self.indices)
         summed = tf.math.unsorted_segment_sum(values, place, count)
         index = tf.math.unsorted_segment_max(self.indices, place, count)
-        index = tf.where(index < 0, self.indices[:1], index)
+        index = tf.maximum(index, tf.reduce_min(self.indices))  # where none is left
         return Indexed(tf.IndexedSlices(summed, index, self._dense_shape), self.shape)
 
     def spread(self, scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None
     """
     members = [(m.name, m.parameter) for group in groups for m in group.members]
     way_out = "pass the model or model.named_parameters()"
-    check_names(patterns, members, ".", way_out)
+    check_names(patterns, members, partial(matches, separator="."), way_out)
 
 
 def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:

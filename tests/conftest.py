@@ -26,9 +26,10 @@ MODULES = {
     "stacks": (
         *("flax", "equinox", "haiku", "orbax.checkpoint", "tf_keras"),
         *("lightning", "transformers", "accelerate", "tensorboard", "mlflow"),
+        *("sklearn", "rich"),
     ),
 }
-"""What a name stands for; `stacks` are the trainers and tools around the frameworks."""
+"""What a name stands for; `stacks` is what surrounds the frameworks in a test."""
 
 
 def found(module):

@@ -64,7 +64,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize(
-    "framework", [pytest.param(f, marks=pytest.mark.needs(f)) for f in demo_modules()]
+    "framework",
+    [pytest.param(f, marks=pytest.mark.needs(f, "stacks")) for f in demo_modules()],
 )
 def test_every_framework_starts_where_the_others_do(framework):
     told = subprocess.run(

@@ -222,6 +222,24 @@ def test_excluded_variables_are_neither_measured_nor_scaled():
         assert clip.names == ["rnn"]
 
 
+def test_a_layer_is_named_wherever_it_stands_in_a_path():
+    layers = [keras.layers.Dense(2, name="a_b"), keras.layers.Dense(1, name="c")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    for exclude in ("a_b", "a_b/kernel", "a_*/*"):
+        clip = QuantileClip(exclude=exclude)
+        clip.build(model.trainable_variables)
+        assert not any("a_b/kernel" in name for name in clip.names)
+        assert any("c/kernel" in name for name in clip.names)
+    with pytest.raises(ValueError, match="there are sequential"):
+        QuantileClip(exclude="a").build(model.trainable_variables)
+
+
+def test_a_clipper_prints_as_the_code_that_makes_it():
+    clip = QuantileClip(0.5, exclude=[re.compile("bias")], scope="global")
+    again = eval(repr(clip))
+    assert again.get_config() == clip.get_config()
+
+
 def test_a_clipper_answers_only_once_it_knows_its_variables():
     clip = QuantileClip()
     for ask in (clip.metrics, clip.reset, lambda: clip.decision, lambda: clip.names):
