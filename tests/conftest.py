@@ -37,7 +37,10 @@ def found(module):
 
     A folder that merely bears the name (`tests/torch`) has no origin: it is not torch.
     """
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
     return spec is not None and spec.origin is not None
 
 
