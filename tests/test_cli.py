@@ -127,7 +127,10 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--z", "3"], "--z is no option of --policy quantile"),
         ("norm\n1\n", ["--policy", "fixed"], "needs --max-norm"),
         ("norm\n1\n", ["--policy", "best"], "invalid choice"),
-        ("norm\n1\n", ["--plot", "/no/such/folder/a.png"], "No such file"),
+        pytest.param(
+            *("norm\n1\n", ["--plot", "/no/such/folder/a.png"], "No such file"),
+            marks=pytest.mark.needs("plot"),
+        ),
     ],
     ids=lambda value: None if not isinstance(value, str) else value[:20] or "empty",
 )
