@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BAD_INPUT as error:
+        if isinstance(error, OSError) and error.filename:
+            where = f"{error.filename}: "  # perhaps what was to be written
         print(f"autoclip: {where}{one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -128,7 +128,11 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--policy", "fixed"], "needs --max-norm"),
         ("norm\n1\n", ["--policy", "best"], "invalid choice"),
         pytest.param(
-            *("norm\n1\n", ["--plot", "/no/such/folder/a.png"], "No such file"),
+            *(
+                "norm\n1\n",
+                ["--plot", "/no/such/a.png"],
+                "/no/such/a.png: No such file",
+            ),
             marks=pytest.mark.needs("plot"),
         ),
     ],
