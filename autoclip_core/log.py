@@ -1,5 +1,6 @@
 """What a run recorded: a few numbers per step, a summary with advice, pictures."""
 
+import math
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -259,6 +260,9 @@ class ClipLog:
     def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw how the norms are distributed, and where the threshold stands now.
 
+        Of several rows each has a threshold of its own, which says nothing about the
+        norm of them together: then there is no line.
+
         Args:
           path: where to save the picture.
 
@@ -268,8 +272,8 @@ class ClipLog:
         Raises:
           ImportError: matplotlib is not installed.
         """
-        told = self.summary()
-        return draw_histogram(self.norms, told.threshold, path)
+        threshold = math.inf if self._several_rows else self.summary().threshold
+        return draw_histogram(self.norms, threshold, path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the kept steps as a table: step, norm, threshold, scale and flags."""

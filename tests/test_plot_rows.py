@@ -99,3 +99,12 @@ def test_a_thinned_log_still_shows_its_spikes(monkeypatch):
     drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     assert drawn["clipped"].get_ydata().tolist() == [500.0]
     assert abs(drawn["clipped"].get_xdata()[0] - 3333) <= 8
+
+
+def test_the_histogram_of_several_rows_has_no_threshold():
+    policy = Fixed(2.0)
+    for rows, lines in [(1, 1), (2, 0)]:
+        log = ClipLog()
+        for norm in [1.0, 3.0]:
+            log.record(decide(policy, policy.init(rows), [norm] * rows)[1])
+        assert len(log.plot_histogram().axes[0].lines) == lines
