@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
         with open(path, "rb") as file:
             data = file.read()
     if data.startswith(b"\x93NUMPY"):
-        return of_array(np.load(io.BytesIO(data), allow_pickle=False)), []
+        return of_array(load_array(data)), []
     text = data.decode("utf-8-sig")
     start = text.lstrip()[:1]
     if start == "[":
@@ -68,6 +69,14 @@ def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
     header = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # a comma where there is none
     return read_csv_table(io.StringIO(text, newline=""), delimiter), []
+
+
+def load_array(data: bytes) -> Any:
+    """Return the array of a .npy file; what a damaged header raises is a ValueError."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (SyntaxError, MemoryError, TokenError) as error:
+        raise ValueError(f"the header of the .npy file is damaged: {error}") from None
 
 
 def of_array(array: Any) -> Table:

@@ -1,6 +1,7 @@
 """What a run recorded: a few numbers per step, a summary with advice, pictures."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -109,7 +110,7 @@ class ClipLog:
         else:
             _refuse_both(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
             step = self._take(decision)
-        self._store.add(self._told.get("steps", self._offered + 1) - 1, step)
+        self._store.add(self._offered, step)
         self._offered += 1
         self._recorded += 1
 
@@ -122,6 +123,7 @@ class ClipLog:
                 for name, key in TOTALS.items()
                 if key in decision
             }
+            self._offered = self._told.get("steps", self._offered + 1) - 1
             return step
         if not self._rows.names and (one := from_one_row(decision)):
             return one
@@ -276,8 +278,19 @@ class ClipLog:
         return draw_histogram(self.norms, threshold, path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the kept steps as a table: step, norm, threshold, scale and flags."""
-        write_csv(path, self._store.kept())
+        """Write the kept steps as a table: step, norm, threshold, scale and flags.
+
+        Of a run so long that steps were left out a table has no totals: it warns.
+        """
+        kept = self._store.kept()
+        if len(kept) < self._recorded:
+            warnings.warn(
+                f"{path} holds {len(kept)} of {self._recorded} steps, the recent ones "
+                "and the highest of the past: totals of such a table are not those of "
+                "the run; to_jsonl writes them, too",
+                stacklevel=2,
+            )
+        write_csv(path, kept)
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """Write a line about the run (settings, rows, totals), then a line per step."""
@@ -311,8 +324,20 @@ class ClipLog:
         Args:
           steps: an array with the fields of `log_store.STEP`.
           about: the run's settings, rows and totals, as the first line of JSON lines.
+
+        Raises:
+          ValueError: what is said of the run is damaged.
         """
-        about = about or {}
+        try:
+            return cls._restored(steps, about or {})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the line clip_log must be as to_jsonl wrote it, got one without or "
+                f"with another {error}; delete the line, and the steps are read alone"
+            ) from error
+
+    @classmethod
+    def _restored(cls, steps: Array, about: Mapping[str, Any]) -> "ClipLog":
         log = cls(settings=about.get("settings"))
         if "past" in about:
             log._store.refill(steps, **past_of(about["past"]))

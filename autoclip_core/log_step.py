@@ -141,7 +141,10 @@ def as_float(name: str, value: Any) -> float:
                 way_out = "for several rows, give a decision"
                 raise ValueError(message(name, "one number", value, way_out))
             value = array.item()
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:  # an int of hundreds of digits
+            value = math.inf if value > 0 else -math.inf
     if value < 0:  # NaN has its meaning, but not for a fraction
         rule = "in [0, 1]" if name == "clipped" else ">= 0"
         raise ValueError(message(name, rule, value, ""))

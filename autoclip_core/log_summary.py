@@ -245,10 +245,15 @@ def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
 def advise_on_ratchet(kept: Array) -> list[str]:
     """Say so if the threshold fell while more and more steps were clipped."""
     armed = kept[np.isfinite(kept["norm"]) & np.isfinite(kept["threshold"])]
-    third = len(armed) // 3
-    if third < ENOUGH:
+    if not len(armed):
         return []
-    first, last = armed[:third], armed[-third:]
+    # By step and not by place: of a long run mostly the recent steps are kept.
+    start, end = int(armed["step"][0]), int(armed["step"][-1]) + 1
+    third = (end - start) / 3
+    first = armed[armed["step"] < start + third]
+    last = armed[armed["step"] >= end - third]
+    if min(len(first), len(last)) < ENOUGH:
+        return []
     before, after = (float(np.median(part["threshold"])) for part in (first, last))
     low, high = mean(first["clipped"]), mean(last["clipped"])
     if not (after < 0.7 * before and high > low + 0.1):

@@ -116,7 +116,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
     median, p90, p95, p99 = quantiles(known)
     unit = float(known.max()) or 1.0  # so that no sum and no square overflows
     mean = unit * float((known / unit).mean())
-    policy, why = choose_policy(known, log_std)
+    policy, why = choose_policy(known)
     return Suggestion(
         steps=series.size,
         nonfinite=series.size - known.size,
@@ -143,14 +143,14 @@ def quantiles(norms: Array) -> tuple[float, float, float, float]:
     return found[0], found[1], found[2], found[3]
 
 
-def choose_policy(norms: Array, log_std: float) -> tuple[Policy, str]:
+def choose_policy(norms: Array) -> tuple[Policy, str]:
     """Return the policy to start with, and why."""
-    drift = drift_of(norms)
-    if log_std > HEAVY_TAIL:
+    drift, noise = drift_of(norms), noise_of(norms)
+    if noise > HEAVY_TAIL:
         return Quantile(0.5), (
-            f"The norms are heavy-tailed (deviation of ln(norm) {number(log_std)}, "
-            f"above {HEAVY_TAIL:g}): take the median of a window, which clips half of "
-            "the steps and is the safest under such tails."
+            f"The norms are heavy-tailed (deviation of ln(norm) {number(noise)} from "
+            f"step to step, above {HEAVY_TAIL:g}): take the median of a window, which "
+            "clips half of the steps and is the safest under such tails."
         )
     if max(drift, 1 / drift) > DRIFT:
         return Quantile(0.9, history_length=128), (
@@ -160,9 +160,20 @@ def choose_policy(norms: Array, log_std: float) -> tuple[Policy, str]:
         )
     return Quantile(0.9), (
         f"The level is steady (last third over first third {number(drift)}, deviation "
-        f"of ln(norm) {number(log_std)}): a window of 1000 steps or the constant will "
-        "both do; the window also follows another learning rate or loss scale."
+        f"of ln(norm) {number(noise)} from step to step): a window of 1000 steps or "
+        "the constant will both do; the window also follows another learning rate or "
+        "loss scale."
     )
+
+
+def noise_of(norms: Array) -> float:
+    """Return the deviation of ln(norm) around a level that may move.
+
+    `std(ln n_t+1 - ln n_t) / sqrt(2)`: a trend, a shift or a warm-up hardly counts.
+    """
+    positive = norms[norms > 0]
+    steps = np.diff(np.log(positive)) if positive.size > 1 else np.zeros(1)
+    return float(np.sqrt(np.mean(steps**2) / 2))
 
 
 def drift_of(norms: Array) -> float:
@@ -187,10 +198,11 @@ def too_few(norms: Array) -> list[str]:
 
 def about_threshold(norms: Array, p90: float, mean: float) -> list[str]:
     """Say what the suggested threshold would do."""
-    rate = float(np.mean(norms > p90))
+    p99 = quantiles(norms)[3]
+    rate, rare = float(np.mean(norms > p90)), float(np.mean(norms > p99))
     advice = [
         f"max_norm = {number(p90)} (p90) would have clipped {percent(rate)} of these "
-        f"steps; p99 = {number(quantiles(norms)[3])} makes a spike filter of 1 %."
+        f"steps, p99 = {number(p99)} as a spike filter {percent(rare)}."
     ]
     if not 0.5 * mean <= p90 <= 10 * mean:
         advice.append(

@@ -15,7 +15,7 @@ def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
     A file of a single column without a header is a column named "norm".
 
     Raises:
-      ValueError: a line is longer than the header.
+      ValueError: a line is longer than the header, or two columns have one name.
 
     >>> read_csv_table(["step,norm", "0,1.5", "1,"])
     {'step': ['0', '1'], 'norm': ['1.5', '']}
@@ -27,6 +27,9 @@ def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
     if len(header) == 1 and is_number(header[0]):
         return {"norm": [row[0] for row in rows]}
     table: Table = {name: [] for name in header}
+    if len(table) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise ValueError(f"the columns must have different names, got {twice!r} twice")
     for place, row in enumerate(rows[1:], start=2):
         if len(row) > len(header):
             raise ValueError(
@@ -73,7 +76,7 @@ def parse_line(line: str, place: int) -> dict[str, Any]:
     """Return one JSON line as an object."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {place} is not JSON: {error}") from None
     if isinstance(row, dict):
         return row

@@ -122,6 +122,8 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--column", "x"], "no column 'x'; the columns are 'norm'"),
         ("norm\n-1\n", [], "norms must be >= 0, got -1.0"),
         ("norm\n1,2\n", [], "line 2 must have 1 cells"),
+        ("norm,norm\n1,2\n", [], "different names, got 'norm' twice"),
+        ('{"a": ' * 100_000, [], "line 1 is not JSON"),
         ('{"norm": 1\n', [], "line 1 is not JSON"),
         ("norm\n1\n", ["--quantile", "90"], "did you mean 0.9?"),
         ("norm\n1\n", ["--z", "3"], "--z is no option of --policy quantile"),

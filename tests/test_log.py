@@ -4,6 +4,7 @@ Expected numbers come from the standard library, over plain Python lists.
 """
 
 import doctest
+import json
 import math
 import statistics
 import sys
@@ -504,3 +505,48 @@ def test_the_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("steps", [3000, 600_000])
+def test_a_threshold_that_falls_is_seen_in_long_runs_too(steps):
+    def advice(thresholds):
+        log = ClipLog()
+        for threshold in thresholds:
+            log.record(norm=1.5, threshold=threshold)
+        return " ".join(log.summary().advice)
+
+    thirds = [4.0] * (steps // 3) + [2.0] * (steps // 3) + [1.0] * (steps // 3)
+    assert "Red light: from the first third" in advice(thirds)
+    late = [4.0] * (steps - steps // 20) + [1.0] * (steps // 20)
+    assert "from the first third" not in advice(late)
+
+
+def test_numbers_after_metrics_go_on_counting_steps():
+    log = ClipLog()
+    log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/steps": 10})
+    for _ in range(3):
+        log.record(norm=1.0, threshold=2.0)
+    assert log.steps.tolist() == [9, 10, 11, 12]
+
+
+def test_an_integer_beyond_all_floats_is_an_infinite_norm():
+    log = ClipLog()
+    log.record(norm=10**400, threshold=1.0)
+    assert log.finite.tolist() == [False]
+
+
+@pytest.mark.parametrize("damage", [{"rows": 3}, {"past": {}}, {"totals": []}])
+def test_a_damaged_line_about_the_run_is_an_error_of_one_line(damage, tmp_path):
+    path = tmp_path / "run.jsonl"
+    lines = [{"clip_log": damage}, {"norm": 1.0, "threshold": 2.0}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="clip_log must be as to_jsonl wrote it"):
+        ClipLog.from_jsonl(path)
+
+
+def test_a_table_of_a_thinned_log_warns_that_it_has_no_totals(tmp_path):
+    log = ClipLog()
+    for _ in range(300_000):
+        log.record(norm=1.0, threshold=2.0)
+    with pytest.warns(UserWarning, match=r"of 300000 steps.*to_jsonl"):
+        log.to_csv(tmp_path / "run.csv")

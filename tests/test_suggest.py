@@ -74,3 +74,30 @@ def test_a_series_that_says_nothing_is_refused(norms):
 
 def test_zeros_alone_have_statistics():
     assert suggest_threshold([0.0] * 5).max_norm == 0.0
+
+
+def around(level):
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.1, 2000))
+    return noise * level
+
+
+@pytest.mark.parametrize(
+    ("level", "policy", "word"),
+    [
+        (np.geomspace(100, 1, 2000), Quantile(0.9, history_length=128), "moves"),
+        (np.geomspace(1, 100, 2000), Quantile(0.9, history_length=128), "moves"),
+        (np.repeat([1.0, 100.0], 1000), Quantile(0.9, history_length=128), "moves"),
+        (np.repeat([1000.0, 1.0], [60, 1940]), Quantile(0.9), "steady"),
+        (np.exp(np.random.default_rng(1).normal(0, 1.5, 2000)), Quantile(0.5), "tail"),
+    ],
+    ids=["decay", "rise", "shift", "warm-up", "heavy"],
+)
+def test_a_level_that_moves_is_no_heavy_tail(level, policy, word):
+    found = suggest_threshold(around(level))
+    assert found.policy == policy
+    assert word in " ".join(found.advice)
+
+
+def test_a_constant_has_no_spikes_to_filter():
+    advice = suggest_threshold([2.0] * 500).advice
+    assert "as a spike filter 0 %" in " ".join(advice)
