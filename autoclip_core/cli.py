@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .cli_policy import add_options, candidates, make_policy
+from .cli_policy import add_options, candidates, make_policy, refuse_options
 from .cli_progress import progress_bar
 from .cli_read import Series, read_series, read_table, series_of
 from .log import ClipLog
@@ -142,6 +142,7 @@ def run_compare(options: argparse.Namespace) -> None:
     """Replay every policy and print a table."""
     if options.output:
         raise ValueError("--output is the steps of one policy; leave out --compare")
+    refuse_options(options)
     series = read_series(options.file, options.column)
     norms = as_series(series.norms)
     reports = {

@@ -131,6 +131,18 @@ def make_policy(options: argparse.Namespace) -> Policy:
     return put_around(policy)
 
 
+def refuse_options(options: argparse.Namespace) -> None:
+    """Refuse the options of a policy where all policies are compared.
+
+    Raises:
+      ValueError: there is one.
+    """
+    for name in HELP:
+        if getattr(options, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} is for one policy; leave it or --compare out")
+
+
 def candidates(norms: Any) -> dict[str, Policy]:
     """Return the policies to compare, by a short name; `Fixed` is at the p90."""
     known = np.asarray(norms, np.float64)

@@ -67,7 +67,8 @@ def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
     if start in ("{", "["):
         return read_jsonl_table(text.splitlines())
     header = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)  # a comma where there is none
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    delimiter = max(",;\t", key=unquoted.count)  # a comma where there is none
     return read_csv_table(io.StringIO(text, newline=""), delimiter), []
 
 

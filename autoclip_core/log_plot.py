@@ -168,7 +168,7 @@ def draw_histogram(
     figure = new_figure((7, 4))
     axes = figure.subplots()
     known = norms[np.isfinite(norms) & (norms > 0)]
-    known = np.clip(known, 1e-250, 1e250)
+    known = np.clip(known, 1e-100, 1e100)  # matplotlib squares what it is given
     left_out = len(norms) - len(known)
     axes.set_xscale("log")
     if len(known):

@@ -47,7 +47,10 @@ def draw_rows(
         rasterized=True,
     )
     axes.set_facecolor("#cccccc")  # shines through where a row was not observed
-    axes.set_yticks(np.arange(len(rows)), [short(counts.names[row]) for row in rows])
+    axes.set_yticks(
+        np.arange(len(rows)),
+        [short(counts.names[row]).replace("$", r"\$") for row in rows],
+    )
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.set_xlabel(f"step (one cell: {width} step{'s' * (width > 1)})")

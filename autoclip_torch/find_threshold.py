@@ -93,7 +93,8 @@ def moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return [moved(value, device) for value in batch]
+        values = [moved(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else values
     return batch
 
 
@@ -103,10 +104,9 @@ def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, buffer.detach().clone())
+        (module, name, buffer, buffer.detach().clone() if buffer is not None else None)
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
     with random_as_it_was(model, dataloader):
         try:
@@ -118,14 +118,17 @@ def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
                 module.training = mode
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
+                    if buffer is not None and value is not None:
+                        buffer.copy_(value)
+                    module._buffers[name] = buffer
 
 
 @contextmanager
 def random_as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
     """Restore all random numbers that a loader or a layer may draw."""
-    sampler = getattr(dataloader, "sampler", None)
-    owned = [getattr(owner, "generator", None) for owner in (dataloader, sampler)]
+    batches = getattr(dataloader, "batch_sampler", None)
+    samplers = [getattr(owner, "sampler", None) for owner in (dataloader, batches)]
+    owned = [getattr(o, "generator", None) for o in (dataloader, batches, *samplers)]
     states = [(g, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = {p.device for p in model.parameters() if p.device.type != "cpu"}

@@ -122,6 +122,7 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--column", "x"], "no column 'x'; the columns are 'norm'"),
         ("norm\n-1\n", [], "norms must be >= 0, got -1.0"),
         ("norm\n1,2\n", [], "line 2 must have 1 cells"),
+        ("norm\n1\n", ["--compare", "--quantile", "0.5"], "--quantile is for one"),
         ("norm,norm\n1,2\n", [], "different names, got 'norm' twice"),
         ('{"a": ' * 100_000, [], "line 1 is not JSON"),
         ('{"norm": 1\n', [], "line 1 is not JSON"),
@@ -201,3 +202,9 @@ def test_without_matplotlib_the_extra_is_named(file, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["replay", file("norm\n1\n"), "--plot", "a.png"]) == 2
     assert "autoclip-toolkit[plot]" in capsys.readouterr().err
+
+
+def test_a_semicolon_in_a_quoted_name_is_no_delimiter(file, capsys):
+    path = file('Step,"lr=1;wd=2;b - norm"\n0,1.5\n1,2.5\n')
+    assert main(["suggest", path]) == 0
+    assert "lr=1;wd=2;b - norm" in capsys.readouterr().out

@@ -108,3 +108,16 @@ def test_the_histogram_of_several_rows_has_no_threshold():
         for norm in [1.0, 3.0]:
             log.record(decide(policy, policy.init(rows), [norm] * rows)[1])
         assert len(log.plot_histogram().axes[0].lines) == lines
+
+
+def test_norms_of_all_sizes_have_a_histogram(tmp_path):
+    log = ClipLog()
+    for norm in [1e300, 1e-300, 1.0]:
+        log.record(norm=norm, threshold=2.0)
+    log.plot_histogram(tmp_path / "wide.png")
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    log = ClipLog([r"$\frac$", "b"])
+    log.record(decide(Fixed(2.0), Fixed(2.0).init(2), [1.0, 3.0])[1])
+    log.plot_rows(tmp_path / "rows.png")

@@ -108,3 +108,25 @@ def test_a_batch_may_be_a_dict_and_no_grad_may_be_on():
 def test_bad_input_is_named(batches, count, error, words):
     with pytest.raises(error, match=words):
         find_clipping_threshold(nn.Linear(4, 1), batches, mse, count)
+
+
+def test_a_generator_behind_a_batch_sampler_and_an_empty_buffer_stay():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.register_buffer("seen", None)
+
+        def forward(self, x):
+            self.seen = torch.ones(1)
+            return self.layer(x)
+
+    generator = torch.Generator().manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.randn(12, 1))
+    order = torch.utils.data.RandomSampler(data, generator=generator)
+    batches = torch.utils.data.BatchSampler(order, 4, drop_last=False)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=batches)
+    model, before = Counting(), generator.get_state()
+    find_clipping_threshold(model, loader, nn.functional.mse_loss, num_batches=2)
+    assert torch.equal(generator.get_state(), before)
+    assert model.seen is None
