@@ -42,6 +42,8 @@ def row_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
     def again() -> Array:
         largest = _largest(rows, parts, axis_name)
         unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+        # XLA multiplies by 1 / unit, which must not be subnormal: it would be flushed.
+        unit = jnp.minimum(unit, 1e30)
         return unit * jnp.sqrt(_add_up(rows, parts, unit, axis_name))
 
     norms: Array = lax.cond(safe, lambda: jnp.sqrt(squares), again)

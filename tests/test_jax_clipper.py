@@ -291,3 +291,14 @@ def test_defaults_are_those_of_the_other_frameworks():
     }
     assert autoclip_jax.__version__
     assert policy_of("ZScore()") == ZScore()
+
+
+@pytest.mark.parametrize("scope", ["global", "parameter", "unit"])
+@pytest.mark.parametrize("size", [8e37, 1e38, 3e38])
+def test_a_norm_near_the_largest_float_is_not_lost(size, scope):
+    tx = clip_by_policy(Fixed(1.0), scope=scope)
+    grads = {"w": jnp.array([size, 1.0])}
+    updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+    np.testing.assert_allclose(state.clip_norm, [size], rtol=1e-6)
+    assert state.clip_clipped.all()
+    assert np.linalg.norm(np.float64(updates["w"])) <= 1.0 + 1e-6
