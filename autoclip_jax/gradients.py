@@ -104,7 +104,7 @@ def _squares(leaf: Array, slot: Slot, unit: Array | None, axes: Any) -> Array:
     """Return the sums of squares of one leaf, one per unit, shape (its rows,)."""
     view = _magnitudes(leaf, slot)
     if unit is not None:
-        view = view / unit.reshape(_one_per_unit(leaf, slot))
+        view = view / unit.reshape(_one_per_unit(leaf, slot)).astype(view.dtype)
     over = None if slot.units is None else slot.units.axes
     total = jnp.sum(jnp.square(view), axis=over).reshape(-1).astype(jnp.float32)
     return _reduce(lax.psum, total, axes)
@@ -137,7 +137,7 @@ def _one_per_unit(leaf: Array, slot: Slot) -> tuple[int, ...]:
 
 def _lay_out(rows: Rows, values: dict[int, Any]) -> Array:
     """Return one vector over the rows; 0 where a row has nothing."""
-    widths = {slot.start: slot.stop - slot.start for slot in rows.slots}
+    widths = {s.start: s.stop - s.start for s in rows.slots if s.stop > s.start}
     return jnp.concatenate(
         [
             jnp.broadcast_to(

@@ -32,7 +32,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a pytree, one slot per leaf; a `None` keeps its slot."""
+    """The rows of a pytree, one slot per leaf; a `None` keeps its slot.
+
+    Where labels make the rows and a `None` has no label, its slot is empty.
+    """
 
     slots: list[Slot]
     names: list[str]
@@ -56,9 +59,10 @@ class Scope:
     def rows(self, tree: Any, params: Any = None) -> Rows:
         """Return the rows of a tree of arrays or of what has a shape.
 
-        A `None` has as many units as its parameter, where the parameters are given.
+        A `None` has the units and the label of its parameter, where the parameters are
+        given.
         """
-        if self.units_of is not None and params is not None:
+        if self.name in ("unit", "group") and params is not None:
             tree = jax.tree.map(
                 lambda leaf, param: param if leaf is None else leaf,
                 tree,
@@ -87,16 +91,39 @@ class Scope:
         return Rows(slots, names)
 
     def _groups(self, tree: Any) -> Rows:
-        labels = self.labels(tree) if callable(self.labels) else self.labels
-        spread = jax.tree.map(
-            lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_none),
-            labels,
-            tree,
+        of_leaf = _labels_of_leaves(
+            self.labels(tree) if callable(self.labels) else self.labels, tree
         )
-        of_leaf = [str(label) for label in jax.tree.leaves(spread)]
-        names = sorted(set(of_leaf))
-        places = [names.index(label) for label in of_leaf]
-        return Rows([Slot(place, place + 1) for place in places], names)
+        # 1 and "1" are two labels; a None, which has no gradient, may have none.
+        known = {label for label in of_leaf if label is not None}
+        labels = sorted(known, key=lambda label: (str(label), repr(label)))
+        place = {label: Slot(row, row + 1) for row, label in enumerate(labels)}
+        slots = [place.get(label, Slot(0, 0)) for label in of_leaf]
+        return Rows(slots, [str(label) for label in labels])
+
+
+def _labels_of_leaves(labels: Labels, tree: Any) -> list[Any]:
+    """Return the label of each leaf of a tree, the `None`s among them.
+
+    Raises:
+      ValueError: the labels are no prefix of the tree, or leave out an array.
+    """
+
+    def spread(label: Any, part: Any) -> Any:
+        return jax.tree.map(lambda _: label, part, is_leaf=is_none)
+
+    try:
+        of_leaf = jax.tree.map(spread, labels, tree, is_leaf=is_none)
+    except ValueError as error:
+        rule = "a prefix of the tree of the updates"
+        raise ValueError(message("labels", rule, labels, str(error))) from error
+    found = jax.tree.leaves(of_leaf, is_leaf=is_none)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
+    for label, (path, leaf) in zip(found, leaves, strict=True):
+        if label is None and leaf is not None:
+            way_out = f"{jax.tree_util.keystr(path)} has none"
+            raise ValueError(message("labels", "a label per array", labels, way_out))
+    return found
 
 
 def choose_scope(

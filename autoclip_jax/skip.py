@@ -110,12 +110,19 @@ def _transformation(
     ) -> tuple[Any, SkipState]:
         clip = _judge(dropping, cut, axis_name, state.skip_clip, updates, params)
         reject = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
-        taken: tuple[Any, Any] = lax.cond(
-            reject,
-            lambda: (jax.tree.map(jnp.zeros_like, updates), state.inner_state),
-            lambda: inner.update(updates, state.inner_state, params, **extra_args),
+
+        def accept() -> tuple[Any, Any]:
+            taken: tuple[Any, Any] = inner.update(
+                updates, state.inner_state, params, **extra_args
+            )
+            return taken
+
+        # What inner returns may be of another type than the gradients it was given.
+        returned, _ = jax.eval_shape(accept)
+        stay = jax.tree.map(jnp.zeros_like, returned)
+        updates, inner_state = lax.cond(
+            reject, lambda: (stay, state.inner_state), accept
         )
-        updates, inner_state = taken
         counted = _count(state, reject, max_consecutive)
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 

@@ -22,6 +22,7 @@ from autoclip_jax import (
 
 from .cases import check_traces, policy_of, traced_policies
 
+TWO_LEAVES = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
 FACTORIES = {
     "quantile": lambda **k: clip_by_quantile(0.9, history_length=20, **k),
     "mean_std": lambda **k: clip_by_mean_std(2.0, history_length=20, **k),
@@ -205,6 +206,32 @@ def test_labels_make_groups_of_leaves():
         np.testing.assert_allclose(state.clip_norm, [10.0, 5.0], rtol=1e-6)
 
 
+def test_an_absent_gradient_has_the_label_of_its_parameter_or_none():
+    def by_rank(tree):
+        return jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else 1, tree)
+
+    params = {"bias": jnp.ones(1), "kernel": jnp.ones((1, 1)), "frozen": None}
+    tx = clip_by_policy(Fixed(1.0), labels=by_rank)
+    state = tx.init(params)
+    grads = {"bias": jnp.full(1, 5.0), "kernel": None, "frozen": None}
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    np.testing.assert_array_equal(state.clip_norm, [5.0, np.nan])
+    assert updates["bias"] == 1.0
+    assert updates["kernel"] is updates["frozen"] is None
+    labels = {"bias": "a", "kernel": "a", "frozen": None}
+    tx = clip_by_policy(Fixed(1.0), labels=labels)
+    _, state = tx.update(grads, tx.init(params), params)
+    np.testing.assert_array_equal(state.clip_norm, [5.0])
+
+
+def test_labels_that_only_print_alike_are_two():
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0]), "c": jnp.array([4.0])}
+    tx = clip_by_policy(Fixed(1.0), labels={"a": 1, "b": "1", "c": 1})
+    _, state = tx.update(grads, tx.init(grads))
+    np.testing.assert_array_equal(np.sort(state.clip_norm), [4.0, 5.0])
+
+
 def test_agc_takes_the_units_of_flax_layouts():
     kernel = jnp.array([[3.0, 0.0], [4.0, 1.0]])  # (inputs, outputs)
     tx = clip_by_param_ratio(0.5)
@@ -246,7 +273,44 @@ def test_a_rejected_step_leaves_every_leaf_of_the_inner_state():
     assert float(state.skip_clip.clip_threshold[0]) == 9.0
 
 
+def test_an_optimizer_that_changes_the_type_can_be_wrapped():
+    """Adam's moments are float32 as the parameters, whatever the gradients are."""
+    params = {"w": jnp.ones(3)}
+    tx = skip_steps(optax.adam(0.1), Fixed(2.0))
+    update, state = jax.jit(tx.update), tx.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for size, moves in [(1.0, True), (9.0, False), (1.0, True)]:
+            grads = {"w": jnp.full(3, size, jnp.bfloat16)}
+            updates, state = update(grads, state, params)
+            assert updates["w"].dtype == jnp.float32
+            assert bool(jnp.all(updates["w"] != 0)) is moves
+    assert int(state.skip_total) == 1
+
+
+def test_float64_and_bfloat16_leaves_share_a_norm():
+    with jax.enable_x64(True):
+        grads = {"a": jnp.full(3, 2.0, jnp.float64), "b": jnp.ones(4, jnp.bfloat16)}
+        tx = clip_by_policy(Fixed(1.0), scope="global")
+        updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+        assert {k: v.dtype for k, v in updates.items()} == {
+            "a": jnp.float64,
+            "b": jnp.bfloat16,
+        }
+        np.testing.assert_array_equal(state.clip_norm, [4.0])
+        np.testing.assert_allclose(updates["a"], 0.5, rtol=1e-12)
+
+
 MISTAKES = {
+    "few labels": (
+        lambda: clip_by_policy(Fixed(1.0), labels={"a": 1}).init(TWO_LEAVES),
+        "labels must be a prefix of the tree",
+    ),
+    "no label": (
+        lambda: clip_by_policy(Fixed(1.0), labels=[1, None]).init(
+            [*TWO_LEAVES.values()]
+        ),
+        "labels must be a label per array",
+    ),
     "skip": (lambda: clip_by_policy(Fixed(1.0), nonfinite="skip"), "skip_steps"),
     "raise": (lambda: clip_by_policy(Fixed(1.0), nonfinite="raise"), "check_skips"),
     "drop": (lambda: clip_by_policy(Drop(Fixed(1.0), action="skip")), "skip_steps"),
