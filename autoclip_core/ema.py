@@ -1,7 +1,6 @@
 """Exponential moving averages of the norm: z-score (ZClip) and ratio (AdaGC)."""
 
 from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from .checks import (
 )
 from .policy import Limit, Policy, select
 from .scale import Array
+from .tables import look_up
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
@@ -274,14 +274,12 @@ class EmaRatio(Policy):
 
 def _share(count: Array, most: int, xp: Any) -> Array:
     """Return 1 / (count + 1), the weight of the next norm in a mean of up to `most`."""
-    table = xp.asarray(_shares(most))
-    return xp.take(table, xp.where(count < most, count, most), axis=0)
+    (share,) = look_up(_shares, most, n=xp.where(count < most, count, most), xp=xp)
+    return share
 
 
-@lru_cache(maxsize=64)
-def _shares(most: int) -> Array:
-    """Return 1, 1/2, ..., 1/(most + 1), made once: a namespace keeps its copy."""
-    return np.float32(1) / np.arange(1, most + 2, dtype=np.float32)
+def _shares(n: Array) -> tuple[Array]:
+    return (np.float32(1) / (n + 1).astype(np.float32),)
 
 
 def _blend(sigma: Array, weight: Array, apart: Array, spread: Array, xp: Any) -> Array:

@@ -13,12 +13,12 @@ and positive: `decide` lets nothing else in, which the +inf padding relies on.
 `History` keeps all norms. Its shape grows, so it lives on the host, in NumPy, only.
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .scale import Array
+from .tables import look_up, tables
 
 MOST_BYTES = 2**30
 
@@ -183,7 +183,7 @@ def _quantile_of_one(window: Window, q: float) -> Array:
     n = min(int(window.count[0]), length)
     if not n:
         return np.full(1, np.inf, np.float32)
-    places, weights = _tables(_ranks, length, q)
+    places, weights = tables(_ranks, length, q)
     row, (lower, upper), weight = window.ordered[0], places[n], weights[n]
     below, above = row[lower], row[upper]
     base = above if weight < 0 else below
@@ -219,13 +219,8 @@ def _look_up(
     """Return `function(n, argument)`, for a window out of tables made once."""
     if isinstance(window, History):
         return list(function(n, argument))
-    tables = _tables(function, window.ring.shape[1], argument)
-    return [xp.take(xp.asarray(table), n, axis=0) for table in tables]
-
-
-@lru_cache(maxsize=64)
-def _tables(function: Any, length: int, argument: float) -> tuple[Array, ...]:
-    return tuple(function(np.arange(length + 1), argument))
+    found: list[Array] = look_up(function, window.ring.shape[1], argument, n=n, xp=xp)
+    return found
 
 
 def _ranks(n: Array, q: float) -> tuple[Array, Array]:

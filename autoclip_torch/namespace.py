@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat.torch as array_api
-import numpy as np
 import torch
+
+from autoclip_core.tables import Columns, tables
 
 
 class TorchNamespace:
@@ -18,14 +19,14 @@ class TorchNamespace:
     def __init__(self, device: torch.device) -> None:
         """Make new arrays on the device."""
         self.device = device
-        self._tables: dict[int, tuple[np.ndarray[Any, Any], torch.Tensor]] = {}
+        self._tables: dict[Any, tuple[torch.Tensor, ...]] = {}
 
     def __getattr__(self, verb: str) -> Any:
         """Return the verb as array-api-compat has it."""
         return getattr(array_api, verb)
 
     def __reduce__(self) -> Any:
-        """Copy and pickle the device alone: an id means nothing in another process."""
+        """Copy and pickle the device alone: the tables can be made again."""
         return TorchNamespace, (self.device,)
 
     def full(self, shape: Sequence[int], value: float, dtype: Any) -> torch.Tensor:
@@ -41,16 +42,20 @@ class TorchNamespace:
         return torch.arange(stop, dtype=dtype, device=self.device)
 
     def asarray(self, array: Any, dtype: Any = None) -> torch.Tensor:
-        """Return a tensor on the device; a NumPy table is copied there only once."""
+        """Return a tensor on the device."""
         if isinstance(array, torch.Tensor):
             return array.to(dtype or array.dtype)
-        if not isinstance(array, np.ndarray):
-            return torch.asarray(array, dtype=dtype, device=self.device)
-        # The table itself is kept beside its copy, so that its id stays its own.
-        if id(array) not in self._tables:
-            tensor = torch.asarray(array, dtype=dtype, device=self.device)
-            self._tables[id(array)] = array, tensor
-        return self._tables[id(array)][1]
+        return torch.asarray(array, dtype=dtype, device=self.device)
+
+    def tables(
+        self, columns: Columns, most: int, *constants: float
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the tables of `autoclip_core.tables` on the device, copied once."""
+        key = columns, most, *constants
+        if key not in self._tables:
+            made = tables(columns, most, *constants)
+            self._tables[key] = tuple(map(self.asarray, made))
+        return self._tables[key]
 
     def take_along_axis(
         self, array: torch.Tensor, places: torch.Tensor, axis: int

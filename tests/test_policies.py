@@ -394,9 +394,11 @@ class SealedNamespace:
 
     def __init__(self):
         self.used = set()
-        self.tables = {}
+        self.copied = {}
 
     def __getattr__(self, verb):
+        if verb == "tables":  # it may hold copies of its own, and this one has none
+            raise AttributeError(verb)
         if verb not in VERBS:
             raise AssertionError(f"xp.{verb} is not in VERBS")
         self.used.add(verb)
@@ -406,7 +408,7 @@ class SealedNamespace:
 
         def call(*args, **kwargs):
             if verb == "asarray" and isinstance(args[0], np.ndarray):
-                self.tables[id(args[0])] = args[0]
+                self.copied[id(args[0])] = args[0]
             named = {name: opened(value) for name, value in kwargs.items()}
             return Sealed(found(*map(opened, args), **named))
 
@@ -423,7 +425,7 @@ def sealed_run(policy, series, **settings):
         given = {"observed": observed, "param_norms": param_norms}
         state, decision = decide(policy, state, norms, **given, **settings, xp=xp)
         decisions.append([opened(field) for field in decision])
-        tables.append(len(xp.tables))
+        tables.append(len(xp.copied))
     return xp, tables, Decision(*map(np.stack, zip(*decisions, strict=True)))
 
 

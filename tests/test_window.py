@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from autoclip_core import MeanStd, Quantile, decide, window
+from autoclip_core.tables import tables
 
 from .cases import assert_same, few, linear_quantile, log_normal, positive
 
@@ -152,8 +153,8 @@ def test_a_rank_in_float32_would_be_wrong():
 
 def test_tables_are_made_once():
     """A table made anew in every step would be copied to the device in every step."""
-    first = window._tables(window._ranks, 50, 0.9)
-    assert window._tables(window._ranks, 50, 0.9) is first
+    first = tables(window._ranks, 50, 0.9)
+    assert tables(window._ranks, 50, 0.9) is first
 
 
 # Trap 2: norms below the smallest normal number. (In XLA: test_parity.py.)
