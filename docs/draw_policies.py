@@ -1,0 +1,152 @@
+"""Draw how each policy reacts to a spike and to a change of level; print what it does.
+
+    python docs/draw_policies.py
+
+writes docs/policies/*.png, which the pages of the policies show, and prints the table of
+docs/choosing.md. It takes half a minute. The norms are made here, with a fixed seed.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from autoclip_core import (
+    Cap,
+    Drop,
+    EmaRatio,
+    Fixed,
+    Floor,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    Replay,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+    decide,
+    replay,
+)
+from autoclip_core.replay_plot import draw_comparison, draw_replay
+
+PICTURES = Path(__file__).parent / "policies"
+STEPS, SPIKE, SHIFT = 1000, 250, 500
+SPREADS = (0.1, 0.3, 0.5, 1.0)
+"""Standard deviations of the logarithm of the norm, for the table."""
+
+DRAWN = {
+    "fixed": Fixed(3.0),
+    "quantile": Quantile(0.9, history_length=250),
+    "streaming_quantile": StreamingQuantile(0.9),
+    "mean_std": MeanStd(2.0, history_length=250),
+    "zscore": ZScore(),
+    "ema_ratio": EmaRatio(2.0),
+    "drop": Drop(ZScore(4.0)),
+}
+INNER = Quantile(0.9, history_length=250)
+AROUND = {
+    "warmup": Warmup(INNER, steps=200, threshold=0.5),
+    "cap": Cap(INNER, max_norm=3.0),
+    "floor": Floor(INNER, min_norm=3.0),
+}
+TABLE = {
+    "Quantile(0.9)": Quantile(0.9),
+    "Quantile(0.5)": Quantile(0.5),
+    "Quantile(0.1)": Quantile(0.1),
+    "StreamingQuantile(0.9)": StreamingQuantile(0.9),
+    "MeanStd(2)": MeanStd(2.0),
+    "MeanStd(2, log=True)": MeanStd(2.0, log=True),
+    "ZScore()": ZScore(),
+    'ZScore(record="applied")': ZScore(record="applied"),
+    "EmaRatio(1.05)": EmaRatio(),
+    "EmaRatio(2)": EmaRatio(2.0),
+}
+
+
+def norms(spread=0.3, steps=STEPS, seed=0):
+    """Return log-normal norms around 1, as healthy runs have them."""
+    return np.exp(spread * np.random.default_rng(seed).standard_normal(steps))
+
+
+def a_spike_and_a_shift():
+    """Return norms with one spike of 30, and four times as large from SHIFT on."""
+    series = norms()
+    series[SPIKE] = 30.0
+    series[SHIFT:] *= 4.0
+    return series
+
+
+def replay_beside_weights(series, policy):
+    """Return the replay of a policy that needs the norm of the weights: here 100."""
+    weights, steps = np.full(1, 100.0), []
+    state = policy.init(1)
+    for norm in series.astype(np.float32):
+        state, decision = decide(policy, state, [norm], param_norms=weights)
+        steps.append(decision)
+    taken = [np.concatenate(column) for column in zip(*steps, strict=True)]
+    norm, threshold, scale, clipped, finite, skipped = taken
+    return Replay(policy, norm, threshold, scale, clipped, finite, skipped)
+
+
+def save(figure, name, height):
+    """Save a figure with few colours, so that it stays small."""
+    figure.set_size_inches(8, height)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    path = PICTURES / f"{name}.png"
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
+
+
+def draw_all():
+    """Draw a picture for each policy, and one for what stands around a policy."""
+    series = a_spike_and_a_shift()
+    for name, policy in DRAWN.items():
+        save(draw_replay(replay(series, policy)), name, 4.6)
+    agc = replay_beside_weights(series, ParamRatio(0.03))
+    save(draw_replay(agc), "param_ratio", 4.6)
+    inside = {"Quantile": replay(series, INNER)}
+    for name, policy in AROUND.items():
+        both = inside | {name.title(): replay(series, policy)}
+        save(draw_comparison(both), name, 4.6)
+
+
+def table():
+    """Return the lines of the table: what each policy does to log-normal norms."""
+    head = [f"spread {spread:g}" for spread in SPREADS]
+    lines = [["policy", *head, "rise ×10", "fall ÷10"], ["---"] * (len(head) + 3)]
+    for name, policy in TABLE.items():
+        cells = [rate(replay(norms(spread, 5000), policy)) for spread in SPREADS]
+        rise, fall = (replay(moved(ratio), policy) for ratio in (10.0, 0.1))
+        lines.append([f"`{name}`", *cells, told(rise.recovery), told(followed(fall))])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def rate(done):
+    """Return clip rate and mean scale of a replay as text."""
+    return f"{100 * done.clip_rate:.2g} %, {done.mean_scale:.2f}"
+
+
+def moved(ratio):
+    """Return norms whose level changes by a ratio after 2000 steps."""
+    series = norms(steps=5000)
+    series[2000:] *= ratio
+    return series
+
+
+def followed(done):
+    """Return the steps after the fall until the threshold is a fifth of what it was."""
+    before = np.median(done.thresholds[1900:2000])
+    there = np.flatnonzero(done.thresholds[2000:] <= before / 5)
+    return there[0] if there.size else np.inf
+
+
+def told(steps):
+    """Return a number of steps as text."""
+    return f"{steps:.0f} steps" if np.isfinite(steps) else "never"
+
+
+if __name__ == "__main__":
+    draw_all()
+    print(*table(), sep="\n")
