@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -85,8 +86,8 @@ class Attachment:
 
     def _check_gradients(self) -> None:
         """Warn if there never was a gradient: the parameters may be others."""
-        if self._saw_gradient:
-            return
+        if torch.compiler.is_compiling() or self._saw_gradient:
+            return  # what a compiled step has seen would compile the next one anew
         slots = self._clipper._learner.rows.slots
         self._saw_gradient = any(slot.parameter.grad is not None for slot in slots)
         if not self._saw_gradient:

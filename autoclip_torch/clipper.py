@@ -33,7 +33,7 @@ from .groups import (
 )
 from .learner import Learner
 from .rows import Rows, make_rows
-from .run_checks import check_max_skips, check_tally, refuse_nonfinite
+from .run_checks import check_max_skips, check_tally, is_skipped, refuse_nonfinite
 from .series import as_series
 from .settings import check_keys
 from .sharded import find_ranks
@@ -347,7 +347,7 @@ class Clipper:
         devices = [t.device for t in tensors if t is not None]
         if not devices:
             return  # a step without any gradient moves nothing
-        if on_host(tensors):
+        if on_host(tensors) and not torch.compiler.is_compiling():
             self._learner.place(None)
         else:
             accelerators = (device for device in devices if device.type != "cpu")
@@ -356,7 +356,8 @@ class Clipper:
     def _gradients(self) -> list[Tensor | None]:
         """Return the gradient of each slot."""
         slots = self._learner.rows.slots
-        if not self.dry_run:
+        # While compiling, an id would tie the code to this step's gradients.
+        if not self.dry_run and not torch.compiler.is_compiling():
             give_each_its_own(slots)
         return [slot.parameter.grad for slot in slots]
 
@@ -402,7 +403,7 @@ class Clipper:
     def _apply(self, gradients: Gradients, decision: Decision) -> None:
         """Scale the gradients, or take them away where the update is cancelled."""
         learner = self._learner
-        if learner.may_skip and bool(learner.xp.any(decision.skipped)):
+        if learner.may_skip and is_skipped(learner, decision):
             # An optimizer leaves a parameter without gradient alone: its moments, its
             # step count and its weight decay too. A gradient of 0 would not do that.
             # The excluded parameters belong to the same update.

@@ -121,26 +121,22 @@ def _device_norms(
     wide = torch.float32 if device.type == "mps" else torch.float64
     absent = torch.zeros((), dtype=wide, device=device)
     yes = torch.ones((), dtype=torch.bool, device=device)
+    # Slots stand in the order of their rows, and so do the keys.
     vectors: dict[int, list[Tensor]] = {slot.start: [] for slot in rows.slots}
     widths = {slot.start: slot.stop - slot.start for slot in rows.slots}
     for slot, tensor in zip(rows.slots, tensors, strict=True):
         if tensor is not None and slot.stop > slot.start:
-            norms = norms_in(tensor, slot.units, wide).to(device, non_blocking=True)
-            vectors[slot.start].append(norms.reshape(-1))
-    return (
-        torch.cat(
-            [
-                _combine(parts) if parts else absent.expand(widths[start])
-                for start, parts in sorted(vectors.items())
-            ]
-        ),
-        torch.cat(
-            [
-                (yes if parts else ~yes).expand(widths[start])
-                for start, parts in sorted(vectors.items())
-            ]
-        ),
-    )
+            own = norms_in(tensor, slot.units, wide).to(device, non_blocking=True)
+            vectors[slot.start].append(own.reshape(-1))
+    norms = [
+        _combine(parts) if parts else absent.expand(widths[start])
+        for start, parts in vectors.items()
+    ]
+    observed = [
+        (yes if parts else ~yes).expand(widths[start])
+        for start, parts in vectors.items()
+    ]
+    return torch.cat(norms), torch.cat(observed)
 
 
 def _device_scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:

@@ -29,7 +29,9 @@ class Learner:
         self.rows = rows
         self.nonfinite = nonfinite
         self._namespace: TorchNamespace | None = None
-        self.reset()
+        self.states: list[Any]
+        self.tally: Tally
+        self._start()
 
     @property
     def device(self) -> torch.device | None:
@@ -49,11 +51,14 @@ class Learner:
 
     def reset(self) -> None:
         """Forget every norm and count."""
-        self.states = [
-            band.policy.init(band.stop - band.start, self.xp)
-            for band in self.rows.bands
-        ]
-        self.tally: Tally = no_tally(len(self.rows.names), self.xp)
+        self.states = self._keep(self._fresh(), self.states)
+        self.tally = self._keep(no_tally(len(self.rows.names), self.xp), self.tally)
+        self.decision = self._nothing_seen()
+
+    def _start(self) -> None:
+        """Make the memory for what will be learned, where decisions are taken."""
+        self.states = self._fresh()
+        self.tally = no_tally(len(self.rows.names), self.xp)
         self.decision = self._nothing_seen()
         # Asked once here: whether an update may be cancelled. On a device this also
         # brings the policies' tables there, so that no step has to.
@@ -65,6 +70,15 @@ class Learner:
             limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
 
+    def _fresh(self) -> list[Any]:
+        """Return the states of policies that have seen nothing."""
+        return [
+            band.policy.init(band.stop - band.start, self.xp)
+            for band in self.rows.bands
+        ]
+
+    # `torch.compile` does this once, when it traces, and not in the compiled code.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def place(self, device: torch.device | None) -> None:
         """Move to the host (None) or to a device, history and all."""
         if device == self.device:
@@ -76,7 +90,7 @@ class Learner:
             )  # refuses a history that only the host can keep
         states, tally, decision = self.states, self.tally, self.decision
         self._namespace = namespace
-        self.reset()
+        self._start()
         move = _to_host if device is None else lambda leaf: _to_device(leaf, device)
         self.states = [_map(move, state) for state in states]
         self.tally, self.decision = _map(move, tally), _map(move, decision)
@@ -105,13 +119,15 @@ class Learner:
             )
             states.append(after)
             decisions.append(decision)
-        self.states, decision = self._agree(states, decisions, observed)
+        states, decision = self._agree(states, decisions, observed)
+        self.states = self._keep(states, self.states)
         return self.count(decision)
 
     def count(self, decision: Decision) -> Decision:
         """Count one step, decided here or by a rule that has no history."""
         self.decision = decision
-        self.tally = add_step(self.tally, decision, self.xp)
+        tally = add_step(self.tally, decision, self.xp)
+        self.tally = self._keep(tally, self.tally)
         return decision
 
     def thresholds(self, param_norms: Any) -> Any:
@@ -181,8 +197,20 @@ class Learner:
         """Take over states and counts; all or, with a ValueError, nothing."""
         states = states_from_plain(plain["states"], self.states)
         tally = state_from_plain(plain["tally"], self.tally, "tally")
-        self.states, self.tally = states, tally
+        self.states = self._keep(states, self.states)
+        self.tally = self._keep(tally, self.tally)
         self.decision = self._nothing_seen()
+
+    def _keep(self, new: Any, old: Any) -> Any:
+        """Return a new state; on a device in the memory of the old one.
+
+        A captured CUDA graph writes where it wrote when it was captured.
+        """
+        if self.device is None:
+            return new
+        if leaves := _leaves(old):
+            torch._foreach_copy_(leaves, _leaves(new))
+        return old
 
     def _each(self, rows: Any) -> list[tuple[Any, Any, Any]]:
         """Return each band with its state and its part of an array over the rows."""
@@ -230,6 +258,13 @@ def _map(function: Callable[[Any], Any], state: Any) -> Any:
     if isinstance(state, tuple):
         return type(state)(*(_map(function, part) for part in state))
     return function(state)
+
+
+def _leaves(state: Any) -> list[Any]:
+    """Return the arrays of a state, or of a list of states."""
+    if isinstance(state, tuple | list):
+        return [leaf for part in state for leaf in _leaves(part)]
+    return [state]
 
 
 def _to_host(leaf: Tensor) -> Any:

@@ -3,6 +3,9 @@
 import warnings
 from typing import Any
 
+import torch
+
+from autoclip_core import Decision
 from autoclip_core.checks import check_count, message
 from autoclip_core.metrics import Tally
 from autoclip_core.scale import as_norms
@@ -12,6 +15,7 @@ from .learner import Learner
 
 def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
     """Raise a FloatingPointError that names the rows whose norm is not finite."""
+    _check_not_compiling('nonfinite="raise"')
     xp, rows = learner.xp, learner.rows.names
     bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
     names = [name for name, is_bad in zip(rows, bad, strict=True) if is_bad]
@@ -21,6 +25,22 @@ def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
             f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
             'nonfinite="raise"; to go on without such gradients, set '
             'nonfinite="zero" or "skip"'
+        )
+
+
+def is_skipped(learner: Learner, decision: Decision) -> bool:
+    """Tell on the host whether the update is cancelled."""
+    _check_not_compiling("what cancels updates")
+    return bool(learner.xp.any(decision.skipped))
+
+
+def _check_not_compiling(what: str) -> None:
+    """Refuse what looks at a value: while it is traced, code has none."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{what} must look at the norms on the host, which a compiled step cannot; "
+            'set nonfinite="zero" or "propagate", or call clipper.step() outside of '
+            "torch.compile"
         )
 
 

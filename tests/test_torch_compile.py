@@ -1,0 +1,304 @@
+"""`clipper.step()` inside `torch.compile(fullgraph=True)` and inside a CUDA graph."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo import config
+from torch._dynamo.utils import counters
+
+from autoclip_core import Cap, Quantile, StreamingQuantile, Warmup, decide
+from autoclip_torch import (
+    AGC,
+    AdaGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    ZClip,
+)
+
+CLIPPERS = {
+    "quantile": lambda p: QuantileClip(p, quantile=0.5, history_length=20),
+    "current": lambda p: QuantileClip(p, include_current=True, history_length=20),
+    "global": lambda p: QuantileClip(p, scope="global", history_length=20),
+    "mean_std": lambda p: StandardClip(p, deviations=0.5, history_length=20),
+    "zscore": lambda p: ZClip(p, z=0.5, warmup_steps=3),
+    "ema_ratio": lambda p: AdaGC(p, warmup_steps=3, warmup_threshold=50.0),
+    "agc": lambda p: AGC(p, clipping=0.5),
+    "constant": lambda p: NormClip(p, max_norm=5.0),
+    "value": lambda p: ValueClip(p, clip_value=0.5),
+    "warm-up": lambda p: Clipper(
+        p, Warmup(Cap(StreamingQuantile(0.5), max_norm=9.0), steps=3)
+    ),
+}
+
+
+# Torch uses it itself where it compiles an optimizer, and in Inductor.
+script_method = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method:DeprecationWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_compilation():
+    """A second compilation is an error."""
+    torch._dynamo.reset()
+    counters.clear()
+    with config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+def model_and_clipper(make, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(3, 4), (3,), (2, 3)]
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes
+    ]
+    return parameters, make(parameters)
+
+
+def gradients(steps, seed=1):
+    """Series of gradients whose norms spread over a factor of 100."""
+    rng = np.random.default_rng(seed)
+    for size in np.exp(rng.normal(size=steps) * 1.2):
+        yield [
+            torch.tensor(rng.normal(size=shape) * size, dtype=torch.float32)
+            for shape in [(3, 4), (3,), (2, 3)]
+        ]
+
+
+def train(parameters, update, steps):
+    """Return the decision of each step."""
+    found = []
+    for grads in gradients(steps):
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad.clone()
+        decision = update()
+        found.append([field.detach().numpy().copy() for field in decision])
+    return [np.stack(field) for field in zip(*found, strict=True)]
+
+
+def updater(parameters, clipper):
+    """A training step after the backward pass."""
+
+    @torch.no_grad()
+    def update():
+        decision = clipper.step()
+        for parameter in parameters:
+            parameter.sub_(parameter.grad, alpha=0.01)
+        return decision
+
+    return update
+
+
+def compiled(function, backend="eager"):
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+@pytest.mark.parametrize("name", CLIPPERS)
+def test_a_compiled_step_decides_as_an_eager_one(name):
+    eager, one = model_and_clipper(CLIPPERS[name])
+    traced, other = model_and_clipper(CLIPPERS[name])
+    expected = train(eager, updater(eager, one), 30)
+    found = train(traced, compiled(updater(traced, other)), 30)
+    assert expected[3].any()  # something was clipped
+    for here, there in zip(found, expected, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=0)
+    for here, there in zip(traced, eager, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+    assert other.metrics() == pytest.approx(one.metrics(), rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_200_steps_are_one_compilation():
+    parameters, clipper = model_and_clipper(
+        lambda p: QuantileClip(p, quantile=0.9, history_length=50)
+    )
+    thresholds = train(parameters, compiled(updater(parameters, clipper)), 200)[1]
+    assert counters["stats"]["unique_graphs"] == 1
+    norms = np.array([[float(g.norm()) for g in grads] for grads in gradients(200)])
+    expected = np.full_like(norms, np.inf)
+    for step in range(1, 200):
+        past = norms[max(0, step - 50) : step]
+        expected[step] = np.quantile(past, 0.9, axis=0)
+    np.testing.assert_allclose(thresholds, expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@script_method
+def test_inductor_compiles_a_step():
+    make = CLIPPERS["quantile"]
+    parameters, clipper = model_and_clipper(make)
+    found = train(parameters, compiled(updater(parameters, clipper), "inductor"), 12)
+    policy, rows = Quantile(0.5, history_length=20), 3
+    state, thresholds = policy.init(rows), []
+    for grads in gradients(12):
+        norms = np.array([np.linalg.norm(np.float64(g)) for g in grads])
+        state, decision = decide(policy, state, norms)
+        thresholds.append(decision.threshold)
+    np.testing.assert_allclose(found[1], thresholds, rtol=1e-6)
+
+
+@pytest.mark.skipif(
+    not hasattr(config, "trace_autograd_ops"),
+    reason="this torch cannot compile a backward pass in one graph",
+)
+def test_a_whole_training_step_is_one_graph():
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(5, 4, generator=rng) * 1.5**i for i in range(10)]
+
+    def losses(wrap):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 2)
+        clipper = QuantileClip(model.parameters(), quantile=0.5, scope="global")
+        update = updater(list(model.parameters()), clipper)
+
+        def step(x):
+            loss = model(x).square().mean()
+            loss.backward()
+            update()
+            return loss.detach()
+
+        run, found = wrap(step), []
+        for x in inputs:
+            model.zero_grad()
+            found.append(float(run(x)))
+        return found
+
+    with config.patch(trace_autograd_ops=True):
+        found = losses(compiled)
+    assert found == pytest.approx(losses(lambda step: step), rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@script_method
+def test_an_attached_clipper_is_compiled_with_the_optimizer():
+    """Torch breaks the graph around every optimizer's step, so not with fullgraph."""
+
+    def run(wrap):
+        parameters, clipper = model_and_clipper(CLIPPERS["quantile"])
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        clipper.attach(optimizer)
+        step = wrap(optimizer.step)
+
+        def update():
+            step()
+            return [torch.as_tensor(field) for field in clipper._learner.decision]
+
+        return train(parameters, update, 10)[1], parameters
+
+    thresholds, expected = run(lambda step: step)
+    found, parameters = run(torch.compile(backend="eager"))
+    np.testing.assert_allclose(found, thresholds, rtol=1e-5)
+    for here, there in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_within_its_limit_keeps_its_bits():
+    parameters, clipper = model_and_clipper(lambda p: NormClip(p, max_norm=1e30))
+    odd = [1e-45, 1e-40, -0.0]  # a product with 1 may flush these
+    parameters[1].grad = torch.tensor(odd)
+    bits = parameters[1].grad.clone().view(torch.int32)
+    compiled(clipper.step)()
+    assert torch.equal(parameters[1].grad.view(torch.int32), bits)
+
+
+def test_what_is_not_finite_becomes_zero_and_is_not_learned():
+    parameters, clipper = model_and_clipper(lambda p: QuantileClip(p, history_length=9))
+    step = compiled(clipper.step)
+    for value in (1.0, float("nan"), float("inf"), 3.0):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, value)
+        decision = step()
+        finite = value in (1.0, 3.0)
+        assert all(bool(p.grad.isfinite().all()) for p in parameters)
+        assert bool((parameters[0].grad == 0).all()) is not finite
+    np.testing.assert_allclose(decision.threshold, np.sqrt([12.0, 3.0, 6.0]), 1e-6)
+    assert clipper.metrics()["clip/nonfinite_total"] == 2
+
+
+@config.patch(error_on_recompile=False)
+def test_history_goes_on_between_eager_and_compiled_steps():
+    """The history moves where the decisions are taken: that is a new compilation."""
+    make = CLIPPERS["quantile"]
+    eager, one = model_and_clipper(make)
+    mixed, other = model_and_clipper(make)
+    expected = train(eager, updater(eager, one), 30)
+    plain = updater(mixed, other)
+    steps = iter([plain] * 10 + [compiled(plain)] * 10 + [plain] * 10)
+    found = train(mixed, lambda: next(steps)(), 30)
+    for here, there in zip(found, expected, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5)
+
+
+def test_the_state_stays_in_its_memory():
+    """A CUDA graph writes where it wrote when it was captured."""
+    parameters, clipper = model_and_clipper(CLIPPERS["quantile"])
+    step = compiled(updater(parameters, clipper))
+    train(parameters, step, 3)
+
+    def addresses():
+        learner = clipper._learner
+        leaves = [*learner.states[0], *learner.tally]
+        return [leaf.data_ptr() for leaf in leaves]
+
+    before, saved = addresses(), clipper.state_dict()
+    first = train(parameters, step, 5)
+    clipper.load_state_dict(saved)
+    again = train(parameters, step, 5)
+    np.testing.assert_array_equal(again[1], first[1])
+    clipper.reset()
+    assert np.isinf(train(parameters, step, 5)[1][0]).all()
+    assert addresses() == before
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_what_looks_at_norms_says_that_it_cannot_be_compiled(nonfinite):
+    parameters, clipper = model_and_clipper(
+        lambda p: QuantileClip(p, nonfinite=nonfinite)
+    )
+    train(parameters, clipper.step, 1)  # eager it works
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="must look at the norms"):
+        train(parameters, compiled(clipper.step), 1)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_replays_the_decisions():
+    parameters, clipper = model_and_clipper(
+        lambda p: QuantileClip(
+            [torch.nn.Parameter(q.detach().cuda()) for q in p],
+            quantile=0.5,
+            history_length=20,
+        )
+    )
+    parameters = [slot.parameter for slot in clipper._learner.rows.slots]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    warm = torch.cuda.Stream()
+    with torch.cuda.stream(warm):
+        for _ in range(3):
+            clipper.step()
+    torch.cuda.synchronize()
+    clipper.reset()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        decision = clipper.step()
+    clipper.reset()
+    expected = []
+    policy = Quantile(0.5, history_length=20)
+    state = policy.init(3)
+    for grads in gradients(30):
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad.copy_(grad)
+        graph.replay()
+        norms = np.array([np.linalg.norm(np.float64(g)) for g in grads])
+        state, wanted = decide(policy, state, norms)
+        expected.append(wanted.threshold)
+        np.testing.assert_allclose(
+            decision.threshold.cpu(), wanted.threshold, rtol=1e-6
+        )
+    assert np.isfinite(expected[-1]).all()
