@@ -2,8 +2,9 @@
 
     python docs/draw_policies.py
 
-writes docs/policies/*.png, which the pages of the policies show, and prints the table of
-docs/choosing.md. It takes half a minute, and needs the extra `plot`. The norms are made here, with a fixed seed.
+writes docs/policies/*.png, which the pages of the policies show, and prints the table
+of docs/choosing.md. It takes half a minute, and needs the extra `plot`. The norms are
+made here, with a fixed seed.
 """
 
 import io
@@ -94,7 +95,9 @@ def save(figure, name, height):
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
     path = PICTURES / f"{name}.png"
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -119,7 +122,7 @@ def table():
     head = [f"spread {spread:g}" for spread in SPREADS]
     lines = [["policy", *head, "rise ×10", "fall ÷10"], ["---"] * (len(head) + 3)]
     for name, policy in TABLE.items():
-        cells = [rate(replay(norms(spread, 5000), policy)) for spread in SPREADS]
+        cells = [rate(replay(norms(spread, 2500), policy)) for spread in SPREADS]
         rise, fall = (replay(moved(ratio), policy) for ratio in (10.0, 0.1))
         lines.append([f"`{name}`", *cells, told(rise.recovery), told(followed(fall))])
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -131,16 +134,16 @@ def rate(done):
 
 
 def moved(ratio):
-    """Return norms whose level changes by a ratio after 2000 steps."""
-    series = norms(steps=5000)
-    series[2000:] *= ratio
+    """Return norms whose level changes by a ratio after 1000 steps."""
+    series = norms(steps=3500)
+    series[1000:] *= ratio
     return series
 
 
 def followed(done):
     """Return the steps after the fall until the threshold is a fifth of what it was."""
-    before = np.median(done.thresholds[1900:2000])
-    there = np.flatnonzero(done.thresholds[2000:] <= before / 5)
+    before = np.median(done.thresholds[900:1000])
+    there = np.flatnonzero(done.thresholds[1000:] <= before / 5)
     return there[0] if there.size else np.inf
 
 

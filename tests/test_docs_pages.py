@@ -1,0 +1,127 @@
+"""The pages of the site are true: code runs, pictures and public names are there."""
+
+import importlib.util
+import pathlib
+import re
+import textwrap
+
+import pytest
+
+import autoclip_core
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+# test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
+ELSEWHERE = {"jax.md", "keras.md", "stacks.md", "watching.md"}
+PAGES = {
+    page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
+    for page in sorted(DOCS.rglob("*.md"))
+}
+FENCE = re.compile(
+    r'^(?P<indent> *)```python(?: title="(?P<title>\w+)")?\n(?P<code>.*?)^ *```$',
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def blocks(text):
+    """The code to run, block by block; "before" is another library's code."""
+    return [
+        textwrap.dedent(found["code"])
+        for found in FENCE.finditer(text)
+        if found["title"] != "before"
+    ]
+
+
+def by_framework(sources):
+    """The blocks of each framework; one that imports none goes with the one above.
+
+    Blocks of the core that come first belong to all: a reader has read them.
+    """
+    found, framework = {"core": []}, "core"
+    for source in sources:
+        adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
+        framework = adapter[1] if adapter else framework
+        found.setdefault(framework, list(found["core"])).append(source)
+    return found
+
+
+def runs():
+    """A case for each page and framework that has code."""
+    for page, text in PAGES.items():
+        if page not in ELSEWHERE:
+            for framework, sources in by_framework(blocks(text)).items():
+                mark = pytest.mark.needs(framework)
+                if sources:
+                    case = (page, sources)
+                    yield pytest.param(*case, id=f"{page}-{framework}", marks=mark)
+
+
+@pytest.mark.parametrize(("page", "sources"), list(runs()))
+def test_the_code_runs(page, sources, tmp_path, monkeypatch):
+    # In order and in one namespace, as a reader would; it may write files.
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for source in sources:
+        exec(compile(source, page, "exec"), namespace)
+
+
+def test_there_is_code_for_every_framework():
+    assert {"core", "torch", "tf", "jax"} <= set(
+        by_framework(blocks(PAGES["index.md"]))
+    )
+    assert len(blocks(PAGES["migration.md"])) >= 12
+
+
+def test_a_block_of_another_library_is_not_run():
+    text = '```python title="before"\nimport zclip\n```\n\n```python\nx = 1\n```\n'
+    assert blocks(text) == ["x = 1\n"]
+
+
+def test_the_pictures_of_the_policies_are_shown_and_small():
+    pages = [text for page, text in PAGES.items() if page.startswith("policies/")]
+    shown = {name for text in pages for name in re.findall(r"\((\w+\.png)\)", text)}
+    drawn = {picture.name for picture in (DOCS / "policies").glob("*.png")}
+    assert shown == drawn
+    for name in drawn:
+        assert (DOCS / "policies" / name).stat().st_size < 60_000
+
+
+def is_policy(value):
+    """Whether a public name of the core is a policy."""
+    return isinstance(value, type) and hasattr(value, "limit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, v in vars(autoclip_core).items() if is_policy(v) and n != "Policy"],
+)
+def test_every_policy_has_a_page_with_formula_source_and_picture(name):
+    heading = rf"^#+ {name}\b"
+    found = [
+        text
+        for page, text in PAGES.items()
+        if page.startswith("policies/") and re.search(heading, text, re.MULTILINE)
+    ]
+    assert len(found) == 1
+    for part in (r"```text\nC? ?.*[TR] =", r"^\| argument ", r"\.png\)", "## Source"):
+        assert re.search(part, found[0], re.MULTILINE | re.DOTALL), part
+
+
+@pytest.mark.parametrize("package", ["core", "torch", "tf", "jax"])
+def test_every_public_name_is_in_the_reference(package):
+    spec = importlib.util.find_spec(f"autoclip_{package}")
+    source = pathlib.Path(spec.origin).read_text(encoding="utf-8")
+    public = set(re.findall(r" import \w+ as (\w+)", source))
+    public -= {"__version__", "optimizers"}
+    page = PAGES[f"reference/{package}.md"]
+    documented = set(re.findall(rf"^::: autoclip_{package}\.(\w+)$", page, re.M))
+    assert public
+    assert public <= documented
+
+
+@pytest.mark.needs("plot")
+def test_the_table_of_the_guide_is_what_the_script_prints():
+    spec = importlib.util.spec_from_file_location("drawn", DOCS / "draw_policies.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    printed = "\n".join(script.table())
+    assert printed in PAGES["choosing.md"]
