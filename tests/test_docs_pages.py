@@ -5,9 +5,11 @@ import pathlib
 import re
 import textwrap
 
+import numpy as np
 import pytest
 
 import autoclip_core
+from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
@@ -125,3 +127,35 @@ def test_the_table_of_the_guide_is_what_the_script_prints():
     spec.loader.exec_module(script)
     printed = "\n".join(script.table())
     assert printed in PAGES["choosing.md"]
+
+
+def test_percentile_5_of_bitsandbytes_is_that_entry_of_the_last_100_norms():
+    norms = np.exp(np.random.default_rng(0).standard_normal(300)).astype(np.float32)
+    policy = Quantile(5 / 99, history_length=100, include_current=True)
+    theirs = [np.sort(norms[end - 100 : end])[5] for end in range(100, 301)]
+    np.testing.assert_allclose(replay(norms, policy).thresholds[99:], theirs, 1e-6)
+
+
+def test_zclip_with_its_cap_is_the_mapped_policy():
+    norms = np.exp(0.3 * np.random.default_rng(1).standard_normal(400))
+    norms[[60, 200]] = 9.0
+    policy = Cap(ZScore(2.5, record="applied"), max_norm=1.5)
+    done = replay(norms, policy)
+    after = done.norms * done.scales
+    mean, var, alpha = norms[:25].mean(), norms[:25].var(), 0.97
+    np.testing.assert_allclose(after[:25], np.minimum(norms[:25], 1.5), 1e-5)
+    for norm, ours in zip(norms[25:], after[25:], strict=True):
+        z = (norm - mean) / np.sqrt(var)
+        if z > 2.5:
+            norm = mean + 2.5 * np.sqrt(var) / (z / 2.5)
+        np.testing.assert_allclose(ours, min(norm, 1.5), 1e-4)
+        mean = alpha * mean + (1 - alpha) * norm
+        var = alpha * var + (1 - alpha) * (norm - mean) ** 2
+
+
+def test_100_warm_up_steps_of_smartclip_are_99():
+    norms = np.linspace(1.0, 2.0, 150)
+    policy = Quantile(0.95, history_length=1024, include_current=True)
+    done = replay(norms, Warmup(policy, steps=99))
+    assert np.flatnonzero(done.clipped)[0] == 99  # their 100th step
+    np.testing.assert_allclose(done.thresholds[99], np.quantile(norms[:100], 0.95))
