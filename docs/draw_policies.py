@@ -119,8 +119,8 @@ def draw_all():
 
 def table():
     """Return the lines of the table: what each policy does to log-normal norms."""
-    head = [f"spread {spread:g}" for spread in SPREADS]
-    lines = [["policy", *head, "rise ×10", "fall ÷10"], ["---"] * (len(head) + 3)]
+    head = [f"{spread:.1f}" for spread in SPREADS]
+    lines = [["policy", *head, "rise", "fall"], ["---"] * (len(head) + 3)]
     for name, policy in TABLE.items():
         cells = [rate(replay(norms(spread, 2500), policy)) for spread in SPREADS]
         rise, fall = (replay(moved(ratio), policy) for ratio in (10.0, 0.1))
@@ -130,7 +130,7 @@ def table():
 
 def rate(done):
     """Return clip rate and mean scale of a replay as text."""
-    return f"{100 * done.clip_rate:.2g} %, {done.mean_scale:.2f}"
+    return f"{100 * done.clip_rate:.2g} %, {done.mean_scale:.2f}".replace(" ", "\u00a0")
 
 
 def moved(ratio):
@@ -149,7 +149,7 @@ def followed(done):
 
 def told(steps):
     """Return a number of steps as text."""
-    return f"{steps:.0f} steps" if np.isfinite(steps) else "never"
+    return f"{steps:.0f}" if np.isfinite(steps) else "never"
 
 
 if __name__ == "__main__":

@@ -78,6 +78,14 @@ def test_a_block_of_another_library_is_not_run():
     assert blocks(text) == ["x = 1\n"]
 
 
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_its_links_lead_to_files(page):
+    # The build of the site checks their anchors, too; this needs none of its packages.
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", PAGES[page])
+    folder = (DOCS / page).parent
+    assert [link for link in links if not (folder / link).is_file()] == []
+
+
 def test_the_pictures_of_the_policies_are_shown_and_small():
     pages = [text for page, text in PAGES.items() if page.startswith("policies/")]
     shown = {name for text in pages for name in re.findall(r"\((\w+\.png)\)", text)}
@@ -115,7 +123,7 @@ def test_every_public_name_is_in_the_reference(package):
     public = set(re.findall(r" import \w+ as (\w+)", source))
     public -= {"__version__", "optimizers"}
     page = PAGES[f"reference/{package}.md"]
-    documented = set(re.findall(rf"^::: autoclip_{package}\.(\w+)$", page, re.M))
+    documented = set(re.findall(rf"^::: autoclip_{package}[\w.]*\.(\w+)$", page, re.M))
     assert public
     assert public <= documented
 
