@@ -1,0 +1,38 @@
+"""The pictures' style: colours that colour-blind readers can tell apart, thin grids."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+# Okabe and Ito's colours; the dashes differ too, for readers without colour.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PINK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches."""
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def finish(axes: Any, **labels: Any) -> None:
+    """Set labels, scales and limits, and draw the grid."""
+    axes.set(**labels)
+    axes.grid(alpha=0.3, lw=0.5)
+
+
+def legend_beside(figure: Figure, axes: Any) -> None:
+    """Put the legend of one panel to the right of all."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write the picture in 64 colours, a third of the usual size."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
