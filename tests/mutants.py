@@ -1,0 +1,179 @@
+"""Change the policies one operator at a time; say which changes no test notices.
+
+Run it as `python tests/mutants.py`, or for some files as `python tests/mutants.py
+window.py ema.py`; pytest does not collect it. Each mutant is a copy of the package in
+a temporary folder with one comparison, operator, constant or choice replaced. The tests
+run there until the first fails; a mutant that survives them all is printed. The working
+tree is only read. One mutant takes some seconds, all of them most of an hour.
+"""
+
+import argparse
+import ast
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import hypothesis  # noqa: F401  (with NumPy, what each child would import again)
+import numpy as np  # noqa: F401
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "autoclip_core"
+SECONDS = 300
+
+TESTS = {
+    "combine.py": ["combine", "policies"],
+    "ema.py": ["policies", "golden", "laws"],
+    "fixed.py": ["policies", "decide"],
+    "mean_std.py": ["policies", "golden"],
+    "param_ratio.py": ["policies", "golden"],
+    "policy.py": ["decide", "policies", "laws"],
+    "quantile.py": ["policies", "golden", "laws"],
+    "scale.py": ["scale", "decide", "policies"],
+    "tables.py": ["window", "policies"],
+    "window.py": ["window", "policies"],
+}
+"""What decides a threshold or a scale, and the tests that have to notice a change."""
+
+COMPARISONS = {
+    ast.Lt: [ast.LtE, ast.GtE],
+    ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.LtE],
+    ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq],
+    ast.NotEq: [ast.Eq],
+    ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is],
+}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+NAMES = {"minimum": "maximum", "min": "max", "any": "all", "floor": "ceil"}
+NAMES |= {new: old for old, new in NAMES.items()}
+
+Slot = tuple[ast.AST, Callable[[ast.AST], None]]
+
+
+def slots(node: ast.AST) -> Iterator[Slot]:
+    """Yield what a change can replace, and how; errors and annotations are left out."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        several = isinstance(value, list)
+        for place, child in enumerate(value if several else [value]):
+            if isinstance(child, ast.AST) and not isinstance(child, ast.Raise):
+                put = partial(value.__setitem__, place) if several else None
+                yield child, put or partial(setattr, node, field)
+                yield from slots(child)
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what stands in the place of a node in each of its mutants."""
+    match node:
+        case ast.Compare(left, ops, rights):
+            for place, op in enumerate(ops):
+                for other in COMPARISONS.get(type(op), []):
+                    changed = [*ops[:place], other(), *ops[place + 1 :]]
+                    yield ast.Compare(left, changed, rights)
+        case ast.BinOp(left, op, right) if type(op) in OPERATORS:
+            yield ast.BinOp(left, OPERATORS[type(op)](), right)
+        case ast.BoolOp(op, values):
+            yield ast.BoolOp(OPERATORS[type(op)](), values)
+        case ast.UnaryOp(ast.Not() | ast.Invert() | ast.USub(), operand):
+            yield operand
+        case ast.Constant(bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(int(value) | float(value)):
+            whole = isinstance(value, int) or value == 0
+            yield ast.Constant(value + 1 if whole else value * 1.01)
+        case ast.Attribute(of, name) if name in NAMES:
+            yield ast.Attribute(of, NAMES[name])
+        case ast.Name(name) if name in NAMES:
+            yield ast.Name(NAMES[name])
+        case ast.Call(ast.Attribute(_, "where") as where, [condition, one, other]):
+            yield ast.Call(where, [condition, other, one], [])
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """Yield what each mutant changes, and its source."""
+    tree = ast.parse(source)
+    for node, put in list(slots(tree)):
+        for changed in changes(node):
+            put(changed)
+            what = f"{node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(changed)}"
+            yield what, ast.unparse(ast.fix_missing_locations(tree))
+            put(node)
+
+
+def survives(folder: Path, tests: list[str]) -> bool:
+    """Return whether all tests pass; one that takes too long has noticed."""
+    child = multiprocessing.get_context("fork").Process(
+        target=run_tests, args=(folder, [f"tests/test_{name}.py" for name in tests])
+    )
+    child.start()
+    child.join(SECONDS)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    return child.exitcode == 0
+
+
+def run_tests(folder: Path, files: list[str]) -> None:
+    """Run in a child: the package of the folder is the only one there is."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True  # two mutants of one second have the same time
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    options = ["-x", "-q", "-m", "not needs", "-p", "no:cacheprovider"]
+    # pytest would rewrite what the parent has imported for it.
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    os._exit(pytest.main([*options, *files]))
+
+
+def main() -> int:
+    """Try the mutants and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("files", nargs="*", choices=[*TESTS, []], default=list(TESTS))
+    add("--every", type=int, default=1, help="try one in so many (default all)")
+    options = parser.parse_args()
+    tried = survived = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in (PACKAGE, "tests", "pyproject.toml"):
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        for file in options.files:
+            path = folder / PACKAGE / file
+            source = path.read_text(encoding="utf-8")
+            if not survives(folder, TESTS[file]):
+                print(f"{file}: its tests fail as they are")
+                return 2
+            for what, mutant in list(mutants(source))[:: options.every]:
+                path.write_text(mutant, encoding="utf-8")
+                tried += 1
+                if survives(folder, TESTS[file]):
+                    survived += 1
+                    print(f"{file}:{what}", flush=True)
+            path.write_text(source, encoding="utf-8")
+    print(f"{survived} of {tried} mutants survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

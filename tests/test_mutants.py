@@ -1,0 +1,58 @@
+"""The mutation check finds what it is to change, and leaves everything else alone."""
+
+import ast
+
+import pytest
+
+from . import mutants
+
+SOURCE = '''
+"""A docstring has no mutants."""
+def scaled(x: int | None, y=2.0, xp=None):
+    if not 0 <= x < y and y is None:
+        raise ValueError(x + 1)
+    return xp.where(x > y, xp.minimum(x, -y), 1 - x / y)
+'''
+CHANGED = """
+    2.0 -> 2.02
+    not 0 <= x < y and y is None -> not 0 <= x < y or y is None
+    not 0 <= x < y -> 0 <= x < y
+    0 <= x < y -> 0 < x < y
+    0 <= x < y -> 0 > x < y
+    0 <= x < y -> 0 <= x <= y
+    0 <= x < y -> 0 <= x >= y
+    0 -> 1
+    y is None -> y is not None
+    xp.where(x > y, xp.minimum(x, -y), 1 - x / y)
+        -> xp.where(x > y, 1 - x / y, xp.minimum(x, -y))
+    x > y -> x >= y
+    x > y -> x <= y
+    xp.minimum -> xp.maximum
+    -y -> y
+    1 - x / y -> 1 + x / y
+    1 -> 2
+    x / y -> x * y
+"""
+
+
+def test_every_operator_and_constant_is_changed_once():
+    found = [what.split(": ", 1)[1] for what, _ in mutants.mutants(SOURCE)]
+    joined = CHANGED.replace("\n        ->", " ->").strip().splitlines()
+    assert sorted(" ".join(what.split()) for what in found) == sorted(
+        line.strip() for line in joined
+    )
+
+
+def test_a_mutant_differs_in_one_line_and_the_next_starts_afresh():
+    plain = ast.unparse(ast.parse(SOURCE)).splitlines()
+    for what, source in mutants.mutants(SOURCE):
+        lines = zip(plain, source.splitlines(), strict=True)
+        assert sum(one != other for one, other in lines) == 1, what
+
+
+@pytest.mark.parametrize("file", mutants.TESTS)
+def test_each_file_has_mutants_and_its_tests_are_there(file):
+    source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
+    assert len(list(mutants.mutants(source))) >= 2
+    for name in mutants.TESTS[file]:
+        assert (mutants.ROOT / "tests" / f"test_{name}.py").is_file()
