@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 
 from .amp import LossScale
-from .gradients import unscale_
+from .gradients import Gradients
+from .values import stored
 
 if TYPE_CHECKING:
     from .clipper import Clipper
@@ -53,7 +54,7 @@ class FusedStep:
         if not folds and scale.factor is not None:
             # No one factor for the kernel to divide by: what a GradScaler has left to
             # it is done here, so that thresholds meet true gradients.
-            unscale_(clipper._gradients(), scale.factor)
+            _unscale_(clipper._gradients(), scale.factor)
             scale = scale._replace(factor=None)
         gradients, decision = clipper._learn(scale)
         clipper._check_run()
@@ -111,3 +112,10 @@ def _cancelled(decision: Decision, folds: bool) -> Tensor:
 
 def _either(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
+
+
+def _unscale_(gradients: Gradients, factor: Tensor) -> None:
+    """Divide every gradient in place by a loss scale, on its device."""
+    for gradient in gradients:
+        if gradient is not None:
+            stored(gradient).div_(factor.to(gradient.device, non_blocking=True))

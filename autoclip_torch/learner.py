@@ -120,6 +120,8 @@ class Learner:
             states.append(after)
             decisions.append(decision)
         states, decision = self._agree(states, decisions, observed)
+        if self.device is not None:  # a threshold may lie in the state, overwritten now
+            decision = decision._replace(threshold=decision.threshold.clone())
         self.states = self._keep(states, self.states)
         return self.count(decision)
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from autoclip_core.units import Units, split_shape, unit_shape
 
-from .gradients import Gradients, norms_in, scale_one_, select_
+from .device import scale_one_
+from .gradients import Gradients
 from .rows import Rows, Slot
+from .values import norms_in, select_
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -13,9 +13,10 @@ from autoclip_core.settings import check_keywords
 from autoclip_core.value import decide_by_value
 
 from .clipper import Clipper
-from .gradients import Gradients, clamp_, clamped, cut_off, writable
+from .gradients import Gradients
 from .groups import Given
 from .settings import check_keys
+from .values import real, writable
 
 
 class _Keywords(TypedDict, total=False):
@@ -76,7 +77,7 @@ class ValueClip(Clipper):
         """Compare the norms of what clamping would leave, and of what it would cut."""
         learner = self._learner
         (after, _), (cut, _) = self._measure(
-            self._each(clamped, gradients), self._each(cut_off, gradients)
+            self._each(_clamped, gradients), self._each(_cut_off, gradients)
         )
         return learner.count(
             decide_by_value(
@@ -104,9 +105,9 @@ class ValueClip(Clipper):
         for slot, most in zip(rows.slots, self._values(), strict=True):
             gradient = slot.parameter.grad
             if gradient is not None and gradient.is_sparse:
-                slot.parameter.grad = clamped(gradient, most)
+                slot.parameter.grad = _clamped(gradient, most)
             elif gradient is not None:
-                clamp_(writable(slot, gradient), most)
+                _clamp_(writable(slot, gradient), most)
 
     def _each(
         self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
@@ -124,3 +125,26 @@ class ValueClip(Clipper):
             policy: Any = next(own, rows.bands[0]).policy
             values.append(policy.max_norm)
         return values
+
+
+def _clamped(gradient: Tensor, most: float) -> Tensor:
+    """Return a copy with every element, or part of a complex one, in [-most, most]."""
+    copy = gradient.coalesce().clone() if gradient.is_sparse else gradient.clone()
+    return _clamp_(copy, most)
+
+
+def _cut_off(gradient: Tensor, most: float) -> Tensor:
+    """Return what clamping takes away, with any sign; 0 where it changes nothing."""
+    if not gradient.is_sparse:
+        return gradient - _clamped(gradient, most)
+    # Of a coalesced tensor: added up in another order, duplicates may differ in a bit.
+    gradient = gradient.coalesce()
+    rest = _clamped(gradient, most)
+    rest._values().sub_(gradient._values())
+    return rest
+
+
+def _clamp_(gradient: Tensor, most: float) -> Tensor:
+    """Clamp every element of a dense or a coalesced gradient in place."""
+    real(gradient).clamp_(-most, most)
+    return gradient

@@ -1,0 +1,87 @@
+"""The numbers of one gradient, be it dense, sparse, complex, strided or narrow."""
+
+import torch
+from torch import Tensor
+
+from autoclip_core.units import Units, split_shape, unit_shape
+
+from .rows import Slot
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """Return the numbers that a tensor holds; writing to them writes to the tensor."""
+    return tensor._values() if tensor.is_sparse else tensor
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return the stored numbers as a real view: complex ones get an axis of parts."""
+    values = stored(tensor)
+    if not values.is_complex():
+        return values
+    # The conjugate of a conjugated view is no copy: what clamps it clamps the tensor.
+    return torch.view_as_real(values.conj() if values.is_conj() else values)
+
+
+def norm_over(
+    values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype
+) -> Tensor:
+    """Return norms over axes, with None over all of them, accumulated in `dtype`."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axes, dtype=dtype)
+    return norms
+
+
+def norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
+    """Return the tensor's norm, or one per unit, accumulated in `dtype` or wider."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce() if units is None else tensor.to_dense()
+    values = real(tensor)
+    dtype = torch.promote_types(dtype, values.dtype)
+    if units is None:
+        return norm_over(values, None, dtype)
+    if not units.axes:
+        return tensor.abs().to(dtype)
+    if tensor.is_complex():  # real() has added an axis of real and imaginary parts
+        axes = (*units.axes, len(split_shape(tensor.shape, units)))
+        units = Units(axes, units.groups)
+    return norm_over(split(values, units), units.axes, dtype)
+
+
+def split(values: Tensor, units: Units) -> Tensor:
+    """Return a view with the groups of the units as an axis, where there are some."""
+    return values.view(split_shape(values.shape, units)) if units.groups > 1 else values
+
+
+def unit_scales(
+    gradient: Tensor, scales: Tensor, units: Units
+) -> tuple[Tensor, Tensor]:
+    """Return a gradient's numbers and its units' scales, in shapes that broadcast."""
+    scales = scales.reshape(unit_shape(gradient.shape, units))
+    if not gradient.is_sparse:
+        return split(gradient, units), scales
+    # Each stored value has the scale of its place; the expanded scales take no memory.
+    among = gradient.sparse_dim()
+    places = tuple(gradient._indices())
+    expanded = scales.expand(*gradient.shape[:among], *scales.shape[among:])
+    return gradient._values(), expanded[places]
+
+
+def select_(values: Tensor, scale: Tensor) -> None:
+    """Write scale * values where the scale is not 1, and 0 where it is 0.
+
+    Multiplying by 1 or 0 would not do: 0 * inf is NaN. The product is taken in float32
+    or wider: a scale rounded to bfloat16 would be off by up to 0.4 %.
+    """
+    wide = values if values.dtype.itemsize >= 4 else values.float()
+    scaled = torch.where(scale == 0, 0.0, wide * scale).to(values.dtype)
+    values.copy_(torch.where(scale == 1, values, scaled))
+
+
+def writable(slot: Slot, gradient: Tensor) -> Tensor:
+    """Return the gradient, or a copy put in its place where memory overlaps."""
+    # An expanded gradient has an axis of stride 0, a dense one never has.
+    if gradient.is_sparse or 0 not in gradient.stride():
+        return gradient
+    pairs = zip(gradient.shape, gradient.stride(), strict=True)
+    if any(size > 1 and stride == 0 for size, stride in pairs):
+        slot.parameter.grad = gradient = gradient.clone()
+    return gradient
