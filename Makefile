@@ -17,7 +17,7 @@ SIDE_BY_SIDE := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint types wheel clean
+.PHONY: help demo test bench lint types docs wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -40,6 +40,9 @@ lint: .venv/.dev  ## ruff: lint and format, changing nothing
 
 types: .venv/.dev  ## mypy --strict over the four packages
 	$(BIN)/mypy
+
+docs: .venv/.docs  ## build the site into site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a wheel can get wrong is what it holds, not what it computes: some files will do.
 AWAY := $(addprefix tests/test_,$(addsuffix .py,imports doctests readme packaging \
@@ -66,7 +69,7 @@ wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from th
 	  $(AWAY_TORCH) tests/test_readme.py tests/test_doctests.py)
 
 clean:  ## remove what was built and cached; .venv stays
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is newer than the files that say what to install. An environment that is here
@@ -90,6 +93,10 @@ clean:  ## remove what was built and cached; .venv stays
 
 .venv/.dev: .venv/.test
 	$(PIP) --group dev
+	@touch $@
+
+.venv/.docs: .venv/.pip pyproject.toml
+	$(PIP) --editable . --group docs
 	@touch $@
 
 .venv/.bench: .venv/.pip pyproject.toml
