@@ -27,13 +27,13 @@ PACKAGE = "autoclip_core"
 SECONDS = 300
 
 TESTS = {
-    "combine.py": ["combine", "policies"],
-    "ema.py": ["policies", "golden", "laws"],
-    "fixed.py": ["policies", "decide"],
-    "mean_std.py": ["policies", "golden"],
-    "param_ratio.py": ["policies", "golden"],
+    "combine.py": ["combine", "policies", "checks"],
+    "ema.py": ["policies", "checks", "golden", "laws"],
+    "fixed.py": ["checks", "policies", "decide"],
+    "mean_std.py": ["policies", "checks", "golden"],
+    "param_ratio.py": ["policies", "checks", "golden"],
     "policy.py": ["decide", "policies", "laws"],
-    "quantile.py": ["policies", "golden", "laws"],
+    "quantile.py": ["policies", "checks", "golden", "laws"],
     "scale.py": ["scale", "decide", "policies"],
     "tables.py": ["window", "policies"],
     "window.py": ["window", "policies"],
