@@ -39,10 +39,8 @@ def median_interval(values: Sequence[float]) -> Interval:
     n = len(found)
     below = np.cumsum([math.comb(n, k) / 2**n for k in range(n)])
     rank = max(1, int(np.sum(2 * below <= 0.05)))
-    with np.errstate(invalid="ignore"):  # the mean of two infinite values
-        middle = float(np.quantile(found, 0.5, method="median_unbiased"))
-    middle = math.inf if math.isnan(middle) else middle
-    return Interval(middle, float(found[rank - 1]), float(found[n - rank]))
+    middle = (found[(n - 1) // 2] + found[n // 2]) / 2
+    return Interval(*map(float, (middle, found[rank - 1], found[n - rank])))
 
 
 def success_interval(successes: int, trials: int) -> Interval:

@@ -1,0 +1,205 @@
+"""The temporal-order task: how often does a plain recurrent network learn it?
+
+A sequence holds two marks, A or B each, one early and one about the middle, among
+distractors; the network reads it and then says which of AA, AB, BA, BB it was. The
+task, the network (50 tanh units) and the claim are those of Pascanu, Mikolov, Bengio,
+"On the difficulty of training recurrent neural networks" (2013); the
+sequences are shorter and the runs are too.
+
+`python examples/experiments/temporal_order.py` takes about 5 minutes on two cores.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoclip_core import EmaRatio, Fixed, Quantile, ZScore
+from autoclip_torch import Clipper
+from experiment import Table, read_options, run_all, save
+from intervals import success_interval
+from picture import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    finish,
+    legend_beside,
+    new_figure,
+    save_picture,
+)
+from replicas import Replicas, Weights
+
+SYMBOLS, HIDDEN, CLASSES = 6, 50, 4
+BATCH = 20
+TEST, TEST_EVERY = 1000, 100
+"""Fresh sequences per test, and updates between tests."""
+
+SUCCESS = 0.99
+"""The paper's: less than 1 % of errors."""
+
+RADIUS, FAN_IN = 0.95, 15
+"""Of the recurrent matrix at the start: spectral radius, inputs per unit."""
+
+METHODS: dict[str, tuple[Any, str, str]] = {
+    "no clipping": (None, BLACK, ":"),
+    "fixed 1": (Fixed(1.0), ORANGE, "--"),
+    "quantile 0.9": (Quantile(0.9, history_length=500), GREEN, "-"),
+    "quantile 0.5": (Quantile(0.5, history_length=500), BLUE, "-"),
+    "quantile 0.1": (Quantile(0.1, history_length=500), SKY, "-"),
+    "ZScore 2.5": (ZScore(2.5), RED, "-."),
+    "EmaRatio 1.05": (EmaRatio(1.05), PINK, "-."),
+}
+"""Policy, colour and dashes; without a policy the norms are only observed."""
+
+RATES = (0.03, 0.1)
+
+
+def make_batch(rng: Any, length: int, size: int) -> tuple[Any, Any]:
+    """Return one-hot sequences, shape (length, size, SYMBOLS), and their classes."""
+    symbols = rng.integers(2, SYMBOLS, size=(length, size))
+    first = rng.integers(length // 10, length // 5 + 1, size)
+    second = rng.integers(length // 2, 6 * length // 10 + 1, size)
+    marks = rng.integers(0, 2, size=(2, size))
+    symbols[first, np.arange(size)] = marks[0]
+    symbols[second, np.arange(size)] = marks[1]
+    return np.eye(SYMBOLS, dtype=np.float32)[symbols], 2 * marks[0] + marks[1]
+
+
+def start_of(seed: int) -> Weights:
+    """Return the paper's sparse start, which carries information for many steps."""
+    rng = np.random.default_rng([seed, 1])
+    recurrent = np.zeros((HIDDEN, HIDDEN))
+    for unit in range(HIDDEN):
+        chosen = rng.choice(HIDDEN, FAN_IN, replace=False)
+        recurrent[chosen, unit] = rng.normal(size=FAN_IN)
+    recurrent *= RADIUS / np.abs(np.linalg.eigvals(recurrent)).max()
+    inputs = 0.1 * rng.normal(size=(SYMBOLS, HIDDEN))
+    outputs = 0.1 * rng.normal(size=(HIDDEN, CLASSES))
+    return Weights(inputs, recurrent, np.zeros(HIDDEN), outputs, np.zeros(CLASSES))
+
+
+def train(
+    method: str, length: int, rates: tuple[float, ...], seeds: int, updates: int
+) -> dict[str, Any]:
+    """Return when each network succeeded, shape (rates, seeds), and the clip rates.
+
+    0 stands for never. All rates and seeds run side by side.
+    """
+    torch.set_num_threads(1)
+    of_rate = [rate for rate in rates for _ in range(seeds)]
+    replicas = Replicas(
+        [start_of(s) for s in range(seeds)] * len(rates), of_rate, torch.tanh
+    )
+    policy, *_ = METHODS[method]
+    clipper = Clipper(
+        replicas.groups(), policy or Fixed(1.0), scope="group", dry_run=policy is None
+    )
+    streams = [np.random.default_rng([s, 2]) for s in range(seeds)]
+    test = batches(
+        [np.random.default_rng([s, 3]) for s in range(seeds)], length, TEST, len(rates)
+    )
+    reached = np.zeros(len(of_rate), int)
+    clipped, largest = np.zeros(len(of_rate)), np.zeros(len(of_rate))
+    for update in range(1, updates + 1):
+        x, y = batches(streams, length, BATCH, len(rates))
+        decision = replicas.step(x, y, clipper)
+        clipped += decision.clipped.numpy()
+        largest = np.fmax(largest, decision.norm.numpy())
+        if update % TEST_EVERY == 0:
+            right = replicas.accuracy(*test).numpy() >= SUCCESS
+            reached[right & (reached == 0)] = update
+            if reached.all():
+                break
+    shape = (len(rates), seeds)
+    return {
+        "reached": reached.reshape(shape),
+        "clip_rate": clipped.reshape(shape) / update,
+        "largest": largest.reshape(shape),
+    }
+
+
+def batches(rngs: list[Any], length: int, size: int, copies: int) -> tuple[Any, Any]:
+    """Return a batch from each generator, for every learning rate the same."""
+    found = [make_batch(rng, length, size) for rng in rngs]
+    x = np.stack([x for x, _ in found] * copies, axis=1)
+    return torch.from_numpy(x), torch.from_numpy(
+        np.stack([y for _, y in found] * copies)
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the grid, print the tables, save picture and results."""
+    options = read_options(__doc__, arguments)
+    lengths, seeds, updates = (
+        ((20,), 2, 100) if options.quick else ((20, 30, 40), 6, 2000)
+    )
+    cells = [(m, length, RATES, seeds, updates) for length in lengths for m in METHODS]
+    found = run_all(train, cells, options.workers)
+    runs = {cell[:2]: run for cell, run in zip(cells, found, strict=True)}
+    tables = {f"Rate {rate:g}": make_table(runs, lengths, rate) for rate in RATES}
+    results = [
+        {
+            "method": method,
+            "length": length,
+            "rate": rate,
+            "updates_to_success": run["reached"][row].tolist(),
+            "clip_rates": run["clip_rate"][row].round(3).tolist(),
+            "largest_norms": run["largest"][row].round(2).tolist(),
+        }
+        for (method, length), run in runs.items()
+        for row, rate in enumerate(RATES)
+    ]
+    draw(runs, lengths, options.output / "temporal_order.png")
+    save("temporal_order", options.output, tables, results)
+
+
+def make_table(runs: Any, lengths: Any, rate: float) -> Table:
+    """Return successes, updates to success and clip rates at one learning rate."""
+    columns = ["seeds that learned it, median updates, steps clipped"]
+    columns += [f"T = {length}" for length in lengths]
+    row = RATES.index(rate)
+    rows = [
+        [method, *(cell(method, runs[method, length], row) for length in lengths)]
+        for method in METHODS
+    ]
+    return Table(columns, rows)
+
+
+def cell(method: str, run: dict[str, Any], row: int) -> str:
+    """Return the text of one cell."""
+    reached = run["reached"][row]
+    successes = reached[reached > 0]
+    updates = f"{np.median(successes):.0f}" if successes.size else "–"
+    clips = METHODS[method][0] is not None
+    rate = f"{run['clip_rate'][row].mean():.0%}" if clips else "–"
+    return f"{len(successes)}/{len(reached)}, {updates}, {rate}"
+
+
+def draw(runs: Any, lengths: Any, path: Any) -> None:
+    """Draw the share of successes with Wilson's intervals, a panel per rate."""
+    figure = new_figure(11, 4)
+    panels = figure.subplots(1, len(RATES), sharey=True)
+    for row, (axes, rate) in enumerate(zip(panels, RATES, strict=True)):
+        for index, (method, (_, color, dashes)) in enumerate(METHODS.items()):
+            reached = [runs[method, length]["reached"][row] for length in lengths]
+            found = [success_interval(int(np.sum(r > 0)), len(r)) for r in reached]
+            middle, low, high = np.transpose(found)
+            shift = np.array(lengths) + 0.5 * (index - 3)  # else the bars hide another
+            ends = [middle - low, high - middle]
+            style = {"color": color, "ls": dashes, "marker": "o", "elinewidth": 0.7}
+            axes.errorbar(shift, middle, ends, label=method, **style)
+        finish(
+            axes, xlabel="length of the sequences", xticks=lengths, ylim=(-0.05, 1.05)
+        )
+        axes.set_title(f"Learning rate {rate:g}", loc="left")
+    panels[0].set_ylabel("share of seeds that learned it")
+    legend_beside(figure, panels[0])
+    save_picture(figure, path)
+
+
+if __name__ == "__main__":
+    main()
