@@ -45,6 +45,7 @@ def read_options(doc: str, arguments: Sequence[str] | None = None) -> Any:
     if options.output is None:
         quick = options.quick
         options.output = Path(tempfile.mkdtemp()) if quick else EVIDENCE
+    options.output.mkdir(parents=True, exist_ok=True)  # now, and not after the runs
     return options
 
 
