@@ -215,6 +215,16 @@ def test_the_speed_limit_of_adagc():
     assert growth == pytest.approx([1 + 0.02 * 0.05] * len(growth), rel=1e-6)
 
 
+def test_a_memory_of_nothing_is_the_last_norm():
+    """alpha = 0 and beta = 0: the average is what was recorded last."""
+    policy = ZScore(2.0, alpha=0, warmup_steps=2)
+    _, decision = run(policy, series_of([1, 3, 3.5, 10, 20, 2, 1]))
+    # Of 1 and 3: 2 + 2 * 1. From then on without a deviation, and at most doubling.
+    assert decision.threshold[2:, 0].tolist() == [4, 3.5, 7, 14, 2]
+    _, decision = run(EmaRatio(2.0, beta=0, warmup_steps=0), series_of([1, 3, 9, 1, 1]))
+    assert decision.threshold[1:, 0].tolist() == [2, 4, 8, 2]
+
+
 # A policy as an object.
 
 

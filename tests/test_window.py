@@ -271,6 +271,19 @@ def test_no_deviation_of_one_norm_and_no_nan():
         assert np.isfinite(thresholds[least:]).all()
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("length", [1, 5, None])
+def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
+    """A single row takes a way of its own; what it returns has the same shape."""
+    state = window.empty(rows, length)
+    for _ in range(2):
+        found = window.quantile(state, 0.5), window.filled(state)
+        assert [array.shape for array in found] == [(rows,)] * 2
+        assert found[0].dtype == np.float32
+        assert (found[0] == np.where(found[1] > 0, 3, np.inf)).all()
+        state = window.push(state, np.full(rows, 3, np.float32))
+
+
 # All norms, on the host.
 
 
