@@ -32,7 +32,7 @@ TESTS = {
     "fixed.py": ["checks", "policies", "decide"],
     "mean_std.py": ["policies", "checks", "golden"],
     "param_ratio.py": ["policies", "checks", "golden"],
-    "policy.py": ["decide", "policies", "laws"],
+    "policy.py": ["decide", "policies", "checks", "laws"],
     "quantile.py": ["policies", "checks", "golden", "laws"],
     "scale.py": ["scale", "decide", "policies"],
     "tables.py": ["window", "policies"],
