@@ -109,7 +109,9 @@ def _norm(tensor: Tensor) -> float:
     values = real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flat(values)
     if flat is not None and values.dtype != torch.float64:
-        squares = sum(map(_squares, torch.split(flat, _PIECE)))
+        # A narrow type is widened as a copy, so in pieces.
+        parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, _PIECE)
+        squares = sum(map(_squares, parts))
         if _LEAST_SAFE < squares < _MOST_SAFE:
             return math.sqrt(squares)
     return float(norm_over(values, None, torch.float64))

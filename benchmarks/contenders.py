@@ -47,7 +47,7 @@ def make_contenders(parameters: Parameters) -> list[Contender]:
     return [
         Contender(REFERENCE, lambda: clip_grad_norm_(parameters, norm)),
         Contender("the same again", lambda: clip_grad_norm_(parameters, norm)),
-        Contender("one read, torch.dot", _reader(parameters), clips=False),
+        Contender("one read, torch.dot", reader(parameters), clips=False),
         _contender("NormClip", NormClip(parameters, max_norm=norm)),
         _contender("QuantileClip, global", one, HISTORY),
         _contender("QuantileClip", own, HISTORY),
@@ -58,7 +58,7 @@ def make_contenders(parameters: Parameters) -> list[Contender]:
     ]
 
 
-def _reader(parameters: Parameters) -> Callable[[], float]:
+def reader(parameters: Parameters) -> Callable[[], float]:
     """Return the least a global norm can cost: one read of every gradient."""
 
     def read() -> float:

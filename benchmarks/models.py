@@ -49,6 +49,12 @@ def gpt() -> Iterator[Shape]:
     yield from [(width,)] * 2
 
 
+def small() -> Iterator[Shape]:
+    """Yield 0.5M parameters in 2000 tensors: what a call costs."""
+    for _ in range(1000):
+        yield from [(32, 15), (32,)]
+
+
 def tiny() -> Iterator[Shape]:
     """Yield a few small tensors, to try the benchmark itself."""
     yield from [(8, 4), (8,), (3, 8, 2, 2), (3,)]
@@ -58,6 +64,7 @@ MODELS: dict[str, Callable[[], Iterator[Shape]]] = {
     "lstm": lstm,
     "resnet50": resnet50,
     "gpt": gpt,
+    "small": small,
 }
 
 

@@ -51,6 +51,7 @@ def compare(options: argparse.Namespace) -> None:
 
     from contenders import make_contenders
     from models import MODELS, make_parameters, set_gradients, tiny
+    from peers import make_peers
     from report import LEGEND, Case, make_table, save
     from timing import measure
 
@@ -62,13 +63,16 @@ def compare(options: argparse.Namespace) -> None:
     for name, shapes in models.items():
         parameters = make_parameters(shapes())
         set_gradients(parameters, 1.0)
-        contenders = make_contenders(parameters)
+        peers, absent = make_peers(parameters)
+        contenders = [*make_contenders(parameters), *peers]
         size = sum(parameter.numel() for parameter in parameters)
         own = []
         for regime, factor in REGIMES.items():
             results = measure(contenders, parameters, factor, seconds)
             own.append(Case(name, size, len(parameters), regime, results))
         print(f"\n{make_table(own, contenders)}", flush=True)
+        if absent:
+            print(f"not installed, so left out: {', '.join(absent)}")
         cases += own
     if options.json:
         save(options.json, cases, options.threads)

@@ -68,12 +68,12 @@ def measure(
         prepare(contender)
         contender.step()
         _check(contender, parameters, factor)
-    taken = _alternate(contenders, prepare, seconds)
+    taken = alternate(contenders, prepare, seconds)
     reference = taken[contenders[0].name]
     return {name: _result(times, reference) for name, times in taken.items()}
 
 
-def _alternate(
+def alternate(
     contenders: Sequence[Contender],
     prepare: Callable[[Contender], None],
     seconds: float,
