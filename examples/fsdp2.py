@@ -1,4 +1,4 @@
-"""FSDP2 over two processes: one norm of all shards, and a checkpoint that keeps history.
+"""FSDP2 over two processes: one norm of all shards, and a checkpoint with the history.
 
 Run it: `python examples/fsdp2.py`. It starts two processes on this machine's CPU. After
 half of the training everything is saved, and a second model goes on from there. Each
