@@ -14,7 +14,7 @@ from autoclip_torch import Clipper
 
 
 class Weights(NamedTuple):
-    """What is learned, with a first axis over networks in `Replicas.stacked`."""
+    """What a network learns; matrices have the shape (from, to)."""
 
     inputs: Any
     recurrent: Any
@@ -27,7 +27,7 @@ class Replicas:
     """Recurrent networks of one shape, with plain SGD and a clipper's row for each.
 
     Args:
-      starts: the first weights of each network; matrices of shape (from, to).
+      starts: the first weights of each network.
       rates: the learning rate of each network.
       activation: `torch.tanh` or `torch.relu`.
     """

@@ -3,8 +3,8 @@
 A sequence holds two marks, A or B each, one early and one about the middle, among
 distractors; the network reads it and then says which of AA, AB, BA, BB it was. The
 task, the network (50 tanh units) and the claim are those of Pascanu, Mikolov, Bengio,
-"On the difficulty of training recurrent neural networks" (2013); the
-sequences are shorter and the runs are too.
+"On the difficulty of training recurrent neural networks" (2013); the sequences are
+shorter and the runs are too.
 
 `python examples/experiments/temporal_order.py` takes about 5 minutes on two cores.
 """
@@ -31,18 +31,15 @@ from picture import (
     new_figure,
     save_picture,
 )
-from replicas import Replicas, Weights
+from replicas import Replicas
+from temporal_task import batches, start_of
 
-SYMBOLS, HIDDEN, CLASSES = 6, 50, 4
 BATCH = 20
 TEST, TEST_EVERY = 1000, 100
 """Fresh sequences per test, and updates between tests."""
 
 SUCCESS = 0.99
 """The paper's: less than 1 % of errors."""
-
-RADIUS, FAN_IN = 0.95, 15
-"""Of the recurrent matrix at the start: spectral radius, inputs per unit."""
 
 METHODS: dict[str, tuple[Any, str, str]] = {
     "no clipping": (None, BLACK, ":"),
@@ -56,30 +53,6 @@ METHODS: dict[str, tuple[Any, str, str]] = {
 """Policy, colour and dashes; without a policy the norms are only observed."""
 
 RATES = (0.03, 0.1)
-
-
-def make_batch(rng: Any, length: int, size: int) -> tuple[Any, Any]:
-    """Return one-hot sequences, shape (length, size, SYMBOLS), and their classes."""
-    symbols = rng.integers(2, SYMBOLS, size=(length, size))
-    first = rng.integers(length // 10, length // 5 + 1, size)
-    second = rng.integers(length // 2, 6 * length // 10 + 1, size)
-    marks = rng.integers(0, 2, size=(2, size))
-    symbols[first, np.arange(size)] = marks[0]
-    symbols[second, np.arange(size)] = marks[1]
-    return np.eye(SYMBOLS, dtype=np.float32)[symbols], 2 * marks[0] + marks[1]
-
-
-def start_of(seed: int) -> Weights:
-    """Return the paper's sparse start, which carries information for many steps."""
-    rng = np.random.default_rng([seed, 1])
-    recurrent = np.zeros((HIDDEN, HIDDEN))
-    for unit in range(HIDDEN):
-        chosen = rng.choice(HIDDEN, FAN_IN, replace=False)
-        recurrent[chosen, unit] = rng.normal(size=FAN_IN)
-    recurrent *= RADIUS / np.abs(np.linalg.eigvals(recurrent)).max()
-    inputs = 0.1 * rng.normal(size=(SYMBOLS, HIDDEN))
-    outputs = 0.1 * rng.normal(size=(HIDDEN, CLASSES))
-    return Weights(inputs, recurrent, np.zeros(HIDDEN), outputs, np.zeros(CLASSES))
 
 
 def train(
@@ -98,10 +71,11 @@ def train(
     clipper = Clipper(
         replicas.groups(), policy or Fixed(1.0), scope="group", dry_run=policy is None
     )
-    streams = [np.random.default_rng([s, 2]) for s in range(seeds)]
-    test = batches(
-        [np.random.default_rng([s, 3]) for s in range(seeds)], length, TEST, len(rates)
+    streams, tests = (
+        [np.random.default_rng([seed, kind]) for seed in range(seeds)]
+        for kind in (2, 3)
     )
+    test = batches(tests, length, TEST, len(rates))
     reached = np.zeros(len(of_rate), int)
     clipped, largest = np.zeros(len(of_rate)), np.zeros(len(of_rate))
     for update in range(1, updates + 1):
@@ -120,15 +94,6 @@ def train(
         "clip_rate": clipped.reshape(shape) / update,
         "largest": largest.reshape(shape),
     }
-
-
-def batches(rngs: list[Any], length: int, size: int, copies: int) -> tuple[Any, Any]:
-    """Return a batch from each generator, for every learning rate the same."""
-    found = [make_batch(rng, length, size) for rng in rngs]
-    x = np.stack([x for x, _ in found] * copies, axis=1)
-    return torch.from_numpy(x), torch.from_numpy(
-        np.stack([y for _, y in found] * copies)
-    )
 
 
 def main(arguments: list[str] | None = None) -> None:
