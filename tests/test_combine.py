@@ -135,13 +135,14 @@ def test_an_outer_combinator_still_cancels(wrapped):
     assert decision.skipped.all()
 
 
-def test_a_warm_up_around_drop_clips_and_does_not_cancel():
-    """Until it takes over, the inner policy has no say."""
-    policy = Warmup(Drop(MEDIAN, action="skip"), steps=1, threshold=2.0)
-    state, decision = decide(policy, policy.init(2), [1.0, 4.0])
+@pytest.mark.parametrize("unit", [1.0, 0.125])
+def test_a_warm_up_around_drop_clips_and_does_not_cancel(unit):
+    """Until it takes over, the inner policy has no say, however small the target."""
+    policy = Warmup(Drop(MEDIAN, action="skip"), steps=1, threshold=2 * unit)
+    state, decision = decide(policy, policy.init(2), [1 * unit, 4 * unit])
     assert decision.scale.tolist() == [1.0, 0.5]
     assert not decision.skipped.any()
-    state, decision = decide(policy, state, [1.0, 5.0])
+    state, decision = decide(policy, state, [1 * unit, 5 * unit])
     assert decision.scale.tolist() == [0.0, 0.0]
     assert decision.skipped.all()
 
