@@ -87,8 +87,12 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            train, args=(Path(folder), options.steps), nprocs=RANKS
+        # Forked, the ranks need not import torch again.
+        torch.multiprocessing.start_processes(
+            train,
+            args=(Path(folder), options.steps),
+            nprocs=RANKS,
+            start_method="fork",
         )
 
 
