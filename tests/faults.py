@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import strategies as st
 
 from autoclip_core import MeanStd, Quantile
 
@@ -176,6 +177,37 @@ CASES = {
         24, at([9, 10], everything(6e4)), np.float16
     ),
 }
+
+
+KINDS = {
+    "sound": lambda grad: grad,
+    "absent": lambda grad: None,
+    "nan": lambda grad: np.full_like(grad, NAN),
+    "an inf": lambda grad: np.where(grad == grad.flat[0], -INF, grad),
+    "zero": np.zeros_like,
+    "large": lambda grad: grad * grad.dtype.type(1e3),
+    "small": lambda grad: grad * grad.dtype.type(1e-2),
+}
+
+
+@st.composite
+def drawn(draw):
+    """Any case: each parameter at each step may be anything."""
+    kind = st.sampled_from([*KINDS, *["sound"] * len(KINDS)])
+    step = st.tuples(*(kind for _ in SHAPES))
+    kinds = draw(st.lists(step, min_size=2, max_size=15))
+    level = draw(st.sampled_from([1e-20, 1e-3, 1.0, 1e10]))
+    dtype = draw(st.sampled_from([np.float32, np.float16]))
+
+    def fault(step, grads):
+        pairs = zip(kinds[step], grads, strict=True)
+        return [
+            KINDS[kind](grad).astype(dtype) if kind != "absent" else None
+            for kind, grad in pairs
+        ]
+
+    size = 1.0 if dtype is np.float16 else level
+    return Case(len(kinds), fault, dtype, lambda step: size)
 
 
 def norm_of(gradient):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoclip_core import decide
 
 from . import faults
-from .faults import CASES, POLICIES, SHAPES
+from .faults import CASES, POLICIES, SHAPES, drawn
 
 
 def test_the_battery_is_as_large_as_promised():
@@ -22,7 +24,17 @@ def test_the_battery_is_as_large_as_promised():
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CASES)
 def test_numpy(name, policy):
-    case, (policy, threshold_of) = CASES[name], POLICIES[policy]
+    run(CASES[name], policy)
+
+
+@given(drawn(), st.sampled_from([*POLICIES]))
+def test_any_series(case, policy):
+    run(case, policy)
+
+
+def run(case, policy):
+    """Take a series through `decide`, and check it."""
+    policy, threshold_of = POLICIES[policy]
     state, thresholds, results = policy.init(len(SHAPES)), [], []
     for grads in case.series():
         norms = [0 if g is None else np.linalg.norm(np.float64(g)) for g in grads]

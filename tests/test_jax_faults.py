@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import lax
 
 from autoclip_jax import clip_by_policy
 
 from . import faults
-from .faults import CASES, POLICIES, SHAPES
+from .cases import few
+from .faults import CASES, POLICIES, SHAPES, drawn
 
 WHOLE = [
     name
@@ -32,16 +35,27 @@ def started(tx, case):
     return tx.init([jnp.zeros(shape, case.dtype) for shape in SHAPES])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", CASES)
-def test_jit(name, policy):
-    case, (tx, update) = CASES[name], updater(policy)
+def run(case, policy):
+    """Take a series through the jitted update, and check it."""
+    tx, update = updater(policy)
     state, thresholds, results = started(tx, case), [], []
     for grads in case.series():
         updates, state = update(grads, state)
         thresholds.append(np.asarray(state.clip_threshold))
         results.append(updates)
     faults.check(case, POLICIES[policy][1], thresholds, results)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", CASES)
+def test_jit(name, policy):
+    run(CASES[name], policy)
+
+
+@few
+@given(drawn(), st.sampled_from([*POLICIES]))
+def test_any_series(case, policy):
+    run(case, policy)
 
 
 @cache

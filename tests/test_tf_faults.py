@@ -7,11 +7,14 @@ from functools import cache
 
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoclip_tf import Clipper
 
 from . import faults
-from .faults import CASES, POLICIES, SHAPES
+from .cases import few
+from .faults import CASES, POLICIES, SHAPES, drawn
 
 MODES = {
     "eager": lambda step: step,
@@ -59,7 +62,18 @@ RUNS = [(name, "eager", "quantile") for name in EAGER] + [
 
 @pytest.mark.parametrize(("name", "mode", "policy"), RUNS)
 def test_keras(name, mode, policy):
-    case, (clip, _) = CASES[name], clipper_of(policy)
+    run(CASES[name], mode, policy)
+
+
+@few
+@given(drawn(), st.sampled_from([("graph", "quantile"), ("graph", "mean_std")]))
+def test_any_series(case, how):
+    run(case, *how)
+
+
+def run(case, mode, policy):
+    """Take a series through a clipper, and check it."""
+    clip, _ = clipper_of(policy)
     clip.reset()
     thresholds, results = [], []
     for grads in case.series():

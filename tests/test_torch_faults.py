@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoclip_torch import Clipper
 
 from . import faults
-from .faults import CASES, POLICIES, SHAPES
+from .faults import CASES, POLICIES, SHAPES, drawn
 
 
 def by_hand(parameters, policy):
@@ -40,12 +42,9 @@ QUIET = pytest.mark.filterwarnings(
 )
 
 
-@QUIET
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", CASES)
-def test_torch(name, way, policy):
-    case, (policy, threshold_of) = CASES[name], POLICIES[policy]
+def run(case, policy, way):
+    """Take a series through a clipper, and check it."""
+    policy, threshold_of = POLICIES[policy]
     dtype = torch.from_numpy(np.zeros(1, case.dtype)).dtype
     parameters = [torch.nn.Parameter(torch.ones(s, dtype=dtype)) for s in SHAPES]
     clipper, step = WAYS[way](parameters, policy)
@@ -58,3 +57,17 @@ def test_torch(name, way, policy):
         results.append([None if p.grad is None else p.grad.numpy() for p in parameters])
     faults.check(case, threshold_of, thresholds, results)
     assert all(bool(p.isfinite().all()) for p in parameters)
+
+
+@QUIET
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CASES)
+def test_torch(name, way, policy):
+    run(CASES[name], policy, way)
+
+
+@QUIET
+@given(drawn(), st.sampled_from([*POLICIES]), st.sampled_from([*WAYS]))
+def test_any_series(case, policy, way):
+    run(case, policy, way)
