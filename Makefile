@@ -17,7 +17,7 @@ SIDE_BY_SIDE := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint types docs wheel clean
+.PHONY: help demo test bench lint types mutants docs wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -26,10 +26,13 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
 
 test: .venv/.test  ## run all tests, for all frameworks
-	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 bench: .venv/.bench  ## time the clippers against what the frameworks have
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --picture docs/performance.png --json benchmarks.json
+	$(BIN)/python benchmarks/fused.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/log_cost.py
 	$(BIN)/python benchmarks/jax_steps.py
 	$(BIN)/python benchmarks/keras_steps.py
@@ -40,6 +43,9 @@ lint: .venv/.dev  ## ruff: lint and format, changing nothing
 
 types: .venv/.dev  ## mypy --strict over the four packages
 	$(BIN)/mypy
+
+mutants: .venv/.test  ## change the core line by line and see the tests notice; an hour
+	$(BIN)/python tests/mutants.py
 
 docs: .venv/.docs  ## build the site into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -89,6 +95,7 @@ clean:  ## remove what was built and cached; .venv stays
 
 .venv/.test: .venv/.pip pyproject.toml
 	$(PIP) --editable '.[all]' --group test --group stacks --group demo
+	$(PIP) --no-deps --group peers  # timm asks for torchvision, whose torch is another
 	@touch $@
 
 .venv/.dev: .venv/.test
@@ -100,7 +107,8 @@ clean:  ## remove what was built and cached; .venv stays
 	@touch $@
 
 .venv/.bench: .venv/.pip pyproject.toml
-	$(PIP) --editable '.[torch,tf,jax]'
+	$(PIP) --editable '.[torch,tf,jax,plot]'
+	$(PIP) --no-deps --group peers
 	@touch $@
 
 .venv/.demo-%: .venv/.pip pyproject.toml

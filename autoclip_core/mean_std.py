@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import window
+from . import moments, window
 from .checks import check_count, check_flag, check_number
 from .policy import Limit, Policy
 from .quantile import check_history_length, with_current
@@ -79,7 +79,7 @@ class MeanStd(Policy):
 
     def init(self, rows: int, xp: Any = np) -> Any:
         """Return the empty window."""
-        return window.empty(rows, self.history_length, xp)
+        return self._memory.empty(rows, self.history_length, xp)
 
     def limit(
         self,
@@ -91,8 +91,9 @@ class MeanStd(Policy):
     ) -> Limit:
         """Return mean + k standard deviations of the window."""
         if self.include_current:
-            state = with_current(state, norms, xp)
-        middle, mean, std = window.mean_std(state, log=self.log, ddof=self.ddof, xp=xp)
+            state = with_current(self._memory, state, norms, xp)
+        settings = {"log": self.log, "ddof": self.ddof}
+        middle, mean, std = self._memory.mean_std(state, **settings, xp=xp)
         # No deviation, no threshold; k * inf would be NaN for k = 0.
         known = xp.isfinite(std)
         above = mean + self.deviations * xp.where(known, std, 0.0)
@@ -102,4 +103,9 @@ class MeanStd(Policy):
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
         """Return the window after the raw norm."""
-        return window.push(state, norms, xp)
+        return self._memory.push(state, norms, xp)
+
+    @property
+    def _memory(self) -> Any:
+        """What owns the state: the last norms, or the moments of all of them."""
+        return moments if self.history_length is None else window

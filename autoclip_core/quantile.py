@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import window
+from . import history, window
 from .checks import check_count, check_flag, check_positive, check_quantile
 from .policy import Limit, Policy, select
 from .scale import Array
@@ -65,7 +65,7 @@ class Quantile(Policy):
 
     def init(self, rows: int, xp: Any = np) -> Any:
         """Return the empty window."""
-        return window.empty(rows, self.history_length, xp)
+        return self._memory.empty(rows, self.history_length, xp)
 
     def limit(
         self,
@@ -77,13 +77,18 @@ class Quantile(Policy):
     ) -> Limit:
         """Return the quantile of the window."""
         if self.include_current:
-            state = with_current(state, norms, xp)
-        threshold = window.quantile(state, self.quantile, xp)
+            state = with_current(self._memory, state, norms, xp)
+        threshold = self._memory.quantile(state, self.quantile, xp)
         return Limit(threshold, threshold)
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
         """Return the window after the raw norm."""
-        return window.push(state, norms, xp)
+        return self._memory.push(state, norms, xp)
+
+    @property
+    def _memory(self) -> Any:
+        """What owns the state: the last norms, or all of them."""
+        return history if self.history_length is None else window
 
 
 class Tracked(NamedTuple):
@@ -180,11 +185,11 @@ def check_history_length(value: int | None) -> int | None:
     return check_count("history_length", value, 1, way_out)
 
 
-def with_current(state: Any, norms: Array, xp: Any) -> Any:
-    """Return the window with the current norm in it, where there is one."""
+def with_current(memory: Any, state: Any, norms: Array, xp: Any) -> Any:
+    """Return the memory's state with the current norm in it, where there is one."""
     if norms is None:
         raise ValueError(
             "include_current=True needs the current norm, and a threshold was asked "
             "for before it is known; set include_current=False"
         )
-    return select(norms > 0, window.push(state, norms, xp), state, xp)
+    return select(norms > 0, memory.push(state, norms, xp), state, xp)

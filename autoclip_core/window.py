@@ -9,8 +9,6 @@ the oldest one in the ordered row by two elementwise lines; nothing is ever sort
 
 so the same lines compile under XLA and cost H operations a row. The norms are finite
 and positive: `decide` lets nothing else in, which the +inf padding relies on.
-
-`History` keeps all norms. Its shape grows, so it lives on the host, in NumPy, only.
 """
 
 from typing import Any, NamedTuple
@@ -34,44 +32,32 @@ class Window(NamedTuple):
     """Shape (rows,): norms recorded, kept in [0, 2H) so that it never overflows."""
 
 
-class History(NamedTuple):
-    """All norms of each row, for the host only."""
-
-    ordered: Array
-    """Shape (rows, capacity + 2): ascending between -inf and +inf."""
-    count: Array
-    """Shape (rows,): norms recorded."""
-
-
-def empty(rows: int, length: int | None, xp: Any = np) -> Window | History:
-    """Return a window of `length` norms per row, or with None one that keeps them all.
+def empty(rows: int, length: int, xp: Any = np) -> Window:
+    """Return a window of `length` norms per row.
 
     Raises:
-      ValueError: the window would exceed 1 GiB, or keeps all norms off the host.
+      ValueError: the window would exceed 1 GiB.
     """
-    if length is None:
-        if xp is not np:
-            raise ValueError(
-                "history_length must be a number where shapes are static (JAX, graphs, "
-                "accelerators), got None; set history_length=1000, or use "
-                "StreamingQuantile, which remembers all norms in one number"
-            )
-        return History(_ordered(rows, 64, np), np.zeros((rows,), np.int32))
-    size = 4 * rows * (2 * length + 3)
+    check_size(rows, length, 4 * (2 * length + 3))
+    ring = xp.full((rows, length), float("inf"), dtype=xp.float32)
+    return Window(
+        ring, ordered_rows(rows, length, xp), xp.zeros((rows,), dtype=xp.int32)
+    )
+
+
+def check_size(rows: int, length: int | None, row_bytes: int) -> None:
+    """Refuse what would exceed 1 GiB."""
+    size = rows * row_bytes
     if size > MOST_BYTES:
         raise ValueError(
             f"history_length={length} for {rows} rows takes {size / 2**30:.1f} GiB, "
             "more than 1 GiB; shorten history_length, choose a coarser scope, or use "
             "StreamingQuantile, which keeps one number per row"
         )
-    ring = xp.full((rows, length), float("inf"), dtype=xp.float32)
-    return Window(ring, _ordered(rows, length, xp), xp.zeros((rows,), dtype=xp.int32))
 
 
-def push(window: Any, norms: Array, xp: Any = np) -> Any:
+def push(window: Window, norms: Array, xp: Any = np) -> Window:
     """Return the window after one more norm in each row; the oldest one leaves."""
-    if isinstance(window, History):
-        return _insert(window, norms)
     if xp is np and len(norms) == 1:
         return _replace(window, norms[0])
     ring, ordered, count = window
@@ -90,35 +76,39 @@ def push(window: Any, norms: Array, xp: Any = np) -> Any:
     )
 
 
-def filled(window: Any, xp: Any = np) -> Array:
+def filled(window: Window, xp: Any = np) -> Array:
     """Return how many norms each row holds, shape (rows,)."""
-    if isinstance(window, History):
-        return window.count
     length = window.ring.shape[1]
     return xp.where(window.count < length, window.count, length)
 
 
-def quantile(window: Any, q: float, xp: Any = np) -> Array:
+def quantile(window: Window, q: float, xp: Any = np) -> Array:
     """Return the linear q-quantile of each row, as `np.quantile`; +inf where empty.
 
     Rank and weight come from float64 tables: `(n - 1) * q` in float32 is off by up to
     194 units in the last place, and JAX has no float64 by default.
     """
-    if xp is np and isinstance(window, Window) and len(window.count) == 1:
+    if xp is np and len(window.count) == 1:
         return _quantile_of_one(window, q)
     n = filled(window, xp)
-    places, weight = _look_up(window, n, _ranks, q, xp)
+    places, weight = look_up(ranks, window.ring.shape[1], q, n=n, xp=xp)
     pair = _pick(window.ordered, places, xp)
-    some = n > 0  # an empty row is +inf throughout, and inf - inf would warn
-    below = xp.where(some, pair[:, 0], 0.0)
-    above = xp.where(some, pair[:, 1], 0.0)
+    return interpolated(pair[:, 0], pair[:, 1], weight, n > 0, xp)
+
+
+def interpolated(
+    below: Array, above: Array, weight: Array, some: Array, xp: Any = np
+) -> Array:
+    """Return what lies between two neighbours of each row, by `ranks`; else +inf."""
+    below = xp.where(some, below, 0.0)  # an empty row is +inf throughout, and
+    above = xp.where(some, above, 0.0)  # inf - inf would warn
     # As NumPy does: from the nearer end, so that the result is monotonic in q.
     base = xp.where(weight < 0, above, below)
     return xp.where(some, base + (above - below) * weight, float("inf"))
 
 
 def mean_std(
-    window: Any, *, log: bool, ddof: int, xp: Any = np
+    window: Window, *, log: bool, ddof: int, xp: Any = np
 ) -> tuple[Array, Array, Array]:
     """Return for each row a middle norm, and mean and deviation measured from there.
 
@@ -135,7 +125,7 @@ def mean_std(
     some = n > 0
     largest = xp.where(some, ends[:, 0], 1.0)[:, None]
     middle = xp.where(some, ends[:, 1], 1.0)[:, None]
-    divisor, freedom = _look_up(window, n, _divisors, ddof, xp)
+    divisor, freedom = look_up(_divisors, values.shape[1], ddof, n=n, xp=xp)
     if log:
         # A ratio to the median could underflow; to the middle of the range it cannot.
         smallest = xp.where(some, values[:, 0], 1.0)[:, None]
@@ -153,7 +143,22 @@ def mean_std(
     return middle[:, 0], mean, xp.where(enough, std, float("inf"))
 
 
-def _ordered(rows: int, length: int, xp: Any) -> Array:
+def ranks(n: Array, q: float) -> tuple[Array, Array]:
+    """Return the two places in an ordered row of n norms and the weight between them.
+
+    The quantile is `below + (above - below) * w` for w >= 0, and from above for w < 0.
+    """
+    last = np.maximum(n - 1, 0)
+    rank = last * q
+    lower = np.floor(rank)
+    part = rank - lower
+    weight = np.where(part < 0.5, part, part - 1)
+    places = np.stack([lower, np.minimum(lower + 1, last)], axis=-1) + 1
+    return places.astype(np.int32), weight.astype(np.float32)
+
+
+def ordered_rows(rows: int, length: int, xp: Any) -> Array:
+    """Return empty rows of `length` slots between -inf and +inf."""
     lowest = xp.full((rows, 1), -float("inf"), dtype=xp.float32)
     slots = xp.full((rows, length + 1), float("inf"), dtype=xp.float32)
     return xp.concatenate([lowest, slots], axis=1)
@@ -183,7 +188,7 @@ def _quantile_of_one(window: Window, q: float) -> Array:
     n = min(int(window.count[0]), length)
     if not n:
         return np.full(1, np.inf, np.float32)
-    places, weights = tables(_ranks, length, q)
+    places, weights = tables(ranks, length, q)
     row, (lower, upper), weight = window.ordered[0], places[n], weights[n]
     below, above = row[lower], row[upper]
     base = above if weight < 0 else below
@@ -195,46 +200,6 @@ def _pick(ordered: Array, places: Array, xp: Any) -> Array:
     if xp is np:
         return ordered[np.arange(len(ordered))[:, None], places]
     return xp.take_along_axis(ordered, places, axis=1)
-
-
-def _insert(history: History, norms: Array) -> History:
-    """Insert each norm into its ordered row; double the row when it is full."""
-    ordered, count = history
-    capacity = ordered.shape[1] - 2
-    if count.max(initial=0) == capacity:
-        more = np.full((len(ordered), capacity), np.inf, np.float32)
-        ordered = np.concatenate([ordered, more], axis=1)
-    else:
-        ordered = ordered.copy()
-    for row, (n, norm) in enumerate(zip(count.tolist(), norms, strict=True)):
-        place = np.searchsorted(ordered[row, : n + 1], norm)
-        ordered[row, place + 1 : n + 2] = ordered[row, place : n + 1]
-        ordered[row, place] = norm
-    return History(ordered, count + np.int32(1))
-
-
-def _look_up(
-    window: Any, n: Array, function: Any, argument: float, xp: Any
-) -> list[Array]:
-    """Return `function(n, argument)`, for a window out of tables made once."""
-    if isinstance(window, History):
-        return list(function(n, argument))
-    found: list[Array] = look_up(function, window.ring.shape[1], argument, n=n, xp=xp)
-    return found
-
-
-def _ranks(n: Array, q: float) -> tuple[Array, Array]:
-    """Return the two places in an ordered row of n norms and the weight between them.
-
-    The quantile is `below + (above - below) * w` for w >= 0, and from above for w < 0.
-    """
-    last = np.maximum(n - 1, 0)
-    rank = last * q
-    lower = np.floor(rank)
-    part = rank - lower
-    weight = np.where(part < 0.5, part, part - 1)
-    places = np.stack([lower, np.minimum(lower + 1, last)], axis=-1) + 1
-    return places.astype(np.int32), weight.astype(np.float32)
 
 
 def _divisors(n: Array, ddof: int) -> tuple[Array, Array]:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoclip_core.window import History, Window
+from autoclip_core import history, moments
+from autoclip_core.history import History
+from autoclip_core.moments import Moments
+from autoclip_core.window import Window
 
 from .fit import difference
 
@@ -35,8 +38,8 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
         found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
         if found != sorted(names):
             raise ValueError(difference(path, found, sorted(names)))
-        # A history of all norms grows along its last axis; every other shape is fixed.
-        grows = "ordered" if isinstance(like, History) else None
+        # The settled norms of a history grow in number; every other shape is fixed.
+        grows = "settled" if isinstance(like, History) else None
         for name, value in zip(names, like, strict=True):
             if not isinstance(value, tuple):
                 _check_array(plain[name], value, f"{path}.{name}", name == grows)
@@ -45,8 +48,8 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
             for name, value in zip(names, like, strict=True)
         )
         state = type(like)(*parts)
-        if isinstance(state, History | Window):
-            _check_count(state, path)
+        if fault := _fault(state):
+            raise ValueError(f"state is broken: {path} {fault}")
         return state
     if isinstance(like, torch.Tensor):
         return plain.detach().to(like.device, copy=True)
@@ -62,19 +65,21 @@ def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
     return [state_from_plain(*pair, f"states[{index}]") for index, pair in pairs]
 
 
-def _check_count(window: History | Window, path: str) -> None:
-    """Refuse a count that is no count: it says where in the window to look."""
+def _fault(state: Any) -> str:
+    """Return what is wrong with norms that fit in shape and type, or ""."""
+    if isinstance(state, History):
+        return history.fault(state)
+    if isinstance(state, Moments):
+        return moments.fault(state)
+    return _wrong_count(state) if isinstance(state, Window) else ""
+
+
+def _wrong_count(window: Window) -> str:
+    """Return which count is no count: it says where in the window to look."""
+    most = 2 * window.ring.shape[1] - 1  # it turns around there
     counts = torch.as_tensor(window.count).tolist()
-    if isinstance(window, History):
-        most = window.ordered.shape[1] - 2
-    else:
-        most = 2 * window.ring.shape[1] - 1  # it turns around there
-    for count in counts:
-        if not 0 <= count <= most:
-            raise ValueError(
-                f"state is broken: {path} counts {count} norms, and must count 0 to "
-                f"{most}"
-            )
+    wrong = [count for count in counts if not 0 <= count <= most]
+    return f"counts {wrong[0]} norms, and must count 0 to {most}" if wrong else ""
 
 
 def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:

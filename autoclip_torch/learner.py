@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, decide
+from autoclip_core.history import widened
 from autoclip_core.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import select
 
@@ -282,8 +283,4 @@ def _overlay(old: Any, new: Any, xp: Any) -> Any:
     if isinstance(new, tuple):
         pairs = zip(old, new, strict=True)
         return type(new)(*(_overlay(o, n, xp) for o, n in pairs))
-    rows, width = len(old), old.shape[1:]
-    if new.shape[1:] != width:  # a history of all norms has grown
-        padding = np.full((len(new), width[0] - new.shape[1]), np.inf, new.dtype)
-        new = np.concatenate([new, padding], axis=1)
-    return xp.concatenate([old, new[rows:]])
+    return xp.concatenate([old, widened(new, old)[len(old) :]])

@@ -28,8 +28,10 @@ MODULES = {
         *("lightning", "transformers", "accelerate", "tensorboard", "mlflow"),
         *("sklearn", "rich"),
     ),
+    "peers": ("autoclip", "zclip", "smartclip", "pytorch_optimizer", "timm"),
 }
-"""What a name stands for; `stacks` is what surrounds the frameworks in a test."""
+"""What a name stands for; `stacks` is what surrounds the frameworks in a test, `peers`
+are clippers of other people to compare with."""
 
 
 def found(module):

@@ -74,6 +74,6 @@ def test_a_misspelt_name_is_an_error(suite):
     run = suite(required="core,pytorch")
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert (
-        "must name some of core, plot, torch, tf, jax, stacks, got ['pytorch']"
+        "must name some of core, plot, torch, tf, jax, stacks, peers, got ['pytorch']"
         in run.stderr
     )

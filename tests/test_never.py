@@ -7,6 +7,7 @@ looked up, so that no line outlives its guard.
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -280,6 +281,13 @@ def missing(guards):
         if name not in names:
             found.append(guard)
     return found
+
+
+def test_the_page_of_promises_names_tests_that_exist():
+    page = (HERE.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    guards = re.findall(r"`(test_\w+\.py::test_\w+)`", page)
+    assert len(guards) > 25
+    assert missing(guards) == []
 
 
 @pytest.mark.parametrize("line", [*NEVER, *DEFECTS])

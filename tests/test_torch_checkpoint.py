@@ -692,3 +692,15 @@ def test_a_state_from_a_device_goes_on_on_the_host_and_back():
     device.load_state_dict(host.state_dict())
     assert step(device, 8.0, True) == 4.5
     assert device.threshold().item() == 5.0
+
+
+def test_a_file_of_this_format_can_be_read_for_ever():
+    """It was saved when the format was new; a later format has to read it, too."""
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    clipper = QuantileClip(parameters, quantile=0.75, history_length=8)
+    path = pathlib.Path(__file__).parent / "states" / "torch-format-1.pt"
+    clipper.load_state_dict(torch.load(path, weights_only=True))
+    norms = [step * 7 % 11 + 1 for step in range(1, 13)]  # what it had seen
+    expected = np.quantile(norms[-8:], 0.75) * np.array([1, 2])
+    np.testing.assert_allclose(clipper.threshold(), expected, rtol=1e-6)
+    assert clipper.metrics()["clip/steps"] == 12

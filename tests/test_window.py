@@ -44,7 +44,7 @@ positives = positive() | st.sampled_from(np.float32([1, 2, 1.2e-38, 3e38]).tolis
 # Order.
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 7, 100, None])
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
 @given(
     norms=arrays(
         np.float32, st.tuples(st.integers(0, 30), st.just(2)), elements=positives
@@ -52,7 +52,7 @@ positives = positive() | st.sampled_from(np.float32([1, 2, 1.2e-38, 3e38]).tolis
 )
 def test_the_last_norms_in_order_between_sentinels(length, norms):
     state = filled(norms, length)
-    last = norms if length is None else norms[-length:]
+    last = norms[-length:]
     for row in range(2):
         np.testing.assert_array_equal(
             state.ordered[row, : len(last) + 1], [-np.inf, *sorted(last[:, row])]
@@ -153,8 +153,8 @@ def test_a_rank_in_float32_would_be_wrong():
 
 def test_tables_are_made_once():
     """A table made anew in every step would be copied to the device in every step."""
-    first = tables(window._ranks, 50, 0.9)
-    assert tables(window._ranks, 50, 0.9) is first
+    first = tables(window.ranks, 50, 0.9)
+    assert tables(window.ranks, 50, 0.9) is first
 
 
 # Trap 2: norms below the smallest normal number. (In XLA: test_parity.py.)
@@ -187,9 +187,9 @@ def test_a_norm_that_is_not_finite_is_not_recorded(bad, length):
     state = policy.init(2)
     for norm in (1.0, bad, 2.0, bad, bad, 3.0):
         state, _ = decide(policy, state, [norm, 4.0])
-    kept = [1.0, 2.0, 3.0] if length is None else [1.0, 2.0, 3.0][-length:]
-    assert window.filled(state)[0] == len(kept)
-    np.testing.assert_array_equal(state.ordered[0, 1 : len(kept) + 1], kept)
+    _, decision = decide(policy, state, [1.0, 1.0])
+    kept = [1.0, 2.0, 3.0][-(length or 3) :]
+    assert decision.threshold.tolist() == [linear_quantile(kept, 0.5), 4.0]
 
 
 # Mean and deviation.
@@ -272,7 +272,7 @@ def test_no_deviation_of_one_norm_and_no_nan():
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("length", [1, 5, None])
+@pytest.mark.parametrize("length", [1, 5])
 def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
     """A single row takes a way of its own; what it returns has the same shape."""
     state = window.empty(rows, length)
@@ -284,20 +284,7 @@ def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
         state = window.push(state, np.full(rows, 3, np.float32))
 
 
-# All norms, on the host.
-
-
-def test_a_history_of_everything_doubles_its_room():
-    norms = np.float32(log_normal(np.random.default_rng(0), (300, 2)))
-    state = window.empty(2, None)
-    sizes = set()
-    for step, new in enumerate(norms, start=1):
-        state = window.push(state, new)
-        sizes.add(state.ordered.shape[1] - 2)
-        assert state.count.tolist() == [step] * 2
-    assert sizes == {64, 128, 256, 512}
-    assert state.count.dtype == np.int32
-    np.testing.assert_array_equal(state.ordered[:, 1:301], np.sort(norms.T))
+# What it may take.
 
 
 @pytest.mark.parametrize(("rows", "length"), [(100_000, 1340), (1, 134_217_726)])
