@@ -21,10 +21,12 @@ def main() -> int:
         way_out = 'install with: pip install "autoclip-toolkit[torch]"'
         print(f"bench: missing {', '.join(missing)}; {way_out}", file=sys.stderr)
         return 2
-    if options.json and not options.json.parent.is_dir():
-        folder = str(options.json.parent)
-        print(f"bench: --json: there is no folder {folder!r}", file=sys.stderr)
-        return 2
+    for name in ("json", "picture"):
+        path = getattr(options, name)
+        if path and not path.parent.is_dir():
+            folder = str(path.parent)
+            print(f"bench: --{name}: there is no folder {folder!r}", file=sys.stderr)
+            return 2
     try:
         compare(options)
     except KeyboardInterrupt:
@@ -37,9 +39,10 @@ def read_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--seconds", type=float, default=20.0, help="per model and regime (default 20)")
+    add("--seconds", type=float, default=12.0, help="per model and regime (default 12)")
     add("--threads", type=int, default=2, help="of torch (default 2)")
     add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    add("--picture", type=Path, metavar="FILE", help="draw the ratios there")
     add("--quick", action="store_true", help="a tiny model: only a trial")
     return parser.parse_args()
 
@@ -74,6 +77,11 @@ def compare(options: argparse.Namespace) -> None:
         if absent:
             print(f"not installed, so left out: {', '.join(absent)}")
         cases += own
+    if options.picture:
+        from picture import draw
+
+        draw(options.picture, cases, [peer.name for peer in peers])
+        print(f"\nThe picture is {options.picture}")
     if options.json:
         save(options.json, cases, options.threads)
         print(f"\nAll numbers are in {options.json}")
