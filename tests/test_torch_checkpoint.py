@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pathlib
 import pickle
 import subprocess
@@ -350,7 +351,7 @@ STRUCTURE = [
         lambda: QuantileClip(pair(), quantile=0.5, history_length=None),
         lambda: QuantileClip(pair(), **Q10),
         r"(policies\[0\].history_length is None there and 10 here"
-        r"|states\[0\] is \['count', 'ordered'\] there and .*'ring'\] here)",
+        r"|states\[0\] is \['count', 'recent', 'settled'\] there and .*'ring'\] here)",
     ),
     (
         lambda: QuantileClip(pair((3, 2), (2,)), **Q10),
@@ -524,12 +525,12 @@ def test_all_of_history_may_have_grown_to_any_size():
     long, short = (
         QuantileClip([weight], quantile=0.5, history_length=None) for _ in range(2)
     )
-    long.observe(np.arange(1.0, 1000.0))
+    long.observe(np.arange(1.0, 3000.0))
     short.observe(np.arange(1.0, 4.0))
     short.load_state_dict(long.state_dict())
-    assert short.threshold().item() == 500
-    short.observe(np.arange(1000.0, 2000.0))
-    assert short.threshold().item() == 1000
+    assert short.threshold().item() == 1500
+    short.observe(np.arange(3000.0, 6000.0))
+    assert short.threshold().item() == 3000
 
 
 # States that are broken.
@@ -574,23 +575,56 @@ def test_another_type_is_refused(dtype):
         clipper.load_state_dict(state)
 
 
-@pytest.mark.parametrize("width", [0, 1, 2, 7])
-def test_a_history_that_was_cut_short_is_refused(width):
-    clipper = QuantileClip([nn.Parameter(torch.ones(1))], history_length=None)
-    clipper.observe([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+BROKEN_HISTORIES = {
+    "settled norms cut off": lambda s: s.update(settled=s["settled"][:, :7]),
+    "no settled norms": lambda s: s.update(settled=s["settled"][:, :0]),
+    "recent norms cut off": lambda s: s.update(recent=s["recent"][:, :7]),
+    "a count too large": lambda s: s["count"].add_(1),
+    "a negative count": lambda s: s["count"].fill_(-1),
+    "norms out of order": lambda s: s["settled"][0, 5].fill_(1000),
+    "NaN": lambda s: s["recent"][0, 1].fill_(math.nan),
+}
+BROKEN_MOMENTS = {
+    "a negative count": lambda s: s["count"].fill_(-1),
+    "NaN": lambda s: s["mean"].fill_(math.nan),
+    "negative squares": lambda s: s["squares"].fill_(-1),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "breaking"),
+    [
+        pytest.param(policy(history_length=None), breaking, id=f"{code}: {name}")
+        for code, policy, cases in [
+            ("Quantile", Quantile, BROKEN_HISTORIES),
+            ("MeanStd", MeanStd, BROKEN_MOMENTS),
+        ]
+        for name, breaking in cases.items()
+    ],
+)
+def test_a_broken_memory_of_all_norms_is_refused(policy, breaking):
+    clipper = Clipper([nn.Parameter(torch.ones(1))], policy)
+    clipper.observe(np.arange(1.0, 1100.0))
     state = clipper.state_dict()
     before = copy.deepcopy(state)
-    ordered = state["states"][0]["ordered"]
-    state["states"][0]["ordered"] = ordered[:, :width]
-    with pytest.raises(
-        ValueError, match=r"states\[0\] counts 6 norms, and must count 0 to -?\d"
-    ):
+    breaking(state["states"][0])
+    with pytest.raises(ValueError, match=r"states\[0\]"):
         clipper.load_state_dict(state)
     check_same(clipper.state_dict(), before)
-    state["states"][0]["ordered"] = ordered[:, :8]
-    clipper.load_state_dict(state)
-    clipper.observe([7.0, 8.0])
-    assert clipper.threshold().item() == pytest.approx(7.3)
+
+
+def test_moments_of_all_norms_fit_either_choice_of_logarithms():
+    """As a window of them does: what was learned is not what is made of it."""
+    weight, norms = nn.Parameter(torch.ones(1)), np.arange(1.0, 50.0)
+    saved, other = (
+        Clipper([weight], MeanStd(1.0, history_length=None, log=log))
+        for log in (False, True)
+    )
+    saved.observe(norms)
+    other.load_state_dict(saved.state_dict(), strict=False)
+    logs = np.log(norms)
+    expected = math.exp(logs.mean() + logs.std(ddof=1))
+    assert other.threshold().item() == pytest.approx(expected, rel=1e-6)
 
 
 MISSING = object()

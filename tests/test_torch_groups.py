@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -382,15 +383,13 @@ def test_a_history_of_all_norms_takes_on_more_rows():
     """Also after it has grown."""
     weight, late = (nn.Parameter(torch.ones(1)) for _ in range(2))
     clipper = QuantileClip([weight], quantile=0.5, history_length=None)
-    for norm in range(1, 151):
-        weight.grad = torch.tensor([float(norm)])
-        clipper.step()
+    clipper.observe(np.arange(1.0, 2001.0))
     clipper.add_param_group({"params": [late]})
-    assert clipper.threshold().tolist() == [75.5, math.inf]
+    assert clipper.threshold().tolist() == [1000.5, math.inf]
     for norm in (3.0, 5.0):
-        weight.grad, late.grad = torch.tensor([1000.0]), torch.tensor([norm])
+        weight.grad, late.grad = torch.tensor([3000.0]), torch.tensor([norm])
         clipper.step()
-    assert clipper.threshold().tolist() == [76.5, 4.0]
+    assert clipper.threshold().tolist() == [1001.5, 4.0]
 
 
 @pytest.mark.parametrize(
