@@ -74,8 +74,8 @@ def quantile(history: History, q: float, xp: Any = np) -> Array:
 
 
 def widened(array: Array, like: Array) -> Array:
-    """Return rows at least as wide as those of another array; new slots are empty."""
-    if array.shape[1:] >= like.shape[1:]:
+    """Return rows as wide as those of another array; new slots are empty."""
+    if array.shape[1:] == like.shape[1:]:
         return array
     slots = (len(array), like.shape[1] - array.shape[1])
     return np.concatenate([array, np.full(slots, np.inf, array.dtype)], axis=1)
