@@ -90,7 +90,7 @@ def copies(x: Any, count: int) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Run the grid, print the tables, save picture and results."""
     options = read_options(__doc__, arguments)
-    seeds, steps = (2, 100) if options.quick else (6, 1000)
+    seeds, steps = (2, 50) if options.quick else (6, 1000)
     histories = HISTORIES[::3] if options.quick else HISTORIES
     cells = [(h, shift, seeds, steps) for shift in SHIFTS for h in histories]
     found = run_all(train, cells, options.workers)

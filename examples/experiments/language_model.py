@@ -92,7 +92,7 @@ def make_optimizer(name: str, model: Transformer) -> torch.optim.Optimizer:
 def main(arguments: list[str] | None = None) -> None:
     """Run both parts, print the tables, save picture and results."""
     options = read_options(__doc__, arguments)
-    seeds, steps = (1, 4) if options.quick else (3, 150)
+    seeds, steps = (1, 2) if options.quick else (3, 150)
     settings = [
         (name, rate, method, faulty)
         for name, rates in RATES.items()

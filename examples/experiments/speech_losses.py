@@ -10,7 +10,7 @@ setting serves all, and the norm goes with the smoothness of the loss more close
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,18 @@ from voices import Mixtures, make_mixtures
 SAMPLES = 2000
 """Half a second."""
 
-TRAINING, TEST, BATCH = 400, 100, 8
-RATE = 1e-3
+BATCH, RATE = 8, 1e-3
+
+
+class Size(NamedTuple):
+    """How much is done: steps of a run, mixtures to train and to test with."""
+
+    steps: int
+    training: int
+    test: int
+
+
+FULL, TRIAL = Size(500, 400, 100), Size(4, 40, 10)
 
 METHODS: dict[str, Any] = {
     "no clipping": None,
@@ -50,27 +60,27 @@ DRAWN = ("no clipping", "quantile 0.1")
 
 
 @cache
-def training_mixtures() -> Mixtures:
+def training_mixtures(count: int) -> Mixtures:
     """Return what all runs of this process train with."""
-    return make_mixtures(0, TRAINING, SAMPLES)
+    return make_mixtures(0, count, SAMPLES)
 
 
 @cache
-def test_batch() -> Batch:
+def test_batch(count: int) -> Batch:
     """Return other voices, for the score."""
-    return Batch.of(make_mixtures(1, TEST, SAMPLES))
+    return Batch.of(make_mixtures(1, count, SAMPLES))
 
 
-def train(loss: str, method: str, seed: int, steps: int, trace: bool) -> dict[str, Any]:
+def train(loss: str, method: str, seed: int, size: Size, trace: bool) -> dict[str, Any]:
     """Return the score in dB, the clip rate and the median norm; perhaps a trace."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model, policy = Separator(), METHODS[method]
     adam = torch.optim.Adam(model.parameters(), lr=RATE)
     clipper = Clipper(model, policy or Fixed(1.0), scope="global", dry_run=not policy)
-    mixtures, norms, clipped, traced = training_mixtures(), [], [], []
-    for _ in range(steps):
-        chosen = torch.randint(TRAINING, (BATCH,))
+    mixtures, norms, clipped, traced = training_mixtures(size.training), [], [], []
+    for _ in range(size.steps):
+        chosen = torch.randint(size.training, (BATCH,))
         batch = Batch.of(Mixtures(*(waves[chosen] for waves in mixtures)))
         value, gradient = differentiate(model, loss, batch)
         before = flat(model.parameters())
@@ -85,7 +95,7 @@ def train(loss: str, method: str, seed: int, steps: int, trace: bool) -> dict[st
             threshold = decision.threshold.item() if policy else np.inf
             traced.append([value, norms[-1], threshold, step.norm(), smoothness])
     return {
-        "score": improvement(model, loss, test_batch()),
+        "score": improvement(model, loss, test_batch(size.test)),
         "clip_rate": float(np.mean(clipped)) if policy else 0.0,
         "median_norm": float(np.median(norms)),
         "trace": np.array(traced, float).T,
@@ -109,9 +119,9 @@ def flat(tensors: Any) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Run the grid, print the tables, save picture and results."""
     options = read_options(__doc__, arguments)
-    seeds, steps = (1, 4) if options.quick else (3, 500)
+    seeds, size = (1, TRIAL) if options.quick else (3, FULL)
     cells = [
-        (loss, method, seed, steps, loss == TRACED)
+        (loss, method, seed, size, loss == TRACED)
         for loss in LOSSES
         for method in METHODS
         for seed in range(seeds)
