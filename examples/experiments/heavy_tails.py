@@ -6,7 +6,7 @@ scale. Plain SGD, one example a step; the error is that of the mean of the secon
 of the iterates. The claim is that of QC-SGD (Merad and Gaïffas, "Robust stochastic
 optimization via gradient quantile clipping", 2023).
 
-`python examples/experiments/heavy_tails.py` takes about half a minute on two cores.
+`python examples/experiments/heavy_tails.py` takes less than a minute on two cores.
 """
 
 from typing import Any, NamedTuple

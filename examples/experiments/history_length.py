@@ -7,7 +7,7 @@ paper keeps the whole history; what a shorter one does is asked in its repositor
 (pseeth/autoclip, issue 6). In a second grid the loss becomes ten times smaller half
 way, and the learning rate ten times larger: only the thresholds are stale then.
 
-`python examples/experiments/history_length.py` takes about 2 minutes on two cores.
+`python examples/experiments/history_length.py` takes about 3 minutes on two cores.
 """
 
 import sys
