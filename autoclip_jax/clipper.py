@@ -80,12 +80,9 @@ def clip_by_policy(
     >>> updates.tolist(), state.clip_norm.tolist()
     ([0.6000000238418579, 0.800000011920929], [5.0])
     """
-    return _transformation(
-        policy,
-        choose_scope(scope, global_clipping, labels, "parameter", units_by(rule)),
-        nonfinite,
-        axis_name,
-    )
+    cut = choose_scope(scope, global_clipping, labels, "parameter", units_by(rule))
+    check_rule(rule, cut)
+    return _transformation(policy, cut, nonfinite, axis_name)
 
 
 def _transformation(
@@ -182,8 +179,21 @@ def check_jittable(policy: Policy) -> None:
         raise ValueError(message("policy", rule, policy, way_out))
 
 
+def check_rule(rule: str, scope: Scope) -> None:
+    """Refuse a rule about units where there are none."""
+    if rule != "flax" and scope.name != "unit":
+        way_out = 'it says how units lie; add scope="unit"'
+        raise ValueError(message("rule", 'given with scope="unit"', rule, way_out))
+
+
 def check_axes(axis_name: Any, scope: Scope) -> None:
-    """Refuse mapped axes where units are cut."""
+    """Refuse what names no axes, and mapped axes where units are cut."""
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    if names is not None and not (
+        isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)
+    ):
+        rule = "the name of a mesh axis, or a tuple of names"
+        raise TypeError(message("axis_name", rule, axis_name, ""))
     if axis_name is not None and scope.name == "unit":
         way_out = (
             "inside shard_map it is not known whether an axis cuts a unit or lies "
@@ -218,18 +228,25 @@ def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
             f"the state of a clipper must fit the updates: it has {_count(got)} rows, "
             f"and the updates make {wanted[0]}; init it on parameters of this structure"
         )
-    is_like = jax.eval_shape(partial(policy.init, wanted[0], jnp))
-    theirs, ours = (
-        {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
-        for leaves in map(
-            jax.tree_util.tree_leaves_with_path, (state.clip_policy, is_like)
-        )
-    )
+    theirs = _shapes(state)
+    ours = _shapes(jax.eval_shape(partial(fresh, policy, wanted[0])))
     if theirs != ours:
+        names = sorted(theirs.keys() ^ ours.keys()) or [
+            name for name in ours if theirs[name] != ours[name]
+        ]
         raise ValueError(
-            f"the state of a clipper must fit its policy: it holds {theirs}, and "
-            f"{policy!r} makes {ours}; restore it into the policy it was saved from"
+            f"the state of a clipper must fit its policy: it holds "
+            f"{ {name: theirs.get(name) for name in names} }, and {policy!r} makes "
+            f"{ {name: ours.get(name) for name in names} }; restore it into the policy "
+            "it was saved from"
         )
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _count(shape: tuple[int, ...]) -> int:

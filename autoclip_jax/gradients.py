@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from autoclip_core.units import Units, split_shape, unit_shape
 
+from .placement import replicated, spread_over
 from .rows import Rows, Slot, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
@@ -80,7 +81,8 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     """Return scale * leaf where the scale is neither 0 nor 1, in float32 or wider."""
     view = leaf if units is None else leaf.reshape(split_shape(leaf.shape, units))
     scale = scales.reshape(() if units is None else unit_shape(leaf.shape, units))
-    scale = jnp.broadcast_to(scale, view.shape)
+    if units is not None:
+        scale = spread_over(jnp.broadcast_to(scale, view.shape), view)
     wide = view if view.dtype.itemsize >= 4 else view.astype(jnp.float32)
     product = jnp.where(
         scale == 0, jnp.zeros_like(wide), wide * scale.astype(wide.dtype)
@@ -104,17 +106,20 @@ def _squares(leaf: Array, slot: Slot, unit: Array | None, axes: Any) -> Array:
     """Return the sums of squares of one leaf, one per unit, shape (its rows,)."""
     view = _magnitudes(leaf, slot)
     if unit is not None:
-        view = view / unit.reshape(_one_per_unit(leaf, slot)).astype(view.dtype)
+        divisor = unit.reshape(_one_per_unit(leaf, slot)).astype(view.dtype)
+        if slot.units is not None:
+            divisor = spread_over(jnp.broadcast_to(divisor, view.shape), view)
+        view = view / divisor
     over = None if slot.units is None else slot.units.axes
-    total = jnp.sum(jnp.square(view), axis=over).reshape(-1).astype(jnp.float32)
-    return _reduce(lax.psum, total, axes)
+    total = replicated(jnp.sum(jnp.square(view), axis=over))
+    return _reduce(lax.psum, total.reshape(-1).astype(jnp.float32), axes)
 
 
 def _largest(rows: Rows, parts: Sequence[tuple[Slot, Array]], axes: Any) -> Array:
     tops: dict[int, Array] = {}
     for slot, leaf in parts:
         over = None if slot.units is None else slot.units.axes
-        top = jnp.max(_magnitudes(leaf, slot), axis=over, initial=0.0)
+        top = replicated(jnp.max(_magnitudes(leaf, slot), axis=over, initial=0.0))
         top = _reduce(lax.pmax, top.reshape(-1).astype(jnp.float32), axes)
         tops[slot.start] = jnp.maximum(tops.get(slot.start, 0.0), top)
     return _lay_out(rows, tops)

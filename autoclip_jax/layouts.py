@@ -20,7 +20,7 @@ from autoclip_core.units import Units, nfnets, over_all_but, whole
 
 from .rows import UnitsOf
 
-_GAINS = {"bias", "scale", "offset", "b"}
+_GAINS = {"bias", "scale", "offset"}
 
 
 def units_by(rule: str) -> UnitsOf:
@@ -45,22 +45,29 @@ def last_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     own, above = (["", "", *names])[-1], (["", "", *names])[-2]
     if own == "value" and len(names) > 1:  # nnx.Param wraps the array
         own, above = names[-2], (["", *names])[-3]
-    if own in _GAINS or len(shape) < 2:
+    if _is_gain(own, shape):
         return whole(shape)
     if own.startswith("embedding"):
         return over_all_but(shape, 0)
     if above in ("query", "key", "value") and len(shape) == 3:
         return Units((0,))
-    if "transpose" in above:  # Haiku: (..., outputs, inputs)
+    # Haiku: (..., outputs, inputs), under the name of the module, last in its path.
+    if len(shape) > 2 and "transpose" in above.split("/")[-1]:
         return over_all_but(shape, len(shape) - 2)
     return over_all_but(shape, len(shape) - 1)
 
 
 def first_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     """Return the units of an Equinox parameter: weights begin with the output axis."""
-    if path and _name(path[-1]) in _GAINS:
+    if _is_gain(_name(path[-1]) if path else "", shape):
         return whole(shape)
     return over_all_but(shape, 0)
+
+
+def _is_gain(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell biases and gains: Haiku's `b` may be (8, 1, 1), and a matrix may be `b`."""
+    vector = sum(size > 1 for size in shape) < 2
+    return len(shape) < 2 or name in _GAINS or (name == "b" and vector)
 
 
 def _name(key: Any) -> str:

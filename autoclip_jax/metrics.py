@@ -20,7 +20,7 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of the state.
 
     Raises:
-      ValueError: there is no clipper in the state.
+      ValueError: there is no clipper in the state, or it is one of a `vmap`.
 
     >>> import optax
     >>> from autoclip_jax import clip_by_quantile
@@ -48,6 +48,12 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
 
 
 def _metrics(state: ClipState) -> dict[str, Array]:
+    if state.clip_norm.ndim != 1:
+        raise ValueError(
+            "opt_state must hold norms of shape (rows,), got "
+            f"{tuple(state.clip_norm.shape)}; of a vmapped state each member has its "
+            "own: jax.vmap(clip_metrics)(opt_state)"
+        )
     skipped = jnp.zeros_like(state.clip_clipped)
     decision = Decision(
         state.clip_norm,

@@ -63,12 +63,7 @@ class Scope:
         given.
         """
         if self.name in ("unit", "group") and params is not None:
-            tree = jax.tree.map(
-                lambda leaf, param: param if leaf is None else leaf,
-                tree,
-                params,
-                is_leaf=is_none,
-            )
+            tree = jax.tree.map(_param_of_none, tree, params, is_leaf=is_none)
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         if self.name == "global":
             return Rows([Slot(0, 1) for _ in leaves], ["global"])
@@ -100,6 +95,18 @@ class Scope:
         place = {label: Slot(row, row + 1) for row, label in enumerate(labels)}
         slots = [place.get(label, Slot(0, 0)) for label in of_leaf]
         return Rows(slots, [str(label) for label in labels])
+
+
+def _param_of_none(leaf: Any, param: Any) -> Any:
+    """Return the parameter where there is no gradient."""
+    if leaf is not None:
+        return leaf
+    if not jax.tree_util.all_leaves([param], is_leaf=is_none):
+        raise ValueError(
+            "updates must have a None for each parameter without a gradient, got one "
+            f"for all of {jax.tree.structure(param)}; spread it over them"
+        )
+    return param
 
 
 def _labels_of_leaves(labels: Labels, tree: Any) -> list[Any]:

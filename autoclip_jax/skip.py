@@ -9,10 +9,18 @@ import optax
 from jax import Array, lax
 
 from autoclip_core import Drop, Policy
-from autoclip_core.checks import check_count
+from autoclip_core.checks import check_count, message
 from autoclip_core.policy import check_policy
 
-from .clipper import ClipState, check_axes, check_state, fresh, learn, param_norms
+from .clipper import (
+    ClipState,
+    check_axes,
+    check_rule,
+    check_state,
+    fresh,
+    learn,
+    param_norms,
+)
 from .gradients import has_norm, row_norms
 from .layouts import units_by
 from .rows import Labels, Scope, choose_scope
@@ -76,10 +84,16 @@ def skip_steps(
     ([0.0], 1)
     """
     check_policy(policy)
-    check_count("max_consecutive", max_consecutive, 1)
+    if not hasattr(inner, "init") or not hasattr(inner, "update"):
+        rule = "an optax gradient transformation"
+        way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
+        raise TypeError(message("inner", rule, inner, way_out))
+    way_out = "under optax.inject_hyperparams name it in static_args"
+    check_count("max_consecutive", max_consecutive, 1, way_out)
     dropping = Drop(policy, action="skip")
     dropping.init(1, jnp)  # refuses a history of unbounded length
     cut = choose_scope(scope, global_clipping, labels, "global", units_by(rule))
+    check_rule(rule, cut)
     check_axes(axis_name, cut)
     inner = optax.with_extra_args_support(inner)
     return _transformation(inner, dropping, cut, axis_name, max_consecutive)
@@ -117,16 +131,24 @@ def _transformation(
             )
             return taken
 
-        # What inner returns may be of another type than the gradients it was given.
-        returned, _ = jax.eval_shape(accept)
-        stay = jax.tree.map(jnp.zeros_like, returned)
-        updates, inner_state = lax.cond(
-            reject, lambda: (stay, state.inner_state), accept
-        )
+        def stay() -> tuple[Any, Any]:
+            # Both may be of another type than what came in: moments of bfloat16
+            # parameters become float32 with the first float32 gradients.
+            returned, like = jax.eval_shape(accept)
+            kept = jax.tree.map(_of_type, state.inner_state, like)
+            return jax.tree.map(jnp.zeros_like, returned), kept
+
+        updates, inner_state = lax.cond(reject, stay, accept)
         counted = _count(state, reject, max_consecutive)
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_type(leaf: Any, like: Any) -> Any:
+    """Return the leaf in the type of another, where the two differ."""
+    same = getattr(leaf, "dtype", like.dtype) == like.dtype
+    return leaf if same else leaf.astype(like.dtype)
 
 
 def _judge(

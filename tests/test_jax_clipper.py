@@ -23,6 +23,7 @@ from autoclip_jax import (
 from .cases import check_traces, policy_of, traced_policies
 
 TWO_LEAVES = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
+NESTED = {"x": dict(TWO_LEAVES)}
 FACTORIES = {
     "quantile": lambda **k: clip_by_quantile(0.9, history_length=20, **k),
     "mean_std": lambda **k: clip_by_mean_std(2.0, history_length=20, **k),
@@ -287,6 +288,22 @@ def test_an_optimizer_that_changes_the_type_can_be_wrapped():
     assert int(state.skip_total) == 1
 
 
+def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
+    """Moments start as the bfloat16 parameters and become float32 in the first step."""
+    params, tx = jnp.ones(3, jnp.bfloat16), skip_steps(optax.adam(0.1), Fixed(2.0))
+    plain, state, alone = optax.adam(0.1), tx.init(params), optax.adam(0.1).init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for size in (1.0, 9.0, 0.5, 9.0, 1.0):
+            updates, state = jax.jit(tx.update)(jnp.full(3, size), state, params)
+            if size < 2:
+                wanted, alone = plain.update(jnp.full(3, size), alone, params)
+                np.testing.assert_array_equal(updates, wanted)
+    for kept, own in zip(
+        jax.tree.leaves(state.inner_state), jax.tree.leaves(alone), strict=True
+    ):
+        np.testing.assert_array_equal(kept, own, strict=True)
+
+
 def test_float64_and_bfloat16_leaves_share_a_norm():
     with jax.enable_x64(True):
         grads = {"a": jnp.full(3, 2.0, jnp.float64), "b": jnp.ones(4, jnp.bfloat16)}
@@ -304,6 +321,22 @@ MISTAKES = {
     "few labels": (
         lambda: clip_by_policy(Fixed(1.0), labels={"a": 1}).init(TWO_LEAVES),
         "labels must be a prefix of the tree",
+    ),
+    "rule": (
+        lambda: clip_by_quantile(rule="equinox"),
+        'rule must be given with scope="unit"',
+    ),
+    "a vmapped state": (
+        lambda: clip_metrics(
+            jax.vmap(clip_by_quantile().init)([jnp.ones((2, 3)), jnp.ones((2, 1))])
+        ),
+        r"jax.vmap\(clip_metrics\)",
+    ),
+    "one None for several": (
+        lambda: clip_by_param_ratio(0.1).update(
+            {"x": None}, clip_by_param_ratio(0.1).init(NESTED), NESTED
+        ),
+        "a None for each parameter",
     ),
     "no label": (
         lambda: clip_by_policy(Fixed(1.0), labels=[1, None]).init(
@@ -332,6 +365,56 @@ def test_a_mistake_is_told_with_the_way_out(name):
     call, words = MISTAKES[name]
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: skip_steps(0.1, Fixed(1.0)), "inner must be an optax gradient"),
+        (lambda: clip_by_quantile(axis_name=3), "axis_name must be the name"),
+        (
+            lambda: jax.jit(
+                optax.inject_hyperparams(skip_steps, static_args=("inner", "policy"))(
+                    inner=optax.sgd(0.1), policy=Fixed(1.0), max_consecutive=3
+                ).init
+            )(jnp.ones(1)),
+            "name it in static_args",
+        ),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_told(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+@pytest.mark.parametrize("field", ["clip_threshold", "clip_scale", "clip_finite"])
+def test_a_state_with_a_field_of_another_shape_is_refused(field):
+    tx, grads = clip_by_quantile(), [jnp.ones(2), jnp.ones(3)]
+    state = tx.init(grads)
+    other = state._replace(**{field: jnp.ones((5,), getattr(state, field).dtype)})
+    with pytest.raises(ValueError, match=f"must fit its policy.*{field}.*5"):
+        tx.update(grads, other)
+    tally = state.clip_tally._replace(steps=jnp.zeros((3,), jnp.int32))
+    with pytest.raises(ValueError, match=r"must fit its policy.*steps.*\(3,\)"):
+        tx.update(grads, state._replace(clip_tally=tally))
+
+
+def test_a_name_that_only_looks_like_a_bias_or_a_transposed_kernel():
+    tree = {
+        "lora": {"b": jnp.ones((3, 7))},
+        "up_transpose/~/linear": {"w": jnp.ones((3, 7))},
+        "my_transpose": {"kernel": jnp.ones((3, 7))},
+        "conv": {"b": jnp.ones((8, 1, 1))},
+        "conv2_d_transpose": {"w": jnp.ones((2, 2, 5, 3))},  # outputs, inputs
+    }
+    units = {
+        name: len(clip_by_param_ratio().init(leaf).clip_norm)
+        for name, leaf in tree.items()
+    }
+    assert units["lora"] == 7
+    assert units["conv"] == 1
+    rows = len(clip_by_param_ratio().init(tree).clip_norm)
+    assert rows == 7 + 7 + 7 + 1 + 5
 
 
 def test_a_state_of_other_parameters_is_refused():

@@ -152,6 +152,35 @@ def unit_norms_of_sharded_weights_under_jit_are_those_of_one_device():
         np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
 
 
+def on_a_mesh_of_explicit_axes_too():
+    """There JAX refuses operations on arrays that are cut in different ways."""
+    explicit = jax.make_mesh(
+        (4, 2), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2
+    )
+    place = {
+        name: jax.sharding.NamedSharding(explicit, spec) for name, spec in SPECS.items()
+    }
+    labels = {"both": 1, "bias": 2, "data": 1, "model": 2}
+    made = [clip_by_policy(Fixed(0.5), labels=labels)]
+    made += [clip_by_policy(Fixed(0.5), scope=s) for s in ("parameter", "global")]
+    made += [clip_by_param_ratio(0.1, rule=rule) for rule in ("flax", "nfnets")]
+    params = grads(0)
+    for tx in made:
+        for size in (1.0, 1e25):  # the second pass over squares that overflow
+            leaves = jax.tree.map(lambda x, size=size: x * jnp.float32(size), grads(5))
+            wanted, one = tx.update(leaves, tx.init(params), params)
+            for update in (tx.update, jax.jit(tx.update)):
+                updates, many = update(
+                    jax.device_put(leaves, place),
+                    tx.init(params),
+                    jax.device_put(params, place),
+                )
+                np.testing.assert_allclose(many.clip_norm, one.clip_norm, rtol=2e-6)
+                for name, leaf in updates.items():
+                    assert leaf.sharding.is_equivalent_to(place[name], leaf.ndim)
+                    np.testing.assert_allclose(leaf, wanted[name], rtol=2e-6)
+
+
 def parameters_are_measured_over_the_axes_they_are_cut_along():
     tx = clip_by_param_ratio(0.1, scope="parameter", axis_name=AXES)
     params, leaves = grads(0), grads(5)
@@ -201,6 +230,7 @@ def a_step_inside_shard_map_trains_as_one_device():
 NEED_TYPES = ["sharded_and_replicated_leaves_are_each_reduced_over_their_own_axes"]
 NEED_TYPES += ["squares_that_overflow_are_summed_again_over_all_devices"]
 NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_cut_along"]
+NEED_TYPES += ["on_a_mesh_of_explicit_axes_too"]
 CHECKS = [
     without_types_every_leaf_counts_as_cut_along_all_named_axes,
     pmap_adds_up_the_pieces,
