@@ -1,15 +1,15 @@
 """Clipping inside `optimizer.step()`."""
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from .amp import unwrap
-from .fused import FusedStep, is_fused
+from .fused import Controls, is_fused
 
 if TYPE_CHECKING:
     from .clipper import Clipper
@@ -28,7 +28,11 @@ class Attachment:
         _check_owner(clipper, optimizer)
         self._clipper = clipper
         self._saw_gradient = False
-        self._fused = FusedStep(clipper)
+        self._optimizer = weakref.ref(optimizer)
+        others = _attachments(optimizer)
+        self._controls: Controls
+        self._controls = others[0]._controls if others else Controls()
+        self._controls.clippers.append(clipper)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -42,6 +46,10 @@ class Attachment:
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
+        if self.active:
+            self._controls.clippers.remove(self._clipper)
+        if (optimizer := self._optimizer()) is not None:
+            self._controls.restore(optimizer)
         for hook in self._hooks:
             hook.remove()
 
@@ -53,7 +61,6 @@ class Attachment:
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """Clip, or let the closure clip: it computes the gradients after this hook."""
-        self._fused.restore(optimizer)
         if kwargs.get("closure") is not None:
             closure = self._clipped(optimizer, kwargs["closure"])
             return args, {**kwargs, "closure": closure}
@@ -63,7 +70,7 @@ class Attachment:
         return None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._fused.restore(optimizer)
+        self._controls.restore(optimizer)
 
     def _clipped(
         self, optimizer: Optimizer, closure: Callable[[], Any]
@@ -79,10 +86,18 @@ class Attachment:
 
     def _clip(self, optimizer: Optimizer) -> None:
         self._check_gradients()
-        if is_fused(optimizer):
-            self._fused.clip(optimizer)
+        if not is_fused(optimizer):
+            self._clipper._step()
+        elif not torch.compiler.is_compiling():
+            self._controls.clip(self._clipper, optimizer)
+        elif getattr(optimizer, "grad_scale", None) is None:
+            self._clipper._step()  # compiled code would not see what the hook sets
         else:
-            self._clipper.step()
+            raise RuntimeError(
+                "a fused optimizer with a clipper attached cannot be compiled where a "
+                "GradScaler leaves its scale to it; call scaler.unscale_(optimizer) "
+                "before scaler.step(optimizer)"
+            )
 
     def _check_gradients(self) -> None:
         """Warn if there never was a gradient: the parameters may be others."""
@@ -113,32 +128,34 @@ def _check_owner(clipper: "Clipper", optimizer: Optimizer) -> None:
             "this optimizer was made by as_optimizer() and clips already; leave "
             "attach() out"
         )
-    own = {id(slot.parameter) for slot in clipper._learner.rows.slots}
+    check_steps_all(clipper, optimizer)
+
+
+def check_steps_all(clipper: "Clipper", optimizer: Optimizer) -> None:
+    """Refuse an optimizer of only some of what a clipper holds.
+
+    The gradients of the others belong to another backward, as in a GAN, or are not
+    there yet, as where each parameter is stepped within the backward pass.
+    """
+    slots = clipper._learner.rows.slots
+    trained = [slot for slot in slots if slot.parameter.requires_grad]
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not own & stepped:
+    here = sum(id(slot.parameter) in stepped for slot in trained or slots)
+    if not here:
         raise ValueError(
             "optimizer must step parameters of this clipper, got one that steps none "
             "of them; make both after the model was moved, wrapped or sharded"
         )
-    _check_shared_rows(clipper, stepped)
+    if here < len(trained):
+        raise ValueError(
+            f"optimizer must step all parameters of its clipper, got {here} of the "
+            f"{len(trained)}: when it steps, the others may have no gradient yet, or "
+            "that of another backward; make a clipper of what each optimizer steps"
+        )
 
 
-def _check_shared_rows(clipper: "Clipper", stepped: set[int]) -> None:
-    """Refuse an optimizer of only some of the parameters that share a norm.
-
-    In the backward pass, where each parameter has an optimizer of its own, the norm of
-    all is not known when the first of them steps.
-    """
-    rows: dict[int, list[Tensor]] = {}
-    for slot in clipper._learner.rows.slots:
-        if slot.parameter.requires_grad and slot.stop > slot.start:
-            rows.setdefault(slot.start, []).append(slot.parameter)
-    for row, parameters in rows.items():
-        here = sum(id(p) in stepped for p in parameters)
-        if 0 < here < len(parameters):
-            raise ValueError(
-                f"optimizer must step all parameters that share a norm, got {here} of "
-                f"the {len(parameters)} of {clipper.names[row]!r}: when it steps, the "
-                'others may have no gradient yet; choose scope="parameter", or make a '
-                "clipper of what each optimizer steps"
-            )
+def _attachments(optimizer: Optimizer) -> list["Attachment"]:
+    """Return those that clip in this optimizer already."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    owners = (getattr(hook, "__self__", None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, Attachment)]

@@ -16,8 +16,8 @@ from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
 from . import sharded
-from .amp import LossScale, unscale_once
-from .attach import Attachment
+from .amp import LossScale, unscale_once, unwrap
+from .attach import Attachment, check_steps_all
 from .fit import check_fit, describe
 from .gradients import Gradients, give_each_its_own, measure, on_host, scale_
 from .groups import (
@@ -33,7 +33,13 @@ from .groups import (
 )
 from .learner import Learner
 from .rows import Rows, make_rows
-from .run_checks import check_max_skips, check_tally, is_skipped, refuse_nonfinite
+from .run_checks import (
+    check_max_skips,
+    check_tally,
+    is_skipped,
+    refuse_nonfinite,
+    warn_of_overflows,
+)
 from .series import as_series
 from .settings import check_keys
 from .sharded import find_ranks
@@ -113,6 +119,7 @@ class Clipper:
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
         self._max_skips = max_consecutive_skips
+        self._overflows = 0
         self._attachment: Attachment | None = None
         self._exclude = as_patterns(exclude)
         self._groups = read_groups(parameters)
@@ -149,12 +156,27 @@ class Clipper:
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; no gradient
             and no history was changed.
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped;
-            or the scaler has stepped the optimizer already.
+            the scaler has stepped the optimizer already; or the clipper is attached and
+            clips inside the optimizer's step.
+          ValueError: the scaler's optimizer steps only some of the parameters.
         """
+        if self._attachment is not None and self._attachment.active:
+            raise RuntimeError(
+                "an attached clipper clips inside optimizer.step(), and a second time "
+                "in a step it would clip what it has clipped; leave clipper.step() "
+                "out, or call clipper.detach() first"
+            )
         scale = LossScale()
         if scaler is not None or optimizer is not None:
+            if scaler is not None and optimizer is not None:
+                check_steps_all(self, unwrap(optimizer))
             scale = unscale_once(scaler, optimizer)
-        gradients, decision = self._learn(scale)
+        return self._step(scale)
+
+    @torch.no_grad()
+    def _step(self, scale: LossScale | None = None) -> Decision:
+        """Do as `step`, where what a loss scale has left behind is known."""
+        gradients, decision = self._learn(scale or LossScale())
         if not self.dry_run:
             self._apply(gradients, decision)
         self._check_run()
@@ -256,7 +278,7 @@ class Clipper:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
         """
         decision, tally = self._learner.on_host()
-        check_tally(tally, self._max_skips, self.nonfinite)
+        check_tally(tally, self._max_skips)
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
@@ -369,8 +391,10 @@ class Clipper:
         (norms, observed), *weights = self._measure(gradients, *self._weights())
         if scale.factor is not None:
             norms = norms / learner.here(scale.factor)
-        if scale.overflow is not None:
-            observed = observed & (learner.here(scale.overflow) == 0)
+        if (overflow := scale.overflow) is not None:
+            if self._ranks is not None:
+                overflow = self._ranks.any(overflow)
+            observed = observed & (learner.here(overflow) == 0)
         if self.nonfinite == "raise":
             refuse_nonfinite(learner, norms, observed)
         param_norms = weights[0][0] if weights else None
@@ -410,6 +434,7 @@ class Clipper:
             for group in self._groups:
                 for member in group.members:
                     member.parameter.grad = None
+            check_tally(learner.tally, self._max_skips)
         else:
             self._rescale(gradients, decision)
 
@@ -424,8 +449,11 @@ class Clipper:
 
     def _check_run(self) -> None:
         """Check what the run has counted, where that reads nothing back."""
-        if self._learner.device is None:
-            check_tally(self._learner.tally, self._max_skips, self.nonfinite)
+        learner = self._learner
+        if learner.device is None:
+            check_tally(learner.tally, self._max_skips)
+            if self.nonfinite == "zero":
+                self._overflows = warn_of_overflows(learner.decision, self._overflows)
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with; a clipper adds settings of its own."""

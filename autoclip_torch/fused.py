@@ -5,6 +5,7 @@ With `fused=True` Adam, AdamW, SGD and Adagrad divide each gradient by
 tensors on the device, which `GradScaler` sets for the time of a step; so does this.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,12 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 
 from .amp import LossScale
-from .gradients import Gradients
 from .values import stored
 
 if TYPE_CHECKING:
     from .clipper import Clipper
 
-_CONTROLS = ("grad_scale", "found_inf")
+_NAMES = ("grad_scale", "found_inf")
 
 
 def is_fused(optimizer: Optimizer) -> bool:
@@ -29,35 +29,39 @@ def is_fused(optimizer: Optimizer) -> bool:
     return obeys and all(group.get("fused") for group in optimizer.param_groups)
 
 
-class FusedStep:
-    """Clips for a fused optimizer, without reading anything back.
+class Controls:
+    """What a fused optimizer is told for one step, by all clippers attached to it.
 
-    With one row for all that the optimizer steps there is no pass over the gradients
-    either: the kernel scales them. Else each row is scaled in place.
-
-    Args:
-      clipper: what decides.
+    It is passed to every method: whoever holds it here would keep it alive.
     """
 
-    def __init__(self, clipper: "Clipper") -> None:
+    def __init__(self) -> None:
         """Start with nothing to restore."""
-        self._clipper = clipper
         self._before: dict[str, Any] | None = None
+        self._clipped: list[Clipper] = []
+        self.clippers: list[Clipper] = []
+        """Those that are attached."""
 
     @torch.no_grad()
-    def clip(self, optimizer: Optimizer) -> None:
-        """Decide, and set the optimizer's controls for this step."""
-        clipper = self._clipper
-        self.restore(optimizer)  # a closure may compute gradients twice in a step
-        scale = LossScale(*(getattr(optimizer, name, None) for name in _CONTROLS))
-        folds = self._folds(optimizer)
+    def clip(self, clipper: "Clipper", optimizer: Optimizer) -> None:
+        """Decide, and tell the optimizer, without reading anything back.
+
+        With one row for all that the optimizer steps, and no other clipper, there is no
+        pass over the gradients: the kernel scales them. Else rows are scaled in place.
+        """
+        if any(clipper is other for other in self._clipped):
+            self.restore(
+                optimizer
+            )  # a closure computes gradients again, or a step has failed
+        scale = LossScale(*(getattr(optimizer, name, None) for name in _NAMES))
+        folds = len(self.clippers) == 1 and _holds_all(clipper, optimizer)
         if not folds and scale.factor is not None:
             # No one factor for the kernel to divide by: what a GradScaler has left to
-            # it is done here, so that thresholds meet true gradients.
-            _unscale_(clipper._gradients(), scale.factor)
+            # it is done here, for all that it steps, so that thresholds meet true
+            # gradients.
+            _unscale_(_gradients(optimizer), scale.factor)
             scale = scale._replace(factor=None)
         gradients, decision = clipper._learn(scale)
-        clipper._check_run()
         factor, overflow = scale
         if not clipper.dry_run:
             if folds:
@@ -65,28 +69,42 @@ class FusedStep:
             else:
                 clipper._rescale(gradients, decision)
             overflow = _either(overflow, _cancelled(decision, folds))
-        own = vars(optimizer)
-        self._before = {name: own[name] for name in _CONTROLS if name in own}
-        own.update(zip(_CONTROLS, (factor, overflow), strict=True))
+        clipper._check_run()
+        self._tell(optimizer, factor, overflow)
+        self._clipped.append(clipper)
 
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
+        self._clipped = []
         if self._before is None:
             return
-        for name in _CONTROLS:
-            vars(optimizer).pop(name, None)
-        vars(optimizer).update(self._before)
+        own = vars(optimizer)
+        for name in _NAMES:
+            own.pop(name, None)
+        own.update(self._before)
         self._before = None
 
-    def _folds(self, optimizer: Optimizer) -> bool:
-        """Tell whether one row holds exactly what the optimizer steps."""
-        slots = self._clipper._learner.rows.slots
-        if not self._clipper._one_factor:
-            return False
-        own = {id(slot.parameter) for slot in slots}
-        groups = optimizer.param_groups
-        plain = all(type(slot.parameter) is torch.nn.Parameter for slot in slots)
-        return plain and own == {id(p) for group in groups for p in group["params"]}
+    def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
+        own = vars(optimizer)
+        if self._before is None:
+            self._before = {name: own[name] for name in _NAMES if name in own}
+        own.update(zip(_NAMES, values, strict=True))
+
+
+def _gradients(optimizer: Optimizer) -> Iterable[Tensor | None]:
+    groups = optimizer.param_groups
+    return (parameter.grad for group in groups for parameter in group["params"])
+
+
+def _holds_all(clipper: "Clipper", optimizer: Optimizer) -> bool:
+    """Tell whether one row holds exactly what the optimizer steps."""
+    slots = clipper._learner.rows.slots
+    if not clipper._one_factor:
+        return False
+    own = {id(slot.parameter) for slot in slots}
+    groups = optimizer.param_groups
+    plain = all(type(slot.parameter) is torch.nn.Parameter for slot in slots)
+    return plain and own == {id(p) for group in groups for p in group["params"]}
 
 
 def _folded(factor: Tensor | None, decision: Decision) -> Tensor:
@@ -114,7 +132,7 @@ def _either(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
 
 
-def _unscale_(gradients: Gradients, factor: Tensor) -> None:
+def _unscale_(gradients: Iterable[Tensor | None], factor: Tensor) -> None:
     """Divide every gradient in place by a loss scale, on its device."""
     for gradient in gradients:
         if gradient is not None:

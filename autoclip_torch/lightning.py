@@ -18,10 +18,11 @@ except ModuleNotFoundError as error:
 class ClipCallback(pl.Callback):
     """Clip the gradients of every optimizer of a `LightningModule`.
 
-    Works with automatic and manual optimization, with any precision and strategy whose
-    optimizers step in this process. Each optimizer has a clipper of its own, whose
-    history is saved in the checkpoint. What `metrics()` returns is logged whenever the
-    trainer logs; of several optimizers as `clip/optimizer0/norm` and so on.
+    Works with automatic and manual optimization, with any precision, and with any
+    strategy whose optimizers step in this process, but FSDP1. Each optimizer has a
+    clipper of its own, whose history is saved in the checkpoint. What `metrics()`
+    returns is logged whenever the trainer logs; of several optimizers as
+    `clip/optimizer0/norm` and so on.
 
     Args:
       clipper: a class of `autoclip_torch`, or a function that takes what a clipper's
@@ -47,7 +48,8 @@ class ClipCallback(pl.Callback):
     def state_key(self) -> str:
         """Tell callbacks with other settings apart in a checkpoint."""
         name = getattr(self._make, "__name__", type(self._make).__name__)
-        return self._generate_state_key(clipper=name, **self._keywords)
+        told = {key: _lasting(value) for key, value in self._keywords.items()}
+        return self._generate_state_key(clipper=name, **told)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Make the clippers and attach each to its optimizer."""
@@ -85,8 +87,16 @@ class ClipCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each optimizer's clipper."""
-        return {"clippers": [clipper.state_dict() for clipper in self.clippers]}
+        saved = [clipper.state_dict() for clipper in self.clippers]
+        return {"clippers": saved or self._saved or []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers are there."""
         self._saved = state_dict["clippers"]
+
+
+def _lasting(value: Any) -> Any:
+    """Return what tells a setting in another process: a function by its name."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return [_lasting(v) for v in value] if isinstance(value, list | tuple) else value

@@ -12,6 +12,9 @@ from autoclip_core.scale import as_norms
 
 from .learner import Learner
 
+_MANY = 10
+"""A calibrating GradScaler halves its scale as often at most."""
+
 
 def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
     """Raise a FloatingPointError that names the rows whose norm is not finite."""
@@ -55,18 +58,24 @@ def check_max_skips(most: int | None, may_skip: bool) -> None:
         raise ValueError(message("max_consecutive_skips", rule, most, way_out))
 
 
-def check_tally(tally: Tally, most_skips: int | None, nonfinite: str) -> None:
-    """Stop a run that only skips; warn of one that never was finite."""
+def check_tally(tally: Tally, most_skips: int | None) -> None:
+    """Stop a run that only skips."""
     if most_skips is not None and tally.skipped_in_a_row > most_skips:
         raise RuntimeError(
-            f"{tally.skipped_in_a_row} updates in a row were skipped, more than "
+            f"{int(tally.skipped_in_a_row)} updates in a row were skipped, more than "
             f"max_consecutive_skips={most_skips}: the run is not training; "
             "look at the loss and the learning rate"
         )
-    if tally.nonfinite == tally.steps >= 10 and nonfinite == "zero":
+
+
+def warn_of_overflows(decision: Decision, so_far: int) -> int:
+    """Return how many steps in a row were not finite; warn of the tenth."""
+    in_a_row = 0 if decision.finite.all() else so_far + 1
+    if in_a_row == _MANY:
         warnings.warn(
-            f"none of the first {tally.steps} steps had finite gradients; with a "
+            f"the gradients of the last {_MANY} steps were not finite; with a "
             "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
             "before it, else its scale never falls; without one, look at the loss",
-            stacklevel=3,
+            stacklevel=4,
         )
+    return in_a_row

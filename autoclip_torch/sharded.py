@@ -42,6 +42,14 @@ class Ranks:
             if group is not None:
                 dist.all_reduce(vector, group=group)
 
+    def any(self, flag: Tensor) -> Tensor:
+        """Return the flag, raised where any rank has raised it."""
+        flag = flag.clone()
+        for group in (self.mesh_group, self.process_group):
+            if group is not None:
+                dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+        return flag
+
     def weight(self, tensor: Tensor) -> float:
         """Return one over the number of ranks that hold the same part as this one."""
         if self.mesh_group is None:
@@ -55,6 +63,13 @@ class Ranks:
 
 def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None:
     """Return whom to add up norms with, or None where everything is here."""
+    parameters = list(parameters)
+    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
+        raise ValueError(
+            "parameters must not be those of FSDP1, which flattens them: each rank "
+            "sees another part; use fully_shard (FSDP2), or let FSDP1 clip at the "
+            "threshold() of a clipper made before wrapping, and observe() its norm"
+        )
     tensors: Iterable[Any] = filter(is_sharded, parameters)
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
     if not meshes and process_group is None:
@@ -193,10 +208,24 @@ def _shards(tensor: Any) -> int:
 
 
 def _group_of(meshes: Sequence[Any]) -> Any:
-    """Return a group of all ranks of the meshes, made only where there is none."""
+    """Return a group of all ranks of the meshes, made only where there is none.
+
+    Of several meshes each rank may hold others: they have only their root in common.
+    """
+    if len(meshes) > 1:
+        meshes = list(dict.fromkeys(map(_root, meshes)))
     ranks = sorted({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
     if len(ranks) == dist.get_world_size():
         return dist.group.WORLD
     if len(meshes) == 1 and meshes[0].ndim == 1:
         return meshes[0].get_group()
     return dist.new_group(ranks, use_local_synchronization=True)
+
+
+def _root(mesh: Any) -> Any:
+    """Return the mesh that a mesh was cut out of; nothing public tells it."""
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    from torch.distributed.device_mesh import _mesh_resources
+
+    return _mesh_resources.get_root_mesh(mesh)

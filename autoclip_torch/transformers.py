@@ -1,5 +1,6 @@
 """A callback of the Hugging Face `Trainer` that clips inside the optimizer's step."""
 
+import json
 import warnings
 from typing import Any
 
@@ -61,6 +62,8 @@ class ClipCallback(TrainerCallback, ExportableState):
             )
         self._name = name
         self._keywords = {k: _from_json(value) for k, value in keywords.items()}
+        for key, value in self._keywords.items():
+            _check_json(key, value)
         self.clipper: Clipper | None = None
         """The clipper, from the beginning of training on."""
         self.saved: dict[str, Any] | None = None
@@ -71,6 +74,8 @@ class ClipCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Make the clipper of the model's parameters and attach it."""
         _check_arguments(args)
+        if self.clipper is not None:  # a run that was interrupted never ended
+            self.clipper.detach()
         clipper = _CLASSES[self._name](kwargs["model"], **self._keywords)
         if self.saved is not None:
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
@@ -120,6 +125,17 @@ def _check_arguments(args: Any) -> None:
             "ClipCallback, which then sees clipped norms; set max_grad_norm=0",
             stacklevel=3,
         )
+
+
+def _check_json(key: str, value: Any) -> None:
+    """Refuse what the first checkpoint could not hold."""
+    try:
+        json.dumps(_to_json(value))
+    except TypeError:
+        raise TypeError(
+            f"{key} must be plain Python or a policy, as a checkpoint is JSON, got "
+            f"{value!r}; give names or patterns with *, or use clipper.attach(...)"
+        ) from None
 
 
 def _to_json(value: Any) -> Any:

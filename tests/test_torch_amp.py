@@ -166,16 +166,29 @@ def test_zeroing_infinities_before_unscale_is_warned_of():
     weight, optimizer, clipper, scaler = make()
 
     def wrong_order(step):
-        backward(weight, optimizer, scaler, step, bad=range(20))
+        backward(weight, optimizer, scaler, step, bad=range(5, 40))
         clipper.step()
         scaler.step(optimizer)
         scaler.update()
 
-    for step in range(9):
+    for step in range(14):  # the scale has grown until it overflowed
         wrong_order(step)
     assert scaler.get_scale() == 2.0**10
-    with pytest.warns(UserWarning, match="none of the first 10 steps"):
-        wrong_order(9)
+    with pytest.warns(UserWarning, match="the last 10 steps were not finite"):
+        wrong_order(14)
+
+
+def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
+    """The gradients of the others are still multiplied by the loss scale."""
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    optimizer = torch.optim.SGD([a], lr=0.1)
+    clipper = NormClip([a, b], max_norm=1.0)
+    scaler.scale((a + b).sum()).backward()
+    with pytest.raises(
+        ValueError, match="all parameters of its clipper, got 1 of the 2"
+    ):
+        clipper.step(scaler=scaler, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(

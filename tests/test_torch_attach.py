@@ -252,3 +252,28 @@ def test_a_skipped_update_leaves_a_plain_optimizer_alone():
     for index, state in optimizer.state_dict()["state"].items():
         assert_same(state.values(), before[1][index].values())
     assert clipper.metrics()["clip/skipped_total"] == 1
+
+
+def test_a_clipper_of_two_networks_is_no_clipper_of_one_optimizer():
+    """In a GAN the other's gradients would be clipped, recorded, and clipped again."""
+    g, d = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    clipper = NormClip([g, d], max_norm=1.0, scope="parameter")
+    optimizer = torch.optim.SGD([g], lr=0.1)
+    with pytest.raises(
+        ValueError, match="all parameters of its clipper, got 1 of the 2"
+    ):
+        clipper.attach(optimizer)
+    d.requires_grad_(False)  # what is frozen may be left out
+    clipper.attach(optimizer)
+
+
+def test_a_step_by_hand_of_an_attached_clipper_is_refused():
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper.attach(optimizer)
+    weight.grad = torch.ones(2)
+    with pytest.raises(RuntimeError, match="a second time in a step"):
+        clipper.step()
+    clipper.detach()
+    assert clipper.step().norm.item() == pytest.approx(2**0.5)

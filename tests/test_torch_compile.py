@@ -8,7 +8,15 @@ import torch
 from torch._dynamo import config
 from torch._dynamo.utils import counters
 
-from autoclip_core import Cap, Quantile, StreamingQuantile, Warmup, decide
+from autoclip_core import (
+    Cap,
+    Drop,
+    Fixed,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    decide,
+)
 from autoclip_torch import (
     AGC,
     AdaGC,
@@ -196,6 +204,24 @@ def test_an_attached_clipper_is_compiled_with_the_optimizer():
     np.testing.assert_allclose(found, thresholds, rtol=1e-5)
     for here, there in zip(parameters, expected, strict=True):
         torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+
+
+@script_method
+@config.patch(error_on_recompile=False)
+@pytest.mark.parametrize("policy", [Fixed(1.0), Drop(Fixed(1.0), action="skip")])
+def test_a_fused_optimizer_is_clipped_also_where_it_is_compiled(policy):
+    """What a hook sets on the optimizer, compiled code would not see."""
+    found = []
+    for wrap in (lambda step: step, torch.compile(backend="eager")):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+        Clipper([weight], policy, scope="global").attach(optimizer)
+        step = wrap(optimizer.step)
+        for grad in ([3.0, 4.0], [0.3, 0.4], [30.0, 40.0]):
+            weight.grad = torch.tensor(grad)
+            step()
+        found.append(weight.detach())
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_gradient_within_its_limit_keeps_its_bits():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoclip_core import Drop, Fixed, Quantile
-from autoclip_torch import AGC, Clipper, NormClip
+from autoclip_torch import AGC, Clipper, NormClip, ValueClip
 
 from .test_torch_device import nothing_read
 
@@ -221,4 +221,75 @@ def test_a_closure_of_a_fused_optimizer():
         plain.step()
     for ours, theirs in zip(params, others, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+@pytest.mark.parametrize("attached", ["exclude", "part", "value"])
+def test_a_loss_scale_is_divided_out_of_what_is_not_clipped_too(attached):
+    """The kernel has one factor: what is clipped in place leaves none for the rest."""
+    found = []
+    for fused in (True, False):
+        a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        optimizer = torch.optim.SGD([a, b], lr=1.0, fused=fused)
+        clipper = {
+            "exclude": lambda a=a, b=b: NormClip(
+                [("a", a), ("b", b)], max_norm=1.0, exclude="b"
+            ),
+            "part": lambda a=a: NormClip([a], max_norm=1.0),
+            "value": lambda a=a: ValueClip([a], clip_value=0.5),
+        }[attached]()
+        clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(((a + b) * torch.tensor([3.0, 4.0])).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((a.detach(), b.detach()))
+        assert torch.equal(b, torch.tensor([-6.0, -8.0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_two_clippers_on_one_optimizer_do_as_without_fusion(disjoint, scaled):
+    series = [[3.0, 4.0], [30.0, 40.0], [0.3, 0.4], [float("nan"), 1.0], [0.6, 0.8]]
+    found = []
+    for fused in (True, False):
+        a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        optimizer = torch.optim.SGD([a, b], lr=1.0, fused=fused)
+        skipping, clipping = ([a], [b]) if disjoint else ([a, b], [a, b])
+        Clipper(skipping, Drop(Fixed(20.0), action="skip"), scope="global").attach(
+            optimizer
+        )
+        last = NormClip(clipping, max_norm=1.0)
+        last.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+        for grad in series:
+            optimizer.zero_grad()
+            own = torch.tensor(grad)
+            other = own if not disjoint else torch.ones(2)
+            scaler.scale((a * own + b * other).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+        found.append((a.detach().clone(), b.detach().clone()))
+    assert not torch.equal(found[0][0], torch.zeros(2))
+    if not disjoint:  # else a skip without fusion leaves the other clipper's alone
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_removing_a_handle_after_a_failed_step_leaves_nothing():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    handle = NormClip(params, max_norm=1.0).attach(optimizer)
+
+    def fail(*_):
+        raise RuntimeError("another hook")
+
+    optimizer.register_step_pre_hook(fail)
+    give(params, 0)
+    with pytest.raises(RuntimeError, match="another hook"):
+        optimizer.step()
+    handle.remove()
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))

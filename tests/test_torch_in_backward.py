@@ -75,7 +75,7 @@ def test_a_norm_of_all_is_refused_with_the_reason(scope):
     model, _ = model_and_data()
     clipper = QuantileClip(model, scope=scope)
     for p in model.parameters():
-        with pytest.raises(ValueError, match=r"got 1 of the 4 .* no gradient yet"):
+        with pytest.raises(ValueError, match=r"got 1 of the 4: .* no gradient yet"):
             clipper.attach(torch.optim.SGD([p], lr=0.1))
 
 

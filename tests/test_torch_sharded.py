@@ -98,6 +98,26 @@ def test_a_nan_in_one_shard_cancels_the_update_of_all(results, world):
 
 
 @pytest.mark.parametrize("world", RANKS)
+def test_too_many_skips_stop_a_run_with_shards(results, world):
+    for rank in of(results, world, "too_many_skips_of_shards"):
+        assert rank["step"] == 2
+        assert "3 updates in a row were skipped" in rank["error"]
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_an_overflow_on_one_rank_is_one_on_all(results, world):
+    ranks = of(results, world, "an_overflow_on_one_rank")
+    assert ranks == [ranks[0]] * world
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_the_flat_parameters_of_fsdp1_are_refused(results, world):
+    for rank in of(results, world, "flat_parameters_of_fsdp1"):
+        assert "FSDP1" in rank["error"]
+        assert "threshold()" in rank["error"]
+
+
+@pytest.mark.parametrize("world", RANKS)
 def test_an_infinity_in_one_shard_raises_on_all_ranks(results, world):
     errors = {r["error"] for r in of(results, world, "raise_on_a_nan_of_one_rank")}
     assert len(errors) == 1

@@ -85,6 +85,14 @@ def tensor_parallel_and_fsdp(model):
     return model
 
 
+def two_flat_meshes(model):
+    """Tensor parallel in pairs, another layer sharded across them: no common mesh."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    parallelize_module(model, mesh["model"], PLAN)
+    fully_shard(model.d, mesh=mesh["data"])
+    return model
+
+
 def only_a_part(model):
     fully_shard(model.a)
     return model
@@ -96,6 +104,7 @@ LAYOUTS = {
     "hsdp": (hsdp, (4,)),
     "tensor parallel": (tensor_parallel, (2, 4)),
     "tensor parallel and fsdp": (tensor_parallel_and_fsdp, (4,)),
+    "two flat meshes": (two_flat_meshes, (4,)),
     "only a part": (only_a_part, (2,)),
 }
 
@@ -181,6 +190,44 @@ def skip_on_a_nan_of_one_rank():
         "unchanged": kept[0] == weights(model),
         "steps": sorted(steps),
         "skipped": clipper.metrics()["clip/skipped_total"],
+    }
+
+
+def too_many_skips_of_shards():
+    """Six bad steps; how many of them until the run is stopped."""
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def spoil(step):
+        model.a.weight.grad.to_local().fill_(float("nan"))
+
+    for step in range(6):
+        try:
+            train(model, clipper, optimizer, range(step, step + 1), spoil)
+        except RuntimeError as error:
+            return {"step": step, "error": str(error)}
+    return {"step": None}
+
+
+def an_overflow_on_one_rank():
+    """Stages with a GradScaler each: the scaled gradients of one overflow."""
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    clipper = NormClip(
+        [parameter],
+        max_norm=1.0,
+        scope="global",
+        nonfinite="skip",
+        process_group=dist.group.WORLD,
+    )
+    size = float("inf") if dist.get_rank() == 0 else 1.0
+    scaler.scale((parameter * size).sum()).backward()
+    decision = clipper.step(scaler=scaler, optimizer=optimizer)
+    return {
+        "skipped": decision.skipped.tolist(),
+        "tally": clipper.metrics()["clip/nonfinite_total"],
     }
 
 
@@ -281,7 +328,23 @@ def load_half_way(folder):
     return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
 
 
+def flat_parameters_of_fsdp1():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(
+        Net(), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    try:
+        NormClip(model, max_norm=1.0)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
 SPECIAL = [
+    too_many_skips_of_shards,
+    an_overflow_on_one_rank,
+    flat_parameters_of_fsdp1,
     skip_on_a_nan_of_one_rank,
     raise_on_a_nan_of_one_rank,
     a_rank_without_gradients,
