@@ -17,7 +17,7 @@ from autoclip_core.checks import check_choice, message
 from autoclip_core.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import check_policy
 
-from .gradients import has_norm, row_norms, scale_tree
+from .gradients import has_norm, leaves_of, row_norms, scale_tree
 from .layouts import units_by
 from .rows import Labels, Rows, Scope, choose_scope
 
@@ -165,6 +165,11 @@ def param_norms(
             "params must be given to `update`, got None: the threshold is a ratio to "
             "their norm; call tx.update(updates, state, params)"
         )
+    if len(leaves_of(params)) != len(rows.slots):
+        raise ValueError(
+            f"params must have the structure of the updates, which has "
+            f"{len(rows.slots)} leaves, got {len(leaves_of(params))}"
+        )
     return row_norms(rows, params, axis_name)
 
 
@@ -222,11 +227,14 @@ def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
     Raises:
       ValueError: rows, the policy's kind or a shape differ; the message says which.
     """
+    if not isinstance(state, ClipState):
+        raise other_state(state, "ClipState of a clipper")
     got, wanted = state.clip_norm.shape, (len(rows.names),)
     if tuple(got) != wanted:
         raise ValueError(
             f"the state of a clipper must fit the updates: it has {_count(got)} rows, "
-            f"and the updates make {wanted[0]}; init it on parameters of this structure"
+            f"and the updates make {wanted[0]}; init it on parameters of this "
+            "structure, and give params to update where gradients may be None"
         )
     theirs = _shapes(state)
     ours = _shapes(jax.eval_shape(partial(fresh, policy, wanted[0])))
@@ -240,6 +248,14 @@ def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
             f"{ {name: ours.get(name) for name in names} }; restore it into the policy "
             "it was saved from"
         )
+
+
+def other_state(state: Any, wanted: str) -> TypeError:
+    """Return the error for a state that another transformation made."""
+    return TypeError(
+        f"state must be the {wanted}, got {type(state).__name__}; was skip_steps or a "
+        "link of the chain added or removed since it was saved?"
+    )
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:

@@ -47,6 +47,9 @@ def row_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
         unit = jnp.minimum(unit, 1e30)
         return unit * jnp.sqrt(_add_up(rows, parts, unit, axis_name))
 
+    # Outside of a trace `cond` would compile its branches anew in every step.
+    if not isinstance(safe, jax.core.Tracer):
+        return jnp.sqrt(squares) if safe else again()
     norms: Array = lax.cond(safe, lambda: jnp.sqrt(squares), again)
     return norms
 

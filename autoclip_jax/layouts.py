@@ -51,8 +51,9 @@ def last_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
         return over_all_but(shape, 0)
     if above in ("query", "key", "value") and len(shape) == 3:
         return Units((0,))
-    # Haiku: (..., outputs, inputs), under the name of the module, last in its path.
-    if len(shape) > 2 and "transpose" in above.split("/")[-1]:
+    # Haiku: (..., outputs, inputs), under the name of the module, last in its path; its
+    # kernels are called w, and Flax's, which end in the outputs, are not.
+    if own == "w" and len(shape) > 2 and "transpose" in above.split("/")[-1]:
         return over_all_but(shape, len(shape) - 2)
     return over_all_but(shape, len(shape) - 1)
 

@@ -19,6 +19,7 @@ from .clipper import (
     check_state,
     fresh,
     learn,
+    other_state,
     param_norms,
 )
 from .gradients import has_norm, row_norms
@@ -88,7 +89,10 @@ def skip_steps(
         rule = "an optax gradient transformation"
         way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
         raise TypeError(message("inner", rule, inner, way_out))
-    way_out = "under optax.inject_hyperparams name it in static_args"
+    injected = isinstance(max_consecutive, jax.Array)
+    way_out = (
+        "under optax.inject_hyperparams name it in static_args" if injected else ""
+    )
     check_count("max_consecutive", max_consecutive, 1, way_out)
     dropping = Drop(policy, action="skip")
     dropping.init(1, jnp)  # refuses a history of unbounded length
@@ -122,6 +126,7 @@ def _transformation(
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
+        _check_kind(state)
         clip = _judge(dropping, cut, axis_name, state.skip_clip, updates, params)
         reject = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
 
@@ -138,11 +143,28 @@ def _transformation(
             kept = jax.tree.map(_of_type, state.inner_state, like)
             return jax.tree.map(jnp.zeros_like, returned), kept
 
-        updates, inner_state = lax.cond(reject, stay, accept)
+        # Outside of a trace `cond` would compile its branches anew in every step.
+        if isinstance(reject, jax.core.Tracer):
+            updates, inner_state = lax.cond(reject, stay, accept)
+        else:
+            updates, inner_state = stay() if reject else accept()
         counted = _count(state, reject, max_consecutive)
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_kind(state: Any) -> None:
+    """Refuse a state that `init` has not made."""
+    if not isinstance(state, SkipState):
+        raise other_state(state, "SkipState of skip_steps")
+    for name in ("total", "in_a_row", "most_in_a_row", "too_many"):
+        shape = tuple(getattr(state, f"skip_{name}").shape)
+        if shape:
+            raise ValueError(
+                f"the state of skip_steps must have skip_{name} of shape (), got "
+                f"{shape}; restore it into the optimizer it was saved from"
+            )
 
 
 def _of_type(leaf: Any, like: Any) -> Any:

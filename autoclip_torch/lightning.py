@@ -46,10 +46,14 @@ class ClipCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell callbacks with other settings apart in a checkpoint."""
+        """Name the state by class and scope: a trainer may have several callbacks.
+
+        Other settings do not count: a state that differs in them is refused with what
+        differs, where one under another name would be ignored.
+        """
         name = getattr(self._make, "__name__", type(self._make).__name__)
-        told = {key: _lasting(value) for key, value in self._keywords.items()}
-        return self._generate_state_key(clipper=name, **told)
+        scope = self._keywords.get("scope")
+        return self._generate_state_key(clipper=name, scope=scope)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Make the clippers and attach each to its optimizer."""
@@ -93,10 +97,3 @@ class ClipCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers are there."""
         self._saved = state_dict["clippers"]
-
-
-def _lasting(value: Any) -> Any:
-    """Return what tells a setting in another process: a function by its name."""
-    if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
-    return [_lasting(v) for v in value] if isinstance(value, list | tuple) else value

@@ -399,6 +399,58 @@ def test_a_state_with_a_field_of_another_shape_is_refused(field):
         tx.update(grads, state._replace(clip_tally=tally))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: clip_by_quantile(),
+        lambda: clip_by_param_ratio(),
+        lambda: skip_steps(optax.sgd(0.1), Quantile(0.9)),
+    ],
+    ids=["quantile", "agc", "skip"],
+)
+def test_steps_outside_of_jit_compile_nothing_anew(make):
+    compiled = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    tx, params = make(), {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    state = tx.init(params)
+
+    def step(size, state):
+        grads = jax.tree.map(lambda leaf: leaf * jnp.float32(size), params)
+        return tx.update(grads, state, params)[1]
+
+    with jax.numpy_dtype_promotion("standard"):
+        for size in (1.0, 0.5):
+            state = step(size, state)
+        jax.monitoring.register_event_duration_secs_listener(count)
+        try:
+            for size in np.linspace(0.1, 0.4, 30):
+                state = step(size, state)
+            assert compiled == []
+            jax.jit(lambda x: x * 3)(jnp.ones(7))
+            assert compiled  # it would have been noticed
+        finally:
+            jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_a_state_of_another_transformation_is_refused():
+    grads = {"w": jnp.ones(3)}
+    clip, skip = clip_by_quantile(), skip_steps(optax.sgd(0.1), Quantile(0.9))
+    with pytest.raises(TypeError, match=r"must be the SkipState.*got ClipState"):
+        skip.update(grads, clip.init(grads))
+    with pytest.raises(TypeError, match=r"must be the ClipState.*got SkipState"):
+        clip.update(grads, skip.init(grads))
+    broken = skip.init(grads)._replace(skip_total=jnp.zeros(3, jnp.int32))
+    with pytest.raises(ValueError, match=r"skip_total of shape \(\), got \(3,\)"):
+        skip.update(grads, broken)
+    agc = clip_by_param_ratio(scope="parameter")
+    with pytest.raises(ValueError, match="params must have the structure"):
+        agc.update({"a": grads["w"], "b": grads["w"]}, agc.init([1.0, 1.0]), grads)
+
+
 def test_a_name_that_only_looks_like_a_bias_or_a_transposed_kernel():
     tree = {
         "lora": {"b": jnp.ones((3, 7))},
@@ -406,6 +458,7 @@ def test_a_name_that_only_looks_like_a_bias_or_a_transposed_kernel():
         "my_transpose": {"kernel": jnp.ones((3, 7))},
         "conv": {"b": jnp.ones((8, 1, 1))},
         "conv2_d_transpose": {"w": jnp.ones((2, 2, 5, 3))},  # outputs, inputs
+        "conv_transpose": {"kernel": jnp.ones((2, 2, 3, 4))},  # Flax: inputs, outputs
     }
     units = {
         name: len(clip_by_param_ratio().init(leaf).clip_norm)
@@ -414,7 +467,7 @@ def test_a_name_that_only_looks_like_a_bias_or_a_transposed_kernel():
     assert units["lora"] == 7
     assert units["conv"] == 1
     rows = len(clip_by_param_ratio().init(tree).clip_norm)
-    assert rows == 7 + 7 + 7 + 1 + 5
+    assert rows == 7 + 7 + 7 + 1 + 5 + 4
 
 
 def test_a_state_of_other_parameters_is_refused():

@@ -203,6 +203,35 @@ def test_a_resumed_run_has_the_history(tmp_path):
     assert second.clippers[0].metrics() == through.clippers[0].metrics()
 
 
+def saved_half_way(folder, **settings):
+    """The checkpoint of a first epoch, of a clipper with these settings."""
+    callback = ClipCallback(QuantileClip, **settings)
+    half = trainer(folder, callback, epochs=1, enable_checkpointing=True)
+    half.fit(Automatic())
+    half.save_checkpoint(folder / "half.ckpt")
+    return folder / "half.ckpt"
+
+
+def test_another_quantile_on_resume_is_told(tmp_path):
+    path = saved_half_way(tmp_path, **QUANTILE)
+    other = ClipCallback(QuantileClip, **(QUANTILE | {"quantile": 0.6}))
+    with pytest.raises(ValueError, match="quantile"):
+        trainer(tmp_path, other, epochs=2).fit(
+            Automatic(), ckpt_path=path, weights_only=True
+        )
+
+
+def test_a_function_among_the_settings_does_not_lose_the_history(tmp_path):
+    def settings():  # a new function each time, as in a new process
+        return QUANTILE | {"exclude": lambda name, parameter: "bias" in name}
+
+    path = saved_half_way(tmp_path, **settings())
+    second = ClipCallback(QuantileClip, **settings())
+    resumed = trainer(tmp_path, second, epochs=2)
+    resumed.fit(Automatic(), ckpt_path=path, weights_only=True)
+    assert second.clippers[0].metrics()["clip/steps"] == resumed.global_step
+
+
 def test_two_callbacks_in_one_checkpoint():
     keys = {
         ClipCallback(kind, scope=scope, **more).state_key

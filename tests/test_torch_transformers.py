@@ -1,6 +1,7 @@
 """`ClipCallback` in a real Hugging Face Trainer, on a tiny model made from a config."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -174,3 +175,34 @@ def test_deepspeed_is_refused_with_the_way_out(tmp_path):
     run.args.deepspeed = {"zero_optimization": {"stage": 1}}
     with pytest.raises(RuntimeError, match=r"threshold.* and clipper.observe"):
         ClipCallback(AGC).on_train_begin(run.args, run.state, run.control)
+
+
+class Interrupt(transformers.TrainerCallback):
+    """Stops a run as Ctrl-C does, once."""
+
+    stopped = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.stopped:
+            self.stopped = True
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_interrupted_is_clipped_once_in_the_next(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    run = trainer(tmp_path, callback, Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    first = callback.clipper
+    run.train()
+    assert first is not callback.clipper
+    assert first.metrics()["clip/steps"] == 2
+    assert callback.clipper.metrics()["clip/steps"] == 6
+    entries = logged(run)[-6:]
+    for entry in entries:
+        assert entry["clip/norm"] == pytest.approx(entry["grad_norm"], rel=1e-4)
+
+
+def test_a_setting_that_json_cannot_hold_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"exclude must be plain Python or a policy"):
+        ClipCallback(QuantileClip, exclude=re.compile("bias"))
