@@ -72,7 +72,15 @@ wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from th
 	$$pip "$$wheel[torch]"; \
 	echo "== the wheel with torch"; \
 	(cd "$$away" && AUTOCLIP_TEST=core,torch "$$python" -m pytest $(SIDE_BY_SIDE) \
-	  $(AWAY_TORCH) tests/test_readme.py tests/test_doctests.py)
+	  $(AWAY_TORCH) tests/test_readme.py tests/test_doctests.py); \
+	$$pip "$$wheel[jax]"; \
+	echo "== the wheel with JAX"; \
+	(cd "$$away" && AUTOCLIP_TEST=core,jax "$$python" -m pytest $(SIDE_BY_SIDE) \
+	  tests/test_jax_faults.py); \
+	$$pip "$$wheel[tf]"; \
+	echo "== the wheel with TensorFlow"; \
+	(cd "$$away" && AUTOCLIP_TEST=core,tf "$$python" -m pytest $(SIDE_BY_SIDE) \
+	  tests/test_tf_gradients.py tests/test_tf_layouts.py)
 
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -452,7 +452,8 @@ class Clipper:
         learner = self._learner
         if learner.device is None:
             check_tally(learner.tally, self._max_skips)
-            if self.nonfinite == "zero":
+            # Whoever only observes hides no overflow from a GradScaler.
+            if self.nonfinite == "zero" and not self.dry_run:
                 self._overflows = warn_of_overflows(learner.decision, self._overflows)
 
     def _describe(self) -> dict[str, Any]:

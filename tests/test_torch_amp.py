@@ -178,6 +178,15 @@ def test_zeroing_infinities_before_unscale_is_warned_of():
         wrong_order(14)
 
 
+def test_whoever_only_observes_hides_no_overflow():
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0, dry_run=True)
+    for _ in range(20):
+        weight.grad = torch.full((2,), float("nan"))
+        clipper.step()
+    assert clipper.metrics()["clip/nonfinite_total"] == 20
+
+
 def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
     """The gradients of the others are still multiplied by the loss scale."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
