@@ -44,6 +44,15 @@ class Attachment:
         hook = self._hooks[0]
         return hook.id in (hook.hooks_dict_ref() or {})
 
+    def refuse_by_hand(self) -> None:
+        """Raise if a step by hand would clip what the optimizer's step clips."""
+        if self.active:
+            raise RuntimeError(
+                "an attached clipper clips inside optimizer.step(), and a second time "
+                "in a step it would clip what it has clipped; leave clipper.step() "
+                "out, or call clipper.detach() first"
+            )
+
     def remove(self) -> None:
         """Leave the optimizer as it was."""
         if self.active:
@@ -52,6 +61,8 @@ class Attachment:
             self._controls.restore(optimizer)
         for hook in self._hooks:
             hook.remove()
+        if self._clipper._attachment is self:
+            self._clipper._attachment = None
 
     def __reduce__(self) -> Any:
         """Become None in a copy, whose optimizer has lost its hooks."""
@@ -151,6 +162,30 @@ def check_steps_all(clipper: "Clipper", optimizer: Optimizer) -> None:
             f"optimizer must step all parameters of its clipper, got {here} of the "
             f"{len(trained)}: when it steps, the others may have no gradient yet, or "
             "that of another backward; make a clipper of what each optimizer steps"
+        )
+
+
+def check_unscaled(clipper: "Clipper", scaler: Any, optimizer: Optimizer) -> None:
+    """Refuse gradients of another optimizer that are still multiplied by the scale."""
+    if not scaler.is_enabled():
+        return
+    states = scaler._per_optimizer_states.items()
+    others = any(
+        key != id(optimizer) and state["stage"].name == "UNSCALED"
+        for key, state in states
+    )
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    outside = [
+        slot.parameter
+        for slot in clipper._learner.rows.slots
+        if id(slot.parameter) not in stepped and slot.parameter.grad is not None
+    ]
+    if outside and not others:
+        raise ValueError(
+            f"optimizer must step all parameters of its clipper, got one that leaves "
+            f"out {len(outside)} with a gradient, which is still multiplied by the "
+            "loss scale; call scaler.unscale_ with the other optimizer first, or make "
+            "a clipper of what each optimizer steps"
         )
 
 

@@ -17,7 +17,7 @@ from autoclip_core.units import Units
 
 from . import sharded
 from .amp import LossScale, unscale_once, unwrap
-from .attach import Attachment, check_steps_all
+from .attach import Attachment, check_unscaled
 from .fit import check_fit, describe
 from .gradients import Gradients, give_each_its_own, measure, on_host, scale_
 from .groups import (
@@ -160,17 +160,12 @@ class Clipper:
             clips inside the optimizer's step.
           ValueError: the scaler's optimizer steps only some of the parameters.
         """
-        if self._attachment is not None and self._attachment.active:
-            raise RuntimeError(
-                "an attached clipper clips inside optimizer.step(), and a second time "
-                "in a step it would clip what it has clipped; leave clipper.step() "
-                "out, or call clipper.detach() first"
-            )
+        if self._attachment is not None and not torch.compiler.is_compiling():
+            self._attachment.refuse_by_hand()
         scale = LossScale()
         if scaler is not None or optimizer is not None:
-            if scaler is not None and optimizer is not None:
-                check_steps_all(self, unwrap(optimizer))
             scale = unscale_once(scaler, optimizer)
+            check_unscaled(self, scaler, unwrap(optimizer))
         return self._step(scale)
 
     @torch.no_grad()
@@ -285,6 +280,7 @@ class Clipper:
     def reset(self) -> None:
         """Forget every norm and count, as if no step had been taken."""
         self._learner.reset()
+        self._overflows = 0
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add a group of parameters; the rows that are there keep their history.
@@ -391,10 +387,8 @@ class Clipper:
         (norms, observed), *weights = self._measure(gradients, *self._weights())
         if scale.factor is not None:
             norms = norms / learner.here(scale.factor)
-        if (overflow := scale.overflow) is not None:
-            if self._ranks is not None:
-                overflow = self._ranks.any(overflow)
-            observed = observed & (learner.here(overflow) == 0)
+        if scale.overflow is not None:
+            observed = observed & (learner.here(scale.overflow) == 0)
         if self.nonfinite == "raise":
             refuse_nonfinite(learner, norms, observed)
         param_norms = weights[0][0] if weights else None

@@ -91,9 +91,11 @@ class Controls:
         own.update(zip(_NAMES, values, strict=True))
 
 
-def _gradients(optimizer: Optimizer) -> Iterable[Tensor | None]:
+def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
+    """Return every gradient once, also one that two parameters share."""
     groups = optimizer.param_groups
-    return (parameter.grad for group in groups for parameter in group["params"])
+    found = (parameter.grad for group in groups for parameter in group["params"])
+    return {id(grad): grad for grad in found if grad is not None}.values()
 
 
 def _holds_all(clipper: "Clipper", optimizer: Optimizer) -> bool:
@@ -132,8 +134,7 @@ def _either(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
 
 
-def _unscale_(gradients: Iterable[Tensor | None], factor: Tensor) -> None:
+def _unscale_(gradients: Iterable[Tensor], factor: Tensor) -> None:
     """Divide every gradient in place by a loss scale, on its device."""
     for gradient in gradients:
-        if gradient is not None:
-            stored(gradient).div_(factor.to(gradient.device, non_blocking=True))
+        stored(gradient).div_(factor.to(gradient.device, non_blocking=True))

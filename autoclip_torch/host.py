@@ -114,7 +114,19 @@ def _norm(tensor: Tensor) -> float:
         squares = sum(map(_squares, parts))
         if _LEAST_SAFE < squares < _MOST_SAFE:
             return math.sqrt(squares)
-    return float(norm_over(values, None, torch.float64))
+    # torch widens what it is given as a copy, so in pieces.
+    pieces = torch.split(
+        values if flat is None else flat, _rows_of_a_piece(values, flat)
+    )
+    again = [float(norm_over(piece, None, torch.float64)) for piece in pieces]
+    return math.sqrt(sum(norm * norm for norm in again))
+
+
+def _rows_of_a_piece(values: Tensor, flat: Tensor | None) -> int:
+    """Return how many entries of the first axis have about `_PIECE` numbers."""
+    if flat is not None:
+        return _PIECE
+    return max(1, _PIECE * len(values) // max(1, values.numel()))
 
 
 def _flat(values: Tensor) -> Tensor | None:
@@ -145,7 +157,11 @@ def _unit_norms(tensor: Tensor, units: Units) -> _Array:
         return found
     axes = tuple(range(1, values.ndim))
     if values.numel() <= _ROW * len(values):
-        norms = norm_over(values, axes, torch.float32).double().numpy()
+        narrow = values.dtype != torch.float32
+        step = _rows_of_a_piece(values, None) if narrow else max(1, len(values))
+        parts = torch.split(values, step)
+        rows = [norm_over(part, axes, torch.float32) for part in parts]
+        norms = torch.cat(rows).double().numpy()
     else:
         parts = torch.split(values.flatten(1), _ROW, dim=1)
         sums = [norm_over(part, (1,), torch.float32).double() for part in parts]
@@ -163,7 +179,7 @@ def _scale_units_(slot: Slot, gradient: Tensor, units: Units, scales: _Array) ->
         return
     gradient = writable(slot, gradient)
     values, factors = unit_scales(gradient, torch.from_numpy(scales), units)
-    if scales.all() and touched.all():
+    if scales.all() and touched.all() and values.dtype.itemsize >= 4:
         values.mul_(factors)
     elif not gradient.is_sparse and units == over_all_but(gradient.shape, 0):
         for some in _pieces(np.flatnonzero(touched), values):

@@ -46,14 +46,17 @@ class ClipCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Name the state by class and scope: a trainer may have several callbacks.
+        """Name the state by class, scope and exclude: a trainer may have several.
 
         Other settings do not count: a state that differs in them is refused with what
         differs, where one under another name would be ignored.
         """
         name = getattr(self._make, "__name__", type(self._make).__name__)
+        exclude = self._keywords.get("exclude")
+        # A function has an address, which is another one in the next process.
+        told = getattr(exclude, "__qualname__", exclude)
         scope = self._keywords.get("scope")
-        return self._generate_state_key(clipper=name, scope=scope)
+        return self._generate_state_key(clipper=name, scope=scope, exclude=told)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Make the clippers and attach each to its optimizer."""

@@ -42,14 +42,6 @@ class Ranks:
             if group is not None:
                 dist.all_reduce(vector, group=group)
 
-    def any(self, flag: Tensor) -> Tensor:
-        """Return the flag, raised where any rank has raised it."""
-        flag = flag.clone()
-        for group in (self.mesh_group, self.process_group):
-            if group is not None:
-                dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
-        return flag
-
     def weight(self, tensor: Tensor) -> float:
         """Return one over the number of ranks that hold the same part as this one."""
         if self.mesh_group is None:
@@ -210,16 +202,27 @@ def _shards(tensor: Any) -> int:
 def _group_of(meshes: Sequence[Any]) -> Any:
     """Return a group of all ranks of the meshes, made only where there is none.
 
-    Of several meshes each rank may hold others: they have only their root in common.
+    Of several meshes each rank may hold others, as the rows and columns of a grid are:
+    then it is the part of their common root that has the axes of all of them.
     """
-    if len(meshes) > 1:
-        meshes = list(dict.fromkeys(map(_root, meshes)))
+    if len(meshes) > 1 and (part := _spanned(meshes)) is not None:
+        meshes = [part]
     ranks = sorted({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
     if len(ranks) == dist.get_world_size():
         return dist.group.WORLD
     if len(meshes) == 1 and meshes[0].ndim == 1:
         return meshes[0].get_group()
     return dist.new_group(ranks, use_local_synchronization=True)
+
+
+def _spanned(meshes: Sequence[Any]) -> Any:
+    """Return the mesh over the named axes of all meshes, if they have one root."""
+    roots = list(dict.fromkeys(map(_root, meshes)))
+    names = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
+    known = tuple(n for n in roots[0].mesh_dim_names or () if n in names)
+    if len(roots) > 1 or not names or len(known) < len(names):
+        return None
+    return roots[0] if len(known) == roots[0].ndim else roots[0][known]
 
 
 def _root(mesh: Any) -> Any:

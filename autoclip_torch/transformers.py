@@ -79,6 +79,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         clipper = _CLASSES[self._name](kwargs["model"], **self._keywords)
         if self.saved is not None:
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
+            self.saved = None  # the next run begins anew
         elif state.global_step > 0:
             warnings.warn(
                 "this run was resumed, but the clipper starts without its history; set "

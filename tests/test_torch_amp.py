@@ -191,13 +191,16 @@ def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
     """The gradients of the others are still multiplied by the loss scale."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    optimizer = torch.optim.SGD([a], lr=0.1)
-    clipper = NormClip([a, b], max_norm=1.0)
+    optimizer, other = (torch.optim.SGD([p], lr=0.1) for p in (a, b))
+    clipper = NormClip([a, b], max_norm=5.0, scope="parameter")
     scaler.scale((a + b).sum()).backward()
-    with pytest.raises(
-        ValueError, match="all parameters of its clipper, got 1 of the 2"
-    ):
+    with pytest.raises(ValueError, match="leaves out 1 with a gradient"):
         clipper.step(scaler=scaler, optimizer=optimizer)
+    scaler.unscale_(other)  # as with Muon beside AdamW, under one norm
+    decision = clipper.step(scaler=scaler, optimizer=optimizer)
+    torch.testing.assert_close(decision.norm, torch.tensor([2**0.5, 2**0.5]))
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    clipper.step(scaler=off, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(

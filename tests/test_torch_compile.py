@@ -224,6 +224,16 @@ def test_a_fused_optimizer_is_clipped_also_where_it_is_compiled(policy):
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_a_clipper_that_was_detached_compiles():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    clipper = NormClip([weight], max_norm=1.0)
+    clipper.attach(optimizer).remove()
+    weight.grad = torch.tensor([3.0, 4.0])
+    compiled(lambda: clipper.step())()
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
+
+
 def test_a_gradient_within_its_limit_keeps_its_bits():
     parameters, clipper = model_and_clipper(lambda p: NormClip(p, max_norm=1e30))
     odd = [1e-45, 1e-40, -0.0]  # a product with 1 may flush these

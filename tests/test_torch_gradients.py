@@ -569,3 +569,33 @@ def test_an_embedding_is_clipped_the_same_sparse_or_not(scope):
         for norms, rows in zip(all_norms[1], idle, strict=True):
             assert (norms[rows] == 0).all()
             assert (norms > 0).sum() == 6 - len(rows)
+
+
+SPOILT = {
+    "zero": lambda g: g.zero_(),
+    "nan": lambda g: g.view(-1)[:1].fill_(float("nan")),
+    "normal": lambda g: g,
+}
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_no_temporary_has_the_size_of_the_gradient(kind, dtype, scope):
+    """What is taken again in float64, or widened, is copied in pieces."""
+    weight = torch.nn.Parameter(torch.ones(4096, 4096, dtype=dtype))
+    clipper = Clipper([weight], Fixed(0.5), scope=scope)
+    weight.grad = torch.full_like(weight, 0.1)
+    SPOILT[kind](weight.grad)
+    size = weight.grad.numel() * weight.grad.itemsize
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        clipper.step()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes):
+        held += change
+        peak = max(peak, held)
+    assert changes
+    assert peak < 0.9 * size

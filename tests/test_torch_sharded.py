@@ -105,9 +105,16 @@ def test_too_many_skips_stop_a_run_with_shards(results, world):
 
 
 @pytest.mark.parametrize("world", RANKS)
-def test_an_overflow_on_one_rank_is_one_on_all(results, world):
-    ranks = of(results, world, "an_overflow_on_one_rank")
-    assert ranks == [ranks[0]] * world
+def test_after_an_overflow_on_one_rank_no_other_moves(results, world):
+    for rank in of(results, world, "an_overflow_on_one_rank"):
+        assert rank["weight"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_stages_on_one_grid_are_no_copies_of_each_other(results, world):
+    for rank in of(results, world, "stages_with_two_meshes_each"):
+        wanted = [2.0, 2.0] if rank["stage"] == 0 else [20.0, 20.0]
+        close(rank["norms"], wanted)
 
 
 @pytest.mark.parametrize("world", RANKS)

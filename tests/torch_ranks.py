@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -211,24 +211,18 @@ def too_many_skips_of_shards():
 
 
 def an_overflow_on_one_rank():
-    """Stages with a GradScaler each: the scaled gradients of one overflow."""
+    """Stages with a GradScaler each: what the others do when one overflows."""
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     clipper = NormClip(
-        [parameter],
-        max_norm=1.0,
-        scope="global",
-        nonfinite="skip",
-        process_group=dist.group.WORLD,
+        [parameter], max_norm=1.0, scope="global", process_group=dist.group.WORLD
     )
-    size = float("inf") if dist.get_rank() == 0 else 1.0
+    size = float("inf") if dist.get_rank() == 0 else 100.0
     scaler.scale((parameter * size).sum()).backward()
-    decision = clipper.step(scaler=scaler, optimizer=optimizer)
-    return {
-        "skipped": decision.skipped.tolist(),
-        "tally": clipper.metrics()["clip/nonfinite_total"],
-    }
+    clipper.step(scaler=scaler, optimizer=optimizer)
+    scaler.step(optimizer)
+    return {"weight": parameter.tolist()}
 
 
 def raise_on_a_nan_of_one_rank():
@@ -328,6 +322,25 @@ def load_half_way(folder):
     return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
 
 
+def stages_with_two_meshes_each():
+    """Two stages on a grid of three axes: their ranks are no copies of each other."""
+    size = dist.get_world_size() // 2
+    names = ("stage", "data", "model")
+    mesh = init_device_mesh("cpu", (2, size, 1), mesh_dim_names=names)
+    made = []
+    for name in ("data", "model"):
+        local = torch.zeros(4 // size if name == "data" else 4)
+        parameter = nn.Parameter(DTensor.from_local(local, mesh[name], [Shard(0)]))
+        grad = torch.full_like(local, 1.0 + 9.0 * mesh.get_local_rank("stage"))
+        parameter.grad = DTensor.from_local(grad, mesh[name], [Shard(0)])
+        made.append(parameter)
+    clipper = NormClip(made, max_norm=1e9, scope="parameter")
+    return {
+        "stage": mesh.get_local_rank("stage"),
+        "norms": clipper.step().norm.tolist(),
+    }
+
+
 def flat_parameters_of_fsdp1():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -345,6 +358,7 @@ SPECIAL = [
     too_many_skips_of_shards,
     an_overflow_on_one_rank,
     flat_parameters_of_fsdp1,
+    stages_with_two_meshes_each,
     skip_on_a_nan_of_one_rank,
     raise_on_a_nan_of_one_rank,
     a_rank_without_gradients,
