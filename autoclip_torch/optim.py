@@ -1,6 +1,5 @@
 """A clipper that is an optimizer: it clips, then steps."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -113,14 +112,15 @@ class ClippedOptimizer(Optimizer):
         """
         state = dict(state_dict)
         clipper = state.pop("clipper", None)
-        # Its parts are replaced by a step or a load, never written to.
-        before = copy.copy(self.clipper._learner)
+        # On a device a load writes into the memory of what was there: keep a copy.
+        before, decision = self.clipper.state_dict(), self.clipper._learner.decision
         if clipper is not None:
             self.clipper.load_state_dict(clipper)
         try:
             self.optimizer.load_state_dict(state)
         except Exception:
-            self.clipper._learner = before
+            self.clipper.load_state_dict(before)
+            self.clipper._learner.decision = decision
             raise
 
     def __getstate__(self) -> dict[str, Any]:

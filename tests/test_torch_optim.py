@@ -447,14 +447,17 @@ def of_fewer_parameters(state):
     state["param_groups"][0]["params"].pop()
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["host", "device"])
 @pytest.mark.parametrize(
     "spoil", [of_another_quantile, of_another_group, of_fewer_parameters]
 )
-def test_a_failed_load_changes_nothing(spoil):
+def test_a_failed_load_changes_nothing(spoil, device):
     """Whether the optimizer or the clipper refuses; not even what `metrics` tells."""
     _, source = trained(steps=6)
     model, optimizer = trained(steps=3)
     other_model, other = trained(steps=3)
+    for one in (optimizer, other):  # a history on a device is loaded in its place
+        one.clipper._learner.place(device)
     state = copy.deepcopy(source.state_dict())
     spoil(state)
     with pytest.raises(
