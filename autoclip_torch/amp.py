@@ -62,3 +62,8 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     found = list(state["found_inf_per_device"].values())
     overflow = sum((f.to(found[0].device, non_blocking=True) for f in found[1:]), 0)
     return LossScale(None, found[0] + overflow if found else None)
+
+
+def stepped_ids(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that an optimizer steps."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from .amp import unwrap
+from .amp import stepped_ids, unwrap
 from .fused import Controls, is_fused
 
 if TYPE_CHECKING:
@@ -97,18 +97,18 @@ class Attachment:
 
     def _clip(self, optimizer: Optimizer) -> None:
         self._check_gradients()
-        if not is_fused(optimizer):
-            self._clipper._step()
-        elif not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if is_fused(optimizer) and not compiling:
             self._controls.clip(self._clipper, optimizer)
-        elif getattr(optimizer, "grad_scale", None) is None:
-            self._clipper._step()  # compiled code would not see what the hook sets
-        else:
+            return
+        # Compiled code would not see what is told to a fused optimizer here.
+        if compiling and getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(
                 "a fused optimizer with a clipper attached cannot be compiled where a "
                 "GradScaler leaves its scale to it; call scaler.unscale_(optimizer) "
                 "before scaler.step(optimizer)"
             )
+        self._clipper._step()
 
     def _check_gradients(self) -> None:
         """Warn if there never was a gradient: the parameters may be others."""
@@ -150,7 +150,7 @@ def check_steps_all(clipper: "Clipper", optimizer: Optimizer) -> None:
     """
     slots = clipper._learner.rows.slots
     trained = [slot for slot in slots if slot.parameter.requires_grad]
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    stepped = stepped_ids(optimizer)
     here = sum(id(slot.parameter) in stepped for slot in trained or slots)
     if not here:
         raise ValueError(
@@ -174,7 +174,7 @@ def check_unscaled(clipper: "Clipper", scaler: Any, optimizer: Optimizer) -> Non
         key != id(optimizer) and state["stage"].name == "UNSCALED"
         for key, state in states
     )
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    stepped = stepped_ids(optimizer)
     outside = [
         slot.parameter
         for slot in clipper._learner.rows.slots

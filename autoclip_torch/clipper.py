@@ -158,7 +158,7 @@ class Clipper:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped;
             the scaler has stepped the optimizer already; or the clipper is attached and
             clips inside the optimizer's step.
-          ValueError: the scaler's optimizer steps only some of the parameters.
+          ValueError: a gradient of another optimizer is still multiplied by the scale.
         """
         if self._attachment is not None and not torch.compiler.is_compiling():
             self._attachment.refuse_by_hand()
@@ -195,7 +195,7 @@ class Clipper:
 
         Raises:
           RuntimeError: the clipper is attached already.
-          ValueError: the optimizer steps none of the clipper's parameters.
+          ValueError: the optimizer does not step all that the clipper has and trains.
           TypeError: it is no torch optimizer.
 
         >>> from autoclip_core import Fixed

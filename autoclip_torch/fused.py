@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from autoclip_core import Decision
 
-from .amp import LossScale
+from .amp import LossScale, stepped_ids
 from .values import stored
 
 if TYPE_CHECKING:
@@ -104,9 +104,8 @@ def _holds_all(clipper: "Clipper", optimizer: Optimizer) -> bool:
     if not clipper._one_factor:
         return False
     own = {id(slot.parameter) for slot in slots}
-    groups = optimizer.param_groups
     plain = all(type(slot.parameter) is torch.nn.Parameter for slot in slots)
-    return plain and own == {id(p) for group in groups for p in group["params"]}
+    return plain and own == stepped_ids(optimizer)
 
 
 def _folded(factor: Tensor | None, decision: Decision) -> Tensor:

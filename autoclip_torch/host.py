@@ -115,17 +115,14 @@ def _norm(tensor: Tensor) -> float:
         if _LEAST_SAFE < squares < _MOST_SAFE:
             return math.sqrt(squares)
     # torch widens what it is given as a copy, so in pieces.
-    pieces = torch.split(
-        values if flat is None else flat, _rows_of_a_piece(values, flat)
-    )
+    whole = values if flat is None else flat
+    pieces = torch.split(whole, _rows_of_a_piece(whole))
     again = [float(norm_over(piece, None, torch.float64)) for piece in pieces]
     return math.sqrt(sum(norm * norm for norm in again))
 
 
-def _rows_of_a_piece(values: Tensor, flat: Tensor | None) -> int:
+def _rows_of_a_piece(values: Tensor) -> int:
     """Return how many entries of the first axis have about `_PIECE` numbers."""
-    if flat is not None:
-        return _PIECE
     return max(1, _PIECE * len(values) // max(1, values.numel()))
 
 
@@ -158,7 +155,7 @@ def _unit_norms(tensor: Tensor, units: Units) -> _Array:
     axes = tuple(range(1, values.ndim))
     if values.numel() <= _ROW * len(values):
         narrow = values.dtype != torch.float32
-        step = _rows_of_a_piece(values, None) if narrow else max(1, len(values))
+        step = _rows_of_a_piece(values) if narrow else max(1, len(values))
         parts = torch.split(values, step)
         rows = [norm_over(part, axes, torch.float32) for part in parts]
         norms = torch.cat(rows).double().numpy()
@@ -193,6 +190,6 @@ def _scale_units_(slot: Slot, gradient: Tensor, units: Units, scales: _Array) ->
 
 def _pieces(rows: _Array, values: Tensor) -> Iterator[_Array]:
     """Yield the rows in parts, so that a copy of each takes little memory."""
-    step = max(1, _PIECE * len(values) // max(1, values.numel()))
+    step = _rows_of_a_piece(values)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
