@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from demo_task import Method, Run
 
@@ -15,8 +17,8 @@ Array = npt.NDArray[Any]
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the dashes differ
 # too, so that the curves can be told apart without colour.
 STYLES = {
-    "none": ("#000000", ":"),
-    "low_rate": ("#000000", "--"),
+    "none": ("#000000", "-"),
+    "low_rate": ("#000000", ":"),
     "fixed": ("#E69F00", "-"),
     "quantile": ("#0072B2", "-"),
     "median": ("#56B4E9", "--"),
@@ -25,6 +27,19 @@ STYLES = {
     "zclip": ("#D55E00", "-."),
 }
 NORM, THRESHOLD, CLIPPED, NONFINITE = "#56B4E9", "#000000", "#D55E00", "#AA3377"
+
+LOOK = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+}
+"""Nine inches at this size of letters are read on a page 800 pixels wide."""
 
 NORM_RANGE = (1e-1, 1e4)
 """What the norm panels show; a larger norm is marked at their upper edge."""
@@ -35,13 +50,14 @@ WINDOW = 25
 
 def draw(runs: Mapping[Method, Sequence[Run]], path: Path) -> None:
     """Save the picture; its norms are those of the seed that exploded most."""
-    figure = Figure(figsize=(13, 11), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, height_ratios=[1, 1.5])
-    draw_losses(top, runs)
-    unclipped = next(iter(runs.values()))
-    worst = int(np.argmax([run.largest_norm for run in unclipped]))
-    draw_norms(bottom, [of_method[worst] for of_method in runs.values()])
-    figure.savefig(path)
+    with rc_context(LOOK):
+        figure = Figure(figsize=(9, 8.4), dpi=150, layout="constrained")
+        top, bottom = figure.subfigures(2, height_ratios=[1, 1.4], hspace=0.03)
+        draw_losses(top, runs)
+        unclipped = next(iter(runs.values()))
+        worst = int(np.argmax([run.largest_norm for run in unclipped]))
+        draw_norms(bottom, [of_method[worst] for of_method in runs.values()])
+        figure.savefig(path)
 
 
 def draw_losses(figure: Any, runs: Mapping[Method, Sequence[Run]]) -> None:
@@ -49,7 +65,7 @@ def draw_losses(figure: Any, runs: Mapping[Method, Sequence[Run]]) -> None:
     axes = figure.subplots()
     axes.axhline(np.log(10), color="0.6", lw=0.8)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    axes.annotate("guessing ", (1, np.log(10)), **place)
+    axes.annotate("guessing", (1, np.log(10)), color="0.4", **place)
     lowest = np.log(10)
     for method, of_method in runs.items():
         color, dashes = STYLES[method.name]
@@ -58,13 +74,16 @@ def draw_losses(figure: Any, runs: Mapping[Method, Sequence[Run]]) -> None:
         smooth = running_mean(losses)
         lowest = min(lowest, smooth.min())
         steps = np.arange(len(losses) - len(smooth), len(losses))
-        axes.plot(steps, smooth, dashes, color=color, lw=1.6, label=method.label)
+        axes.plot(steps, smooth, dashes, color=color, lw=1.5, label=method.label)
     axes.set(yscale="log", ylim=(0.8 * lowest, 5), xlabel="step")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.01)
+    title = "Training loss, median seed; a curve ends where half of the seeds are NaN"
+    axes.set_title(title, pad=10, fontweight="bold")
     axes.set_ylabel(f"cross entropy, mean of {WINDOW} steps")
-    title = "Training loss, median seed (a curve ends where half of the seeds are NaN)"
-    axes.set_title(title, loc="left")
-    axes.grid(alpha=0.3, lw=0.5)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside right center")
 
 
 def running_mean(losses: Array) -> Array:
@@ -86,11 +105,13 @@ def draw_norms(figure: Any, runs: Sequence[Run]) -> None:
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    place = {"loc": "outside lower center", "ncols": len(handles), "frameon": False}
+    place = {"loc": "outside lower center", "ncols": len(handles)}
     figure.legend(handles.values(), handles.keys(), **place)
-    figure.supylabel("gradient norm before clipping (log axis)")
-    seed = f"seed {runs[0].seed}, the one with the largest norm without clipping"
-    figure.suptitle(f"Gradient norms of {seed}", ha="left", x=0.05)
+    seed = f"seed {runs[0].seed}, whose norms exploded most without clipping"
+    figure.suptitle(
+        f"Gradient norm before clipping, {seed}",
+        **{"ha": "left", "x": 0.01, "fontsize": 9.5, "fontweight": "bold"},
+    )
 
 
 def draw_norm(axes: Any, run: Run) -> None:
@@ -98,35 +119,32 @@ def draw_norm(axes: Any, run: Run) -> None:
     low, high = NORM_RANGE
     steps = np.arange(len(run.norms))
     norms = np.where(run.finite, run.norms, np.nan)
-    axes.plot(steps, norms, color=NORM, lw=0.7, zorder=1, label="norm")
+    axes.plot(steps, norms, color=NORM, lw=0.6, zorder=1, label="norm")
     if run.method.clips and not run.method.per_unit:
         clipped = run.clipped > 0
-        style = {"color": CLIPPED, "ms": 2, "label": "clipped step"}
+        style = {"color": CLIPPED, "ms": 1.5, "label": "clipped step"}
         axes.plot(steps[clipped], norms[clipped], "o", **style)
         axes.plot(steps, run.thresholds, color=THRESHOLD, lw=1.3, label="threshold")
-    mark_edge(axes, steps[norms > high], "^", NORM, f"norm above {high:.0e}")
+    mark_edge(axes, steps[norms > high], "^", NORM, f"norm above {high:g}")
     mark_edge(axes, steps[~run.finite], "x", NONFINITE, "NaN or infinite")
     axes.set(yscale="log", ylim=(low, high), title=run.method.label)
     axes.margins(x=0.02)
-    axes.grid(alpha=0.3, lw=0.5)
-    corner = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
-    axes.annotate(note(run), (0.97, 0.93), **corner)
+    corner = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8.5}
+    axes.annotate(note(run), (0.98, 0.93), **corner)
 
 
 def mark_edge(axes: Any, steps: Array, shape: str, color: str, label: str) -> None:
     """Mark steps at the upper edge of a panel."""
     if steps.size:
-        style = {"color": color, "label": label, "ms": 5}
+        style = {"color": color, "label": label, "ms": 4}
         style["transform"] = axes.get_xaxis_transform()
         axes.plot(steps, np.full(steps.size, 0.97), shape, **style)
 
 
 def note(run: Run) -> str:
     """Return what stands in the panel of a run."""
-    lines = [f"largest norm {run.largest_norm:.3g}"]
+    lines = [f"largest {run.largest_norm:.2g}"]
     if run.method.clips:
         what = "units" if run.method.per_unit else "steps"
-        lines.append(f"{run.clip_rate:.1%} of {what} clipped")
-    if run.method.per_unit:
-        lines.append("(each unit has its own threshold)")
+        lines.append(f"clipped: {run.clip_rate:.0%} of {what}")
     return "\n".join(lines)
