@@ -64,11 +64,20 @@ def optimizer_groups(
     groups = read_groups(optimizer)
     if model is None:
         return groups
-    known = {id(m.parameter): m for m in _members(model, _items(model))}
+    # What the optimizer does not step is none of ours: it may be quantized or lazy.
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers = _layers(model)
     return [
-        Group([known.get(id(m.parameter), m) for m in group.members])
-        for group in groups
+        Group([_found(m, names, layers) for m in group.members]) for group in groups
     ]
+
+
+def _found(
+    member: Member, names: dict[int, str], layers: dict[int, nn.Module]
+) -> Member:
+    """Return a member under the name and in the layer that a model has it."""
+    key = id(member.parameter)
+    return Member(member.parameter, names.get(key, member.name), layers.get(key))
 
 
 def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None:

@@ -4,6 +4,7 @@ import json
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 import autoclip_core
@@ -11,6 +12,7 @@ from autoclip_core.plain import policy_from_plain, policy_to_plain
 
 from . import clippers
 from .clipper import Clipper
+from .follow import clipper_of, follow
 from .value import ValueClip
 
 try:
@@ -40,13 +42,19 @@ _CLASSES: dict[str, type[Clipper]] = {
 class ClipCallback(TrainerCallback, ExportableState):
     """Clip in the `Trainer`, and log `clip/...` beside its `grad_norm`.
 
-    The trainer itself clips at `max_grad_norm=1.0` by default: set it to 0. To go on
-    with the history after a checkpoint, set
-    `restore_callback_states_from_checkpoint=True`.
+    What the optimizer steps is clipped, in the optimizer's groups, and what is unfrozen
+    and added to it later, from then on. The trainer itself clips first, at
+    `max_grad_norm=1.0` by default: set it to 0. To go on with the history after a
+    checkpoint, set `restore_callback_states_from_checkpoint=True`.
 
     Args:
       clipper: a class of `autoclip_torch`, or its name.
-      **keywords: what it accepts: plain Python and policies, which are saved as JSON.
+      **keywords: what it accepts: plain Python and policies, which are saved as JSON;
+        `exclude` may name what is frozen as yet.
+
+    Raises:
+      ValueError, TypeError: a class or a setting that no checkpoint can hold; when
+        training starts, what does not fit the model or the checkpoint.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
@@ -76,7 +84,8 @@ class ClipCallback(TrainerCallback, ExportableState):
         _check_arguments(args)
         if self.clipper is not None:  # a run that was interrupted never ended
             self.clipper.detach()
-        clipper = _CLASSES[self._name](kwargs["model"], **self._keywords)
+        make, optimizer = _CLASSES[self._name], kwargs["optimizer"]
+        clipper = clipper_of(make, self._keywords, optimizer, kwargs["model"])
         if self.saved is not None:
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
             self.saved = None  # the next run begins anew
@@ -86,8 +95,15 @@ class ClipCallback(TrainerCallback, ExportableState):
                 "restore_callback_states_from_checkpoint=True",
                 stacklevel=2,
             )
-        clipper.attach(kwargs["optimizer"])
+        clipper.attach(optimizer)
         self.clipper = clipper
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Follow the optimizer: a callback may have given it what was frozen."""
+        if self.clipper is not None:
+            follow(self.clipper, kwargs["optimizer"], kwargs["model"])
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
@@ -123,7 +139,8 @@ def _check_arguments(args: Any) -> None:
     if args.max_grad_norm and args.max_grad_norm > 0:
         warnings.warn(
             f"TrainingArguments(max_grad_norm={args.max_grad_norm}) clips before "
-            "ClipCallback, which then sees clipped norms; set max_grad_norm=0",
+            "ClipCallback, which then sees clipped norms, while grad_norm is the norm "
+            "before both; set max_grad_norm=0",
             stacklevel=3,
         )
 
@@ -134,14 +151,15 @@ def _check_json(key: str, value: Any) -> None:
         json.dumps(_to_json(value))
     except TypeError:
         raise TypeError(
-            f"{key} must be plain Python or a policy, as a checkpoint is JSON, got "
-            f"{value!r}; give names or patterns with *, or use clipper.attach(...)"
+            f"{key} must be a number, a name, a pattern with *, a policy or a list of "
+            f"these, because the checkpoint is JSON, got {value!r}; for anything else "
+            "make the clipper yourself and call clipper.attach(optimizer)"
         ) from None
 
 
 def _to_json(value: Any) -> Any:
-    """Return policies as descriptions and tensors as lists."""
-    if isinstance(value, torch.Tensor):
+    """Return policies as descriptions, tensors as lists and NumPy's numbers as ours."""
+    if isinstance(value, torch.Tensor | np.generic):
         return value.tolist()
     if isinstance(value, dict):
         return {name: _to_json(part) for name, part in value.items()}

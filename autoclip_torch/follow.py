@@ -1,0 +1,61 @@
+"""A clipper of all that an optimizer steps, also of what it is given later."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from autoclip_core.patterns import as_patterns, check_names, matches
+
+from .amp import stepped_ids, unwrap
+from .clipper import Clipper
+from .groups import Group, optimizer_groups
+
+
+def clipper_of(
+    make: Callable[..., Clipper],
+    keywords: Mapping[str, Any],
+    optimizer: Any,
+    model: nn.Module,
+) -> Clipper:
+    """Make a clipper of what an optimizer steps, in its groups, named as in the model.
+
+    Args:
+      make: a class of clippers, or a function that makes one of groups.
+      keywords: what it accepts. `exclude` may name whatever the model has: what another
+        optimizer steps, too, and what is frozen as yet.
+      optimizer: a torch optimizer, or a wrapper that holds one.
+      model: the module whose parameters it steps.
+
+    Raises:
+      ValueError: it steps none of them, or `exclude` names nothing in the model.
+    """
+    optimizer, members = unwrap(optimizer), list(model.named_parameters())
+    if stepped_ids(optimizer).isdisjoint(id(p) for _, p in members):
+        raise ValueError(
+            f"optimizer must step parameters of the model, got a "
+            f"{type(optimizer).__name__} that steps none of them; make it after the "
+            "model was moved, wrapped or sharded"
+        )
+    patterns = as_patterns(keywords.get("exclude"))
+    match = partial(matches, separator=".")
+    check_names(patterns, members, match, "name those of the model")
+
+    def excluded(name: str | None, parameter: Tensor) -> bool:
+        return any(match(pattern, name, parameter) for pattern in patterns)
+
+    groups = optimizer_groups(optimizer, model)
+    return make(groups, **{**keywords, "exclude": excluded} if patterns else keywords)
+
+
+def follow(clipper: Clipper, optimizer: Any, model: nn.Module) -> None:
+    """Add what the optimizer has been given since; the rows that are there stay."""
+    optimizer = unwrap(optimizer)
+    known = {id(m.parameter) for group in clipper._groups for m in group.members}
+    if stepped_ids(optimizer) <= known:
+        return
+    for group in optimizer_groups(optimizer, model):
+        if new := [m for m in group.members if id(m.parameter) not in known]:
+            added: Any = Group(new)
+            clipper.add_param_group(added)

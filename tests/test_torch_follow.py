@@ -1,0 +1,277 @@
+"""What an optimizer is given later, or does not step, in the real trainers."""
+
+import pytest
+import torch
+from torch import nn
+
+pl = pytest.importorskip("lightning.pytorch")
+transformers = pytest.importorskip("transformers")
+
+from lightning.pytorch.callbacks import (  # noqa: E402
+    BackboneFinetuning,
+    BaseFinetuning,
+)
+
+from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch.follow import clipper_of, follow  # noqa: E402
+from autoclip_torch.lightning import ClipCallback  # noqa: E402
+from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*treespec"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory"),
+]
+
+QUANTILE = {"quantile": 0.5, "history_length": 8}
+LR = 0.1
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x, y):
+        return {"loss": (self.head(self.backbone(x)) - y).square().mean()}
+
+
+def rows(count=12):
+    torch.manual_seed(1)
+    return [
+        {"x": torch.randn(3) * 2 ** (i % 5), "y": torch.ones(1)} for i in range(count)
+    ]
+
+
+def length(model, before):
+    """How far the weights are from what they were, over the learning rate."""
+    moved = [
+        p.detach() - old for p, old in zip(model.parameters(), before, strict=True)
+    ]
+    return torch.cat([m.flatten() for m in moved]).norm().item() / LR
+
+
+def copies(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+class Module(pl.LightningModule):
+    """Trains what is not frozen; tells how far each step moved everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+        self.backbone = self.net.backbone
+        self.moves = []
+
+    def training_step(self, batch, index):
+        self.before = copies(self.net)
+        return self.net(**batch)["loss"]
+
+    def on_train_batch_end(self, *args):
+        self.moves.append(length(self.net, self.before))
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(rows(), batch_size=2)
+
+    def configure_optimizers(self):
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=LR)
+
+
+class Manual(Module):
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
+class Unfreeze(BaseFinetuning):
+    """As Lightning's own, but a resumed backbone is trained, too."""
+
+    def freeze_before_training(self, module):
+        self.freeze(module.backbone)
+
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.backbone, optimizer, lr=LR)
+        elif epoch > 1:
+            self.make_trainable(module.backbone)
+
+
+def lightning_run(folder, module, *callbacks, epochs=2, path=None):
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, ckpt_path=path, weights_only=True if path else None)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", [Module, Manual])
+@pytest.mark.parametrize("clip_last", [False, True])
+def test_what_is_unfrozen_is_clipped_from_then_on(tmp_path, kind, clip_last):
+    clip = ClipCallback(NormClip, max_norm=1e-3)
+    finetune = BackboneFinetuning(
+        unfreeze_backbone_at_epoch=1,
+        backbone_initial_lr=LR,
+        backbone_initial_ratio_lr=1,
+    )
+    both = [finetune, clip] if clip_last else [clip, finetune]
+    module = kind()
+    start = copies(module.backbone)
+    lightning_run(tmp_path, module, *both)
+    assert max(module.moves) == pytest.approx(1e-3, rel=1e-3)
+    assert length(module.backbone, start) > 1e-4
+
+
+@pytest.mark.parametrize("scope", ["global", "parameter", "group"])
+def test_resumed_after_an_unfreezing_it_has_the_same_bits(tmp_path, scope):
+    def clip():
+        return ClipCallback(QuantileClip, **QUANTILE, scope=scope)
+
+    whole, through = Module(), clip()
+    lightning_run(tmp_path, whole, through, Unfreeze(), epochs=4)
+    half = lightning_run(tmp_path, Module(), clip(), Unfreeze(), epochs=2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, second = Module(), clip()
+    path = tmp_path / "half.ckpt"
+    lightning_run(tmp_path, resumed, second, Unfreeze(), epochs=4, path=path)
+    (ours,), (theirs,) = second.clippers, through.clippers
+    assert ours.names == theirs.names
+    assert ours.metrics(per_row=True) == theirs.metrics(per_row=True)
+    assert ours.metrics()["clip/clip_rate"] > 0
+    for got, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_rows_that_were_there_keep_their_history(tmp_path):
+    clip = ClipCallback(QuantileClip, **QUANTILE)
+    lightning_run(tmp_path, Module(), clip, Unfreeze(), epochs=2)
+    (clipper,) = clip.clippers
+    backbone = ["net.backbone.weight", "net.backbone.bias"]
+    assert clipper.names == ["net.head.weight", "net.head.bias", *backbone]
+    counts = clipper.state_dict()["tally"]["observed"].tolist()
+    assert counts == [12, 12, 6, 6]
+
+
+def test_exclude_may_name_what_is_frozen_as_yet(tmp_path):
+    clip = ClipCallback(NormClip, max_norm=1e-3, exclude=["net.backbone"])
+    module = Module()
+    lightning_run(tmp_path, module, clip, Unfreeze())
+    assert max(module.moves[:6]) == pytest.approx(1e-3, rel=1e-3)
+    assert max(module.moves[6:]) > 0.1
+
+
+def test_exclude_must_name_something(tmp_path):
+    clip = ClipCallback(NormClip, max_norm=1.0, exclude=["net.tail"])
+    with pytest.raises(ValueError, match=r"that are there, got 'net.tail'; there are "):
+        lightning_run(tmp_path, Module(), clip)
+
+
+class HFUnfreeze(transformers.TrainerCallback):
+    """Adds the backbone to the optimizer after two steps; tells how far steps move."""
+
+    def __init__(self):
+        self.moves = []
+
+    def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+        self.before = copies(model)
+        if state.global_step == 2 and not model.backbone.weight.requires_grad:
+            model.backbone.requires_grad_(True)
+            optimizer.add_param_group({"params": list(model.backbone.parameters())})
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.moves.append(length(model, self.before))
+
+
+def hf_run(folder, model, parameters, clip):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        max_steps=5,
+        max_grad_norm=0,
+        logging_strategy="no",
+    )
+    optimizer = torch.optim.SGD(parameters, lr=LR)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    watch = HFUnfreeze()
+    trainer = transformers.Trainer(
+        model,
+        arguments,
+        train_dataset=rows(),
+        callbacks=[clip, watch],
+        optimizers=(optimizer, schedule),
+    )
+    trainer.train()
+    return watch.moves
+
+
+def test_hugging_face_clips_what_is_added(tmp_path):
+    model = Net()
+    model.backbone.requires_grad_(False)
+    start = copies(model.backbone)
+    clip = HFClipCallback(NormClip, max_norm=1e-3, exclude=None)
+    moves = hf_run(tmp_path, model, model.head.parameters(), clip)
+    assert moves == pytest.approx([1e-3] * 5, rel=1e-3)
+    assert length(model.backbone, start) > 1e-4
+
+
+def test_hugging_face_with_an_optimizer_of_the_head(tmp_path):
+    """The rest has gradients, and nobody steps it."""
+    model = Net()
+    start = copies(model.backbone)
+    clip = HFClipCallback(NormClip, max_norm=1e-3)
+    moves = hf_run(tmp_path, model, model.head.parameters(), clip)
+    assert moves == pytest.approx([1e-3] * 5, rel=1e-3)
+    assert length(model.backbone, start) == 0
+
+
+class Quantized(Net):
+    """A frozen weight of whole numbers, as 4-bit and 8-bit loading leaves it."""
+
+    def __init__(self):
+        super().__init__()
+        whole = torch.ones(3, 3, dtype=torch.int8)
+        self.frozen = nn.Parameter(whole, requires_grad=False)
+        self.backbone.requires_grad_(True)
+
+
+def test_a_quantized_weight_that_is_frozen_does_not_matter(tmp_path):
+    model = Quantized()
+    clip = HFClipCallback(NormClip, max_norm=1e-3)
+    moves = hf_run(tmp_path, model, model.head.parameters(), clip)
+    assert moves == pytest.approx([1e-3] * 5, rel=1e-3)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    optimizer = torch.optim.SGD(Net().parameters(), lr=LR)
+    with pytest.raises(ValueError, match="got a SGD that steps none of them"):
+        clipper_of(QuantileClip, {}, optimizer, Net())
+
+
+def test_the_kind_of_layer_is_known_of_what_is_added():
+    model = nn.Sequential(nn.Linear(2, 4), nn.ConvTranspose1d(4, 6, 2))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=LR)
+    clipper = clipper_of(QuantileClip, {"scope": "unit"}, optimizer, model)
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    follow(clipper, optimizer, model)
+    assert sum(name.startswith("1.weight") for name in clipper.names) == 6
+    kept = clipper.names
+    follow(clipper, optimizer, model)
+    assert clipper.names == kept
