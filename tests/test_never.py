@@ -39,7 +39,7 @@ NEVER = {
     "never stores an id, a pickled object or a NumPy scalar in a checkpoint": [
         "test_torch_checkpoint.py::test_a_state_is_tensors_and_plain_python",
         "test_torch_checkpoint.py::test_a_state_holds_no_identity",
-        "test_torch_checkpoint.py::test_a_resumed_run_has_the_same_bits",
+        "test_torch_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
     ],
     "never monkey-patches a framework object": [
         "test_never.py::test_torch_is_after_a_run_as_it_was_before",
@@ -235,7 +235,7 @@ DEFECTS = {
     ],
     "keys that mean nothing in another process": [
         "test_torch_checkpoint.py::test_a_state_holds_no_identity",
-        "test_torch_checkpoint.py::test_a_run_goes_on_in_another_process",
+        "test_torch_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
     ],
     "keys by position, so that a parameter that is unfrozen shifts histories": [
         "test_torch_nonfinite.py"
@@ -247,7 +247,7 @@ DEFECTS = {
         "test_torch_checkpoint.py::test_what_is_no_state_is_refused",
     ],
     "a state that is lost: the warm-up begins anew after a restart": [
-        "test_torch_checkpoint.py::test_a_resumed_run_has_the_same_bits",
+        "test_torch_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
     ],
     "a clipper that cannot be copied or pickled": [
         "test_torch_checkpoint.py::test_a_copy_of_a_run_goes_on_as_the_run",
