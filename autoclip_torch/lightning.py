@@ -84,7 +84,6 @@ class ClipCallback(pl.Callback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Make the clippers and attach each to its optimizer."""
         _warn_of_another(trainer, pl_module)
-        self._detach()  # a run that was interrupted never ended
         self._optimizers = _choose(trainer.optimizers, self._only)
         self.clippers = [
             clipper_of(self._make, self._keywords, optimizer, pl_module)
@@ -124,6 +123,12 @@ class ClipCallback(pl.Callback):
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Leave the optimizers as they were; the history stays."""
+        self._detach()
+
+    def on_exception(
+        self, trainer: "pl.Trainer", pl_module: Any, exception: BaseException
+    ) -> None:
+        """Do as at the end, which an interrupted run does not reach."""
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ accelerate = pytest.importorskip("accelerate")
 
 from accelerate.utils import ProjectConfiguration  # noqa: E402
 
-from autoclip_torch import QuantileClip  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip  # noqa: E402
 
 QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
 
@@ -18,17 +18,20 @@ def accelerator(tmp_path):
     accelerate.state.AcceleratorState._reset_state(True)
 
 
-def make_accelerator(folder):
+def make_accelerator(folder, precision="no"):
     project = ProjectConfiguration(str(folder), automatic_checkpoint_naming=True)
     return accelerate.Accelerator(
-        cpu=True, gradient_accumulation_steps=2, project_config=project
+        cpu=True,
+        gradient_accumulation_steps=2,
+        project_config=project,
+        mixed_precision=precision,
     )
 
 
-def prepared(accelerator):
+def prepared(accelerator, fused=False):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
     return accelerator.prepare(model, optimizer)
 
 
@@ -46,6 +49,7 @@ def train(accelerator, model, optimizer, clipper, data, by_hand):
         with accelerator.accumulate(model):
             accelerator.backward(loss_of(model, batch))
             if by_hand and accelerator.sync_gradients:
+                accelerator.unscale_gradients(optimizer)
                 clipper.step()
             optimizer.step()
             optimizer.zero_grad()
@@ -76,6 +80,76 @@ def test_it_clips_once_per_synchronised_step(accelerator, by_hand):
     assert clipper.metrics()["clip/steps"] == 4
     assert clipper.metrics()["clip/clip_rate"] == theirs.metrics()["clip/clip_rate"] > 0
     torch.testing.assert_close(model.weight, expected.weight)
+
+
+def with_scaler(accelerator, scale):
+    """On a GPU fp16 comes with a scaler; on the CPU Accelerate leaves it out."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    accelerator.native_amp = True
+    return accelerator
+
+
+HOW = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "attached"])
+
+
+@HOW
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_mixed_precision(tmp_path, precision, by_hand, fused):
+    accelerator = make_accelerator(tmp_path, precision)
+    if precision == "fp16":
+        with_scaler(accelerator, scale=16.0)
+    model, optimizer = prepared(accelerator, fused)
+    clipper = QuantileClip(model, **QUANTILE)
+    if not by_hand:
+        clipper.attach(optimizer)
+    train(accelerator, model, optimizer, clipper, batches(8), by_hand)
+    accelerate.state.AcceleratorState._reset_state(True)
+    _, theirs = plain(8)
+    ours, expected = clipper.metrics(), theirs.metrics()
+    assert ours["clip/steps"] == 4
+    assert ours["clip/norm"] == pytest.approx(expected["clip/norm"], rel=0.02)
+    assert ours["clip/norm_after"] == pytest.approx(expected["clip/norm_after"], 0.02)
+
+
+@HOW
+def test_an_overflow_is_not_learned(tmp_path, by_hand):
+    accelerator = with_scaler(make_accelerator(tmp_path, "fp16"), scale=2.0**17)
+    model, optimizer = prepared(accelerator)
+    clipper = QuantileClip(model, **QUANTILE)
+    if not by_hand:
+        clipper.attach(optimizer)
+    start = model.weight.detach().clone()
+    train(accelerator, model, optimizer, clipper, batches(2), by_hand)
+    assert accelerator.optimizer_step_was_skipped
+    accelerate.state.AcceleratorState._reset_state(True)
+    assert torch.equal(model.weight, start)
+    assert clipper.threshold().item() == torch.inf
+    assert accelerator.scaler.get_scale() == 2.0**16
+
+
+def test_two_optimizers(accelerator):
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    nets[0], nets[1], *optimizers = accelerator.prepare(*nets, *optimizers)
+    clippers = [NormClip(nets[0], max_norm=1e-3), NormClip(nets[1], max_norm=1e-2)]
+    for clipper, optimizer in zip(clippers, optimizers, strict=True):
+        clipper.attach(optimizer)
+        accelerator.register_for_checkpointing(clipper)
+    for batch in batches(8):
+        with accelerator.accumulate(*nets):
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                accelerator.backward(loss_of(net, batch))
+                optimizer.step()
+                optimizer.zero_grad()
+    found = [clipper.metrics() for clipper in clippers]
+    assert [m["clip/norm_after"] for m in found] == pytest.approx([1e-3, 1e-2])
+    accelerator.save_state()
+    for clipper in clippers:
+        clipper.reset()
+    accelerator.load_state(f"{accelerator.project_dir}/checkpoints/checkpoint_0")
+    assert [c.metrics()["clip/steps"] for c in clippers] == [4, 4]
 
 
 def test_its_checkpoint_holds_the_history(accelerator):

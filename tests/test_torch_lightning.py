@@ -87,12 +87,12 @@ class TwoOptimizers(Automatic):
         return [torch.optim.Adam(net.parameters(), lr=0.1) for net in nets]
 
 
-def trainer(folder, callback, epochs=1, **settings):
+def trainer(folder, *callbacks, epochs=1, **settings):
     return pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=settings.pop("devices", 1),
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=settings.pop("logger", False),
         default_root_dir=folder,
         enable_progress_bar=False,
@@ -234,11 +234,63 @@ def test_a_function_among_the_settings_does_not_lose_the_history(tmp_path):
 
 def test_two_callbacks_in_one_checkpoint():
     keys = {
-        ClipCallback(kind, scope=scope, **more).state_key
+        ClipCallback(kind, scope=scope, optimizer=number, **more).state_key
         for scope in ("global", "parameter")
+        for number in (None, 0, 1)
         for kind, more in ((QuantileClip, {}), (NormClip, {"max_norm": 1.0}))
     }
-    assert len(keys) == 4
+    assert len(keys) == 12
+
+
+def test_a_checkpoint_without_a_history_is_told(tmp_path):
+    path = saved_half_way(tmp_path, **QUANTILE)
+    other = ClipCallback(NormClip, max_norm=1.0)
+    with pytest.warns(UserWarning, match="half.ckpt has no history for ClipCallback"):
+        trainer(tmp_path, other, epochs=2).fit(
+            Automatic(), ckpt_path=path, weights_only=True
+        )
+
+
+def test_each_optimizer_may_have_a_rule_of_its_own(tmp_path):
+    first = ClipCallback(QuantileClip, optimizer=0, **QUANTILE)
+    second = ClipCallback(NormClip, optimizer=1, max_norm=1e-3)
+    logger, module = CSVLogger(tmp_path), TwoOptimizers()
+    trainer(tmp_path, first, second, logger=logger).fit(module)
+    expected, _ = plain_loop()
+    torch.testing.assert_close(module.net.weight, expected.net.weight)
+    assert module.other.weight.grad.norm() <= 1.001e-3
+    header = Path(logger.log_dir, "metrics.csv").read_text().splitlines()[0]
+    assert "clip/optimizer0/norm" in header
+    assert "clip/optimizer1/norm" in header
+
+
+def test_exclude_may_name_what_another_optimizer_steps(tmp_path):
+    module = TwoOptimizers()
+    callback = ClipCallback(NormClip, max_norm=1e-3, exclude=["other.bias"])
+    trainer(tmp_path, callback).fit(module)
+    assert module.other.weight.grad.norm() <= 1.001e-3
+    assert module.other.bias.grad.norm() > 1e-3
+    assert module.net.bias.grad.norm() <= 1.001e-3
+
+
+def test_an_optimizer_that_is_not_there_is_told(tmp_path):
+    callback = ClipCallback(QuantileClip, optimizer=2)
+    with pytest.raises(ValueError, match=r"one of the 2 .* counted from 0, got 2"):
+        trainer(tmp_path, callback).fit(TwoOptimizers())
+
+
+class OnlyFirst(TwoOptimizers):
+    def configure_optimizers(self):
+        return super().configure_optimizers()[:1]
+
+
+def test_another_number_of_optimizers_on_resume_is_told(tmp_path):
+    both = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
+    both.fit(TwoOptimizers())
+    both.save_checkpoint(tmp_path / "both.ckpt")
+    one = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE), epochs=2)
+    with pytest.raises(ValueError, match=r"one history per optimizer .* got 2 for 1"):
+        one.fit(OnlyFirst(), ckpt_path=tmp_path / "both.ckpt", weights_only=True)
 
 
 def test_after_training_the_optimizer_is_free(tmp_path):
@@ -257,12 +309,48 @@ def test_a_second_clipper_is_warned_of(tmp_path):
         trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
 
 
-@pytest.mark.slow
-def test_ddp(tmp_path):
-    """Both ranks see the same data, so both must be the plain loop."""
+class ClipsBySelf(Automatic):
+    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+        self.clip_gradients(optimizer, 1e-3, "norm")
+
+
+def test_a_module_that_clips_by_itself_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    with pytest.warns(UserWarning, match=r"ClipsBySelf.configure_.* clips before"):
+        trainer(tmp_path, callback).fit(ClipsBySelf())
+    assert callback.clippers[0].metrics()["clip/norm"] <= 1.001e-3
+
+
+class Interrupted(Automatic):
+    """Keeps its optimizer, and fails once in the middle of an epoch."""
+
+    failed = False
+
+    def training_step(self, batch, index):
+        if index == 2 and not self.failed:
+            self.failed = True
+            raise ArithmeticError
+        return super().training_step(batch, index)
+
+    def configure_optimizers(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().configure_optimizers()
+        return self.kept
+
+
+def test_a_run_that_failed_leaves_the_optimizer_free(tmp_path):
+    module, callback = Interrupted(), ClipCallback(QuantileClip, **QUANTILE)
+    run = trainer(tmp_path, callback)
+    with pytest.raises(ArithmeticError):
+        run.fit(module)
+    assert not module.kept._optimizer_step_pre_hooks
+    assert callback.clippers[0].metrics()["clip/steps"] == 2
+
+
+def in_another_process(*arguments):
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_torch_lightning", str(tmp_path)],
+        [sys.executable, "-m", "tests.test_torch_lightning", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=200,
@@ -270,6 +358,38 @@ def test_ddp(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_another_process_goes_on_bit_by_bit(tmp_path):
+    whole, through = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, through, epochs=2).fit(whole)
+    half = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE), epochs=1)
+    half.fit(TwoOptimizers())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    in_another_process("resume", tmp_path)
+    weights, states = torch.load(tmp_path / "resumed.pt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weights[name], weight)
+    for ours, clipper in zip(states, through.clippers, strict=True):
+        theirs = clipper.state_dict()
+        assert torch.equal(ours["states"][0]["ring"], theirs["states"][0]["ring"])
+        assert torch.equal(ours["tally"]["clipped"], theirs["tally"]["clipped"])
+
+
+def resume(folder):
+    module, callback = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    path = f"{folder}/half.ckpt"
+    run = trainer(folder, callback, epochs=2)
+    run.fit(module, ckpt_path=path, weights_only=True)
+    states = [clipper.state_dict() for clipper in callback.clippers]
+    torch.save([module.state_dict(), states], f"{folder}/resumed.pt")
+
+
+@pytest.mark.slow
+def test_ddp(tmp_path):
+    """Both ranks see the same data, so both must be the plain loop."""
+    in_another_process("one_rank_of_two", tmp_path)
     expected, clipper = plain_loop()
     for rank in range(2):
         weight, state = torch.load(tmp_path / f"{rank}.pt")
@@ -289,4 +409,4 @@ def one_rank_of_two(folder):
 
 
 if __name__ == "__main__":
-    one_rank_of_two(sys.argv[1])
+    globals()[sys.argv[1]](sys.argv[2])

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,20 +34,31 @@ def rows(count=24):
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def trainer(folder, *callbacks, **settings):
+SETTINGS = {
+    "max_grad_norm": 0.0,
+    "learning_rate": 0.01,
+    "save_strategy": "no",
+    "max_steps": 6,
+}
+
+
+def trainer(folder, *callbacks, evaluated=None, **settings):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
         per_device_train_batch_size=2,
-        learning_rate=0.01,
         logging_steps=1,
         seed=0,
-        **{"max_grad_norm": 0.0, "save_strategy": "no", "max_steps": 6, **settings},
+        **{**SETTINGS, **settings},
     )
     return transformers.Trainer(
-        tiny_model(), arguments, train_dataset=rows(), callbacks=list(callbacks)
+        tiny_model(),
+        arguments,
+        train_dataset=rows(),
+        eval_dataset=evaluated,
+        callbacks=list(callbacks),
     )
 
 
@@ -92,11 +104,13 @@ def test_gradient_accumulation_is_one_step(tmp_path):
     assert callback.clipper.metrics()["clip/steps"] == 3
 
 
-@pytest.mark.parametrize("kind", ["quantile", "capped", "agc"])
+@pytest.mark.parametrize("kind", ["quantile", "capped", "agc", "numpy"])
 def test_a_resumed_run_has_the_history(tmp_path, kind):
     def make():
         if kind == "quantile":
             return ClipCallback(QuantileClip, **QUANTILE)
+        if kind == "numpy":
+            return ClipCallback(NormClip, max_norm=np.float32(0.3))
         if kind == "agc":
             return ClipCallback(
                 "AGC", clipping=0.02, exclude=["transformer.wte.weight"]
@@ -104,20 +118,12 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
         policy = Cap(Quantile(0.5, history_length=8), max_norm=2.0)
         return ClipCallback(Clipper, policy=policy, scope="group")
 
-    whole = trainer(tmp_path / "whole", make(), max_steps=6)
+    whole = trainer(tmp_path, make(), save_strategy="steps", save_steps=3)
     whole.train()
-    saving = {"save_strategy": "steps", "save_steps": 3}
-    first = trainer(tmp_path / "half", make(), max_steps=6, **saving)
-    first.train()
-    saved = tmp_path / "half" / "checkpoint-3"
+    saved = tmp_path / "checkpoint-3"
     state = json.loads((saved / "trainer_state.json").read_text())
     assert "ClipCallback" in state["stateful_callbacks"]
-    again = trainer(
-        tmp_path / "half",
-        make(),
-        max_steps=6,
-        restore_callback_states_from_checkpoint=True,
-    )
+    again = trainer(tmp_path, make(), restore_callback_states_from_checkpoint=True)
     again.train(resume_from_checkpoint=str(saved))
     torch.testing.assert_close(weights(again), weights(whole), rtol=0, atol=0)
     (callback,) = [
@@ -127,6 +133,63 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
     ours, theirs = logged(again)[3:], logged(whole)[3:]
     for name in ("clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"):
         assert [entry[name] for entry in ours] == [entry[name] for entry in theirs]
+
+
+def test_all_of_it_at_once_and_resumed(tmp_path):
+    """bf16, accumulation, evaluation, an early stop: the same bits after a resume."""
+
+    def make(**more):
+        return trainer(
+            tmp_path,
+            ClipCallback(QuantileClip, **QUANTILE),
+            transformers.EarlyStoppingCallback(2),
+            evaluated=rows(4),
+            bf16=True,
+            gradient_accumulation_steps=2,
+            learning_rate=0.5,
+            max_steps=20,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            load_best_model_at_end=False,
+            metric_for_best_model="loss",
+            **more,
+        )
+
+    whole = make()
+    whole.train()
+    stopped = whole.state.global_step
+    assert 4 < stopped < 20
+    again = make(restore_callback_states_from_checkpoint=True)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == stopped
+    assert torch.equal(weights(again), weights(whole))
+    assert [e["clip/steps"] for e in logged(again)] == list(range(1, stopped + 1))
+    evaluations = [e for e in again.state.log_history if "eval_loss" in e]
+    assert not any("clip/norm" in entry for entry in evaluations)
+
+
+def test_an_infinite_gradient_leaves_the_weights_finite(tmp_path):
+    """What the trainer measures with `max_norm=inf` turns every gradient to NaN."""
+
+    class Infinite(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            if state.global_step == 2:
+                bias = model.transformer.ln_f.bias
+                self.hook = bias.register_hook(lambda g: torch.full_like(g, torch.inf))
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                self.hook.remove()
+
+    callback = ClipCallback(QuantileClip, quantile=0.5)
+    run = trainer(tmp_path, callback, Infinite())
+    run.train()
+    assert weights(run).isfinite().all()
+    assert logged(run)[2]["grad_norm"] == torch.inf
+    assert callback.clipper.metrics()["clip/nonfinite_total"] == 1
+    assert callback.clipper.threshold().isfinite().all()
 
 
 def test_resuming_without_the_history_is_warned_of(tmp_path):
@@ -139,8 +202,12 @@ def test_resuming_without_the_history_is_warned_of(tmp_path):
 
 def test_a_second_clipper_is_warned_of(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
+    run = trainer(tmp_path, callback, max_grad_norm=1.0, max_steps=1)
     with pytest.warns(UserWarning, match="max_grad_norm=1.0. clips before"):
-        trainer(tmp_path, callback, max_grad_norm=1.0, max_steps=1).train()
+        run.train()
+    (entry,) = logged(run)
+    assert entry["grad_norm"] > 1  # before both
+    assert entry["clip/norm"] == pytest.approx(1.0, rel=1e-4)
 
 
 def test_the_limit_can_be_given_to_the_trainer_instead(tmp_path):
@@ -204,5 +271,5 @@ def test_a_run_that_was_interrupted_is_clipped_once_in_the_next(tmp_path):
 
 
 def test_a_setting_that_json_cannot_hold_is_refused_at_once():
-    with pytest.raises(TypeError, match=r"exclude must be plain Python or a policy"):
+    with pytest.raises(TypeError, match=r"exclude must be a number, .* a policy"):
         ClipCallback(QuantileClip, exclude=re.compile("bias"))
