@@ -24,13 +24,14 @@ FENCE = re.compile(
 )
 
 
+def fences(text):
+    """Title and code of each block."""
+    return [(f["title"], textwrap.dedent(f["code"])) for f in FENCE.finditer(text)]
+
+
 def blocks(text):
     """The code to run, block by block; "before" is another library's code."""
-    return [
-        textwrap.dedent(found["code"])
-        for found in FENCE.finditer(text)
-        if found["title"] != "before"
-    ]
+    return [code for title, code in fences(text) if title != "before"]
 
 
 def by_framework(sources):
@@ -71,6 +72,39 @@ def test_there_is_code_for_every_framework():
         by_framework(blocks(PAGES["index.md"]))
     )
     assert len(blocks(PAGES["migration.md"])) >= 12
+
+
+START = """
+import torch
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(1, 4)).sum().backward()
+"""
+
+
+def needs(id, *names, start=START):
+    """A section whose block "before" runs after `start`."""
+    return pytest.param(id, start, id=id, marks=pytest.mark.needs(*names))
+
+
+@pytest.mark.parametrize(
+    ("section", "start"),
+    [
+        needs("`clip_grad_norm_`", "torch"),
+        needs("`autoclip` from PyPI", "torch", "peers"),
+        needs("smartclip", "torch", "peers"),
+        needs("zclip", "torch", "peers"),
+        needs("Keras `clipnorm`", "tf", start="import keras"),
+        needs("optax", "jax", start="import optax"),
+    ],
+)
+def test_the_code_of_another_library_runs_too(section, start):
+    text = re.split(r"^## ", PAGES["migration.md"], flags=re.MULTILINE)
+    found = [part for part in text if part.startswith(section)]
+    before = [code for title, code in fences(found[0]) if title == "before"]
+    assert before
+    for code in before:
+        exec(compile(start + "\n" + code, section, "exec"), {"__name__": "page"})
 
 
 def test_a_block_of_another_library_is_not_run():
