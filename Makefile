@@ -17,7 +17,7 @@ SIDE_BY_SIDE := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint types mutants docs wheel clean
+.PHONY: help demo test bench lint types mutants docs wheel archives clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -51,36 +51,31 @@ docs: .venv/.docs  ## build the site into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a wheel can get wrong is what it holds, not what it computes: some files will do.
-AWAY := $(addprefix tests/test_,$(addsuffix .py,imports doctests readme packaging \
-  decide golden window policies log replay suggest report cli))
-AWAY_TORCH := $(addprefix tests/test_torch_,$(addsuffix .py,clipper checkpoint attach))
+AWAY_core := imports doctests readme packaging decide golden window policies log replay \
+  suggest report cli
+AWAY_plot := plot_rows log replay report cli
+AWAY_torch := torch_clipper torch_checkpoint torch_attach readme doctests
+AWAY_jax := jax_faults readme doctests
+AWAY_tf := tf_gradients tf_layouts readme doctests
 
-# The tests come from the source archive with the packages deleted, so only the installed
-# wheel can answer: first with NumPy alone, then what is about torch.
-wheel: .venv/.dev  ## build the wheel, check what it holds, test it away from the tree
+wheel: archives $(addprefix away-,core plot torch jax tf)  ## build it, check what it holds, test it away from the tree
+
+archives: .venv/.dev
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/check-wheel-contents dist/*.whl
+
+# In a new environment for each extra. The tests come from the source archive with the
+# packages deleted, so only the installed wheel can answer.
+away-%: archives
+	@echo "== the wheel with $(if $(filter core,$*),NumPy alone,the extra '$*')"
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	tar -xzf dist/*.tar.gz -C "$$away" --strip-components=1; rm -rf "$$away"/autoclip_*; \
 	$(BIN)/python -m venv "$$away/venv"; python="$$away/venv/bin/python"; \
 	pip="$$python -m pip install --quiet --constraint constraints.txt"; \
-	wheel=$$(echo dist/*.whl); $$pip pip; \
-	$$pip "$$wheel" --group test; \
-	echo "== the wheel with NumPy alone"; \
-	(cd "$$away" && AUTOCLIP_TEST=core "$$python" -m pytest $(SIDE_BY_SIDE) $(AWAY)); \
-	$$pip "$$wheel[torch]"; \
-	echo "== the wheel with torch"; \
-	(cd "$$away" && AUTOCLIP_TEST=core,torch "$$python" -m pytest $(SIDE_BY_SIDE) \
-	  $(AWAY_TORCH) tests/test_readme.py tests/test_doctests.py); \
-	$$pip "$$wheel[jax]"; \
-	echo "== the wheel with JAX"; \
-	(cd "$$away" && AUTOCLIP_TEST=core,jax "$$python" -m pytest $(SIDE_BY_SIDE) \
-	  tests/test_jax_faults.py); \
-	$$pip "$$wheel[tf]"; \
-	echo "== the wheel with TensorFlow"; \
-	(cd "$$away" && AUTOCLIP_TEST=core,tf "$$python" -m pytest $(SIDE_BY_SIDE) \
-	  tests/test_tf_gradients.py tests/test_tf_layouts.py)
+	$$pip pip; $$pip "$$(echo dist/*.whl)$(if $(filter core,$*),,[$*])" --group test; \
+	cd "$$away"; AUTOCLIP_TEST=core,$* "$$python" -m pytest $(SIDE_BY_SIDE) \
+	  $(addprefix tests/test_,$(addsuffix .py,$(AWAY_$*)))
 
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
