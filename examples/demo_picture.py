@@ -130,7 +130,7 @@ def draw_norm(axes: Any, run: Run) -> None:
     axes.set(yscale="log", ylim=(low, high), title=run.method.label)
     axes.margins(x=0.02)
     corner = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8.5}
-    axes.annotate(note(run), (0.98, 0.93), **corner)
+    axes.annotate(note(run), (0.98, 0.91), **corner)
 
 
 def mark_edge(axes: Any, steps: Array, shape: str, color: str, label: str) -> None:
@@ -143,8 +143,8 @@ def mark_edge(axes: Any, steps: Array, shape: str, color: str, label: str) -> No
 
 def note(run: Run) -> str:
     """Return what stands in the panel of a run."""
-    lines = [f"largest {run.largest_norm:.2g}"]
+    lines = [f"largest {run.largest_norm:.3g}"]
     if run.method.clips:
         what = "units" if run.method.per_unit else "steps"
-        lines.append(f"clipped: {run.clip_rate:.0%} of {what}")
+        lines.append(f"clipped: {run.clip_rate:.1%} of {what}")
     return "\n".join(lines)
