@@ -1,0 +1,222 @@
+"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+
+Every kind of policy at every scope is a run: parameters and an optimizer state. All
+runs make one pytree, so each format is one file, and a scope is one compilation.
+"""
+
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoclip_core import Cap, Floor
+from autoclip_jax import clip_by_policy, skip_steps
+
+from .cases import STATIC, policy_of
+from .conftest import found
+
+N = 10
+PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.ones(2), "v": jnp.ones(4)}
+SCOPES = {
+    "parameter": {"scope": "parameter"},
+    "global": {"scope": "global"},
+    "unit": {"scope": "unit"},
+    "group": {"labels": {"w": "matrix", "b": "vector", "v": "vector"}},
+}
+# Of each kind the last in the table, which has a short window. A cap and a floor have
+# no memory of their own.
+KINDS = {type(policy): code for code, policy in STATIC.items()}
+CODES = [code for kind, code in KINDS.items() if kind not in (Cap, Floor)]
+
+
+def transformation(code, scope):
+    """Clipping before SGD, or steps that are skipped."""
+    policy, how = policy_of(code), SCOPES[scope]
+    if "skip" in code:
+        return skip_steps(optax.sgd(0.02), policy.policy, **how)
+    return optax.chain(clip_by_policy(policy, **how), optax.sgd(0.02))
+
+
+RUNS = [(code, scope) for scope in SCOPES for code in CODES]
+
+
+@cache
+def fresh():
+    """All runs before their first step: for each, its parameters and its state."""
+    return [(PARAMS, transformation(*run).init(PARAMS)) for run in RUNS]
+
+
+@cache
+def stepper(scope):
+    """One jitted step of all runs of a scope."""
+    several = [transformation(code, scope) for code in CODES]
+
+    def one(tx, params, state, noise):
+        grads = jax.tree.map(jnp.add, noise, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(
+        lambda runs, noise: [
+            one(tx, *run, noise) for tx, run in zip(several, runs, strict=True)
+        ]
+    )
+
+
+def noise(step):
+    """Gradients of heavy tails."""
+    rng = np.random.default_rng(step)
+    size = rng.lognormal()
+    leaves, tree = jax.tree.flatten(PARAMS)
+    drawn = [jnp.float32(size * rng.normal(size=leaf.shape)) for leaf in leaves]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def go_on(runs, steps):
+    """Take these steps in all runs."""
+    after = []
+    for place, scope in enumerate(SCOPES):
+        some = runs[place * len(CODES) : (place + 1) * len(CODES)]
+        for step in steps:
+            some = stepper(scope)(some, noise(step))
+        after += some
+    return after
+
+
+# The formats: how to write a pytree, and how to read it into one of the same structure.
+
+
+def save_pickle(tree, path):
+    path.write_bytes(pickle.dumps(tree))
+
+
+def load_pickle(path, like):
+    return pickle.loads(path.read_bytes())
+
+
+def save_npz(tree, path):
+    with path.open("wb") as file:
+        np.savez(file, *jax.tree.leaves(tree))
+
+
+def load_npz(path, like):
+    with np.load(path) as file:
+        leaves = [jnp.asarray(leaf) for leaf in file.values()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def save_flax(tree, path):
+    from flax import serialization
+
+    path.write_bytes(serialization.to_bytes(tree))
+
+
+def load_flax(path, like):
+    from flax import serialization
+
+    return serialization.from_bytes(like, path.read_bytes())
+
+
+def save_equinox(tree, path):
+    import equinox
+
+    equinox.tree_serialise_leaves(path, tree)
+
+
+def load_equinox(path, like):
+    import equinox
+
+    return equinox.tree_deserialise_leaves(path, like)
+
+
+def save_orbax(tree, path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as keeper:
+        keeper.save(path, tree)
+
+
+def load_orbax(path, like):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as keeper:
+        return keeper.restore(path, like)
+
+
+FORMATS = {
+    name: pair
+    for name, (module, *pair) in {
+        "pickle": ("pickle", save_pickle, load_pickle),
+        "npz": ("numpy", save_npz, load_npz),
+        "flax": ("flax", save_flax, load_flax),
+        "equinox": ("equinox", save_equinox, load_equinox),
+        "orbax": ("orbax.checkpoint", save_orbax, load_orbax),
+    }.items()
+    if found(module)
+}
+
+
+# Two processes, of which the second finds what the first has compiled.
+
+
+def begin(folder):
+    """N steps, the files, and N more."""
+    half = go_on(fresh(), range(N))
+    for name, (save, _) in FORMATS.items():
+        save(half, folder / name)
+    save_npz(go_on(half, range(N, 2 * N)), folder / "whole")
+
+
+def resume(folder):
+    """N steps from each of the files."""
+    like = fresh()
+    for name, (_, load) in FORMATS.items():
+        rest = go_on(load(folder / name, like), range(N, 2 * N))
+        save_npz(rest, folder / f"{name}, resumed")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """All runs: those that were not interrupted, and those from each format."""
+    folder = tmp_path_factory.mktemp("resume")
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    for step in (begin, resume):
+        code = f"""
+import pathlib, sys
+from {__name__} import {step.__name__}
+{step.__name__}(pathlib.Path(sys.argv[1]))
+"""
+        root = pathlib.Path(__file__).parents[1]
+        command = [sys.executable, "-c", code, folder]
+        subprocess.run(command, cwd=root, check=True, env=os.environ | cache)
+    names = ["whole", *(f"{name}, resumed" for name in FORMATS)]
+    return {name: load_npz(folder / name, fresh()) for name in names}
+
+
+def assert_same(one, other):
+    """Equal bit for bit, NaN included."""
+    pairs = zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True)
+    for (path, left), right in pairs:
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        where = f"{RUNS[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
+        np.testing.assert_array_equal(left, right, where)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_runs_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+    assert_same(outcomes[f"{form}, resumed"], outcomes["whole"])
+
+
+def test_the_runs_differ_from_each_other(outcomes):
+    """The matrix is no repetition of one run; its fault would be noticed."""
+    weights = {str(params["w"].tolist()) for params, _ in outcomes["whole"]}
+    assert len(weights) > len(RUNS) / 2
