@@ -50,7 +50,10 @@ class Regression(pl.LightningModule):
         return DataLoader(list(zip(xs, ys, strict=True)), batch_size=None)
 
 
-def make_trainer(epochs: int) -> tuple[pl.Trainer, ClipCallback]:
+def train(
+    epochs: int, save: Path | None = None, resume: Path | None = None
+) -> tuple[Regression, ClipCallback]:
+    """Train from the beginning, or from a checkpoint, history included."""
     clip = ClipCallback(QuantileClip, quantile=0.8, scope="global")
     trainer = pl.Trainer(  # gradient_clip_val stays out: the callback clips
         max_epochs=epochs,
@@ -61,35 +64,32 @@ def make_trainer(epochs: int) -> tuple[pl.Trainer, ClipCallback]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return trainer, clip
+    torch.manual_seed(0)
+    model = Regression()
+    trainer.fit(model, ckpt_path=resume, weights_only=resume is not None)
+    if save is not None:
+        trainer.save_checkpoint(save)  # weights, optimizer and the clipper's history
+    return model, clip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
-    options = parser.parse_args()
-    torch.manual_seed(0)
+    epochs = parser.parse_args().epochs
     print("epochs  loss  steps  clipped  threshold")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "half.ckpt"
-        trainer, clip = make_trainer(options.epochs // 2)
-        model = Regression()
-        trainer.fit(model)
-        trainer.save_checkpoint(path)  # weights, optimizer and the clipper's history
-        print_row(model, trainer, clip)
-        trainer, clip = make_trainer(options.epochs)
-        model = Regression()
-        trainer.fit(model, ckpt_path=path, weights_only=True)
-        print_row(model, trainer, clip)
+        print_row(epochs // 2, *train(epochs // 2, save=path))
+        print_row(epochs, *train(epochs, resume=path))
 
 
-def print_row(model: Regression, trainer: pl.Trainer, clip: ClipCallback) -> None:
+def print_row(epochs: int, model: Regression, clip: ClipCallback) -> None:
     x, y = next(iter(model.train_dataloader()))
     loss = nn.functional.mse_loss(model.net(x), y)
     (clipper,) = clip.clippers
     metrics = clipper.metrics()
     print(
-        f"{trainer.current_epoch:6} {loss:5.2f} {metrics['clip/steps']:6.0f} "
+        f"{epochs:6} {loss:5.2f} {metrics['clip/steps']:6.0f} "
         f"{metrics['clip/clip_rate']:8.0%} {metrics['clip/threshold']:10.2f}"
     )
 
