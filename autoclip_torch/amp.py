@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -59,9 +60,27 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
         )
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
-    found = list(state["found_inf_per_device"].values())
-    overflow = sum((f.to(found[0].device, non_blocking=True) for f in found[1:]), 0)
-    return LossScale(None, found[0] + overflow if found else None)
+    found = state["found_inf_per_device"].values()  # empty without any gradient
+    none = torch.zeros_like(scaler._scale)
+    own = (overflow.to(none.device, non_blocking=True) for overflow in found)
+    return LossScale(None, sum(own, none))
+
+
+def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None:
+    """Let a scaler do on this rank what it does on the one that overflowed.
+
+    Args:
+      scaler: it skips the update and lowers its scale, or does neither.
+      optimizer: the optimizer whose gradients it has unscaled.
+      overflow: not 0 where the gradients of any rank overflowed.
+    """
+    if overflow is None:
+        return
+    state = scaler._per_optimizer_states[id(unwrap(optimizer))]
+    found = state["found_inf_per_device"]
+    found.setdefault(overflow.device, overflow)
+    for own in found.values():
+        own.copy_(overflow, non_blocking=True)
 
 
 def stepped_ids(optimizer: Optimizer) -> set[int]:

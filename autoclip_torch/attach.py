@@ -3,16 +3,15 @@
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from .amp import stepped_ids, unwrap
+from .amp import LossScale, stepped_ids
 from .fused import Controls, is_fused
-
-if TYPE_CHECKING:
-    from .clipper import Clipper
+from .parameters import Parameters
+from .stepper import Stepper
 
 
 class Attachment:
@@ -22,17 +21,17 @@ class Attachment:
     copy of the clipper is not attached either. Attach the copies to each other.
     """
 
-    def __init__(self, clipper: "Clipper", optimizer: Any) -> None:
-        """Register the hooks on the innermost optimizer."""
-        optimizer = unwrap(optimizer)
-        _check_owner(clipper, optimizer)
-        self._clipper = clipper
-        self._saw_gradient = False
+    def __init__(self, stepper: Stepper, optimizer: Optimizer) -> None:
+        """Register the hooks."""
+        check_steps_all(stepper.parameters, optimizer)
+        self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
+        self._known_groups = len(optimizer.param_groups)
         others = _attachments(optimizer)
         self._controls: Controls
         self._controls = others[0]._controls if others else Controls()
-        self._controls.clippers.append(clipper)
+        self._controls.steppers.append(stepper)
+        self._marked = _mark(stepper.parameters, optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -53,16 +52,25 @@ class Attachment:
                 "out, or call clipper.detach() first"
             )
 
+    def refuse_another(self) -> None:
+        """Raise if another attachment would clip what this one clips."""
+        if self.active:
+            raise RuntimeError(
+                "the clipper is attached already, and twice in a step it would clip "
+                "what it has clipped; call remove() on the handle first, or make a "
+                "clipper for each optimizer"
+            )
+
     def remove(self) -> None:
         """Leave the optimizer as it was."""
         if self.active:
-            self._controls.clippers.remove(self._clipper)
+            self._controls.steppers.remove(self._stepper)
         if (optimizer := self._optimizer()) is not None:
             self._controls.restore(optimizer)
+            if self._marked:
+                vars(optimizer).pop(_STEPS_ALWAYS, None)
         for hook in self._hooks:
             hook.remove()
-        if self._clipper._attachment is self:
-            self._clipper._attachment = None
 
     def __reduce__(self) -> Any:
         """Become None in a copy, whose optimizer has lost its hooks."""
@@ -72,6 +80,9 @@ class Attachment:
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """Clip, or let the closure clip: it computes the gradients after this hook."""
+        if not torch.compiler.is_compiling():
+            self._controls.begin(self._stepper, optimizer)
+            self._check_groups(optimizer)
         if kwargs.get("closure") is not None:
             closure = self._clipped(optimizer, kwargs["closure"])
             return args, {**kwargs, "closure": closure}
@@ -79,6 +90,23 @@ class Attachment:
             return (args[0], self._clipped(optimizer, args[1]), *args[2:]), kwargs
         self._clip(optimizer)
         return None
+
+    def _check_groups(self, optimizer: Optimizer) -> None:
+        """Warn of parameters that the optimizer was given since, and nobody clips."""
+        new = optimizer.param_groups[self._known_groups :]
+        if not new:
+            return
+        self._known_groups = len(optimizer.param_groups)
+        groups = self._stepper.parameters.groups
+        known = {id(member.parameter) for group in groups for member in group.members}
+        added = [p for group in new for p in group["params"] if id(p) not in known]
+        if added:
+            warnings.warn(
+                f"the optimizer was given {len(added)} parameters after attach() that "
+                "the clipper does not have, so they are not clipped; call "
+                'clipper.add_param_group({"params": ...}) with them, too',
+                stacklevel=4,
+            )
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._controls.restore(optimizer)
@@ -96,10 +124,11 @@ class Attachment:
         return clipped_closure
 
     def _clip(self, optimizer: Optimizer) -> None:
-        self._check_gradients()
         compiling = torch.compiler.is_compiling()
+        if not compiling and self._stepper.parameters.process_group is not None:
+            self._controls.refuse_scaler(optimizer)
         if is_fused(optimizer) and not compiling:
-            self._controls.clip(self._clipper, optimizer)
+            self._controls.clip(self._stepper, optimizer)
             return
         # Compiled code would not see what is told to a fused optimizer here.
         if compiling and getattr(optimizer, "grad_scale", None) is not None:
@@ -108,50 +137,34 @@ class Attachment:
                 "GradScaler leaves its scale to it; call scaler.unscale_(optimizer) "
                 "before scaler.step(optimizer)"
             )
-        self._clipper._step()
-
-    def _check_gradients(self) -> None:
-        """Warn if there never was a gradient: the parameters may be others."""
-        if torch.compiler.is_compiling() or self._saw_gradient:
-            return  # what a compiled step has seen would compile the next one anew
-        slots = self._clipper._learner.rows.slots
-        self._saw_gradient = any(slot.parameter.grad is not None for slot in slots)
-        if not self._saw_gradient:
-            warnings.warn(
-                "an attached clipper has not seen a gradient yet: none of its "
-                "parameters has one in optimizer.step(); call backward() first, and "
-                "make the clipper of the parameters that are trained",
-                stacklevel=5,
-            )
+        self._stepper.step(LossScale())
 
 
-def _check_owner(clipper: "Clipper", optimizer: Optimizer) -> None:
-    """Refuse an optimizer of other parameters, and to clip twice in a step."""
-    current = clipper._attachment
-    if current is not None and current.active:
-        raise RuntimeError(
-            "the clipper is attached already, and twice in a step it would clip what "
-            "it has clipped; call remove() on the handle first, or make a clipper for "
-            "each optimizer"
-        )
-    if getattr(optimizer, "clipper", None) is clipper:
-        raise RuntimeError(
-            "this optimizer was made by as_optimizer() and clips already; leave "
-            "attach() out"
-        )
-    check_steps_all(clipper, optimizer)
+_STEPS_ALWAYS = "_step_supports_amp_scaling"
 
 
-def check_steps_all(clipper: "Clipper", optimizer: Optimizer) -> None:
+def _mark(parameters: Parameters, optimizer: Optimizer) -> bool:
+    """Have a GradScaler step the optimizer on every rank, also where one overflows.
+
+    It would leave it out on that rank alone, and the others would wait for its norm.
+    Called everywhere, the clipper can tell. Return whether anything was done.
+    """
+    if parameters.process_group is None or getattr(optimizer, _STEPS_ALWAYS, False):
+        return False
+    setattr(optimizer, _STEPS_ALWAYS, True)
+    return True
+
+
+def check_steps_all(parameters: Parameters, optimizer: Optimizer) -> None:
     """Refuse an optimizer of only some of what a clipper holds.
 
     The gradients of the others belong to another backward, as in a GAN, or are not
     there yet, as where each parameter is stepped within the backward pass.
     """
-    slots = clipper._learner.rows.slots
-    trained = [slot for slot in slots if slot.parameter.requires_grad]
+    clipped = parameters.rows.parameters
+    trained = [parameter for parameter in clipped if parameter.requires_grad]
     stepped = stepped_ids(optimizer)
-    here = sum(id(slot.parameter) in stepped for slot in trained or slots)
+    here = sum(id(parameter) in stepped for parameter in trained or clipped)
     if not here:
         raise ValueError(
             "optimizer must step parameters of this clipper, got one that steps none "
@@ -165,7 +178,7 @@ def check_steps_all(clipper: "Clipper", optimizer: Optimizer) -> None:
         )
 
 
-def check_unscaled(clipper: "Clipper", scaler: Any, optimizer: Optimizer) -> None:
+def check_unscaled(parameters: Parameters, scaler: Any, optimizer: Optimizer) -> None:
     """Refuse gradients of another optimizer that are still multiplied by the scale."""
     if not scaler.is_enabled():
         return
@@ -176,9 +189,9 @@ def check_unscaled(clipper: "Clipper", scaler: Any, optimizer: Optimizer) -> Non
     )
     stepped = stepped_ids(optimizer)
     outside = [
-        slot.parameter
-        for slot in clipper._learner.rows.slots
-        if id(slot.parameter) not in stepped and slot.parameter.grad is not None
+        parameter
+        for parameter in parameters.rows.parameters
+        if id(parameter) not in stepped and parameter.grad is not None
     ]
     if outside and not others:
         raise ValueError(

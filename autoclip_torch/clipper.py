@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, Policy
-from autoclip_core.checks import check_choice, check_flag, message
+from autoclip_core.checks import check_choice, check_flag
 from autoclip_core.metrics import metrics, row_metrics
 from autoclip_core.patterns import Pattern, as_patterns
 from autoclip_core.policy import check_policy
@@ -15,11 +15,9 @@ from autoclip_core.scale import NONFINITE
 from autoclip_core.settings import Around, choose_scope
 from autoclip_core.units import Units
 
-from . import sharded
-from .amp import LossScale, unscale_once, unwrap
+from .amp import LossScale, share_overflow, unscale_once, unwrap
 from .attach import Attachment, check_unscaled
 from .fit import check_fit, describe
-from .gradients import Gradients, give_each_its_own, measure, on_host, scale_
 from .groups import (
     Given,
     Group,
@@ -33,16 +31,10 @@ from .groups import (
 )
 from .learner import Learner
 from .rows import Rows, make_rows
-from .run_checks import (
-    check_max_skips,
-    check_tally,
-    is_skipped,
-    refuse_nonfinite,
-    warn_of_overflows,
-)
+from .run_checks import refuse_nonfinite
 from .series import as_series
 from .settings import check_keys
-from .sharded import find_ranks
+from .stepper import Stepper
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer
@@ -91,6 +83,7 @@ class Clipper:
     """
 
     _default_scope = "parameter"
+    _stepper_class = Stepper
 
     def __init__(
         self,
@@ -114,28 +107,36 @@ class Clipper:
         self.policy = policy
         self.scope = choose_scope(scope, global_clipping, self._default_scope)
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
-        self.dry_run = check_flag("dry_run", dry_run)
         self._around = Around(
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
-        self._max_skips = max_consecutive_skips
-        self._overflows = 0
         self._attachment: Attachment | None = None
         self._exclude = as_patterns(exclude)
         self._groups = read_groups(parameters)
         check_patterns(self._groups, self._exclude)
-        self._learner = Learner(self._lay_out(self._groups), self.nonfinite)
-        self._process_group = process_group
-        self._ranks = find_ranks(self._learner.rows.parameters, process_group)
-        self._place(self._learner.rows.parameters)
-        check_max_skips(max_consecutive_skips, self._learner.may_skip)
+        self._stepper = self._stepper_class(
+            self._groups,
+            self._lay_out(self._groups),
+            nonfinite=self.nonfinite,
+            dry_run=check_flag("dry_run", dry_run),
+            most_skips=max_consecutive_skips,
+            process_group=process_group,
+        )
 
     @property
     def names(self) -> list[str]:
         """What each row is, in the order of a decision's entries."""
         return list(self._learner.rows.names)
 
-    @torch.no_grad()
+    @property
+    def dry_run(self) -> bool:
+        """Whether every gradient is left alone; it may be set between steps."""
+        return self._stepper.dry_run
+
+    @dry_run.setter
+    def dry_run(self, value: bool) -> None:
+        self._stepper.dry_run = check_flag("dry_run", value)
+
     def step(self, *, scaler: Any = None, optimizer: Any = None) -> Decision:
         """Measure the gradients, decide, scale them in place, and learn their norms.
 
@@ -162,20 +163,15 @@ class Clipper:
         """
         if self._attachment is not None and not torch.compiler.is_compiling():
             self._attachment.refuse_by_hand()
-        scale = LossScale()
-        if scaler is not None or optimizer is not None:
-            scale = unscale_once(scaler, optimizer)
-            check_unscaled(self, scaler, unwrap(optimizer))
-        return self._step(scale)
-
-    @torch.no_grad()
-    def _step(self, scale: LossScale | None = None) -> Decision:
-        """Do as `step`, where what a loss scale has left behind is known."""
-        gradients, decision = self._learn(scale or LossScale())
-        if not self.dry_run:
-            self._apply(gradients, decision)
-        self._check_run()
-        return _as_tensors(decision)
+        if scaler is None and optimizer is None:
+            return self._stepper.step(LossScale())
+        parameters = self._stepper.parameters
+        scale = unscale_once(scaler, optimizer)
+        check_unscaled(parameters, scaler, unwrap(optimizer))
+        decision = self._stepper.step(scale)
+        if parameters.ranks is not None:
+            share_overflow(scaler, optimizer, scale.overflow)
+        return decision
 
     def attach(self, optimizer: Any) -> Attachment:
         """Clip inside `optimizer.step()`; the loop has no other line to add.
@@ -207,7 +203,15 @@ class Clipper:
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        self._attachment = Attachment(self, optimizer)
+        if self._attachment is not None:
+            self._attachment.refuse_another()
+        optimizer = unwrap(optimizer)
+        if getattr(optimizer, "clipper", None) is self:
+            raise RuntimeError(
+                "this optimizer was made by as_optimizer() and clips already; leave "
+                "attach() out"
+            )
+        self._attachment = Attachment(self._stepper, optimizer)
         return self._attachment
 
     def detach(self) -> None:
@@ -226,7 +230,8 @@ class Clipper:
         Raises:
           ValueError: the policy needs the current norm to set its threshold.
         """
-        return torch.as_tensor(self._learner.thresholds(self._param_norms()))
+        learner, parameters = self._learner, self._stepper.parameters
+        return torch.as_tensor(learner.thresholds(parameters.norms(learner.device)))
 
     @torch.no_grad()
     def observe(self, norms: Any) -> Decision:
@@ -245,7 +250,8 @@ class Clipper:
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; none of the
             series was learned.
         """
-        learner, weights = self._learner, self._param_norms()
+        learner = self._learner
+        weights = self._stepper.parameters.norms(learner.device)
         series: Any = as_series(norms, len(self.names))
         series = series.numpy() if learner.device is None else series.to(learner.device)
         everywhere = (series == series) | (series != series)
@@ -254,7 +260,7 @@ class Clipper:
                 refuse_nonfinite(learner, step, observed)
         for step, observed in zip(series, everywhere, strict=True):
             decision = learner.decide(step, observed, weights)
-        return _as_tensors(decision)
+        return Decision(*map(torch.as_tensor, decision))
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return what to log of the last step and of the run, in one transfer.
@@ -273,14 +279,13 @@ class Clipper:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
         """
         decision, tally = self._learner.on_host()
-        check_tally(tally, self._max_skips)
+        self._stepper.checks.check_skips(tally)
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
     def reset(self) -> None:
         """Forget every norm and count, as if no step had been taken."""
-        self._learner.reset()
-        self._overflows = 0
+        self._stepper.reset()
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add a group of parameters; the rows that are there keep their history.
@@ -290,9 +295,8 @@ class Clipper:
         """
         groups = [*self._groups, *read_groups([group])]
         refuse_shared(groups)
-        self._learner = self._learner.extended(self._lay_out(groups))
+        self._stepper.extend(groups, self._lay_out(groups))
         self._groups = groups
-        self._ranks = find_ranks(self._learner.rows.parameters, self._process_group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides later thresholds: tensors and plain Python."""
@@ -337,17 +341,19 @@ class Clipper:
         clipper = cls(optimizer_groups(optimizer, model), *policy, **keywords)
         return ClippedOptimizer(optimizer, clipper)
 
+    @property
+    def _learner(self) -> Learner:
+        """What was learned so far."""
+        return self._stepper.learner
+
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
         """Return the rows of what is not excluded, each group under its own policy."""
-        groups = exclude_from(groups, self._exclude)
-        policies = []
-        for group in groups:
-            if group.overrides and self.scope == "global":
-                rule = 'without settings of its own at scope="global", which is one row'
-                way_out = 'choose scope="group", or make a clipper for each group'
-                raise ValueError(message("a group", rule, group.overrides, way_out))
-            policies.append(self._around(self._group_policy(group.overrides)))
-        return make_rows(groups, policies, self.scope, self._units)
+
+        def policy_of(overrides: dict[str, Any]) -> Policy:
+            return self._around(self._group_policy(overrides))
+
+        left = exclude_from(groups, self._exclude)
+        return make_rows(left, self.scope, policy_of, self._units)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group; the named clippers accept its arguments."""
@@ -360,100 +366,6 @@ class Clipper:
         """Return how a parameter is cut into units."""
         return units_of(member)
 
-    def _place(self, tensors: Sequence[Tensor | None]) -> None:
-        """Follow the gradients to the host or to their device."""
-        devices = [t.device for t in tensors if t is not None]
-        if not devices:
-            return  # a step without any gradient moves nothing
-        if on_host(tensors) and not torch.compiler.is_compiling():
-            self._learner.place(None)
-        else:
-            accelerators = (device for device in devices if device.type != "cpu")
-            self._learner.place(next(accelerators, devices[0]))
-
-    def _gradients(self) -> list[Tensor | None]:
-        """Return the gradient of each slot."""
-        slots = self._learner.rows.slots
-        # While compiling, an id would tie the code to this step's gradients.
-        if not self.dry_run and not torch.compiler.is_compiling():
-            give_each_its_own(slots)
-        return [slot.parameter.grad for slot in slots]
-
-    def _learn(self, scale: LossScale) -> tuple[list[Tensor | None], Decision]:
-        """Measure the gradients, decide and learn; touch none of them."""
-        gradients, learner = self._gradients(), self._learner
-        # A rank whose shards have no gradient must decide where the others do.
-        self._place(gradients if self._ranks is None else learner.rows.parameters)
-        (norms, observed), *weights = self._measure(gradients, *self._weights())
-        if scale.factor is not None:
-            norms = norms / learner.here(scale.factor)
-        if scale.overflow is not None:
-            observed = observed & (learner.here(scale.overflow) == 0)
-        if self.nonfinite == "raise":
-            refuse_nonfinite(learner, norms, observed)
-        param_norms = weights[0][0] if weights else None
-        return gradients, self._decide(gradients, norms, observed, param_norms)
-
-    def _measure(self, *sequences: Gradients) -> list[tuple[Any, Any]]:
-        """Return of each sequence the norm of each row and which rows have one."""
-        rows, device = self._learner.rows, self._learner.device
-        if self._ranks is None:
-            return [measure(rows, tensors, device) for tensors in sequences]
-        return sharded.measure(rows, sequences, device, self._ranks)
-
-    def _weights(self) -> list[list[Tensor]]:
-        """Return the parameters in a list, where a policy needs their norms."""
-        rows = self._learner.rows
-        if not any(band.policy.needs_param_norms for band in rows.bands):
-            return []
-        return [[slot.parameter.detach() for slot in rows.slots]]
-
-    def _param_norms(self) -> Any:
-        """Return the norms of the parameters, where a policy needs them."""
-        measured = self._measure(*weights) if (weights := self._weights()) else None
-        return measured[0][0] if measured else None
-
-    def _decide(
-        self, gradients: Gradients, norms: Any, observed: Any, param_norms: Any
-    ) -> Decision:
-        return self._learner.decide(norms, observed, param_norms)
-
-    def _apply(self, gradients: Gradients, decision: Decision) -> None:
-        """Scale the gradients, or take them away where the update is cancelled."""
-        learner = self._learner
-        if learner.may_skip and is_skipped(learner, decision):
-            # An optimizer leaves a parameter without gradient alone: its moments, its
-            # step count and its weight decay too. A gradient of 0 would not do that.
-            # The excluded parameters belong to the same update.
-            for group in self._groups:
-                for member in group.members:
-                    member.parameter.grad = None
-            check_tally(learner.tally, self._max_skips)
-        else:
-            self._rescale(gradients, decision)
-
-    @property
-    def _one_factor(self) -> bool:
-        """Whether one number scales everything."""
-        return self.scope == "global"
-
-    def _rescale(self, gradients: Gradients, decision: Decision) -> None:
-        scale = scale_ if self._ranks is None else sharded.scale_
-        scale(self._learner.rows, gradients, decision.scale)
-
-    def _check_run(self) -> None:
-        """Check what the run has counted, where that reads nothing back."""
-        learner = self._learner
-        if learner.device is None:
-            check_tally(learner.tally, self._max_skips)
-            # Whoever only observes hides no overflow from a GradScaler.
-            if self.nonfinite == "zero" and not self.dry_run:
-                self._overflows = warn_of_overflows(learner.decision, self._overflows)
-
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with; a clipper adds settings of its own."""
-        return describe(self)
-
-
-def _as_tensors(decision: Decision) -> Decision:
-    return Decision(*map(torch.as_tensor, decision))
+        return describe(type(self).__name__, self.nonfinite, self._learner.rows)

@@ -1,30 +1,28 @@
 """Whether a saved state fits a clipper: what it says of itself, compared."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoclip_core.plain import policy_to_plain
 
-if TYPE_CHECKING:
-    from .clipper import Clipper
+from .rows import Rows
 
 FORMAT = 1
 """The number of this layout; a later one reads the earlier ones."""
 
 
-def describe(clipper: "Clipper") -> dict[str, Any]:
-    """Return what a state must agree with to fit this clipper."""
-    rows = clipper._learner.rows
+def describe(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
+    """Return what a state must agree with to fit a clipper of this kind and rows."""
     named = all(slot.name is not None for slot in rows.slots)
     return {
         "format": FORMAT,
-        "class": type(clipper).__name__,
-        "scope": clipper.scope,
+        "class": kind,
+        "scope": rows.scope,
         "parameters": [list(slot.parameter.shape) for slot in rows.slots],
         "rows": [[slot.start, slot.stop] for slot in rows.slots],
         "names": [slot.name for slot in rows.slots] if named else None,
         "policies": [policy_to_plain(band.policy) for band in rows.bands],
-        "settings": {"nonfinite": clipper.nonfinite},
+        "settings": {"nonfinite": nonfinite},
     }
 
 

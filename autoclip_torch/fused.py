@@ -6,7 +6,7 @@ tensors on the device, which `GradScaler` sets for the time of a step; so does t
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 
 from .amp import LossScale, stepped_ids
+from .stepper import Kernel, Stepper
 from .values import stored
-
-if TYPE_CHECKING:
-    from .clipper import Clipper
 
 _NAMES = ("grad_scale", "found_inf")
 
@@ -38,57 +36,107 @@ class Controls:
     def __init__(self) -> None:
         """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
-        self._clipped: list[Clipper] = []
-        self.clippers: list[Clipper] = []
+        self._told: dict[str, Tensor] = {}
+        self._clipped: list[Stepper] = []
+        self.steppers: list[Stepper] = []
         """Those that are attached."""
 
+    def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
+        """Take back what the last step was told, if it has failed and left it there."""
+        if not any(stepper is other for other in self._clipped):
+            return
+        now = _taken_off(optimizer)
+        if now.get("found_inf") is not self._told["found_inf"]:
+            # A GradScaler has set it for the new step, and has multiplied by its scale
+            # what it found as `grad_scale`.
+            now = _without(self._told.get("grad_scale"), **now)
+            vars(optimizer).update(now)
+        self._clipped, self._before = [], None
+
+    def refuse_scaler(self, optimizer: Optimizer) -> None:
+        """Raise if a GradScaler steps the optimizer: that of each rank has its own."""
+        if _taken_off(optimizer):
+            raise RuntimeError(
+                "with process_group a GradScaler must be given to the clipper, so that "
+                "all ranks skip and lower its scale together; leave attach() out, and "
+                "call clipper.step(scaler=scaler, optimizer=optimizer) before "
+                "scaler.step(optimizer)"
+            )
+
     @torch.no_grad()
-    def clip(self, clipper: "Clipper", optimizer: Optimizer) -> None:
+    def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Decide, and tell the optimizer, without reading anything back.
 
         With one row for all that the optimizer steps, and no other clipper, there is no
         pass over the gradients: the kernel scales them. Else rows are scaled in place.
         """
-        if any(clipper is other for other in self._clipped):
-            self.restore(
-                optimizer
-            )  # a closure computes gradients again, or a step has failed
-        scale = LossScale(*(getattr(optimizer, name, None) for name in _NAMES))
-        folds = len(self.clippers) == 1 and _holds_all(clipper, optimizer)
-        if not folds and scale.factor is not None:
+        if any(stepper is other for other in self._clipped):
+            self.restore(optimizer)  # a closure computes gradients again
+        scale = LossScale(*(_told(optimizer, name) for name in _NAMES))
+        kernel = Kernel(len(self.steppers) == 1 and _holds_all(stepper, optimizer))
+        if not kernel.scales and scale.factor is not None:
             # No one factor for the kernel to divide by: what a GradScaler has left to
             # it is done here, for all that it steps, so that thresholds meet true
             # gradients.
             _unscale_(_gradients(optimizer), scale.factor)
             scale = scale._replace(factor=None)
-        gradients, decision = clipper._learn(scale)
+        try:
+            decision = stepper.step(scale, kernel)
+        except Exception:
+            _taken_off(optimizer)  # else the next loss scale would be multiplied by it
+            raise
         factor, overflow = scale
-        if not clipper.dry_run:
-            if folds:
+        if not stepper.dry_run:
+            if kernel.scales:
                 factor = _folded(factor, decision)
-            else:
-                clipper._rescale(gradients, decision)
-            overflow = _either(overflow, _cancelled(decision, folds))
-        clipper._check_run()
+            overflow = _either(overflow, _cancelled(decision, kernel.scales))
         self._tell(optimizer, factor, overflow)
-        self._clipped.append(clipper)
+        self._clipped.append(stepper)
 
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
         self._clipped = []
         if self._before is None:
             return
-        own = vars(optimizer)
-        for name in _NAMES:
-            own.pop(name, None)
-        own.update(self._before)
+        _taken_off(optimizer)
+        vars(optimizer).update(self._before)
         self._before = None
 
     def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
-        own = vars(optimizer)
+        before = _taken_off(optimizer)
         if self._before is None:
-            self._before = {name: own[name] for name in _NAMES if name in own}
-        own.update(zip(_NAMES, values, strict=True))
+            self._before = before
+        pairs = zip(_NAMES, values, strict=True)
+        self._told = {name: value for name, value in pairs if value is not None}
+        vars(optimizer).update(self._told)
+
+
+def _taken_off(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what the optimizer is told, and tell it nothing."""
+    own = vars(optimizer)
+    return {name: own.pop(name) for name in _NAMES if name in own}
+
+
+def _without(
+    told: Tensor | None, *, found_inf: Any, grad_scale: Tensor | None = None
+) -> dict[str, Any]:
+    """Return what a GradScaler meant, without a factor that it found there.
+
+    Where that was infinite, of a row dropped to 0, its own is lost: no update then.
+    """
+    if grad_scale is None or told is None:
+        return {"grad_scale": grad_scale, "found_inf": found_inf}
+    if grad_scale is told:  # it has nothing to add to gradients that it has unscaled
+        return {"grad_scale": None, "found_inf": found_inf}
+    own = grad_scale / told
+    lost = torch.where(own.isfinite(), found_inf, 1.0)
+    return {"grad_scale": own.nan_to_num(1.0), "found_inf": lost}
+
+
+def _told(optimizer: Optimizer, name: str) -> Tensor | None:
+    """Return what a GradScaler has told; of no gradient at all, it tells a plain 0."""
+    value = getattr(optimizer, name, None)
+    return value if isinstance(value, Tensor) else None
 
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
@@ -98,19 +146,18 @@ def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
     return {id(grad): grad for grad in found if grad is not None}.values()
 
 
-def _holds_all(clipper: "Clipper", optimizer: Optimizer) -> bool:
+def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     """Tell whether one row holds exactly what the optimizer steps."""
-    slots = clipper._learner.rows.slots
-    if not clipper._one_factor:
+    if not stepper.one_factor:
         return False
-    own = {id(slot.parameter) for slot in slots}
-    plain = all(type(slot.parameter) is torch.nn.Parameter for slot in slots)
-    return plain and own == stepped_ids(optimizer)
+    clipped = stepper.parameters.rows.parameters
+    plain = all(type(parameter) is torch.nn.Parameter for parameter in clipped)
+    return plain and set(map(id, clipped)) == stepped_ids(optimizer)
 
 
 def _folded(factor: Tensor | None, decision: Decision) -> Tensor:
     """Return what the kernel is to divide by: the loss scale over the clip's scale."""
-    scale = torch.as_tensor(decision.scale)[0]
+    scale: Tensor = decision.scale[0]
     one = torch.ones_like(scale)
     return (one if factor is None else factor.to(scale.device)) / scale
 
@@ -121,11 +168,9 @@ def _cancelled(decision: Decision, folds: bool) -> Tensor:
     A gradient that is not finite cannot be divided to 0, so where the kernel scales,
     nonfinite="zero" cancels, too.
     """
-    scale, finite, cancelled = map(
-        torch.as_tensor, (decision.scale, decision.finite, decision.skipped)
-    )
+    cancelled: Tensor = decision.skipped
     if folds:
-        cancelled = cancelled | (~finite & (scale == 0))
+        cancelled = cancelled | (~decision.finite & (decision.scale == 0))
     return cancelled.any().float()
 
 

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from autoclip_core import Policy
+from autoclip_core.checks import message
 from autoclip_core.units import Units, unit_count
 
 from .groups import Group, Member
@@ -43,6 +45,8 @@ class Rows:
     bands: list[Band]
     names: list[str]
     """One per row, no two the same."""
+    scope: str
+    """Which gradients share a row."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -52,18 +56,24 @@ class Rows:
 
 def make_rows(
     groups: Sequence[Group],
-    policies: Sequence[Policy],
     scope: str,
+    policy_of: Callable[[dict[str, Any]], Policy],
     units_of: Callable[[Member], Units],
 ) -> Rows:
     """Cut the parameters into rows.
 
     Args:
       groups: the parameters.
-      policies: the policy of each group.
       scope: "global" (one row), "group", "parameter" or "unit".
+      policy_of: the policy of a group, by what its dict says beside "params".
       units_of: how a parameter is cut, at scope "unit".
+
+    Raises:
+      ValueError: a group has a policy of its own where all share one row.
     """
+    if scope == "global":
+        _refuse_overrides(groups)
+    policies = [policy_of(group.overrides) for group in groups]
     if scope == "global":
         members = [member for group in groups for member in group.members]
         groups = [Group(members, name="global")]
@@ -77,7 +87,15 @@ def make_rows(
             if own == policy:
                 _add_group(slots, names, group, scope, units_of)
         bands.append(Band(policy, first, len(names)))
-    return Rows(slots, bands, _distinct(names))
+    return Rows(slots, bands, _distinct(names), scope)
+
+
+def _refuse_overrides(groups: Sequence[Group]) -> None:
+    for group in groups:
+        if group.overrides:
+            rule = 'without settings of its own at scope="global", which is one row'
+            way_out = 'choose scope="group", or make a clipper for each group'
+            raise ValueError(message("a group", rule, group.overrides, way_out))
 
 
 def _distinct(names: list[str]) -> list[str]:

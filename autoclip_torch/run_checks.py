@@ -11,9 +11,86 @@ from autoclip_core.metrics import Tally
 from autoclip_core.scale import as_norms
 
 from .learner import Learner
+from .parameters import Parameters
 
 _MANY = 10
 """A calibrating GradScaler halves its scale as often at most."""
+
+
+class RunChecks:
+    """What is checked in every step, and what has to be remembered for that.
+
+    Args:
+      most_skips: so many updates may be cancelled in a row, or None.
+      may_skip: whether anything cancels an update.
+    """
+
+    def __init__(self, most_skips: int | None, may_skip: bool) -> None:
+        """Refuse a limit on skipped updates where nothing skips one."""
+        if most_skips is not None:
+            check_count("max_consecutive_skips", most_skips, 1)
+            if not may_skip:
+                rule = 'given with nonfinite="skip" or with Drop(action="skip")'
+                way_out = "nothing else cancels an update; leave it out"
+                raise ValueError(
+                    message("max_consecutive_skips", rule, most_skips, way_out)
+                )
+        self._most_skips = most_skips
+        self._overflows = 0
+        self._saw_gradient = False
+
+    def reset(self) -> None:
+        """Forget the steps so far."""
+        self._overflows = 0
+
+    def check_gradients(self, parameters: Parameters, observed: Any) -> None:
+        """Warn if there never was a gradient: the parameters may be others."""
+        if torch.compiler.is_compiling() or self._saw_gradient:
+            return  # what a compiled step has seen would compile the next one anew
+        gradients = parameters.gradients()
+        self._saw_gradient = any(gradient is not None for gradient in gradients)
+        # Of stages and shards, this rank's may have none where those of others do.
+        elsewhere = parameters.ranks is not None and bool(observed.any())
+        if replaced := parameters.replaced():
+            warnings.warn(
+                f"{len(replaced)} parameters of the clipper, such as {replaced[0]}, "
+                "are no longer those of the model, and what is trained is not clipped: "
+                "fully_shard, among others, puts new ones in their place; make the "
+                "clipper after it, as the optimizer",
+                stacklevel=6,
+            )
+        elif not self._saw_gradient and not elsewhere:
+            warnings.warn(
+                "the clipper has not seen a gradient yet: none of its parameters has "
+                "one; call backward() first, and make the clipper of the parameters "
+                "that are trained: fully_shard, among others, puts new ones in their "
+                "place",
+                stacklevel=6,
+            )
+
+    def check_norms(self, learner: Learner, norms: Any, observed: Any) -> None:
+        """Refuse what is not finite, where that is to be an error."""
+        if learner.nonfinite == "raise":
+            refuse_nonfinite(learner, norms, observed)
+
+    def check_run(self, learner: Learner, dry_run: bool) -> None:
+        """Check what the run has counted, where that reads nothing back."""
+        device = learner.device
+        if device is None or device.type == "cpu":
+            self.check_skips(learner.tally)
+        # Whoever only observes hides no overflow from a GradScaler.
+        if device is None and learner.nonfinite == "zero" and not dry_run:
+            self._overflows = _warn_of_overflows(learner.decision, self._overflows)
+
+    def check_skips(self, tally: Tally) -> None:
+        """Stop a run that only skips."""
+        most = self._most_skips
+        if most is not None and tally.skipped_in_a_row > most:
+            raise RuntimeError(
+                f"{int(tally.skipped_in_a_row)} updates in a row were skipped, more "
+                f"than max_consecutive_skips={most}: the run is not training; "
+                "look at the loss and the learning rate"
+            )
 
 
 def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
@@ -47,28 +124,7 @@ def _check_not_compiling(what: str) -> None:
         )
 
 
-def check_max_skips(most: int | None, may_skip: bool) -> None:
-    """Refuse a limit on skipped updates where nothing skips one."""
-    if most is None:
-        return
-    check_count("max_consecutive_skips", most, 1)
-    if not may_skip:
-        rule = 'given with nonfinite="skip" or with Drop(action="skip")'
-        way_out = "nothing else cancels an update; leave it out"
-        raise ValueError(message("max_consecutive_skips", rule, most, way_out))
-
-
-def check_tally(tally: Tally, most_skips: int | None) -> None:
-    """Stop a run that only skips."""
-    if most_skips is not None and tally.skipped_in_a_row > most_skips:
-        raise RuntimeError(
-            f"{int(tally.skipped_in_a_row)} updates in a row were skipped, more than "
-            f"max_consecutive_skips={most_skips}: the run is not training; "
-            "look at the loss and the learning rate"
-        )
-
-
-def warn_of_overflows(decision: Decision, so_far: int) -> int:
+def _warn_of_overflows(decision: Decision, so_far: int) -> int:
     """Return how many steps in a row were not finite; warn of the tenth."""
     in_a_row = 0 if decision.finite.all() else so_far + 1
     if in_a_row == _MANY:
@@ -76,6 +132,6 @@ def warn_of_overflows(decision: Decision, so_far: int) -> int:
             f"the gradients of the last {_MANY} steps were not finite; with a "
             "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
             "before it, else its scale never falls; without one, look at the loss",
-            stacklevel=4,
+            stacklevel=6,
         )
     return in_a_row

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autoclip_core.checks import message
 from autoclip_core.units import Units, split_shape, unit_shape
 
 from .device import scale_one_
@@ -31,22 +32,25 @@ def is_sharded(tensor: Tensor) -> bool:
 class Ranks:
     """The processes that hold parts of one model."""
 
-    mesh_group: Any
-    """The group of all meshes of the parameters, or None without a DTensor."""
+    groups: tuple[Any, ...]
+    """Those to add up over, one after the other."""
     process_group: Any
-    """The group whose ranks hold different parameters, or None."""
+    """The ranks that hold different parameters, or None."""
+    sharding: int
+    """The number of ranks of all meshes; 1 without a DTensor."""
+    copies: int
+    """How many of the ranks added up hold one and the same plain tensor."""
 
     def sum_(self, vector: Tensor) -> None:
         """Add up the vectors of all ranks, in place; every rank must come here."""
-        for group in (self.mesh_group, self.process_group):
-            if group is not None:
-                dist.all_reduce(vector, group=group)
+        for group in self.groups:
+            dist.all_reduce(vector, group=group)
 
     def weight(self, tensor: Tensor) -> float:
         """Return one over the number of ranks that hold the same part as this one."""
-        if self.mesh_group is None:
-            return 1.0
-        return _shards(tensor) / dist.get_world_size(self.mesh_group)
+        if is_sharded(tensor):
+            return _shards(tensor) / self.sharding
+        return 1 / self.copies
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
         """Stay the same: a group of processes has no copy."""
@@ -64,9 +68,29 @@ def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None
         )
     tensors: Iterable[Any] = filter(is_sharded, parameters)
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
-    if not meshes and process_group is None:
-        return None
-    return Ranks(_group_of(meshes) if meshes else None, process_group)
+    if not meshes:
+        return process_group and Ranks((process_group,), process_group, 1, 1)
+    mesh_group = _group_of(meshes)
+    size = dist.get_world_size(mesh_group)
+    if process_group is None:
+        return Ranks((mesh_group,), None, size, size)
+    return _among_shards(mesh_group, process_group)
+
+
+def _among_shards(mesh_group: Any, process_group: Any) -> Ranks:
+    """Return whom to add up with where some ranks hold different parameters, too."""
+    sharing = set(dist.get_process_group_ranks(mesh_group))
+    differing = set(dist.get_process_group_ranks(process_group))
+    size = len(sharing)
+    if sharing & differing == {dist.get_rank()}:  # stages, each of them sharded
+        return Ranks((mesh_group, process_group), process_group, size, size)
+    if differing <= sharing:  # experts, one or more per rank, beside what is sharded
+        copies = size // len(differing)
+        return Ranks((mesh_group,), process_group, size, copies)
+    rule = "within the ranks of the sharded parameters, or share this one with them"
+    way_out = "make one clipper of what is sharded, and another of the rest"
+    got = f"ranks {sorted(differing)} beside shards on ranks {sorted(sharing)}"
+    raise ValueError(message("process_group", rule, got, way_out))
 
 
 def measure(
@@ -74,6 +98,7 @@ def measure(
     sequences: Sequence[Gradients],
     device: torch.device | None,
     ranks: Ranks,
+    overflow: Tensor | None = None,
 ) -> list[tuple[Any, Any]]:
     """Return norms and which rows have one, of each sequence, in one reduction.
 
@@ -82,14 +107,20 @@ def measure(
       sequences: gradients, or gradients and parameters: one tensor per slot in each.
       device: where the norms are wanted; None is the host, as NumPy arrays.
       ranks: whom to add up with.
+      overflow: not 0 where this rank's gradients overflowed; it becomes the number of
+        all ranks, and what overflowed on one of them is observed on none.
     """
     where = torch.device("cpu") if device is None else device
     parts = [_own_squares(rows, tensors, where, ranks) for tensors in sequences]
-    vector = torch.cat(parts)
+    # All ranks send as much, whether they have a loss scale or not.
+    own = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
+    vector = torch.cat([*parts, own.reshape(1)])
     ranks.sum_(vector)
+    if overflow is not None:
+        overflow.copy_(vector[-1])
     found = []
-    for squares, count in vector.view(len(sequences), 2, -1):
-        norms, observed = squares.sqrt(), count > 0
+    for squares, count in vector[:-1].view(len(sequences), 2, -1):
+        norms, observed = squares.sqrt(), (count > 0) & (vector[-1] == 0)
         found.append(
             (norms.numpy(), observed.numpy()) if device is None else (norms, observed)
         )

@@ -1,6 +1,6 @@
 """Clip every element of a gradient to an interval."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypedDict, Unpack
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from .clipper import Clipper
 from .gradients import Gradients
 from .groups import Given
 from .settings import check_keys
+from .stepper import Stepper
 from .values import real, writable
 
 
@@ -29,6 +30,72 @@ class _Keywords(TypedDict, total=False):
     dry_run: bool
     max_consecutive_skips: int | None
     process_group: Any
+
+
+class _ValueStepper(Stepper):
+    """A step in which each element has a limit of its own."""
+
+    @property
+    def one_factor(self) -> bool:
+        """No: each element has its own."""
+        return False
+
+    def decide(
+        self,
+        gradients: Sequence[Tensor | None],
+        norms: Any,
+        observed: Any,
+        weights: Any,
+    ) -> Decision:
+        """Compare the norms of what clamping would leave, and of what it would cut."""
+        learner = self.learner
+        (after, _), (cut, _) = self.parameters.measure(
+            learner.device,
+            self._each(_clamped, gradients),
+            self._each(_cut_off, gradients),
+        )
+        return learner.count(
+            decide_by_value(
+                norms,
+                after,
+                as_norms(cut, learner.xp) > 0,
+                thresholds=learner.thresholds(None),
+                observed=observed,
+                nonfinite=learner.nonfinite,
+                xp=learner.xp,
+            )
+        )
+
+    def rescale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
+        """Set to 0 what is not finite, then clamp all there is."""
+        xp, rows = self.learner.xp, self.learner.rows
+        if self.learner.nonfinite == "zero":
+            one = decision.scale * 0 + 1
+            only_finite = xp.where(decision.finite, one, 0.0)
+            super().rescale(gradients, decision._replace(scale=only_finite))
+        for slot, most in zip(rows.slots, self._values(), strict=True):
+            gradient = slot.parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                slot.parameter.grad = _clamped(gradient, most)
+            elif gradient is not None:
+                _clamp_(writable(slot, gradient), most)
+
+    def _each(
+        self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
+    ) -> Gradients:
+        """Yield what the function makes of each gradient, never all at a time."""
+        for gradient, most in zip(gradients, self._values(), strict=True):
+            yield None if gradient is None else function(gradient, most)
+
+    def _values(self) -> list[float]:
+        """Return the clip value of each slot."""
+        rows, values = self.learner.rows, []
+        for slot in rows.slots:
+            own = (band for band in rows.bands if band.start <= slot.start < band.stop)
+            # A slot without rows has no number to clip, and perhaps no band of its own.
+            policy: Any = next(own, rows.bands[0]).policy
+            values.append(policy.max_norm)
+        return values
 
 
 class ValueClip(Clipper):
@@ -53,6 +120,8 @@ class ValueClip(Clipper):
     (tensor([3.0000, 3.5000]), tensor([5.]))
     """
 
+    _stepper_class = _ValueStepper
+
     def __init__(
         self, parameters: Given, *, clip_value: float, **keywords: Unpack[_Keywords]
     ) -> None:
@@ -70,61 +139,6 @@ class ValueClip(Clipper):
         if not overrides:
             return self.policy
         return Fixed(check_positive("clip_value", overrides["clip_value"]))
-
-    def _decide(
-        self, gradients: Gradients, norms: Any, observed: Any, param_norms: Any
-    ) -> Decision:
-        """Compare the norms of what clamping would leave, and of what it would cut."""
-        learner = self._learner
-        (after, _), (cut, _) = self._measure(
-            self._each(_clamped, gradients), self._each(_cut_off, gradients)
-        )
-        return learner.count(
-            decide_by_value(
-                norms,
-                after,
-                as_norms(cut, learner.xp) > 0,
-                thresholds=learner.thresholds(None),
-                observed=observed,
-                nonfinite=self.nonfinite,
-                xp=learner.xp,
-            )
-        )
-
-    @property
-    def _one_factor(self) -> bool:
-        return False
-
-    def _rescale(self, gradients: Gradients, decision: Decision) -> None:
-        """Set to 0 what is not finite, then clamp all there is."""
-        xp, rows = self._learner.xp, self._learner.rows
-        if self.nonfinite == "zero":
-            one = decision.scale * 0 + 1
-            only_finite = xp.where(decision.finite, one, 0.0)
-            super()._rescale(gradients, decision._replace(scale=only_finite))
-        for slot, most in zip(rows.slots, self._values(), strict=True):
-            gradient = slot.parameter.grad
-            if gradient is not None and gradient.is_sparse:
-                slot.parameter.grad = _clamped(gradient, most)
-            elif gradient is not None:
-                _clamp_(writable(slot, gradient), most)
-
-    def _each(
-        self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
-    ) -> Gradients:
-        """Yield what the function makes of each gradient, never all at a time."""
-        for gradient, most in zip(gradients, self._values(), strict=True):
-            yield None if gradient is None else function(gradient, most)
-
-    def _values(self) -> list[float]:
-        """Return the clip value of each slot."""
-        rows, values = self._learner.rows, []
-        for slot in rows.slots:
-            own = (band for band in rows.bands if band.start <= slot.start < band.stop)
-            # A slot without rows has no number to clip, and perhaps no band of its own.
-            policy: Any = next(own, rows.bands[0]).policy
-            values.append(policy.max_norm)
-        return values
 
 
 def _clamped(gradient: Tensor, most: float) -> Tensor:

@@ -29,6 +29,7 @@ from autoclip_torch import (
     ValueClip,
     ZClip,
 )
+from autoclip_torch.stepper import Stepper
 
 from .cases import linear_quantile
 from .test_torch_gradients import (
@@ -178,11 +179,14 @@ def test_the_probe_sees_an_index_by_booleans():
 def test_a_step_that_looks_is_caught():
     """The positive control: one `if` on the decision, and the tests below fail."""
 
-    class Curious(NormClip):
-        def _decide(self, *arguments):
-            decision = super()._decide(*arguments)
+    class CuriousStepper(Stepper):
+        def decide(self, *arguments):
+            decision = super().decide(*arguments)
             assert decision.finite.any()
             return decision
+
+    class Curious(NormClip):
+        _stepper_class = CuriousStepper
 
     p = parameter(watched(torch.tensor([3.0, 4.0])))
     with pytest.raises(HostReadError, match="__bool__"):

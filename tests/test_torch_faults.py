@@ -38,7 +38,7 @@ def as_optimizer(parameters, policy):
 
 WAYS = {way.__name__: way for way in (by_hand, attached, fused, as_optimizer)}
 QUIET = pytest.mark.filterwarnings(
-    "ignore:the gradients of the last", "ignore:an attached clipper has not seen"
+    "ignore:the gradients of the last", "ignore:the clipper has not seen"
 )
 
 

@@ -102,7 +102,7 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
     clipper = quantile(params)
     clipper.attach(optimizer)
     clipper._learner.place(torch.device("cpu"))  # as on an accelerator
-    clipper._place = lambda tensors: None
+    clipper._stepper.parameters.present = lambda gradients: []
     seen = []
 
     def look(optimizer, args, kwargs):
@@ -293,3 +293,110 @@ def test_removing_a_handle_after_a_failed_step_leaves_nothing():
         optimizer.step()
     handle.remove()
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+def fails_at(step, optimizer):
+    """Let one step of the optimizer fail after the clipper has told it its part."""
+    steps = iter(range(100))
+
+    def fail(*_):
+        if next(steps) == step:
+            raise RuntimeError("out of memory")
+
+    optimizer.register_step_pre_hook(fail)
+
+
+@pytest.mark.parametrize("unscaled", [True, False])
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_after_a_failed_step_the_next_has_its_own_loss_scale(unscaled, scope):
+    """It is the run without the step that failed."""
+    found = []
+    for failing in (None, 2):
+        params = parameters()
+        optimizer = FUSED["SGD"](params)
+        Clipper(params, Fixed(1.0), scope=scope).attach(optimizer)
+        if failing:
+            fails_at(failing, optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for step in (0, 1, 2, 3, 4) if failing else (0, 1, 3, 4):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            loss = sum((p * torch.randn(p.shape)).sum() for p in params)
+            scaler.scale(loss).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            if step == failing:
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    scaler.step(optimizer)
+            else:
+                scaler.step(optimizer)
+            scaler.update(2.0 ** (10 - 3 * step))
+        assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+        found.append([p.detach().clone() for p in params])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [100.0, 0.1])
+def test_after_a_failed_step_that_dropped_nothing_becomes_nan(size):
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    policy = Drop(Fixed(10.0))
+    Clipper(params, policy, scope="global", nonfinite="propagate").attach(optimizer)
+    fails_at(0, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(3):
+        optimizer.zero_grad()
+        factor = 100.0 if step == 0 else size
+        scaler.scale(sum(p.sum() for p in params) * factor).backward()
+        if step == 0:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                scaler.step(optimizer)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        assert all(bool(p.isfinite().all()) for p in params)
+
+
+def test_an_error_of_the_clipper_leaves_no_loss_scale_behind():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    quantile(params, nonfinite="raise").attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    give(params, 0, float("nan"))
+    optimizer.grad_scale = scaler.scale(torch.ones(()))  # as in scaler.step
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+def test_without_a_scaler_the_step_after_a_failed_one_is_as_ever():
+    params, others = parameters(), parameters()
+    optimizer, plain = FUSED["SGD"](params), FUSED["SGD"](others)
+    NormClip(params, max_norm=1.0).attach(optimizer)
+    NormClip(others, max_norm=1.0).attach(plain)
+    fails_at(0, optimizer)
+    give(params, 5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    for step in range(2):
+        give(params, step)
+        optimizer.step()
+        give(others, step)
+        plain.step()
+    assert same_bits(params, others)
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+def test_a_scaler_without_any_gradient_changes_nothing():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    clipper = quantile(params)
+    clipper.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = everything(params, optimizer)
+    scaler.scale(torch.ones(()))
+    with pytest.warns(UserWarning, match="has not seen a gradient"):
+        scaler.step(optimizer)
+    assert same_bits(before, everything(params, optimizer))
+    assert clipper.metrics()["clip/steps"] == 1
