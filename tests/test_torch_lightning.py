@@ -12,7 +12,11 @@ pl = pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from lightning.pytorch.strategies import (  # noqa: E402
+    DDPStrategy,
+    ModelParallelStrategy,
+)
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from autoclip_torch import NormClip, QuantileClip  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
@@ -387,25 +391,39 @@ def resume(folder):
 
 
 @pytest.mark.slow
-def test_ddp(tmp_path):
+def test_two_processes(tmp_path):
     """Both ranks see the same data, so both must be the plain loop."""
     in_another_process("one_rank_of_two", tmp_path)
     expected, clipper = plain_loop()
-    for rank in range(2):
-        weight, state = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(weight, expected.net.weight.data)
-        ours, theirs = state["states"][0]["ring"], clipper.state_dict()["states"][0]
-        torch.testing.assert_close(ours, theirs["ring"])
+    theirs = clipper.state_dict()["states"][0]["ring"]
+    for strategy in ("ddp", "fsdp2"):
+        for rank in range(2):
+            weight, state = torch.load(tmp_path / f"{strategy}{rank}.pt")
+            torch.testing.assert_close(weight, expected.net.weight.data)
+            torch.testing.assert_close(state["states"][0]["ring"], theirs)
+
+
+class Sharded(Automatic):
+    """Its one row of weights lies on the first rank; the shard of the other is empty."""
+
+    def configure_model(self):
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
 def one_rank_of_two(folder):
-    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
-    strategy = DDPStrategy(process_group_backend="gloo")
-    settings = {"strategy": strategy, "use_distributed_sampler": False}
-    run = trainer(folder, callback, devices=2, **settings)
-    run.fit(module)
-    found = [module.net.weight.data, callback.clippers[0].state_dict()]
-    torch.save(found, f"{folder}/{run.global_rank}.pt")
+    gloo = {"process_group_backend": "gloo"}
+    for name, module, strategy in (
+        ("ddp", Automatic(), DDPStrategy(**gloo)),
+        ("fsdp2", Sharded(), ModelParallelStrategy(**gloo)),
+    ):
+        callback = ClipCallback(QuantileClip, **QUANTILE)
+        settings = {"strategy": strategy, "use_distributed_sampler": False}
+        run = trainer(folder, callback, devices=2, **settings)
+        run.fit(module)
+        weight = module.net.weight.data
+        whole = weight.full_tensor() if name == "fsdp2" else weight
+        found = [whole, callback.clippers[0].state_dict()]
+        torch.save(found, f"{folder}/{name}{run.global_rank}.pt")
 
 
 if __name__ == "__main__":
