@@ -404,7 +404,7 @@ def test_two_processes(tmp_path):
 
 
 class Sharded(Automatic):
-    """Its one row of weights lies on the first rank; the shard of the other is empty."""
+    """Its one row of weights lies on the first rank: the other has an empty shard."""
 
     def configure_model(self):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
