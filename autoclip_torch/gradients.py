@@ -57,11 +57,12 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
 
 def give_each_its_own(slots: Iterable[Slot]) -> None:
     """Copy a gradient that two parameters share: it would be scaled twice."""
+    slots = [slot for slot in slots if slot.parameter.grad is not None]
+    if len({id(slot.parameter.grad) for slot in slots}) == len(slots):
+        return
     seen: set[int] = set()
     for slot in slots:
         gradient = slot.parameter.grad
-        if gradient is None:
-            continue
-        if id(gradient) in seen:
+        if gradient is not None and id(gradient) in seen:
             slot.parameter.grad = gradient = gradient.clone()
         seen.add(id(gradient))

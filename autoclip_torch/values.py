@@ -1,11 +1,18 @@
 """The numbers of one gradient, be it dense, sparse, complex, strided or narrow."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoclip_core.units import Units, split_shape, unit_shape
 
 from .rows import Slot
+
+# So many numbers are copied at a time, where they have to be.
+PIECE = 2**20
 
 
 def stored(tensor: Tensor) -> Tensor:
@@ -51,6 +58,12 @@ def split(values: Tensor, units: Units) -> Tensor:
     return values.view(split_shape(values.shape, units)) if units.groups > 1 else values
 
 
+def by_first_axis(units: Units, tensor: Tensor) -> bool:
+    """Tell whether each index of the first axis is a unit; no axes are one unit."""
+    first = units.groups == 1 and 0 not in units.axes
+    return first and len(units.axes) == tensor.ndim - 1
+
+
 def unit_scales(
     gradient: Tensor, scales: Tensor, units: Units
 ) -> tuple[Tensor, Tensor]:
@@ -85,3 +98,17 @@ def writable(slot: Slot, gradient: Tensor) -> Tensor:
     if any(size > 1 and stride == 0 for size, stride in pairs):
         slot.parameter.grad = gradient = gradient.clone()
     return gradient
+
+
+def rows_of_a_piece(values: Tensor) -> int:
+    """Return how many entries of the first axis have about `PIECE` numbers."""
+    return max(1, PIECE * len(values) // max(1, values.numel()))
+
+
+def pieces(
+    rows: np.ndarray[Any, Any], values: Tensor
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the rows in parts, so that a copy of each takes little memory."""
+    step = rows_of_a_piece(values)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]

@@ -1,0 +1,162 @@
+"""Sums of squares on the host: each number is read once, by whoever reads it fastest.
+
+| numbers in a tensor | who reads them                                               |
+|---------------------|--------------------------------------------------------------|
+| up to 2^13          | NumPy, many tensors at a time, after a copy side by side     |
+| up to 2^18          | NumPy's `vecdot`: one thread, as a second one comes too late |
+| more                | torch, in all its threads                                    |
+
+float32 comes first; where its squares are not safe, float64 does it again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from autoclip_core.units import Units
+
+from .values import (
+    PIECE,
+    by_first_axis,
+    norm_over,
+    norms_in,
+    pieces,
+    real,
+    rows_of_a_piece,
+)
+
+# Between these, the squares of float32 numbers lost nothing to overflow or to subnormal
+# numbers when they were summed; outside, and only there, they are summed in float64.
+_LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+
+# As many squares are summed in float32, by `vecdot` or along a row. The norm of 10
+# million numbers would be off by up to 1e-3; of so many, float64 adds up the sums.
+_STRIP = 2**13
+
+# Up to here one thread has read a tensor before another one is awake.
+_ONE_THREAD = 2**18
+
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+_Array = np.ndarray[Any, Any]
+
+
+def is_short(tensor: Tensor, units: Units | None) -> bool:
+    """Tell whether `of_short` may measure it together with others."""
+    return (
+        not tensor.is_sparse
+        and 0 < tensor.numel() <= _STRIP
+        and tensor.dtype in _NARROW
+        and (units is None or by_first_axis(units, tensor))
+    )
+
+
+def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
+    """Return the sums of squares of short tensors, each cut evenly into its rows."""
+    side_by_side: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    flat = side_by_side.float().numpy(force=True)
+    sizes = np.array([tensor.numel() for tensor in tensors])
+    lengths = np.repeat(sizes // rows, rows)
+    starts = np.cumsum(lengths) - lengths
+    sums = np.add.reduceat(flat * flat, starts).astype(np.float64)
+    if (unsafe := _unsafe(sums)).any():  # the others keep their bits
+        again = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
+        sums[unsafe] = again[unsafe]
+    return sums
+
+
+def of_all(tensor: Tensor) -> float:
+    """Return the sum of squares of one tensor."""
+    values = real(tensor.coalesce() if tensor.is_sparse else tensor)
+    flat = _flat(values)
+    if flat is not None and values.dtype in _NARROW:
+        # A narrow type is widened as a copy, so in pieces.
+        parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
+        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
+        if _LEAST_SAFE < total < _MOST_SAFE:
+            return total
+    return float(_wide(values if flat is None else flat, None).sum())
+
+
+def of_units(tensor: Tensor, units: Units) -> _Array:
+    """Return the sum of squares of each unit of one tensor."""
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    values = real(tensor)
+    if not by_first_axis(units, tensor):
+        return _squared(norms_in(tensor, units, torch.float64).reshape(-1))
+    table = _table(values)
+    if table is None or values.dtype not in _NARROW:
+        return _wide(values, tuple(range(1, values.ndim)))
+    narrow = table.dtype != torch.float32
+    parts = torch.split(table, rows_of_a_piece(table)) if narrow else (table,)
+    sums = np.concatenate([_by_row(part) for part in parts])
+    for some in pieces(np.flatnonzero(_unsafe(sums)), table):
+        sums[some] = _wide(table[torch.from_numpy(some)], (1,))
+    return sums
+
+
+def _unsafe(sums: _Array) -> Any:
+    """Tell which sums, taken in float32, are to be taken again in float64."""
+    return ~((sums > _LEAST_SAFE) & (sums < _MOST_SAFE))
+
+
+def _flat(values: Tensor) -> Tensor | None:
+    """Return the numbers in the order of memory, or None where it has gaps."""
+    if not values.is_contiguous():  # channels_last, or transposed
+        order = sorted(range(values.ndim), key=values.stride, reverse=True)
+        values = values.permute(order)
+    return values.view(-1) if values.is_contiguous() else None
+
+
+def _table(values: Tensor) -> Tensor | None:
+    """Return the numbers of each index of the first axis, if they lie side by side."""
+    rows, size = len(values), values.numel()
+    flat = _flat(values)
+    if flat is None or values.stride(0) * rows != size:
+        return None
+    return flat.view(rows, size // rows)
+
+
+def _wide(values: Tensor, axes: tuple[int, ...] | None) -> _Array:
+    """Return sums of squares in float64: one per row, or with None one per piece."""
+    # torch widens what it is given as a copy, so in pieces.
+    parts = torch.split(values, rows_of_a_piece(values))
+    norms = [norm_over(part, axes, torch.float64).reshape(-1) for part in parts]
+    return _squared(torch.cat(norms))
+
+
+def _by_row(table: Tensor) -> _Array:
+    """Return the sum of squares of each row, in one pass."""
+    table = table.float()
+    if table.numel() <= _ONE_THREAD:
+        return _in_strips(table.numpy(force=True), _by_numpy)
+    return _in_strips(table, _by_torch)
+
+
+def _in_strips(table: Any, squares: Callable[[Any], _Array]) -> _Array:
+    """Return the sum of squares of each row, in float64 over strips of it."""
+    rows, length = table.shape
+    if length <= _STRIP:
+        return squares(table)
+    whole = length // _STRIP * _STRIP
+    sums: _Array = squares(table[:, :whole].reshape(rows, -1, _STRIP)).sum(axis=1)
+    return sums if whole == length else sums + squares(table[:, whole:])
+
+
+def _by_numpy(table: _Array) -> _Array:
+    sums: _Array = np.vecdot(table, table)
+    return sums.astype(np.float64)
+
+
+def _by_torch(table: Tensor) -> _Array:
+    return _squared(norm_over(table, (-1,), torch.float32))
+
+
+def _squared(norms: Tensor) -> _Array:
+    """Return squares in float64, of which a norm in float32 is never too large."""
+    squares: _Array = np.square(norms.numpy(force=True), dtype=np.float64)
+    return squares
