@@ -105,9 +105,81 @@ def test_too_many_skips_stop_a_run_with_shards(results, world):
 
 
 @pytest.mark.parametrize("world", RANKS)
-def test_after_an_overflow_on_one_rank_no_other_moves(results, world):
-    for rank in of(results, world, "an_overflow_on_one_rank"):
-        assert rank["weight"] == [1.0, 1.0]
+def test_too_many_skips_stop_a_fused_run_with_shards(results, world):
+    for rank in of(results, world, "too_many_skips_of_a_fused_optimizer"):
+        assert rank["step"] == 2
+        assert "3 updates in a row were skipped" in rank["error"]
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_an_overflow_on_one_rank_is_one_on_all(results, world):
+    """The second of three steps overflows on rank 0; rank 1 has no gradient at all."""
+    ranks = of(results, world, "an_overflow_on_one_rank")
+    for number, rank in enumerate(ranks):
+        first, second, third = rank["weights"]
+        assert first == second  # momentum and weight decay, too
+        assert (second != third) == (number != 1)
+        assert rank["scales"] == [4.0, 2.0, 2.0]
+        assert rank["metrics"] == ranks[0]["metrics"]
+    assert ranks[0]["metrics"]["clip/nonfinite_total"] == 0
+    assert ranks[0]["metrics"]["clip/clip_rate"] == 1.0
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_scaler_around_attached_stages_is_refused_on_all_ranks(results, world):
+    for rank in of(results, world, "a_scaler_around_attached_stages"):
+        plain, fused = rank["errors"]
+        assert plain == fused
+        assert "clipper.step(scaler=scaler, optimizer=optimizer)" in plain
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_attached_stages_share_one_norm(results, world):
+    for rank in of(results, world, "attached_stages"):
+        close(rank["weight"], -1 / world**0.5)
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_copy_of_a_clipper_adds_up_with_the_same_ranks(results, world):
+    for rank in of(results, world, "a_copy_of_a_clipper_of_stages"):
+        close(rank["norm"], 3 * world**0.5)
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_clipper_made_before_sharding_is_told_so(results, world):
+    for rank in of(results, world, "made_before_sharding"):
+        model, parameters, part = rank["warnings"]
+        assert len(model) == len(parameters) == len(part) == 1
+        assert model[0].startswith("8 parameters of the clipper, such as a.weight")
+        assert "has not seen a gradient" in parameters[0]
+        assert part[0].startswith("2 parameters of the clipper, such as a.weight")
+        assert all("fully_shard" in text for text in [*model, *parameters, *part])
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_experts_beside_shards_count_once(results, world):
+    for rank in of(results, world, "experts_beside_shards"):
+        for norm, wanted, scaled_back, gradient in rank["found"]:
+            close(norm, wanted)
+            close(scaled_back, gradient)
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_sharded_stages_share_one_norm(results, world):
+    for rank in of(results, world, "sharded_stages"):
+        close(rank["norm"], rank["wanted"])
+
+
+def test_a_process_group_across_shards_is_refused(results):
+    for rank in of(results, 4, "a_process_group_across_shards"):
+        assert "process_group must be within the ranks" in rank["error"]
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_what_is_frozen_on_all_ranks_is_as_in_one_process(results, world):
+    for rank in of(results, world, "frozen_on_all_ranks"):
+        for sharded, alone in zip(rank["sharded"], rank["alone"], strict=True):
+            close(sharded, alone)
 
 
 @pytest.mark.parametrize("world", RANKS)

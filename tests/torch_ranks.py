@@ -4,10 +4,12 @@ Each rank writes `FOLDER/WORLD.RANK.json`: what every case gave, and what went w
 Without processes the same cases run on the whole model: `run(case, whole)`.
 """
 
+import copy
 import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -93,6 +95,22 @@ def two_flat_meshes(model):
     return model
 
 
+def two_roots(model):
+    """Layers on their own: nothing that is sharded holds them both."""
+    fully_shard(model.a)
+    fully_shard(model.c)
+    return model
+
+
+def a_flat_mesh_and_a_grid(model):
+    """Two meshes of the same ranks, neither of which was cut out of the other."""
+    fully_shard(model.a, mesh=init_device_mesh("cpu", (4,)))
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
+    for layer in (model.b, model.c, model.d):
+        fully_shard(layer, mesh=grid)
+    return model
+
+
 def only_a_part(model):
     fully_shard(model.a)
     return model
@@ -106,6 +124,8 @@ LAYOUTS = {
     "tensor parallel and fsdp": (tensor_parallel_and_fsdp, (4,)),
     "two flat meshes": (two_flat_meshes, (4,)),
     "only a part": (only_a_part, (2,)),
+    "two roots": (two_roots, (2,)),
+    "a flat mesh and a grid": (a_flat_mesh_and_a_grid, (4,)),
 }
 
 CLIPPERS = {
@@ -210,19 +230,189 @@ def too_many_skips_of_shards():
     return {"step": None}
 
 
+def too_many_skips_of_a_fused_optimizer():
+    """The same where the kernel is told to skip: nothing else looks at the norms."""
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=True)
+    clipper.attach(optimizer)
+    for step in range(6):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float("nan"))
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            return {"step": step, "error": str(error)}
+    return {"step": None}
+
+
 def an_overflow_on_one_rank():
-    """Stages with a GradScaler each: what the others do when one overflows."""
+    """Stages with a GradScaler each, of which one overflows, and one has no gradient.
+
+    Momentum and weight decay would move what is merely given a gradient of 0.
+    """
+    rank = dist.get_rank()
     parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     clipper = NormClip(
         [parameter], max_norm=1.0, scope="global", process_group=dist.group.WORLD
     )
-    size = float("inf") if dist.get_rank() == 0 else 100.0
-    scaler.scale((parameter * size).sum()).backward()
-    clipper.step(scaler=scaler, optimizer=optimizer)
-    scaler.step(optimizer)
-    return {"weight": parameter.tolist()}
+    weights, scales = [], []
+    for size in (1.0, float("inf"), 100.0):
+        optimizer.zero_grad()
+        mine = size if rank == 0 else 1.0
+        scaled = scaler.scale((parameter * mine).sum())
+        if rank != 1:
+            scaled.backward()
+        clipper.step(scaler=scaler, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        weights.append(parameter.tolist())
+        scales.append(scaler.get_scale())
+    found = clipper.metrics()
+    return {"weights": weights, "scales": scales, "metrics": found}
+
+
+def a_scaler_around_attached_stages():
+    """On the rank that overflows no optimizer would be stepped, and no clipper."""
+    errors = []
+    for fused in (False, True):
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=fused)
+        handle = NormClip(
+            [parameter], max_norm=1.0, process_group=dist.group.WORLD
+        ).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        size = float("inf") if dist.get_rank() == 0 else 1.0
+        scaler.scale((parameter * size).sum()).backward()
+        try:
+            scaler.step(optimizer)
+        except RuntimeError as error:
+            errors.append(str(error))
+        handle.remove()
+        told = ("grad_scale", "found_inf")
+        errors += [name for name in told if name in vars(optimizer)]
+        errors += (
+            ["marked"] * ("_step_supports_amp_scaling" in vars(optimizer)) * (not fused)
+        )
+    return {"errors": errors}
+
+
+def attached_stages():
+    """Without a scaler they clip to one norm."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD).attach(
+        optimizer
+    )
+    parameter.grad = torch.full((1,), 3.0)
+    optimizer.step()
+    return {"weight": parameter.item()}
+
+
+def a_copy_of_a_clipper_of_stages():
+    parameter = nn.Parameter(torch.zeros(1))
+    clipper = NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD)
+    parameter, clipper = copy.deepcopy((parameter, clipper))
+    parameter.grad = torch.full((1,), 3.0)
+    return {"norm": clipper.step().norm.item()}
+
+
+def made_before_sharding():
+    """What it warns of: of the model, and of a list of its parameters."""
+    found = []
+    for given in (lambda m: m, lambda m: m.parameters()):
+        model = Net()
+        clipper = NormClip(given(model), max_norm=1.0)
+        fsdp(model)
+        x, y = batch(0)
+        nn.functional.mse_loss(model(x), y).backward()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            clipper.step()
+        found.append([str(warning.message) for warning in seen])
+    model = Net()
+    clipper = NormClip(model, max_norm=1.0)
+    fully_shard(model.a)
+    nn.functional.mse_loss(model(x), y).backward()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        clipper.step()
+        clipper.step()
+    return {"warnings": [*found, [str(warning.message) for warning in seen]]}
+
+
+def experts_beside_shards():
+    """Each rank of a group has an expert, a plain tensor; the rest is sharded."""
+    world = dist.get_world_size()
+    found = {}
+    for ranks in {2, world}:  # in pairs, the experts of one pair are those of another
+        mesh = init_device_mesh(
+            "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
+        )
+        torch.manual_seed(0)
+        dense = fully_shard(nn.Linear(3, 5))
+        own = mesh.get_local_rank("expert")
+        expert = nn.Parameter(torch.zeros(2))
+        clipper = NormClip(
+            [*dense.parameters(), expert],
+            max_norm=1.0,
+            process_group=mesh["expert"].get_group(),
+        )
+        for p in dense.parameters():
+            p.grad = torch.full_like(p, 2.0)
+        expert.grad = torch.full((2,), own + 1.0)
+        wanted = 4.0 * 20 + sum(2 * (one + 1.0) ** 2 for one in range(ranks))
+        norm = clipper.step().norm.item()
+        found[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, own + 1.0]
+    return {"found": list(found.values())}
+
+
+def sharded_stages():
+    """Two stages, each sharded over its ranks, with a plain tensor beside."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("stage", "data"))
+    stage = mesh.get_local_rank("stage")
+    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["data"])
+    plain = nn.Parameter(torch.zeros(2))
+    clipper = NormClip(
+        [*dense.parameters(), plain],
+        max_norm=1.0,
+        process_group=mesh["stage"].get_group(),
+    )
+    for p in dense.parameters():
+        p.grad = torch.full_like(p, stage + 1.0)
+    plain.grad = torch.full((2,), 3.0)
+    wanted = 20.0 * (1 + 4) + 2 * 2 * 9.0
+    return {"norm": clipper.step().norm.item(), "wanted": wanted**0.5}
+
+
+def a_process_group_across_shards():
+    """Its ranks overlap with those of the shards, and have others: which are copies?"""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
+    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["s"])
+    try:
+        NormClip(dense, max_norm=1.0, process_group=dist.group.WORLD)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def frozen_on_all_ranks():
+    """What is frozen has no gradient on any rank, as in one process."""
+    found = []
+    for layout in (whole, fsdp):
+        torch.manual_seed(0)
+        net = Net()
+        for p in [*net.a.parameters(), net.d.bias]:
+            p.requires_grad_(False)
+        layout(net)
+        for case in ("global", "parameter", "agc"):
+            clipper = CLIPPERS[case](net)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            found.append(train(net, clipper, optimizer, range(STEPS))["decisions"])
+    return {"alone": found[:3], "sharded": found[3:]}
 
 
 def raise_on_a_nan_of_one_rank():
@@ -355,6 +545,14 @@ def flat_parameters_of_fsdp1():
 
 
 SPECIAL = [
+    too_many_skips_of_a_fused_optimizer,
+    a_scaler_around_attached_stages,
+    attached_stages,
+    a_copy_of_a_clipper_of_stages,
+    made_before_sharding,
+    experts_beside_shards,
+    sharded_stages,
+    frozen_on_all_ranks,
     too_many_skips_of_shards,
     an_overflow_on_one_rank,
     flat_parameters_of_fsdp1,
@@ -385,6 +583,8 @@ def main(rank, world, folder):
             for case in CLIPPERS:
                 found[f"{name}: {case}"] = attempt(run, case, layout)
     if world == 4:
+        across = attempt(a_process_group_across_shards)
+        found["a_process_group_across_shards"] = across
         found["save_half_way"] = attempt(save_half_way, folder)
     else:
         found["load_half_way"] = attempt(load_half_way, folder)
