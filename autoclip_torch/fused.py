@@ -45,17 +45,18 @@ class Controls:
         """Take back what the last step was told, if it has failed and left it there."""
         if not any(stepper is other for other in self._clipped):
             return
-        now = _taken_off(optimizer)
-        if now.get("found_inf") is not self._told["found_inf"]:
+        now, told = _taken_off(optimizer).items(), self._told
+        new = {name: value for name, value in now if value is not told.get(name)}
+        if "found_inf" in new:
             # A GradScaler has set it for the new step, and has multiplied by its scale
             # what it found as `grad_scale`.
-            now = _without(self._told.get("grad_scale"), **now)
-            vars(optimizer).update(now)
-        self._clipped, self._before = [], None
+            new = _without(told.get("grad_scale"), **new)
+        self._forget()
+        vars(optimizer).update(new)
 
     def refuse_scaler(self, optimizer: Optimizer) -> None:
         """Raise if a GradScaler steps the optimizer: that of each rank has its own."""
-        if _taken_off(optimizer):
+        if not self._clipped and _taken_off(optimizer):
             raise RuntimeError(
                 "with process_group a GradScaler must be given to the clipper, so that "
                 "all ranks skip and lower its scale together; leave attach() out, and "
@@ -84,6 +85,7 @@ class Controls:
             decision = stepper.step(scale, kernel)
         except Exception:
             _taken_off(optimizer)  # else the next loss scale would be multiplied by it
+            self._forget()
             raise
         factor, overflow = scale
         if not stepper.dry_run:
@@ -95,12 +97,13 @@ class Controls:
 
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
-        self._clipped = []
-        if self._before is None:
-            return
-        _taken_off(optimizer)
-        vars(optimizer).update(self._before)
-        self._before = None
+        if self._before is not None:
+            _taken_off(optimizer)
+            vars(optimizer).update(self._before)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._before, self._told, self._clipped = None, {}, []
 
     def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
         before = _taken_off(optimizer)
@@ -124,10 +127,8 @@ def _without(
 
     Where that was infinite, of a row dropped to 0, its own is lost: no update then.
     """
-    if grad_scale is None or told is None:
+    if grad_scale is None or told is None:  # of gradients that it has unscaled, None
         return {"grad_scale": grad_scale, "found_inf": found_inf}
-    if grad_scale is told:  # it has nothing to add to gradients that it has unscaled
-        return {"grad_scale": None, "found_inf": found_inf}
     own = grad_scale / told
     lost = torch.where(own.isfinite(), found_inf, 1.0)
     return {"grad_scale": own.nan_to_num(1.0), "found_inf": lost}

@@ -199,6 +199,38 @@ def test_it_warns_once_if_it_never_saw_a_gradient():
         optimizer.step()
 
 
+def test_parameters_that_the_optimizer_is_given_later_are_told_of_once():
+    model, x, y = model_and_data()
+    first, last = model[0], model[2]
+    optimizer = torch.optim.Adam(first.parameters(), lr=0.1)
+    clipper = clip(first)
+    clipper.attach(optimizer)
+    train(optimizer, model, x, y, steps=1)
+    optimizer.add_param_group({"params": last.parameters()})
+    with pytest.warns(UserWarning, match=r"given 2 parameters after attach\(\)"):
+        train(optimizer, model, x, y, steps=1)
+    train(optimizer, model, x, y, steps=1)
+    clipper.add_param_group({"params": last.parameters()})
+    train(optimizer, model, x, y, steps=1)
+    norms = torch.stack([p.grad.norm() for p in model.parameters()])
+    assert norms.norm() <= clipper.metrics()["clip/threshold"] * (1 + 1e-5)
+
+
+def test_what_the_clipper_has_may_be_given_to_the_optimizer_later():
+    """As where layers thaw one after the other; what is excluded, too."""
+    model, x, y = model_and_data()
+    for p in model[2].parameters():
+        p.requires_grad_(False)
+    optimizer = torch.optim.Adam(model[0].parameters(), lr=0.1)
+    clipper = QuantileClip(model, scope="global", exclude="2.bias")
+    clipper.attach(optimizer)
+    train(optimizer, model, x, y, steps=1)
+    for p in model[2].parameters():
+        p.requires_grad_(True)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    train(optimizer, model, x, y, steps=2)
+
+
 def pickled(things):
     return pickle.loads(pickle.dumps(things))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from autoclip_core import Fixed, ParamRatio, Quantile, decide
-from autoclip_torch import AGC, Clipper, QuantileClip
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
 
 
 def parameter(size=2):
@@ -121,3 +121,60 @@ def test_a_count_outside_its_window_is_refused(count):
     with pytest.raises(ValueError, match=f"counts {count} norms, and must count 0 to"):
         clipper.load_state_dict(state)
     assert torch.equal(clipper.threshold(), before)
+
+
+def replace_weight(layer):
+    """As fully_shard does, and others that wrap a model."""
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def one_step(model, clipper):
+    model(torch.ones(1, 2)).sum().backward()
+    return clipper.step()
+
+
+def test_parameters_that_are_no_longer_the_model_s_are_told_of():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    clipper = NormClip(model, max_norm=1.0)
+    replace_weight(model[1])
+    with pytest.warns(UserWarning, match=r"1 parameters of the clipper, .* 1\.weight"):
+        one_step(model, clipper)
+    one_step(model, clipper)  # once
+
+
+def test_a_clipper_of_parameters_alone_is_told_that_none_has_a_gradient():
+    model = torch.nn.Linear(2, 1, bias=False)
+    clipper = NormClip(model.parameters(), max_norm=1.0)
+    replace_weight(model)
+    for _ in range(2):  # as long as there is none
+        with pytest.warns(UserWarning, match="has not seen a gradient"):
+            one_step(model, clipper)
+
+
+def test_a_parameter_that_a_parametrization_holds_is_still_the_model_s():
+    model = torch.nn.Linear(2, 1)
+    clipper = NormClip(model, max_norm=1.0)
+    torch.nn.utils.parametrize.register_parametrization(
+        model, "weight", torch.nn.Identity()
+    )
+    model.forward = lambda x: (x @ torch.ones(2, 1)) * model.bias
+    one_step(model, clipper)  # the weight has no gradient
+
+
+def test_what_is_frozen_needs_no_gradient():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    one_step(model, NormClip(model, max_norm=1.0))
+
+
+def test_a_dry_run_may_end():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    clipper = NormClip([weight], max_norm=1.0, dry_run=True)
+    for dry, left in ((True, 5.0), (False, 1.0)):
+        clipper.dry_run = dry
+        weight.grad = torch.tensor([3.0, 4.0])
+        clipper.step()
+        assert clipper.dry_run is dry
+        assert weight.grad.norm() == pytest.approx(left)
+    with pytest.raises(TypeError, match="dry_run must be"):
+        clipper.dry_run = "no"

@@ -370,6 +370,50 @@ def test_an_error_of_the_clipper_leaves_no_loss_scale_behind():
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
 
 
+def test_an_error_of_the_second_clipper_leaves_nothing_of_the_first():
+    """The step after it is the same as on an optimizer that saw no error."""
+    params, others = parameters(), parameters()
+    for bad, group in ((True, params), (False, others)):
+        optimizer = FUSED["SGD"](group)
+        NormClip(group, max_norm=0.5, nonfinite="propagate").attach(optimizer)
+        NormClip(group, max_norm=0.1, nonfinite="raise").attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in (0, 1) if bad else (1,):
+            optimizer.zero_grad()
+            size = float("nan") if step == 0 else 1.0
+            loss = sum((p * p).sum() for p in group) * size
+            scaler.scale(loss).backward()
+            if step == 0:
+                optimizer.grad_scale = torch.tensor(8.0)  # as scaler.step does
+                with pytest.raises(FloatingPointError):
+                    optimizer.step()
+                assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+    assert same_bits(params, others)
+
+
+def test_a_dry_run_after_a_failed_step_sees_the_loss_scale_of_its_own():
+    params = parameters()
+    optimizer = FUSED["SGD"](params)
+    clipper = NormClip(params, max_norm=1.0, dry_run=True)
+    clipper.attach(optimizer)
+    fails_at(0, optimizer)
+    for scaled in (False, True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+        for step in range(2):
+            optimizer.zero_grad()
+            scaler.scale(sum(p.sum() for p in params)).backward()
+            if step == 0 and not scaled:
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    scaler.step(optimizer)
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            assert clipper.metrics()["clip/norm"] == pytest.approx(18**0.5)
+
+
 def test_without_a_scaler_the_step_after_a_failed_one_is_as_ever():
     params, others = parameters(), parameters()
     optimizer, plain = FUSED["SGD"](params), FUSED["SGD"](others)

@@ -126,6 +126,22 @@ def test_an_overflow_on_one_rank_is_one_on_all(results, world):
 
 
 @pytest.mark.parametrize("world", RANKS)
+def test_a_loss_scale_over_shards_is_one_on_all_ranks(results, world):
+    ranks = of(results, world, "a_scaler_of_shards")
+    for rank in ranks:
+        for way in rank["ways"]:
+            first, second, third = way["weights"]
+            assert first == second != third
+            assert way["scale"] == 2.0
+            assert way["metrics"]["clip/nonfinite_total"] == 0
+            close(way["weights"], rank["ways"][0]["weights"], rtol=1e-4)
+            close(
+                list(way["metrics"].values()),
+                [*ranks[0]["ways"][0]["metrics"].values()],
+            )
+
+
+@pytest.mark.parametrize("world", RANKS)
 def test_a_scaler_around_attached_stages_is_refused_on_all_ranks(results, world):
     for rank in of(results, world, "a_scaler_around_attached_stages"):
         plain, fused = rank["errors"]

@@ -274,6 +274,36 @@ def an_overflow_on_one_rank():
     return {"weights": weights, "scales": scales, "metrics": found}
 
 
+def a_scaler_of_shards():
+    """One shard of one rank overflows in the second step: by hand, attached, fused."""
+    found = []
+    for way in ("by hand", "attached", "fused"):
+        torch.manual_seed(0)
+        model = fsdp(Net())
+        clipper = CLIPPERS["global"](model)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=0.1, weight_decay=0.1, fused=way == "fused"
+        )
+        if way != "by hand":
+            clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        seen = []
+        for step in range(3):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.mse_loss(model(x), y)).backward()
+            if step == 1 and dist.get_rank() == 0:
+                model.a.weight.grad.to_local()[0, 0] = float("inf")
+            if way == "by hand":
+                clipper.step(scaler=scaler, optimizer=optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            seen.append(weights(model))
+        metrics = clipper.metrics()
+        found.append({"weights": seen, "scale": scaler.get_scale(), "metrics": metrics})
+    return {"ways": found}
+
+
 def a_scaler_around_attached_stages():
     """On the rank that overflows no optimizer would be stepped, and no clipper."""
     errors = []
@@ -547,6 +577,7 @@ def flat_parameters_of_fsdp1():
 SPECIAL = [
     too_many_skips_of_a_fused_optimizer,
     a_scaler_around_attached_stages,
+    a_scaler_of_shards,
     attached_stages,
     a_copy_of_a_clipper_of_stages,
     made_before_sharding,
