@@ -66,9 +66,9 @@ class Clipper:
       max_consecutive_skips: how many updates may be cancelled in a row before `step`
         (on an accelerator: `metrics`) raises a RuntimeError.
       process_group: the ranks that hold different parameters of one model, such as the
-        stages of a pipeline: squared norms are summed over them, and every one must
-        call `step`. The rows must be the same on all, as with scope="global". Sharded
-        parameters (`DTensor`) bring their ranks along and need none.
+        stages of a pipeline, or experts: squared norms are summed over them, and every
+        one must call `step`. The rows must be the same on all, as with scope="global".
+        Sharded parameters (`DTensor`) bring their ranks along and need none.
 
     Raises:
       ValueError, TypeError: an argument breaks its rule; the message says which.
