@@ -144,6 +144,23 @@ def mean_std(
     return middle[:, 0], mean, xp.where(enough, std, float("inf"))
 
 
+def fault(window: Window) -> str:
+    """Return what is wrong with a window that was read from somewhere, or ""."""
+    ring, ordered, count = window
+    length = ring.shape[1]
+    most = 2 * length - 1  # it turns around there
+    wrong = count[(count < 0) | (count > most)].tolist()
+    if wrong:
+        return f"counts {wrong[0]} norms, and must count 0 to {most}"
+    here = np.arange(length) < filled(window)[:, None]
+    if not ((ring > 0).all() and np.array_equal(ring < np.inf, here)):
+        return "holds other norms in the order of arrival than it counts"
+    ends = (ordered[:, [0, -1]] == [-np.inf, np.inf]).all()
+    if not (ends and np.array_equal(ordered[:, 1:-1], np.sort(ring, axis=1))):
+        return "holds other norms in ascending order than in the order of arrival"
+    return ""
+
+
 def ranks(n: Array, q: float) -> tuple[Array, Array]:
     """Return the two places in an ordered row of n norms and the weight between them.
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoclip_core import history, moments
+from autoclip_core import history, moments, window
 from autoclip_core.history import History
 from autoclip_core.moments import Moments
 from autoclip_core.window import Window
 
 from .fit import difference
+
+_MEMORIES: dict[type, Any] = {History: history, Moments: moments, Window: window}
 
 
 def state_to_plain(state: Any) -> Any:
@@ -67,19 +69,11 @@ def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
 
 def _fault(state: Any) -> str:
     """Return what is wrong with norms that fit in shape and type, or ""."""
-    if isinstance(state, History):
-        return history.fault(state)
-    if isinstance(state, Moments):
-        return moments.fault(state)
-    return _wrong_count(state) if isinstance(state, Window) else ""
-
-
-def _wrong_count(window: Window) -> str:
-    """Return which count is no count: it says where in the window to look."""
-    most = 2 * window.ring.shape[1] - 1  # it turns around there
-    counts = torch.as_tensor(window.count).tolist()
-    wrong = [count for count in counts if not 0 <= count <= most]
-    return f"counts {wrong[0]} norms, and must count 0 to {most}" if wrong else ""
+    memory = _MEMORIES.get(type(state))
+    if memory is None:
+        return ""
+    leaves = (torch.as_tensor(leaf).numpy(force=True) for leaf in state)
+    return str(memory.fault(type(state)(*leaves)))
 
 
 def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:

@@ -319,3 +319,70 @@ def test_a_window_of_known_contents():
     assert window.quantile(filled(column(norms), 4), 0.5).tolist() == [4.0]
     threshold, _ = levels(norms, 2.0, history_length=4)
     assert threshold == pytest.approx(4.5 + 2 * math.sqrt(41 / 3))
+
+
+# Windows that were read from somewhere.
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_window_has_no_fault(length, rows):
+    state = window.empty(rows, length)
+    for step in range(3 * length):
+        assert window.fault(state) == ""
+        state = window.push(state, np.float32(np.arange(rows) + 1 + step % 3))
+
+
+def changed(field, place, value):
+    def breaking(state):
+        array = getattr(state, field).copy()
+        array[place] = value
+        return state._replace(**{field: array})
+
+    return breaking
+
+
+# Four norms in a window of five: 3, 1, 4, 2.
+BROKEN = {
+    "a negative count": (changed("count", 0, -1), "counts -1 norms"),
+    "a count too large": (changed("count", 0, 10), "counts 10 norms"),
+    "a norm less": (changed("count", 0, 3), "order of arrival"),
+    "a norm more": (changed("count", 0, 5), "order of arrival"),
+    "a gap": (changed("ring", (0, 1), np.inf), "order of arrival"),
+    "NaN arrived": (changed("ring", (0, 1), np.nan), "order of arrival"),
+    "a norm of 0": (changed("ring", (0, 1), 0.0), "order of arrival"),
+    "out of order": (changed("ordered", (0, slice(1, 3)), [2, 1]), "ascending order"),
+    "another norm": (changed("ordered", (0, 2), 2.5), "ascending order"),
+    "NaN in order": (changed("ordered", (0, 2), np.nan), "ascending order"),
+    "no lowest": (changed("ordered", (0, 0), 0.0), "ascending order"),
+    "no highest": (changed("ordered", (0, -1), 9.0), "ascending order"),
+}
+broken = pytest.mark.parametrize(
+    ("breaking", "told"), BROKEN.values(), ids=list(BROKEN)
+)
+
+
+@broken
+def test_a_broken_window_has_a_fault(breaking, told):
+    state = filled(column([3, 1, 4, 2]), 5)
+    assert window.fault(state) == ""
+    assert told in window.fault(breaking(state))
+
+
+@broken
+@pytest.mark.needs("torch")
+def test_a_broken_window_is_not_loaded(breaking, told):
+    import torch
+
+    from autoclip_torch import QuantileClip
+
+    clipper = QuantileClip([torch.nn.Parameter(torch.ones(1))], history_length=5)
+    clipper.observe([3.0, 1.0, 4.0, 2.0])
+    state, before = clipper.state_dict(), clipper.threshold()
+    spoiled = breaking(
+        window.Window(**{n: a.numpy() for n, a in state["states"][0].items()})
+    )
+    state["states"][0] = {n: torch.from_numpy(a) for n, a in spoiled._asdict().items()}
+    with pytest.raises(ValueError, match=rf"states\[0\].*{told}"):
+        clipper.load_state_dict(state)
+    assert torch.equal(clipper.threshold(), before)
