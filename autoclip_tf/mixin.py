@@ -74,12 +74,19 @@ class GradientTransformersMixin:
         return [pair for pair in pairs if pair[0] is not None]
 
     def load_own_variables(self, store: Any) -> None:
-        """Restore the optimizer; from a file without clippers, all but their memory."""
-        count = getattr(self, "_plain_count", None)
-        if count is None or len(store.keys()) != count:
+        """Restore the optimizer; from a file without clippers, all but their memory.
+
+        Raises:
+          ValueError: a variable has another shape there; none was changed.
+        """
+        saved, count = len(store.keys()), getattr(self, "_plain_count", None)
+        own = self._variables[:saved]  # type: ignore[attr-defined]
+        if len(own) == saved:
+            _check_shapes(own, store)
+        if count is None or saved != count:
             super().load_own_variables(store)  # type: ignore[misc]
             return
-        for index, variable in enumerate(self._variables[:count]):  # type: ignore[attr-defined]
+        for index, variable in enumerate(own):
             variable.assign(store[str(index)])
 
     def get_config(self) -> dict[str, Any]:
@@ -99,6 +106,18 @@ class GradientTransformersMixin:
             for one in given.get("gradient_transformers") or ()
         ]
         return super().from_config(given, custom_objects)  # type: ignore[misc]
+
+
+def _check_shapes(variables: Sequence[Any], store: Any) -> None:
+    """Refuse a file of other clippers before anything is loaded."""
+    for index, variable in enumerate(variables):
+        theirs, ours = tuple(store[str(index)].shape), tuple(variable.shape)
+        if theirs != ours:
+            raise ValueError(
+                f"the file does not fit this optimizer: {variable.name} has shape "
+                f"{theirs} there and {ours} here; make the clippers as they were when "
+                "it was saved (nothing of the optimizer was changed)"
+            )
 
 
 def _checked(transformers: Any) -> tuple[Transformer, ...]:

@@ -1,0 +1,276 @@
+"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+
+Every kind of policy at every scope is a clipper, and all stand in one optimizer, one
+after the other, half of them also in a loop without one. So each format is one file,
+and each process traces two steps.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from autoclip_core import Cap, Drop, Fixed, Floor, Warmup
+from autoclip_tf import Clipper, QuantileClip
+from autoclip_tf.optimizers import SGD
+
+from .cases import STATIC, policy_of
+
+N = 10
+SCOPES = ("parameter", "global", "unit")
+# Of each kind the last in the table, which has a short window. Caps, floors and
+# drops have no memory of their own.
+KINDS = {type(policy): code for code, policy in STATIC.items() if "skip" not in code}
+CODES = [code for kind, code in KINDS.items() if kind not in (Cap, Drop, Floor)]
+RUNS = [(code, scope) for code in CODES for scope in SCOPES]
+
+
+def clippers(runs):
+    """They only observe: else most would see what the first has left."""
+    return [
+        Clipper(policy_of(code), scope=scope, dry_run=place > 0)
+        for place, (code, scope) in enumerate(runs)
+    ]
+
+
+def check_use(seen):
+    """The matrix is no row of clippers that have nothing to do."""
+    found = [clip.metrics() for clip in seen]
+    assert all(metrics["clip/steps"] == 2 * N for metrics in found)
+    assert sum(metrics["clip/clip_rate"] > 0 for metrics in found) > 0.7 * len(found)
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]
+    return keras.Sequential(layers)
+
+
+SHAPES = [(3, 2), (2,), (2, 1), (1,)]
+
+
+def noise(step):
+    """Gradients of heavy tails."""
+    rng = np.random.default_rng(step)
+    size = rng.lognormal()
+    return [tf.constant(size * rng.normal(size=s), tf.float32) for s in SHAPES]
+
+
+class InOptimizer:
+    """A model that is compiled with all clippers."""
+
+    def __init__(self, model=None):
+        self.model = model or network()
+        if model is None:
+            optimizer = SGD(0.02, gradient_transformers=clippers(RUNS))
+            self.model.compile(optimizer, loss="mse")
+            optimizer.build(self.model.trainable_variables)
+        self.step = tf.function(self._step)
+
+    def _step(self, grads):
+        weights = self.model.trainable_variables
+        grads = [g + w for g, w in zip(grads, weights, strict=True)]
+        self.model.optimizer.apply(grads, weights)
+
+    def held(self):
+        return [*self.model.trainable_variables, *self.model.optimizer.variables]
+
+    def kept(self):
+        return tf.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)
+
+
+class InLoop:
+    """Variables, and clippers that no optimizer knows of."""
+
+    def __init__(self):
+        self.weights = [tf.Variable(tf.ones(shape)) for shape in SHAPES]
+        self.clippers = clippers(RUNS[::2])
+        for clip in self.clippers:
+            clip.build(self.weights)
+        self.step = tf.function(self._step)
+
+    def _step(self, grads):
+        grads = [g + w for g, w in zip(grads, self.weights, strict=True)]
+        pairs = zip(grads, self.weights, strict=True)
+        for clip in self.clippers:
+            pairs = clip(pairs)
+        for gradient, weight in pairs:
+            weight.assign_sub(0.02 * gradient)
+
+    def held(self):
+        return [*self.weights, *(v for clip in self.clippers for v in clip._variables)]
+
+    def kept(self):
+        return tf.train.Checkpoint(weights=self.weights, clippers=self.clippers)
+
+
+def go_on(run, steps):
+    """Take these steps; return all there is to know of the run."""
+    for step in steps:
+        run.step(noise(step))
+    return [variable.numpy() for variable in run.held()]
+
+
+# The formats: how a run is written, and how one goes on from there.
+
+
+def save_keras(run, folder):
+    run.model.save(folder / "model.keras")
+
+
+def load_keras(run, folder):
+    """Nothing: the new process has made its model from this file."""
+
+
+def save_weights(run, folder):
+    run.model.save_weights(folder / "model.weights.h5")
+
+
+def load_weights(run, folder):
+    run.model.load_weights(folder / "model.weights.h5")
+
+
+def save_checkpoint(run, folder):
+    run.kept().write(folder / type(run).__name__)
+
+
+def load_checkpoint(run, folder):
+    run.kept().read(folder / type(run).__name__).assert_existing_objects_matched()
+
+
+FORMATS = {
+    "keras": (InOptimizer, save_keras, load_keras),
+    "weights": (InOptimizer, save_weights, load_weights),
+    "checkpoint": (InOptimizer, save_checkpoint, load_checkpoint),
+    "checkpoint of a loop": (InLoop, save_checkpoint, load_checkpoint),
+}
+
+
+# Two processes.
+
+
+def resume(folder):
+    """What the new process does; the model that was loaded loads the other files."""
+    folder = pathlib.Path(folder)
+    model = keras.models.load_model(folder / "model.keras")
+    runs = {InOptimizer: InOptimizer(model), InLoop: InLoop()}
+    for name, (kind, _, load) in FORMATS.items():
+        load(runs[kind], folder)
+        np.savez(folder / f"{name}.npz", *go_on(runs[kind], range(N, 2 * N)))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Of each format: the run that was not interrupted, and the one that was."""
+    folder, whole = tmp_path_factory.mktemp("resume"), {}
+    for kind in (InOptimizer, InLoop):
+        run = kind()
+        go_on(run, range(N))
+        for of, save, _ in FORMATS.values():
+            if of is kind:
+                save(run, folder)
+        whole[kind] = go_on(run, range(N, 2 * N))
+    check_use(run.clippers)
+    there = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
+    root = pathlib.Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", there, folder], cwd=root, check=True)
+    found = {}
+    for name, (kind, _, _) in FORMATS.items():
+        with np.load(folder / f"{name}.npz") as file:
+            found[name] = whole[kind], list(file.values())
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_clippers_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+    whole, resumed = outcomes[form]
+    assert len(whole) == len(resumed) > 5 * len(RUNS)
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
+# What does not fit, or is broken.
+
+
+def trained(clip):
+    """A small model after three steps, and what its optimizer holds."""
+    model = network()
+    optimizer = SGD(0.02, momentum=0.9, gradient_transformers=[clip])
+    model.compile(optimizer, loss="mse", run_eagerly=True)
+    optimizer.build(model.trainable_variables)
+    for step in range(3):
+        optimizer.apply(noise(step), model.trainable_variables)
+    return model
+
+
+def held(model):
+    return [variable.numpy() for variable in model.optimizer.variables]
+
+
+OTHERS = {
+    "another history": lambda: QuantileClip(0.5, history_length=6),
+    "another scope": lambda: QuantileClip(0.5, history_length=5, scope="global"),
+    "another policy": lambda: Clipper(Warmup(Fixed(1.0), steps=3)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_weights_of_other_clippers_are_refused_and_change_no_history(other, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    trained(QuantileClip(0.5, history_length=5)).save_weights(path)
+    model = trained(OTHERS[other]())
+    before = held(model)
+    if other == "another policy":  # it has other variables, so Keras looks at none
+        with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+            model.load_weights(path)
+    else:
+        with pytest.raises(
+            ValueError, match=r"has shape \(.* there and \(.* here; make"
+        ):
+            model.load_weights(path)
+    for one, other in zip(held(model), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(share, tmp_path):
+    model = trained(QuantileClip(0.5, history_length=5))
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    before = held(model)
+    with pytest.raises((OSError, ValueError)):
+        model.load_weights(path)
+    for one, other in zip(held(model), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+STATES = pathlib.Path(__file__).parent / "states"
+NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
+
+
+def save_for_ever():
+    """How the file was made, when this layout of the memory was new."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    clip = QuantileClip(quantile=0.75, history_length=8)
+    model.compile(SGD(0.0, gradient_transformers=[clip]), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    for norm in NORMS:
+        gradient = tf.constant([[float(norm)]])
+        model.optimizer.apply([gradient], model.trainable_variables)
+    model.save(STATES / "keras-1.keras")
+
+
+def test_a_model_that_an_earlier_version_saved_can_be_loaded():
+    model = keras.models.load_model(STATES / "keras-1.keras")
+    [clip] = model.optimizer.gradient_transformers
+    assert clip.metrics()["clip/steps"] == len(NORMS)
+    model.optimizer.apply([tf.constant([[99.0]])], model.trainable_variables)
+    expected = np.quantile(NORMS[-8:], 0.75)
+    assert clip.decision.threshold[0] == pytest.approx(expected, rel=1e-6)
+    assert clip.decision.scale[0] == pytest.approx(expected / 99, rel=1e-6)
