@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from autoclip_core import StreamingQuantile
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, StandardClip, ZClip
 
-REFERENCE = "clip_grad_norm_"
+REFERENCE, SAME = "clip_grad_norm_", "the same again"
 HISTORY = 1000
 FEW = 50
 """Steps seen where there is no window; a series of unit rows has to fit in memory."""
@@ -46,7 +46,7 @@ def make_contenders(parameters: Parameters) -> list[Contender]:
     streaming = Clipper(parameters, StreamingQuantile(), scope="unit")
     return [
         Contender(REFERENCE, lambda: clip_grad_norm_(parameters, norm)),
-        Contender("the same again", lambda: clip_grad_norm_(parameters, norm)),
+        Contender(SAME, lambda: clip_grad_norm_(parameters, norm)),
         Contender("one read, torch.dot", reader(parameters), clips=False),
         _contender("NormClip", NormClip(parameters, max_norm=norm)),
         _contender("QuantileClip, global", one, HISTORY),

@@ -4,25 +4,27 @@ Run it as `python benchmarks/fused.py`. The bar: the step alone, and one read of
 gradient on top.
 """
 
-import argparse
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+import command
 from autoclip_torch import NormClip, QuantileClip
 from contenders import HISTORY, Contender, reader
-from models import MODELS, make_parameters
+from models import MODELS, Shape, make_parameters, tiny
 from timing import alternate, spread
 
 
 def main() -> None:
     """Print a table per model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="per model")
-    seconds = parser.parse_args().seconds
+    options = command.parse(command.parser(__doc__, seconds=10.0))
     torch.set_num_threads(2)
-    for name in ("lstm", "resnet50", "gpt"):
-        times = alternate(make_contenders(name), lambda contender: None, seconds)
+    models = {name: MODELS[name] for name in ("lstm", "resnet50", "gpt")}
+    found = []
+    for name, shapes in ({"tiny": tiny} if options.quick else models).items():
+        contenders = make_contenders(shapes)
+        times = alternate(contenders, lambda contender: None, options.seconds)
         alone, read = times["fused AdamW"], times["one read"]
         bar = [1.1 * (a + r) for a, r in zip(alone, read, strict=True)]
         print(
@@ -30,23 +32,23 @@ def main() -> None:
         )
         for contender, own in times.items():
             middle = spread([1e3 * seconds for seconds in own]).median
-            low, ratio, high = spread(
-                [mine / most for mine, most in zip(own, bar, strict=True)]
-            )
-            print(
-                f"{contender:36}{middle:8.2f}{ratio:12.2f}     ({low:.2f}–{high:.2f})"
-            )
+            ratio = spread([mine / most for mine, most in zip(own, bar, strict=True)])
+            quartiles = f"({ratio.low:.2f}–{ratio.high:.2f})"
+            print(f"{contender:36}{middle:8.2f}{ratio.median:12.2f}     {quartiles}")
+            case = {"model": name, "contender": contender, "milliseconds": middle}
+            found.append(case | {"to_the_bar": ratio._asdict()})
     print("\nthe bar: 1.1 × (the step alone + one read of the gradients)")
+    command.save(options.json, "torch", results=found)
 
 
-def make_contenders(model: str) -> list[Contender]:
+def make_contenders(shapes: Callable[[], Iterator[Shape]]) -> list[Contender]:
     """Return an optimizer alone, one that clips, and one with torch's own clip."""
 
     def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def parameters() -> list[torch.nn.Parameter]:
-        made = make_parameters(MODELS[model]())
+        made = make_parameters(shapes())
         for parameter in made:
             parameter.grad = parameter.detach().clone()
         return made

@@ -1,21 +1,21 @@
 """What a decision costs after 10^3, 10^5 and 10^6 steps, and with many rows.
 
-Run it as `python benchmarks/growth.py`: it prints two tables in Markdown; it takes less
-than a minute, and 3 GB. The norms are synthetic. No state is grown step by step:
+Run it as `python benchmarks/growth.py`: it prints three tables in Markdown; it takes
+about a minute, and 3 GB. The norms are synthetic. No state is grown step by step:
 it is put where so many norms would have brought it, and the steps from there are timed,
-in the time of the processor: what else runs on the machine counts for little.
+in the time of the processor: what else runs on the machine counts for little. Where all
+norms are kept, one step in 1024 merges them; that one is timed apart, and its share in
+each step added.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import autoclip_core
+import command
 from autoclip_core import Policy, decide
 from autoclip_core.history import RECENT, History
 from autoclip_core.moments import Moments
@@ -24,6 +24,8 @@ from autoclip_core.window import Window
 STEPS = (10**3, 10**5, 10**6)
 ROWS = (1, 300, 10**4)
 LENGTHS = (100, 10**3, 10**4)
+MOST_BYTES = 2**30
+"""What a window may take; a history that grows is compared with it."""
 
 OVER_TIME = (
     "Quantile(history_length=1000)",
@@ -35,8 +37,8 @@ OVER_TIME = (
     "StreamingQuantile()",
 )
 OVER_ROWS = (
-    *(f"Quantile(history_length={length})" for length in LENGTHS),
-    *(f"MeanStd(history_length={length})" for length in LENGTHS),
+    *(f"Quantile(history_length={length})" for length in (*LENGTHS, None)),
+    *(f"MeanStd(history_length={length})" for length in (*LENGTHS, None)),
     "ZScore()",
     "EmaRatio()",
     "StreamingQuantile()",
@@ -51,45 +53,67 @@ class Cost(NamedTuple):
 
     microseconds: float
     """Of a step: the mean of the fastest round, which others disturbed least."""
+    merge_milliseconds: float
+    """Of the one step in 1024 that merges all norms; its share is in the others."""
     state_bytes: int
     """What the policy remembers."""
 
 
-def measure() -> dict[str, list[Case]]:
+def measure(steps: Sequence[int], rows: Sequence[int]) -> dict[str, list[Case]]:
     """Return what a step takes late in a run, and with many rows."""
-    # With all norms, a merge falls into each round.
     over_time = [
-        {"policy": code, "steps": steps}
-        | time_steps(policy_of(code), steps, 1, RECENT, rounds=7)._asdict()
+        {"policy": code, "steps": seen} | time_steps(code, seen, 1)._asdict()
         for code in OVER_TIME
-        for steps in STEPS
+        for seen in steps
     ]
     longest = max(LENGTHS)
     over_rows = [
-        {"policy": code, "rows": rows}
-        | time_steps(policy_of(code), longest, rows, 1, max(3, 3000 // rows))._asdict()
+        {"policy": code, "rows": many} | time_steps(code, longest, many)._asdict()
         for code in OVER_ROWS
-        for rows in ROWS
+        for many in rows
     ]
     return {"over_time": over_time, "over_rows": over_rows}
 
 
-def time_steps(policy: Policy, steps: int, rows: int, each: int, rounds: int) -> Cost:
-    """Time rounds of so many steps each, from where a number of steps leads a policy.
+def time_steps(code: str, steps: int, rows: int) -> Cost:
+    """Time steps from where a number of them leads a policy.
 
     All rows have the same norms: what a step does depends on none of them.
     """
+    policy = policy_of(code)
     state = repeated(state_after(policy, draw(steps)), rows)
-    size = bytes_of(state)
-    coming = [norm.repeat(rows) for norm in draw(each)]
-    state, _ = decide(policy, state, coming[0])
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        for norms in coming:
-            state, _ = decide(policy, state, norms)
-        best = min(best, time.process_time() - start)
-    return Cost(1e6 * best / each, size)
+    size, rounds = bytes_of(state), max(3, 3000 // rows)
+    coming = [norm.repeat(rows) for norm in draw(min(rounds, RECENT // 2))]
+    merge = time_once(policy, about_to_merge(state), coming[0])
+    start, before, best = state, time.process_time(), float("inf")
+    for step in range(rounds):
+        if step % len(coming) == 0:
+            state = start  # a history has room for these, and merges in none of them
+        before = time.process_time()
+        state, _ = decide(policy, state, coming[step % len(coming)])
+        best = min(best, time.process_time() - before)
+    return Cost(1e6 * (best + merge / RECENT), 1e3 * merge, size)
+
+
+def about_to_merge(state: Any) -> Any:
+    """Return a state whose next step merges all norms, or None."""
+    if not isinstance(state, History):
+        return None
+    rows, more = len(state.count), RECENT - 1
+    recent = np.append(in_order(draw(more))[:, :-1], np.full((1, 2), np.inf, "f4"), 1)
+    return History(state.settled, recent.repeat(rows, axis=0), state.count + more)
+
+
+def time_once(policy: Policy, state: Any, norms: np.ndarray) -> float:
+    """Return the seconds of one step from a state, the least of three; 0 for None."""
+    if state is None:
+        return 0.0
+    taken = []
+    for _ in range(3):
+        before = time.process_time()
+        decide(policy, state, norms)
+        taken.append(time.process_time() - before)
+    return min(taken)
 
 
 def draw(steps: int) -> np.ndarray:
@@ -140,14 +164,28 @@ def policy_of(code: str) -> Policy:
 
 
 def make_tables(found: dict[str, list[Case]]) -> str:
-    """Return both tables in Markdown: a line per policy."""
-    over_time = table(found["over_time"], "steps", STEPS, "step {:,}")
-    over_rows = table(found["over_rows"], "rows", ROWS, "{:,} rows")
-    return f"{over_time}\n\n{over_rows}"
+    """Return three tables in Markdown: late in a run, with many rows, what grows."""
+    over_time = table(found["over_time"], "steps", "step {:,}")
+    over_rows = table(found["over_rows"], "rows", "{:,} rows")
+    return f"{over_time}\n\n{over_rows}\n\n{table_of_growth(found['over_rows'])}"
 
 
-def table(cases: list[Case], key: str, values: Sequence[int], head: str) -> str:
+def table_of_growth(cases: list[Case]) -> str:
+    """Return what a history of all norms takes, by rows."""
+    lines = [["rows", "bytes a step", "1 GiB after", "one step in 1024"], ["---"] * 4]
+    for case in cases:
+        if case["policy"] == "Quantile(history_length=None)":
+            rows, merge = case["rows"], 1e3 * case["merge_milliseconds"]
+            most = MOST_BYTES // (4 * rows)
+            took = scaled(merge, 1000, ("µs", "ms", "s"))
+            cells = f"{rows:,}", f"{4 * rows:,}", f"{most:,} steps", took
+            lines.append([cell.replace(",", " ") for cell in cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table(cases: list[Case], key: str, head: str) -> str:
     """Return a table with a column per value, of time and memory."""
+    values = sorted({case[key] for case in cases})
     heads = [head.format(value).replace(",", " ") for value in values]
     lines = [["one step · state", *heads], ["---"] * (1 + len(values))]
     for code in dict.fromkeys(case["policy"] for case in cases):
@@ -172,13 +210,10 @@ def scaled(number: float, factor: int, units: Sequence[str]) -> str:
 
 def main() -> None:
     """Print the tables, and save the numbers where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write them there")
-    options = parser.parse_args()
-    found = measure()
+    options = command.parse(command.parser(__doc__))
+    found = measure(*((STEPS[:1], ROWS[:1]) if options.quick else (STEPS, ROWS)))
     print(make_tables(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    command.save(options.json, **found)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ parameters and states donated; what is shown is the median of the ratio to the
 reference in the same round (for AGC, to optax's). Each window is full from the start.
 """
 
-import argparse
 import random
 import statistics
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
+import command
 from autoclip_core import Fixed
 from autoclip_core.window import Window
 from autoclip_jax import clip_by_param_ratio, clip_by_policy, clip_by_quantile
@@ -130,7 +130,7 @@ def with_full_window(state, size):
 
 
 def compare(network, seconds):
-    """Print a line per clipper: seconds to compile, milliseconds, ratio."""
+    """Print a line per clipper, and return it: seconds to compile, ms, ratio."""
     made = {name: make_step(network, name) for name in CLIPPERS}
     taken = {name: [] for name in made}
     order, end = list(made), time.perf_counter() + seconds
@@ -142,6 +142,7 @@ def compare(network, seconds):
             taken[name].append(time.perf_counter() - start)
     print(f"\n{network.__name__}, {len(taken[REFERENCE])} rounds")
     print(f"{'':30}{'compile':>8}{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}")
+    found = []
     for name, times in taken.items():
         to = taken[AGC_REFERENCE if "AGC" in name else REFERENCE]
         ratios = (a / b for a, b in zip(times, to, strict=True))
@@ -150,15 +151,17 @@ def compare(network, seconds):
         spread = f"({low:.2f}–{high:.2f})"
         print(f"{name:30}{made[name][1]:8.2f}{median:8.2f}", end="")
         print(f"{ratio:7.2f}{spread:>14}{best:6.2f}", flush=True)
+        case = {"model": network.__name__, "contender": name, "milliseconds": median}
+        quartiles = {"low": low, "median": ratio, "high": high}
+        found.append(case | {"seconds_to_compile": made[name][1], "ratio": quartiles})
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--seconds", type=float, default=30.0, help="per model (default 30)")
-    options = parser.parse_args()
-    for network in (lstm, leaves):
-        compare(network, options.seconds)
+    options = command.parse(command.parser(__doc__, seconds=25.0))
+    networks = (lstm,) if options.quick else (lstm, leaves)
+    found = [case for network in networks for case in compare(network, options.seconds)]
+    command.save(options.json, "jax", "optax", results=found)
 
 
 if __name__ == "__main__":

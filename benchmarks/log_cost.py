@@ -5,30 +5,26 @@ the clipper's metrics once in 50 steps.
 """
 
 import statistics
-import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import command
 from autoclip_core import ClipLog, Fixed, MetricsLogger, decide
 
-STEPS = 10_000
 LONG = 10**7
 
 
-def per_record(**given):
+def per_record(steps, **given):
     """Microseconds for one record, the best of five."""
     best = float("inf")
     for _ in range(5):
         log = ClipLog()
         start = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(steps):
             log.record(**given)
-        best = min(best, (time.perf_counter() - start) / STEPS)
+        best = min(best, (time.perf_counter() - start) / steps)
     return 1e6 * best
 
 
@@ -50,7 +46,7 @@ def memory(steps):
     return held / 1e6, most / 1e6
 
 
-def training_steps(log):
+def training_steps(log, steps):
     """Milliseconds of each step of a small model, logged or not."""
     import torch
 
@@ -64,7 +60,7 @@ def training_steps(log):
     data = torch.randn(64, 256)
     send = MetricsLogger(log, every=50) if log is not None else None
     times = []
-    for _ in range(500):
+    for _ in range(steps):
         start = time.perf_counter()
         optimizer.zero_grad()
         model(data).square().mean().backward()
@@ -73,28 +69,43 @@ def training_steps(log):
         if send:
             send(clipper.metrics)
         times.append(1e3 * (time.perf_counter() - start))
-    return times[100:]
+    return times[steps // 5 :]
 
 
 def main():
+    options = command.parse(command.parser(__doc__))
     metrics = {"clip/norm": 3.0, "clip/threshold": 2.0, "clip/scale": 0.66}
     metrics |= {"clip/clipped": 1.0, "clip/nonfinite_total": 0, "clip/steps": 7}
+    kinds = {
+        "plain numbers": {"norm": 3.0, "threshold": 2.0},
+        "a dict of metrics": {"decision": metrics},
+        "a decision, 1 row": {"decision": decision_of(1)},
+        "a decision, 100 rows": {"decision": decision_of(100)},
+    }
+    few = 100 if options.quick else 10_000
+    records = {name: per_record(few, **given) for name, given in kinds.items()}
     print("microseconds per record")
-    print(f"  plain numbers        {per_record(norm=3.0, threshold=2.0):6.2f}")
-    print(f"  a dict of metrics    {per_record(decision=metrics):6.2f}")
-    for rows in (1, 100):
-        cost = per_record(decision=decision_of(rows))
-        print(f"  a decision, {rows:3} rows {cost:6.2f}")
-    for steps in (LONG // 100, LONG):
-        held, most = memory(steps)
+    for name, cost in records.items():
+        print(f"  {name:22}{cost:6.2f}")
+    long = 10 * few if options.quick else LONG
+    sizes = {steps: memory(steps) for steps in (long // 100, long)}
+    for steps, (held, most) in sizes.items():
         print(f"memory at {steps:8} steps: {held:.1f} MB, at most {most:.1f} MB")
     # Taken in turns, because the machine is never the same twice.
     without, with_log = [], []
-    for _ in range(3):
-        without += training_steps(None)
-        with_log += training_steps(ClipLog())
+    for _ in range(1 if options.quick else 3):
+        without += training_steps(None, 5 * few // 100)
+        with_log += training_steps(ClipLog(), 5 * few // 100)
     a, b = statistics.median(without), statistics.median(with_log)
     print(f"a training step: {a:.3f} ms; logged every 50 steps: {b:.3f} ms")
+    steps = {"without": a, "logged": b}
+    command.save(
+        options.json,
+        "torch",
+        microseconds_per_record=records,
+        megabytes_held_and_at_most=sizes,
+        milliseconds_per_step=steps,
+    )
 
 
 if __name__ == "__main__":

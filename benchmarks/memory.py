@@ -4,14 +4,15 @@ Run it as `python benchmarks/memory.py`. All gradients are clipped.
 """
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import command
 from contenders import make_contenders
-from models import MODELS, make_parameters, set_gradients
+from models import MODELS, Shape, make_parameters, set_gradients, tiny
 from peers import make_peers
 
 FACTOR = 100.0
@@ -20,21 +21,30 @@ FACTOR = 100.0
 
 def main() -> None:
     """Print a line per contender and model."""
-    print("peak KiB of one step, torch + NumPy; gradients: MiB of the gradients\n")
-    print(f"{'':24}" + "".join(f"{name:>22}" for name in MODELS))
-    columns = [measure(name) for name in MODELS]
-    for name in columns[0]:
-        cells = (column.get(name, "") for column in columns)
-        print(f"{name:24}" + "".join(f"{cell:>22}" for cell in cells))
+    options = command.parse(command.parser(__doc__))
+    torch.set_num_threads(2)
+    models = {"tiny": tiny} if options.quick else MODELS
+    columns = {name: measure(shapes) for name, shapes in models.items()}
+    print("peak KiB of one step, torch + NumPy; gradients: their own size\n")
+    print(f"{'':24}" + "".join(f"{name:>22}" for name in columns))
+    for name in next(iter(columns.values())):
+        cells = (cell(*column[name]) for column in columns.values())
+        print(f"{name:24}" + "".join(f"{text:>22}" for text in cells))
+    command.save(options.json, "torch", peak_bytes_of_torch_and_of_python=columns)
 
 
-def measure(model: str) -> dict[str, str]:
-    """Return a cell per contender."""
-    parameters = make_parameters(MODELS[model]())
+def cell(*peaks: int) -> str:
+    """Return bytes as KiB."""
+    return " + ".join(f"{peak / 2**10:.0f}" for peak in peaks)
+
+
+def measure(shapes: Callable[[], Iterator[Shape]]) -> dict[str, tuple[int, ...]]:
+    """Return the peaks of each contender, in bytes."""
+    parameters = make_parameters(shapes())
     set_gradients(parameters, 1.0)
     peers, _ = make_peers(parameters)
     size = 4 * sum(parameter.numel() for parameter in parameters)
-    cells = {"gradients": f"{size / 2**20:.1f} MiB"}
+    peaks: dict[str, tuple[int, ...]] = {"gradients": (size,)}
     for contender in [*make_contenders(parameters), *peers]:
 
         def prepare(restore: Callable[[], Any] = contender.restore) -> None:
@@ -46,10 +56,8 @@ def measure(model: str) -> dict[str, str]:
         prepare()
         torch_peak = peak_of_torch(contender.step)
         prepare()
-        cells[contender.name] = (
-            f"{torch_peak / 2**10:.0f} + {peak_of_python(contender.step) / 2**10:.0f}"
-        )
-    return cells
+        peaks[contender.name] = torch_peak, peak_of_python(contender.step)
+    return peaks
 
 
 def peak_of_torch(step: Callable[[], Any]) -> int:
@@ -78,5 +86,4 @@ def peak_of_python(step: Callable[[], Any]) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

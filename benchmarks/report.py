@@ -1,25 +1,19 @@
-"""What is printed and saved: a table per model, and all numbers as JSON."""
+"""What is printed and saved: a table per model, and all numbers as plain Python."""
 
-import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
-
-import autoclip_torch
-from contenders import REFERENCE, Contender
+from contenders import REFERENCE, SAME, Contender
 from timing import Result
 
 LEGEND = f"""\
 ms: median of one step, gradients and history restored before each, outside the timing
 ratio: to torch.nn.utils.{REFERENCE} in the same round; median (quartiles)
+*: the least ratio of those that clip
 best: the fastest step to its fastest step; on a busy machine, look here
 rows: norms that are told apart; every window holds 1000 steps and is full
-"the same again" is the reference a second time: what it is off 1 is noise\
+"{SAME}" is the reference a second time: what it is off 1 is noise\
 """
 
 
@@ -43,24 +37,17 @@ def make_table(cases: Sequence[Case], contenders: Sequence[Contender]) -> str:
     regimes = "".join(f"{case.regime:>35}" for case in cases)
     columns = f"{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}" * len(cases)
     lines = [title, f"{'':31}{regimes}".rstrip(), f"{'':24}{'rows':>7}{columns}"]
+    least = [_least(case, contenders) for case in cases]
     for contender in contenders:
-        cells = "".join(_cells(contender.name, case) for case in cases)
+        pairs = zip(cases, least, strict=True)
+        cells = "".join(_cells(contender.name, *pair) for pair in pairs)
         lines.append(f"{contender.name:24}{contender.rows:7}{cells}")
     return "\n".join(lines)
 
 
-def save(path: Path, cases: Sequence[Case], threads: int) -> None:
-    """Write every number as JSON."""
-    about: dict[str, Any] = {
-        "reference": REFERENCE,
-        "threads": threads,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "autoclip_torch": autoclip_torch.__version__,
-    }
-    about["results"] = [
+def to_plain(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return every number, one dictionary per contender and case."""
+    return [
         {
             **{name: getattr(case, name) for name in ("model", "parameters")},
             **{name: getattr(case, name) for name in ("tensors", "regime")},
@@ -73,16 +60,20 @@ def save(path: Path, cases: Sequence[Case], threads: int) -> None:
         for case in cases
         for contender, result in case.results.items()
     ]
-    path.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _rounds(case: Case) -> int:
     return next(iter(case.results.values())).rounds
 
 
-def _cells(name: str, case: Case) -> str:
+def _least(case: Case, contenders: Sequence[Contender]) -> float:
+    names = [c.name for c in contenders if c.clips and c.name not in (REFERENCE, SAME)]
+    return min(case.results[name].ratio.median for name in names)
+
+
+def _cells(name: str, case: Case, least: float) -> str:
     result, ratio = case.results[name], case.results[name].ratio
     quartiles = f"({ratio.low:.2f}–{ratio.high:.2f})"
     best = result.fastest / case.results[REFERENCE].fastest
-    median = result.milliseconds.median
-    return f"{median:8.2f}{ratio.median:7.2f}{quartiles:>14}{best:6.2f}"
+    median, star = result.milliseconds.median, "*" if ratio.median == least else " "
+    return f"{median:8.2f}{ratio.median:7.2f}{star}{quartiles:>13}{best:6.2f}"

@@ -8,6 +8,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import command
+
 NEEDS = ["torch", "autoclip_torch"]
 REGIMES = {"nothing clipped": 0.01, "all clipped": 100.0}
 """A gradient over its weight; the thresholds are at about 1."""
@@ -21,12 +23,6 @@ def main() -> int:
         way_out = 'install with: pip install "autoclip-toolkit[torch]"'
         print(f"bench: missing {', '.join(missing)}; {way_out}", file=sys.stderr)
         return 2
-    for name in ("json", "picture"):
-        path = getattr(options, name)
-        if path and not path.parent.is_dir():
-            folder = str(path.parent)
-            print(f"bench: --{name}: there is no folder {folder!r}", file=sys.stderr)
-            return 2
     try:
         compare(options)
     except KeyboardInterrupt:
@@ -37,14 +33,11 @@ def main() -> int:
 
 def read_options() -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, seconds=12.0, per="model and regime")
     add = parser.add_argument
-    add("--seconds", type=float, default=12.0, help="per model and regime (default 12)")
     add("--threads", type=int, default=2, help="of torch (default 2)")
-    add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
     add("--picture", type=Path, metavar="FILE", help="draw the ratios there")
-    add("--quick", action="store_true", help="a tiny model: only a trial")
-    return parser.parse_args()
+    return command.parse(parser)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -52,15 +45,14 @@ def compare(options: argparse.Namespace) -> None:
     # Only here is it known that the packages are installed.
     import torch
 
-    from contenders import make_contenders
+    from contenders import REFERENCE, make_contenders
     from models import MODELS, make_parameters, set_gradients, tiny
     from peers import make_peers
-    from report import LEGEND, Case, make_table, save
+    from report import LEGEND, Case, make_table, to_plain
     from timing import measure
 
     torch.set_num_threads(options.threads)
     models = {"tiny": tiny} if options.quick else MODELS
-    seconds = 0.0 if options.quick else options.seconds
     print(LEGEND)
     cases = []
     for name, shapes in models.items():
@@ -71,7 +63,7 @@ def compare(options: argparse.Namespace) -> None:
         size = sum(parameter.numel() for parameter in parameters)
         own = []
         for regime, factor in REGIMES.items():
-            results = measure(contenders, parameters, factor, seconds)
+            results = measure(contenders, parameters, factor, options.seconds)
             own.append(Case(name, size, len(parameters), regime, results))
         print(f"\n{make_table(own, contenders)}", flush=True)
         if absent:
@@ -82,9 +74,8 @@ def compare(options: argparse.Namespace) -> None:
 
         draw(options.picture, cases, [peer.name for peer in peers])
         print(f"\nThe picture is {options.picture}")
-    if options.json:
-        save(options.json, cases, options.threads)
-        print(f"\nAll numbers are in {options.json}")
+    found = {"reference": REFERENCE, "threads": options.threads}
+    command.save(options.json, "torch", **found, results=to_plain(cases))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from contenders import Contender
 from models import set_gradients
@@ -57,18 +58,26 @@ def measure(
       seconds: how long to go on.
 
     Raises:
-      RuntimeError: a contender clipped what it should not, or the reverse.
+      RuntimeError: a contender clipped what it should not, or the reverse, or left
+        another norm than the reference does; looked at before and after the rounds.
     """
 
     def prepare(contender: Contender) -> None:
         contender.restore()
         set_gradients(parameters, factor)
 
-    for contender in contenders:  # this also warms it up
-        prepare(contender)
-        contender.step()
-        _check(contender, parameters, factor)
+    def check() -> None:
+        prepare(contenders[0])
+        contenders[0].step()
+        wanted = _norm(parameters)
+        for contender in contenders:
+            prepare(contender)
+            contender.step()
+            _check(contender, parameters, factor, wanted)
+
+    check()  # this also warms all of them up
     taken = alternate(contenders, prepare, seconds)
+    check()  # as after the first step, so after the last one
     reference = taken[contenders[0].name]
     return {name: _result(times, reference) for name, times in taken.items()}
 
@@ -100,7 +109,9 @@ def alternate(
     return taken
 
 
-def _check(contender: Contender, parameters: list[Parameter], factor: float) -> None:
+def _check(
+    contender: Contender, parameters: list[Parameter], factor: float, wanted: float
+) -> None:
     """Refuse to time something else than was meant."""
     if not contender.clips:
         return
@@ -109,8 +120,17 @@ def _check(contender: Contender, parameters: list[Parameter], factor: float) -> 
         assert isinstance(after, Tensor)
         clipped = (after.abs() < before.abs()) | (before == 0)
         if not bool(clipped.all() if factor > 1 else (after == before).all()):
-            wanted = "all gradients" if factor > 1 else "no gradient"
-            raise RuntimeError(f"{contender.name} should have clipped {wanted}")
+            wanted_clips = "all gradients" if factor > 1 else "no gradient"
+            raise RuntimeError(f"{contender.name} should have clipped {wanted_clips}")
+    # The thresholds are about the norms of the weights, and so is what they leave.
+    if not 0.7 < (found := _norm(parameters)) / wanted < 1.5:
+        told = f"left a norm of {found:.3g}, and the reference {wanted:.3g}"
+        raise RuntimeError(f"{contender.name} {told}")
+
+
+def _norm(parameters: list[Parameter]) -> float:
+    """Return the norm of all gradients together."""
+    return float(get_total_norm(p.grad for p in parameters if p.grad is not None))
 
 
 def _result(times: Sequence[float], reference: Sequence[float]) -> Result:

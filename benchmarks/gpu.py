@@ -1,0 +1,262 @@
+"""Time a clipper on a CUDA device: synchronisations, launches, bytes over bandwidth.
+
+Run it as `python benchmarks/gpu.py`; `--help` tells the options. Each way to clip is
+timed by the device's own clock, in turns, eager, compiled and as a captured graph, on
+the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is timed
+with its clip. Without CUDA it says that nothing was measured, and that is no error.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+import command
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
+from contenders import HISTORY, Parameters
+from models import Shape, set_gradients
+from timing import spread
+
+CUDA = torch.device("cuda")
+Step = Callable[[], Any]
+
+
+class Way(NamedTuple):
+    """One way to clip, and how often it passes over all gradients' bytes."""
+
+    name: str
+    step: Step
+    passes: int
+
+
+def decoder(
+    width: int, layers: int, words: int = 50_257, places: int = 1024
+) -> Iterator[Shape]:
+    """Yield the shapes of GPT-2: 124M parameters at width 768 with 12 layers."""
+    yield from [(words, width), (places, width)]
+    for _ in range(layers):
+        yield from [(width,)] * 4
+        yield from [(3 * width, width), (3 * width,), (width, width), (width,)]
+        yield from [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
+    yield from [(width,)] * 2
+
+
+MODELS: dict[str, Callable[[], Iterator[Shape]]] = {
+    "GPT-2, 124M": lambda: decoder(768, 12),
+    "decoder, 1.0B": lambda: decoder(2048, 18),
+}
+
+
+def make_parameters(shapes: Iterator[Shape], device: torch.device) -> Parameters:
+    """Return parameters of these shapes on a device, each with a gradient."""
+    made = [torch.nn.Parameter(torch.randn(s, device=device) / 30) for s in shapes]
+    for parameter in made:
+        parameter.grad = torch.empty_like(parameter)
+    set_gradients(made, 1.0)
+    return made
+
+
+def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
+    """Return clippers that clip nothing of these gradients, with full windows."""
+    one = QuantileClip(parameters, history_length=HISTORY, scope="global")
+    own = QuantileClip(parameters, history_length=HISTORY)
+    for clipper in (one, own):
+        norms = clipper.step().norm
+        clipper.reset()
+        clipper.observe((2 * norms).expand(HISTORY, -1))
+    return {
+        "NormClip": NormClip(parameters, max_norm=1e9),
+        "QuantileClip, global": one,
+        "QuantileClip": own,
+        "AGC, unit": AGC(parameters, clipping=1e9),
+    }
+
+
+def make_ways(parameters: Parameters) -> list[Way]:
+    """Return torch's fixed clip and the clippers.
+
+    On a device what is scaled is selected: every gradient is read for its norm, then
+    read and written, clipped or not. AGC reads the parameters, too.
+    """
+    ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, 1e9), 3)]
+    for name, clipper in make_clippers(parameters).items():
+        ways.append(Way(name, clipper.step, 4 if name == "AGC, unit" else 3))
+    return ways
+
+
+def make_attached(parameters: Parameters) -> list[Way]:
+    """Return a fused AdamW alone, after torch's clip, and with a clipper attached."""
+
+    def adamw() -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-9, fused=True)
+
+    alone, after, attached = adamw(), adamw(), adamw()
+    NormClip(parameters, max_norm=1e9).attach(attached)
+
+    def clip_and_step() -> None:
+        clip_grad_norm_(parameters, 1e9)
+        after.step()
+
+    return [
+        Way("fused AdamW", alone.step, 7),
+        Way("clip_grad_norm_, then fused AdamW", clip_and_step, 10),
+        Way("NormClip attached", attached.step, 8),
+    ]
+
+
+def make_reader(parameters: Parameters) -> Way:
+    """Return one read of as many bytes in one piece: what the bandwidth allows."""
+    flat = torch.cat([parameter.detach().view(-1) for parameter in parameters])
+    return Way("one read", lambda: torch.dot(flat, flat), 1)
+
+
+def clock(device: torch.device) -> Callable[[Step], float]:
+    """Return what times a step in milliseconds, by the device's own clock."""
+    if device.type != "cuda":
+
+        def on_host(step: Step) -> float:
+            start = time.perf_counter()
+            step()
+            return 1e3 * (time.perf_counter() - start)
+
+        return on_host
+
+    def on_device(step: Step) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return on_device
+
+
+def alternate(
+    ways: list[Way], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Return the milliseconds of every way, in turns, in a new order each round."""
+    timed, taken = clock(device), {way.name: [] for way in ways}  # type: ignore[var-annotated]
+    for way in ways * 3:
+        way.step()
+    order, shuffle = list(ways), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for way in order:
+            taken[way.name].append(timed(way.step))
+    return taken
+
+
+def captured(way: Way) -> Way:
+    """Return the same step as a CUDA graph that is replayed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            way.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        way.step()
+    return Way(f"{way.name}, graph", graph.replay, way.passes)
+
+
+def compiled(way: Way) -> Way:
+    """Return the same step in `torch.compile`."""
+    return Way(f"{way.name}, compiled", torch.compile(way.step), way.passes)
+
+
+def synchronises(step: Step) -> str:
+    """Return "" if a step never waits for the device, else where it does."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
+
+
+def launches(step: Step) -> int:
+    """Return how many kernels a step starts."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in profiler.events())
+
+
+def table(
+    ways: list[Way], taken: dict[str, list[float]], size: int
+) -> list[dict[str, Any]]:
+    """Print a line per way and return it: ratio to the first, bytes over bandwidth."""
+    first = taken[ways[0].name]
+    fastest_read = min(taken["one read"]) / size  # milliseconds a byte
+    print(f"{'':36}{'ms':>9}{'ratio':>7}{'(quartiles)':>14}{'of bandwidth':>14}")
+    lines = []
+    for way in ways:
+        times = taken[way.name]
+        ratio = spread([a / b for a, b in zip(times, first, strict=True)])
+        middle = spread(times).median
+        share = way.passes * size * fastest_read / middle
+        quartiles = f"({ratio.low:.2f}–{ratio.high:.2f})"
+        print(
+            f"{way.name:36}{middle:9.3f}{ratio.median:7.2f}{quartiles:>14}{share:14.0%}"
+        )
+        line = {"way": way.name, "milliseconds": middle, "ratio": ratio._asdict()}
+        lines.append(line | {"bytes": way.passes * size, "of_bandwidth": share})
+    return lines
+
+
+def measure(
+    shapes: Iterator[Shape], device: torch.device, rounds: int
+) -> dict[str, Any]:
+    """Measure one model: every way to clip, and a fused optimizer with its clip."""
+    parameters = make_parameters(shapes, device)
+    size = 4 * sum(parameter.numel() for parameter in parameters)
+    eager, reader = make_ways(parameters), make_reader(parameters)
+    ways = list(eager)
+    found: dict[str, Any] = {"parameters": size // 4, "tensors": len(parameters)}
+    if device.type == "cuda":
+        found["synchronisations"] = {w.name: synchronises(w.step) for w in eager[1:]}
+        found["kernels"] = {way.name: launches(way.step) for way in eager}
+        for name in ("synchronisations", "kernels"):
+            print(f"{name}: {found[name]}")
+        ways += [make(way) for make in (compiled, captured) for way in eager[1:]]
+    ways.append(reader)
+    found["clip"] = table(ways, alternate(ways, device, rounds), size)
+    del ways, eager
+    steps = [*make_attached(parameters), reader]
+    found["fused"] = table(steps, alternate(steps, device, rounds), size)
+    return found
+
+
+def main() -> None:
+    """Print what was measured, or that nothing was."""
+    options = command.parse(command.parser(__doc__))
+    if not torch.cuda.is_available():
+        print("there is no CUDA device: not measured")
+        command.save(options.json, "torch", measured=False)
+        return
+    name, rounds = torch.cuda.get_device_name(), 5 if options.quick else 60
+    print(f"{name}, torch {torch.__version__}")
+    found = {}
+    for model, shapes in MODELS.items():
+        print(f"\n{model}")
+        found[model] = measure(shapes(), CUDA, rounds)
+        torch.cuda.empty_cache()
+    results = {"measured": True, "device": name, "results": found}
+    command.save(options.json, "torch", **results)
+
+
+if __name__ == "__main__":
+    main()
