@@ -104,7 +104,7 @@ class Quantile(Policy):
         if not last:
             return math.inf, math.inf
         values = np.array(last, np.float32)
-        # As an array q stays float64; NumPy before 2.4 rounds a plain number to float32.
+        # In an array q stays float64; NumPy before 2.4 rounds a plain one to float32.
         q = np.asarray(self.quantile)
         threshold = float(np.float32(np.quantile(values, q)))
         return threshold, threshold
