@@ -90,11 +90,7 @@ class ClipCallback(TrainerCallback, ExportableState):
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
             self.saved = None  # the next run begins anew
         elif state.global_step > 0:
-            warnings.warn(
-                "this run was resumed, but the clipper starts without its history; set "
-                "restore_callback_states_from_checkpoint=True",
-                stacklevel=2,
-            )
+            _warn_of_no_history(args)
         clipper.attach(optimizer)
         self.clipper = clipper
 
@@ -143,6 +139,19 @@ def _check_arguments(args: Any) -> None:
             "before both; set max_grad_norm=0",
             stacklevel=3,
         )
+
+
+def _warn_of_no_history(args: Any) -> None:
+    way_out = "set restore_callback_states_from_checkpoint=True"
+    if args.restore_callback_states_from_checkpoint:
+        way_out = (
+            "its checkpoint holds none, or those of several ClipCallbacks, which "
+            "Transformers cannot tell apart: give the trainer one"
+        )
+    warnings.warn(
+        f"this run was resumed, but the clipper starts without its history; {way_out}",
+        stacklevel=3,
+    )
 
 
 def _check_json(key: str, value: Any) -> None:

@@ -200,6 +200,17 @@ def test_resuming_without_the_history_is_warned_of(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
+def test_two_callbacks_cannot_be_resumed_and_are_told_so(tmp_path):
+    def run(**settings):
+        kinds = ClipCallback(QuantileClip), ClipCallback(NormClip, max_norm=0.5)
+        return trainer(tmp_path, *kinds, **settings)
+
+    run(save_strategy="steps", save_steps=3, max_steps=3).train()
+    again = run(restore_callback_states_from_checkpoint=True)
+    with pytest.warns(UserWarning, match="cannot tell apart: give the trainer one"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
 def test_a_second_clipper_is_warned_of(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     run = trainer(tmp_path, callback, max_grad_norm=1.0, max_steps=1)
