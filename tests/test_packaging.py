@@ -10,6 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import autoclip_core
+from autoclip_core.cli import main
+
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -31,6 +34,20 @@ def test_the_extras_are_those_promised():
     metadata = importlib.metadata.metadata("autoclip-toolkit")
     extras = {"torch", "tf", "jax", "plot", "all"}
     assert set(metadata.get_all("Provides-Extra")) == extras
+
+
+def test_the_metadata_is_what_the_package_says():
+    metadata = importlib.metadata.metadata("autoclip-toolkit")
+    assert metadata["Version"] == autoclip_core.__version__
+    assert metadata["Requires-Python"] == PROJECT["project"]["requires-python"]
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
+def test_the_command_is_installed():
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="autoclip")
+    assert [script.load() for script in scripts] == [main]
 
 
 def pins(file):
