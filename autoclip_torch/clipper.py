@@ -1,46 +1,25 @@
-"""`Clipper`: rows, their policies' state, and `step()` between backward and update."""
+"""`Clipper`: the gradients are clipped in `step()`, by hand or in an optimizer's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from autoclip_core import Decision, Policy
-from autoclip_core.checks import check_choice, check_flag
-from autoclip_core.metrics import metrics, row_metrics
-from autoclip_core.patterns import Pattern, as_patterns
-from autoclip_core.policy import check_policy
-from autoclip_core.scale import NONFINITE
+from autoclip_core.checks import check_flag
+from autoclip_core.patterns import Pattern
 from autoclip_core.settings import Around, choose_scope
-from autoclip_core.units import Units
 
 from .amp import LossScale, share_overflow, unscale_once, unwrap
 from .attach import Attachment, check_unscaled
-from .fit import check_fit, describe
-from .groups import (
-    Given,
-    Group,
-    Member,
-    check_patterns,
-    exclude_from,
-    optimizer_groups,
-    read_groups,
-    refuse_shared,
-    units_of,
-)
-from .learner import Learner
-from .rows import Rows, make_rows
-from .run_checks import refuse_nonfinite
-from .series import as_series
-from .settings import check_keys
-from .stepper import Stepper
+from .groups import Given, optimizer_groups
+from .observer import Observer
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer
 
 
-class Clipper:
+class Clipper(Observer):
     """Clip gradients in place by any policy, at any scope.
 
     Call `step()` after `backward()` and before `optimizer.step()`.
@@ -83,7 +62,6 @@ class Clipper:
     """
 
     _default_scope = "parameter"
-    _stepper_class = Stepper
 
     def __init__(
         self,
@@ -103,30 +81,18 @@ class Clipper:
         process_group: Any = None,
     ) -> None:
         """Check the arguments and lay out the rows."""
-        check_policy(policy)
-        self.policy = policy
-        self.scope = choose_scope(scope, global_clipping, self._default_scope)
-        self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
-        self._around = Around(
-            warmup_steps, warmup_threshold, min_threshold, max_threshold
-        )
-        self._attachment: Attachment | None = None
-        self._exclude = as_patterns(exclude)
-        self._groups = read_groups(parameters)
-        check_patterns(self._groups, self._exclude)
-        self._stepper = self._stepper_class(
-            self._groups,
-            self._lay_out(self._groups),
-            nonfinite=self.nonfinite,
+        super().__init__(
+            parameters,
+            policy,
+            scope=choose_scope(scope, global_clipping, self._default_scope),
+            nonfinite=nonfinite,
+            around=Around(warmup_steps, warmup_threshold, min_threshold, max_threshold),
+            exclude=exclude,
             dry_run=check_flag("dry_run", dry_run),
             most_skips=max_consecutive_skips,
             process_group=process_group,
         )
-
-    @property
-    def names(self) -> list[str]:
-        """What each row is, in the order of a decision's entries."""
-        return list(self._learner.rows.names)
+        self._attachment: Attachment | None = None
 
     @property
     def dry_run(self) -> bool:
@@ -220,103 +186,6 @@ class Clipper:
             self._attachment.remove()
             self._attachment = None
 
-    @torch.no_grad()
-    def threshold(self) -> Tensor:
-        """Return each row's threshold for the next step, before its norm is known.
-
-        For stacks that clip by themselves: give them this limit, and `observe` the norm
-        they report afterwards.
-
-        Raises:
-          ValueError: the policy needs the current norm to set its threshold.
-        """
-        learner, parameters = self._learner, self._stepper.parameters
-        return torch.as_tensor(learner.thresholds(parameters.norms(learner.device)))
-
-    @torch.no_grad()
-    def observe(self, norms: Any) -> Decision:
-        """Learn norms that were measured elsewhere, without touching a gradient.
-
-        Args:
-          norms: one step, a number or shape (rows,); or a series of steps, shape
-            (steps,) for one row or (steps, rows), such as yesterday's history. Negative
-            and non-finite ones count as non-finite steps and are not recorded.
-
-        Returns:
-          The decision on the last step.
-
-        Raises:
-          ValueError: the shape does not fit the rows, or the series is empty.
-          FloatingPointError: a norm is not finite and `nonfinite="raise"`; none of the
-            series was learned.
-        """
-        learner = self._learner
-        weights = self._stepper.parameters.norms(learner.device)
-        series: Any = as_series(norms, len(self.names))
-        series = series.numpy() if learner.device is None else series.to(learner.device)
-        everywhere = (series == series) | (series != series)
-        if self.nonfinite == "raise":
-            for step, observed in zip(series, everywhere, strict=True):
-                refuse_nonfinite(learner, step, observed)
-        for step, observed in zip(series, everywhere, strict=True):
-            decision = learner.decide(step, observed, weights)
-        return Decision(*map(torch.as_tensor, decision))
-
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return what to log of the last step and of the run, in one transfer.
-
-        Right after `load_state_dict` there is no last step yet: until the next one the
-        norm is 0 and the threshold +inf; the counts go on.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row, as
-            `clip/norm/<name>` and so on.
-
-        Returns:
-          The names of `autoclip_core.metrics.metrics`, each a float.
-
-        Raises:
-          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
-        """
-        decision, tally = self._learner.on_host()
-        self._stepper.checks.check_skips(tally)
-        found = {name: float(value) for name, value in metrics(decision, tally).items()}
-        return found | row_metrics(self.names, decision, tally) if per_row else found
-
-    def reset(self) -> None:
-        """Forget every norm and count, as if no step had been taken."""
-        self._stepper.reset()
-
-    def add_param_group(self, group: dict[str, Any]) -> None:
-        """Add a group of parameters; the rows that are there keep their history.
-
-        Args:
-          group: `{"params": ...}`, with what the constructor accepts in a group.
-        """
-        groups = [*self._groups, *read_groups([group])]
-        refuse_shared(groups)
-        self._stepper.extend(groups, self._lay_out(groups))
-        self._groups = groups
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides later thresholds: tensors and plain Python."""
-        return {**self._describe(), **self._learner.to_plain()}
-
-    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
-        """Go on where another clipper stopped; a resumed run has the same bits.
-
-        Args:
-          state: what `state_dict()` returned.
-          strict: whether plain settings (a quantile, a cap) must agree. If not, this
-            clipper's are kept; class, scope, shapes and history length must still fit.
-
-        Raises:
-          ValueError: the state does not fit; the message names the difference, and
-            nothing was changed.
-        """
-        check_fit(state, self.state_dict(), strict)
-        self._learner.from_plain(state)
-
     @classmethod
     def as_optimizer(
         cls,
@@ -334,38 +203,8 @@ class Clipper:
           model: the module the parameters belong to, for their names and layers.
           **keywords: what the constructor accepts.
         """
-        from .optim import (
-            ClippedOptimizer,
-        )  # it imports the named clippers, and they this
+        # It imports the named clippers, and they import this.
+        from .optim import ClippedOptimizer
 
         clipper = cls(optimizer_groups(optimizer, model), *policy, **keywords)
         return ClippedOptimizer(optimizer, clipper)
-
-    @property
-    def _learner(self) -> Learner:
-        """What was learned so far."""
-        return self._stepper.learner
-
-    def _lay_out(self, groups: Sequence[Group]) -> Rows:
-        """Return the rows of what is not excluded, each group under its own policy."""
-
-        def policy_of(overrides: dict[str, Any]) -> Policy:
-            return self._around(self._group_policy(overrides))
-
-        left = exclude_from(groups, self._exclude)
-        return make_rows(left, self.scope, policy_of, self._units)
-
-    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        """Return the policy of a group; the named clippers accept its arguments."""
-        check_keys(overrides, ["policy"])
-        policy: Policy = overrides.get("policy", self.policy)
-        check_policy(policy)
-        return policy
-
-    def _units(self, member: Member) -> Units:
-        """Return how a parameter is cut into units."""
-        return units_of(member)
-
-    def _describe(self) -> dict[str, Any]:
-        """Return what a state must agree with; a clipper adds settings of its own."""
-        return describe(type(self).__name__, self.nonfinite, self._learner.rows)

@@ -135,10 +135,9 @@ def test_a_loss_scale_over_shards_is_one_on_all_ranks(results, world):
             assert way["scale"] == 2.0
             assert way["metrics"]["clip/nonfinite_total"] == 0
             close(way["weights"], rank["ways"][0]["weights"], rtol=1e-4)
-            close(
-                list(way["metrics"].values()),
-                [*ranks[0]["ways"][0]["metrics"].values()],
-            )
+            for name in ("clip/norm", "clip/threshold", "clip/clip_rate"):
+                theirs = ranks[0]["ways"][0]["metrics"][name]
+                close(way["metrics"][name], theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("world", RANKS)
