@@ -225,7 +225,8 @@ def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
     """Refuse a state made for other parameters or another policy; costs tracing only.
 
     Raises:
-      ValueError: rows, the policy's kind or a shape differ; the message says which.
+      ValueError: rows, the policy's kind, a shape or a type differ; the message says
+        which.
     """
     if not isinstance(state, ClipState):
         raise other_state(state, "ClipState of a clipper")
@@ -236,8 +237,8 @@ def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
             f"and the updates make {wanted[0]}; init it on parameters of this "
             "structure, and give params to update where gradients may be None"
         )
-    theirs = _shapes(state)
-    ours = _shapes(jax.eval_shape(partial(fresh, policy, wanted[0])))
+    theirs = _kinds(state)
+    ours = _kinds(jax.eval_shape(partial(fresh, policy, wanted[0])))
     if theirs != ours:
         names = sorted(theirs.keys() ^ ours.keys()) or [
             name for name in ours if theirs[name] != ours[name]
@@ -258,9 +259,10 @@ def other_state(state: Any, wanted: str) -> TypeError:
     )
 
 
-def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+def _kinds(state: Any) -> dict[str, str]:
+    """Return the shape and the type of each array."""
     return {
-        jax.tree_util.keystr(path): tuple(leaf.shape)
+        jax.tree_util.keystr(path): f"{tuple(leaf.shape)} {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
 

@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from autoclip_core import Cap, Floor
-from autoclip_jax import clip_by_policy, skip_steps
+from autoclip_jax import clip_by_policy, clip_by_quantile, clip_metrics, skip_steps
 
 from .cases import STATIC, policy_of
 from .conftest import found
@@ -220,3 +220,77 @@ def test_the_runs_differ_from_each_other(outcomes):
     """The matrix is no repetition of one run; its fault would be noticed."""
     weights = {str(params["w"].tolist()) for params, _ in outcomes["whole"]}
     assert len(weights) > len(RUNS) / 2
+
+
+# What does not fit, or is broken.
+
+
+def learned(tx, norms):
+    """The state of a transformation that has seen these norms."""
+    state = tx.init(jnp.zeros(1))
+    for norm in norms:
+        _, state = tx.update(jnp.full(1, norm, jnp.float32), state)
+    return state
+
+
+QUANTILE = clip_by_quantile(0.75, history_length=8)
+NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
+BROKEN = (EOFError, ValueError, pickle.UnpicklingError)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS if f in ("pickle", "flax")])
+def test_a_file_that_is_cut_off_is_refused(form, tmp_path):
+    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
+    save(state, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    for share in (0.0, 0.5, 0.95):
+        (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(BROKEN):
+            load(tmp_path / "part", state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_a_state_of_another_type_is_refused(dtype):
+    """A cast of a whole optimizer state would round every norm it remembers."""
+    state = learned(QUANTILE, NORMS)
+    cast = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state
+    )
+    words = rf"must fit its policy.*ring.*\(1, 8\) {jnp.dtype(dtype)}.*float32"
+    with pytest.raises(ValueError, match=words):
+        jax.jit(QUANTILE.update)(jnp.ones(1), cast)
+
+
+def test_a_state_with_a_field_less_is_refused():
+    """As another version would have it."""
+    state = learned(QUANTILE, NORMS)
+    less = state._replace(clip_policy=state.clip_policy._replace(count=None))
+    with pytest.raises(ValueError, match=r"must fit its policy.*count"):
+        QUANTILE.update(jnp.ones(1), less)
+
+
+STATE = pathlib.Path(__file__).parent / "states" / "jax-1.npz"
+
+
+def names_of(state):
+    """Each array under its path, which formats of names rely on."""
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+
+
+def save_for_ever():
+    """How the file was made, when this structure of the state was new."""
+    np.savez(STATE, **names_of(learned(QUANTILE, NORMS)))
+
+
+def test_a_state_of_an_earlier_version_can_be_loaded():
+    """Neither a name nor a type in the state may change, or old files fit no more."""
+    fresh = QUANTILE.init(jnp.zeros(1))
+    with np.load(STATE) as file:
+        saved = dict(file)
+    assert list(saved) == list(names_of(fresh))
+    state = jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    updates, state = jax.jit(QUANTILE.update)(jnp.full(1, 99.0), state)
+    expected = np.quantile(NORMS[-8:], 0.75)
+    np.testing.assert_allclose(updates, [expected], rtol=1e-6)
+    assert int(clip_metrics(state)["clip/steps"]) == len(NORMS) + 1
