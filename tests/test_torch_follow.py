@@ -61,6 +61,8 @@ def copies(model):
 class Module(pl.LightningModule):
     """Trains what is not frozen; tells how far each step moved everything."""
 
+    fused = False
+
     def __init__(self):
         super().__init__()
         self.net = Net()
@@ -79,7 +81,11 @@ class Module(pl.LightningModule):
 
     def configure_optimizers(self):
         trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.SGD(trained, lr=LR)
+        return torch.optim.SGD(trained, lr=LR, fused=self.fused)
+
+
+class Fused(Module):
+    fused = True
 
 
 class Manual(Module):
@@ -120,7 +126,7 @@ def lightning_run(folder, module, *callbacks, epochs=2, path=None):
     return trainer
 
 
-@pytest.mark.parametrize("kind", [Module, Manual])
+@pytest.mark.parametrize("kind", [Module, Manual, Fused])
 @pytest.mark.parametrize("clip_last", [False, True])
 def test_what_is_unfrozen_is_clipped_from_then_on(tmp_path, kind, clip_last):
     clip = ClipCallback(NormClip, max_norm=1e-3)
@@ -135,6 +141,29 @@ def test_what_is_unfrozen_is_clipped_from_then_on(tmp_path, kind, clip_last):
     lightning_run(tmp_path, module, *both)
     assert max(module.moves) == pytest.approx(1e-3, rel=1e-3)
     assert length(module.backbone, start) > 1e-4
+
+
+class Late(pl.Callback):
+    """Comes after the clipper's callback, and unfreezes when the batch has begun."""
+
+    def setup(self, trainer, module, stage):
+        module.backbone.requires_grad_(False)
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index == 3:
+            module.backbone.requires_grad_(True)
+            added = {"params": list(module.backbone.parameters())}
+            trainer.optimizers[0].add_param_group(added)
+
+
+# The optimizer's hook looks before the closure, in which the clipper follows.
+@pytest.mark.filterwarnings("ignore:the optimizer was given 2 parameters after attach")
+@pytest.mark.parametrize("kind", [Module, Manual, Fused])
+def test_what_a_batch_unfreezes_is_clipped_in_that_batch(tmp_path, kind):
+    module = kind()
+    clip = ClipCallback(NormClip, max_norm=1e-3)
+    lightning_run(tmp_path, module, clip, Late(), epochs=1)
+    assert module.moves == pytest.approx([1e-3] * 6, rel=1e-3)
 
 
 @pytest.mark.parametrize("scope", ["global", "parameter", "group"])
