@@ -46,7 +46,7 @@ class ZScore(Policy):
     "threshold" T.
 
     What is recorded decides whether the threshold can follow a change of level.
-    "winsorized", min(n, T), does: sigma grows by about a sixth at each clipped step.
+    "winsorized", min(n, T), does: sigma grows by about 7 % at each clipped step.
     "applied", the norm after clipping, is the paper's rule; it never follows a tenfold
     rise, because a clipped spike lies less than one sigma from mu. "raw" n lets one
     spike hide the next; "none" learns nothing from a clipped step. A history without

@@ -466,6 +466,18 @@ def test_known_exceptions_do_not(policy):
     assert up == math.inf
 
 
+def test_a_clipped_step_widens_the_z_score_by_seven_percent():
+    """What was recorded is T: sigma'^2 = alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
+    norms = log_normal(np.random.default_rng(0), 200)
+    state, _ = run(ZScore(), series_of(norms))
+    before = float(state.deviation[0])
+    state, decision = decide(ZScore(), state, [100.0])
+    assert decision.clipped[0]
+    grown = math.sqrt(0.97 + 0.03 * (0.97 * 2.5) ** 2)
+    assert state.deviation[0] / before == pytest.approx(grown, rel=1e-5)
+    assert grown == pytest.approx(1.07, abs=0.005)
+
+
 CONSTANT = {
     "Quantile()": 1000,
     "MeanStd()": 160,
