@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+CONTROLS = ("grad_scale", "found_inf")
+"""What a `GradScaler` tells an optimizer for the time of a step, as its attributes."""
+
+_STEPPED_ALWAYS = "_step_supports_amp_scaling"
+
 
 class LossScale(NamedTuple):
     """The trace of a loss scale in the gradients."""
@@ -81,6 +86,44 @@ def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None
     found.setdefault(overflow.device, overflow)
     for own in found.values():
         own.copy_(overflow, non_blocking=True)
+
+
+def taken_off(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what the optimizer is told, and tell it nothing."""
+    own = vars(optimizer)
+    return {name: own.pop(name) for name in CONTROLS if name in own}
+
+
+def be_stepped_always(optimizer: Optimizer) -> bool:
+    """Have a GradScaler step the optimizer on every rank, also where one overflows.
+
+    It would leave it out on that rank alone, and the others would wait for its norms.
+    Called everywhere, a clipper can refuse it. Return whether that was not so before.
+    """
+    if getattr(optimizer, _STEPPED_ALWAYS, False):
+        return False
+    setattr(optimizer, _STEPPED_ALWAYS, True)
+    return True
+
+
+def be_stepped_as_ever(optimizer: Optimizer) -> None:
+    """Undo `be_stepped_always`."""
+    vars(optimizer).pop(_STEPPED_ALWAYS, None)
+
+
+def refuse_scaler(optimizer: Optimizer) -> None:
+    """Raise if a GradScaler steps the optimizer: each rank's own would go its own way.
+
+    Raises:
+      RuntimeError: it does.
+    """
+    if taken_off(optimizer):
+        raise RuntimeError(
+            "with process_group a GradScaler must be given to the clipper, so that all "
+            "ranks skip and lower its scale together; instead of attach() or "
+            "as_optimizer(), call clipper.step(scaler=scaler, optimizer=optimizer) "
+            "before scaler.step(optimizer)"
+        )
 
 
 def stepped_ids(optimizer: Optimizer) -> set[int]:

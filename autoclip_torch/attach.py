@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .amp import LossScale, stepped_ids
+from .amp import (
+    LossScale,
+    be_stepped_always,
+    be_stepped_as_ever,
+    refuse_scaler,
+    stepped_ids,
+)
 from .fused import Controls, is_fused
 from .parameters import Parameters
 from .stepper import Stepper
@@ -31,7 +37,8 @@ class Attachment:
         self._controls: Controls
         self._controls = others[0]._controls if others else Controls()
         self._controls.steppers.append(stepper)
-        self._marked = _mark(stepper.parameters, optimizer)
+        self._of_stages = stepper.parameters.process_group is not None
+        self._marked = self._of_stages and be_stepped_always(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -68,7 +75,7 @@ class Attachment:
         if (optimizer := self._optimizer()) is not None:
             self._controls.restore(optimizer)
             if self._marked:
-                vars(optimizer).pop(_STEPS_ALWAYS, None)
+                be_stepped_as_ever(optimizer)
         for hook in self._hooks:
             hook.remove()
 
@@ -97,13 +104,14 @@ class Attachment:
         if not new:
             return
         self._known_groups = len(optimizer.param_groups)
-        groups = self._stepper.parameters.groups
+        steppers = self._controls.steppers  # another clipper may have them
+        groups = [group for each in steppers for group in each.parameters.groups]
         known = {id(member.parameter) for group in groups for member in group.members}
         added = [p for group in new for p in group["params"] if id(p) not in known]
         if added:
             warnings.warn(
                 f"the optimizer was given {len(added)} parameters after attach() that "
-                "the clipper does not have, so they are not clipped; call "
+                "no clipper has, so they are not clipped; call "
                 'clipper.add_param_group({"params": ...}) with them, too',
                 stacklevel=4,
             )
@@ -125,8 +133,8 @@ class Attachment:
 
     def _clip(self, optimizer: Optimizer) -> None:
         compiling = torch.compiler.is_compiling()
-        if not compiling and self._stepper.parameters.process_group is not None:
-            self._controls.refuse_scaler(optimizer)
+        if self._of_stages and not compiling and not self._controls.telling:
+            refuse_scaler(optimizer)
         if is_fused(optimizer) and not compiling:
             self._controls.clip(self._stepper, optimizer)
             return
@@ -138,21 +146,6 @@ class Attachment:
                 "before scaler.step(optimizer)"
             )
         self._stepper.step(LossScale())
-
-
-_STEPS_ALWAYS = "_step_supports_amp_scaling"
-
-
-def _mark(parameters: Parameters, optimizer: Optimizer) -> bool:
-    """Have a GradScaler step the optimizer on every rank, also where one overflows.
-
-    It would leave it out on that rank alone, and the others would wait for its norm.
-    Called everywhere, the clipper can tell. Return whether anything was done.
-    """
-    if parameters.process_group is None or getattr(optimizer, _STEPS_ALWAYS, False):
-        return False
-    setattr(optimizer, _STEPS_ALWAYS, True)
-    return True
 
 
 def check_steps_all(parameters: Parameters, optimizer: Optimizer) -> None:

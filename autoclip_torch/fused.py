@@ -14,11 +14,9 @@ from torch.optim import Optimizer
 
 from autoclip_core import Decision
 
-from .amp import LossScale, stepped_ids
+from .amp import CONTROLS, LossScale, stepped_ids, taken_off
 from .stepper import Kernel, Stepper
 from .values import stored
-
-_NAMES = ("grad_scale", "found_inf")
 
 
 def is_fused(optimizer: Optimizer) -> bool:
@@ -45,7 +43,7 @@ class Controls:
         """Take back what the last step was told, if it has failed and left it there."""
         if not any(stepper is other for other in self._clipped):
             return
-        now, told = _taken_off(optimizer).items(), self._told
+        now, told = taken_off(optimizer).items(), self._told
         new = {name: value for name, value in now if value is not told.get(name)}
         if "found_inf" in new:
             # A GradScaler has set it for the new step, and has multiplied by its scale
@@ -54,15 +52,10 @@ class Controls:
         self._forget()
         vars(optimizer).update(new)
 
-    def refuse_scaler(self, optimizer: Optimizer) -> None:
-        """Raise if a GradScaler steps the optimizer: that of each rank has its own."""
-        if not self._clipped and _taken_off(optimizer):
-            raise RuntimeError(
-                "with process_group a GradScaler must be given to the clipper, so that "
-                "all ranks skip and lower its scale together; leave attach() out, and "
-                "call clipper.step(scaler=scaler, optimizer=optimizer) before "
-                "scaler.step(optimizer)"
-            )
+    @property
+    def telling(self) -> bool:
+        """Whether the optimizer has been told something for the step it is in."""
+        return bool(self._clipped)
 
     @torch.no_grad()
     def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
@@ -73,7 +66,7 @@ class Controls:
         """
         if any(stepper is other for other in self._clipped):
             self.restore(optimizer)  # a closure computes gradients again
-        scale = LossScale(*(_told(optimizer, name) for name in _NAMES))
+        scale = LossScale(*(_told(optimizer, name) for name in CONTROLS))
         kernel = Kernel(len(self.steppers) == 1 and _holds_all(stepper, optimizer))
         if not kernel.scales and scale.factor is not None:
             # No one factor for the kernel to divide by: what a GradScaler has left to
@@ -84,7 +77,7 @@ class Controls:
         try:
             decision = stepper.step(scale, kernel)
         except Exception:
-            _taken_off(optimizer)  # else the next loss scale would be multiplied by it
+            taken_off(optimizer)  # else the next loss scale would be multiplied by it
             self._forget()
             raise
         factor, overflow = scale
@@ -98,7 +91,7 @@ class Controls:
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
         if self._before is not None:
-            _taken_off(optimizer)
+            taken_off(optimizer)
             vars(optimizer).update(self._before)
         self._forget()
 
@@ -106,18 +99,12 @@ class Controls:
         self._before, self._told, self._clipped = None, {}, []
 
     def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
-        before = _taken_off(optimizer)
+        before = taken_off(optimizer)
         if self._before is None:
             self._before = before
-        pairs = zip(_NAMES, values, strict=True)
+        pairs = zip(CONTROLS, values, strict=True)
         self._told = {name: value for name, value in pairs if value is not None}
         vars(optimizer).update(self._told)
-
-
-def _taken_off(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what the optimizer is told, and tell it nothing."""
-    own = vars(optimizer)
-    return {name: own.pop(name) for name in _NAMES if name in own}
 
 
 def _without(

@@ -81,6 +81,11 @@ class Observer:
         """What each row is, in the order of a decision's entries."""
         return list(self._learner.rows.names)
 
+    @property
+    def process_group(self) -> Any:
+        """The ranks that hold different parameters of one model, or None."""
+        return self._stepper.parameters.process_group
+
     @torch.no_grad()
     def threshold(self) -> Tensor:
         """Return each row's threshold for the next step, before its norm is known.

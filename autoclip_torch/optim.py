@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from . import clippers
+from .amp import be_stepped_always, refuse_scaler
 from .clipper import Clipper
 from .groups import optimizer_groups, params_only
 
@@ -48,6 +49,8 @@ class ClippedOptimizer(Optimizer):
         self.__dict__["_ready"] = False
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._ready = True
+        if clipper.process_group is not None:
+            be_stepped_always(self)
         # The optimizer inside is what saves and loads: it runs the hooks around that.
         for name in _STATE_HOOKS:
             self.__dict__[name] = getattr(optimizer, name)
@@ -74,6 +77,8 @@ class ClippedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clip and step; with a closure, clip after each time it computed gradients."""
+        if self.clipper.process_group is not None:
+            refuse_scaler(self)
         if closure is None:
             self.clipper.step()
             return self.optimizer.step()

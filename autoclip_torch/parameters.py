@@ -80,8 +80,8 @@ class Parameters:
         Args:
           device: where the norms are wanted; None is the host, as NumPy arrays.
           *sequences: gradients, or parameters: one tensor per slot in each.
-          overflow: not 0 where this rank's gradients overflowed; it becomes the number
-            of all ranks, and what overflowed on one of them is observed on none.
+          overflow: not 0 where this rank's gradients overflowed; it becomes 1 where
+            those of any rank did, and what overflowed on one is observed on none.
         """
         rows = self.rows
         if self.ranks is None:

@@ -107,8 +107,8 @@ def measure(
       sequences: gradients, or gradients and parameters: one tensor per slot in each.
       device: where the norms are wanted; None is the host, as NumPy arrays.
       ranks: whom to add up with.
-      overflow: not 0 where this rank's gradients overflowed; it becomes the number of
-        all ranks, and what overflowed on one of them is observed on none.
+      overflow: not 0 where this rank's gradients overflowed; it becomes 1 where those
+        of any rank did, and what overflowed on one of them is observed on none.
     """
     where = torch.device("cpu") if device is None else device
     parts = [_own_squares(rows, tensors, where, ranks) for tensors in sequences]
@@ -117,7 +117,7 @@ def measure(
     vector = torch.cat([*parts, own.reshape(1)])
     ranks.sum_(vector)
     if overflow is not None:
-        overflow.copy_(vector[-1])
+        overflow.copy_(vector[-1] != 0)  # fused kernels know 1, and no other number
     found = []
     for squares, count in vector[:-1].view(len(sequences), 2, -1):
         norms, observed = squares.sqrt(), (count > 0) & (vector[-1] == 0)

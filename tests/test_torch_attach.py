@@ -216,6 +216,16 @@ def test_parameters_that_the_optimizer_is_given_later_are_told_of_once():
     assert norms.norm() <= clipper.metrics()["clip/threshold"] * (1 + 1e-5)
 
 
+def test_what_another_clipper_has_may_be_given_to_the_optimizer_later():
+    model, x, y = model_and_data()
+    optimizer = torch.optim.Adam(model[0].parameters(), lr=0.1)
+    clip(model[0]).attach(optimizer)
+    train(optimizer, model, x, y, steps=1)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    clip(model[2]).attach(optimizer)
+    train(optimizer, model, x, y, steps=2)
+
+
 def test_what_the_clipper_has_may_be_given_to_the_optimizer_later():
     """As where layers thaw one after the other; what is excluded, too."""
     model, x, y = model_and_data()

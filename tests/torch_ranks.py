@@ -306,13 +306,19 @@ def a_scaler_of_shards():
 
 def a_scaler_around_attached_stages():
     """On the rank that overflows no optimizer would be stepped, and no clipper."""
-    errors = []
-    for fused in (False, True):
+    errors, left = [], []
+    group = dist.group.WORLD
+    for way in ("attached", "fused", "as optimizer"):
         parameter = nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=fused)
-        handle = NormClip(
-            [parameter], max_norm=1.0, process_group=dist.group.WORLD
-        ).attach(optimizer)
+        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=way == "fused")
+        before = dict(vars(optimizer))
+        if way == "as optimizer":
+            optimizer = NormClip.as_optimizer(
+                optimizer, max_norm=1.0, process_group=group
+            )
+        else:
+            clipper = NormClip([parameter], max_norm=1.0, process_group=group)
+            clipper.attach(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         size = float("inf") if dist.get_rank() == 0 else 1.0
         scaler.scale((parameter * size).sum()).backward()
@@ -320,13 +326,10 @@ def a_scaler_around_attached_stages():
             scaler.step(optimizer)
         except RuntimeError as error:
             errors.append(str(error))
-        handle.remove()
-        told = ("grad_scale", "found_inf")
-        errors += [name for name in told if name in vars(optimizer)]
-        errors += (
-            ["marked"] * ("_step_supports_amp_scaling" in vars(optimizer)) * (not fused)
-        )
-    return {"errors": errors}
+        if way != "as optimizer":
+            clipper.detach()
+            left += set(vars(optimizer)) - set(before)
+    return {"errors": errors, "left": left}
 
 
 def attached_stages():
