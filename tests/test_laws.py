@@ -467,7 +467,7 @@ def test_known_exceptions_do_not(policy):
 
 
 def test_a_clipped_step_widens_the_z_score_by_seven_percent():
-    """What was recorded is T: sigma'^2 = alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
+    """T was recorded: sigma^2 <- alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
     norms = log_normal(np.random.default_rng(0), 200)
     state, _ = run(ZScore(), series_of(norms))
     before = float(state.deviation[0])
