@@ -53,8 +53,8 @@ class RunChecks:
         elsewhere = parameters.ranks is not None and bool(observed.any())
         if replaced := parameters.replaced():
             warnings.warn(
-                f"{len(replaced)} parameters of the clipper, such as {replaced[0]}, "
-                "are no longer those of the model, and what is trained is not clipped: "
+                f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
+                "left the model, and what is trained instead is not clipped: "
                 "fully_shard, among others, puts new ones in their place; make the "
                 "clipper after it, as the optimizer",
                 stacklevel=6,

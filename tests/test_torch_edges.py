@@ -137,7 +137,9 @@ def test_parameters_that_are_no_longer_the_model_s_are_told_of():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     clipper = NormClip(model, max_norm=1.0)
     replace_weight(model[1])
-    with pytest.warns(UserWarning, match=r"1 parameters of the clipper, .* 1\.weight"):
+    with pytest.warns(
+        UserWarning, match=r"1 of the clipper's parameters, .* 1\.weight"
+    ):
         one_step(model, clipper)
     one_step(model, clipper)  # once
 

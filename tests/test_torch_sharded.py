@@ -166,9 +166,9 @@ def test_a_clipper_made_before_sharding_is_told_so(results, world):
     for rank in of(results, world, "made_before_sharding"):
         model, parameters, part = rank["warnings"]
         assert len(model) == len(parameters) == len(part) == 1
-        assert model[0].startswith("8 parameters of the clipper, such as a.weight")
+        assert model[0].startswith("8 of the clipper's parameters, such as a.weight")
         assert "has not seen a gradient" in parameters[0]
-        assert part[0].startswith("2 parameters of the clipper, such as a.weight")
+        assert part[0].startswith("2 of the clipper's parameters, such as a.weight")
         assert all("fully_shard" in text for text in [*model, *parameters, *part])
 
 
