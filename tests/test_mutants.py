@@ -56,3 +56,12 @@ def test_each_file_has_mutants_and_its_tests_are_there(file):
     assert len(list(mutants.mutants(source))) >= 2
     for name in mutants.TESTS[file]:
         assert (mutants.ROOT / "tests" / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize("file", mutants.TESTS)
+def test_each_explanation_is_of_one_mutant(file):
+    """Else it has outlived its line, or excuses more than it should."""
+    source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
+    found = [what for what, _ in mutants.mutants(source)]
+    excused = [what for what in found if mutants.explained(file, source, what)]
+    assert len(excused) == len(mutants.EQUIVALENT.get(file, {}))
