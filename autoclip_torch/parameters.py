@@ -12,8 +12,8 @@ from . import gradients as here
 from . import sharded
 from .gradients import Gradients, give_each_its_own, on_host
 from .groups import Group
+from .ranks import find_ranks
 from .rows import Rows
-from .sharded import find_ranks
 
 
 class Parameters:

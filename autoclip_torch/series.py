@@ -7,7 +7,7 @@ from torch import Tensor
 
 from autoclip_core.checks import message
 
-from .sharded import is_sharded
+from .ranks import is_sharded
 
 
 def as_series(norms: Any, rows: int) -> Tensor:
