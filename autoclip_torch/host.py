@@ -74,8 +74,8 @@ def _add_short(sums: _Array, short: list[tuple[Slot, Tensor]]) -> None:
     starts = np.array([slot.start for slot, _ in short])
     counts = np.array([slot.stop for slot, _ in short]) - starts
     found = squares.of_short([tensor for _, tensor in short], counts)
-    before = np.cumsum(counts) - counts
-    np.add.at(sums, np.repeat(starts - before, counts) + np.arange(len(found)), found)
+    before = counts.cumsum() - counts
+    np.add.at(sums, (starts - before).repeat(counts) + np.arange(len(found)), found)
 
 
 def _scale_whole_(pairs: list[tuple[Slot, Tensor]], scales: _Array) -> None:

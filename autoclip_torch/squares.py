@@ -60,10 +60,10 @@ def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
     side_by_side: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     flat = side_by_side.float().numpy(force=True)
     sizes = np.array([tensor.numel() for tensor in tensors])
-    lengths = np.repeat(sizes // rows, rows)
-    starts = np.cumsum(lengths) - lengths
+    lengths = (sizes // rows).repeat(rows)
+    starts = lengths.cumsum() - lengths
     sums = np.add.reduceat(flat * flat, starts).astype(np.float64)
-    if (unsafe := _unsafe(sums)).any():  # the others keep their bits
+    if len(unsafe := _unsafe(sums)):  # the others keep their bits
         again = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
         sums[unsafe] = again[unsafe]
     return sums
@@ -91,17 +91,21 @@ def of_units(tensor: Tensor, units: Units) -> _Array:
     table = _table(values)
     if table is None or values.dtype not in _NARROW:
         return _wide(values, tuple(range(1, values.ndim)))
-    narrow = table.dtype != torch.float32
-    parts = torch.split(table, rows_of_a_piece(table)) if narrow else (table,)
-    sums = np.concatenate([_by_row(part) for part in parts])
-    for some in pieces(np.flatnonzero(_unsafe(sums)), table):
-        sums[some] = _wide(table[torch.from_numpy(some)], (1,))
+    if table.dtype == torch.float32:
+        sums = _by_row(table)
+    else:
+        parts = torch.split(table, rows_of_a_piece(table))
+        sums = np.concatenate([_by_row(part) for part in parts])
+    if len(unsafe := _unsafe(sums)):
+        for some in pieces(unsafe, table):
+            sums[some] = _wide(table[torch.from_numpy(some)], (1,))
     return sums
 
 
-def _unsafe(sums: _Array) -> Any:
-    """Tell which sums, taken in float32, are to be taken again in float64."""
-    return ~((sums > _LEAST_SAFE) & (sums < _MOST_SAFE))
+def _unsafe(sums: _Array) -> _Array:
+    """Return where sums, taken in float32, are to be taken again in float64."""
+    safe = (sums > _LEAST_SAFE) & (sums < _MOST_SAFE)
+    return (~safe).nonzero()[0]
 
 
 def _flat(values: Tensor) -> Tensor | None:
@@ -114,7 +118,7 @@ def _flat(values: Tensor) -> Tensor | None:
 
 def _table(values: Tensor) -> Tensor | None:
     """Return the numbers of each index of the first axis, if they lie side by side."""
-    rows, size = len(values), values.numel()
+    rows, size = values.shape[0], values.numel()
     flat = _flat(values)
     if flat is None or values.stride(0) * rows != size:
         return None

@@ -102,7 +102,7 @@ def writable(slot: Slot, gradient: Tensor) -> Tensor:
 
 def rows_of_a_piece(values: Tensor) -> int:
     """Return how many entries of the first axis have about `PIECE` numbers."""
-    return max(1, PIECE * len(values) // max(1, values.numel()))
+    return max(1, PIECE * values.shape[0] // max(1, values.numel()))
 
 
 def pieces(

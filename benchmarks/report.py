@@ -37,7 +37,8 @@ def make_table(cases: Sequence[Case], contenders: Sequence[Contender]) -> str:
     regimes = "".join(f"{case.regime:>35}" for case in cases)
     columns = f"{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}" * len(cases)
     lines = [title, f"{'':31}{regimes}".rstrip(), f"{'':24}{'rows':>7}{columns}"]
-    least = [_least(case, contenders) for case in cases]
+    names = _compared(contenders)
+    least = [min(case.results[name].ratio.median for name in names) for case in cases]
     for contender in contenders:
         pairs = zip(cases, least, strict=True)
         cells = "".join(_cells(contender.name, *pair) for pair in pairs)
@@ -45,13 +46,17 @@ def make_table(cases: Sequence[Case], contenders: Sequence[Contender]) -> str:
     return "\n".join(lines)
 
 
-def to_plain(cases: Sequence[Case]) -> list[dict[str, Any]]:
+def to_plain(
+    cases: Sequence[Case], contenders: Sequence[Contender]
+) -> list[dict[str, Any]]:
     """Return every number, one dictionary per contender and case."""
+    compared = _compared(contenders)
     return [
         {
             **{name: getattr(case, name) for name in ("model", "parameters")},
             **{name: getattr(case, name) for name in ("tensors", "regime")},
             "contender": contender,
+            "clips": contender in compared,
             "rounds": result.rounds,
             "milliseconds": result.milliseconds._asdict(),
             "ratio": result.ratio._asdict(),
@@ -66,9 +71,9 @@ def _rounds(case: Case) -> int:
     return next(iter(case.results.values())).rounds
 
 
-def _least(case: Case, contenders: Sequence[Contender]) -> float:
-    names = [c.name for c in contenders if c.clips and c.name not in (REFERENCE, SAME)]
-    return min(case.results[name].ratio.median for name in names)
+def _compared(contenders: Sequence[Contender]) -> list[str]:
+    """Return the names of those that clip, without the reference."""
+    return [c.name for c in contenders if c.clips and c.name not in (REFERENCE, SAME)]
 
 
 def _cells(name: str, case: Case, least: float) -> str:

@@ -75,7 +75,7 @@ def compare(options: argparse.Namespace) -> None:
         draw(options.picture, cases, [peer.name for peer in peers])
         print(f"\nThe picture is {options.picture}")
     found = {"reference": REFERENCE, "threads": options.threads}
-    command.save(options.json, "torch", **found, results=to_plain(cases))
+    command.save(options.json, "torch", **found, results=to_plain(cases, contenders))
 
 
 if __name__ == "__main__":

@@ -157,3 +157,36 @@ def test_without_a_device_nothing_is_measured_and_that_is_said(
     gpu.main()
     assert "not measured" in capsys.readouterr().out
     assert json.loads(path.read_text())["measured"] is False
+
+
+def test_the_page_has_medians_and_quartiles_and_the_least_in_bold(scripts):
+    import page
+
+    def line(contender, low, median, high, clips=True):
+        ratio = {"low": low, "median": median, "high": high}
+        line = {"contender": contender, "model": "tiny", "regime": "all clipped"}
+        return line | {"ratio": ratio, "clips": clips, "milliseconds": {"median": 2.5}}
+
+    lines = [
+        line("reference", 1.0, 1.0, 1.0, clips=False),
+        line("a read", 0.1, 0.2, 0.3, clips=False),
+        line("ours", 0.4, 0.5, 0.6),
+        line("theirs", 0.45, 0.75, 1.25),
+    ]
+    [found] = page.tables({"results": lines})
+    assert found.splitlines() == [
+        "all clipped",
+        "",
+        "|  | tiny |",
+        "| --- | --- |",
+        "| reference | 2.50 ms |",
+        "| a read | 0.20 (0.10–0.30) |",
+        "| ours | **0.50 (0.40–0.60)** |",
+        "| theirs | 0.75 (0.45–1.25) |",
+    ]
+    parts = {"tiny": {"one read": {"step": 3.2}, "ours": {"step": 9.6, "norms": 5.4}}}
+    [found] = page.tables({"microseconds": parts})
+    assert found.splitlines()[2:] == [
+        "| tiny | one read | 3 |  |",
+        "| tiny | ours | 10 | 5 |",
+    ]
