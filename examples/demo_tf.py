@@ -1,6 +1,9 @@
 """One training run of the demo in Keras: an optimizer with a gradient transformer."""
 
+import os
 from functools import cache
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
 import keras
 import numpy as np
