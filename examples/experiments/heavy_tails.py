@@ -16,20 +16,7 @@ import numpy as np
 from autoclip_core import Fixed, MeanStd, Quantile, StreamingQuantile, decide
 from experiment import Table, read_options, run_all, save
 from intervals import median_interval
-from picture import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    finish,
-    legend_beside,
-    new_figure,
-    save_picture,
-)
+from picture import LINES, finish, legend_beside, new_figure, save_picture
 
 INPUTS = 20
 RATE = 0.02
@@ -39,17 +26,17 @@ CORRUPTED = (0.0, 0.05)
 
 GARBAGE = 1000.0
 
-METHODS: dict[str, tuple[Any, str, str]] = {
-    "no clipping": (Fixed(1e30), BLACK, ":"),
-    "fixed 3": (Fixed(3.0), GREY, "--"),
-    "fixed 30": (Fixed(30.0), ORANGE, "--"),
-    "fixed 300": (Fixed(300.0), PINK, "--"),
-    "mean + 2 std": (MeanStd(2.0), RED, "-."),
-    "quantile 0.99": (Quantile(0.99), GREEN, "-."),
-    "quantile 0.9": (Quantile(0.9), GREEN, "-"),
-    "quantile 0.5": (Quantile(0.5), BLUE, "-"),
-    "quantile 0.1": (Quantile(0.1), SKY, "-"),
-    "streaming 0.5": (StreamingQuantile(0.5), BLUE, ":"),
+METHODS: dict[str, Any] = {
+    "no clipping": Fixed(1e30),
+    "fixed 3": Fixed(3.0),
+    "fixed 30": Fixed(30.0),
+    "fixed 300": Fixed(300.0),
+    "mean + 2 std": MeanStd(2.0),
+    "quantile 0.99": Quantile(0.99),
+    "quantile 0.9": Quantile(0.9),
+    "quantile 0.5": Quantile(0.5),
+    "quantile 0.1": Quantile(0.1),
+    "streaming 0.5": StreamingQuantile(0.5),
 }
 
 
@@ -76,7 +63,7 @@ def descend(method: str, corrupted: float, seeds: int, steps: int) -> Any:
 
     All scales and seeds are rows of one policy: each has its own threshold.
     """
-    policy, *_ = METHODS[method]
+    policy = METHODS[method]
     streams = [make_stream(seed, steps, corrupted) for seed in range(seeds)]
     inputs = np.stack([s.inputs for s in streams], axis=1)
     scale = np.array(SCALES)[:, None]
@@ -126,7 +113,8 @@ def draw(errors: dict[tuple[str, float], Any], path: Any) -> None:
     figure = new_figure(10, 4)
     panels = figure.subplots(1, len(CORRUPTED), sharey=True)
     for axes, corrupted in zip(panels, CORRUPTED, strict=True):
-        for method, (_, color, dashes) in METHODS.items():
+        for method in METHODS:
+            color, dashes = LINES[method]
             middle, low, high = np.transpose(
                 [median_interval(row) for row in errors[method, corrupted]]
             )

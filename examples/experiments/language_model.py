@@ -18,17 +18,7 @@ from autoclip_core import Fixed, Quantile, ZScore
 from autoclip_torch import Clipper
 from experiment import Table, read_options, run_all, save
 from intervals import median_interval
-from picture import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    RED,
-    finish,
-    legend_beside,
-    new_figure,
-    save_picture,
-)
+from picture import LINES, finish, legend_beside, new_figure, save_picture
 from text_model import Transformer, load_text, loss_of, sample
 
 BATCH, WARMUP = 8, 20
@@ -43,14 +33,14 @@ STABLE = 3.0
 TOP = 4.0
 """The upper end of the picture: worse than knowing nothing but the bytes' shares."""
 
-METHODS: dict[str, tuple[Any, str, str]] = {
-    "no clipping": (None, BLACK, ":"),
-    "fixed 1": (Fixed(1.0), ORANGE, "--"),
-    "quantile 0.9": (Quantile(0.9), GREEN, "-"),
-    "quantile 0.5": (Quantile(0.5), BLUE, "-"),
-    "ZScore 2.5": (ZScore(2.5), RED, "-."),
+METHODS: dict[str, Any] = {
+    "no clipping": None,
+    "fixed 1": Fixed(1.0),
+    "quantile 0.9": Quantile(0.9),
+    "quantile 0.5": Quantile(0.5),
+    "ZScore 2.5": ZScore(2.5),
 }
-"""Policy, colour and dashes; without a policy the norms are only observed."""
+"""A policy; without one the norms are only observed."""
 
 
 def train(
@@ -63,7 +53,7 @@ def train(
     faults = np.random.default_rng(seed).random(steps) < FAULT_SHARE * faulty
     text, test, symbols = load_text()
     model = Transformer(symbols)
-    policy, *_ = METHODS[method]
+    policy = METHODS[method]
     clipper = Clipper(
         model, policy or Fixed(1.0), scope="global", dry_run=policy is None
     )
@@ -161,7 +151,8 @@ def draw(losses: Any, path: Any) -> None:
     figure = new_figure(13, 4)
     *sweeps, faults = figure.subplots(1, 3, sharey=True)
     for axes, (name, rates) in zip(sweeps, RATES.items(), strict=True):
-        for method, (_, color, dashes) in METHODS.items():
+        for method in METHODS:
+            color, dashes = LINES[method]
             found = [median_interval(losses[name, r, method, False]) for r in rates]
             middle, low, high = np.minimum(np.transpose(found), TOP)
             axes.plot(rates, middle, dashes, color=color, marker="o", label=method)
@@ -170,7 +161,8 @@ def draw(losses: Any, path: Any) -> None:
         axes.set_title(name, loc="left")
     sweeps[0].set_ylabel(f"test loss, nats per byte (cut at {TOP:g})")
     for column, (name, rate) in enumerate(FAULT_RATES.items()):
-        for index, (method, (_, color, _)) in enumerate(METHODS.items()):
+        for index, method in enumerate(METHODS):
+            color, _ = LINES[method]
             for faulty, marker in ((False, "o"), (True, "X")):
                 found = np.minimum(losses[name, rate, method, faulty], TOP)
                 place = np.full(len(found), column + 0.15 * (index - 2))

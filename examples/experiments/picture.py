@@ -12,6 +12,23 @@ from PIL import Image
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PINK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
+LINES = {
+    "no clipping": (BLACK, ":"),
+    "fixed 1": (ORANGE, "--"),
+    "fixed 3": (GREY, "--"),
+    "fixed 30": (ORANGE, "--"),
+    "fixed 300": (PINK, "--"),
+    "mean + 2 std": (RED, "-."),
+    "quantile 0.99": (GREEN, "-."),
+    "quantile 0.9": (GREEN, "-"),
+    "quantile 0.5": (BLUE, "-"),
+    "quantile 0.1": (SKY, "-"),
+    "streaming 0.5": (BLUE, ":"),
+    "ZScore 2.5": (RED, "-."),
+    "EmaRatio 1.05": (PINK, "-."),
+}
+"""Colour and dashes of a method, the same in every picture that draws it."""
+
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of this size in inches."""

@@ -18,19 +18,7 @@ from autoclip_core import EmaRatio, Fixed, Quantile, ZScore
 from autoclip_torch import Clipper
 from experiment import Table, read_options, run_all, save
 from intervals import success_interval
-from picture import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    finish,
-    legend_beside,
-    new_figure,
-    save_picture,
-)
+from picture import LINES, finish, legend_beside, new_figure, save_picture
 from replicas import Replicas
 from temporal_task import batches, start_of
 
@@ -41,16 +29,16 @@ TEST, TEST_EVERY = 1000, 100
 SUCCESS = 0.99
 """The paper's: less than 1 % of errors."""
 
-METHODS: dict[str, tuple[Any, str, str]] = {
-    "no clipping": (None, BLACK, ":"),
-    "fixed 1": (Fixed(1.0), ORANGE, "--"),
-    "quantile 0.9": (Quantile(0.9, history_length=500), GREEN, "-"),
-    "quantile 0.5": (Quantile(0.5, history_length=500), BLUE, "-"),
-    "quantile 0.1": (Quantile(0.1, history_length=500), SKY, "-"),
-    "ZScore 2.5": (ZScore(2.5), RED, "-."),
-    "EmaRatio 1.05": (EmaRatio(1.05), PINK, "-."),
+METHODS: dict[str, Any] = {
+    "no clipping": None,
+    "fixed 1": Fixed(1.0),
+    "quantile 0.9": Quantile(0.9, history_length=500),
+    "quantile 0.5": Quantile(0.5, history_length=500),
+    "quantile 0.1": Quantile(0.1, history_length=500),
+    "ZScore 2.5": ZScore(2.5),
+    "EmaRatio 1.05": EmaRatio(1.05),
 }
-"""Policy, colour and dashes; without a policy the norms are only observed."""
+"""A policy; without one the norms are only observed."""
 
 RATES = (0.03, 0.1)
 
@@ -67,7 +55,7 @@ def train(
     replicas = Replicas(
         [start_of(s) for s in range(seeds)] * len(rates), of_rate, torch.tanh
     )
-    policy, *_ = METHODS[method]
+    policy = METHODS[method]
     clipper = Clipper(
         replicas.groups(), policy or Fixed(1.0), scope="group", dry_run=policy is None
     )
@@ -139,7 +127,7 @@ def cell(method: str, run: dict[str, Any], row: int) -> str:
     reached = run["reached"][row]
     successes = reached[reached > 0]
     updates = f"{np.median(successes):.0f}" if successes.size else "–"
-    clips = METHODS[method][0] is not None
+    clips = METHODS[method] is not None
     rate = f"{run['clip_rate'][row].mean():.0%}" if clips else "–"
     return f"{len(successes)}/{len(reached)}, {updates}, {rate}"
 
@@ -149,7 +137,8 @@ def draw(runs: Any, lengths: Any, path: Any) -> None:
     figure = new_figure(11, 4)
     panels = figure.subplots(1, len(RATES), sharey=True)
     for row, (axes, rate) in enumerate(zip(panels, RATES, strict=True)):
-        for index, (method, (_, color, dashes)) in enumerate(METHODS.items()):
+        for index, method in enumerate(METHODS):
+            color, dashes = LINES[method]
             reached = [runs[method, length]["reached"][row] for length in lengths]
             found = [success_interval(int(np.sum(r > 0)), len(r)) for r in reached]
             middle, low, high = np.transpose(found)
