@@ -51,6 +51,8 @@ EQUIVALENT = {
     "scale.py": {"1.0 -> 1.01": "divisor = xp.where(clipped, norms, 1.0)"},
     "mean_std.py": {"0.0 -> 1.0": "xp.where(known, std, 0.0)"},
     "moments.py": {"1.0 -> 1.01": "np.where(norms > 0, norms, 1.0)"},
+    # The size of a buffer: when norms are merged changes no number.
+    "history.py": {"1024 -> 1025": "RECENT = 1024"},
     # Where both are equal, either branch gives that number.
     "param_ratio.py": {"param_norms > self.eps -> param_norms >= self.eps": ""},
     "combine.py": {
@@ -91,16 +93,25 @@ Slot = tuple[ast.AST, Callable[[ast.AST], None]]
 
 
 def slots(node: ast.AST) -> Iterator[Slot]:
-    """Yield what a change can replace, and how; errors and annotations are left out."""
+    """Yield what a change can replace, and how.
+
+    Errors, annotations and the `strict=True` of a zip are left out.
+    """
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
         several = isinstance(value, list)
         for place, child in enumerate(value if several else [value]):
-            if isinstance(child, ast.AST) and not isinstance(child, ast.Raise):
+            if isinstance(child, ast.AST) and not left_out(child):
                 put = partial(value.__setitem__, place) if several else None
                 yield child, put or partial(setattr, node, field)
                 yield from slots(child)
+
+
+def left_out(node: ast.AST) -> bool:
+    """Return whether nothing is to be changed in a node."""
+    strict = isinstance(node, ast.keyword) and node.arg == "strict"
+    return strict or isinstance(node, ast.Raise)
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
