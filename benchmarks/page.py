@@ -26,6 +26,8 @@ def tables(saved: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables in Markdown of what one script has saved."""
     if "microseconds" in saved:
         yield of_parts(saved["microseconds"])
+    if "peak_bytes_of_torch_and_of_python" in saved:
+        yield of_peaks(saved["peak_bytes_of_torch_and_of_python"])
     lines = saved.get("results", [])
     kinds = dict.fromkeys(line.get("regime") or line.get("how") for line in lines)
     for kind in kinds:
@@ -70,6 +72,16 @@ def of_parts(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for name, parts in steps.items():
             values = [f"{parts[key]:.0f}" if key in parts else "" for key in columns]
             rows.append([model, name, *values])
+    return markdown(rows)
+
+
+def of_peaks(found: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    """Return KiB of torch + of Python, a column per model."""
+    rows = [["", *found]]
+    for name in next(iter(found.values())):
+        peaks = (column.get(name, ()) for column in found.values())
+        cells = (" + ".join(f"{peak / 2**10:.0f}" for peak in own) for own in peaks)
+        rows.append([name, *cells])
     return markdown(rows)
 
 

@@ -190,3 +190,6 @@ def test_the_page_has_medians_and_quartiles_and_the_least_in_bold(scripts):
         "| tiny | one read | 3 |  |",
         "| tiny | ours | 10 | 5 |",
     ]
+    peaks = {"tiny": {"gradients": [2048], "ours": [1024, 512]}}
+    [found] = page.tables({"peak_bytes_of_torch_and_of_python": peaks})
+    assert found.splitlines()[2:] == ["| gradients | 2 |", "| ours | 1 + 0 |"]
