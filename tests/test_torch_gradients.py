@@ -217,6 +217,52 @@ def test_a_large_gradient_is_measured_to_five_digits(layout, dtype):
             np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-5)
 
 
+# Short tensors are measured side by side, long ones in strips, by several readers.
+
+
+def mixed(count):
+    """Many short gradients of several types and shapes, some empty, some of zeros."""
+    for i in range(count):
+        dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float32][i % 4]
+        gradient = normal(1 + i % 64, 1 + 97 * i % 128, dtype=dtype, seed=i)
+        if i % 10 == 3:
+            gradient = gradient.float() * [0.0, 1e25, 1e-25][i // 10 % 3]
+        yield gradient[:0] if i % 50 == 7 else gradient
+
+
+@every_scope
+def test_many_short_gradients(scope):
+    """More than fit into one copy; of some the squares are not safe in float32."""
+    gradients = list(mixed(400))
+    parameters = list(map(parameter, gradients))
+    parameters[5].grad = None
+    own = [
+        np.full(len(true_norms(numbers(g), scope)), np.nan)
+        if p.grad is None
+        else true_norms(numbers(g), scope)
+        for g, p in zip(gradients, parameters, strict=True)
+    ]
+    expected = np.concatenate(own)
+    if scope == "global":
+        expected = np.sqrt([np.nansum(expected**2)])
+    decision = Clipper(parameters, Fixed(1e38), scope=scope).step()
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+    assert decision.finite.all()
+
+
+@pytest.mark.parametrize("length", [8191, 8192, 8193, 3 * 8192 + 5, 2**18, 2**18 + 1])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_at_the_lengths_where_another_reads(length, rows, dtype):
+    """A large number at each end: no strip is left out, and none is read twice."""
+    gradient = normal(rows, length, dtype=dtype)
+    gradient[:, 0], gradient[:, -1] = 300.0, 700.0
+    for scope in ("parameter", "unit"):
+        expected = true_norms(numbers(gradient), scope)
+        decision = Clipper([parameter(gradient)], Fixed(1e30), scope=scope).step()
+        np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+
+
 # Overflow and underflow of squares.
 
 MAGNITUDES = [1e30, 1e25, 3e18, 1e19, 1e20, 3e-13, 1e-13, 1e-20, 1e-25, 1e-30, 1e-34]
