@@ -1,6 +1,6 @@
 """What a clipper has learned: its policies' state, on the host or on one device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, decide
-from autoclip_core.history import widened
 from autoclip_core.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import select
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
 from .rows import Rows
+from .states import leaves, moved, overlaid, read
 
 
 class Learner:
@@ -92,9 +92,8 @@ class Learner:
         states, tally, decision = self.states, self.tally, self.decision
         self._namespace = namespace
         self._start()
-        move = _to_host if device is None else lambda leaf: _to_device(leaf, device)
-        self.states = [_map(move, state) for state in states]
-        self.tally, self.decision = _map(move, tally), _map(move, decision)
+        self.states = [moved(state, device) for state in states]
+        self.tally, self.decision = moved(tally, device), moved(decision, device)
 
     def decide(self, norms: Any, observed: Any, param_norms: Any) -> Decision:
         """Decide on one step and learn from it.
@@ -148,22 +147,9 @@ class Learner:
 
     def on_host(self) -> tuple[Decision, Tally]:
         """Return the last decision and the tally as NumPy arrays, in one transfer."""
-        leaves = [*self.decision, *self.tally]
-        if self.xp is np:
-            arrays = leaves
-        else:
-            # float32 and int32 fit into float64 (and on a device without it, counts
-            # up to 2**24 into float32).
-            mps = self.xp.device.type == "mps"
-            wide = torch.float32 if mps else torch.float64
-            flat = (
-                torch.cat([leaf.reshape(-1).to(wide) for leaf in leaves]).cpu().numpy()
-            )
-            ends = np.cumsum([leaf.numel() for leaf in leaves])
-            arrays = [
-                part.reshape(tuple(leaf.shape))
-                for part, leaf in zip(np.split(flat, ends[:-1]), leaves, strict=True)
-            ]
+        arrays = [*self.decision, *self.tally]
+        if self.device is not None:
+            arrays = read(arrays)
         decision = Decision(*arrays[: len(self.decision)])
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
@@ -180,7 +166,7 @@ class Learner:
             if band.policy not in old:
                 continue
             old_band, state = old[band.policy]
-            more.states[index] = _overlay(state, more.states[index], self.xp)
+            more.states[index] = overlaid(state, more.states[index], self.xp)
             source = slice(old_band.start, old_band.stop)
             target = slice(band.start, band.start + old_band.stop - old_band.start)
             for name in ("observed", "clipped"):
@@ -211,8 +197,8 @@ class Learner:
         """
         if self.device is None:
             return new
-        if leaves := _leaves(old):
-            torch._foreach_copy_(leaves, _leaves(new))
+        if memory := leaves(old):
+            torch._foreach_copy_(memory, leaves(new))
         return old
 
     def _each(self, rows: Any) -> list[tuple[Any, Any, Any]]:
@@ -254,33 +240,3 @@ class Learner:
 
 
 _FLAGS = ("clipped", "finite", "skipped")
-
-
-def _map(function: Callable[[Any], Any], state: Any) -> Any:
-    """Return the state with the function applied to each of its arrays."""
-    if isinstance(state, tuple):
-        return type(state)(*(_map(function, part) for part in state))
-    return function(state)
-
-
-def _leaves(state: Any) -> list[Any]:
-    """Return the arrays of a state, or of a list of states."""
-    if isinstance(state, tuple | list):
-        return [leaf for part in state for leaf in _leaves(part)]
-    return [state]
-
-
-def _to_host(leaf: Tensor) -> Any:
-    return leaf.detach().cpu().numpy().copy()
-
-
-def _to_device(leaf: Any, device: torch.device) -> Tensor:
-    return torch.as_tensor(leaf).to(device, copy=True)
-
-
-def _overlay(old: Any, new: Any, xp: Any) -> Any:
-    """Return a larger state whose first rows are those of the old one."""
-    if isinstance(new, tuple):
-        pairs = zip(old, new, strict=True)
-        return type(new)(*(_overlay(o, n, xp) for o, n in pairs))
-    return xp.concatenate([old, widened(new, old)[len(old) :]])
