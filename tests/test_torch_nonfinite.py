@@ -492,6 +492,7 @@ def test_several_policies_in_a_rough_run(nonfinite, scope):
 # No gradient at all.
 
 
+@pytest.mark.filterwarnings("ignore:the clipper has not seen a gradient yet")
 @every_clipper
 def test_a_step_without_any_gradient_counts_and_changes_nothing_else(case):
     models = [small_model(), small_model()]
