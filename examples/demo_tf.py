@@ -89,7 +89,7 @@ def train(method: Method, seed: int, steps: int) -> Run:
         losses.append(float(model.train_on_batch(train_x[batch], train_y[batch])))
         log.record(clipper.decision)
         if tests_after(step, steps):
-            logits = model.predict_on_batch(test_x)
+            logits = keras.ops.convert_to_numpy(model(test_x, training=False))
             accuracies.append(float(np.mean(logits.argmax(axis=1) == test_y)))
     return Run(
         method,
