@@ -1,5 +1,7 @@
 """The fault battery in NumPy, and what the table itself must be like."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +21,8 @@ def test_the_battery_is_as_large_as_promised():
         assert any(kind(g).any() and not kind(g).all() for g in flat)
         assert any(kind(g).all() for g in flat)
     assert any(all(g is None for g in grads) for grads in shown)
+    page = pathlib.Path(__file__).parents[1] / "docs" / "reliability.md"
+    assert f"holds {len(CASES)} series" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
