@@ -55,6 +55,7 @@ EQUIVALENT = {
     "history.py": {"1024 -> 1025": "RECENT = 1024"},
     # Where both are equal, either branch gives that number.
     "param_ratio.py": {"param_norms > self.eps -> param_norms >= self.eps": ""},
+    "ema.py": {"count < most -> count <= most": ""},
     "combine.py": {
         "inner.threshold > self.max_norm -> inner.threshold >= self.max_norm": "",
         "inner.target > self.max_norm -> inner.target >= self.max_norm": "",
