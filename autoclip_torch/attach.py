@@ -89,7 +89,6 @@ class Attachment:
         """Clip, or let the closure clip: it computes the gradients after this hook."""
         if not torch.compiler.is_compiling():
             self._controls.begin(self._stepper, optimizer)
-            self._check_groups(optimizer)
         if kwargs.get("closure") is not None:
             closure = self._clipped(optimizer, kwargs["closure"])
             return args, {**kwargs, "closure": closure}
@@ -113,7 +112,7 @@ class Attachment:
                 f"the optimizer was given {len(added)} parameters after attach() that "
                 "no clipper has, so they are not clipped; call "
                 'clipper.add_param_group({"params": ...}) with them, too',
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -133,6 +132,8 @@ class Attachment:
 
     def _clip(self, optimizer: Optimizer) -> None:
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._check_groups(optimizer)
         if self._of_stages and not compiling and not self._controls.telling:
             refuse_scaler(optimizer)
         if is_fused(optimizer) and not compiling:

@@ -57,5 +57,4 @@ def follow(clipper: Clipper, optimizer: Any, model: nn.Module) -> None:
         return
     for group in optimizer_groups(optimizer, model):
         if new := [m for m in group.members if id(m.parameter) not in known]:
-            added: Any = Group(new)
-            clipper.add_param_group(added)
+            clipper.add_param_group(Group(new))

@@ -101,17 +101,10 @@ class ClipCallback(pl.Callback):
         for clipper, optimizer in self._pairs():
             clipper.attach(optimizer)
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: Any, *args: Any
-    ) -> None:
-        """Follow the optimizers: a callback may have given them what was frozen."""
-        for clipper, optimizer in self._pairs():
-            follow(clipper, optimizer, pl_module)
-
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
-        """Follow them again: the batch itself may have unfrozen something."""
+        """Follow the optimizer: a callback may have given it what was frozen."""
         for clipper, ours in self._pairs():
             if ours is unwrap(optimizer):
                 follow(clipper, ours, pl_module)

@@ -153,7 +153,7 @@ class Observer:
         """Forget every norm and count, as if no step had been taken."""
         self._stepper.reset()
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
+    def add_param_group(self, group: dict[str, Any] | Group) -> None:
         """Add a group of parameters; the rows that are there keep their history.
 
         Args:

@@ -156,8 +156,6 @@ class Late(pl.Callback):
             trainer.optimizers[0].add_param_group(added)
 
 
-# The optimizer's hook looks before the closure, in which the clipper follows.
-@pytest.mark.filterwarnings("ignore:the optimizer was given 2 parameters after attach")
 @pytest.mark.parametrize("kind", [Module, Manual, Fused])
 def test_what_a_batch_unfreezes_is_clipped_in_that_batch(tmp_path, kind):
     module = kind()
