@@ -49,6 +49,7 @@ EQUIVALENT = {
     "tables.py": {"1 -> 2": "np.arange(most + 1)"},
     # What `where` discards, or `decide` drops.
     "scale.py": {"1.0 -> 1.01": "divisor = xp.where(clipped, norms, 1.0)"},
+    "window.py": {"0.0 -> 1.0": "below = xp.where(some, below, 0.0)"},
     "mean_std.py": {"0.0 -> 1.0": "xp.where(known, std, 0.0)"},
     "moments.py": {"1.0 -> 1.01": "np.where(norms > 0, norms, 1.0)"},
     # The size of a buffer: when norms are merged changes no number.

@@ -91,3 +91,10 @@ def test_broken_moments_have_a_fault(parts):
     state = moments.push(moments.empty(1), np.float32([2.0]))
     assert moments.fault(state) == ""
     assert moments.fault(state._replace(**parts))
+
+
+def test_one_broken_count_among_sound_ones_is_a_fault():
+    state = moments.push(moments.empty(2), np.float32([2.0, 3.0]))
+    assert moments.fault(state) == ""
+    broken = state._replace(count=np.int32([1, -1]))
+    assert "counts -1 norms" in moments.fault(broken)
