@@ -2,6 +2,7 @@
 
 from autoclip_core import __version__ as __version__
 
+from .agreement import check_agreement as check_agreement
 from .clipper import Clipper as Clipper
 from .clippers import AGC as AGC
 from .clippers import AdaGC as AdaGC

@@ -16,10 +16,10 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     """Raise an error on every rank if the clipper of one differs from the others'.
 
     Settings, history, counts and last decision are compared bit by bit, by their
-    digests: one small collective, and on an accelerator one transfer. Ranks that stop
-    agreeing scale one gradient differently, and their models drift apart unnoticed.
-    Call it now and then, on every rank of the group; without torch.distributed it does
-    nothing.
+    digests, in one small collective. Ranks that stop agreeing scale one gradient
+    differently, and their models drift apart unnoticed. Call it now and then, on every
+    rank of the group: what is on an accelerator is read back to the host for it.
+    Without torch.distributed it does nothing.
 
     Args:
       clipper: this rank's clipper, after `step()`.

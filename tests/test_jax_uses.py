@@ -1,7 +1,4 @@
-"""Checkpoints, optax's wrappers and the libraries' own models."""
-
-import subprocess
-import sys
+"""Optax's wrappers and the libraries' own models."""
 
 import jax
 import jax.numpy as jnp
@@ -36,54 +33,10 @@ def lenient():
         yield
 
 
-def trained(tx, state, grads):
-    update = jax.jit(tx.update)
-    for grad in grads:
-        _, state = update({"w": grad}, state)
-    return state
-
-
 def assert_same(one, other):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     for left, right in pairs:
         np.testing.assert_array_equal(left, right)
-
-
-def test_a_flax_checkpoint_resumes_bit_for_bit():
-    serialization = pytest.importorskip("flax.serialization")
-    tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
-    fresh = tx.init({"w": STEPS[0]})
-    half = trained(tx, fresh, STEPS[:15])
-    restored = serialization.from_bytes(fresh, serialization.to_bytes(half))
-    assert_same(trained(tx, half, STEPS[15:]), trained(tx, restored, STEPS[15:]))
-
-
-ORBAX = """
-import sys, jax, jax.numpy as jnp, numpy as np, optax
-import orbax.checkpoint as ocp
-from autoclip_jax import clip_by_quantile
-path, out = sys.argv[1:]
-steps = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
-tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
-update = jax.jit(tx.update)
-with ocp.StandardCheckpointer() as keeper:
-    state = keeper.restore(path, tx.init({"w": steps[0]}))
-for grad in steps[15:]:
-    _, state = update({"w": grad}, state)
-np.savez(out, *jax.tree.leaves(state))
-"""
-
-
-def test_an_orbax_checkpoint_resumes_bit_for_bit_in_another_process(tmp_path):
-    ocp = pytest.importorskip("orbax.checkpoint")
-    tx = optax.chain(clip_by_quantile(0.5, history_length=8), optax.sgd(0.1))
-    half = trained(tx, tx.init({"w": STEPS[0]}), STEPS[:15])
-    with ocp.StandardCheckpointer() as keeper:
-        keeper.save(tmp_path / "state", half)
-    arguments = [str(tmp_path / "state"), str(tmp_path / "resumed.npz")]
-    subprocess.run([sys.executable, "-c", ORBAX, *arguments], check=True)
-    wanted = trained(tx, half, STEPS[15:])
-    assert_same(wanted, list(np.load(tmp_path / "resumed.npz").values()))
 
 
 def test_a_state_of_another_history_or_policy_is_refused_when_the_step_is_traced():
