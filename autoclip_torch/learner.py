@@ -44,11 +44,11 @@ class Learner:
         """NumPy on the host, else the namespace of torch on the device."""
         return self._namespace or np
 
-    def here(self, number: Tensor) -> Any:
-        """Return a tensor of one number where decisions are taken."""
+    def here(self, values: Tensor) -> Any:
+        """Return a tensor where decisions are taken."""
         if self.device is None:
-            return number.cpu().numpy()
-        return number.to(self.device, non_blocking=True)
+            return values.cpu().numpy()
+        return values.to(self.device, non_blocking=True)
 
     def reset(self) -> None:
         """Forget every norm and count."""

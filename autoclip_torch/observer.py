@@ -106,7 +106,8 @@ class Observer:
         Args:
           norms: one step, a number or shape (rows,); or a series of steps, shape
             (steps,) for one row or (steps, rows), such as yesterday's history. Negative
-            and non-finite ones count as non-finite steps and are not recorded.
+            and non-finite ones count as non-finite steps and are not recorded. None is
+            a step whose norm nobody tells: it is counted, and nothing else.
 
         Returns:
           The decision on the last step.
@@ -118,13 +119,12 @@ class Observer:
         """
         learner = self._learner
         weights = self._stepper.parameters.norms(learner.device)
-        series: Any = as_series(norms, len(self.names))
-        series = series.numpy() if learner.device is None else series.to(learner.device)
-        everywhere = (series == series) | (series != series)
+        found = map(learner.here, as_series(norms, len(self.names)))
+        steps = list(zip(*found, strict=True))
         if self.nonfinite == "raise":
-            for step, observed in zip(series, everywhere, strict=True):
+            for step, observed in steps:
                 refuse_nonfinite(learner, step, observed)
-        for step, observed in zip(series, everywhere, strict=True):
+        for step, observed in steps:
             decision = learner.decide(step, observed, weights)
         return Decision(*map(torch.as_tensor, decision))
 

@@ -10,8 +10,14 @@ from autoclip_core.checks import message
 from .ranks import is_sharded
 
 
-def as_series(norms: Any, rows: int) -> Tensor:
-    """Return norms as a series of steps, shape (steps, rows), with NaN for negative."""
+def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """Return norms as a series of steps, with NaN for negative, and which were seen.
+
+    Both have the shape (steps, rows). None is one step in which no norm was seen.
+    """
+    seen = norms is not None
+    if not seen:
+        norms = torch.zeros(rows)
     if is_sharded(norms):  # such as `clip_grad_norm_` returns under FSDP2
         norms = norms.full_tensor()
     values = torch.as_tensor(norms, dtype=torch.float64).detach()
@@ -23,4 +29,5 @@ def as_series(norms: Any, rows: int) -> Tensor:
         rule = f"{one}, or a series of shape (steps, {rows})"
         shape = tuple(values.shape)
         raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
-    return torch.where(series < 0, float("nan"), series)
+    series = torch.where(series < 0, float("nan"), series)
+    return series, torch.full_like(series, seen, dtype=torch.bool)

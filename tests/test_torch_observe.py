@@ -151,6 +151,34 @@ def test_a_negative_norm_counts_as_not_finite(bad):
     assert (found["clip/nonfinite_total"], found["clip/steps"]) == (2, 6)
 
 
+@every_clipper
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_a_norm_that_nobody_tells_teaches_nothing(case, scope):
+    """DeepSpeed has none before the first update, nor in plain float32."""
+    told, untold = (case(small_model(), scope=scope) for _ in range(2))
+    norms = np.random.default_rng(3).lognormal(size=(6, len(told.names)))
+    untold.observe(None)
+    told.observe(norms)
+    for norm in norms:
+        untold.observe(norm)
+        decision = untold.observe(None)
+        assert decision.norm.isnan().all()
+        assert decision.finite.all()
+        assert not decision.clipped.any()
+        assert not decision.skipped.any()
+        assert (decision.scale == 1).all()
+    steps = told.state_dict(), untold.state_dict()
+    assert [state["tally"].pop("steps").item() for state in steps] == [6, 13]
+    check_same(*steps)
+
+
+def test_no_norm_is_none_to_be_refused():
+    clipper = one_row(nonfinite="raise")
+    assert clipper.observe(None).finite.all()
+    assert clipper.metrics()["clip/steps"] == 1
+    assert clipper.threshold().tolist() == [INF]
+
+
 def test_a_norm_of_zero_is_a_step_that_teaches_nothing():
     clipper = one_row(quantile=0.5)
     assert clipper.observe([2.0, 0.0, -0.0, 0.0]).finite.all()
