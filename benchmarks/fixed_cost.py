@@ -34,7 +34,7 @@ CLIPPERS: dict[str, tuple[Any, str]] = {
 
 def main() -> None:
     """Print a table per model, and save the numbers where asked to."""
-    parser = command.parser(__doc__, seconds=8.0)
+    parser = command.parser(__doc__, seconds=6.0)
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
     options = command.parse(parser)
     torch.set_num_threads(options.threads)

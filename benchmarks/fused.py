@@ -18,7 +18,7 @@ from timing import alternate, spread
 
 def main() -> None:
     """Print a table per model."""
-    options = command.parse(command.parser(__doc__, seconds=10.0))
+    options = command.parse(command.parser(__doc__, seconds=8.0))
     torch.set_num_threads(2)
     models = {name: MODELS[name] for name in ("lstm", "resnet50", "gpt")}
     found = []

@@ -121,7 +121,7 @@ def compare(network, compiled, seconds):
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=18.0, per="table"))
+    options = command.parse(command.parser(__doc__, seconds=10.0, per="table"))
     cases = [(lstm, False), (lstm, True), (deep, False), (deep, True)]
     found = [
         line

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from contenders import REFERENCE
+from contenders import REFERENCE, SAME
 from report import Case
 
-OURS, THEIRS = "#2a6f97", "#b5838d"
+OURS, THEIRS, NEITHER = "#2a6f97", "#b5838d", "#adb5bd"
 
 
 def draw(path: Path, cases: Sequence[Case], peers: Sequence[str]) -> None:
@@ -21,11 +21,12 @@ def draw(path: Path, cases: Sequence[Case], peers: Sequence[str]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     models = list(dict.fromkeys(case.model for case in cases))
     regimes = list(dict.fromkeys(case.regime for case in cases))
     names = [name for name in cases[0].results if name != REFERENCE][::-1]
-    colours = [THEIRS if name in peers else OURS for name in names]
+    colours = [colour(name, peers) for name in names]
     figure, axes = plt.subplots(
         len(regimes),
         len(models),
@@ -50,6 +51,16 @@ def draw(path: Path, cases: Sequence[Case], peers: Sequence[str]) -> None:
         panel.tick_params(labelsize="small")
         panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(axis="x", alpha=0.3)
+    told = {"this library": OURS, "others": THEIRS, "torch itself": NEITHER}
+    patches = [Patch(color=own, label=name) for name, own in told.items()]
+    figure.legend(handles=patches, loc="outside lower right", ncols=3, fontsize="small")
     figure.supxlabel(f"time of a step, to {REFERENCE} on the same gradients")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def colour(name: str, peers: Sequence[str]) -> str:
+    """Return the colour of a contender: ours, a peer's, or what torch has."""
+    if name in peers:
+        return THEIRS
+    return NEITHER if name == SAME or name.startswith("one read") else OURS

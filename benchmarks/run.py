@@ -33,7 +33,7 @@ def main() -> int:
 
 def read_options() -> argparse.Namespace:
     """Return the command line's options."""
-    parser = command.parser(__doc__, seconds=12.0, per="model and regime")
+    parser = command.parser(__doc__, seconds=10.0, per="model and regime")
     add = parser.add_argument
     add("--threads", type=int, default=2, help="of torch (default 2)")
     add("--picture", type=Path, metavar="FILE", help="draw the ratios there")
