@@ -124,7 +124,7 @@ def summarise(store: Store, rows: RowCounts, told: Mapping[str, int]) -> Summary
         threshold=float(kept["threshold"][-1]) if len(kept) else math.nan,
         advice=(
             *advise_on_rate(counts, totals.sums, scale),
-            *advise_on_ratchet(kept),
+            *advise_on_thresholds(kept),
             *advise_on_rows(rows),
             *advise_on_nonfinite(nonfinite, steps),
         ),
@@ -242,16 +242,37 @@ def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
     ]
 
 
-def advise_on_ratchet(kept: Array) -> list[str]:
-    """Say so if the threshold fell while more and more steps were clipped."""
+def advise_on_thresholds(kept: Array) -> list[str]:
+    """Say so if the threshold ran away, up or down, while much was clipped."""
     armed = kept[np.isfinite(kept["norm"]) & np.isfinite(kept["threshold"])]
-    if not len(armed):
+    if len(armed) < ENOUGH:
         return []
     # By step and not by place: of a long run mostly the recent steps are kept.
     start, end = int(armed["step"][0]), int(armed["step"][-1]) + 1
     third = (end - start) / 3
     first = armed[armed["step"] < start + third]
     last = armed[armed["step"] >= end - third]
+    if not len(first) or not len(last):
+        return []
+    return [*advise_on_climb(first, last), *advise_on_ratchet(first, last)]
+
+
+def advise_on_climb(first: Array, last: Array) -> list[str]:
+    """Say so if the threshold rose, and yet most steps were clipped."""
+    before, after = (float(np.median(part["threshold"])) for part in (first, last))
+    rate = mean(last["clipped"])
+    if not (after > 10 * before and rate > 0.5):
+        return []
+    return [
+        f"Red light: from the first third of the run to the last, the threshold rose "
+        f"from {number(before)} to {number(after)}, and {percent(rate)} of the last "
+        "steps were clipped: the run may be diverging, and the threshold follows it; "
+        "lower the learning rate, or bound the threshold."
+    ]
+
+
+def advise_on_ratchet(first: Array, last: Array) -> list[str]:
+    """Say so if the threshold fell while more and more steps were clipped."""
     if min(len(first), len(last)) < ENOUGH:
         return []
     before, after = (float(np.median(part["threshold"])) for part in (first, last))

@@ -171,6 +171,17 @@ def test_a_threshold_that_falls_while_more_is_clipped_is_a_red_light():
     assert "Red light" not in str(good.summary())
 
 
+def test_a_threshold_that_climbs_while_most_is_clipped_is_a_red_light():
+    log, good, short = ClipLog(), ClipLog(), ClipLog()
+    for step in range(300):
+        log.record(norm=2.0 * 1.03**step, threshold=1.03**step)
+        good.record(norm=2.0 * 1.03**step, threshold=3.0 * 1.03**step)
+    for step in range(99):
+        short.record(norm=2.0 * 1.1**step, threshold=1.1**step)
+    assert "the threshold rose from" in str(log.summary())
+    assert "Red light" not in str(good.summary()) + str(short.summary())
+
+
 # Files
 
 

@@ -45,6 +45,38 @@ def test_the_code_runs(framework, tmp_path, monkeypatch):
         exec(compile(source, "README.md", "exec"), namespace)
 
 
+@pytest.mark.needs("torch", "tf", "jax")
+def test_the_code_runs_in_the_order_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for source in blocks("python"):
+        exec(compile(source, "README.md", "exec"), namespace)
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize(
+    ("rate", "said"), [("0.01", "Stabiliser"), ("5.0", "the run may be diverging")]
+)
+def test_the_diagnosis_tells_a_healthy_run_from_one_that_diverges(
+    rate, said, tmp_path, monkeypatch
+):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": "readme"}
+    for source in BLOCKS["torch"]:
+        changed = source.replace("lr=0.01", f"lr={rate}")
+        exec(compile(changed, "README.md", "exec"), namespace)
+    summary = namespace["log"].summary()
+    assert said in str(summary)
+    x, y = namespace["batches"][0]
+    loss = torch.nn.functional.mse_loss(namespace["model"](x), y)
+    assert loss.isfinite() == (rate == "0.01")
+    assert (summary.clip_rate > 0.9) == (rate == "5.0")
+    assert (tmp_path / "norms.csv").is_file()
+
+
 def test_there_is_code_to_run():
     assert "torch" in BLOCKS
 
