@@ -49,6 +49,9 @@ class Cap(Combinator):
       policy: the policy to cap.
       max_norm: the largest threshold, > 0.
 
+    Raises:
+      TypeError, ValueError: `policy` is no policy; `max_norm` is not > 0.
+
     >>> from autoclip_core import Quantile, decide
     >>> policy = Cap(Quantile(0.9), max_norm=2.0)
     >>> _, decision = decide(policy, policy.init(rows=1), [8.0])
@@ -92,6 +95,9 @@ class Floor(Combinator):
       policy: the policy to hold up.
       min_norm: the smallest threshold, > 0.
 
+    Raises:
+      TypeError, ValueError: `policy` is no policy; `min_norm` is not > 0.
+
     >>> from autoclip_core import Fixed, decide
     >>> policy = Floor(Fixed(1.0), min_norm=2.0)
     >>> _, decision = decide(policy, policy.init(rows=2), [1.5, 4.0])
@@ -134,6 +140,9 @@ class Drop(Combinator):
         row exceeds its threshold. Either way the inner policy learns the norms, so that
         a lasting change of level is not dropped for ever.
 
+    Raises:
+      TypeError, ValueError: `policy` is no policy; `action` is another word.
+
     >>> from autoclip_core import Fixed, decide
     >>> policy = Drop(Fixed(1.0), action="skip")
     >>> _, decision = decide(policy, policy.init(rows=2), [0.5, 4.0])
@@ -166,7 +175,11 @@ class Drop(Combinator):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the inner threshold with a target of 0."""
+        """Return the inner threshold with a target of 0.
+
+        Raises:
+          ValueError: `norms` is None: a norm that is not known yet cannot be dropped.
+        """
         if norms is None:
             raise ValueError(
                 "Drop needs the current norm, and a threshold was asked for before it "
@@ -192,6 +205,7 @@ class WarmingUp(NamedTuple):
 class Warmup(Combinator):
     """Use a constant threshold until a row has recorded `steps` norms.
 
+    T = R = threshold meanwhile; afterwards the inner policy sets both.
     Each row counts for itself: a step without a gradient, or with one that is zero or
     not finite, does not count. The inner policy learns meanwhile.
 
@@ -199,6 +213,9 @@ class Warmup(Combinator):
       policy: the policy that takes over.
       steps: norms to record first, >= 0.
       threshold: the constant, > 0; +inf clips nothing.
+
+    Raises:
+      TypeError, ValueError: `policy` is no policy; a number is out of its range.
 
     >>> from autoclip_core import Quantile, decide
     >>> policy = Warmup(Quantile(0.5), steps=2, threshold=1.0)

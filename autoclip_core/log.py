@@ -42,6 +42,9 @@ class ClipLog:
         number on an accelerator costs one transfer in `every` steps.
       settings: what the run was, by name, for the report: the policy, the scope.
 
+    Raises:
+      TypeError, ValueError: `every` is no whole number >= 1.
+
     >>> import numpy as np
     >>> from autoclip_core import ClipLog, Fixed, decide
     >>> policy, log = Fixed(2.0), ClipLog()
@@ -230,6 +233,12 @@ class ClipLog:
 
         Raises:
           ImportError: matplotlib is not installed.
+
+        >>> log = ClipLog()
+        >>> for norm in [1.0, 4.0]:
+        ...     log.record(norm=norm, threshold=2.0)
+        >>> log.plot().axes[0].get_title()
+        'Clipping rate 50 %, mean scale 0.75, 2 steps'
         """
         told = self.summary()
         title = (
@@ -251,6 +260,12 @@ class ClipLog:
         Raises:
           ImportError: matplotlib is not installed.
           ValueError: the log has no rows: it needs decisions of more than one row.
+
+        >>> from autoclip_core import Fixed, decide
+        >>> policy, log = Fixed(2.0), ClipLog(["encoder", "head"])
+        >>> log.record(decide(policy, policy.init(rows=2), [1.0, 3.0])[1])
+        >>> [label.get_text() for label in log.plot_rows().axes[0].get_yticklabels()]
+        ['encoder', 'head']
         """
         if not self._rows.steps:
             raise ValueError(
@@ -273,6 +288,12 @@ class ClipLog:
 
         Raises:
           ImportError: matplotlib is not installed.
+
+        >>> log = ClipLog()
+        >>> for norm in [1.0, 4.0]:
+        ...     log.record(norm=norm, threshold=2.0)
+        >>> log.plot_histogram().axes[0].get_title()
+        'Norms of 2 steps'
         """
         threshold = math.inf if self._several_rows else self.summary().threshold
         return draw_histogram(self.norms, threshold, path)
@@ -281,6 +302,19 @@ class ClipLog:
         """Write the kept steps as a table: step, norm, threshold, scale and flags.
 
         Of a run so long that steps were left out a table has no totals: it warns.
+
+        Args:
+          path: where to write it.
+
+        >>> import pathlib, tempfile
+        >>> log = ClipLog()
+        >>> log.record(norm=4.0, threshold=2.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
+        ...     for line in path.read_text().split():
+        ...         print(line)
+        step,norm,threshold,scale,clipped,finite,skipped
+        0,4.0,2.0,0.5,1.0,1,0
         """
         kept = self._store.kept()
         if len(kept) < self._recorded:
@@ -293,15 +327,39 @@ class ClipLog:
         write_csv(path, kept)
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
-        """Write a line about the run (settings, rows, totals), then a line per step."""
+        """Write a line about the run (settings, rows, totals), then a line per step.
+
+        Args:
+          path: where to write them.
+
+        >>> import pathlib, tempfile
+        >>> log = ClipLog(settings={"policy": "Fixed(2.0)"})
+        >>> log.record(norm=4.0, threshold=2.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log.to_jsonl(path := pathlib.Path(folder, "run.jsonl"))
+        ...     path.read_text().splitlines()[0]
+        '{"clip_log": {"settings": {"policy": "Fixed(2.0)"}, "told": {}}}'
+        """
         write_jsonl(path, self._store, self._rows, self.settings, self._told)
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str]) -> "ClipLog":
         """Return the log of a file that `to_csv` wrote; it has no rows or settings.
 
+        Args:
+          path: the file.
+
         Raises:
           ValueError: the file lacks a column, or a cell is not a number.
+          OSError: the file cannot be read.
+
+        >>> import pathlib, tempfile
+        >>> log = ClipLog()
+        >>> log.record(norm=4.0, threshold=2.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
+        ...     ClipLog.from_csv(path).scales.tolist()
+        [0.5]
         """
         return cls.from_steps(read_csv(path))
 
@@ -309,8 +367,19 @@ class ClipLog:
     def from_jsonl(cls, path: str | PathLike[str]) -> "ClipLog":
         """Return the log of a file that `to_jsonl` wrote.
 
+        Args:
+          path: the file.
+
         Raises:
           ValueError: a line is not JSON or lacks a number.
+          OSError: the file cannot be read.
+
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "run.jsonl")
+        ...     _ = path.write_text('{"step": 0, "norm": 4.0, "threshold": 2.0}')
+        ...     ClipLog.from_jsonl(path).scales.tolist()
+        [0.5]
         """
         about, steps = read_jsonl(path)
         return cls.from_steps(steps, about)
@@ -327,6 +396,12 @@ class ClipLog:
 
         Raises:
           ValueError: what is said of the run is damaged.
+
+        >>> import numpy as np
+        >>> from autoclip_core.log_store import STEP
+        >>> steps = np.array([(7, 4.0, 2.0, 0.5, 1.0, True, False)], STEP)
+        >>> ClipLog.from_steps(steps).steps.tolist()
+        [7]
         """
         try:
             return cls._restored(steps, about or {})

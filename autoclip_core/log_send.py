@@ -61,6 +61,10 @@ class MetricsLogger:
           metrics: a clipper's bound method, `clipper.metrics`, which is called only on
             a step that is logged; or the metrics themselves.
           step: the number of the step, from 0; counted here if not given.
+
+        >>> send = MetricsLogger(lambda values, step: print(step, values), every=10)
+        >>> send({"clip/norm": 1.5}, step=20)
+        20 {'clip/norm': 1.5}
         """
         number = self._step if step is None else step
         self._step = number + 1

@@ -65,7 +65,11 @@ class ParamRatio(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the ratio of the parameters' norm."""
+        """Return the ratio of the parameters' norm.
+
+        Raises:
+          ValueError: `param_norms` is None.
+        """
         if param_norms is None:
             raise ValueError(
                 "param_norms must be given, got None: ParamRatio limits a gradient by "

@@ -65,6 +65,18 @@ class Policy(Protocol):
 
     A policy must be a frozen dataclass (with `repr=False`), its constructor checks its
     arguments, and its state is a NamedTuple of arrays whose first axis is the rows.
+
+    >>> from dataclasses import dataclass
+    >>> from autoclip_core import Fixed, Limit, decide
+    >>> @dataclass(frozen=True, repr=False)
+    ... class Halving(Fixed):  # a constant threshold, but a spike is cut to half of it
+    ...     def limit(self, state, norms=None, *, param_norms=None, xp=np):
+    ...         threshold = super().limit(state, norms, xp=xp).threshold
+    ...         return Limit(threshold, threshold / 2)
+    >>> policy = Halving(2.0)
+    >>> _, decision = decide(policy, policy.init(rows=2), [1.0, 4.0])
+    >>> decision.scale.tolist()
+    [1.0, 0.25]
     """
 
     @property
@@ -78,7 +90,19 @@ class Policy(Protocol):
         return False
 
     def init(self, rows: int, xp: Any = np) -> Any:
-        """Return the state that has seen nothing."""
+        """Return the state that has seen nothing.
+
+        Args:
+          rows: how many rows it is for, >= 0.
+          xp: the array namespace.
+
+        Returns:
+          A NamedTuple of arrays of shape (rows, ...).
+
+        >>> from autoclip_core import EmaRatio
+        >>> EmaRatio(2.0).init(rows=2).count.tolist()
+        [0, 0]
+        """
         ...
 
     def limit(
@@ -93,15 +117,36 @@ class Policy(Protocol):
 
         Args:
           state: what `init` or `record` returned.
-          norms: the current norms, 0 where a row has none. None asks for a threshold
-            before the norm is known; a policy that cannot say raises a ValueError.
-          param_norms: norms of the parameters, for policies that need them.
+          norms: the current norms, shape (rows,), 0 where a row has none. None asks for
+            a threshold before the norm is known; a policy that cannot say raises a
+            ValueError.
+          param_norms: norms of the parameters, shape (rows,), if the policy needs them.
           xp: the array namespace.
+
+        Returns:
+          A `Limit` of arrays of shape (rows,).
+
+        >>> from autoclip_core import Fixed
+        >>> Fixed(2.0).limit(Fixed(2.0).init(rows=2), np.ones(2)).threshold.tolist()
+        [2.0, 2.0]
         """
         ...
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
-        """Return the state that has learned the norms; `decide` says for which rows."""
+        """Return the state that has learned the norms; `decide` says for which rows.
+
+        Args:
+          state: what `init` or `record` returned.
+          norms: the current norms, shape (rows,), finite, 0 where a row has none.
+          limit: what `limit` returned for them.
+          xp: the array namespace.
+
+        >>> from autoclip_core import EmaRatio
+        >>> policy, norms = EmaRatio(2.0), np.float32([3.0])
+        >>> state = policy.init(rows=1)
+        >>> policy.record(state, norms, policy.limit(state, norms)).mean.tolist()
+        [1.0]
+        """
         ...
 
     def __repr__(self) -> str:

@@ -105,7 +105,18 @@ class Replay:
         return float(good[0]) if good.size else math.inf
 
     def rates(self, stretches: int = 50) -> Array:
-        """Return the clip rate over time: of so many stretches of equal length."""
+        """Return the clip rate over time: of so many stretches of equal length.
+
+        Args:
+          stretches: how many, >= 1.
+
+        Returns:
+          Shape (stretches,), in [0, 1]; NaN where a stretch has no finite norm.
+
+        >>> from autoclip_core import Fixed
+        >>> replay([1.0, 1.0, 1.0, 3.0], Fixed(2.0)).rates(stretches=2).tolist()
+        [0.0, 0.5]
+        """
         edges = np.linspace(0, len(self.norms), stretches + 1).astype(int)
         sums = np.concatenate([[0], np.cumsum(self.clipped)])
         known = np.concatenate([[0], np.cumsum(self.finite)])

@@ -45,6 +45,17 @@ def write_report(
 
     Raises:
       ImportError: matplotlib is not installed.
+      OSError: the file cannot be written.
+
+    >>> import tempfile, pathlib
+    >>> log = ClipLog(settings={"policy": "Fixed(2.0)"})
+    >>> for norm in [1.0, 4.0]:
+    ...     log.record(norm=norm, threshold=2.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "report.html")
+    ...     write_report(log, path)
+    ...     "clipping rate 50 %" in path.read_text(encoding="utf-8")
+    True
     """
     page = report_html(log, title)
     with open(path, "w", encoding="utf-8") as file:

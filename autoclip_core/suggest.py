@@ -10,7 +10,7 @@ from .log_summary import ENOUGH, number, percent
 from .policy import Policy
 from .quantile import Quantile
 from .replay import as_float64
-from .spikes import find_spikes
+from .spikes import find_shift, find_spikes
 
 Array = npt.NDArray[Any]
 
@@ -19,6 +19,9 @@ HEAVY_TAIL = 1.0
 
 DRIFT = 2.0
 """The ratio of the medians of the last and the first third that calls for a window."""
+
+DIVERGED = 1000.0
+"""How many times the usual norm the last norms are where a run diverged."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,16 @@ class Suggestion:
     """The policy to start with, which follows the norms as they change."""
     advice: tuple[str, ...]
     """Sentences, each with the numbers it rests on."""
+    diverged_at: int | None
+    """The step from which the norms left for good, if they did; a suggestion from all
+    steps is worth nothing then."""
 
     def __str__(self) -> str:
-        """Return the numbers line by line, then the advice."""
+        """Return the numbers line by line, then the advice; a divergence first."""
         low, high = map(number, self.mean_range)
+        left = [] if self.diverged_at is None else [about_divergence(self.diverged_at)]
         lines = [
+            *left,
             f"steps         {self.steps} ({self.nonfinite} non-finite)",
             f"mean          {number(self.mean)}",
             f"std           {number(self.std)}",
@@ -82,7 +90,7 @@ class Suggestion:
 def suggest_threshold(norms: Any) -> Suggestion:
     """Return statistics of a series of norms, a threshold to start with, and advice.
 
-    The suggested threshold is the 90th percentile, which clips a tenth of such steps.
+    max_norm = quantile(norms, 0.9), which clips a tenth of such steps, is suggested.
     The range from half to ten times the mean norm is an older rule of thumb.
 
     Args:
@@ -116,7 +124,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
     median, p90, p95, p99 = quantiles(known)
     unit = float(known.max()) or 1.0  # so that no sum and no square overflows
     mean = unit * float((known / unit).mean())
-    policy, why = choose_policy(known)
+    policy, why = choose_policy(series)
     return Suggestion(
         steps=series.size,
         nonfinite=series.size - known.size,
@@ -134,6 +142,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
         policy=policy,
         advice=(*too_few(known), *about_threshold(known, p90, mean), why,
                 *about_spikes(known), *about_lost(series)),
+        diverged_at=divergence(series),
     )  # fmt: skip
 
 
@@ -143,8 +152,9 @@ def quantiles(norms: Array) -> tuple[float, float, float, float]:
     return found[0], found[1], found[2], found[3]
 
 
-def choose_policy(norms: Array) -> tuple[Policy, str]:
+def choose_policy(series: Array) -> tuple[Policy, str]:
     """Return the policy to start with, and why."""
+    norms = series[np.isfinite(series)]
     drift, noise = drift_of(norms), noise_of(norms)
     if noise > HEAVY_TAIL:
         return Quantile(0.5), (
@@ -158,11 +168,49 @@ def choose_policy(norms: Array) -> tuple[Policy, str]:
             "that of the first): a constant would be inert or clip everything in one "
             "of them; take a short window."
         )
+    level = f"last third over first third {number(drift)}"
+    shift = find_shift(series)
+    if shift:
+        return Quantile(0.9), (
+            f"The level is steady in the long run ({level}), but changes "
+            f"x{number(shift.ratio)} at step {shift.step}: a window of 1000 steps "
+            "follows a lasting change, a constant does not; `replay --compare` shows "
+            "how soon."
+        )
     return Quantile(0.9), (
-        f"The level is steady (last third over first third {number(drift)}, deviation "
-        f"of ln(norm) {number(noise)} from step to step): a window of 1000 steps or "
-        "the constant will both do; the window also follows another learning rate or "
-        "loss scale."
+        f"The level is steady ({level}, deviation of ln(norm) {number(noise)} from "
+        "step to step): a window of 1000 steps or the constant will both do; the "
+        "window also follows another learning rate or loss scale."
+    )
+
+
+def divergence(series: Array) -> int | None:
+    """Return the step from which the norms left for good, or None.
+
+    They did if the last ten are a thousand times the median of the first half. Where
+    is told by the last norm below ten times that median.
+
+    >>> divergence(np.concatenate([np.ones(90), np.geomspace(1, 1e9, 30)]))
+    94
+    >>> divergence(np.ones(100)) is None
+    True
+    """
+    known = np.flatnonzero(np.isfinite(series))
+    if len(known) < ENOUGH:
+        return None
+    norms = series[known]
+    usual = float(np.median(norms[: len(norms) // 2] / 2)) * 2
+    if not 0 < usual * DIVERGED < np.median(norms[-10:] / 2) * 2:
+        return None
+    return int(known[norms <= 10 * usual][-1]) + 1
+
+
+def about_divergence(step: int) -> str:
+    """Say that the numbers are of a run that diverged, and what to do."""
+    return (
+        f"The run diverged: from step {step} on the norms are more than ten times the "
+        "usual one, and never less. A threshold from all steps is worth nothing: take "
+        f"those before, `--until {step}` or norms[:{step}]."
     )
 
 
