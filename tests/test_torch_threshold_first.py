@@ -24,10 +24,16 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_told(example, monkeypa
     class Watched(example.Engine):
         """Notes the limit it was given, the norm, and the norm it stepped with."""
 
-        def step(self, loss):
-            super().step(loss)
+        def update(self):
+            hook = self.optimizer.register_step_pre_hook(self.look)
+            self.after = None
+            super().update()
+            hook.remove()
+            found.append((self.clip_grad, self.get_global_grad_norm(), self.after))
+
+        def look(self, *_):
             gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
-            found.append((self.clip_grad, self.norm, gradient.norm().item()))
+            self.after = gradient.norm().item()
 
     monkeypatch.setattr(example, "Engine", Watched)
     clipper = example.main(steps=150)
@@ -45,3 +51,18 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_told(example, monkeypa
     assert metrics["clip/nonfinite_total"] == 1
     assert metrics["clip/clip_rate"] == pytest.approx(clipped / 150)
     assert clipped > 0
+
+
+def test_between_updates_the_engine_tells_an_old_norm(example):
+    """As DeepSpeed does: so the loop has to ask whether there was an update."""
+    model = torch.nn.Linear(2, 1)
+    engine = example.Engine(model)
+    told = []
+    for _ in range(5):
+        engine.backward(model(torch.randn(3, 2)).sum())
+        engine.step()
+        told.append((engine.was_step_applied(), engine.get_global_grad_norm()))
+    applied, norms = zip(*told, strict=True)
+    assert applied == (False, True, False, True, False)
+    assert norms[0] is None
+    assert norms[1] == norms[2] != norms[3] == norms[4]
