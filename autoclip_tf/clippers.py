@@ -28,6 +28,8 @@ class _Named(Clipper):
 class QuantileClip(_Named):
     """Clip to a quantile of the norms of the last steps: AutoClip.
 
+    T = quantile(the last norms, q).
+
     One history per variable by default; `global_clipping=True` keeps one for all, as
     the paper does. q = 0.9 clips about 10 % of the steps. The paper's "percentile 10"
     is `quantile=0.1, include_current=True` over all of the run.
@@ -37,6 +39,9 @@ class QuantileClip(_Named):
       history_length: steps that are remembered, >= 1.
       include_current: whether the current norm belongs to the history that limits it.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight, clip = keras.Variable([0.0, 0.0]), QuantileClip(quantile=0.5)
     >>> for norm in [1.0, 3.0, 8.0]:
@@ -69,6 +74,8 @@ class QuantileClip(_Named):
 class StandardClip(_Named):
     """Clip to the mean plus k standard deviations of the norms of the last steps.
 
+    T = mean + k * deviation, or with `log` exp of that of ln(norm).
+
     Args:
       deviations: k, finite; 1 to 4.
       history_length: steps that are remembered, >= 1.
@@ -77,6 +84,9 @@ class StandardClip(_Named):
         max(2, ddof + 1) steps.
       include_current: whether the current norm belongs to the history that limits it.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight, clip = keras.Variable([0.0]), StandardClip(1.0, history_length=32)
     >>> for norm in [1.0, 3.0, 10.0]:
@@ -115,6 +125,8 @@ class StandardClip(_Named):
 class AGC(_Named):
     """Clip each output unit to a fraction of its weights' norm: adaptive clipping, AGC.
 
+    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
+
     Which axes make a unit follows from the variable's path, as long as layers have
     their default names; see `autoclip_tf.layouts`. The paper leaves out the
     classifier's weight: `exclude="*/head/kernel"`.
@@ -129,6 +141,9 @@ class AGC(_Named):
       axes: what a rule does not know: from the path of a variable, or a pattern, to
         the axes that a unit's norm is over; `axes_by_layer(model)` makes it.
       **common: see `Clipper`; the scope is "unit" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight, clip = keras.Variable([[1.0], [1.0]]), AGC(0.5)
     >>> [(gradient, _)] = clip([(keras.ops.array([[3.0], [4.0]]), weight)])
@@ -181,6 +196,8 @@ class _Axes:
 class ZClip(_Named):
     """Clip norms more than z deviations above their moving average: ZClip.
 
+    T = mu + z * sigma, both moving averages; see `autoclip_core.ZScore`.
+
     Args:
       z: deviations above the mean, > 0; 2 to 3.
       alpha: the memory, in [0, 1).
@@ -190,6 +207,9 @@ class ZClip(_Named):
       record: what is learned of a clipped norm: "winsorized", "applied" (the paper's,
         which never follows a lasting rise), "raw" or "none".
       **common: see `Clipper`; the scope is "global" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight = keras.Variable([0.0])
     >>> clip = ZClip(2.0, warmup_steps=2, target="threshold")
@@ -227,6 +247,8 @@ class ZClip(_Named):
 class AdaGC(_Named):
     """Clip each variable to a ratio of the moving average of its clipped norm: AdaGC.
 
+    T = ratio * average; see `autoclip_core.EmaRatio`.
+
     Most steps are clipped, a little: it is a soft normaliser, and its threshold rises
     by at most 0.1 % a step. For rare spikes alone take a ratio of 2 or 3. The paper
     clips the global norm during the warm-up; for that, put a `NormClip` before this.
@@ -237,6 +259,9 @@ class AdaGC(_Named):
       warmup_steps: norms of a row before its average takes over, >= 0.
       warmup_threshold: the threshold until then, > 0.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight, clip = keras.Variable([0.0]), AdaGC(2.0, warmup_steps=0)
     >>> for norm in [1.0, 4.0]:
@@ -273,12 +298,17 @@ class AdaGC(_Named):
 class NormClip(_Named):
     """Clip to a constant norm, as `global_clipnorm` does, and say what was done.
 
+    T = max_norm.
+
     Unlike there, gradients are clipped after the replicas' were summed, duplicate
     slices of an embedding are summed before the norm, and a NaN does not spread.
 
     Args:
       max_norm: the threshold, > 0.
       **common: see `Clipper`; the scope is "global" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
     >>> [(gradient, _)] = clip([(keras.ops.array([3.0, 4.0]), weight)])

@@ -33,6 +33,8 @@ class _Named(Clipper):
 class QuantileClip(_Named):
     """Clip to a quantile of the norms of the last steps: AutoClip.
 
+    T = quantile(the last norms, q).
+
     One history per parameter by default; `global_clipping=True` keeps one for all, as
     the paper does. q = 0.9 clips about 10 % of the steps. The paper's "percentile 10"
     is `quantile=0.1, history_length=None, include_current=True`.
@@ -40,9 +42,13 @@ class QuantileClip(_Named):
     Args:
       parameters: see `Clipper`.
       quantile: q, in [0, 1].
-      history_length: steps that are remembered, >= 1; None remembers all (CPU only).
+      history_length: steps that are remembered, >= 1; None remembers all (of
+        plain tensors on the CPU).
       include_current: whether the current norm belongs to the history that limits it.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -78,15 +84,21 @@ class QuantileClip(_Named):
 class StandardClip(_Named):
     """Clip to the mean plus k standard deviations of the norms of the last steps.
 
+    T = mean + k * deviation, or with `log` exp of that of ln(norm).
+
     Args:
       parameters: see `Clipper`.
       deviations: k, finite; 1 to 4.
-      history_length: steps that are remembered, >= 1; None remembers all (CPU only).
+      history_length: steps that are remembered, >= 1; None remembers all (of
+        plain tensors on the CPU).
       log: whether to take mean and deviation of the logarithms.
       ddof: the deviation divides by n - ddof; nothing is clipped before
         max(2, ddof + 1) steps.
       include_current: whether the current norm belongs to the history that limits it.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -128,6 +140,8 @@ class StandardClip(_Named):
 class AGC(_Named):
     """Clip each output unit to a fraction of its weights' norm: adaptive clipping, AGC.
 
+    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
+
     Give the module, not its parameters, and the units of a transposed convolution or a
     normalisation layer are right too; from bare parameters, each index of axis 0 is a
     unit. The paper leaves out the classifier's weight: `exclude=["head.weight"]`.
@@ -141,6 +155,9 @@ class AGC(_Named):
       rule: "unit"; "layer", each parameter as a whole; or "nfnets", the axes of the
         NFNets reference and of optax, which expect kernels as JAX lays them out.
       **common: see `Clipper`; the scope is "unit" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -191,6 +208,8 @@ class AGC(_Named):
 class ZClip(_Named):
     """Clip norms more than z deviations above their moving average: ZClip.
 
+    T = mu + z * sigma, both moving averages; see `autoclip_core.ZScore`.
+
     Args:
       parameters: see `Clipper`.
       z: deviations above the mean, > 0; 2 to 3.
@@ -201,6 +220,9 @@ class ZClip(_Named):
       record: what is learned of a clipped norm: "winsorized", "applied" (the paper's,
         which never follows a lasting rise), "raw" or "none".
       **common: see `Clipper`; the scope is "global" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -240,6 +262,8 @@ class ZClip(_Named):
 class AdaGC(_Named):
     """Clip each parameter to a ratio of the moving average of its clipped norm: AdaGC.
 
+    T = ratio * average; see `autoclip_core.EmaRatio`.
+
     Most steps are clipped, a little: it is a soft normaliser, and its threshold rises
     by at most 0.1 % a step. For rare spikes alone take a ratio of 2 or 3. The paper
     clips the global norm during the warm-up; for that, step a `NormClip` before this.
@@ -251,6 +275,9 @@ class AdaGC(_Named):
       warmup_steps: norms of a row before its average takes over, >= 0.
       warmup_threshold: the threshold until then, > 0.
       **common: see `Clipper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -290,6 +317,8 @@ class AdaGC(_Named):
 class NormClip(_Named):
     """Clip to a constant norm, as `clip_grad_norm_` does, and say what was done.
 
+    T = max_norm.
+
     Unlike there, nothing is added to the divisor, a gradient within the limit keeps its
     bits, a parameter listed twice counts once, and a NaN does not spread.
 
@@ -297,6 +326,9 @@ class NormClip(_Named):
       parameters: see `Clipper`.
       max_norm: the threshold, > 0.
       **common: see `Clipper`; the scope is "global" unless given.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
