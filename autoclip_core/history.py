@@ -86,8 +86,8 @@ def check_on_host(xp: Any) -> None:
     if xp is not np:
         raise ValueError(
             "history_length must be a number where shapes are static (JAX, graphs, "
-            "accelerators), got None; set history_length=1000, or use "
-            "StreamingQuantile, which remembers all norms in one number"
+            "accelerators, sharded parameters), got None; set history_length=1000, or "
+            "use StreamingQuantile, which remembers all norms in one number"
         )
 
 

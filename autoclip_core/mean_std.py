@@ -27,8 +27,8 @@ class MeanStd(Policy):
 
     Args:
       deviations: k, >= 0, with `log` any finite number; 1 to 4.
-      history_length: H, steps that are remembered, >= 1; None remembers all (NumPy and
-        PyTorch on the CPU only).
+      history_length: H, steps that are remembered, >= 1; None remembers all (NumPy, and
+        plain tensors of PyTorch on the CPU).
       log: whether to take the logarithms.
       ddof: the deviation divides by n - ddof; 0 or more. With fewer than
         max(2, ddof + 1) norms there is no threshold.

@@ -26,8 +26,8 @@ class Quantile(Policy):
 
     Args:
       quantile: q, in [0, 1].
-      history_length: H, steps that are remembered, >= 1; None remembers all (NumPy and
-        PyTorch on the CPU only).
+      history_length: H, steps that are remembered, >= 1; None remembers all (NumPy, and
+        plain tensors of PyTorch on the CPU).
       include_current: whether the current norm belongs to the window that limits it.
 
     Raises:

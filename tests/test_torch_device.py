@@ -671,6 +671,19 @@ def test_a_history_of_all_norms_is_refused_where_the_parameters_are():
         QuantileClip(model().to("meta"), history_length=None)
 
 
+def test_a_history_of_all_norms_is_refused_for_sharded_parameters():
+    """On the CPU, too: they are decided about in tensors, as on a device."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = torch.distributed.tensor.distribute_module(model(), mesh)
+        with pytest.raises(ValueError, match=r"\(.*, sharded parameters\), got None"):
+            QuantileClip(sharded, history_length=None)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # A real device.
 
 
