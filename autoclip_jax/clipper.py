@@ -71,7 +71,7 @@ def clip_by_policy(
       A :class:`optax.GradientTransformationExtraArgs` whose state is a `ClipState`.
 
     Raises:
-      ValueError: an argument breaks its rule; the message says which.
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> from autoclip_core import Fixed
     >>> tx = clip_by_policy(Fixed(1.0), scope="global")

@@ -28,6 +28,8 @@ def clip_by_quantile(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to a quantile of the norms of the last steps: AutoClip.
 
+    T = quantile(the last norms, q).
+
     Args:
       quantile: q, in [0, 1]; 0.9 clips about 10 % of the steps.
       history_length: steps that are remembered, >= 1.
@@ -37,6 +39,9 @@ def clip_by_quantile(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> import jax.numpy as jnp
     >>> tx = optax.chain(clip_by_quantile(0.5, scope="global"), optax.sgd(1.0))
@@ -85,6 +90,8 @@ def clip_by_mean_std(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to the mean plus k deviations of the norms of the last steps.
 
+    T = mean + k * deviation, or with `log` exp of that of ln(norm).
+
     Args:
       deviations: k, finite; 1 to 4.
       history_length: steps that are remembered, >= 1.
@@ -96,6 +103,17 @@ def clip_by_mean_std(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
+    >>> import jax.numpy as jnp
+    >>> tx = clip_by_mean_std(1.0, history_length=32)
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for norm in [1.0, 3.0, 10.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state)
+    >>> round(float(state.clip_threshold[0]), 4)
+    3.4142
 
     References:
       Chen et al., `The best of both worlds: Combining recent advances in neural machine
@@ -137,6 +155,8 @@ def clip_by_zscore(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms more than z deviations above their moving average: ZClip.
 
+    T = mu + z * sigma, both moving averages; see `autoclip_core.ZScore`.
+
     Args:
       z: deviations above the mean, > 0; 2 to 3.
       alpha: the memory, in [0, 1).
@@ -148,6 +168,17 @@ def clip_by_zscore(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
+    >>> import jax.numpy as jnp
+    >>> tx = clip_by_zscore(2.0, warmup_steps=2, target="threshold")
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for norm in [1.0, 3.0, 8.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state)
+    >>> updates.tolist()
+    [4.0]
 
     References:
       Kumar et al., `ZClip: Adaptive spike mitigation for LLM pre-training
@@ -184,6 +215,8 @@ def clip_by_ema_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates to a ratio of the moving average of their clipped norm: AdaGC.
 
+    T = ratio * average; see `autoclip_core.EmaRatio`.
+
     Args:
       ratio: the threshold over the average, > 1.
       beta: the memory, in [0, 1).
@@ -194,6 +227,17 @@ def clip_by_ema_ratio(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
+    >>> import jax.numpy as jnp
+    >>> tx = clip_by_ema_ratio(2.0, warmup_steps=0)
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for norm in [1.0, 4.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state)
+    >>> updates.tolist()
+    [2.0]
 
     References:
       Wang et al., `AdaGC: Improving training stability for large language model
@@ -231,6 +275,8 @@ def clip_by_param_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip each output unit to a fraction of its weights' norm: AGC.
 
+    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
+
     Args:
       clipping: the ratio, > 0.
       eps: the floor of the weights' norm, > 0.
@@ -239,6 +285,16 @@ def clip_by_param_ratio(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` object; `update` needs `params`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
+    >>> import jax.numpy as jnp
+    >>> tx = clip_by_param_ratio(0.5)
+    >>> params = jnp.array([3.0, 4.0])
+    >>> updates, state = tx.update(jnp.array([6.0, 8.0]), tx.init(params), params)
+    >>> updates.tolist()
+    [1.5, 2.0]
 
     References:
       Brock et al., `High-performance large-scale image recognition without

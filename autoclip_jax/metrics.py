@@ -19,6 +19,12 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     `jit`. The names are those of `autoclip_core.metrics.metrics`. Of several clippers
     each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of the state.
 
+    Args:
+      opt_state: what `tx.init` or `tx.update` returned.
+
+    Returns:
+      Arrays of shape (), by name.
+
     Raises:
       ValueError: there is no clipper in the state, or it is one of a `vmap`.
 

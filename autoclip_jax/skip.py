@@ -76,6 +76,9 @@ def skip_steps(
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is a `SkipState`.
 
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
     >>> from autoclip_core import Fixed
     >>> tx = skip_steps(optax.sgd(1.0, momentum=0.9), Fixed(2.0))
     >>> state = tx.init(jnp.zeros(1))
@@ -208,9 +211,21 @@ def check_skips(opt_state: Any) -> None:
 
     Call it on the host, now and then; it reads one flag back.
 
+    Args:
+      opt_state: what `tx.init` or `tx.update` returned, of a chain or a mask, too.
+
     Raises:
       RuntimeError: it did.
       ValueError: there is no `skip_steps` in the state.
+
+    >>> from autoclip_core import Fixed
+    >>> tx = skip_steps(optax.sgd(1.0), Fixed(2.0), max_consecutive=1)
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for norm in [5.0, 5.0]:
+    ...     updates, state = tx.update(jnp.array([norm]), state)
+    >>> check_skips(state)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    RuntimeError: 2 updates in a row were cancelled: ...
     """
     found = [
         leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_skip) if _is_skip(leaf)
