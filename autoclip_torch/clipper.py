@@ -12,7 +12,9 @@ from autoclip_core.settings import Around, choose_scope
 
 from .amp import LossScale, share_overflow, unscale_once, unwrap
 from .attach import Attachment, check_unscaled
+from .fused import is_fused
 from .groups import Given, optimizer_groups
+from .momentum import start_from_zero
 from .observer import Observer
 
 if TYPE_CHECKING:
@@ -134,6 +136,8 @@ class Clipper(Observer):
         parameters = self._stepper.parameters
         scale = unscale_once(scaler, optimizer)
         check_unscaled(parameters, scaler, unwrap(optimizer))
+        if is_fused(unwrap(optimizer)):  # the scaler may cancel its first step
+            start_from_zero(unwrap(optimizer))
         decision = self._stepper.step(scale)
         if parameters.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 
 from .amp import CONTROLS, LossScale, stepped_ids, taken_off
+from .momentum import forget_unwritten, without_momentum
 from .stepper import Kernel, Stepper
 from .values import stored
 
@@ -35,6 +36,7 @@ class Controls:
         """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
         self._told: dict[str, Tensor] = {}
+        self._without_momentum: list[Tensor] = []
         self._clipped: list[Stepper] = []
         self.steppers: list[Stepper] = []
         """Those that are attached."""
@@ -85,18 +87,22 @@ class Controls:
             if kernel.scales:
                 factor = _folded(factor, decision)
             overflow = _either(overflow, _cancelled(decision, kernel.scales))
+        self._without_momentum = without_momentum(optimizer)
         self._tell(optimizer, factor, overflow)
         self._clipped.append(stepper)
 
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
         if self._before is not None:
-            taken_off(optimizer)
+            told = taken_off(optimizer)
+            if (cancelled := told.get("found_inf")) is not None:
+                forget_unwritten(optimizer, self._without_momentum, cancelled)
             vars(optimizer).update(self._before)
         self._forget()
 
     def _forget(self) -> None:
         self._before, self._told, self._clipped = None, {}, []
+        self._without_momentum = []
 
     def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
         before = taken_off(optimizer)

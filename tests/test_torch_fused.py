@@ -444,3 +444,83 @@ def test_a_scaler_without_any_gradient_changes_nothing():
         scaler.step(optimizer)
     assert same_bits(before, everything(params, optimizer))
     assert clipper.metrics()["clip/steps"] == 1
+
+
+def junk():
+    """Leave in free memory what an empty tensor then holds."""
+    [torch.full((4096,), 7e30) for _ in range(64)].clear()
+
+
+SGD_SETTINGS = {
+    "momentum": {},
+    "nesterov": {"nesterov": True},
+    "dampening": {"dampening": 0.5},
+    "weight decay": {"weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("first", [float("nan"), 1e6], ids=["nan", "dropped"])
+@pytest.mark.parametrize("settings", SGD_SETTINGS)
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_a_momentum_whose_first_step_was_cancelled_has_not_begun(
+    settings, first, scope
+):
+    """The kernel leaves it as unwritten memory; the run is that without the step."""
+    found = []
+    for fused in (True, False):
+        weight = torch.nn.Parameter(torch.ones(4096))
+        keywords = {"lr": 0.1, "momentum": 0.9, "fused": fused}
+        optimizer = torch.optim.SGD([weight], **keywords | SGD_SETTINGS[settings])
+        policy = Drop(Fixed(1e4), action="skip")
+        clipper = Clipper([weight], policy, scope=scope, nonfinite="skip")
+        clipper.attach(optimizer)
+        for size in (first, first, 1.0, 2.0):
+            weight.grad = torch.full((4096,), size)
+            junk()
+            optimizer.step()
+            if not (size < 3):
+                assert not optimizer.state_dict()["state"]
+        assert clipper.metrics()["clip/skipped_total"] == 2
+        found.append(weight.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("way", ["attached", "by hand"])
+def test_a_momentum_begins_after_the_overflows_of_a_loss_scale(way, nesterov):
+    found = []
+    for fused in (True, False):
+        weight = torch.nn.Parameter(torch.zeros(4096))
+        optimizer = torch.optim.SGD(
+            [weight], lr=0.1, momentum=0.9, nesterov=nesterov, fused=fused
+        )
+        clipper = NormClip([weight], max_norm=1.0)
+        if way == "attached":
+            clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for size in (float("inf"), float("inf"), 1.0, 2.0):
+            optimizer.zero_grad()
+            scaler.scale(weight.sum() * size).backward()
+            junk()
+            if way == "by hand":
+                clipper.step(scaler=scaler, optimizer=optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        found.append(weight.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("first", [float("nan"), 1.0])
+def test_on_a_device_a_cancelled_first_step_leaves_a_momentum_of_zero(first):
+    found = []
+    for steps in ((first, 1.0, 2.0), (1.0, 2.0) if first != first else (1.0, 1.0, 2.0)):
+        weight = torch.nn.Parameter(torch.ones(4096, device="cuda"))
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
+        NormClip([weight], max_norm=1e4, nonfinite="skip").attach(optimizer)
+        for size in steps:
+            weight.grad = torch.full((4096,), size, device="cuda")
+            torch.full((4096,), 7e30, device="cuda")
+            optimizer.step()
+        found.append(weight.detach())
+    assert torch.equal(*found)
