@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("replay", help=about, description=about, **shape)
     command.set_defaults(run=run_replay)
     add_input(command)
+    add_until(command)
     command.add_argument(
         "--compare", action="store_true", help="all policies, in a table"
     )
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("suggest", help=about, description=about, **shape)
     command.set_defaults(run=run_suggest)
     add_input(command)
+    add_until(command)
     command.add_argument("--json", action="store_true", help="for machines")
 
     about = "one page about a run, from the file that ClipLog.to_jsonl wrote"
@@ -120,11 +122,30 @@ def add_input(command: argparse.ArgumentParser) -> None:
     command.add_argument("--column", metavar="NAME", help="the column of the norms")
 
 
+def add_until(command: argparse.ArgumentParser) -> None:
+    """Add where to stop reading."""
+    about = "only the first N steps, such as those before a run diverged"
+    command.add_argument("--until", metavar="N", type=count, help=about)
+
+
+def count(text: str) -> int:
+    """Return a number of steps, which is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
+    return int(text)
+
+
+def read_steps(options: argparse.Namespace) -> Series:
+    """Return the norms that the options name."""
+    series = read_series(options.file, options.column)
+    return series._replace(norms=series.norms[: options.until])
+
+
 def run_replay(options: argparse.Namespace) -> None:
     """Replay one policy, or compare them all."""
     if options.compare:
         return run_compare(options)
-    series = read_series(options.file, options.column)
+    series = read_steps(options)
     bar = progress_bar("replay")
     report = replay(as_series(series.norms), options.policy, progress=bar)
     if options.plot:
@@ -143,7 +164,7 @@ def run_compare(options: argparse.Namespace) -> None:
     if options.output:
         raise ValueError("--output is the steps of one policy; leave out --compare")
     refuse_options(options)
-    series = read_series(options.file, options.column)
+    series = read_steps(options)
     norms = as_series(series.norms)
     reports = {
         name: replay(norms, policy, progress=progress_bar(name))
@@ -190,7 +211,7 @@ def as_table(series: Series, reports: dict[str, Replay]) -> str:
 
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a threshold."""
-    series = read_series(options.file, options.column)
+    series = read_steps(options)
     found = suggest_threshold(series.norms)
     if options.json:
         plain = dict(vars(found), policy=repr(found.policy).partition("  #")[0])

@@ -58,7 +58,8 @@ class Suggestion:
     mean_range: tuple[float, float]
     """Half the mean and ten times the mean: thresholds from here to there can work."""
     policy: Policy
-    """The policy to start with, which follows the norms as they change."""
+    """The policy to start with, which follows the norms as they change; from those
+    before a divergence."""
     advice: tuple[str, ...]
     """Sentences, each with the numbers it rests on."""
     diverged_at: int | None
@@ -124,7 +125,8 @@ def suggest_threshold(norms: Any) -> Suggestion:
     median, p90, p95, p99 = quantiles(known)
     unit = float(known.max()) or 1.0  # so that no sum and no square overflows
     mean = unit * float((known / unit).mean())
-    policy, why = choose_policy(series)
+    diverged_at = divergence(series)
+    policy, why = choose_policy(series[:diverged_at])
     return Suggestion(
         steps=series.size,
         nonfinite=series.size - known.size,
@@ -142,7 +144,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
         policy=policy,
         advice=(*too_few(known), *about_threshold(known, p90, mean), why,
                 *about_spikes(known), *about_lost(series)),
-        diverged_at=divergence(series),
+        diverged_at=diverged_at,
     )  # fmt: skip
 
 

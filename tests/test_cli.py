@@ -69,6 +69,16 @@ def test_npy_and_stdin(tmp_path, capsys, monkeypatch):
     assert said(capsys, "suggest", "-")["mean"] == 2.0
 
 
+def test_the_first_steps_alone(file, capsys):
+    path = file("norm\n1\n3\n1e9\n")
+    assert said(capsys, "suggest", path, "--until", "2")["mean"] == 2.0
+    assert said(capsys, "replay", path, "--until", "2")["steps"] == 2
+    for wrong in ("0", "-1", "half"):
+        with pytest.raises(SystemExit):
+            main(["suggest", path, "--until", wrong])
+        assert f"whole number >= 1, got {wrong}" in capsys.readouterr().err
+
+
 def test_an_array_of_json(file, capsys):
     assert said(capsys, "suggest", file("[1.0, 3.0]", "a.json"))["mean"] == 2.0
 

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from autoclip_core import Quantile, suggest_threshold
+from autoclip_core import Quantile, replay, suggest_threshold
 
 NAN, INF = math.nan, math.inf
 
@@ -96,6 +96,27 @@ def test_a_level_that_moves_is_no_heavy_tail(level, policy, word):
     found = suggest_threshold(around(level))
     assert found.policy == policy
     assert word in " ".join(found.advice)
+
+
+def test_a_run_that_diverged_is_named_first_and_its_healthy_part_judged():
+    rise = np.geomspace(1, 1e12, 150)
+    norms = np.concatenate([calm(size=1200), rise, [NAN] * 50])
+    found = suggest_threshold(norms)
+    assert found.diverged_at == 1200 + np.flatnonzero(rise > 10)[0]
+    assert str(found).startswith("The run diverged: from step 1213 on")
+    healthy = suggest_threshold(norms[: found.diverged_at])
+    assert healthy.diverged_at is None
+    assert found.policy == healthy.policy
+    assert healthy.max_norm < 1.3 < found.max_norm
+    assert suggest_threshold(norms[:99]).diverged_at is None
+    assert suggest_threshold(norms[:1225]).diverged_at is None  # 90 is not sure
+
+
+def test_a_level_that_changes_is_told_as_a_replay_tells_it():
+    norms = around(np.repeat([1.0, 8.0, 1.0], [1200, 200, 600]))
+    found, shift = suggest_threshold(norms), replay(norms, Quantile(0.9)).shift
+    assert f"changes x{shift.ratio:.4g} at step {shift.step}" in str(found)
+    assert "changes" not in str(suggest_threshold(calm()))
 
 
 def test_a_constant_has_no_spikes_to_filter():
