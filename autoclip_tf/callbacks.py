@@ -36,7 +36,11 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the clippers."""
+        """Find the clippers.
+
+        Raises:
+          ValueError: the optimizer has none.
+        """
         self._clippers = list(clippers_of(self.model.optimizer))
         if not self._clippers:
             raise ValueError(
@@ -56,7 +60,16 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def clippers_of(optimizer: Any) -> Iterator[Clipper]:
-    """Yield the clippers of an optimizer and of those that it wraps."""
+    """Yield the clippers of an optimizer and of those that it wraps.
+
+    Args:
+      optimizer: that of a compiled model, or None.
+
+    >>> from autoclip_tf import NormClip
+    >>> optimizer = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))
+    >>> list(clippers_of(keras.optimizers.LossScaleOptimizer(optimizer)))
+    [NormClip(max_norm=2.0)]
+    """
     if optimizer is None:
         return
     for transformer in getattr(optimizer, "gradient_transformers", ()):

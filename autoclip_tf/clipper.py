@@ -127,6 +127,12 @@ class Clipper(Tracked):  # type: ignore[misc]
         Raises:
           ValueError: it is built already, for another optimizer; or `exclude` does not
             fit the variables.
+
+        >>> from autoclip_core import Fixed
+        >>> weight, clip = keras.Variable([0.0]), Clipper(Fixed(2.0))
+        >>> clip.build([weight])
+        >>> len(clip.names), clip.metrics()["clip/steps"]
+        (1, 0.0)
         """
         if self.built:
             raise ValueError(
@@ -149,6 +155,12 @@ class Clipper(Tracked):  # type: ignore[misc]
 
         Returns:
           The pairs in the same order; a gradient within its limit keeps its bits.
+
+        >>> from autoclip_core import Fixed
+        >>> weight, clip = keras.Variable([0.0]), Clipper(Fixed(2.0))
+        >>> [(gradient, _)] = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> ops.convert_to_numpy(gradient).tolist()
+        [2.0]
         """
         pairs = list(grads_and_vars)
         if not self.built:
@@ -176,6 +188,15 @@ class Clipper(Tracked):  # type: ignore[misc]
 
         Returns:
           The names of `autoclip_core.metrics.metrics`, each a float.
+
+        Raises:
+          ValueError: it has not met its variables yet.
+
+        >>> from autoclip_core import Fixed
+        >>> weight, clip = keras.Variable([0.0]), Clipper(Fixed(2.0))
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
+        (4.0, 2.0)
         """
         seen = self._on_host()
         found = {
@@ -187,7 +208,18 @@ class Clipper(Tracked):  # type: ignore[misc]
         return found
 
     def reset(self) -> None:
-        """Forget every norm and count."""
+        """Forget every norm and count.
+
+        Raises:
+          ValueError: it has not met its variables yet.
+
+        >>> from autoclip_core import Fixed
+        >>> weight, clip = keras.Variable([0.0]), Clipper(Fixed(2.0))
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.reset()
+        >>> clip.metrics()["clip/steps"]
+        0.0
+        """
         self._built()
         self._store.reset()
 
@@ -211,7 +243,13 @@ class Clipper(Tracked):  # type: ignore[misc]
         return rebuilt(optimizer, [self])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this clipper again, ready to be saved."""
+        """Return the arguments that make this clipper again, ready to be saved.
+
+        >>> from autoclip_tf import QuantileClip
+        >>> config = QuantileClip(0.5, scope="global").get_config()
+        >>> config["quantile"], config["scope"]
+        (0.5, 'global')
+        """
         arguments = {
             name: policy_to_plain(value) if value is self.policy else value
             for name, value in self._arguments().items()
@@ -220,7 +258,18 @@ class Clipper(Tracked):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Clipper":
-        """Return the clipper that `get_config` described, without its history."""
+        """Return the clipper that `get_config` described, without its history.
+
+        Args:
+          config: what `get_config` returned.
+
+        Raises:
+          TypeError, ValueError: an argument breaks its rule; the message says which.
+
+        >>> from autoclip_tf import NormClip
+        >>> NormClip.from_config(NormClip(2.0).get_config())
+        NormClip(max_norm=2.0)
+        """
         given = dict(config)
         given["exclude"] = exclude_from_config(given.get("exclude"))
         if isinstance(given.get("policy"), Mapping):

@@ -40,6 +40,12 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
       rule: "unit", the table above; "layer", the variable as a whole; "nfnets", the
         rule of the NFNets reference and of optax, by the number of axes alone.
       axes: what the rule does not know, by path or pattern.
+
+    Raises:
+      ValueError: `rule` is another word.
+
+    >>> units_by("unit", {"up/kernel": [0, 1, 3]})("up/kernel", (3, 3, 8, 4))
+    Units(axes=(0, 1, 3), groups=1)
     """
     rules: dict[str, UnitsOf] = {
         "unit": by_path,
@@ -59,6 +65,10 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
 
 def by_path(path: str, shape: Sequence[int]) -> Units:
     """Return the units of a variable by its own name and that of its layer.
+
+    Args:
+      path: names joined by "/", the layer's and its own at the end.
+      shape: the variable's.
 
     >>> by_path("model/conv2d_transpose_1/kernel", (3, 3, 8, 4))
     Units(axes=(0, 1, 3), groups=1)

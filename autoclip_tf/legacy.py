@@ -28,8 +28,16 @@ class _OfTfKeras(GradientTransformersMixin):
 def with_gradient_transformers(optimizer_class: Any) -> Any:
     """Return a subclass of a newer tf_keras optimizer that takes the argument.
 
+    Args:
+      optimizer_class: a subclass of `tf_keras.optimizers.Optimizer`.
+
     Raises:
       ValueError: the class takes `gradient_transformers=` itself.
+
+    >>> from autoclip_tf import NormClip
+    >>> Adam = with_gradient_transformers(tf_keras.optimizers.Adam)
+    >>> [*Adam(gradient_transformers=[NormClip(2.0)]).gradient_transformers]
+    [NormClip(max_norm=2.0)]
     """
     if issubclass(optimizer_class, tf_keras.optimizers.legacy.Optimizer):
         raise ValueError(

@@ -99,9 +99,17 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
 def rebuilt(optimizer: Any, transformers: Sequence[Transformer]) -> Any:
     """Return an optimizer of the same settings with transformers.
 
+    Args:
+      optimizer: a Keras 3 optimizer; the transformers it has come first.
+      transformers: callables that each gradient goes through, in order.
+
     Raises:
       TypeError: it is no optimizer.
       ValueError: it has met its variables, or wraps another optimizer.
+
+    >>> from autoclip_tf import NormClip
+    >>> rebuilt(keras.optimizers.SGD(0.1), [NormClip(2.0)]).gradient_transformers
+    (NormClip(max_norm=2.0),)
     """
     if isinstance(optimizer, type) or not hasattr(optimizer, "get_config"):
         way_out = "write one, such as keras.optimizers.Adam(1e-3)"
@@ -138,7 +146,15 @@ def _docstring(optimizer_class: Any) -> str:
         f"`{name}` that takes `gradient_transformers=`, too.\n\n"
         "Args:\n"
         "  *args, **kwargs: as there.\n"
-        "  gradient_transformers: callables that gradients go through, in order.\n"
+        "  gradient_transformers: callables that gradients go through, in order.\n\n"
+        "Raises:\n"
+        "  TypeError, ValueError: a transformer is not callable or comes twice; the\n"
+        "    optimizer is to clip by itself, too.\n\n"
+        ">>> from autoclip_tf import NormClip\n"
+        f">>> optimizer = {optimizer_class.__name__}(\n"
+        "...     gradient_transformers=[NormClip(2.0)])\n"
+        ">>> optimizer.gradient_transformers\n"
+        "(NormClip(max_norm=2.0),)\n"
     )
 
 

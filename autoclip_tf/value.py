@@ -30,6 +30,9 @@ class ValueClip(Clipper):
       clip_value: the largest magnitude, > 0.
       scope, global_clipping, nonfinite, exclude, dry_run: as in `Clipper`.
 
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
     >>> weight = keras.Variable([0.0, 0.0])
     >>> clip = ValueClip(3.5)
     >>> [(gradient, _)] = clip([(ops.convert_to_tensor([3.0, 4.0]), weight)])
