@@ -1,6 +1,5 @@
 """Clipping inside `optimizer.step()`."""
 
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from .amp import (
 from .fused import Controls, is_fused
 from .parameters import Parameters
 from .stepper import Stepper
+from .warn import warn
 
 
 class Attachment:
@@ -108,11 +108,10 @@ class Attachment:
         known = {id(member.parameter) for group in groups for member in group.members}
         added = [p for group in new for p in group["params"] if id(p) not in known]
         if added:
-            warnings.warn(
+            warn(
                 f"the optimizer was given {len(added)} parameters after attach() that "
                 "no clipper has, so they are not clipped; call "
-                'clipper.add_param_group({"params": ...}) with them, too',
-                stacklevel=5,
+                'clipper.add_param_group({"params": ...}) with them, too'
             )
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

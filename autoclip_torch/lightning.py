@@ -1,6 +1,5 @@
 """A Lightning callback that clips inside each optimizer's step."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.optim import Optimizer
 from .amp import unwrap
 from .clipper import Clipper
 from .follow import clipper_of, follow
+from .warn import warn
 
 try:
     import lightning.pytorch as pl
@@ -92,11 +92,10 @@ class ClipCallback(pl.Callback):
         if self._saved is not None:
             self._restore(self._saved)
         elif trainer.ckpt_path is not None:
-            warnings.warn(
+            warn(
                 f"{trainer.ckpt_path} has no history for ClipCallback, which starts "
                 "without one: it was saved without this callback, or with another "
-                "class, scope or exclude",
-                stacklevel=2,
+                "class, scope or exclude"
             )
         for clipper, optimizer in self._pairs():
             clipper.attach(optimizer)
@@ -169,10 +168,9 @@ def _warn_of_another(trainer: "pl.Trainer", pl_module: Any) -> None:
     elif own is not pl.LightningModule.configure_gradient_clipping:
         other = f"{type(pl_module).__name__}.configure_gradient_clipping"
     if other is not None:
-        warnings.warn(
+        warn(
             f"{other} clips before ClipCallback, which then sees clipped norms; leave "
-            "it out",
-            stacklevel=3,
+            "it out"
         )
 
 

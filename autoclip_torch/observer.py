@@ -126,6 +126,7 @@ class Observer:
                 refuse_nonfinite(learner, step, observed)
         for step, observed in steps:
             decision = learner.decide(step, observed, weights)
+        self._stepper.checks.overflows.leave_out()
         return Decision(*map(torch.as_tensor, decision))
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
@@ -145,7 +146,8 @@ class Observer:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
         """
         decision, tally = self._learner.on_host()
-        self._stepper.checks.check_skips(tally)
+        stepper = self._stepper
+        stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
         found = {name: float(value) for name, value in metrics(decision, tally).items()}
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
@@ -182,6 +184,7 @@ class Observer:
         """
         check_fit(state, self.state_dict(), strict)
         self._learner.from_plain(state)
+        self._stepper.checks.overflows.leave_out()
 
     @property
     def _learner(self) -> Learner:

@@ -1,6 +1,5 @@
 """What a run must not do unnoticed: not be finite, skip for ever, hide an overflow."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from autoclip_core.metrics import Tally
 from autoclip_core.scale import as_norms
 
 from .learner import Learner
+from .overflows import Overflows
 from .parameters import Parameters
-
-_MANY = 10
-"""A calibrating GradScaler halves its scale as often at most."""
+from .warn import warn
 
 
 class RunChecks:
@@ -36,12 +34,12 @@ class RunChecks:
                     message("max_consecutive_skips", rule, most_skips, way_out)
                 )
         self._most_skips = most_skips
-        self._overflows = 0
+        self.overflows = Overflows()
         self._saw_gradient = False
 
     def reset(self) -> None:
         """Forget the steps so far."""
-        self._overflows = 0
+        self.overflows = Overflows()
 
     def check_gradients(self, parameters: Parameters, observed: Any) -> None:
         """Warn if there never was a gradient: the parameters may be others."""
@@ -52,20 +50,18 @@ class RunChecks:
         # Of stages and shards, this rank's may have none where those of others do.
         elsewhere = parameters.ranks is not None and bool(observed.any())
         if replaced := parameters.replaced():
-            warnings.warn(
+            warn(
                 f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
                 "left the model, and what is trained instead is not clipped: "
                 "fully_shard, among others, puts new ones in their place; make the "
                 "clipper after it, as the optimizer",
-                stacklevel=6,
             )
         elif not self._saw_gradient and not elsewhere:
-            warnings.warn(
+            warn(
                 "the clipper has not seen a gradient yet: none of its parameters has "
                 "one; call backward() first, and make the clipper of the parameters "
                 "that are trained: fully_shard, among others, puts new ones in their "
                 "place",
-                stacklevel=6,
             )
 
     def check_norms(self, learner: Learner, norms: Any, observed: Any) -> None:
@@ -75,12 +71,17 @@ class RunChecks:
 
     def check_run(self, learner: Learner, dry_run: bool) -> None:
         """Check what the run has counted, where that reads nothing back."""
-        device = learner.device
-        if device is None or device.type == "cpu":
+        if learner.device is None:
+            self.check_counts(learner.tally, learner.nonfinite, dry_run)
+        elif learner.device.type == "cpu":
             self.check_skips(learner.tally)
+
+    def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
+        """Check counts that are on the host."""
+        self.check_skips(tally)
         # Whoever only observes hides no overflow from a GradScaler.
-        if device is None and learner.nonfinite == "zero" and not dry_run:
-            self._overflows = _warn_of_overflows(learner.decision, self._overflows)
+        if nonfinite == "zero" and not dry_run:
+            self.overflows.look(tally)
 
     def check_skips(self, tally: Tally) -> None:
         """Stop a run that only skips."""
@@ -122,16 +123,3 @@ def _check_not_compiling(what: str) -> None:
             'set nonfinite="zero" or "propagate", or call clipper.step() outside of '
             "torch.compile"
         )
-
-
-def _warn_of_overflows(decision: Decision, so_far: int) -> int:
-    """Return how many steps in a row were not finite; warn of the tenth."""
-    in_a_row = 0 if decision.finite.all() else so_far + 1
-    if in_a_row == _MANY:
-        warnings.warn(
-            f"the gradients of the last {_MANY} steps were not finite; with a "
-            "GradScaler, call step(scaler=scaler, optimizer=optimizer) or unscale_ "
-            "before it, else its scale never falls; without one, look at the loss",
-            stacklevel=6,
-        )
-    return in_a_row

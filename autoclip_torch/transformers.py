@@ -1,7 +1,6 @@
 """A callback of the Hugging Face `Trainer` that clips inside the optimizer's step."""
 
 import json
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from . import clippers
 from .clipper import Clipper
 from .follow import clipper_of, follow
 from .value import ValueClip
+from .warn import warn
 
 try:
     from transformers import TrainerCallback
@@ -133,11 +133,10 @@ def _check_arguments(args: Any) -> None:
             "shows"
         )
     if args.max_grad_norm and args.max_grad_norm > 0:
-        warnings.warn(
+        warn(
             f"TrainingArguments(max_grad_norm={args.max_grad_norm}) clips before "
             "ClipCallback, which then sees clipped norms, while grad_norm is the norm "
-            "before both; set max_grad_norm=0",
-            stacklevel=3,
+            "before both; set max_grad_norm=0"
         )
 
 
@@ -148,10 +147,7 @@ def _warn_of_no_history(args: Any) -> None:
             "its checkpoint holds none, or those of several ClipCallbacks, which "
             "Transformers cannot tell apart: give the trainer one"
         )
-    warnings.warn(
-        f"this run was resumed, but the clipper starts without its history; {way_out}",
-        stacklevel=3,
-    )
+    warn(f"this run was resumed, but the clipper starts without its history; {way_out}")
 
 
 def _check_json(key: str, value: Any) -> None:

@@ -174,8 +174,66 @@ def test_zeroing_infinities_before_unscale_is_warned_of():
     for step in range(14):  # the scale has grown until it overflowed
         wrong_order(step)
     assert scaler.get_scale() == 2.0**10
-    with pytest.warns(UserWarning, match="the last 10 steps were not finite"):
+    with pytest.warns(UserWarning, match="10 of the last 15 steps were not finite"):
         wrong_order(14)
+
+
+def every_second(clipper, weight, steps, first=0):
+    for step in range(first, first + steps):
+        weight.grad = torch.full((2,), float("inf") if step % 2 else 1.0)
+        clipper.step()
+
+
+def test_infinities_every_now_and_then_are_warned_of_once():
+    """As where a loss scale overflows, grows no more, and never falls."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    every_second(clipper, weight, 19)
+    with pytest.warns(UserWarning, match="10 of the last 20 steps were not finite"):
+        every_second(clipper, weight, 1, 19)
+    every_second(clipper, weight, 180, 20)
+
+
+def test_a_rare_infinity_is_no_reason_to_warn():
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    for step in range(600):
+        weight.grad = torch.full((2,), float("nan") if step % 12 == 0 else 1.0)
+        clipper.step()
+    assert clipper.metrics()["clip/nonfinite_total"] == 50
+
+
+@pytest.mark.parametrize("every", [10, 400])
+def test_on_a_device_it_is_seen_in_the_metrics(every):
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    clipper._stepper.parameters.present = lambda gradients: []
+    clipper._learner.place(torch.device("cpu"))  # as on an accelerator
+    every_second(clipper, weight, every)
+    if every == 10:
+        clipper.metrics()  # 5 of 10
+        every_second(clipper, weight, every)
+    with pytest.warns(UserWarning, match="of the last (20|400) steps were not finite"):
+        clipper.metrics()
+    every_second(clipper, weight, 200)
+    clipper.metrics()
+
+
+@pytest.mark.parametrize("what", ["observed", "loaded"])
+def test_what_was_counted_elsewhere_is_not_warned_of(what):
+    weight = torch.nn.Parameter(torch.ones(2))
+    clipper = NormClip([weight], max_norm=1.0)
+    clipper.observe([float("inf")] * 20 + [1.0])
+    clipper.metrics()
+    if what == "loaded":
+        clipper, state = NormClip([weight], max_norm=1.0), clipper.state_dict()
+        clipper.load_state_dict(state)
+    every_second(clipper, weight, 18)
+    assert clipper.metrics()["clip/nonfinite_total"] == 29
+    clipper.reset()
+    every_second(clipper, weight, 19)
+    with pytest.warns(UserWarning, match="10 of the last 20 steps"):
+        every_second(clipper, weight, 1, 19)
 
 
 def test_whoever_only_observes_hides_no_overflow():

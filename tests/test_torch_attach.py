@@ -319,3 +319,56 @@ def test_a_step_by_hand_of_an_attached_clipper_is_refused():
         clipper.step()
     clipper.detach()
     assert clipper.step().norm.item() == pytest.approx(2**0.5)
+
+
+def warned_at(function):
+    """Return the lines that the warnings of one call point at."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        function()
+    assert seen
+    return {(each.filename, each.lineno) for each in seen}
+
+
+STEPS_OF = {
+    "by hand": lambda p: NormClip(p, max_norm=1.0).step,
+    "attached": lambda p: attached(p).step,
+    "fused": lambda p: attached(p, fused=True).step,
+    "a closure": lambda p: closed(attached(p)),
+    "an optimizer": lambda p: NormClip.as_optimizer(sgd(p), max_norm=1.0).step,
+}
+
+
+def sgd(params, **keywords):
+    return torch.optim.SGD(params, lr=1.0, **keywords)
+
+
+def attached(params, **keywords):
+    optimizer = sgd(params, **keywords)
+    NormClip(params, max_norm=1.0).attach(optimizer)
+    return optimizer
+
+
+def closed(optimizer):
+    return lambda: optimizer.step(lambda: 1.0)
+
+
+@pytest.mark.parametrize("way", STEPS_OF)
+def test_a_warning_points_at_the_line_that_stepped(way):
+    """Not at a file of torch or of this package, however many hooks lie between."""
+    step = STEPS_OF[way]([torch.nn.Parameter(torch.zeros(2))])
+    ((file, _),) = warned_at(step)
+    assert file == __file__
+
+
+def test_a_warning_of_many_steps_points_there_too():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = attached([weight])
+
+    def steps():
+        for _ in range(10):
+            weight.grad = torch.full((2,), float("nan"))
+            optimizer.step()
+
+    ((file, _),) = warned_at(steps)
+    assert file == __file__
