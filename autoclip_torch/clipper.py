@@ -128,6 +128,13 @@ class Clipper(Observer):
             the scaler has stepped the optimizer already; or the clipper is attached and
             clips inside the optimizer's step.
           ValueError: a gradient of another optimizer is still multiplied by the scale.
+
+        >>> from autoclip_core import Fixed
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = Clipper([weight], Fixed(1.0))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clipper.step().scale, weight.grad
+        (tensor([0.2000]), tensor([0.6000, 0.8000]))
         """
         if self._attachment is not None and not torch.compiler.is_compiling():
             self._attachment.refuse_by_hand()
@@ -185,7 +192,16 @@ class Clipper(Observer):
         return self._attachment
 
     def detach(self) -> None:
-        """End the attachment, if there is one."""
+        """End the attachment, if there is one.
+
+        >>> from autoclip_core import Fixed
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = Clipper([weight], Fixed(1.0))
+        >>> handle = clipper.attach(torch.optim.SGD([weight]))
+        >>> clipper.detach()
+        >>> handle.active
+        False
+        """
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
@@ -206,6 +222,18 @@ class Clipper(Observer):
           *policy: the policy, for the generic `Clipper` alone.
           model: the module the parameters belong to, for their names and layers.
           **keywords: what the constructor accepts.
+
+        Raises:
+          TypeError, ValueError: an argument breaks its rule; the message says which.
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> adam = torch.optim.Adam([weight], lr=1e-3)
+        >>> optimizer = NormClip.as_optimizer(adam, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
         """
         # It imports the named clippers, and they import this.
         from .optim import ClippedOptimizer

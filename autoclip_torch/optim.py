@@ -23,6 +23,9 @@ class ClippedOptimizer(Optimizer):
       optimizer: the optimizer that steps.
       clipper: the clipper of the same parameters.
 
+    Raises:
+      TypeError: `optimizer` is no torch optimizer.
+
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = clippers.NormClip.as_optimizer(
     ...     torch.optim.SGD([weight], lr=1.0), max_norm=1.0)
@@ -76,7 +79,26 @@ class ClippedOptimizer(Optimizer):
             self.optimizer.state = state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Clip and step; with a closure, clip after each time it computed gradients."""
+        """Clip and step; with a closure, clip after each time it computed gradients.
+
+        Args:
+          closure: computes the loss and its gradients, and returns the loss.
+
+        Returns:
+          What the optimizer's step returns: the loss, where there is a closure.
+
+        Raises:
+          FloatingPointError, RuntimeError: as `Clipper.step`; and under a `GradScaler`
+            where the clipper has a process_group.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([-0.6000, -0.8000])
+        """
         if self.clipper.process_group is not None:
             refuse_scaler(self)
         if closure is None:
@@ -91,11 +113,38 @@ class ClippedOptimizer(Optimizer):
         return self.optimizer.step(clipped_closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
+        """Clear the gradients.
+
+        Args:
+          set_to_none: whether they become None, or else 0.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.zero_grad(set_to_none=False)
+        >>> weight.grad
+        tensor([0., 0.])
+        """
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the optimizer and to the clipper, or to neither."""
+        """Add a group to the optimizer and to the clipper, or to neither.
+
+        Args:
+          param_group: `{"params": ...}` with the optimizer's settings, which the
+            clipper does not read.
+
+        Raises:
+          TypeError, ValueError: one of the two refuses it; neither was changed.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer.add_param_group({"params": torch.nn.Parameter(torch.zeros(3))})
+        >>> len(optimizer.param_groups), optimizer.clipper.names
+        (2, ['global'])
+        """
         if not self._ready:
             return
         self.optimizer.add_param_group(param_group)
@@ -106,14 +155,35 @@ class ClippedOptimizer(Optimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's state dict, and the clipper's under "clipper"."""
+        """Return the optimizer's state dict, and the clipper's under "clipper".
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> sorted(optimizer.state_dict())
+        ['clipper', 'param_groups', 'state']
+        """
         return {**self.optimizer.state_dict(), "clipper": self.clipper.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load both; an unclipped optimizer's checkpoint leaves the clipper as it is.
 
+        Args:
+          state_dict: what `state_dict()` returned, here or of the optimizer inside.
+
         Raises:
           ValueError: one of the two does not fit; neither was changed.
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> saved = optimizer.state_dict()
+        >>> optimizer.clipper.reset()
+        >>> optimizer.load_state_dict(saved)
+        >>> optimizer.clipper.metrics()["clip/steps"]
+        1.0
         """
         state = dict(state_dict)
         clipper = state.pop("clipper", None)
@@ -148,6 +218,8 @@ _STATE_HOOKS = (
 class AGC(ClippedOptimizer):
     """Adaptive gradient clipping around an optimizer: `AGC(optimizer, 0.04, 0.003)`.
 
+    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
+
     Args:
       optimizer: any torch optimizer.
       clipping: see `autoclip_torch.AGC`.
@@ -155,6 +227,9 @@ class AGC(ClippedOptimizer):
       model: the module the parameters belong to; with it `exclude` may name parameters,
         and the units of transposed convolutions are right.
       **keywords: see `autoclip_torch.AGC`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
 
     >>> layer = torch.nn.Linear(2, 1)
     >>> optimizer = AGC(torch.optim.SGD(layer.parameters(), lr=0.1), 0.04, 0.003)

@@ -112,6 +112,9 @@ class ValueClip(Clipper):
       **keywords: scope, global_clipping, nonfinite, exclude, dry_run and
         max_consecutive_skips, as in `Clipper`.
 
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -131,7 +134,11 @@ class ValueClip(Clipper):
         super().__init__(parameters, policy, **keywords)
 
     def observe(self, norms: Any) -> NoReturn:
-        """Refuse: there is nothing to learn from a norm."""
+        """Refuse: there is nothing to learn from a norm.
+
+        Raises:
+          TypeError: always.
+        """
         raise TypeError("ValueClip learns nothing from norms: it clips each element")
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
