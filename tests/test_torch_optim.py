@@ -7,11 +7,19 @@ optimizer does the same, bit for bit.
 import copy
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import lr_scheduler
 
 from autoclip_core import Cap, Quantile
@@ -406,6 +414,39 @@ def test_a_resumed_run_has_the_same_bits(wrap, name):
         train(*run, steps=4)
     assert_same_weights(resumed, model)
     assert_same_state(again.state_dict(), optimizer.state_dict())
+
+
+def as_docs_stacks_shows(model, optimizer):
+    return {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+        "clipper": optimizer.clipper,
+    }
+
+
+@every_clipper
+def test_a_distributed_checkpoint_holds_the_clipper_beside_the_optimizer(
+    wrap, tmp_path
+):
+    """In the state of an optimizer it keeps what torch's own have, and no more."""
+    model, resumed = network(), network(seed=9)
+    optimizer = wrap(OPTIMIZERS["Adam"](model.parameters()), model)
+    train(model, optimizer, steps=5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is ")  # one process here
+        state = as_docs_stacks_shows(model, optimizer)
+        assert "clipper" not in state["optimizer"]
+        dcp.save(state, checkpoint_id=tmp_path)
+        again = wrap(OPTIMIZERS["Adam"](resumed.parameters()), resumed)
+        state = as_docs_stacks_shows(resumed, again)
+        dcp.load(state, checkpoint_id=tmp_path)
+    set_model_state_dict(resumed, state["model"])
+    set_optimizer_state_dict(resumed, again, state["optimizer"])
+    assert_same_state(again.clipper.state_dict(), optimizer.clipper.state_dict())
+    for run in ((model, optimizer), (resumed, again)):
+        train(*run, steps=4)
+    assert_same_weights(resumed, model)
+    assert_same_state(again.clipper.state_dict(), optimizer.clipper.state_dict())
 
 
 def test_a_checkpoint_of_an_unclipped_optimizer_loads():
