@@ -95,6 +95,13 @@ class Observer:
 
         Raises:
           ValueError: the policy needs the current norm to set its threshold.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.threshold()
+        tensor([2.])
         """
         learner, parameters = self._learner, self._stepper.parameters
         return torch.as_tensor(learner.thresholds(parameters.norms(learner.device)))
@@ -116,6 +123,13 @@ class Observer:
           ValueError: the shape does not fit the rows, or the series is empty.
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; none of the
             series was learned.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.observe(8.0).scale
+        tensor([0.2500])
         """
         learner = self._learner
         weights = self._stepper.parameters.norms(learner.device)
@@ -144,6 +158,13 @@ class Observer:
 
         Raises:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
+        (3.0, 0.5)
         """
         decision, tally = self._learner.on_host()
         stepper = self._stepper
@@ -152,7 +173,16 @@ class Observer:
         return found | row_metrics(self.names, decision, tally) if per_row else found
 
     def reset(self) -> None:
-        """Forget every norm and count, as if no step had been taken."""
+        """Forget every norm and count, as if no step had been taken.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.reset()
+        >>> clipper.threshold()
+        tensor([inf])
+        """
         self._stepper.reset()
 
     def add_param_group(self, group: dict[str, Any] | Group) -> None:
@@ -160,6 +190,18 @@ class Observer:
 
         Args:
           group: `{"params": ...}`, with what the constructor accepts in a group.
+
+        Raises:
+          TypeError, ValueError: a parameter is here already, or a setting breaks its
+            rule; nothing was changed.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
+        >>> clipper.threshold()
+        tensor([2., inf])
         """
         groups = [*self._groups, *read_groups([group])]
         refuse_shared(groups)
@@ -167,7 +209,15 @@ class Observer:
         self._groups = groups
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides later thresholds: tensors and plain Python."""
+        """Return everything that decides later thresholds: tensors and plain Python.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.state_dict()["class"]
+        'QuantileClip'
+        """
         return {**self._describe(), **self._learner.to_plain()}
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
@@ -181,6 +231,15 @@ class Observer:
         Raises:
           ValueError: the state does not fit; the message names the difference, and
             nothing was changed.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> other = QuantileClip([weight], quantile=0.5)
+        >>> other.load_state_dict(clipper.state_dict())
+        >>> other.threshold()
+        tensor([2.])
         """
         check_fit(state, self.state_dict(), strict)
         self._learner.from_plain(state)
