@@ -1,10 +1,9 @@
-"""Draw how each policy reacts to a spike and to a change of level; print what it does.
+"""Draw how each policy reacts to a spike and to a change of level.
 
     python docs/draw_policies.py
 
-writes docs/policies/*.png, which the pages of the policies show, and prints the table
-of docs/choosing.md. It takes half a minute, and needs the extra `plot`. The norms are
-made here, with a fixed seed.
+writes docs/policies/*.png, which the pages of the policies show. It needs the extra
+`plot`. The norms are made here, with a fixed seed.
 """
 
 import io
@@ -33,8 +32,6 @@ from autoclip_core.replay_plot import draw_comparison, draw_replay
 
 PICTURES = Path(__file__).parent / "policies"
 STEPS, SPIKE, SHIFT = 1000, 250, 500
-SPREADS = (0.1, 0.3, 0.5, 1.0)
-"""Standard deviations of the logarithm of the norm, for the table."""
 
 DRAWN = {
     "fixed": Fixed(3.0),
@@ -50,23 +47,11 @@ AROUND = {
     "cap": Cap(INNER, max_norm=3.0),
     "floor": Floor(INNER, min_norm=3.0),
 }
-TABLE = {
-    "Quantile(0.9)": Quantile(0.9),
-    "Quantile(0.5)": Quantile(0.5),
-    "Quantile(0.1)": Quantile(0.1),
-    "StreamingQuantile(0.9)": StreamingQuantile(0.9),
-    "MeanStd(2)": MeanStd(2.0),
-    "MeanStd(2, log=True)": MeanStd(2.0, log=True),
-    "ZScore()": ZScore(),
-    'ZScore(record="applied")': ZScore(record="applied"),
-    "EmaRatio(1.05)": EmaRatio(),
-    "EmaRatio(2)": EmaRatio(2.0),
-}
 
 
-def norms(spread=0.3, steps=STEPS, seed=0):
+def norms():
     """Return log-normal norms around 1, as healthy runs have them."""
-    return np.exp(spread * np.random.default_rng(seed).standard_normal(steps))
+    return np.exp(0.3 * np.random.default_rng(0).standard_normal(STEPS))
 
 
 def a_spike_and_a_shift():
@@ -117,41 +102,5 @@ def draw_all():
         save(draw_comparison(both), name, 4.6)
 
 
-def table():
-    """Return the lines of the table: what each policy does to log-normal norms."""
-    head = [f"{spread:.1f}" for spread in SPREADS]
-    lines = [["policy", *head, "rise", "fall"], ["---"] * (len(head) + 3)]
-    for name, policy in TABLE.items():
-        cells = [rate(replay(norms(spread, 2500), policy)) for spread in SPREADS]
-        rise, fall = (replay(moved(ratio), policy) for ratio in (10.0, 0.1))
-        lines.append([f"`{name}`", *cells, told(rise.recovery), told(followed(fall))])
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def rate(done):
-    """Return clip rate and mean scale of a replay as text."""
-    return f"{100 * done.clip_rate:.2g} %, {done.mean_scale:.2f}".replace(" ", "\u00a0")
-
-
-def moved(ratio):
-    """Return norms whose level changes by a ratio after 1000 steps."""
-    series = norms(steps=3500)
-    series[1000:] *= ratio
-    return series
-
-
-def followed(done):
-    """Return the steps after the fall until the threshold is a fifth of what it was."""
-    before = np.median(done.thresholds[900:1000])
-    there = np.flatnonzero(done.thresholds[1000:] <= before / 5)
-    return there[0] if there.size else np.inf
-
-
-def told(steps):
-    """Return a number of steps as text."""
-    return f"{steps:.0f}" if np.isfinite(steps) else "never"
-
-
 if __name__ == "__main__":
     draw_all()
-    print(*table(), sep="\n")

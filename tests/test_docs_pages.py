@@ -10,6 +10,7 @@ import pytest
 
 import autoclip_core
 from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
+from autoclip_core.policy import VERBS
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
@@ -82,6 +83,18 @@ model(torch.ones(1, 4)).sum().backward()
 """
 
 
+# timm imports torchvision; its one file does not.
+TIMM = """
+import importlib.util, pathlib, types
+folder = importlib.util.find_spec("timm").submodule_search_locations[0]
+path = pathlib.Path(folder, "utils", "agc.py")
+spec = importlib.util.spec_from_file_location("timm_agc", path)
+utils = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(utils)
+timm = types.SimpleNamespace(utils=utils)
+"""
+
+
 def needs(id, *names, start=START):
     """A section whose block "before" runs after `start`."""
     return pytest.param(id, start, id=id, marks=pytest.mark.needs(*names))
@@ -94,6 +107,7 @@ def needs(id, *names, start=START):
         needs("`autoclip` from PyPI", "torch", "peers"),
         needs("smartclip", "torch", "peers"),
         needs("zclip", "torch", "peers"),
+        needs("timm and other AGC", "torch", "peers", start=START + TIMM),
         needs("Keras `clipnorm`", "tf", start="import keras"),
         needs("optax", "jax", start="import optax"),
     ],
@@ -129,6 +143,13 @@ def test_the_pictures_of_the_policies_are_shown_and_small():
         assert (DOCS / "policies" / name).stat().st_size < 60_000
 
 
+def test_the_page_lists_the_names_a_policy_may_use():
+    [listed] = re.findall(
+        r"these names alone: (.*?)\. A", PAGES["extend.md"], re.DOTALL
+    )
+    assert tuple(re.findall(r"`(\w+)`", listed)) == VERBS
+
+
 def is_policy(value):
     """Whether a public name of the core is a policy."""
     return isinstance(value, type) and hasattr(value, "limit")
@@ -162,13 +183,13 @@ def test_every_public_name_is_in_the_reference(package):
     assert public <= documented
 
 
-@pytest.mark.needs("plot")
-def test_the_table_of_the_guide_is_what_the_script_prints():
-    spec = importlib.util.spec_from_file_location("drawn", DOCS / "draw_policies.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    printed = "\n".join(script.table())
-    assert printed in PAGES["choosing.md"]
+def test_what_the_guide_says_of_the_policies_is_in_the_one_table():
+    rows = re.findall(r"^\| `(\S+)` \|(.*)$", PAGES["controller.md"], re.MULTILINE)
+    steady, changing = dict(reversed(rows)), dict(rows)  # each table has each policy
+    assert re.search(r" 1\.6 %.* 7\.1 %", steady["ZScore()"])
+    assert re.search(r" 42\.2 % · 0\.97.* 90\.1 %", steady["EmaRatio()"])
+    assert "| 129 | 950 |" in changing["Quantile(0.9)"]
+    assert "| 44 | 473 |" in changing["StreamingQuantile(0.9)"]
 
 
 def test_percentile_5_of_bitsandbytes_is_that_entry_of_the_last_100_norms():
