@@ -302,6 +302,33 @@ def test_lbfgs_is_clipped_after_each_backward():
     assert 0 < optimizer.clipper.metrics()["clip/clip_rate"] < 1
 
 
+def lbfgs_on_a_quadratic(clip, **settings):
+    """Start where the gradients are some hundred times as long as the threshold."""
+    weight = nn.Parameter(torch.tensor([10.0, -20.0, 5.0]))
+    stiffness = torch.tensor([1.0, 10.0, 100.0])
+    optimizer = torch.optim.LBFGS([weight], lr=1.0, **settings)
+    if clip == "attached":
+        NormClip([weight], max_norm=1.0, nonfinite="propagate").attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.5 * (stiffness * weight.square()).sum()
+        loss.backward()
+        if clip == "by torch":
+            nn.utils.clip_grad_norm_([weight], 1.0)
+        return loss
+
+    return [optimizer.step(closure).item() for _ in range(8)]
+
+
+@pytest.mark.parametrize("clip", ["attached", "by torch"])
+def test_lbfgs_needs_a_line_search_where_gradients_are_clipped(clip):
+    """As docs/stacks.md warns: the curvature comes from differences of gradients."""
+    assert not np.isfinite(lbfgs_on_a_quadratic(clip)[2])
+    assert lbfgs_on_a_quadratic(None)[-1] < 1e-8
+    assert lbfgs_on_a_quadratic(clip, line_search_fn="strong_wolfe")[-1] < 1e-8
+
+
 # GradScaler.
 
 
