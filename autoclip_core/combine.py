@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .checks import check_choice, check_count, check_limit, check_positive
+from .broken import broken
 from .policy import Limit, Policy, check_policy
 from .scale import Array
 
@@ -199,6 +200,10 @@ class WarmingUp(NamedTuple):
     """The state of the inner policy, which learns from the first norm."""
     recorded: Array
     """Shape (rows,): norms recorded so far, up to the number of warm-up steps."""
+
+    def fault(self) -> str:
+        """Return what is wrong with a count that was read from somewhere, or ""."""
+        return broken("recorded", self.recorded, ">= 0", self.recorded >= 0)
 
 
 @dataclass(frozen=True, repr=False)

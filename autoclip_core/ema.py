@@ -12,6 +12,7 @@ from .checks import (
     check_number,
     check_positive,
 )
+from .broken import broken, broken_mean
 from .policy import Limit, Policy, select
 from .scale import Array
 from .tables import look_up
@@ -29,6 +30,13 @@ class Moments(NamedTuple):
     """Shape (rows,): its deviation; sigma, not its square, which could overflow."""
     count: Array
     """Shape (rows,): norms recorded, up to the length of the warm-up."""
+
+    def fault(self) -> str:
+        """Return what is wrong with moments that were read from somewhere, or ""."""
+        sound = np.isfinite(self.deviation) & (self.deviation >= 0)
+        return broken_mean(self.mean, self.count) or broken(
+            "deviation", self.deviation, ">= 0 and finite", sound
+        )
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -174,6 +182,10 @@ class Average(NamedTuple):
     """Shape (rows,): the moving average of the applied norm."""
     count: Array
     """Shape (rows,): norms recorded, up to the length of the warm-up."""
+
+    def fault(self) -> str:
+        """Return what is wrong with an average that was read from somewhere, or ""."""
+        return broken_mean(self.mean, self.count)
 
 
 @dataclass(frozen=True, repr=False)

@@ -33,6 +33,18 @@ class History(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, in both."""
 
+    def fault(self) -> str:
+        """Return what is wrong with a history that was read from somewhere, or ""."""
+        settled, recent, count = self
+        if not (_in_order(settled) and _in_order(recent)):
+            return "holds norms that are not in ascending order between -inf and inf"
+        slots = np.concatenate([settled, recent], axis=1)
+        held = (slots < np.inf).sum(axis=1) - 2
+        if not np.array_equal(held, count):
+            return f"counts {count.tolist()} norms, and holds {held.tolist()}"
+        has_room = np.isposinf(recent[:, -2]).all()
+        return "" if has_room else "has no room for another norm"
+
 
 def empty(rows: int, length: None = None, xp: Any = np) -> History:
     """Return a history without a norm.
@@ -89,17 +101,6 @@ def check_on_host(xp: Any) -> None:
             "accelerators, sharded parameters), got None; set history_length=1000, or "
             "use StreamingQuantile, which remembers all norms in one number"
         )
-
-
-def fault(history: History) -> str:
-    """Return what is wrong with a history that was read from somewhere, or ""."""
-    settled, recent, count = history
-    if not (_in_order(settled) and _in_order(recent)):
-        return "holds norms that are not in ascending order between -inf and inf"
-    held = np.concatenate([settled < np.inf, recent < np.inf], axis=1).sum(axis=1) - 2
-    if not np.array_equal(held, count):
-        return f"counts {count.tolist()} norms, and holds {held.tolist()}"
-    return "" if np.isposinf(recent[:, -2]).all() else "has no room for another norm"
 
 
 def _in_order(part: Array) -> bool:

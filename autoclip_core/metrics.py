@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .broken import broken
 from .policy import Decision
 from .scale import Array
 
@@ -24,6 +25,22 @@ class Tally(NamedTuple):
     """Shape (): updates that were cancelled."""
     skipped_in_a_row: Array
     """Shape (): updates cancelled since the last one that was not."""
+
+    def fault(self) -> str:
+        """Return what is wrong with counts that were read from somewhere, or ""."""
+        most = {
+            "observed": "steps",
+            "clipped": "observed",
+            "nonfinite": "steps",
+            "skipped": "steps",
+            "skipped_in_a_row": "skipped",
+        }
+        found = broken("steps", self.steps, ">= 0", self.steps >= 0)
+        for name, above in most.items():
+            count = getattr(self, name)
+            within = (count >= 0) & (count <= getattr(self, above))
+            found = found or broken(name, count, f">= 0 and at most {above}", within)
+        return found
 
 
 def no_tally(rows: int, xp: Any = np) -> Tally:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .broken import broken, broken_mean
 from .history import check_on_host
 from .scale import Array
 
@@ -29,6 +30,16 @@ class Moments(NamedTuple):
     """Shape (rows, 2), float64: S of the norms, and of their logarithms."""
     count: Array
     """Shape (rows,): norms recorded."""
+
+    def fault(self) -> str:
+        """Return what is wrong with moments that were read from somewhere, or ""."""
+        mean, squares, count = self
+        sound = np.isfinite(mean[:, 1])
+        return (
+            broken_mean(mean[:, 0], count)
+            or broken("mean", mean[:, 1], "finite, also of the logarithms", sound)
+            or broken("squares", squares, ">= 0 and finite", np.isfinite(squares) & (squares >= 0))
+        )
 
 
 def empty(rows: int, length: None = None, xp: Any = np) -> Moments:
@@ -69,12 +80,3 @@ def mean_std(
     std = np.sqrt(squares / np.maximum(n - ddof, 1)).astype(np.float32)
     enough = n >= max(2, ddof + 1)
     return middle, np.zeros_like(middle), np.where(enough, std, np.float32(np.inf))
-
-
-def fault(moments: Moments) -> str:
-    """Return what is wrong with moments that were read from somewhere, or ""."""
-    mean, squares, count = moments
-    if not (count >= 0).all():
-        return f"counts {count.min()} norms, and must count 0 or more"
-    sound = np.isfinite(mean).all() and np.isfinite(squares).all()
-    return "" if sound and (squares >= 0).all() else "holds moments of no norms"

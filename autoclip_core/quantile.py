@@ -8,6 +8,7 @@ import numpy as np
 
 from . import history, window
 from .checks import check_count, check_flag, check_positive, check_quantile
+from .broken import broken
 from .policy import Limit, Policy, select
 from .scale import Array
 
@@ -96,6 +97,10 @@ class Tracked(NamedTuple):
 
     level: Array
     """C, shape (rows,): the tracked quantile; +inf before the first norm."""
+
+    def fault(self) -> str:
+        """Return what is wrong with a level that was read from somewhere, or ""."""
+        return broken("level", self.level, "> 0", self.level > 0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -31,6 +31,22 @@ class Window(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, kept in [0, 2H) so that it never overflows."""
 
+    def fault(self) -> str:
+        """Return what is wrong with a window that was read from somewhere, or ""."""
+        ring, ordered, count = self
+        length = ring.shape[1]
+        most = 2 * length - 1  # it turns around there
+        wrong = count[(count < 0) | (count > most)].tolist()
+        if wrong:
+            return f"counts {wrong[0]} norms, and must count 0 to {most}"
+        here = np.arange(length) < filled(self)[:, None]
+        if not ((ring > 0).all() and np.array_equal(ring < np.inf, here)):
+            return "holds other norms in the order of arrival than it counts"
+        ends = (ordered[:, [0, -1]] == [-np.inf, np.inf]).all()
+        if not (ends and np.array_equal(ordered[:, 1:-1], np.sort(ring, axis=1))):
+            return "holds other norms in ascending order than in the order of arrival"
+        return ""
+
 
 def empty(rows: int, length: int, xp: Any = np) -> Window:
     """Return a window of `length` norms per row.
@@ -142,23 +158,6 @@ def mean_std(
     std = unit * xp.sqrt(xp.sum(around * around, axis=1) / freedom)
     enough = n >= max(2, ddof + 1)
     return middle[:, 0], mean, xp.where(enough, std, float("inf"))
-
-
-def fault(window: Window) -> str:
-    """Return what is wrong with a window that was read from somewhere, or ""."""
-    ring, ordered, count = window
-    length = ring.shape[1]
-    most = 2 * length - 1  # it turns around there
-    wrong = count[(count < 0) | (count > most)].tolist()
-    if wrong:
-        return f"counts {wrong[0]} norms, and must count 0 to {most}"
-    here = np.arange(length) < filled(window)[:, None]
-    if not ((ring > 0).all() and np.array_equal(ring < np.inf, here)):
-        return "holds other norms in the order of arrival than it counts"
-    ends = (ordered[:, [0, -1]] == [-np.inf, np.inf]).all()
-    if not (ends and np.array_equal(ordered[:, 1:-1], np.sort(ring, axis=1))):
-        return "holds other norms in ascending order than in the order of arrival"
-    return ""
 
 
 def ranks(n: Array, q: float) -> tuple[Array, Array]:

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoclip_core import history, moments, window
+from autoclip_core.broken import faults
 from autoclip_core.history import History
-from autoclip_core.moments import Moments
-from autoclip_core.window import Window
 
 from .fit import difference
-
-_MEMORIES: dict[type, Any] = {History: history, Moments: moments, Window: window}
+from .states import moved
 
 
 def state_to_plain(state: Any) -> Any:
@@ -33,29 +30,13 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
     """Return the state that `plain` holds, in the structure and place of `like`.
 
     Raises:
-      ValueError: a part is missing, or has another shape or type.
+      ValueError: a part is missing, has another shape or type, or holds what no run
+        leaves behind.
     """
-    if isinstance(like, tuple):
-        names = like._fields  # type: ignore[attr-defined]
-        found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
-        if found != sorted(names):
-            raise ValueError(difference(path, found, sorted(names)))
-        # The settled norms of a history grow in number; every other shape is fixed.
-        grows = "settled" if isinstance(like, History) else None
-        for name, value in zip(names, like, strict=True):
-            if not isinstance(value, tuple):
-                _check_array(plain[name], value, f"{path}.{name}", name == grows)
-        parts = (
-            state_from_plain(plain[name], value, f"{path}.{name}")
-            for name, value in zip(names, like, strict=True)
-        )
-        state = type(like)(*parts)
-        if fault := _fault(state):
-            raise ValueError(f"state is broken: {path} {fault}")
-        return state
-    if isinstance(like, torch.Tensor):
-        return plain.detach().to(like.device, copy=True)
-    return plain.detach().cpu().numpy().copy()
+    state = _fitted(plain, like, path)
+    for fault in faults(moved(state, None), path):
+        raise ValueError(f"state is broken: {fault}; load one that is whole")
+    return state
 
 
 def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
@@ -67,13 +48,26 @@ def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
     return [state_from_plain(*pair, f"states[{index}]") for index, pair in pairs]
 
 
-def _fault(state: Any) -> str:
-    """Return what is wrong with norms that fit in shape and type, or ""."""
-    memory = _MEMORIES.get(type(state))
-    if memory is None:
-        return ""
-    leaves = (torch.as_tensor(leaf).numpy(force=True) for leaf in state)
-    return str(memory.fault(type(state)(*leaves)))
+def _fitted(plain: Any, like: Any, path: str) -> Any:
+    """Return the state in the structure and place of `like`, if shapes and types fit."""
+    if isinstance(like, tuple):
+        names = like._fields  # type: ignore[attr-defined]
+        found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
+        if found != sorted(names):
+            raise ValueError(difference(path, found, sorted(names)))
+        # The settled norms of a history grow in number; every other shape is fixed.
+        grows = "settled" if isinstance(like, History) else None
+        for name, value in zip(names, like, strict=True):
+            if not isinstance(value, tuple):
+                _check_array(plain[name], value, f"{path}.{name}", name == grows)
+        parts = (
+            _fitted(plain[name], value, f"{path}.{name}")
+            for name, value in zip(names, like, strict=True)
+        )
+        return type(like)(*parts)
+    if isinstance(like, torch.Tensor):
+        return plain.detach().to(like.device, copy=True)
+    return plain.detach().cpu().numpy().copy()
 
 
 def _check_array(plain: Any, like: Any, path: str, grows: bool) -> None:

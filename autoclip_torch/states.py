@@ -21,7 +21,7 @@ def moved(state: Any, device: torch.device | None) -> Any:
     if isinstance(state, tuple):
         return type(state)(*(moved(part, device) for part in state))
     if device is None:
-        return state.detach().cpu().numpy().copy()
+        return torch.as_tensor(state).detach().cpu().numpy().copy()
     return torch.as_tensor(state).to(device, copy=True)
 
 

@@ -171,7 +171,7 @@ def test_a_history_is_for_the_host():
 def test_a_history_has_no_fault(merged_often):
     for steps in range(12):
         norms = np.arange(2 * steps, dtype=np.float32).reshape(-1, 2) + 1
-        assert history.fault(after(norms, rows=2)) == ""
+        assert after(norms, rows=2).fault() == ""
 
 
 def broken(field, place, value):
@@ -207,8 +207,8 @@ BROKEN = {
 @pytest.mark.parametrize("breaking", BROKEN.values(), ids=BROKEN)
 def test_a_broken_history_has_a_fault(breaking, merged_often):
     state = after([1, 2, 3, 4, 5, 6, 7])
-    assert history.fault(state) == ""
-    assert history.fault(breaking(state))
+    assert state.fault() == ""
+    assert breaking(state).fault()
 
 
 def test_rows_grow_as_wide_as_others():

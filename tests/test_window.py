@@ -329,7 +329,7 @@ def test_a_window_of_known_contents():
 def test_a_window_has_no_fault(length, rows):
     state = window.empty(rows, length)
     for step in range(3 * length):
-        assert window.fault(state) == ""
+        assert state.fault() == ""
         state = window.push(state, np.float32(np.arange(rows) + 1 + step % 3))
 
 
@@ -365,8 +365,8 @@ broken = pytest.mark.parametrize(
 @broken
 def test_a_broken_window_has_a_fault(breaking, told):
     state = filled(column([3, 1, 4, 2]), 5)
-    assert window.fault(state) == ""
-    assert told in window.fault(breaking(state))
+    assert state.fault() == ""
+    assert told in breaking(state).fault()
 
 
 @broken
