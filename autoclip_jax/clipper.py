@@ -101,7 +101,7 @@ def _transformation(
     ) -> tuple[Any, ClipState]:
         del extra_args
         rows = scope.rows(updates, params)
-        check_state(policy, state, rows)
+        check_fit(policy, state, rows)
         norms = row_norms(rows, updates, axis_name)
         weights = param_norms(policy, rows, params, axis_name)
         state = learn(policy, nonfinite, state, norms, has_norm(rows, updates), weights)
@@ -221,7 +221,7 @@ def check_nonfinite(nonfinite: str) -> None:
     check_choice("nonfinite", nonfinite, ("zero", "propagate"))
 
 
-def check_state(policy: Policy, state: ClipState, rows: Rows) -> None:
+def check_fit(policy: Policy, state: ClipState, rows: Rows) -> None:
     """Refuse a state made for other parameters or another policy; costs tracing only.
 
     Raises:

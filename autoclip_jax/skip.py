@@ -15,8 +15,8 @@ from autoclip_core.policy import check_policy
 from .clipper import (
     ClipState,
     check_axes,
+    check_fit,
     check_rule,
-    check_state,
     fresh,
     learn,
     other_state,
@@ -186,7 +186,7 @@ def _judge(
 ) -> ClipState:
     """Return what the policy learned and decided about the updates."""
     rows = cut.rows(updates, params)
-    check_state(dropping, state, rows)
+    check_fit(dropping, state, rows)
     norms = row_norms(rows, updates, axis_name)
     weights = param_norms(dropping, rows, params, axis_name)
     seen = has_norm(rows, updates)
