@@ -26,16 +26,19 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
 
 test: .venv/.test  ## run all tests, for all frameworks
-	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
+	  --durations=20 --durations-min=5
 
 bench: .venv/.bench  ## time the clippers against what the frameworks have
 	$(BIN)/python benchmarks/run.py --picture docs/performance.png --json benchmarks.json
+	$(BIN)/python benchmarks/fixed_cost.py
 	$(BIN)/python benchmarks/fused.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/log_cost.py
 	$(BIN)/python benchmarks/jax_steps.py
 	$(BIN)/python benchmarks/keras_steps.py
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/.dev  ## ruff: lint and format, changing nothing
 	$(BIN)/ruff check .
