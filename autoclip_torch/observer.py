@@ -47,6 +47,9 @@ class Observer:
       around: what to put around each policy.
       exclude: what to leave out.
       **stepping: how steps are taken; see `Stepper`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
     """
 
     _stepper_class = Stepper

@@ -231,12 +231,14 @@ class AGC(ClippedOptimizer):
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
 
-    >>> layer = torch.nn.Linear(2, 1)
-    >>> optimizer = AGC(torch.optim.SGD(layer.parameters(), lr=0.1), 0.04, 0.003)
+    >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> optimizer = AGC(torch.optim.SGD([weight], lr=0.1), 0.04, 0.003)
     >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
-    >>> layer(torch.ones(1, 2)).sum().backward()
+    >>> weight.grad = torch.tensor([[6.0, 8.0]])
     >>> optimizer.step()
     >>> scheduler.step()
+    >>> weight.grad
+    tensor([[0.1200, 0.1600]])
     """
 
     def __init__(
