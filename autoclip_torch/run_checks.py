@@ -12,6 +12,7 @@ from autoclip_core.scale import as_norms
 from .learner import Learner
 from .overflows import Overflows
 from .parameters import Parameters
+from .partial import warn_of_partial_norms
 from .warn import warn
 
 
@@ -47,6 +48,7 @@ class RunChecks:
             return  # what a compiled step has seen would compile the next one anew
         gradients = parameters.gradients()
         self._saw_gradient = any(gradient is not None for gradient in gradients)
+        warn_of_partial_norms(parameters.rows)
         # Of stages and shards, this rank's may have none where those of others do.
         elsewhere = parameters.ranks is not None and bool(observed.any())
         if replaced := parameters.replaced():

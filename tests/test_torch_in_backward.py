@@ -79,6 +79,38 @@ def test_a_norm_of_all_is_refused_with_the_reason(scope):
             clipper.attach(torch.optim.SGD([p], lr=0.1))
 
 
+def hooked(model, clipper):
+    def step(p):
+        clipper.step()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_steps_by_hand_of_partial_norms_are_warned_of(scope):
+    model, data = model_and_data()
+    clipper = QuantileClip(model, scope=scope)
+    hooked(model, clipper)
+    with pytest.warns(UserWarning, match="3 gradients .* are not there yet"):
+        model(data[0]).square().mean().backward()
+    assert clipper.metrics()["clip/steps"] == 4
+
+
+def test_whole_norms_within_the_backward_are_not_warned_of():
+    model, data = model_and_data()
+    hooked(model, QuantileClip(model))
+    model(data[0]).square().mean().backward()
+
+
+def test_after_the_backward_what_was_not_used_is_not_warned_of():
+    model, data = model_and_data()
+    unused = torch.nn.Parameter(torch.ones(2))
+    clipper = QuantileClip([*model.parameters(), unused], scope="global")
+    model(data[0]).square().mean().backward()
+    assert clipper.step().finite.all()
+
+
 def test_frozen_parameters_need_no_optimizer():
     model, _ = model_and_data()
     model[0].requires_grad_(False)
