@@ -9,7 +9,9 @@ import torch
 
 from autoclip_core import (
     Cap,
+    ClipLog,
     Decision,
+    MetricsLogger,
     Quantile,
     Replay,
     Suggestion,
@@ -17,9 +19,28 @@ from autoclip_core import (
     replay,
     suggest_threshold,
 )
-from autoclip_jax import clip_by_quantile, clip_metrics
+from autoclip_core.log_summary import Summary
+from autoclip_jax import (
+    check_skips,
+    clip_by_policy,
+    clip_by_quantile,
+    clip_metrics,
+    skip_steps,
+)
+from autoclip_tf import Clipper as KerasClipper
 from autoclip_tf import QuantileClip as KerasQuantileClip
-from autoclip_torch import AGC, Clipper, QuantileClip
+from autoclip_tf.callbacks import ClipLogger
+from autoclip_torch import (
+    AGC,
+    ClippedOptimizer,
+    Clipper,
+    QuantileClip,
+    ValueClip,
+    find_clipping_threshold,
+)
+from autoclip_torch.attach import Attachment
+from autoclip_torch.lightning import ClipCallback as LightningCallback
+from autoclip_torch.transformers import ClipCallback as TrainerCallback
 
 norms = np.ones(3, np.float32)
 policy = Cap(Quantile(0.9, history_length=10), max_norm=1.0)
@@ -27,6 +48,12 @@ _, decision = decide(policy, policy.init(rows=3), norms)
 assert_type(decision, Decision)
 assert_type(replay(norms, policy), Replay)
 assert_type(suggest_threshold(norms), Suggestion)
+
+log = ClipLog(["a", "b"], every=50, settings={"policy": repr(policy)})
+log.record(decision)
+log.record(norm=1.0, threshold=2.0)
+assert_type(log.summary(), Summary)
+send = MetricsLogger(log, print, every=10)
 
 model = torch.nn.Linear(2, 1)
 clipper = QuantileClip(model, quantile=0.9, scope="global", nonfinite="skip")
@@ -36,8 +63,26 @@ assert_type(clipper.threshold(), torch.Tensor)
 assert_type(clipper.names, list[str])
 Clipper(model.named_parameters(), policy, scope="group")
 AGC(model.parameters(), clipping=0.01, exclude="head")
+ValueClip(model, clip_value=0.5).step()
+send(clipper.metrics)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+assert_type(clipper.attach(optimizer), Attachment)
+assert_type(QuantileClip.as_optimizer(optimizer, quantile=0.9), ClippedOptimizer)
+batches = [(torch.ones(1, 2), torch.ones(1, 1))]
+loss = torch.nn.functional.mse_loss
+assert_type(find_clipping_threshold(model, batches, loss, num_batches=1), Suggestion)
+LightningCallback(QuantileClip, quantile=0.9)
+TrainerCallback(Clipper, policy=policy, scope="global")
 
-assert_type(KerasQuantileClip(quantile=0.9).metrics(), dict[str, float])
+keras_clip = KerasQuantileClip(quantile=0.9, scope="global", max_threshold=10.0)
+assert_type(keras_clip.metrics(), dict[str, float])
+assert_type(keras_clip.decision, Decision)
+KerasClipper(policy, exclude="head", dry_run=True)
+ClipLogger()
 
 assert_type(clip_by_quantile(0.9), optax.GradientTransformationExtraArgs)
 assert_type(clip_metrics(()), dict[str, jax.Array])
+clip_by_policy(policy, scope="global", axis_name="data")
+skipping = skip_steps(optax.adam(1e-3), policy, max_consecutive=5)
+assert_type(skipping, optax.GradientTransformationExtraArgs)
+check_skips(())
