@@ -85,6 +85,11 @@ class Observer:
         return list(self._learner.rows.names)
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter it was given, the excluded ones too."""
+        return [member.parameter for group in self._groups for member in group.members]
+
+    @property
     def process_group(self) -> Any:
         """The ranks that hold different parameters of one model, or None."""
         return self._stepper.parameters.process_group

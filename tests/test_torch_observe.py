@@ -230,6 +230,14 @@ def test_clipping_by_the_threshold_of_the_moment():
     assert 3 < clipped < 30
 
 
+def test_its_parameters_are_those_it_was_given_and_those_it_was_given_later():
+    model, later = small_model(), nn.Parameter(torch.ones(2))
+    clipper = QuantileClip(model, exclude="*bias")
+    clipper.add_param_group({"params": [later]})
+    expected = [*model.parameters(), later]
+    assert list(map(id, clipper.parameters)) == list(map(id, expected))
+
+
 def test_the_threshold_is_a_copy():
     clipper = one_row(Clipper, policy=StreamingQuantile())
     clipper.observe([1.0, 2.0])
