@@ -52,7 +52,7 @@ def clipper_of(
 def follow(clipper: Clipper, optimizer: Any, model: nn.Module) -> None:
     """Add what the optimizer has been given since; the rows that are there stay."""
     optimizer = unwrap(optimizer)
-    known = {id(m.parameter) for group in clipper._groups for m in group.members}
+    known = set(map(id, clipper.parameters))
     if stepped_ids(optimizer) <= known:
         return
     for group in optimizer_groups(optimizer, model):
