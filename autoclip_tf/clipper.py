@@ -18,7 +18,7 @@ from autoclip_core.policy import check_policy
 from . import namespace
 from .gradients import Part, has_norm, row_norms, scale_all
 from .layouts import UnitsOf, units_by
-from .memory import Make, Memory, Store, nothing_seen, own_variable
+from .memory import Make, Memory, Store, check_memory, nothing_seen, own_variable
 from .rows import Rows
 from .settings import Settings, exclude_from_config
 from .tracked import Tracked
@@ -206,6 +206,22 @@ class Clipper(Tracked):  # type: ignore[misc]
         if per_row:
             found |= row_metrics(self.names, seen.decision, seen.tally)
         return found
+
+    def check_state(self) -> None:
+        """Raise if its memory is broken: NaN, a negative level, impossible counts.
+
+        Call it once after `tf.train.Checkpoint.restore`, which writes into variables
+        and asks nobody. `load_weights` and `load_model` look before they write.
+
+        Raises:
+          ValueError: it is; the message says where and how. Or it has not met its
+            variables yet.
+
+        >>> weight, clip = keras.Variable([0.0, 0.0]), Clipper(Fixed(1.0))
+        >>> clip.build([weight])
+        >>> clip.check_state()
+        """
+        check_memory(self._on_host())
 
     def reset(self) -> None:
         """Forget every norm and count.

@@ -1,6 +1,6 @@
 """What a clipper remembers, in variables: those of an optimizer, or its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from autoclip_core import Decision, Policy
+from autoclip_core.broken import faults
 from autoclip_core.metrics import Tally, no_tally
 
 from .tracked import outside_graphs
@@ -44,6 +45,18 @@ def nothing_seen(policy: Policy, rows: int) -> Memory:
     return Memory(decision, no_tally(rows), policy.init(rows))
 
 
+def check_memory(memory: Memory) -> None:
+    """Refuse what no run leaves behind; the memory is in NumPy.
+
+    Raises:
+      ValueError: a level is NaN or negative, a count impossible, a window in disorder.
+    """
+    for fault in faults(memory, "memory"):
+        raise ValueError(
+            f"the memory of a clipper is broken: {fault}; load a file that is whole"
+        )
+
+
 class Store:
     """The variables that hold a memory.
 
@@ -61,11 +74,16 @@ class Store:
 
     def read(self) -> Memory:
         """Return the memory, as tensors."""
-        return self._filled(ops.convert_to_tensor)
+        return self.holding(map(ops.convert_to_tensor, self.variables))
+
+    def holding(self, values: Iterable[Any]) -> Memory:
+        """Return the memory of these values, one for each variable."""
+        memory: Memory = _refill(self._fresh, iter(values))
+        return memory
 
     def on_host(self) -> Memory:
         """Return the memory, in NumPy."""
-        return self._filled(lambda variable: variable.numpy())
+        return self.holding(variable.numpy() for variable in self.variables)
 
     def write(self, memory: Memory) -> None:
         """Let the variables hold a memory."""
@@ -76,10 +94,6 @@ class Store:
     def reset(self) -> None:
         """Forget everything."""
         self.write(self._fresh)
-
-    def _filled(self, convert: Callable[[Any], Any]) -> Memory:
-        memory: Memory = _refill(self._fresh, map(convert, self.variables))
-        return memory
 
 
 def own_variable(name: str, value: np.ndarray[Any, Any]) -> Any:

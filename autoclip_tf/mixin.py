@@ -9,6 +9,7 @@ import numpy as np
 from autoclip_core.checks import message
 
 from .clipper import Clipper, Pair
+from .memory import check_memory
 
 Transformer = Callable[[list[Pair]], Iterable[Pair]]
 """From a list of (gradient, variable) pairs to such a list."""
@@ -77,17 +78,29 @@ class GradientTransformersMixin:
         """Restore the optimizer; from a file without clippers, all but their memory.
 
         Raises:
-          ValueError: a variable has another shape there; none was changed.
+          ValueError: a variable has another shape there, or a clipper's memory is
+            broken; none was changed.
         """
         saved, count = len(store.keys()), getattr(self, "_plain_count", None)
         own = self._variables[:saved]  # type: ignore[attr-defined]
         if len(own) == saved:
             _check_shapes(own, store)
+            self._check_memories(store)
         if count is None or saved != count:
             super().load_own_variables(store)  # type: ignore[misc]
             return
         for index, variable in enumerate(own):
             variable.assign(store[str(index)])
+
+    def _check_memories(self, store: Any) -> None:
+        """Refuse a file in which a clipper's memory is broken, if it has them all."""
+        saved, count = len(store.keys()), getattr(self, "_plain_count", None)
+        if count is None or saved != len(self._variables):  # type: ignore[attr-defined]
+            return
+        values = (np.asarray(store[str(index)]) for index in range(count, saved))
+        for transformer in self._gradient_transformers:
+            if isinstance(transformer, Clipper):
+                check_memory(transformer._store.holding(values))
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration of the optimizer and of its transformers."""
