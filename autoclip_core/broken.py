@@ -1,8 +1,8 @@
 """What is broken in a state that was read from somewhere, told in words.
 
-A state that was loaded may hold what no run leaves behind: a file of other hands, a
-flipped bit. Each kind of state has its own rule, a method `fault() -> str` in NumPy that
-returns "" where it is sound; here all that lie in one another are asked.
+A file of other hands, or a flipped bit: a state that was loaded may hold what no run
+leaves behind. Each kind of state has its own rule, a method `fault() -> str` in NumPy
+that returns "" where it is sound; here all that lie in one another are asked.
 """
 
 from collections.abc import Iterator

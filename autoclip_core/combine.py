@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import check_choice, check_count, check_limit, check_positive
 from .broken import broken
+from .checks import check_choice, check_count, check_limit, check_positive
 from .policy import Limit, Policy, check_policy
 from .scale import Array
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .broken import broken, broken_mean
 from .checks import (
     check_choice,
     check_count,
@@ -12,7 +13,6 @@ from .checks import (
     check_number,
     check_positive,
 )
-from .broken import broken, broken_mean
 from .policy import Limit, Policy, select
 from .scale import Array
 from .tables import look_up

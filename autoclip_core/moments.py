@@ -34,11 +34,12 @@ class Moments(NamedTuple):
     def fault(self) -> str:
         """Return what is wrong with moments that were read from somewhere, or ""."""
         mean, squares, count = self
-        sound = np.isfinite(mean[:, 1])
+        known = np.isfinite(mean[:, 1])
+        spread = np.isfinite(squares) & (squares >= 0)
         return (
             broken_mean(mean[:, 0], count)
-            or broken("mean", mean[:, 1], "finite, also of the logarithms", sound)
-            or broken("squares", squares, ">= 0 and finite", np.isfinite(squares) & (squares >= 0))
+            or broken("mean of logarithms", mean[:, 1], "finite", known)
+            or broken("squares", squares, ">= 0 and finite", spread)
         )
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import history, window
-from .checks import check_count, check_flag, check_positive, check_quantile
 from .broken import broken
+from .checks import check_count, check_flag, check_positive, check_quantile
 from .policy import Limit, Policy, select
 from .scale import Array
 

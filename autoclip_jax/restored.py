@@ -18,7 +18,7 @@ def check_state(opt_state: Any) -> None:
     shapes and types only, because the numbers are not known when it is traced.
 
     Args:
-      opt_state: what was restored; chains, masks, partitions and `vmap` are looked into.
+      opt_state: what was restored; it looks into chains, masks, `vmap` and so on.
 
     Raises:
       ValueError: a clipper's memory is broken; the message says where and how. Or there

@@ -49,7 +49,7 @@ def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
 
 
 def _fitted(plain: Any, like: Any, path: str) -> Any:
-    """Return the state in the structure and place of `like`, if shapes and types fit."""
+    """Return the state in the structure and place of `like`, if it fits there."""
     if isinstance(like, tuple):
         names = like._fields  # type: ignore[attr-defined]
         found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
