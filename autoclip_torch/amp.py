@@ -1,10 +1,13 @@
 """Mixed precision: what a `GradScaler` has done to the gradients so far."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from .unwrap import stepped_ids, unwrap
 
 CONTROLS = ("grad_scale", "found_inf")
 """What a `GradScaler` tells an optimizer for the time of a step, as its attributes."""
@@ -21,23 +24,8 @@ class LossScale(NamedTuple):
     """Not 0 where the scaled gradients overflowed: no step to learn from."""
 
 
-def unwrap(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside wrappers such as those of Accelerate and Lightning.
-
-    Raises:
-      TypeError: there is no torch optimizer inside.
-    """
-    inner = optimizer
-    # What torch itself has constructed has hooks of its own; a wrapper has none, or
-    # forwards to those of the optimizer inside.
-    while "_optimizer_step_pre_hooks" not in getattr(inner, "__dict__", {}):
-        inner = getattr(inner, "optimizer", None)
-        if inner is None:
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer or a wrapper that holds one "
-                f"as .optimizer, got {type(optimizer).__name__}"
-            )
-    return inner  # type: ignore[no-any-return]
+NO_SCALE = LossScale()
+"""There is none, or it has left no trace."""
 
 
 def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
@@ -55,7 +43,7 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
         )
     optimizer = unwrap(optimizer)
     if not scaler.is_enabled():
-        return LossScale()
+        return NO_SCALE
     # `unscale_` refuses a second call, and nothing public tells whether it was called.
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "STEPPED":
@@ -69,6 +57,30 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     none = torch.zeros_like(scaler._scale)
     own = (overflow.to(none.device, non_blocking=True) for overflow in found)
     return LossScale(None, sum(own, none))
+
+
+def check_unscaled(
+    parameters: Sequence[Tensor], scaler: Any, optimizer: Optimizer
+) -> None:
+    """Refuse gradients of another optimizer that are still multiplied by the scale."""
+    states = scaler._per_optimizer_states.items()
+    others = any(
+        key != id(optimizer) and state["stage"].name == "UNSCALED"
+        for key, state in states
+    )
+    stepped = stepped_ids(optimizer)
+    outside = [
+        parameter
+        for parameter in parameters
+        if id(parameter) not in stepped and parameter.grad is not None
+    ]
+    if outside and not others:
+        raise ValueError(
+            f"optimizer must step all parameters of its clipper, got one that leaves "
+            f"out {len(outside)} with a gradient, which is still multiplied by the "
+            "loss scale; call scaler.unscale_ with the other optimizer first, or make "
+            "a clipper of what each optimizer steps"
+        )
 
 
 def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None:
@@ -124,8 +136,3 @@ def refuse_scaler(optimizer: Optimizer) -> None:
             "as_optimizer(), call clipper.step(scaler=scaler, optimizer=optimizer) "
             "before scaler.step(optimizer)"
         )
-
-
-def stepped_ids(optimizer: Optimizer) -> set[int]:
-    """Return the ids of the parameters that an optimizer steps."""
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}

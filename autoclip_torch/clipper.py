@@ -10,12 +10,13 @@ from autoclip_core.checks import check_flag
 from autoclip_core.patterns import Pattern
 from autoclip_core.settings import Around, choose_scope
 
-from .amp import LossScale, share_overflow, unscale_once, unwrap
-from .attach import Attachment, check_unscaled
+from .amp import check_unscaled, share_overflow, unscale_once
+from .attach import Attachment
 from .fused import is_fused
 from .groups import Given, optimizer_groups
 from .momentum import start_from_zero
 from .observer import Observer
+from .unwrap import unwrap
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer
@@ -136,15 +137,21 @@ class Clipper(Observer):
         >>> clipper.step().scale, weight.grad
         (tensor([0.2000]), tensor([0.6000, 0.8000]))
         """
-        if self._attachment is not None and not torch.compiler.is_compiling():
-            self._attachment.refuse_by_hand()
+        if not torch.compiler.is_compiling() and self._is_attached:
+            raise RuntimeError(
+                "an attached clipper clips inside optimizer.step(), and a second time "
+                "in a step it would clip what it has clipped; leave clipper.step() "
+                "out, or call clipper.detach() first"
+            )
         if scaler is None and optimizer is None:
-            return self._stepper.step(LossScale())
-        parameters = self._stepper.parameters
+            return self._stepper.step()
         scale = unscale_once(scaler, optimizer)
-        check_unscaled(parameters, scaler, unwrap(optimizer))
-        if is_fused(unwrap(optimizer)):  # the scaler may cancel its first step
-            start_from_zero(unwrap(optimizer))
+        if scale.overflow is None:  # the scaler is not enabled
+            return self._stepper.step()
+        optimizer, parameters = unwrap(optimizer), self._stepper.parameters
+        check_unscaled(parameters.rows.parameters, scaler, optimizer)
+        if is_fused(optimizer):  # the scaler may cancel its first step
+            start_from_zero(optimizer)
         decision = self._stepper.step(scale)
         if parameters.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
@@ -180,8 +187,12 @@ class Clipper(Observer):
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        if self._attachment is not None:
-            self._attachment.refuse_another()
+        if self._is_attached:
+            raise RuntimeError(
+                "the clipper is attached already, and twice in a step it would clip "
+                "what it has clipped; call remove() on the handle first, or make a "
+                "clipper for each optimizer"
+            )
         optimizer = unwrap(optimizer)
         if getattr(optimizer, "clipper", None) is self:
             raise RuntimeError(
@@ -205,6 +216,10 @@ class Clipper(Observer):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+    @property
+    def _is_attached(self) -> bool:
+        return self._attachment is not None and self._attachment.active
 
     @classmethod
     def as_optimizer(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from autoclip_core.patterns import as_patterns, check_names, matches
 
-from .amp import stepped_ids, unwrap
 from .clipper import Clipper
 from .groups import Group, optimizer_groups
+from .unwrap import stepped_ids, unwrap
 
 
 def clipper_of(

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from autoclip_core import Decision
 
-from .amp import CONTROLS, LossScale, stepped_ids, taken_off
+from .amp import CONTROLS, LossScale, taken_off
 from .momentum import forget_unwritten, without_momentum
-from .stepper import Kernel, Stepper
+from .stepper import Stepper
+from .unwrap import stepped, stepped_ids
 from .values import stored
 
 
@@ -36,10 +37,9 @@ class Controls:
         """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
         self._told: dict[str, Tensor] = {}
+        self._overflow: Tensor | None = None
         self._without_momentum: list[Tensor] = []
         self._clipped: list[Stepper] = []
-        self.steppers: list[Stepper] = []
-        """Those that are attached."""
 
     def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Take back what the last step was told, if it has failed and left it there."""
@@ -60,7 +60,7 @@ class Controls:
         return bool(self._clipped)
 
     @torch.no_grad()
-    def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
+    def clip(self, stepper: Stepper, optimizer: Optimizer, alone: bool) -> None:
         """Decide, and tell the optimizer, without reading anything back.
 
         With one row for all that the optimizer steps, and no other clipper, there is no
@@ -68,27 +68,31 @@ class Controls:
         """
         if any(stepper is other for other in self._clipped):
             self.restore(optimizer)  # a closure computes gradients again
-        scale = LossScale(*(_told(optimizer, name) for name in CONTROLS))
-        kernel = Kernel(len(self.steppers) == 1 and _holds_all(stepper, optimizer))
-        if not kernel.scales and scale.factor is not None:
+        factor, told = (_told(optimizer, name) for name in CONTROLS)
+        if not self._clipped:
+            self._overflow = told  # later it is also what a clipper has cancelled
+        scale = LossScale(factor, self._overflow)
+        folds = alone and _holds_all(stepper, optimizer)
+        if scale.factor is not None and not folds and not stepper.dry_run:
             # No one factor for the kernel to divide by: what a GradScaler has left to
             # it is done here, for all that it steps, so that thresholds meet true
             # gradients.
             _unscale_(_gradients(optimizer), scale.factor)
             scale = scale._replace(factor=None)
         try:
-            decision = stepper.step(scale, kernel)
+            decision = stepper.clip(scale, in_place=not folds)
+            stepper.check()
         except Exception:
             taken_off(optimizer)  # else the next loss scale would be multiplied by it
             self._forget()
             raise
-        factor, overflow = scale
+        factor = scale.factor
         if not stepper.dry_run:
-            if kernel.scales:
+            if folds:
                 factor = _folded(factor, decision)
-            overflow = _either(overflow, _cancelled(decision, kernel.scales))
+            told = _either(told, _cancelled(decision, folds))
         self._without_momentum = without_momentum(optimizer)
-        self._tell(optimizer, factor, overflow)
+        self._tell(optimizer, factor, told)
         self._clipped.append(stepper)
 
     def restore(self, optimizer: Optimizer) -> None:
@@ -135,8 +139,7 @@ def _told(optimizer: Optimizer, name: str) -> Tensor | None:
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
     """Return every gradient once, also one that two parameters share."""
-    groups = optimizer.param_groups
-    found = (parameter.grad for group in groups for parameter in group["params"])
+    found = (parameter.grad for parameter in stepped(optimizer))
     return {id(grad): grad for grad in found if grad is not None}.values()
 
 

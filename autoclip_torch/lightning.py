@@ -5,9 +5,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .amp import unwrap
 from .clipper import Clipper
 from .follow import clipper_of, follow
+from .unwrap import unwrap
 from .warn import warn
 
 try:

@@ -71,11 +71,11 @@ class RunChecks:
         if learner.nonfinite == "raise":
             refuse_nonfinite(learner, norms, observed)
 
-    def check_run(self, learner: Learner, dry_run: bool) -> None:
-        """Check what the run has counted, where that reads nothing back."""
+    def check_run(self, learner: Learner, dry_run: bool, cancelled: bool) -> None:
+        """Check what the run has counted, where the host need not wait for it now."""
         if learner.device is None:
             self.check_counts(learner.tally, learner.nonfinite, dry_run)
-        elif learner.device.type == "cpu":
+        elif learner.device.type == "cpu" or cancelled:  # it has just waited
             self.check_skips(learner.tally)
 
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
@@ -111,10 +111,10 @@ def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
         )
 
 
-def is_skipped(learner: Learner, decision: Decision) -> bool:
+def is_skipped(decision: Decision) -> bool:
     """Tell on the host whether the update is cancelled."""
     _check_not_compiling("what cancels updates")
-    return bool(learner.xp.any(decision.skipped))
+    return bool(torch.as_tensor(decision.skipped).any())
 
 
 def _check_not_compiling(what: str) -> None:

@@ -78,7 +78,7 @@ def _own_squares(
     squares, observed = share
     for slot, tensor in zip(rows.slots, tensors, strict=True):
         if tensor is not None:
-            tensor = _without_partial(tensor)
+            tensor = without_partial(tensor)
             own = _squares(slot, tensor, wide).to(device, non_blocking=True)
             squares[slot.start : slot.stop] += ranks.weight(tensor) * own
             observed[slot.start : slot.stop] = 1
@@ -137,9 +137,14 @@ def _region(tensor: Any) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in pairs)
 
 
-def _without_partial(tensor: Any) -> Any:
+def is_partial(tensor: Any) -> bool:
+    """Tell whether each rank holds summands of the tensor, as of a layer's norm."""
+    return is_sharded(tensor) and any(p.is_partial() for p in tensor.placements)
+
+
+def without_partial(tensor: Any) -> Any:
     """Return the tensor with its pending sums done: squares of summands do not add."""
-    if not is_sharded(tensor) or not any(p.is_partial() for p in tensor.placements):
+    if not is_partial(tensor):
         return tensor
     from torch.distributed.tensor import Replicate
 

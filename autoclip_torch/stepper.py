@@ -1,26 +1,19 @@
 """One step: measure the gradients, decide, and scale them or have them scaled."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoclip_core import Decision
 
-from .amp import LossScale
+from .amp import NO_SCALE, LossScale
 from .groups import Group
 from .learner import Learner
 from .parameters import Parameters, where
 from .rows import Rows
 from .run_checks import RunChecks, is_skipped
-
-
-class Kernel(NamedTuple):
-    """An optimizer that cancels an update itself, when it is told to."""
-
-    scales: bool
-    """Whether it scales the gradients itself, too."""
 
 
 class Stepper:
@@ -53,13 +46,18 @@ class Stepper:
         self.checks = RunChecks(most_skips, self.learner.may_skip)
 
     @property
+    def process_group(self) -> Any:
+        """The ranks that hold different parameters of one model, or None."""
+        return self.parameters.process_group
+
+    @property
     def one_factor(self) -> bool:
         """Whether one number scales every gradient."""
         return self.parameters.rows.scope == "global"
 
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
         """Go on with more parameters; the rows that are there keep their history."""
-        parameters = Parameters(groups, rows, self.parameters.process_group)
+        parameters = Parameters(groups, rows, self.process_group)
         self.learner = self.learner.extended(rows)
         self.parameters = parameters
 
@@ -68,22 +66,38 @@ class Stepper:
         self.learner.reset()
         self.checks.reset()
 
+    def step(self, scale: LossScale = NO_SCALE) -> Decision:
+        """Clip, and take every gradient away where the update is to be cancelled."""
+        decision = self.clip(scale)
+        if cancels := self.cancels(decision):
+            self.parameters.cancel()
+        self.check(cancels)
+        return decision
+
     @torch.no_grad()
-    def step(self, scale: LossScale, kernel: Kernel | None = None) -> Decision:
+    def clip(self, scale: LossScale = NO_SCALE, *, in_place: bool = True) -> Decision:
         """Measure, decide, learn and scale; return the decision as tensors.
 
         Args:
           scale: what a loss scale has left in the gradients.
-          kernel: the optimizer that is told the decision, if there is one.
+          in_place: whether to scale them here; if not, the optimizer's kernel does.
         """
         if not self.dry_run:
             self.parameters.make_writable()
         gradients = self.parameters.gradients()
         decision = self._learn(gradients, scale)
-        if not self.dry_run:
-            self._write(gradients, decision, kernel)
-        self.checks.check_run(self.learner, self.dry_run)
+        if in_place and not self.dry_run:
+            self.rescale(gradients, self._kept(decision))
         return Decision(*map(torch.as_tensor, decision))
+
+    def cancels(self, decision: Decision) -> bool:
+        """Tell on the host, which may have to wait, whether to cancel the update."""
+        may = self.learner.may_skip and not self.dry_run
+        return may and is_skipped(decision)
+
+    def check(self, cancelled: bool = False) -> None:
+        """Check the run, after a step that may have been cancelled on the host."""
+        self.checks.check_run(self.learner, self.dry_run, cancelled)
 
     def decide(
         self,
@@ -124,19 +138,13 @@ class Stepper:
             gradients, norms, observed, weights[0][0] if weights else None
         )
 
-    def _write(
-        self,
-        gradients: list[Tensor | None],
-        decision: Decision,
-        kernel: Kernel | None,
-    ) -> None:
-        """Scale or cancel what no kernel is told to scale or to cancel."""
-        if (
-            kernel is None
-            and self.learner.may_skip
-            and is_skipped(self.learner, decision)
-        ):
-            self.parameters.cancel()
-            self.checks.check_skips(self.learner.tally)
-        elif kernel is None or not kernel.scales:
-            self.rescale(gradients, decision)
+    def _kept(self, decision: Decision) -> Decision:
+        """Return the decision without the zeros of a cancelled update.
+
+        It is cancelled as a whole, and whoever else clips has to see the gradients.
+        """
+        if not self.learner.may_skip:
+            return decision
+        xp = self.learner.xp
+        scale = xp.where(decision.skipped, 1.0, decision.scale)
+        return decision._replace(scale=scale)

@@ -12,10 +12,12 @@ from autoclip_core.scale import as_norms
 from autoclip_core.settings import check_keywords
 from autoclip_core.value import decide_by_value
 
+from .amp import LossScale
 from .clipper import Clipper
 from .gradients import Gradients
 from .groups import Given
 from .settings import check_keys
+from .sharded import is_partial, without_partial
 from .stepper import Stepper
 from .values import real, writable
 
@@ -39,6 +41,16 @@ class _ValueStepper(Stepper):
     def one_factor(self) -> bool:
         """No: each element has its own."""
         return False
+
+    def _learn(self, gradients: list[Tensor | None], scale: LossScale) -> Decision:
+        """Decide on true gradients, each element of which is compared."""
+        if (factor := scale.factor) is not None:  # of a dry run, which leaves them
+            gradients = [
+                None if g is None else g / factor.to(g.device) for g in gradients
+            ]
+        # The sums of a `Partial` are clamped, and not its summands.
+        gradients = [without_partial(gradient) for gradient in gradients]
+        return super()._learn(gradients, scale._replace(factor=None))
 
     def decide(
         self,
@@ -77,6 +89,8 @@ class _ValueStepper(Stepper):
             gradient = slot.parameter.grad
             if gradient is not None and gradient.is_sparse:
                 slot.parameter.grad = _clamped(gradient, most)
+            elif is_partial(gradient):
+                slot.parameter.grad = _clamp_(without_partial(gradient), most)
             elif gradient is not None:
                 _clamp_(writable(slot, gradient), most)
 

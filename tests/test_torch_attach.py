@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from autoclip_core import Fixed, Quantile
+from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import Clipper, NormClip, QuantileClip
 from autoclip_torch.attach import Attachment
 
@@ -175,6 +175,51 @@ def test_two_clippers_may_share_an_optimizer_in_the_order_of_attaching():
     torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("clippers", ["part", "skips first", "skips last"])
+@pytest.mark.parametrize("bad", [float("nan"), 100.0], ids=["nan", "dropped"])
+def test_a_cancelled_update_cancels_all_that_the_optimizer_steps(bad, clippers, fused):
+    """And every clipper learns of its own gradients first."""
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.AdamW([a, b], lr=0.1, fused=fused)
+    skips = Clipper([a], Drop(Fixed(50.0), action="skip"), nonfinite="skip")
+    learns = QuantileClip([b], quantile=0.5, history_length=8)
+    order = {"part": [skips], "skips first": [skips, learns]}
+    for clipper in order.get(clippers, [learns, skips]):
+        clipper.attach(optimizer)
+    for step, size in enumerate((1.0, bad, 2.0)):
+        a.grad, b.grad = torch.full((2,), size), torch.full((2,), step + 1.0)
+        before = copy.deepcopy((weights_of(a, b), optimizer.state_dict()["state"]))
+        optimizer.step()
+        after = weights_of(a, b), optimizer.state_dict()["state"]
+        unchanged = all(map(torch.equal, before[0], after[0]))
+        assert unchanged == (size is bad)
+        steps = {float(state["step"]) for state in after[1].values()}
+        assert steps == {float(step + (step == 0))}
+    assert skips.metrics()["clip/skipped_total"] == 1
+    if clippers != "part":
+        count = learns.state_dict()["states"][0]["count"]
+        assert count.tolist() == [3]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_two_clippers_of_the_same_gradients_both_see_what_is_cancelled(fused):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=fused)
+    Clipper([weight], Drop(Fixed(50.0), action="skip")).attach(optimizer)
+    second = NormClip([weight], max_norm=1e6)
+    second.attach(optimizer)
+    for size in (3.0, 300.0):
+        weight.grad = torch.tensor([size, 0.0])
+        optimizer.step()
+        assert second.metrics()["clip/norm"] == size
+    assert torch.equal(weight.data, torch.tensor([0.7, 1.0]))
+
+
+def weights_of(*parameters):
+    return [p.detach().clone() for p in parameters]
+
+
 def test_an_optimizer_of_other_parameters_is_refused():
     with pytest.raises(ValueError, match="steps none of them"):
         clip(model_and_data()[0]).attach(adam(model_and_data()[0]))
@@ -214,6 +259,20 @@ def test_parameters_that_the_optimizer_is_given_later_are_told_of_once():
     train(optimizer, model, x, y, steps=1)
     norms = torch.stack([p.grad.norm() for p in model.parameters()])
     assert norms.norm() <= clipper.metrics()["clip/threshold"] * (1 + 1e-5)
+
+
+def test_a_parameter_appended_to_a_group_is_told_of_once():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = torch.optim.SGD([{"params": [w]} for w in weights[:2]], lr=0.1)
+    NormClip(weights[:2], max_norm=1.0).attach(optimizer)
+    optimizer.param_groups[0]["params"].append(weights[2])
+    for p in weights:
+        p.grad = torch.ones(2)
+    with pytest.warns(UserWarning, match=r"given 1 parameters after attach\(\)"):
+        optimizer.step()
+    optimizer.step()
+    optimizer.param_groups.pop()
+    optimizer.step()
 
 
 def test_what_another_clipper_has_may_be_given_to_the_optimizer_later():

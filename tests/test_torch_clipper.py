@@ -83,6 +83,7 @@ def check_identity(rows, before, parameters, decision):
 @every_scope
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
 @pytest.mark.parametrize("name", ["QuantileClip", "ZClip", "AdaGC", "Drop, to skip"])
+@pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
 def test_a_rough_run_follows_the_formulas_too(name, nonfinite, scope):
     """With NaN, infinities, zeros and missing gradients, at random."""
     case, rng = CLIPPERS[name], np.random.default_rng(7)

@@ -455,6 +455,7 @@ def test_with_a_loss_scaler_the_weights_stay_finite(nonfinite):
 
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
+@pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
 def test_several_policies_in_a_rough_run(nonfinite, scope):
     """NaN, infinities, zeros and missing gradients at random: one decision of all."""
     model, rng = small_model(), np.random.default_rng(3)

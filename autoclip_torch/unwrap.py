@@ -1,0 +1,35 @@
+"""The torch optimizer inside a wrapper, and what it steps."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """Return the optimizer inside wrappers such as those of Accelerate and Lightning.
+
+    Raises:
+      TypeError: there is no torch optimizer inside.
+    """
+    inner = optimizer
+    # What torch itself has constructed has hooks of its own; a wrapper has none, or
+    # forwards to those of the optimizer inside.
+    while "_optimizer_step_pre_hooks" not in getattr(inner, "__dict__", {}):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer or a wrapper that holds one "
+                f"as .optimizer, got {type(optimizer).__name__}"
+            )
+    return inner  # type: ignore[no-any-return]
+
+
+def stepped(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer steps."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def stepped_ids(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that an optimizer steps."""
+    return set(map(id, stepped(optimizer)))
