@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoclip_core.checks import message
 from autoclip_core.units import Units, split_shape, unit_shape
 
 from .rows import Slot
@@ -21,8 +22,19 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the stored numbers as a real view: complex ones get an axis of parts."""
+    """Return the stored numbers as a real view: complex ones get an axis of parts.
+
+    Raises:
+      TypeError: they are of 8 bits, which torch can neither measure nor scale.
+    """
     values = stored(tensor)
+    if values.dtype.itemsize == 1:
+        rule = "of 16 bits or more"
+        way_out = (
+            "cast to float8 inside the layer, and keep the parameter and its gradient "
+            "in bfloat16 or float32"
+        )
+        raise TypeError(message("a gradient", rule, values.dtype, way_out))
     if not values.is_complex():
         return values
     # The conjugate of a conjugated view is no copy: what clamps it clamps the tensor.

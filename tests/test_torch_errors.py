@@ -604,3 +604,16 @@ def test_nothing_is_refused_that_is_in_order():
     ]:
         _, clipper = used(make, **keywords)
         assert clipper.metrics()["clip/steps"] == 8
+
+
+@pytest.mark.parametrize("scope", ["global", "parameter", "unit"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_gradients_of_8_bits_are_refused_by_name(dtype, scope):
+    """Torch has no norm of them; said before anything is learned."""
+    weight = nn.Parameter(torch.ones(2, 3).to(dtype))
+    clipper = Clipper([weight], Fixed(1.0), scope=scope)
+    weight.grad = torch.ones(2, 3).to(dtype)
+    with pytest.raises(TypeError, match=rf"16 bits or more, got {dtype}; cast to"):
+        clipper.step()
+    assert clipper.metrics()["clip/steps"] == 0
+    assert weight.grad.float().eq(1).all()
