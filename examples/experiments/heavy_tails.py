@@ -16,7 +16,7 @@ import numpy as np
 from autoclip_core import Fixed, MeanStd, Quantile, StreamingQuantile, decide
 from experiment import Table, read_options, run_all, save
 from intervals import median_interval
-from picture import LINES, finish, legend_beside, new_figure, save_picture
+from picture import draw_method, finish, legend_beside, new_figure, save_picture
 
 INPUTS = 20
 RATE = 0.02
@@ -114,12 +114,8 @@ def draw(errors: dict[tuple[str, float], Any], path: Any) -> None:
     panels = figure.subplots(1, len(CORRUPTED), sharey=True)
     for axes, corrupted in zip(panels, CORRUPTED, strict=True):
         for method in METHODS:
-            color, dashes = LINES[method]
-            middle, low, high = np.transpose(
-                [median_interval(row) for row in errors[method, corrupted]]
-            )
-            axes.plot(SCALES, middle, dashes, color=color, marker="o", label=method)
-            axes.fill_between(SCALES, low, high, color=color, alpha=0.15, lw=0)
+            found = [median_interval(row) for row in errors[method, corrupted]]
+            draw_method(axes, method, SCALES, found)
         finish(axes, xscale="log", yscale="log", xlabel="scale of labels and truth")
         axes.set_title(f"{corrupted:.0%} of the labels are garbage", loc="left")
     panels[0].set_ylabel("error / scale (median, 95 %)")

@@ -11,6 +11,7 @@ from PIL import Image
 # Okabe and Ito's colours; the dashes differ too, for readers without colour.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PINK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+OLIVE, WINE = "#999933", "#882255"  # Tol's, for the picture with ten lines
 
 LINES = {
     "no clipping": (BLACK, ":"),
@@ -19,11 +20,11 @@ LINES = {
     "fixed 30": (ORANGE, "--"),
     "fixed 300": (PINK, "--"),
     "mean + 2 std": (RED, "-."),
-    "quantile 0.99": (GREEN, "-."),
+    "quantile 0.99": (OLIVE, "-."),
     "quantile 0.9": (GREEN, "-"),
     "quantile 0.5": (BLUE, "-"),
     "quantile 0.1": (SKY, "-"),
-    "streaming 0.5": (BLUE, ":"),
+    "streaming 0.5": (WINE, ":"),
     "ZScore 2.5": (RED, "-."),
     "EmaRatio 1.05": (PINK, "-."),
 }
@@ -39,6 +40,21 @@ def finish(axes: Any, **labels: Any) -> None:
     """Set labels, scales and limits, and draw the grid."""
     axes.set(**labels)
     axes.grid(alpha=0.3, lw=0.5)
+
+
+def draw_method(axes: Any, method: str, places: Any, intervals: Any) -> None:
+    """Draw a method's middles and the bands from low to high.
+
+    What is dotted lies above what is dashed, and that above what is solid: of lines
+    that coincide each shows.
+    """
+    color, dashes = LINES[method]
+    middle, low, high = np.transpose(intervals)
+    order = 2 + ("-", "-.", "--", ":").index(dashes) / 10
+    size = 7 - 8 * (order - 2)
+    style = {"color": color, "ls": dashes, "lw": 1.8, "marker": "o", "ms": size}
+    axes.plot(places, middle, zorder=order, label=method, **style)
+    axes.fill_between(places, low, high, color=color, alpha=0.15, lw=0)
 
 
 def legend_beside(figure: Figure, axes: Any) -> None:
