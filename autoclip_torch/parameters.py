@@ -32,6 +32,7 @@ class Parameters:
         self.groups = groups
         self.rows = rows
         self.ranks = find_ranks(rows.parameters, process_group)
+        self._may_differ = self.process_group is not None
 
     @property
     def process_group(self) -> Any:
@@ -86,6 +87,9 @@ class Parameters:
         rows = self.rows
         if self.ranks is None:
             return [here.measure(rows, tensors, device) for tensors in sequences]
+        if self._may_differ and not torch.compiler.is_compiling():
+            self.ranks.check_rows(len(rows.names), device or torch.device("cpu"))
+            self._may_differ = False
         return sharded.measure(rows, sequences, device, self.ranks, overflow)
 
     def weights(self) -> list[list[Tensor]]:

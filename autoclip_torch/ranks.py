@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,6 +34,23 @@ class Ranks:
         """Add up the vectors of all ranks, in place; every rank must come here."""
         for group in self.groups:
             dist.all_reduce(vector, group=group)
+
+    def check_rows(self, rows: int, device: torch.device) -> None:
+        """Raise on every rank if those with different parameters differ in rows.
+
+        Raises:
+          ValueError: they do, and adding up their vectors would abort the process.
+        """
+        extremes = torch.tensor([rows, -rows], device=device)
+        for group in self.groups:
+            dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+        most, least = extremes.tolist()
+        if most != -least:
+            raise ValueError(
+                f"process_group must be of ranks with equally many rows, got {rows} on "
+                f'this one and {-least} to {most} on all; set scope="global", or leave '
+                "process_group out"
+            )
 
     def weight(self, tensor: Tensor) -> float:
         """Return one over the number of ranks that hold the same part as this one."""

@@ -250,3 +250,27 @@ def test_a_checkpoint_of_four_ranks_goes_on_with_two(results):
     for rank in of(results, 2, "load_half_way"):
         close(rank["decisions"], saved["decisions"])
         close(rank["weights"], saved["weights"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_stages_with_other_rows_are_refused_on_every_rank(results, world):
+    for number, rank in enumerate(of(results, world, "stages_with_other_rows")):
+        words = f"got {2 + 2 * number} on this one and 2 to {2 * world} on all"
+        assert words in rank["error"]
+        assert rank["grad"] == 1.0
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_removing_one_of_two_clippers_leaves_the_other_its_mark(results, world):
+    for rank in of(results, world, "two_clippers_of_stages"):
+        assert rank["marked"] == [["_step_supports_amp_scaling"]] * 2
+        assert rank["left"] == []
+
+
+@pytest.mark.parametrize("world", RANKS)
+def test_a_value_clip_clamps_sums_and_not_their_summands(results, world):
+    for rank in of(results, world, "sequence_parallel"):
+        for whole, parts in zip(rank["found"][::2], rank["found"][1::2], strict=True):
+            assert all("Partial" in kind for kind in parts["kinds"])
+            assert max(whole["values"]) > 20.0
+            close(parts["values"], whole["values"])

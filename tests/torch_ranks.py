@@ -18,11 +18,12 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -512,6 +513,65 @@ def stages_of_a_pipeline():
     return {"norms": norms, "own": own, "after": after}
 
 
+def stages_with_other_rows():
+    """A layer more on each rank: their vectors of norms have no sum."""
+    layers = [nn.Linear(3, 3) for _ in range(1 + dist.get_rank())]
+    stage = nn.Sequential(*layers)
+    clipper = QuantileClip(stage, process_group=dist.group.WORLD)
+    for p in stage.parameters():
+        p.grad = torch.ones_like(p)
+    try:
+        clipper.step()
+    except ValueError as error:
+        return {"error": str(error), "grad": stage[0].weight.grad.max().item()}
+    return {"error": None}
+
+
+def two_clippers_of_stages():
+    """Removing one leaves the other what it needs."""
+    stage = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    before, marked = set(vars(optimizer)), []
+    clippers = [
+        NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD) for _ in range(2)
+    ]
+    handles = [clipper.attach(optimizer) for clipper in clippers]
+    for handle in handles:
+        marked.append(sorted(set(vars(optimizer)) - before))
+        handle.remove()
+    return {"marked": marked, "left": sorted(set(vars(optimizer)) - before)}
+
+
+def sequence_parallel():
+    """Gradients of norms whose input is sharded are sums yet to be done: `Partial`."""
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = nn.LayerNorm(6)
+    parts = parallelize_module(copy.deepcopy(whole), mesh, SequenceParallel())
+    torch.manual_seed(1)
+    x = torch.randn(8, 4, 6)
+    found = []
+    for scope in ("parameter", "unit"):
+        for model in (whole, parts):
+            model.zero_grad()
+            if model is parts:
+                own = x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+                y = model(own).full_tensor(grad_placements=[Replicate()])
+            else:
+                y = model(x)
+            (y * torch.arange(6.0)).sum().backward()
+            kinds = [
+                str(p.grad.placements) if isinstance(p.grad, DTensor) else "plain"
+                for p in model.parameters()
+            ]
+            clipper = ValueClip(model, clip_value=20.0, scope=scope)
+            decision = clipper.step()
+            values = [full(p.grad).flatten() for p in model.parameters()]
+            values = torch.cat([decision.norm, decision.scale, *values]).tolist()
+            found.append({"values": values, "kinds": kinds})
+    return {"found": found}
+
+
 def observe_a_sharded_norm():
     """What `clip_grad_norm_` returns under FSDP2 is a DTensor."""
     torch.manual_seed(0)
@@ -578,6 +638,9 @@ def flat_parameters_of_fsdp1():
 
 
 SPECIAL = [
+    stages_with_other_rows,
+    two_clippers_of_stages,
+    sequence_parallel,
     too_many_skips_of_a_fused_optimizer,
     a_scaler_around_attached_stages,
     a_scaler_of_shards,
