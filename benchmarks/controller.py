@@ -85,6 +85,7 @@ def make_series() -> dict[str, np.ndarray]:
     return series | {
         "spikes": np.where(spiked, 50, 1).astype(np.float32) * steady,
         "drift ÷100": steady * np.float32(100.0 ** (-time / STEPS)),
+        "drift ×10": steady * np.float32(10.0 ** (time / STEPS)),
         "shift ×10": steady * np.where(time < SHIFT, 1, 10).astype(np.float32),
         "shift ÷10": steady / np.where(time < SHIFT, 1, 10).astype(np.float32),
         "loss ×2^k": steady * np.float32(2.0**OCTAVES),
@@ -178,7 +179,8 @@ def make_tables(runs: Mapping[str, Run]) -> str:
     """Return both tables in Markdown, from what each policy of `POLICIES` did."""
     kinds = [f"log-std {s}" for s in LOG_STDS] + ["spikes"]
     steady = [["policy", "", "expected", *kinds]]
-    changing = [["policy", "÷100 drift", "×10", "÷10", "loss ×2^k", "NaN, Inf"]]
+    heads = ["÷100 drift", "×10 drift", "×10", "÷10", "loss ×2^k", "NaN, Inf"]
+    changing = [["policy", *heads]]
     for code, done in runs.items():
         cells = [calm_cell(done[kind]) for kind in kinds]
         rate = policy_of(code).expected_clip_rate
@@ -200,7 +202,10 @@ def change_cells(done: Run) -> list[str]:
     changed = max(change(done[name], steady) for name in ("loss ×2^k", "loss ÷2^k"))
     exact = "to rounding" if changed < 1e-4 else "changes"
     return [
-        percent(clip_rate(done["drift ÷100"], STEPS // 2)),
+        *(
+            percent(clip_rate(done[f"drift {by}"], STEPS // 2))
+            for by in ("÷100", "×10")
+        ),
         steps(recovery(done["shift ×10"], steady)),
         steps(settling(done["shift ÷10"], steady, 0.1)),
         exact if changed else "exact",
