@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,16 @@ import numpy as np
 import optax
 import pytest
 
-from autoclip_core import Cap, Floor
+from autoclip_core import (
+    Cap,
+    EmaRatio,
+    Floor,
+    MeanStd,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+)
 from autoclip_jax import clip_by_policy, clip_by_quantile, clip_metrics, skip_steps
 
 from .cases import STATIC, policy_of
@@ -278,18 +287,47 @@ def names_of(state):
     return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
 
+POLICIES = [
+    MeanStd(2.0, history_length=8),
+    ZScore(2.5, warmup_steps=5),
+    EmaRatio(2.0, warmup_steps=5),
+    StreamingQuantile(0.75),
+    Warmup(Quantile(0.75, history_length=8), steps=5),
+]
+SAVED = {"": QUANTILE} | {
+    type(policy).__name__: clip_by_policy(policy) for policy in POLICIES
+}
+"""By the prefix of the names in the file."""
+
+
 def save_for_ever():
     """How the file was made, when this structure of the state was new."""
-    np.savez(STATE, **names_of(learned(QUANTILE, NORMS)))
+    states = {name: names_of(learned(tx, NORMS)) for name, tx in SAVED.items()}
+    leaves = {
+        name + path: leaf for name in SAVED for path, leaf in states[name].items()
+    }
+    np.savez(STATE, **leaves)
+
+
+def loaded(name):
+    """A state in the file; no name, shape or type of an array may have changed."""
+    fresh = SAVED[name].init(jnp.zeros(1))
+    with np.load(STATE) as file:
+        saved = {key: file[key] for key in file.files if key.startswith(f"{name}.")}
+    assert list(saved) == [name + path for path in names_of(fresh)]
+    return jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_state_of_an_earlier_version_means_what_it_meant(name):
+    state, expected = loaded(name), learned(SAVED[name], NORMS)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
+    SAVED[name].update(jnp.full(1, 99.0), state)
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded():
     """Neither a name nor a type in the state may change, or old files fit no more."""
-    fresh = QUANTILE.init(jnp.zeros(1))
-    with np.load(STATE) as file:
-        saved = dict(file)
-    assert list(saved) == list(names_of(fresh))
-    state = jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    state = loaded("")
     updates, state = jax.jit(QUANTILE.update)(jnp.full(1, 99.0), state)
     expected = np.quantile(NORMS[-8:], 0.75)
     np.testing.assert_allclose(updates, [expected], rtol=1e-6)

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core import Cap, Drop, Fixed, Floor, Warmup
+from autoclip_core import (
+    Cap,
+    Drop,
+    EmaRatio,
+    Fixed,
+    Floor,
+    MeanStd,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+)
 from autoclip_tf import Clipper, QuantileClip
 from autoclip_tf.optimizers import SGD
 
@@ -252,23 +263,44 @@ def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(share, tmp_path):
 
 STATES = pathlib.Path(__file__).parent / "states"
 NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
+POLICIES = [
+    MeanStd(2.0, history_length=8),
+    ZScore(2.5, warmup_steps=5),
+    EmaRatio(2.0, warmup_steps=5),
+    StreamingQuantile(0.75),
+    Warmup(Quantile(0.75, history_length=8), steps=5),
+]
+"""Of clippers that only watch; in the file they stand before one that clips."""
 
 
 def save_for_ever():
     """How the file was made, when this layout of the memory was new."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     clip = QuantileClip(quantile=0.75, history_length=8)
-    model.compile(SGD(0.0, gradient_transformers=[clip]), loss="mse")
+    see(model, [*(Clipper(policy, dry_run=True) for policy in POLICIES), clip])
+    model.save(STATES / "keras-1.keras")
+
+
+def see(model, clippers):
+    """Train the model, which does not learn, on gradients of these norms."""
+    model.compile(SGD(0.0, gradient_transformers=clippers), loss="mse")
     model.optimizer.build(model.trainable_variables)
     for norm in NORMS:
         gradient = tf.constant([[float(norm)]])
         model.optimizer.apply([gradient], model.trainable_variables)
-    model.save(STATES / "keras-1.keras")
 
 
 def test_a_model_that_an_earlier_version_saved_can_be_loaded():
     model = keras.models.load_model(STATES / "keras-1.keras")
-    [clip] = model.optimizer.gradient_transformers
+    *others, clip = model.optimizer.gradient_transformers
+    assert [other.policy for other in others] == POLICIES
+    fresh = [Clipper(policy, dry_run=True) for policy in POLICIES]
+    see(keras.models.clone_model(model), fresh)
+    for other, expected in zip(others, fresh, strict=True):
+        pairs = zip(other._store.variables, expected._store.variables, strict=True)
+        for variable, wanted in pairs:
+            assert variable.dtype == wanted.dtype
+            np.testing.assert_allclose(variable, wanted, rtol=1e-6)
     assert clip.metrics()["clip/steps"] == len(NORMS)
     model.optimizer.apply([tf.constant([[99.0]])], model.trainable_variables)
     expected = np.quantile(NORMS[-8:], 0.75)
