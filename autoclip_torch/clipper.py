@@ -165,6 +165,8 @@ class Clipper(Observer):
         is learned. With `fused=True`, gradients that share one norm are scaled in the
         optimizer's own kernel, and a cancelled update is cancelled there: no pass over
         the gradients, nothing read back; there, nonfinite="zero" cancels the update.
+        A cancelled update cancels all that the optimizer steps, once every clipper that
+        is attached to it has seen its gradients.
 
         Args:
           optimizer: the torch optimizer of these parameters, or a wrapper around it.
