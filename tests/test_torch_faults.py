@@ -1,6 +1,9 @@
-"""The fault battery in torch: by hand, attached, fused, as an optimizer."""
+"""The fault battery in torch: by hand, attached, fused, as an optimizer.
 
-import numpy as np
+Each parameter with a threshold of its own, and all with one, which a fused optimizer's
+kernel applies.
+"""
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,66 +11,84 @@ from hypothesis import strategies as st
 
 from autoclip_torch import Clipper
 
-from . import faults
-from .faults import CASES, POLICIES, SHAPES, drawn
+from .account import POLICIES, SCOPES, Seen, check
+from .faults import CASES, drawn, layouts
 
 
-def by_hand(parameters, policy):
-    return Clipper(parameters, policy), lambda clipper: clipper.step()
+def by_hand(parameters, clip):
+    clipper = Clipper(parameters, **clip)
+    return clipper, clipper.step
 
 
-def attached(parameters, policy):
+def attached(parameters, clip):
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    clipper = Clipper(parameters, policy)
+    clipper = Clipper(parameters, **clip)
     clipper.attach(optimizer)
-    return clipper, lambda clipper: optimizer.step()
+    return clipper, optimizer.step
 
 
-def fused(parameters, policy):
+def fused(parameters, clip):
     optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
-    clipper = Clipper(parameters, policy)
+    clipper = Clipper(parameters, **clip)
     clipper.attach(optimizer)
-    return clipper, lambda clipper: optimizer.step()
+    return clipper, optimizer.step
 
 
-def as_optimizer(parameters, policy):
+def as_optimizer(parameters, clip):
     inner = torch.optim.SGD(parameters, lr=0.1)
-    optimizer = Clipper.as_optimizer(inner, policy)
-    return optimizer.clipper, lambda clipper: optimizer.step()
+    optimizer = Clipper.as_optimizer(inner, **clip)
+    return optimizer.clipper, optimizer.step
 
 
 WAYS = {way.__name__: way for way in (by_hand, attached, fused, as_optimizer)}
+# The other ways hand the same policies to the same step.
+RUNS = [(way, "quantile", scope) for way in WAYS for scope in SCOPES]
+RUNS += [("by_hand", "mean_std", "parameter"), ("fused", "mean_std", "global")]
 QUIET = pytest.mark.filterwarnings(
-    "ignore:the gradients of the last", "ignore:the clipper has not seen"
+    "ignore:the gradients of ", "ignore:the clipper has not seen"
 )
 
 
-def run(case, policy, way):
+def run(case, way, policy, scope):
     """Take a series through a clipper, and check it."""
-    policy, threshold_of = POLICIES[policy]
-    dtype = torch.from_numpy(np.zeros(1, case.dtype)).dtype
-    parameters = [torch.nn.Parameter(torch.ones(s, dtype=dtype)) for s in SHAPES]
-    clipper, step = WAYS[way](parameters, policy)
-    thresholds, results = [], []
+    parameters = [
+        torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype)))
+        for shape, dtype in case.layout
+    ]
+    clip = {"policy": POLICIES[policy][0], "scope": scope}
+    clipper, step = WAYS[way](parameters, clip)
+    kernel_scales, steps = (way, scope) == ("fused", "global"), []
     for grads in case.series():
         for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = None if grad is None else torch.from_numpy(grad)
-        step(clipper)
-        thresholds.append(torch.as_tensor(clipper._learner.decision.threshold).numpy())
-        results.append([None if p.grad is None else p.grad.numpy() for p in parameters])
-    faults.check(case, threshold_of, thresholds, results)
-    assert all(bool(p.isfinite().all()) for p in parameters)
+            if grad is not None:
+                grad = torch.tensor(grad, dtype=parameter.dtype)
+            parameter.grad = grad
+        before = [parameter.detach().clone() for parameter in parameters]
+        step()
+        decision, tally = clipper._learner.on_host()
+        steps.append(Seen(decision, tally, list(map(gradient_of, parameters))))
+        if kernel_scales and not decision.finite.all():
+            assert all(map(torch.equal, parameters, before))
+    check(case, policy, steps, scope, kernel_scales=kernel_scales)
+    assert all(bool(parameter.isfinite().all()) for parameter in parameters)
+
+
+def gradient_of(parameter):
+    """What the step has left, in NumPy, which has no bfloat16."""
+    if parameter.grad is None:
+        return None
+    wide = parameter.dtype == torch.bfloat16
+    return (parameter.grad.float() if wide else parameter.grad).numpy()
 
 
 @QUIET
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "policy", "scope"), RUNS)
 @pytest.mark.parametrize("name", CASES)
-def test_torch(name, way, policy):
-    run(CASES[name], policy, way)
+def test_torch(name, way, policy, scope):
+    run(CASES[name], way, policy, scope)
 
 
 @QUIET
-@given(drawn(), st.sampled_from([*POLICIES]), st.sampled_from([*WAYS]))
-def test_any_series(case, policy, way):
-    run(case, policy, way)
+@given(drawn(layouts()), st.sampled_from(RUNS))
+def test_any_series(case, how):
+    run(case, *how)
