@@ -14,7 +14,7 @@ from torch import nn
 from autoclip_core import Fixed
 from autoclip_torch import Clipper
 
-from .faults import POLICIES
+from .account import POLICIES
 
 POLICY, threshold_of = POLICIES["quantile"]
 WAYS = ("by hand", "attached", "fused", "as optimizer")
