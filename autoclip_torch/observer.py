@@ -27,8 +27,8 @@ from .groups import (
     units_of,
 )
 from .learner import Learner
+from .looks import refuse_nonfinite
 from .rows import Rows, make_rows
-from .run_checks import refuse_nonfinite
 from .series import as_series
 from .settings import check_keys
 from .stepper import Stepper

@@ -1,13 +1,11 @@
-"""What a run must not do unnoticed: not be finite, skip for ever, hide an overflow."""
+"""What a run must not do unnoticed: see no gradient, skip for ever, hide overflows."""
 
 from typing import Any
 
 import torch
 
-from autoclip_core import Decision
 from autoclip_core.checks import check_count, message
 from autoclip_core.metrics import Tally
-from autoclip_core.scale import as_norms
 
 from .learner import Learner
 from .overflows import Overflows
@@ -66,11 +64,6 @@ class RunChecks:
                 "place",
             )
 
-    def check_norms(self, learner: Learner, norms: Any, observed: Any) -> None:
-        """Refuse what is not finite, where that is to be an error."""
-        if learner.nonfinite == "raise":
-            refuse_nonfinite(learner, norms, observed)
-
     def check_run(self, learner: Learner, dry_run: bool, cancelled: bool) -> None:
         """Check what the run has counted, where the host need not wait for it now."""
         if learner.device is None:
@@ -94,34 +87,3 @@ class RunChecks:
                 f"than max_consecutive_skips={most}: the run is not training; "
                 "look at the loss and the learning rate"
             )
-
-
-def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
-    """Raise a FloatingPointError that names the rows whose norm is not finite."""
-    _check_not_compiling('nonfinite="raise"')
-    xp, rows = learner.xp, learner.rows.names
-    bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
-    names = [name for name, is_bad in zip(rows, bad, strict=True) if is_bad]
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise FloatingPointError(
-            f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
-            'nonfinite="raise"; to go on without such gradients, set '
-            'nonfinite="zero" or "skip"'
-        )
-
-
-def is_skipped(decision: Decision) -> bool:
-    """Tell on the host whether the update is cancelled."""
-    _check_not_compiling("what cancels updates")
-    return bool(torch.as_tensor(decision.skipped).any())
-
-
-def _check_not_compiling(what: str) -> None:
-    """Refuse what looks at a value: while it is traced, code has none."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{what} must look at the norms on the host, which a compiled step cannot; "
-            'set nonfinite="zero" or "propagate", or call clipper.step() outside of '
-            "torch.compile"
-        )

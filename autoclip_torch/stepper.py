@@ -11,9 +11,10 @@ from autoclip_core import Decision
 from .amp import NO_SCALE, LossScale
 from .groups import Group
 from .learner import Learner
+from .looks import is_skipped, refuse_nonfinite
 from .parameters import Parameters, where
 from .rows import Rows
-from .run_checks import RunChecks, is_skipped
+from .run_checks import RunChecks
 
 
 class Stepper:
@@ -133,7 +134,8 @@ class Stepper:
         if scale.overflow is not None:
             observed = observed & (learner.here(scale.overflow) == 0)
         self.checks.check_gradients(parameters, observed)
-        self.checks.check_norms(learner, norms, observed)
+        if learner.nonfinite == "raise":
+            refuse_nonfinite(learner, norms, observed)
         return self.decide(
             gradients, norms, observed, weights[0][0] if weights else None
         )
