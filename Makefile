@@ -29,16 +29,14 @@ test: .venv/.test  ## run all tests, for all frameworks
 	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  --durations=20 --durations-min=5
 
+# Numbers and picture go beside each other; `benchmarks/page.py build/bench/*.json` prints
+# them as the tables of docs/performance.md.
 bench: .venv/.bench  ## time the clippers against what the frameworks have
-	$(BIN)/python benchmarks/run.py --picture docs/performance.png --json benchmarks.json
-	$(BIN)/python benchmarks/fixed_cost.py
-	$(BIN)/python benchmarks/fused.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/log_cost.py
-	$(BIN)/python benchmarks/jax_steps.py
-	$(BIN)/python benchmarks/keras_steps.py
-	$(BIN)/python benchmarks/gpu.py
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/run.py --json build/bench/run.json --picture build/bench/performance.png
+	for script in fixed_cost fused memory growth jax_steps keras_steps gpu; do \
+	  $(BIN)/python benchmarks/$$script.py --json build/bench/$$script.json || exit 1; \
+	done
 
 lint: .venv/.dev  ## ruff: lint and format, changing nothing
 	$(BIN)/ruff check .
