@@ -183,6 +183,17 @@ class Framework(NamedTuple):
 
 
 @cache
+def broken(field, place, value):
+    """Return what puts a value into an array of a state."""
+
+    def breaking(state):
+        array = getattr(state, field).copy()
+        array[place] = value
+        return state._replace(**{field: array})
+
+    return breaking
+
+
 def in_numpy():
     return Framework(np, np.asarray, lambda step: step)
 

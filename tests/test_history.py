@@ -10,7 +10,15 @@ from hypothesis.extra.numpy import arrays
 
 from autoclip_core import Quantile, Warmup, decide, history, window
 
-from .cases import few, linear_quantile, log_normal, positive, run, series_of
+from .cases import (
+    broken,
+    few,
+    linear_quantile,
+    log_normal,
+    positive,
+    run,
+    series_of,
+)
 
 FRACTIONS = (0.0, 0.1, 1 / 3, 0.5, 0.9, 0.999, 1.0)
 
@@ -172,15 +180,6 @@ def test_a_history_has_no_fault(merged_often):
     for steps in range(12):
         norms = np.arange(2 * steps, dtype=np.float32).reshape(-1, 2) + 1
         assert after(norms, rows=2).fault() == ""
-
-
-def broken(field, place, value):
-    def breaking(state):
-        array = getattr(state, field).copy()
-        array[place] = value
-        return state._replace(**{field: array})
-
-    return breaking
 
 
 BROKEN = {
