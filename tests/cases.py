@@ -182,8 +182,7 @@ class Framework(NamedTuple):
     compiled: Callable
 
 
-@cache
-def broken(field, place, value):
+def changed(field, place, value):
     """Return what puts a value into an array of a state."""
 
     def breaking(state):
@@ -194,6 +193,7 @@ def broken(field, place, value):
     return breaking
 
 
+@cache
 def in_numpy():
     return Framework(np, np.asarray, lambda step: step)
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from autoclip_core import Quantile, Warmup, decide, history, window
 
 from .cases import (
-    broken,
+    changed,
     few,
     linear_quantile,
     log_normal,
@@ -183,20 +183,20 @@ def test_a_history_has_no_fault(merged_often):
 
 
 BROKEN = {
-    "a count too large": broken("count", 0, 8),
-    "a count too small": broken("count", 0, 6),
-    "a negative count": broken("count", 0, -1),
-    "settled norms out of order": broken("settled", (0, 1), 4.5),
-    "recent norms out of order": broken("recent", (0, 1), 6.5),
-    "NaN among the settled": broken("settled", (0, 2), np.nan),
-    "NaN among the recent": broken("recent", (0, 2), np.nan),
-    "NaN for a sentinel": broken("recent", (0, 0), np.nan),
-    "a negative norm": broken("settled", (0, 1), -1),
-    "a norm of 0": broken("settled", (0, 1), 0),
-    "a sentinel that is a norm": broken("settled", (0, 0), 0.5),
-    "an upper sentinel that is a norm": broken("settled", (0, -1), 9),
-    "a gap": broken("recent", (0, 1), np.inf),
-    "a full recent row": broken("recent", (0, slice(1, 5)), [5, 6, 7, 8]),
+    "a count too large": changed("count", 0, 8),
+    "a count too small": changed("count", 0, 6),
+    "a negative count": changed("count", 0, -1),
+    "settled norms out of order": changed("settled", (0, 1), 4.5),
+    "recent norms out of order": changed("recent", (0, 1), 6.5),
+    "NaN among the settled": changed("settled", (0, 2), np.nan),
+    "NaN among the recent": changed("recent", (0, 2), np.nan),
+    "NaN for a sentinel": changed("recent", (0, 0), np.nan),
+    "a negative norm": changed("settled", (0, 1), -1),
+    "a norm of 0": changed("settled", (0, 1), 0),
+    "a sentinel that is a norm": changed("settled", (0, 0), 0.5),
+    "an upper sentinel that is a norm": changed("settled", (0, -1), 9),
+    "a gap": changed("recent", (0, 1), np.inf),
+    "a full recent row": changed("recent", (0, slice(1, 5)), [5, 6, 7, 8]),
     "nothing at all": lambda s: s._replace(settled=s.settled[:, :0]),
     "one sentinel": lambda s: s._replace(settled=s.settled[:, :1]),
     "norms cut off": lambda s: s._replace(settled=s.settled[:, :3]),
