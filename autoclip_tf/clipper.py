@@ -217,8 +217,9 @@ class Clipper(Tracked):  # type: ignore[misc]
           ValueError: it is; the message says where and how. Or it has not met its
             variables yet.
 
-        >>> weight, clip = keras.Variable([0.0, 0.0]), Clipper(Fixed(1.0))
-        >>> clip.build([weight])
+        >>> from autoclip_core import Fixed
+        >>> clip = Clipper(Fixed(1.0))
+        >>> clip.build([keras.Variable([0.0, 0.0])])
         >>> clip.check_state()
         """
         check_memory(self._on_host())
