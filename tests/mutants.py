@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import hypothesis  # noqa: F401  (with NumPy, what each child would import again)
-import numpy as np  # noqa: F401
+import numpy as np  # noqa: F401  (each child would import it again)
 import pytest
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "autoclip_core"
@@ -182,10 +182,52 @@ def run_tests(folder: Path, files: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    options = ["-x", "-q", "-m", "not needs", "-p", "no:cacheprovider"]
+    # The tests that noticed the mutants before run first: one of them often does again.
+    options = ["-x", "-q", "-m", "not needs", "--failed-first"]
     # pytest would rewrite what the parent has imported for it.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(pytest.main([*options, *files]))
+    os._exit(pytest.main([*options, *files], plugins=[AnyFailure()]))
+
+
+class AnyFailure:
+    """A plugin for pytest: an example that fails is not made smaller, for nobody looks.
+
+    It takes the settings as the tests made them; so there are as many examples.
+    """
+
+    def pytest_configure(self) -> None:
+        """Leave out what follows a failure."""
+        phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.target]
+        settings.register_profile("any failure", settings.default, phases=phases)
+        settings.load_profile("any failure")
+
+
+def copied(folder: Path) -> Path:
+    """Return the folder, with a copy of what the tests of the package need."""
+    for part in (PACKAGE, "tests", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    return folder
+
+
+def survivors(folder: Path, file: str, every: int) -> int:
+    """Try the mutants of a file, print and count those that survive unexplained."""
+    path = folder / PACKAGE / file
+    source = path.read_text(encoding="utf-8")
+    if not survives(folder, TESTS[file]):
+        sys.exit(f"{file}: its tests fail as they are")
+    tried = list(mutants(source))[::every]
+    alike = [what for what, _ in tried if explained(file, source, what)]
+    survived = 0
+    for what, mutant in tried:
+        path.write_text(mutant, encoding="utf-8")
+        if what not in alike and survives(folder, TESTS[file]):
+            survived += 1
+            print(f"{file}:{what}", flush=True)
+    path.write_text(source, encoding="utf-8")
+    numbers = f"{len(tried)} mutants, {len(alike)} explained, {survived} survived"
+    print(f"{file}: {numbers}", flush=True)
+    return survived
 
 
 def main() -> int:
@@ -195,27 +237,10 @@ def main() -> int:
     add("files", nargs="*", choices=[*TESTS, []], default=list(TESTS))
     add("--every", type=int, default=1, help="try one in so many (default all)")
     options = parser.parse_args()
-    tried = survived = 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in (PACKAGE, "tests", "pyproject.toml"):
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
-        for file in options.files:
-            path = folder / PACKAGE / file
-            source = path.read_text(encoding="utf-8")
-            if not survives(folder, TESTS[file]):
-                print(f"{file}: its tests fail as they are")
-                return 2
-            for what, mutant in list(mutants(source))[:: options.every]:
-                path.write_text(mutant, encoding="utf-8")
-                tried += 1
-                if not explained(file, source, what) and survives(folder, TESTS[file]):
-                    survived += 1
-                    print(f"{file}:{what}", flush=True)
-            path.write_text(source, encoding="utf-8")
-    print(f"{survived} of {tried} mutants survived")
-    return 1 if survived else 0
+        folder = copied(Path(name))
+        found = sum(survivors(folder, file, options.every) for file in options.files)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""The keywords that all clippers share: scope, warm-up, floor and cap."""
+
+from typing import TypedDict
+
+import pytest
+
+from autoclip_core import Cap, Fixed, Floor, Warmup
+from autoclip_core.settings import Around, check_keywords, choose_scope
+
+INNER = Fixed(2.0)
+
+
+@pytest.mark.parametrize(
+    ("scope", "global_clipping", "default", "chosen"),
+    [
+        (None, None, "unit", "unit"),
+        ("group", None, "unit", "group"),
+        (None, True, "unit", "global"),
+        (None, True, "global", "global"),
+        (None, False, "global", "parameter"),
+        (None, False, "unit", "unit"),
+        ("global", True, "parameter", "global"),
+        ("unit", False, "global", "unit"),
+    ],
+)
+def test_two_spellings_of_the_scope(scope, global_clipping, default, chosen):
+    assert choose_scope(scope, global_clipping, default) == chosen
+
+
+@pytest.mark.parametrize(("scope", "other"), [("global", False), ("unit", True)])
+def test_two_spellings_that_disagree(scope, other):
+    with pytest.raises(ValueError, match="older spelling of scope") as raised:
+        choose_scope(scope, other, "parameter")
+    assert str(raised.value).startswith(
+        f"global_clipping must be in agreement with scope={scope!r}, got {other}; "
+    )
+
+
+def test_a_scope_that_is_none():
+    with pytest.raises(ValueError, match="scope must be one of 'parameter', 'group'"):
+        choose_scope("layer", None, "unit")
+    with pytest.raises(TypeError, match="global_clipping must be True or False"):
+        choose_scope(None, 1, "unit")
+
+
+class Keywords(TypedDict, total=False):
+    scope: str
+    exclude: str
+
+
+def test_a_keyword_that_means_nothing():
+    check_keywords("Clip", ["scope", "exclude"], Keywords)
+    with pytest.raises(TypeError) as raised:
+        check_keywords("Clip", ["scope", "eps"], Keywords)
+    assert str(raised.value) == (
+        "eps is no argument of Clip: beside its own it has exclude, scope"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [
+        ((0, None, None, None), INNER),
+        ((1, None, None, None), Warmup(INNER, steps=1, threshold=float("inf"))),
+        ((5, 1.5, None, None), Warmup(INNER, steps=5, threshold=1.5)),
+        ((0, None, 0.5, None), Floor(INNER, min_norm=0.5)),
+        ((0, None, None, 3.0), Cap(INNER, max_norm=3.0)),
+        ((0, None, 3.0, 3.0), Cap(Floor(INNER, min_norm=3.0), max_norm=3.0)),
+        (
+            (5, 1.5, 0.5, 3.0),
+            Cap(
+                Floor(Warmup(INNER, steps=5, threshold=1.5), min_norm=0.5), max_norm=3.0
+            ),
+        ),
+    ],
+    ids=str,
+)
+def test_what_goes_around_a_policy(settings, whole):
+    assert Around(*settings)(INNER) == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((-1, None, None, None), "warmup_steps must be a whole number >= 0, got -1"),
+        ((3, 0.0, None, None), "warmup_threshold must be > 0, got 0.0"),
+        ((0, 1.0, None, None), "warmup_threshold must be given together with warmup_"),
+        ((0, None, 0.0, None), "min_threshold must be > 0 and finite, got 0.0"),
+        ((0, None, None, -1.0), "max_threshold must be > 0 and finite, got -1.0"),
+        ((0, None, 3.0, 2.0), "min_threshold must be at most max_threshold=2.0, got 3"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Around(*settings)
