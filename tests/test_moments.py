@@ -79,7 +79,8 @@ def test_they_are_kept_on_the_host():
 
 BROKEN = {
     "a negative count": {"count": np.int32([-1])},
-    "a mean that is NaN": {"mean": np.float64([[np.nan, 0]])},
+    "a mean that is NaN": {"mean": np.float64([[np.nan, 0.5]])},
+    "a negative mean": {"mean": np.float64([[-1, 0.5]])},
     "an infinite mean": {"mean": np.float64([[1, np.inf]])},
     "squares that are NaN": {"squares": np.float64([[0, np.nan]])},
     "negative squares": {"squares": np.float64([[-1, 0]])},

@@ -215,6 +215,11 @@ def test_the_speed_limit_of_adagc():
     assert growth == pytest.approx([1 + 0.02 * 0.05] * len(growth), rel=1e-6)
 
 
+def test_a_constant_threshold_before_the_norms_is_one_number():
+    policy = Fixed(2.0)
+    assert [field.tolist() for field in policy.limit(policy.init(3))[:2]] == [[2.0]] * 2
+
+
 def test_a_memory_of_nothing_is_the_last_norm():
     """alpha = 0 and beta = 0: the average is what was recorded last."""
     policy = ZScore(2.0, alpha=0, warmup_steps=2)
