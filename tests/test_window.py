@@ -303,6 +303,12 @@ def test_a_window_up_to_one_gib_is_not_refused(rows, length):
     window.empty(rows, length, Nothing())
 
 
+def test_one_gib_is_no_more_than_one_gib():
+    window.check_size(2**20, None, 2**10)
+    with pytest.raises(ValueError, match=r"for 1048576 rows takes 1\.0 GiB"):
+        window.check_size(2**20, None, 2**10 + 1)
+
+
 def test_a_window_above_one_gib_is_refused():
     with pytest.raises(ValueError, match="GiB") as refused:
         Quantile(0.9, history_length=1000).init(rows=1_000_000)
