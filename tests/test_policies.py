@@ -18,6 +18,7 @@ from autoclip_core import (
     MeanStd,
     Policy,
     Quantile,
+    StreamingQuantile,
     Warmup,
     ZScore,
     decide,
@@ -327,6 +328,8 @@ def test_names_and_defaults_are_the_public_ones(code, expected):
     [
         (Quantile(0.9), 0.1),
         (Quantile(0.1, include_current=True), 0.9),
+        (Quantile(1 / 3), 0.666666666667),
+        (StreamingQuantile(1 / 3), 0.666666666667),
         (Warmup(Quantile(0.75), steps=3), 0.25),
         (Drop(Quantile(0.75)), 0.25),
         (Fixed(1.0), None),

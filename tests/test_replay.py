@@ -20,7 +20,6 @@ from autoclip_core import (
     replay,
     window,
 )
-from autoclip_core.spikes import find_shift, find_spikes
 
 NAN, INF = math.nan, math.inf
 
@@ -104,20 +103,6 @@ def test_spikes_are_found_and_told_whether_they_were_caught():
     assert report.spikes.tolist() == [100, 200]
     assert report.spikes_caught.tolist() == [100]
     assert "spikes caught     1 of 2" in str(report)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_noise_is_no_spike_at_any_scale(scale):
-    norms = scale * np.exp(np.random.default_rng(0).normal(scale=0.3, size=5000))
-    assert len(find_spikes(norms)) <= 2
-    norms[2500] *= 30
-    assert 2500 in find_spikes(norms)
-
-
-def test_nothing_can_be_said_of_a_few_norms():
-    assert find_spikes(np.array([1.0, 9.0])).size == 0
-    assert find_spikes(np.array([NAN, 0.0, INF])).size == 0
-    assert find_shift(np.array([1.0, 9.0])) is None
 
 
 def test_the_recovery_from_a_level_shift():
