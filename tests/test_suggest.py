@@ -1,12 +1,14 @@
 """The suggested threshold, against the standard library."""
 
+import itertools
 import math
 import statistics
 
 import numpy as np
 import pytest
 
-from autoclip_core import Quantile, replay, suggest_threshold
+from autoclip_core import Quantile, replay, suggest, suggest_threshold
+from autoclip_core.suggest import choose_policy, divergence, drift_of, noise_of
 
 NAN, INF = math.nan, math.inf
 
@@ -73,7 +75,14 @@ def test_a_series_that_says_nothing_is_refused(norms):
 
 
 def test_zeros_alone_have_statistics():
-    assert suggest_threshold([0.0] * 5).max_norm == 0.0
+    found = suggest_threshold([0.0] * 5)
+    assert (found.max_norm, found.mean, found.std, found.log_std) == (0, 0, 0, 0)
+    assert found.policy == Quantile(0.9)
+
+
+def test_a_hundred_norms_are_enough():
+    assert "Too early to judge: 99 finite" in str(suggest_threshold(calm(size=99)))
+    assert "Too early" not in str(suggest_threshold(calm(size=100)))
 
 
 def around(level):
@@ -120,5 +129,100 @@ def test_a_level_that_changes_is_told_as_a_replay_tells_it():
 
 
 def test_a_constant_has_no_spikes_to_filter():
-    advice = suggest_threshold([2.0] * 500).advice
-    assert "as a spike filter 0 %" in " ".join(advice)
+    advice = " ".join(suggest_threshold([2.0] * 500).advice)
+    assert "would have clipped 0 % of these" in advice
+    assert "as a spike filter 0 %" in advice
+
+
+def test_the_rates_are_those_of_the_series():
+    """Of 1 to 200, 20 norms are above p90 = 180.1, and 2 above p99 = 198.01."""
+    advice = " ".join(suggest_threshold(np.arange(1.0, 201)).advice)
+    assert "max_norm = 180.1 (p90) would have clipped 10 %" in advice
+    assert "p99 = 198 as a spike filter 1 %" in advice
+    assert "half the mean" not in advice
+
+
+def test_a_mean_that_a_few_norms_make():
+    """Of 21 norms p90 is the third largest; here it is 1, and the mean v / 8."""
+    norms = [0.0] * 9 + [1.0] * 10
+    assert "half the mean" not in str(suggest_threshold([*norms, 16.0, 16.0]))
+    assert "below half the mean (1.002)" in str(suggest_threshold([*norms, 16, 16.1]))
+
+
+def test_the_largest_spike_is_told():
+    norms = np.ones(300)
+    norms[[100, 200]] = 40.0, 7.0
+    advice = " ".join(suggest_threshold(3 * norms).advice)
+    assert "2 spikes stand out from their neighbours, the largest 40 times" in advice
+
+
+# What the policy rests on.
+
+
+def test_noise_is_told_from_step_to_step():
+    norms = (calm(spread=0.7) * np.geomspace(1, 100, 900)).tolist()
+    norms[7:9] = 0.0, 0.0  # left out, and their neighbours are neighbours
+    logs = [math.log(norm) for norm in norms if norm > 0]
+    squares = [(b - a) ** 2 for a, b in itertools.pairwise(logs)]
+    expected = math.sqrt(statistics.fmean(squares) / 2)
+    assert noise_of(np.array(norms)) == pytest.approx(expected)
+    assert noise_of(np.array([1.0, math.e])) == pytest.approx(math.sqrt(0.5))
+    for norms in ([], [3.0], [0.0, 3.0]):
+        assert noise_of(np.array(norms)) == 0
+
+
+@pytest.mark.parametrize("size", [100, 101, 102, 200])
+def test_drift_is_from_the_first_third_to_the_last(size):
+    norms = (calm(spread=0.5, size=size) * np.linspace(1, 5, size)).tolist()
+    first, last = norms[: size // 3], norms[-(size // 3) :]
+    expected = statistics.median(last) / statistics.median(first)
+    assert drift_of(np.array(norms)) == pytest.approx(expected)
+    assert drift_of(np.array(norms[:99])) == 1
+
+
+def test_there_is_no_drift_from_0_or_to_0():
+    norms = np.repeat([0.0, 1.0], 60)
+    assert drift_of(norms) == drift_of(norms[::-1]) == drift_of(0 * norms) == 1
+
+
+@pytest.mark.parametrize("level", [2.0, 0.5])
+def test_a_level_moves_if_it_more_than_doubles_or_halves(level):
+    norms = np.repeat([1.0, 1.0, level], 100)
+    assert choose_policy(norms)[0] == Quantile(0.9)
+    norms[200:] *= level**0.01
+    assert choose_policy(norms)[0] == Quantile(0.9, history_length=128)
+
+
+def test_a_tail_is_heavy_above_a_deviation_of_1(monkeypatch):
+    """Neighbours that differ by x in the logarithm have the noise x / sqrt(2)."""
+    for noise, policy in [(0.995, Quantile(0.9)), (1.005, Quantile(0.5))]:
+        norms = np.exp(np.tile([0.0, noise * math.sqrt(2)], 100))
+        assert choose_policy(norms)[0] == policy
+    monkeypatch.setattr(suggest, "HEAVY_TAIL", noise_of(norms))
+    assert choose_policy(norms)[0] == Quantile(0.9)
+
+
+def test_a_run_diverged_if_its_end_is_a_thousand_times_the_usual():
+    norms = np.repeat([1.0, 10.0, 10.5, 1000.0], [110, 1, 1, 10])
+    assert divergence(norms) is None
+    norms[-10:] = 1001.0
+    assert divergence(norms) == 111  # 10 is still as usual
+    norms[3:5] = NAN, INF  # the step is one of the whole series
+    assert divergence(norms) == 111
+    # The median of the last ten lies between two halves, or in the larger one.
+    assert divergence(np.repeat([1.0, 1e5], [115, 5])) == 115
+    assert divergence(np.repeat([1.0, 1e5], [116, 4])) is None
+
+
+def test_the_usual_is_the_median_of_the_first_half():
+    norms = np.repeat([1e-3, 1.0, 500.0], [25, 85, 10])
+    assert divergence(norms) is None
+    norms[:31] = 1e-3
+    assert divergence(norms) == 31
+    assert divergence(np.repeat([0.0, 1.0], 60)) is None
+
+
+def test_a_hundred_norms_are_enough_to_diverge():
+    norms = np.repeat([1.0, 1e6], [80, 20])
+    assert divergence(norms) == 80
+    assert divergence(norms[1:]) is None
