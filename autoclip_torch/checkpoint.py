@@ -55,11 +55,11 @@ def _fitted(plain: Any, like: Any, path: str) -> Any:
         found = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
         if found != sorted(names):
             raise ValueError(difference(path, found, sorted(names)))
-        # The settled norms of a history grow in number; every other shape is fixed.
-        grows = "settled" if isinstance(like, History) else None
+        # The older norms of a history grow in number; every other shape is fixed.
+        grows = ("old", "settled") if isinstance(like, History) else ()
         for name, value in zip(names, like, strict=True):
             if not isinstance(value, tuple):
-                _check_array(plain[name], value, f"{path}.{name}", name == grows)
+                _check_array(plain[name], value, f"{path}.{name}", name in grows)
         parts = (
             _fitted(plain[name], value, f"{path}.{name}")
             for name, value in zip(names, like, strict=True)

@@ -4,7 +4,7 @@ Both come twice, in `host.py` and in `device.py`: what is fast where numbers may
 looked at would wait for an accelerator in every line.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,16 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
         on_device.scale_(rows, gradients, scales)
 
 
-def give_each_its_own(slots: Iterable[Slot]) -> None:
-    """Copy a gradient that two parameters share: it would be scaled twice."""
-    slots = [slot for slot in slots if slot.parameter.grad is not None]
-    if len({id(slot.parameter.grad) for slot in slots}) == len(slots):
-        return
+def give_each_its_own(
+    slots: Sequence[Slot], gradients: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Return gradients of which a shared one was copied: it would be scaled twice."""
+    present = [id(gradient) for gradient in gradients if gradient is not None]
+    if len(set(present)) == len(present):
+        return gradients
     seen: set[int] = set()
-    for slot in slots:
-        gradient = slot.parameter.grad
+    for slot, gradient in zip(slots, gradients, strict=True):
         if gradient is not None and id(gradient) in seen:
-            slot.parameter.grad = gradient = gradient.clone()
+            slot.parameter.grad = gradient.clone()
         seen.add(id(gradient))
+    return [slot.parameter.grad for slot in slots]

@@ -23,101 +23,107 @@ _Array = np.ndarray[Any, Any]
 
 def norms(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
     """Return the norm of each row as float64, and which rows have one."""
+    tensors = list(tensors)
     sums = np.zeros(len(rows.names))
-    observed = np.zeros(len(rows.names), np.bool_)
-    short: list[tuple[Slot, Tensor]] = []
+    short: list[int] = []
     waiting = 0
     with np.errstate(all="ignore"):  # what is not finite is told by the norm
-        for slot, tensor in zip(rows.slots, tensors, strict=True):
+        for place, (slot, tensor) in enumerate(zip(rows.slots, tensors, strict=True)):
             if tensor is None or slot.start == slot.stop:
                 continue
-            observed[slot.start : slot.stop] = True
-            units = _units(slot)
-            if squares.is_short(tensor, units):
-                short.append((slot, tensor))
+            if squares.is_short(tensor, slot.units):
+                short.append(place)
                 waiting += tensor.numel()
                 if waiting > _SIDE_BY_SIDE:
-                    _add_short(sums, short)
+                    _add_short(sums, rows, tensors, short)
                     short, waiting = [], 0
-            elif units is None:
+            elif slot.units is None:
                 sums[slot.start] += squares.of_all(tensor)
             else:
-                sums[slot.start : slot.stop] = squares.of_units(tensor, units)
+                sums[slot.start : slot.stop] = squares.of_units(tensor, slot.units)
         if short:
-            _add_short(sums, short)
-        return np.sqrt(sums), observed
+            _add_short(sums, rows, tensors, short)
+        return np.sqrt(sums), _observed(rows, tensors)
 
 
 def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     """Write only what exceeds its limit; a scale of 1 does not even read."""
-    if not (scales != 1).any():
-        return
-    whole: list[tuple[Slot, Tensor]] = []
-    for slot, gradient in zip(rows.slots, gradients, strict=True):
-        if gradient is None or slot.start == slot.stop:
-            continue
-        if (units := _units(slot)) is None:
-            whole.append((slot, gradient))
-        else:
-            _scale_units_(slot, gradient, units, scales[slot.start : slot.stop])
-    if whole:
-        _scale_whole_(whole, scales[[slot.start for slot, _ in whole]])
-
-
-def _units(slot: Slot) -> Units | None:
-    """Return how a parameter is cut, if into more than one row."""
-    return slot.units if slot.stop - slot.start > 1 else None
-
-
-def _add_short(sums: _Array, short: list[tuple[Slot, Tensor]]) -> None:
-    """Add the sums of squares of short tensors to those of their rows."""
-    starts = np.array([slot.start for slot, _ in short])
-    counts = np.array([slot.stop for slot, _ in short]) - starts
-    found = squares.of_short([tensor for _, tensor in short], counts)
-    before = counts.cumsum() - counts
-    np.add.at(sums, (starts - before).repeat(counts) + np.arange(len(found)), found)
-
-
-def _scale_whole_(pairs: list[tuple[Slot, Tensor]], scales: _Array) -> None:
-    """Scale gradients of one row each, in one call."""
-    scaled: list[Tensor] = []
-    factors: list[Tensor] = []
-    gone: list[Tensor] = []
-    # As a tensor a factor takes a quarter of the time that a number would take.
-    both = zip(scales.tolist(), torch.from_numpy(scales).unbind(), strict=True)
-    for (slot, gradient), (number, factor) in zip(pairs, both, strict=True):
-        if number == 1:
-            continue
-        values = stored(writable(slot, gradient))
-        if number == 0:
-            gone.append(values)
-        elif values.dtype in (torch.bfloat16, torch.float16):
-            values.mul_(number)  # in one call with others it would be rounded first
-        else:
-            scaled.append(values)
-            factors.append(factor)
-    if scaled:
-        torch._foreach_mul_(scaled, factors)
-    if gone:
-        torch._foreach_zero_(gone)
-
-
-def _scale_units_(slot: Slot, gradient: Tensor, units: Units, scales: _Array) -> None:
-    """Scale a gradient by its units."""
     touched = scales != 1
-    count = np.count_nonzero(touched)
-    if not count:
+    if not touched.any():
         return
-    gradient = writable(slot, gradient)
-    values, factors = unit_scales(gradient, torch.from_numpy(scales), units)
-    every = count == np.count_nonzero(scales) == len(scales)
-    if every and values.dtype.itemsize >= 4:
-        values.mul_(factors)
-    elif not gradient.is_sparse and by_first_axis(units, gradient):
-        for some in pieces(np.flatnonzero(touched), values):
-            index = torch.from_numpy(some)
-            chosen = values[index]
-            select_(chosen, factors[index])
-            values[index] = chosen
+    spans = rows.spans
+    factors = spans.parts(torch.from_numpy(scales))
+    some = spans.count(touched).tolist()
+    every = (spans.count(touched & (scales != 0)) == spans.counts).tolist()
+    products: list[Tensor] = []
+    by: list[Tensor] = []
+    slots = zip(rows.slots, gradients, some, every, strict=True)
+    for slot, gradient, has_some, has_every in slots:
+        if gradient is None or not has_some:
+            continue
+        gradient, factor = writable(slot, gradient), factors[slot.start]
+        values, factor = _aligned(gradient, factor, slot.units)
+        if has_every and values.dtype.itemsize >= 4:
+            products.append(values)
+            by.append(factor)
+        elif slot.units is None:
+            _scale_whole_(values, float(factor))
+        else:
+            _scale_some_(gradient, slot.units, values, factor)
+    if products:
+        torch._foreach_mul_(products, by)
+
+
+def _add_short(
+    sums: _Array, rows: Rows, tensors: list[Tensor], short: list[int]
+) -> None:
+    """Add the sums of squares of short tensors to those of their rows."""
+    some = np.zeros(len(tensors), np.bool_)
+    some[short] = True
+    counts = rows.spans.counts[short]
+    found = squares.of_short([tensors[place] for place in short], counts)
+    np.add.at(sums, rows.spans.rows(some), found)
+
+
+def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
+    """Return which rows have a tensor."""
+    there = np.array([tensor is not None for tensor in tensors], np.bool_)
+    observed = np.zeros(len(rows.names), np.bool_)
+    observed[rows.spans.rows(there)] = True
+    return observed
+
+
+def _aligned(
+    gradient: Tensor, scales: Tensor, units: Units | None
+) -> tuple[Tensor, Tensor]:
+    """Return a gradient's numbers and its scales, in shapes that broadcast."""
+    if units is not None:
+        return unit_scales(gradient, scales, units)
+    values = stored(gradient)
+    return values if values.ndim else values.view(1), scales
+
+
+def _scale_whole_(values: Tensor, scale: float) -> None:
+    """Remove a gradient, or scale one of half precision.
+
+    In one call with others the scale would be rounded to half precision first.
+    """
+    if scale == 0:
+        values.zero_()
     else:
-        select_(values, factors)
+        values.mul_(scale)
+
+
+def _scale_some_(
+    gradient: Tensor, units: Units, values: Tensor, scales: Tensor
+) -> None:
+    """Scale only those units of a gradient that exceed their limit."""
+    if gradient.is_sparse or not by_first_axis(units, gradient):
+        select_(values, scales)
+        return
+    touched = (scales != 1).view(-1).numpy().nonzero()[0]
+    for some in pieces(touched, values):
+        index = torch.from_numpy(some)
+        chosen = values[index]
+        select_(chosen, scales[index])
+        values[index] = chosen

@@ -43,6 +43,14 @@ class Parameters:
         """Return the gradient of each slot."""
         return [slot.parameter.grad for slot in self.rows.slots]
 
+    def own_gradients(self) -> list[Tensor | None]:
+        """Return the gradient of each slot, before they are scaled: shared by none."""
+        gradients = self.gradients()
+        # While compiling, an id would tie the code to this step's gradients.
+        if torch.compiler.is_compiling():
+            return gradients
+        return give_each_its_own(self.rows.slots, gradients)
+
     def replaced(self) -> list[str]:
         """Return the names of those that their layer does not hold any more.
 
@@ -57,12 +65,6 @@ class Parameters:
             and member.layer is not None
             and all(p is not member.parameter for p in member.layer.parameters())
         ]
-
-    def make_writable(self) -> None:
-        """Copy what two parameters share, before it is scaled."""
-        # While compiling, an id would tie the code to this step's gradients.
-        if not torch.compiler.is_compiling():
-            give_each_its_own(self.rows.slots)
 
     def present(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """Return the tensors that say where to decide, now that these are measured."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from autoclip_core.checks import message
 from autoclip_core.units import Units, unit_count
 
 from .groups import Group, Member
+from .spans import Spans
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Slot:
     stop: int
     """One more than its last row; at scope "global" and "group" rows are shared."""
     units: Units | None = None
-    """How it is cut into units, at scope "unit"."""
+    """How it is cut, at scope "unit", if into more than one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Rows:
     def parameters(self) -> list[torch.Tensor]:
         """Every parameter once, in the order of the slots."""
         return [slot.parameter for slot in self.slots]
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Which rows each slot has, as arrays."""
+        return Spans((slot.start, slot.stop) for slot in self.slots)
 
 
 def make_rows(
@@ -129,4 +136,6 @@ def _add_group(
             names.extend(
                 [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
             )
+            if count == 1:
+                units = None
         slots.append(Slot(member.parameter, member.name, start, len(names), units))

@@ -52,8 +52,8 @@ _Array = np.ndarray[Any, Any]
 def is_short(tensor: Tensor, units: Units | None) -> bool:
     """Tell whether `of_short` may measure it together with others."""
     return (
-        not tensor.is_sparse
-        and 0 < tensor.numel() <= _SHORT
+        0 < tensor.numel() <= _SHORT
+        and not tensor.is_sparse
         and tensor.dtype in _NARROW
         and (units is None or by_first_axis(units, tensor))
     )

@@ -83,9 +83,9 @@ class Stepper:
           scale: what a loss scale has left in the gradients.
           in_place: whether to scale them here; if not, the optimizer's kernel does.
         """
-        if not self.dry_run:
-            self.parameters.make_writable()
-        gradients = self.parameters.gradients()
+        own = not self.dry_run
+        parameters = self.parameters
+        gradients = parameters.own_gradients() if own else parameters.gradients()
         decision = self._learn(gradients, scale)
         if in_place and not self.dry_run:
             self.rescale(gradients, self._kept(decision))
