@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from .checks import check_choice, message
-from .history import widened
+from .history import History, widened
 from .scale import NONFINITE, Array, as_norms, scale_rows
 
 VERBS = tuple(
@@ -280,6 +280,8 @@ def _check_shapes(norms: Array, **others: Array) -> None:
 
 def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
     """Return the new state in the given rows and the old one in the others."""
+    if isinstance(new, History):  # it merges all rows at once, also those that are idle
+        rows = rows | (new.count == old.count)
     if new is old or (xp is np and rows.all()):
         return new  # on the host a copy of every window is worth avoiding
     if isinstance(new, tuple):
@@ -287,4 +289,4 @@ def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
             *(select(rows, n, o, xp) for n, o in zip(new, old, strict=True))
         )
     mask = rows[:, None] if len(new.shape) == 2 else rows
-    return xp.where(mask, new, widened(old, new))
+    return xp.where(mask, widened(new, old), widened(old, new))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Cap, MeanStd, Quantile, Warmup
+from autoclip_core import Cap, MeanStd, Quantile, Warmup, history
 from autoclip_torch import (
     AGC,
     Clipper,
@@ -306,7 +306,7 @@ STRUCTURE = [
         lambda: QuantileClip(pair(), quantile=0.5, history_length=None),
         lambda: QuantileClip(pair(), **Q10),
         r"(policies\[0\].history_length is None there and 10 here"
-        r"|states\[0\] is \['count', 'recent', 'settled'\] there and .*'ring'\] here)",
+        r"|states\[0\] is \['count', 'old', .*'settled'\] there and .*'ring'\] here)",
     ),
     (
         lambda: QuantileClip(pair((3, 2), (2,)), **Q10),
@@ -488,6 +488,43 @@ def test_all_of_history_may_have_grown_to_any_size():
     assert short.threshold().item() == 3000
 
 
+@pytest.fixture
+def merged_often(monkeypatch):
+    """Fewer than 16 recent norms, fewer than 256 settled ones, and the others."""
+    monkeypatch.setattr(history, "RECENT", 16)
+
+
+@pytest.mark.parametrize("steps", [1, 15, 16, 255, 256, 300, 555])
+def test_all_of_history_goes_on_from_any_step_with_the_same_bits(steps, merged_often):
+    """What is merged when belongs to the state, too."""
+    weight, norms = nn.Parameter(torch.ones(1)), np.random.default_rng(0).random(600)
+    saved, resumed = (
+        QuantileClip([weight], quantile=0.9, history_length=None) for _ in range(2)
+    )
+    saved.observe(norms[:steps])
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    saved.observe(norms[steps:])
+    resumed.observe(norms[steps:])
+    check_same(resumed.state_dict(), saved.state_dict())
+    [state] = saved.state_dict()["states"]
+    held = {name: state[name].isfinite().sum() for name in ("old", "settled", "recent")}
+    assert held == {"old": 512, "settled": 80, "recent": 8}
+
+
+def test_a_parameter_that_joins_late_has_a_history_of_its_own(merged_often):
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    clipper = QuantileClip(weights[:1], quantile=0.5, history_length=None)
+    clipper.observe(np.arange(1.0, 400.0))
+    clipper.add_param_group({"params": weights[1:]})
+    assert clipper.threshold().tolist() == [200, math.inf]
+    clipper.observe(np.arange(1.0, 300.0)[:, None] * [1.0, 2.0])
+    assert clipper.threshold().tolist() == [175, 300]
+    clipper.load_state_dict(clipper.state_dict())
+
+
 # States that are broken.
 
 FOREIGN = [
@@ -531,12 +568,18 @@ def test_another_type_is_refused(dtype):
 
 
 BROKEN_HISTORIES = {
+    "old norms cut off": lambda s: s.update(old=s["old"][:, :7]),
+    "no old norms": lambda s: s.update(old=s["old"][:, :0]),
+    "one row without end": lambda s: s.update(old=s["old"][0]),
+    "old norms out of order": lambda s: s["old"][0, 5].fill_(1000),
+    "nothing old": lambda s: s.pop("old"),
+    "settled that are old": lambda s: s.update(old=s["settled"], settled=s["old"]),
     "settled norms cut off": lambda s: s.update(settled=s["settled"][:, :7]),
     "no settled norms": lambda s: s.update(settled=s["settled"][:, :0]),
     "recent norms cut off": lambda s: s.update(recent=s["recent"][:, :7]),
     "a count too large": lambda s: s["count"].add_(1),
     "a negative count": lambda s: s["count"].fill_(-1),
-    "norms out of order": lambda s: s["settled"][0, 5].fill_(1000),
+    "settled norms out of order": lambda s: s["settled"][0, 5].fill_(1000),
     "NaN": lambda s: s["recent"][0, 1].fill_(math.nan),
 }
 BROKEN_MOMENTS = {
@@ -557,7 +600,7 @@ BROKEN_MOMENTS = {
         for name, breaking in cases.items()
     ],
 )
-def test_a_broken_memory_of_all_norms_is_refused(policy, breaking):
+def test_a_broken_memory_of_all_norms_is_refused(policy, breaking, merged_often):
     clipper = Clipper([nn.Parameter(torch.ones(1))], policy)
     clipper.observe(np.arange(1.0, 1100.0))
     state = clipper.state_dict()
