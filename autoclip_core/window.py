@@ -137,7 +137,8 @@ def mean_std(
     n = filled(window, xp)
     values = window.ordered[:, 1:-1]
     valid = xp.arange(values.shape[1], dtype=xp.int32)[None, :] < n[:, None]
-    places = xp.concatenate([n[:, None], (n[:, None] + 1) // 2], axis=1)
+    half = (n[:, None] + 1) // 2
+    places = xp.concatenate([n[:, None], half], axis=1)
     ends = _pick(window.ordered, places, xp)
     some = n > 0
     largest = xp.where(some, ends[:, 0], 1.0)[:, None]

@@ -1,6 +1,7 @@
 """The mutation check finds what it is to change, and leaves everything else alone."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -50,10 +51,16 @@ def test_a_mutant_differs_in_one_line_and_the_next_starts_afresh():
         assert sum(one != other for one, other in lines) == 1, what
 
 
+@cache
+def of(file):
+    """The source of a file, and what its mutants change."""
+    source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
+    return source, [what for what, _ in mutants.mutants(source)]
+
+
 @pytest.mark.parametrize("file", mutants.TESTS)
 def test_each_file_has_mutants_and_its_tests_are_there(file):
-    source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
-    assert len(list(mutants.mutants(source))) >= 2
+    assert len(of(file)[1]) >= 2
     for name in mutants.TESTS[file]:
         assert (mutants.ROOT / "tests" / f"test_{name}.py").is_file()
 
@@ -61,7 +68,6 @@ def test_each_file_has_mutants_and_its_tests_are_there(file):
 @pytest.mark.parametrize("file", mutants.TESTS)
 def test_each_explanation_is_of_one_mutant(file):
     """Else it has outlived its line, or excuses more than it should."""
-    source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
-    found = [what for what, _ in mutants.mutants(source)]
+    source, found = of(file)
     excused = [what for what in found if mutants.explained(file, source, what)]
-    assert len(excused) == len(mutants.EQUIVALENT.get(file, {}))
+    assert len(excused) == len(mutants.EQUIVALENT.get(file, []))

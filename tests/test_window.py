@@ -258,6 +258,12 @@ def test_equal_norms_have_no_deviation_and_are_their_own_mean(log, norm):
                 assert actual == norm
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_one_norm_is_its_own_middle(log):
+    found = window.mean_std(filled(column([3]), 4), log=log, ddof=0)
+    assert [array.tolist() for array in found] == [[3.0], [0.0], [np.inf]]
+
+
 def test_no_deviation_of_one_norm_and_no_nan():
     """Peers: the deviation of one value is NaN, and so is every gradient after it."""
     for ddof, least in [(0, 2), (1, 2), (2, 3), (5, 6)]:
