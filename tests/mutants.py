@@ -68,11 +68,15 @@ EQUIVALENT = {
         ("0.0 -> 1.0", "below = xp.where(some, below, 0.0)"),
         ("0.0 -> 1.0", "above = xp.where(some, above, 0.0)"),
         ("1.0 -> 1.01", "largest = xp.where(some, ends[:, 0], 1.0)"),
+        ("1.0 -> 1.01", "middle = xp.where(some, ends[:, 1], 1.0)"),
+        ("1.0 -> 1.01", "smallest = xp.where(some, values[:, 0], 1.0)"),
         # Where both are equal, either branch gives that number.
         ("window.count < length -> window.count <= length", ""),
         # From where a mean is measured: of an even number either middle one will do.
         ("1 -> 2", "half = (n[:, None] + 1) // 2"),
     ],
+    # What is no number gets no hint, and 1 does not either.
+    "checks.py": [("0.0 -> 1.0", "isinstance(value, numbers.Real) else 0.0")],
     # The size of a buffer: when norms are merged changes no number.
     "history.py": [("1024 -> 1025", "RECENT = 1024")],
     # Where both are equal, either branch gives that number.

@@ -85,6 +85,7 @@ def test_a_transposed_kernel_by_its_outputs(groups, inputs, outputs, window):
     """Output channel c, of group c // outputs, reads the inputs of that group alone."""
     shape = (groups * inputs, outputs, *window)
     units = transposed(shape, groups)
+    assert max(units.axes) < len(split_shape(shape, units))
     assert unit_count(shape, units) == groups * outputs
     expected = np.empty(shape, int)
     for i, j in itertools.product(range(groups * inputs), range(outputs)):
