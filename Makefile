@@ -29,14 +29,20 @@ test: .venv/.test  ## run all tests, for all frameworks
 	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  --durations=20 --durations-min=5
 
-# Numbers and picture go beside each other; `benchmarks/page.py build/bench/*.json` prints
-# them as the tables of docs/performance.md.
-bench: .venv/.bench  ## time the clippers against what the frameworks have
+BENCHMARKS := run fixed_cost fused memory growth jax_steps keras_steps gpu
+
+# `benchmarks/page.py --write build/bench/*.json` puts tables and picture into docs.
+bench: .venv/.bench  ## time the clippers against what the frameworks have, into build/bench
+	rm -rf build/bench
 	mkdir -p build/bench
-	$(BIN)/python benchmarks/run.py --json build/bench/run.json --picture build/bench/performance.png
-	for script in fixed_cost fused memory growth jax_steps keras_steps gpu; do \
-	  $(BIN)/python benchmarks/$$script.py --json build/bench/$$script.json || exit 1; \
-	done
+	@set -e; start=$$(date +%s); \
+	for script in $(BENCHMARKS); do \
+	  echo "== $$script"; \
+	  $(BIN)/python benchmarks/$$script.py --json build/bench/$$script.json; \
+	done; \
+	$(BIN)/python benchmarks/picture.py build/bench/run.json build/bench/picture.png; \
+	$(BIN)/python benchmarks/page.py build/bench/*.json > build/bench/tables.md; \
+	echo "All is in build/bench, after $$(( $$(date +%s) - start )) seconds"
 
 lint: .venv/.dev  ## ruff: lint and format, changing nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What the command lines of all benchmarks share: `--seconds`, `--json`, `--quick`."""
+"""What all benchmarks share: `--seconds`, `--json`, `--quick`, and how they end."""
 
 import argparse
 import json
@@ -7,6 +7,11 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from layout import plain
+from tables import make_tables
+
+CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def parser(
@@ -30,24 +35,42 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
       SystemExit: the folder of a file to be written is not there.
     """
     options = made.parse_args()
-    for name in ("json", "picture"):
-        path = getattr(options, name, None)
-        if path and not path.parent.is_dir():
-            made.error(f"--{name}: there is no folder {str(path.parent)!r}")
+    if options.json and not options.json.parent.is_dir():
+        made.error(f"--json: there is no folder {str(options.json.parent)!r}")
     if options.quick and hasattr(options, "seconds"):
         options.seconds = 0.0
     return options
 
 
-def save(path: Path | None, *packages: str, **found: Any) -> None:
-    """Write the numbers as JSON, after what they were measured with."""
-    if path is None:
-        return
-    about = {
-        "machine": platform.machine(),
+def finish(path: Path | None, script: str, *packages: str, **found: Any) -> None:
+    """Print the tables of what a script found, and save it where asked to.
+
+    Args:
+      path: where the numbers go, as JSON; None leaves them.
+      script: which one it was; `tables.py` knows what its numbers mean.
+      packages: whose versions matter.
+      found: all numbers.
+    """
+    saved = {"script": script, "machine": about(*packages)} | found
+    for name, rows in make_tables(saved).items():
+        print(f"\n{name}\n\n{plain(rows)}")
+    if path is not None:
+        path.write_text(json.dumps(saved, indent=1) + "\n")
+        print(f"\nAll numbers are in {path}")
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """Return what the numbers were measured with."""
+    return {
+        "processor": processor(),
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", *packages)},
     }
-    path.write_text(json.dumps(about | found, indent=1) + "\n")
-    print(f"\nAll numbers are in {path}")
+
+
+def processor() -> str:
+    """Return the model of the processor, as the system calls it."""
+    facts = CPU_FACTS.read_text().splitlines() if CPU_FACTS.exists() else []
+    models = [line.partition(":")[2] for line in facts if line.startswith("model name")]
+    return models[0].strip() if models else platform.processor() or platform.machine()

@@ -11,6 +11,8 @@ from autoclip_core import StreamingQuantile
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, StandardClip, ZClip
 
 REFERENCE, SAME = "clip_grad_norm_", "the same again"
+THREADS = 2
+"""Of torch, in all benchmarks."""
 HISTORY = 1000
 FEW = 50
 """Steps seen where there is no window; a series of unit rows has to fit in memory."""
@@ -29,8 +31,6 @@ class Contender:
     """Makes it forget the step; not timed."""
     rows: int = 1
     """Norms that are told apart."""
-    clips: bool = True
-    """False for what only reads."""
 
 
 def make_contenders(parameters: Parameters) -> list[Contender]:
@@ -40,22 +40,44 @@ def make_contenders(parameters: Parameters) -> list[Contender]:
     the others have a history of norms around it.
     """
     norm = float(torch.nn.utils.get_total_norm(parameters))
-    own = QuantileClip(parameters, history_length=HISTORY)
-    one = QuantileClip(parameters, history_length=HISTORY, global_clipping=True)
-    deviations = StandardClip(parameters, history_length=HISTORY)
-    streaming = Clipper(parameters, StreamingQuantile(), scope="unit")
+    clippers = make_clippers(parameters).items()
     return [
         Contender(REFERENCE, lambda: clip_grad_norm_(parameters, norm)),
         Contender(SAME, lambda: clip_grad_norm_(parameters, norm)),
-        Contender("one read, torch.dot", reader(parameters), clips=False),
-        _contender("NormClip", NormClip(parameters, max_norm=norm)),
-        _contender("QuantileClip, global", one, HISTORY),
-        _contender("QuantileClip", own, HISTORY),
-        _contender("StandardClip", deviations, HISTORY),
-        _contender("ZClip", ZClip(parameters), FEW),
-        _contender("AGC, unit", AGC(parameters, clipping=1.0)),
-        _contender("StreamingQuantile, unit", streaming, FEW),
+        *(_contender(name, clipper) for name, clipper in clippers),
     ]
+
+
+def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
+    """Return our own; each has seen as many steps as it remembers, or some."""
+    norm = float(torch.nn.utils.get_total_norm(parameters))
+    windows: dict[str, Clipper] = {
+        "QuantileClip, global": QuantileClip(
+            parameters, history_length=HISTORY, scope="global"
+        ),
+        "QuantileClip, per parameter": QuantileClip(parameters, history_length=HISTORY),
+        "StandardClip, per parameter": StandardClip(parameters, history_length=HISTORY),
+    }
+    averages: dict[str, Clipper] = {
+        "ZClip, global": ZClip(parameters),
+        "StreamingQuantile, per unit": Clipper(
+            parameters, StreamingQuantile(), scope="unit"
+        ),
+    }
+    for clipper in windows.values():
+        teach(clipper, HISTORY)
+    for clipper in averages.values():
+        teach(clipper, FEW)
+    fixed: dict[str, Clipper] = {"NormClip": NormClip(parameters, max_norm=norm)}
+    return fixed | windows | averages | {"AGC, per unit": AGC(parameters, clipping=1.0)}
+
+
+def teach(clipper: Clipper, steps: int) -> None:
+    """Have a clipper remember norms around those of its gradients, as they are."""
+    norms = clipper.step().norm
+    clipper.reset()
+    noise = torch.randn(steps, len(norms), generator=torch.Generator().manual_seed(0))
+    clipper.observe(norms * torch.exp(0.1 * noise))
 
 
 def reader(parameters: Parameters) -> Callable[[], float]:
@@ -68,15 +90,7 @@ def reader(parameters: Parameters) -> Callable[[], float]:
     return read
 
 
-def _contender(name: str, clipper: Clipper, steps: int = 0) -> Contender:
-    """Return a clipper that has seen so many steps, and can return there."""
-    norms = clipper.step().norm
-    clipper.reset()
-    if steps:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(steps, len(norms), generator=generator)
-        clipper.observe(norms * torch.exp(0.1 * noise))
-    seen = clipper.state_dict()
-    return Contender(
-        name, clipper.step, lambda: clipper.load_state_dict(seen), len(norms)
-    )
+def _contender(name: str, clipper: Clipper) -> Contender:
+    """Return a clipper that can return to what it has seen."""
+    seen, rows = clipper.state_dict(), len(clipper.names)
+    return Contender(name, clipper.step, lambda: clipper.load_state_dict(seen), rows)

@@ -6,8 +6,6 @@ the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is
 with its clip. Without CUDA it says that nothing was measured, and that is no error.
 """
 
-import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import command
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
 from contenders import HISTORY, Parameters
 from models import Shape, set_gradients
-from timing import spread
+from timing import Timed, alternate, clock, compare
 
 CUDA = torch.device("cuda")
 Step = Callable[[], Any]
@@ -70,8 +68,8 @@ def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
     return {
         "NormClip": NormClip(parameters, max_norm=1e9),
         "QuantileClip, global": one,
-        "QuantileClip": own,
-        "AGC, unit": AGC(parameters, clipping=1e9),
+        "QuantileClip, per parameter": own,
+        "AGC, per unit": AGC(parameters, clipping=1e9),
     }
 
 
@@ -84,7 +82,7 @@ def make_ways(parameters: Parameters) -> list[Way]:
     """
     ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, 1e9), 3)]
     for name, clipper in make_clippers(parameters).items():
-        ways.append(Way(name, clipper.step, 4 if name == "AGC, unit" else 3))
+        ways.append(Way(name, clipper.step, 4 if name == "AGC, per unit" else 3))
     return ways
 
 
@@ -115,42 +113,23 @@ def make_reader(parameters: Parameters) -> Way:
     return Way("one read", lambda: torch.dot(flat, flat), 1)
 
 
-def clock(device: torch.device) -> Callable[[Step], float]:
-    """Return what times a step in milliseconds, by the device's own clock."""
+def timed(step: Step, device: torch.device) -> Timed:
+    """Return a step that is timed by the device's own clock."""
+    for _ in range(3):
+        step()
     if device.type != "cuda":
+        return clock(step)
 
-        def on_host(step: Step) -> float:
-            start = time.perf_counter()
-            step()
-            return 1e3 * (time.perf_counter() - start)
-
-        return on_host
-
-    def on_device(step: Step) -> float:
+    def on_device() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
         step()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end))
+        return 1e-3 * float(start.elapsed_time(end))
 
     return on_device
-
-
-def alternate(
-    ways: list[Way], device: torch.device, rounds: int
-) -> dict[str, list[float]]:
-    """Return the milliseconds of every way, in turns, in a new order each round."""
-    timed, taken = clock(device), {way.name: [] for way in ways}  # type: ignore[var-annotated]
-    for way in ways * 3:
-        way.step()
-    order, shuffle = list(ways), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for way in order:
-            taken[way.name].append(timed(way.step))
-    return taken
 
 
 def captured(way: Way) -> Way:
@@ -198,30 +177,23 @@ def launches(step: Step) -> int:
     return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
 
 
-def table(
-    ways: list[Way], taken: dict[str, list[float]], size: int
+def lines(
+    ways: list[Way], device: torch.device, size: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Print a line per way and return it: ratio to the first, bytes over bandwidth."""
-    first = taken[ways[0].name]
-    fastest_read = min(taken["one read"]) / size  # milliseconds a byte
-    print(f"{'':36}{'ms':>9}{'ratio':>7}{'(quartiles)':>14}{'of bandwidth':>14}")
-    lines = []
-    for way in ways:
-        times = taken[way.name]
-        ratio = spread([a / b for a, b in zip(times, first, strict=True)])
-        middle = spread(times).median
-        share = way.passes * size * fastest_read / middle
-        quartiles = f"({ratio.low:.2f}–{ratio.high:.2f})"
-        print(
-            f"{way.name:36}{middle:9.3f}{ratio.median:7.2f}{quartiles:>14}{share:14.0%}"
-        )
-        line = {"way": way.name, "milliseconds": middle, "ratio": ratio._asdict()}
-        lines.append(line | {"bytes": way.passes * size, "of_bandwidth": share})
-    return lines
+    """Return a line per way: its ratio to the first, and its share of the bandwidth."""
+    steps = {way.name: timed(way.step, device) for way in ways}
+    taken = alternate(steps, seconds)
+    fastest_read = min(taken["one read"]) / size  # seconds a byte
+    found = compare(taken, taken[ways[0].name])
+    for line, way in zip(found, ways, strict=True):
+        took = 1e-3 * line["milliseconds"]["median"]
+        line["bytes"] = way.passes * size
+        line["share"] = line["bytes"] * fastest_read / took
+    return found
 
 
 def measure(
-    shapes: Iterator[Shape], device: torch.device, rounds: int
+    shapes: Iterator[Shape], device: torch.device, seconds: float
 ) -> dict[str, Any]:
     """Measure one model: every way to clip, and a fused optimizer with its clip."""
     parameters = make_parameters(shapes, device)
@@ -235,30 +207,28 @@ def measure(
         for name in ("synchronisations", "kernels"):
             print(f"{name}: {found[name]}")
         ways += [make(way) for make in (compiled, captured) for way in eager]
-    ways.append(reader)
-    found["clip"] = table(ways, alternate(ways, device, rounds), size)
+    found["clip"] = lines([*ways, reader], device, size, seconds)
     del ways, eager
     steps = [*make_attached(parameters), reader]
-    found["fused"] = table(steps, alternate(steps, device, rounds), size)
+    found["fused"] = lines(steps, device, size, seconds)
     return found
 
 
 def main() -> None:
-    """Print what was measured, or that nothing was."""
-    options = command.parse(command.parser(__doc__))
+    """Measure each model, or tell that nothing was measured."""
+    options = command.parse(command.parser(__doc__, seconds=10.0, per="table"))
     if not torch.cuda.is_available():
         print("there is no CUDA device: not measured")
-        command.save(options.json, "torch", measured=False)
+        command.finish(options.json, "gpu", "torch", measured=False)
         return
-    name, rounds = torch.cuda.get_device_name(), 5 if options.quick else 60
+    name, found = torch.cuda.get_device_name(), {}
     print(f"{name}, torch {torch.__version__}")
-    found = {}
     for model, shapes in MODELS.items():
-        print(f"\n{model}")
-        found[model] = measure(shapes(), CUDA, rounds)
+        print(model, flush=True)
+        found[model] = measure(shapes(), CUDA, options.seconds)
         torch.cuda.empty_cache()
     results = {"measured": True, "device": name, "results": found}
-    command.save(options.json, "torch", **results)
+    command.finish(options.json, "gpu", "torch", **results)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Time a training step in JAX: each clipper against `optax.clip_by_global_norm`.
+"""Time a training step in JAX: each clipper against optax's own.
 
 Run it as `python benchmarks/jax_steps.py`; `--help` tells the options. All contenders
-train in one process, a jitted step each in every round, in a new random order, their
-parameters and states donated; what is shown is the median of the ratio to the
-reference in the same round (for AGC, to optax's). Each window is full from the start.
+train in one process, a jitted step each in every round, their parameters and states
+donated. AGC is compared with `optax.adaptive_grad_clip`, all others with
+`optax.clip_by_global_norm`. Each window is full from the start.
 """
 
-import random
-import statistics
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +16,23 @@ import optax
 from jax import lax
 
 import command
-from autoclip_core import Fixed
-from autoclip_core.window import Window
+from autoclip_core import Fixed, Quantile
 from autoclip_jax import clip_by_param_ratio, clip_by_policy, clip_by_quantile
+from timing import alternate, clock, compare
 
 REFERENCE = "optax.clip_by_global_norm"
 AGC_REFERENCE = "optax.adaptive_grad_clip"
 HISTORY = 1000
 WORDS, WIDTH, HIDDEN, LENGTH, BATCH = 500, 64, 256, 20, 16
-LEAVES, SIDE = 300, 128
+SIDE = 128
 
 CLIPPERS = {
     REFERENCE: lambda: optax.clip_by_global_norm(1e-3),
     "the same again": lambda: optax.clip_by_global_norm(1e-3),
     "optax, does not clip": lambda: optax.clip_by_global_norm(1e6),
     "no clipping": lambda: optax.identity(),
-    "Fixed(1e-3), clips": lambda: clip_by_policy(Fixed(1e-3), scope="global"),
-    "Fixed(1e6), does not clip": lambda: clip_by_policy(Fixed(1e6), scope="global"),
+    "Fixed, global, clips": lambda: clip_by_policy(Fixed(1e-3), scope="global"),
+    "Fixed, global, does not": lambda: clip_by_policy(Fixed(1e6), scope="global"),
     "quantile, global, clips": lambda: clip_by_quantile(0.0, scope="global"),
     "quantile, global, does not": lambda: clip_by_quantile(1.0, scope="global"),
     "quantile, per leaf, clips": lambda: clip_by_quantile(0.0),
@@ -80,14 +79,14 @@ def lstm():
     return loss, {"words": normal(3, WORDS, WIDTH), "head": head} | layers
 
 
-def leaves():
-    """Return loss and weights of 300 matrices of 128 x 128: many leaves."""
+def leaves(count):
+    """Return loss and weights of so many matrices of 128 x 128."""
     x = normal(0, BATCH, SIDE)
 
     def loss(params):
         return sum(jnp.mean(jnp.square(x @ weight - x)) for weight in params)
 
-    return loss, [normal(key, SIDE, SIDE) for key in range(LEAVES)]
+    return loss, [normal(key, SIDE, SIDE) for key in range(count)]
 
 
 def make_step(network, name):
@@ -115,55 +114,50 @@ def make_step(network, name):
 def with_full_window(state, size):
     """Return an optimizer state whose clipper has seen 1000 norms around a size."""
     clip, *others = state
-    if not isinstance(getattr(clip, "clip_policy", None), Window):
+    if not hasattr(getattr(clip, "clip_policy", None), "ring"):
         return state
+    policy = Quantile(history_length=HISTORY)
+    window = policy.init(len(clip.clip_policy.count))
     rng = np.random.default_rng(0)
-    ring = size * rng.uniform(0.5, 1.5, size=clip.clip_policy.ring.shape)
-    ends = [np.full((len(ring), 1), end) for end in (-np.inf, np.inf)]
-    ordered = np.concatenate([ends[0], np.sort(ring, axis=1), ends[1]], axis=1)
-    window = Window(
-        jnp.asarray(ring, jnp.float32),
-        jnp.asarray(ordered, jnp.float32),
-        jnp.full(len(ring), HISTORY, jnp.int32),
-    )
-    return clip._replace(clip_policy=window), *others
+    for norms in rng.uniform(0.5, 1.5, size=(HISTORY, len(window.count))):
+        window = policy.record(window, np.float32(size * norms), policy.limit(window))
+    full = jax.tree.map(jnp.asarray, window)
+    return clip._replace(clip_policy=full), *others
 
 
-def compare(network, seconds):
-    """Print a line per clipper, and return it: seconds to compile, ms, ratio."""
-    # Compiling many leaves takes long, and what does not clip costs the same.
-    names = [n for n in CLIPPERS if network is lstm or "does not" not in n]
+def measure(model, network, names, seconds):
+    """Return a line per clipper, and the seconds it takes to compile each."""
     made = {name: make_step(network, name) for name in names}
-    taken = {name: [] for name in made}
-    order, end = list(made), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken[REFERENCE]) < 5:
-        random.shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            made[name][0]()
-            taken[name].append(time.perf_counter() - start)
-    print(f"\n{network.__name__}, {len(taken[REFERENCE])} rounds")
-    print(f"{'':30}{'compile':>8}{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}")
-    found = []
-    for name, times in taken.items():
-        to = taken[AGC_REFERENCE if "AGC" in name else REFERENCE]
-        ratios = (a / b for a, b in zip(times, to, strict=True))
-        low, ratio, high = statistics.quantiles(ratios, n=4)
-        median, best = 1e3 * statistics.median(times), min(times) / min(to)
-        spread = f"({low:.2f}–{high:.2f})"
-        print(f"{name:30}{made[name][1]:8.2f}{median:8.2f}", end="")
-        print(f"{ratio:7.2f}{spread:>14}{best:6.2f}", flush=True)
-        case = {"model": network.__name__, "contender": name, "milliseconds": median}
-        quartiles = {"low": low, "median": ratio, "high": high}
-        found.append(case | {"seconds_to_compile": made[name][1], "ratio": quartiles})
-    return found
+    taken = alternate({name: clock(step) for name, (step, _) in made.items()}, seconds)
+    lines = []
+    for reference, others in {REFERENCE: False, AGC_REFERENCE: True}.items():
+        own = {name: t for name, t in taken.items() if is_agc(name) == others}
+        lines += compare(own, taken[reference], model=model, regime=reference)
+    print(f"{model}: {lines[0]['rounds']} rounds", flush=True)
+    return lines, {name: seconds for name, (_, seconds) in made.items()}
+
+
+def is_agc(name):
+    return name == AGC_REFERENCE or name.startswith("AGC")
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=15.0))
-    networks = (lstm,) if options.quick else (lstm, leaves)
-    found = [case for network in networks for case in compare(network, options.seconds)]
-    command.save(options.json, "jax", "optax", results=found)
+    options = command.parse(command.parser(__doc__, seconds=20.0))
+    # Compiling many leaves takes long, and what does not clip costs the same.
+    clipping = [name for name in CLIPPERS if "does not" not in name]
+    cases = [
+        ("LSTM, 1.0M in 9 leaves", lstm, list(CLIPPERS)),
+        ("300 leaves of 128 × 128", partial(leaves, 300), clipping),
+    ]
+    if options.quick:
+        names = [REFERENCE, "quantile, global, clips", AGC_REFERENCE, "AGC"]
+        cases = [("tiny", partial(leaves, 2), names)]
+    results, compiling = [], {}
+    for model, network, names in cases:
+        lines, compiling[model] = measure(model, network, names, options.seconds)
+        results += lines
+    found = {"results": results, "seconds_to_compile": compiling}
+    command.finish(options.json, "jax_steps", "jax", "optax", **found)
 
 
 if __name__ == "__main__":

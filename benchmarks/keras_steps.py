@@ -1,13 +1,10 @@
-"""Time a training step in Keras: each clipper against `global_clipnorm`, side by side.
+"""Time a step within `fit` in Keras: each clipper against `global_clipnorm`.
 
 Run it as `python benchmarks/keras_steps.py`; `--help` tells the options. All models
-train in one process, by a `fit` of some steps each in every round, in a new random
-order; what is shown is the median of the ratio to `global_clipnorm=1.0` in the same
-round, of a step within `fit`.
+train in one process, by a `fit` of some steps each in every round. `fit` is as it
+comes, its progress bar apart, and traces nothing anew after the first time.
 """
 
-import random
-import statistics
 import time
 
 import keras
@@ -16,10 +13,11 @@ import numpy as np
 import command
 from autoclip_tf import AGC, NormClip, QuantileClip
 from autoclip_tf.optimizers import Adam
+from timing import alternate, compare
 
 REFERENCE = "global_clipnorm=1.0"
 WORDS, LENGTH, BATCH = 500, 20, 16
-STEPS, SETTLED = 8, 2
+STEPS, SETTLED = 12, 2
 """Of each `fit`: all steps, and those that are not timed."""
 
 OPTIMIZERS = {
@@ -31,7 +29,7 @@ OPTIMIZERS = {
     "NormClip, does not clip": lambda: with_clipper(NormClip(1e3)),
     "QuantileClip, global": lambda: with_clipper(QuantileClip(scope="global")),
     "QuantileClip, per variable": lambda: with_clipper(QuantileClip()),
-    "AGC": lambda: with_clipper(AGC()),
+    "AGC, per unit": lambda: with_clipper(AGC()),
 }
 
 
@@ -59,6 +57,16 @@ def deep():
     return keras.Sequential([*inputs, *layers, keras.layers.Dense(WORDS)])
 
 
+def tiny():
+    """Something to try the benchmark itself."""
+    layers = [keras.layers.Embedding(WORDS, 2), keras.layers.Flatten()]
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    return keras.Sequential([inputs, *layers, keras.layers.Dense(WORDS)])
+
+
+NETWORKS = {"LSTM, 1.0M in 9 variables": lstm, "dense, 0.4M in 41 variables": deep}
+
+
 class Stopwatch(keras.callbacks.Callback):
     """Takes the time between the ends of batches."""
 
@@ -73,62 +81,50 @@ class Stopwatch(keras.callbacks.Callback):
         return (self.ends[-1] - self.ends[SETTLED]) / (len(self.ends) - 1 - SETTLED)
 
 
-def make_fit(network, optimizer, compiled):
+def make_fit(network, optimizer):
     """Return a function that trains for some steps and returns the seconds of one."""
     keras.utils.set_random_seed(0)
-    model = network()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=compiled)
+    model, traces, watch = network(), [], Stopwatch()
+
+    def loss(wanted, logits):
+        traces.append(wanted)  # Python is here only while Keras traces
+        return cross_entropy(wanted, logits)
+
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
     rng = np.random.default_rng(0)
     x = rng.integers(0, WORDS, size=(STEPS * BATCH, LENGTH)).astype("int32")
     y = rng.integers(0, WORDS, size=STEPS * BATCH).astype("int32")
-    watch = Stopwatch()
 
     def fit():
+        before = len(traces)
         model.fit(x, y, BATCH, verbose=0, shuffle=False, callbacks=[watch])
+        if before and len(traces) > before:
+            raise RuntimeError("Keras traced anew in a step that was timed")
         return watch.seconds()
 
-    fit()  # Keras traces
+    fit()
     return fit
 
 
-def compare(network, compiled, seconds):
-    """Print a line per optimizer, and return it: milliseconds, ratio."""
-    fits = {
-        name: make_fit(network, make(), compiled) for name, make in OPTIMIZERS.items()
-    }
-    taken = {name: [] for name in fits}
-    order, end = list(fits), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken[REFERENCE]) < 5:
-        random.shuffle(order)
-        for name in order:
-            taken[name].append(fits[name]())
-    how = "XLA" if compiled else "graph"
-    print(f"\n{network.__name__}, {how}, {len(taken[REFERENCE])} rounds")
-    print(f"{'':28}{'ms':>8}{'ratio':>7}{'(quartiles)':>14}{'best':>6}")
-    found = []
-    for name, times in taken.items():
-        pairs = zip(times, taken[REFERENCE], strict=True)
-        low, ratio, high = statistics.quantiles((a / b for a, b in pairs), n=4)
-        best = min(times) / min(taken[REFERENCE])
-        spread = f"({low:.2f}–{high:.2f})"
-        median = 1e3 * statistics.median(times)
-        print(f"{name:28}{median:8.2f}{ratio:7.2f}{spread:>14}{best:6.2f}", flush=True)
-        case = {"model": network.__name__, "how": how, "contender": name}
-        quartiles = {"low": low, "median": ratio, "high": high}
-        found.append(case | {"milliseconds": median, "ratio": quartiles})
-    return found
+def measure(model, network, names, seconds):
+    """Return a line per optimizer."""
+    fits = {name: make_fit(network, OPTIMIZERS[name]()) for name in names}
+    taken = alternate(fits, seconds)
+    lines = compare(taken, taken[REFERENCE], model=model)
+    print(f"{model}: {lines[0]['rounds']} rounds of {STEPS} steps", flush=True)
+    return lines
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=10.0, per="table"))
-    cases = [(lstm, False), (deep, False), (deep, True)]
-    found = [
-        line
-        for network, compiled in (cases[:1] if options.quick else cases)
-        for line in compare(network, compiled, options.seconds)
-    ]
-    command.save(options.json, "keras", "tensorflow", results=found)
+    options = command.parse(command.parser(__doc__, seconds=30.0))
+    networks, names = NETWORKS, list(OPTIMIZERS)
+    if options.quick:
+        networks, names = {"tiny": tiny}, [REFERENCE, "QuantileClip, global"]
+    results = []
+    for model, network in networks.items():
+        results += measure(model, network, names, options.seconds)
+    command.finish(options.json, "keras_steps", "keras", "tensorflow", results=results)
 
 
 if __name__ == "__main__":

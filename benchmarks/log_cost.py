@@ -99,8 +99,9 @@ def main():
     a, b = statistics.median(without), statistics.median(with_log)
     print(f"a training step: {a:.3f} ms; logged every 50 steps: {b:.3f} ms")
     steps = {"without": a, "logged": b}
-    command.save(
+    command.finish(
         options.json,
+        "log_cost",
         "torch",
         microseconds_per_record=records,
         megabytes_held_and_at_most=sizes,

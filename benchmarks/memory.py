@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import command
-from contenders import make_contenders
+from contenders import THREADS, make_contenders
 from models import MODELS, Shape, make_parameters, set_gradients, tiny
 from peers import make_peers
 
@@ -20,22 +20,13 @@ FACTOR = 100.0
 
 
 def main() -> None:
-    """Print a line per contender and model."""
+    """Measure each contender on each model."""
     options = command.parse(command.parser(__doc__))
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     models = {"tiny": tiny} if options.quick else MODELS
-    columns = {name: measure(shapes) for name, shapes in models.items()}
-    print("peak KiB of one step, torch + NumPy; gradients: their own size\n")
-    print(f"{'':24}" + "".join(f"{name:>22}" for name in columns))
-    for name in next(iter(columns.values())):
-        cells = (cell(*column[name]) for column in columns.values())
-        print(f"{name:24}" + "".join(f"{text:>22}" for text in cells))
-    command.save(options.json, "torch", peak_bytes_of_torch_and_of_python=columns)
-
-
-def cell(*peaks: int) -> str:
-    """Return bytes as KiB."""
-    return " + ".join(f"{peak / 2**10:.0f}" for peak in peaks)
+    peaks = {name: measure(shapes) for name, shapes in models.items()}
+    found = {"peak_bytes_of_torch_and_of_python": peaks}
+    command.finish(options.json, "memory", "torch", **found)
 
 
 def measure(shapes: Callable[[], Iterator[Shape]]) -> dict[str, tuple[int, ...]]:

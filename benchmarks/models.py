@@ -61,10 +61,10 @@ def tiny() -> Iterator[Shape]:
 
 
 MODELS: dict[str, Callable[[], Iterator[Shape]]] = {
-    "lstm": lstm,
-    "resnet50": resnet50,
-    "gpt": gpt,
-    "small": small,
+    "LSTM": lstm,
+    "ResNet-50": resnet50,
+    "GPT": gpt,
+    "2000 small": small,
 }
 
 

@@ -1,94 +1,78 @@
-"""Print the tables of docs/performance.md from what the other scripts have saved.
+"""Print the tables of the docs from what the other scripts have saved, or write them.
 
-Run it as `python benchmarks/page.py FILE...`, each written by `--json`.
+Run it as `python benchmarks/page.py FILE...`, each written by `--json`: it prints all
+tables. With `--write` they go to the marks of their names in the pages of docs, and the
+picture beside them, so that nobody types a number.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Line = Mapping[str, Any]
+from layout import Rows, markdown
+from tables import make_tables
+
+DOCS = Path(__file__).parents[1] / "docs"
+MARKS = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Print a table for each model's ratios, or parts of a step, that a file holds."""
+    """Print or write the tables of all files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    for path in parser.parse_args().files:
-        saved = json.loads(path.read_text())
-        for found in tables(saved):
-            print(found, end="\n\n")
+    parser.add_argument("--write", action="store_true", help="put them into docs")
+    options = parser.parse_args()
+    found = [json.loads(path.read_text()) for path in options.files]
+    tables = all_tables(found)
+    if options.write:
+        write(tables)
+        for saved in found:
+            if saved["script"] == "run":
+                from picture import draw
+
+                draw(DOCS / "performance.png", saved["results"])
+        return
+    for name, rows in tables.items():
+        print(f"{name}\n\n{markdown(rows)}\n")
 
 
-def tables(saved: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables in Markdown of what one script has saved."""
-    if "microseconds" in saved:
-        yield of_parts(saved["microseconds"])
-    if "peak_bytes_of_torch_and_of_python" in saved:
-        yield of_peaks(saved["peak_bytes_of_torch_and_of_python"])
-    lines = saved.get("results", [])
-    kinds = dict.fromkeys(line.get("regime") or line.get("how") for line in lines)
-    for kind in kinds:
-        own = [x for x in lines if kind in (x.get("regime"), x.get("how"), None)]
-        yield f"{kind or ''}\n\n{of_ratios(own)}"
+def all_tables(found: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
+    """Return the tables by name, the machine's first.
+
+    Raises:
+      SystemExit: the numbers are from different processors.
+    """
+    machines = [saved["machine"] for saved in found]
+    if len(kinds := {machine["processor"] for machine in machines}) > 1:
+        raise SystemExit(f"the files are of different processors: {sorted(kinds)}")
+    facts = {key: str(value) for own in machines for key, value in own.items()}
+    tables: dict[str, Rows] = {"machine": [list(facts), list(facts.values())]}
+    for saved in found:
+        tables |= make_tables(saved)
+    return tables
 
 
-def of_ratios(lines: Sequence[Line]) -> str:
-    """Return medians (quartiles), a column per model, the least that clips in bold."""
-    models = list(dict.fromkeys(line["model"] for line in lines))
-    rows = {line["contender"]: [line["contender"]] for line in lines}
-    for model in models:
-        own = {line["contender"]: line for line in lines if line["model"] == model}
-        clip = [middle(line) for line in own.values() if line.get("clips")]
-        for name, row in rows.items():
-            text = cell(own[name]) if name in own else ""
-            best = name in own and middle(own[name]) == min(clip, default=None)
-            row.append(f"**{text}**" if best and own[name].get("clips") else text)
-    return markdown([["", *models], *rows.values()])
+def write(tables: Mapping[str, Rows]) -> None:
+    """Put the tables between their marks in all pages, and tell what had none."""
+    for page in sorted(DOCS.glob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        after = put_between_marks(before, tables)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"{page.name} has them now")
 
 
-def middle(line: Line) -> float:
-    """Return the median of what a line compares: to a reference, or to a bar."""
-    return float((line.get("ratio") or line["to_the_bar"])["median"])
+def put_between_marks(page: str, tables: Mapping[str, Rows]) -> str:
+    """Return a page with the tables at their marks; other marks keep what they have."""
 
+    def table(mark: re.Match[str]) -> str:
+        rows = tables.get(mark[2])
+        return f"{mark[1]}\n{markdown(rows)}\n{mark[3]}" if rows else mark[0]
 
-def cell(line: Line) -> str:
-    """Return a ratio with its quartiles; of the reference itself, its milliseconds."""
-    ratio = line.get("ratio") or line["to_the_bar"]
-    low, median, high = (ratio[key] for key in ("low", "median", "high"))
-    if low == high == 1:
-        took = line["milliseconds"]
-        return f"{took['median'] if isinstance(took, dict) else took:.2f} ms"
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
-
-
-def of_parts(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the parts of a step in microseconds, a line per model and clipper."""
-    columns = max((parts for of in found.values() for parts in of.values()), key=len)
-    rows = [["", "", *columns]]
-    for model, steps in found.items():
-        for name, parts in steps.items():
-            values = [f"{parts[key]:.0f}" if key in parts else "" for key in columns]
-            rows.append([model, name, *values])
-    return markdown(rows)
-
-
-def of_peaks(found: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
-    """Return KiB of torch + of Python, a column per model."""
-    rows = [["", *found]]
-    for name in next(iter(found.values())):
-        peaks = (column.get(name, ()) for column in found.values())
-        cells = (" + ".join(f"{peak / 2**10:.0f}" for peak in own) for own in peaks)
-        rows.append([name, *cells])
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; the first row is its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return MARKS.sub(table, page)
 
 
 if __name__ == "__main__":

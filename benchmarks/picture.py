@@ -1,66 +1,104 @@
-"""The picture of a run: each contender's ratio to the reference, model by model."""
+"""Draw what `run.py` found: each contender's ratio to the reference, model by model.
 
-from collections.abc import Sequence
+Run it as `python benchmarks/picture.py FILE PICTURE`, the file written by `--json`.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from contenders import REFERENCE, SAME
-from report import Case
+from tables import of, values
+from targets import target
 
-OURS, THEIRS, NEITHER = "#2a6f97", "#b5838d", "#adb5bd"
+COLOURS = {"ours": "#1f6fb2", "theirs": "#c8553d", "reference": "#868e96"}
+TARGET = "#2b8a3e"
+TICKS = (0.5, 1, 2, 4, 8, 16, 32)
 
 
-def draw(path: Path, cases: Sequence[Case], peers: Sequence[str]) -> None:
-    """Draw a panel per model and regime: medians, with quartiles as lines.
+def main() -> None:
+    """Draw the picture of one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args()
+    draw(options.picture, json.loads(options.file.read_text())["results"])
+    print(f"The picture is {options.picture}")
+
+
+def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a panel per model and regime: medians, quartiles, and the targets.
 
     Args:
       path: where the picture goes.
-      cases: what was measured.
-      peers: the contenders that are not ours; they have another colour.
+      lines: the results of `run.py`, as it saves them.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
 
-    models = list(dict.fromkeys(case.model for case in cases))
-    regimes = list(dict.fromkeys(case.regime for case in cases))
-    names = [name for name in cases[0].results if name != REFERENCE][::-1]
-    colours = [colour(name, peers) for name in names]
+    shown = [line for line in lines if line["kind"] != "limit"]
+    names = values(shown, "contender")[1:][::-1]  # the reference itself is the line
+    models, regimes = values(shown, "model"), values(shown, "regime")
     figure, axes = plt.subplots(
         len(regimes),
         len(models),
-        figsize=(3.2 * len(models), 0.24 * len(names) * len(regimes) + 1.5),
+        figsize=(2.0 + 2.6 * len(models), 1.2 + 0.25 * len(names) * len(regimes)),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for case in cases:
-        panel = axes[regimes.index(case.regime)][models.index(case.model)]
-        ratios = [case.results[name].ratio for name in names]
-        middle = [ratio.median for ratio in ratios]
-        spread = [
-            [ratio.median - ratio.low for ratio in ratios],
-            [ratio.high - ratio.median for ratio in ratios],
-        ]
-        panel.barh(names, middle, xerr=spread, color=colours, ecolor="#444444")
-        panel.axvline(1.0, color="black", linewidth=0.8)
-        panel.set_xscale("log", base=2)
-        panel.set_title(f"{case.model}, {case.regime}", fontsize="medium")
-        panel.tick_params(labelsize="small")
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.grid(axis="x", alpha=0.3)
-    told = {"this library": OURS, "others": THEIRS, "torch itself": NEITHER}
-    patches = [Patch(color=own, label=name) for name, own in told.items()]
-    figure.legend(handles=patches, loc="outside lower right", ncols=3, fontsize="small")
-    figure.supxlabel(f"time of a step, to {REFERENCE} on the same gradients")
+    for row, regime in zip(axes, regimes, strict=True):
+        for panel, model in zip(row, models, strict=True):
+            own = {x["contender"]: x for x in of(shown, model=model, regime=regime)}
+            draw_panel(panel, [own[name] for name in names])
+            panel.set_title(f"{model}, {regime}", fontsize=10)
+    label_axis(axes[0, 0], names)
+    figure.legend(handles=handles(), loc="outside upper center", ncols=4, frameon=False)
+    figure.supxlabel("time of a step ÷ time of clip_grad_norm_ (left of 1 is cheaper)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def colour(name: str, peers: Sequence[str]) -> str:
-    """Return the colour of a contender: ours, a peer's, or what torch has."""
-    if name in peers:
-        return THEIRS
-    return NEITHER if name == SAME or name.startswith("one read") else OURS
+def draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a stem from 1 to each median, its quartiles, and a mark at its target."""
+    panel.axvline(1.0, color="black", linewidth=1.2, zorder=1)
+    for place, line in enumerate(lines):
+        low, middle, high = (line["ratio"][key] for key in ("low", "median", "high"))
+        colour = COLOURS[line["kind"]]
+        panel.plot([1, middle], [place, place], color=colour, linewidth=3, alpha=0.5)
+        panel.plot([low, high], [place, place], color=colour, linewidth=1)
+        panel.plot(middle, place, "o", color=colour, markersize=5)
+        most = target(line["contender"], line["regime"], line["model"])
+        if most is not None:
+            panel.plot(most, place, "|", color=TARGET, markersize=13, markeredgewidth=2)
+    panel.grid(axis="x", alpha=0.25)
+
+
+def label_axis(panel: Any, names: Sequence[str]) -> None:
+    """Name the rows and the ratios; the panels share both."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(-0.7, len(names) - 0.3)
+
+
+def handles() -> list[Any]:
+    """Return what the legend shows."""
+    from matplotlib.lines import Line2D
+
+    told = {"ours": "this library", "theirs": "others", "reference": "the same again"}
+    dots = [
+        Line2D([], [], color=COLOURS[kind], marker="o", linewidth=3, label=label)
+        for kind, label in told.items()
+    ]
+    mark = Line2D([], [], color=TARGET, marker="|", markersize=13, markeredgewidth=2)
+    mark.set(linestyle="", label="target")
+    return [*dots, mark]
+
+
+if __name__ == "__main__":
+    main()

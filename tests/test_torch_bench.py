@@ -2,74 +2,48 @@
 
 import json
 import math
-import os
-import runpy
-import subprocess
+import pathlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "benchmarks"
-
-
-def run(*options):
-    # It finds the packages where this process does: installed, or in the checkout.
-    return subprocess.run(
-        [sys.executable, SCRIPTS / "run.py", *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
+from .trials import marks, numbers, scripts_on_path, trial
 
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The benchmarks' folder on the path, and none of their modules left behind."""
-    own = {path.stem for path in SCRIPTS.glob("*.py")}
-    before = {name: sys.modules.pop(name, None) for name in own}
-    monkeypatch.syspath_prepend(SCRIPTS)
     threads = torch.get_num_threads()
-    yield
+    with scripts_on_path(monkeypatch):
+        yield
     torch.set_num_threads(threads)
-    for name in own:
-        sys.modules.pop(name, None)
-    sys.modules.update({name: m for name, m in before.items() if m is not None})
 
 
-def test_a_trial_run(tmp_path):
-    path = tmp_path / "bench.json"
-    done = run("--quick", "--json", path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    saved = json.loads(path.read_text())
-    names = {line.split("  ")[0] for line in done.stdout.splitlines()}
+def test_a_trial_run(scripts, monkeypatch, tmp_path, capsys):
+    saved = trial("run", tmp_path, monkeypatch)
+    assert saved["machine"]["processor"]
+    names = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
     regimes = {"nothing clipped", "all clipped"}
     assert {result["regime"] for result in saved["results"]} == regimes
     for result in saved["results"]:
-        assert result["contender"] in names
+        assert result["contender"] in names or result["kind"] == "limit"
         for kind in ("milliseconds", "ratio"):
             low, median, high = (result[kind][k] for k in ("low", "median", "high"))
             assert 0 < low <= median <= high
+    from picture import draw
+    from tables import make_tables
+
+    assert set(make_tables(saved)) == {*regimes, "bytes", "targets"} <= set(marks())
+    draw(tmp_path / "bench.png", saved["results"])
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("path", ["no-such-folder/bench.json"])
-def test_nothing_is_measured_that_cannot_be_saved(path):
-    done = run("--json", path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "no-such-folder" in done.stderr
-
-
-def numbers(node):
-    """Every number in what was saved."""
-    if isinstance(node, dict | list):
-        parts = node.values() if isinstance(node, dict) else node
-        return [number for part in parts for number in numbers(part)]
-    return [node] if isinstance(node, int | float) else []
+def test_nothing_is_measured_that_cannot_be_saved(scripts, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        trial("run", pathlib.Path("no-such-folder"), monkeypatch)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no-such-folder" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -77,7 +51,7 @@ def numbers(node):
     [
         ("fused", "results"),
         ("memory", "peak_bytes_of_torch_and_of_python"),
-        ("growth", "over_rows"),
+        ("growth", "steps"),
         ("fixed_cost", "microseconds"),
         ("log_cost", "microseconds_per_record"),
     ],
@@ -85,21 +59,25 @@ def numbers(node):
 def test_every_script_has_a_trial_and_saves_its_numbers(
     script, results, scripts, monkeypatch, tmp_path, capsys
 ):
-    path = tmp_path / "bench.json"
-    monkeypatch.setattr(sys, "argv", [script, "--quick", "--json", str(path)])
-    runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
-    saved = json.loads(path.read_text())
-    assert saved["processors"] >= 1
-    found = numbers(saved[results])
+    saved = trial(script, tmp_path, monkeypatch)
+    assert saved["machine"]["processors"] >= 1
+    found = [number for number in numbers(saved[results]) if number is not None]
     assert len(found) > 3
     assert all(number >= 0 for number in found)
-    assert str(path) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed
+    import tables
+
+    for name, rows in tables.make_tables(saved).items():
+        assert name in marks()
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert rows[-1][0] in printed
 
 
 def test_a_contender_that_leaves_another_norm_is_not_timed(scripts):
+    from checked import measure
     from contenders import Contender, make_contenders
     from models import make_parameters, set_gradients, tiny
-    from timing import measure
 
     parameters = make_parameters(tiny())
     set_gradients(parameters, 1.0)
@@ -114,9 +92,10 @@ def test_a_contender_that_leaves_another_norm_is_not_timed(scripts):
 
 
 def test_what_fails_after_the_last_round_is_not_reported(scripts):
+    from checked import measure
     from contenders import Contender, make_contenders
     from models import make_parameters, set_gradients, tiny
-    from timing import LEAST_ROUNDS, measure
+    from timing import LEAST_ROUNDS
 
     parameters = make_parameters(tiny())
     set_gradients(parameters, 1.0)
@@ -132,18 +111,18 @@ def test_what_fails_after_the_last_round_is_not_reported(scripts):
         measure([reference, Contender("gives up", gives_up)], parameters, 100.0, 0.0)
 
 
-def test_the_script_for_a_device_measures_on_what_there_is(scripts, capsys):
+def test_the_script_for_a_device_measures_on_what_there_is(scripts):
     """What needs no CUDA in it runs here as it is, on a small decoder."""
     import gpu
 
     sizes = [sum(map(math.prod, shapes())) / 1e6 for shapes in gpu.MODELS.values()]
     assert sizes == pytest.approx([124, 1000], rel=0.02)
-    found = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 5)
+    found = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 0.0)
     assert found["parameters"] == 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
-    ways = {line["way"]: line for line in found["clip"]}
+    ways = {line["contender"]: line for line in found["clip"]}
     assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
-    assert ways["AGC, unit"]["bytes"] == 4 * 4 * found["parameters"]
-    assert "NormClip attached" in capsys.readouterr().out
+    assert ways["AGC, per unit"]["bytes"] == 4 * 4 * found["parameters"]
+    assert "NormClip attached" in {line["contender"] for line in found["fused"]}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -159,37 +138,137 @@ def test_without_a_device_nothing_is_measured_and_that_is_said(
     assert json.loads(path.read_text())["measured"] is False
 
 
-def test_the_page_has_medians_and_quartiles_and_the_least_in_bold(scripts):
-    import page
+# The tables.
 
-    def line(contender, low, median, high, clips=True):
-        ratio = {"low": low, "median": median, "high": high}
-        line = {"contender": contender, "model": "tiny", "regime": "all clipped"}
-        return line | {"ratio": ratio, "clips": clips, "milliseconds": {"median": 2.5}}
+
+def line(contender, low, median, high, kind="ours", regime="all clipped"):
+    ratio = {"low": low, "median": median, "high": high}
+    line = {"contender": contender, "model": "GPT", "regime": regime, "kind": kind}
+    return line | {"ratio": ratio, "milliseconds": {"median": 2.5 * median}}
+
+
+def test_a_table_has_medians_and_quartiles_and_the_least_in_bold(scripts):
+    import layout
+    import tables
 
     lines = [
-        line("reference", 1.0, 1.0, 1.0, clips=False),
-        line("a read", 0.1, 0.2, 0.3, clips=False),
+        line("reference", 1.0, 1.0, 1.0, kind="reference"),
+        line("again", 0.1, 0.2, 0.3, kind="reference"),
         line("ours", 0.4, 0.5, 0.6),
-        line("theirs", 0.45, 0.75, 1.25),
+        line("theirs", 0.45, 0.75, 1.25, kind="theirs"),
     ]
-    [found] = page.tables({"results": lines})
-    assert found.splitlines() == [
-        "all clipped",
-        "",
-        "|  | tiny |",
+    assert layout.markdown(tables.ratios(lines)).splitlines() == [
+        "|  | GPT |",
         "| --- | --- |",
         "| reference | 2.50 ms |",
-        "| a read | 0.20 (0.10–0.30) |",
+        "| again | 0.20 (0.10–0.30) |",
         "| ours | **0.50 (0.40–0.60)** |",
         "| theirs | 0.75 (0.45–1.25) |",
     ]
-    parts = {"tiny": {"one read": {"step": 3.2}, "ours": {"step": 9.6, "norms": 5.4}}}
-    [found] = page.tables({"microseconds": parts})
-    assert found.splitlines()[2:] == [
-        "| tiny | one read | 3 |  |",
-        "| tiny | ours | 10 | 5 |",
+
+
+def test_a_target_stands_beside_what_was_measured_and_what_the_bytes_take(scripts):
+    import tables
+
+    lines = [
+        line("NormClip", 0.5, 0.55, 0.6, regime="nothing clipped"),
+        line("AGC, per unit", 1.5, 1.75, 1.8),
+        line("one read", 0.2, 0.25, 0.3, kind="limit", regime="nothing clipped"),
+        line("two reads, one product", 0.9, 1.0, 1.3, kind="limit"),
     ]
-    peaks = {"tiny": {"gradients": [2048], "ours": [1024, 512]}}
-    [found] = page.tables({"peak_bytes_of_torch_and_of_python": peaks})
-    assert found.splitlines()[2:] == ["| gradients | 2 |", "| ours | 1 + 0 |"]
+    assert tables.beside(lines[::2], "NormClip", "nothing clipped", "GPT") == (
+        "**0.55** of 0.6, bytes 0.25"
+    )
+    assert tables.beside(lines[1::2], "AGC, per unit", "all clipped", "GPT") == (
+        "1.75 of 1.5, bytes 1.00"
+    )
+    assert tables.beside(lines, "timm, AGC", "all clipped", "GPT") == ""
+
+
+def test_bytes_over_time_are_gigabytes_a_second(scripts):
+    import tables
+
+    names = ("one read", "one product in place", "one read, one product")
+    names += ("two reads", "two reads, one product")
+    lines = [line(name, 1.0, 2.0, 3.0, kind="limit") for name in names]
+    rows = tables.bytes_over_time(lines, {"GPT": 25_000_000})
+    assert rows[1] == ["gradients", "100.0 MB"]
+    assert rows[2] == ["one read", "5.00 ms, 20 GB/s"]  # 0.1 GB in 5 ms
+    assert rows[5] == ["two reads", "5.00 ms, 40 GB/s"]
+    assert rows[6] == ["two reads, one product", "5.00 ms, 80 GB/s"]
+
+
+def test_tables_go_between_their_marks_and_others_stay(scripts):
+    import page
+
+    before = (
+        "a\n<!-- table: one -->\n\nold\n\n<!-- end of table -->\nb\n"
+        "<!-- table: two -->\n\n<!-- end of table -->\nc\n"
+        "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
+    )
+    made = {"one": [["x"], ["1"]], "two": [["y"], ["2"]]}
+    after = page.put_between_marks(before, made)
+    assert after == (
+        "a\n<!-- table: one -->\n\n| x |\n| --- |\n| 1 |\n\n<!-- end of table -->\nb\n"
+        "<!-- table: two -->\n\n| y |\n| --- |\n| 2 |\n\n<!-- end of table -->\nc\n"
+        "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
+    )
+    assert page.put_between_marks(after, made) == after
+
+
+def test_numbers_of_two_machines_do_not_share_a_page(scripts):
+    import page
+
+    about = {"processor": "one", "python": "3.11"}
+    log = {"script": "log_cost", "machine": about}
+    assert page.all_tables([log]) == {"machine": [list(about), list(about.values())]}
+    with pytest.raises(SystemExit, match="of different processors"):
+        page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
+
+
+@pytest.mark.parametrize(
+    ("code", "tolerance"),
+    [
+        ("Quantile(history_length=100)", 0.0),
+        ("MeanStd(history_length=100)", 0.0),
+        ("EmaRatio()", 1e-6),
+        ("ZScore()", 1e-6),
+        ("StreamingQuantile()", 0.05),  # where it started, it moves in such steps
+    ],
+)
+def test_a_late_state_is_that_of_all_steps(code, tolerance, scripts):
+    """What forgets is run over the last norms only; it is what a whole run leaves."""
+    import numpy as np
+
+    import growth
+
+    policy, steps = growth.policy_of(code), growth.REMEMBERED + 2000
+    whole, _ = growth.run(policy, policy.init(1), growth.draw(steps))
+    late, times = growth.run(policy, policy.init(1), growth.norms_until(policy, steps))
+    assert len(times) == growth.REMEMBERED
+    assert growth.bytes_of(whole) == growth.bytes_of(late)
+    found, wanted = (policy.limit(state).threshold for state in (late, whole))
+    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["Quantile", "MeanStd"])
+def test_what_forgets_nothing_is_run_as_a_whole(name, scripts):
+    import growth
+
+    policy = growth.policy_of(f"{name}(history_length=None)")
+    assert len(growth.norms_until(policy, 12_000)) == 12_000
+
+
+def test_many_rows_are_copies_of_one(scripts):
+    import numpy as np
+
+    import growth
+
+    policy, norms = growth.policy_of("Quantile(history_length=None)"), growth.draw(1500)
+    one, _ = growth.run(policy, policy.init(1), norms)
+    three, _ = growth.run(policy, policy.init(3), norms.repeat(3, axis=1))
+    copied = growth.repeated(one, 3)
+    assert growth.bytes_of(copied) == growth.bytes_of(three) == 3 * growth.bytes_of(one)
+    np.testing.assert_array_equal(
+        policy.limit(copied).threshold, policy.limit(three).threshold
+    )

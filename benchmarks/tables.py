@@ -1,0 +1,185 @@
+"""The tables of what the scripts have found: rows of text, for page and terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from layout import Rows, seconds, size, spaced
+from targets import PASSES, REGIMES, limit, target
+
+Line = Mapping[str, Any]
+"""One contender on one model; `timing.compare` makes it."""
+
+
+def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the tables of what one script saved, by the names they have in docs."""
+    make = MAKERS.get(saved["script"])
+    return make(saved) if make else {}
+
+
+def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return each regime's ratios, the bytes' time, and targets beside both."""
+    lines = saved["results"]
+    clip = [line for line in lines if line["kind"] != "limit"]
+    return {
+        **{regime: ratios(of(clip, regime=regime)) for regime in REGIMES},
+        "bytes": bytes_over_time(lines, saved["parameters"]),
+        "targets": targets(lines),
+    }
+
+
+def ratios(lines: Sequence[Line]) -> Rows:
+    """Return medians (quartiles), a column per model, the least of our kind in bold."""
+    models, names = values(lines, "model"), values(lines, "contender")
+    rows = [["", *models]] + [[name] for name in names]
+    for model in models:
+        own = {line["contender"]: line for line in of(lines, model=model)}
+        clip = [line for line in own.values() if line.get("kind") in ("ours", "theirs")]
+        least = min((middle(line) for line in clip), default=None)
+        for row, name in zip(rows[1:], names, strict=True):
+            text = cell(own[name]) if name in own else ""
+            best = name in own and own[name] in clip and middle(own[name]) == least
+            row.append(f"**{text}**" if best else text)
+    return rows
+
+
+def cell(line: Line) -> str:
+    """Return a ratio with its quartiles; of the reference itself, its milliseconds."""
+    low, median, high = (line["ratio"][key] for key in ("low", "median", "high"))
+    if low == high == 1:
+        return f"{line['milliseconds']['median']:.2f} ms"
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def bytes_over_time(lines: Sequence[Line], parameters: Mapping[str, int]) -> Rows:
+    """Return what each limit takes, and how many bytes a second that is."""
+    rows = [["", *parameters]]
+    rows.append(["gradients", *(f"{4e-6 * n:.1f} MB" for n in parameters.values())])
+    for name, passes in PASSES.items():
+        rows.append([name])
+        for model, n in parameters.items():
+            took = of(lines, model=model, contender=name)[0]["milliseconds"]["median"]
+            gigabytes = 4e-9 * n * passes / (1e-3 * took)
+            rows[-1].append(f"{took:.2f} ms, {gigabytes:.0f} GB/s")
+    return rows
+
+
+def targets(lines: Sequence[Line]) -> Rows:
+    """Return each target beside what was measured, and what the bytes alone take."""
+    models = values(lines, "model")
+    rows = [["", *models]]
+    for contender in values(of(lines, kind="ours"), "contender"):
+        for regime in REGIMES:
+            own = of(lines, regime=regime)
+            cells = [beside(own, contender, regime, model) for model in models]
+            if any(cells):
+                rows.append([f"{contender}, {regime}", *cells])
+    return rows
+
+
+def beside(lines: Sequence[Line], contender: str, regime: str, model: str) -> str:
+    """Return measured, target and limit, or "" where there is no target."""
+    most = target(contender, regime, model)
+    if most is None:
+        return ""
+    found, least = (
+        middle(of(lines, model=model, contender=name)[0])
+        for name in (contender, limit(contender, regime))
+    )
+    text = f"**{found:.2f}**" if found <= most else f"{found:.2f}"
+    return f"{text} of {most:g}, bytes {least:.2f}"
+
+
+def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the parts of a step in microseconds, a line per model and clipper."""
+    found = saved["microseconds"]
+    parts = list(next(iter(next(iter(found.values())).values())))
+    rows = [["", "", *parts]]
+    for model, steps in found.items():
+        for name, took in steps.items():
+            rows.append([model, name, *(f"{took[part]:.0f}" for part in parts)])
+    return {"parts": rows}
+
+
+def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return time and memory late in a run, by rows; and what all norms cost."""
+    cells = {(c["policy"], c["rows"], c["steps"]): c for c in saved["steps"]}
+    steps = values(saved["steps"], "steps")
+    rows = [["one step · state", "rows", *(f"step {spaced(n)}" for n in steps)]]
+    for policy, many in dict.fromkeys(key[:2] for key in cells):
+        own = (cells[policy, many, n] for n in steps)
+        rows.append([f"`{policy}`", spaced(many), *map(time_and_state, own)])
+    every = [["norms", "median step", "mean step", "longest step", "state"]]
+    for line in saved["all_norms"]:
+        times = (seconds(line[key]) for key in ("median", "mean", "longest"))
+        every.append([spaced(line["norms"]), *times, size(line["state_bytes"])])
+    return {"growth": rows, "all norms": every}
+
+
+def time_and_state(case: Mapping[str, Any]) -> str:
+    """Return the time of a step, where it was measured, and the size of the state."""
+    took = case["median"]
+    return ("" if took is None else f"{seconds(took)} · ") + size(case["state_bytes"])
+
+
+def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return KiB of torch + of Python, a column per model."""
+    found = saved["peak_bytes_of_torch_and_of_python"]
+    rows = [["", *found]]
+    for name in next(iter(found.values())):
+        peaks = (column[name] for column in found.values())
+        cells = (" + ".join(f"{peak / 2**10:.0f}" for peak in own) for own in peaks)
+        rows.append([name, *cells])
+    return {"memory": rows}
+
+
+def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return each reference's ratios, and the seconds to compile."""
+    lines, compiling = saved["results"], saved["seconds_to_compile"]
+    rows = [["", *compiling]]
+    for name in next(iter(compiling.values())):
+        took = (own.get(name) for own in compiling.values())
+        rows.append([name, *("" if s is None else f"{s:.1f}" for s in took)])
+    found = {
+        f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
+    }
+    return found | {"JAX, seconds to compile": rows}
+
+
+def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return ratios and shares of the bandwidth; nothing where there is no device."""
+    found = {}
+    for model, parts in saved.get("results", {}).items():
+        for part in ("clip", "fused"):
+            rows = [["", "ratio", "of the bandwidth"]]
+            for line in parts[part]:
+                rows.append([line["contender"], cell(line), f"{line['share']:.0%}"])
+            found[f"{model}, {part}"] = rows
+    return found
+
+
+MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
+    "run": of_run,
+    "fixed_cost": of_parts,
+    "fused": lambda saved: {"fused": ratios(saved["results"])},
+    "growth": of_growth,
+    "memory": of_peaks,
+    "jax_steps": of_jax,
+    "keras_steps": lambda saved: {"Keras": ratios(saved["results"])},
+    "gpu": of_gpu,
+}
+"""By the script that saved the numbers; others print what they found by themselves."""
+
+
+def of(lines: Sequence[Line], **labels: str) -> list[Line]:
+    """Return the lines with these labels."""
+    return [x for x in lines if all(x.get(k) == v for k, v in labels.items())]
+
+
+def values(lines: Sequence[Line], key: str) -> list[Any]:
+    """Return the different values of a label, in their order."""
+    return list(dict.fromkeys(line[key] for line in lines))
+
+
+def middle(line: Line) -> float:
+    """Return the median of the ratios."""
+    return float(line["ratio"]["median"])
