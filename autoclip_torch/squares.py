@@ -80,7 +80,7 @@ def of_all(tensor: Tensor) -> float:
     if flat is not None and values.dtype in _NARROW:
         # A narrow type is widened as a copy, so in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
-        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
+        total = sum(_by_row(part.view(1, -1)).item() for part in parts)
         if _LEAST_SAFE < total < _MOST_SAFE:
             return total
     return float(_wide(values if flat is None else flat, None).sum())
@@ -114,9 +114,10 @@ def _unsafe(sums: _Array) -> _Array:
 
 def _flat(values: Tensor) -> Tensor | None:
     """Return the numbers in the order of memory, or None where it has gaps."""
-    if not values.is_contiguous():  # channels_last, or transposed
-        order = sorted(range(values.ndim), key=values.stride, reverse=True)
-        values = values.permute(order)
+    if values.is_contiguous():
+        return values.view(-1)
+    order = sorted(range(values.ndim), key=values.stride, reverse=True)
+    values = values.permute(order)  # channels_last, or transposed
     return values.view(-1) if values.is_contiguous() else None
 
 
@@ -149,15 +150,16 @@ def _in_strips(table: Any, squares: Callable[[Any], _Array]) -> _Array:
     """Return the sum of squares of each row, in float64 over strips of it."""
     rows, length = table.shape
     if length <= _SHORT:
-        return squares(table)
+        return squares(table).astype(np.float64)
     whole = length // _STRIP * _STRIP
-    sums: _Array = squares(table[:, :whole].reshape(rows, -1, _STRIP)).sum(axis=1)
+    strips = squares(table[:, :whole].reshape(rows, -1, _STRIP))
+    sums: _Array = np.add.reduce(strips, axis=1, dtype=np.float64)
     return sums if whole == length else sums + squares(table[:, whole:])
 
 
 def _by_numpy(table: _Array) -> _Array:
     sums: _Array = np.vecdot(table, table)
-    return sums.astype(np.float64)
+    return sums
 
 
 def _by_torch(table: Tensor) -> _Array:
