@@ -12,7 +12,7 @@ from torch import Tensor
 from autoclip_core.units import Units
 
 from . import squares
-from .rows import Rows, Slot
+from .rows import Rows
 from .values import by_first_axis, pieces, select_, stored, unit_scales, writable
 
 # So many numbers of short tensors are copied side by side: they stay in the cache.
