@@ -65,13 +65,13 @@ def empty(rows: int, length: None = None, xp: Any = np) -> History:
 
 def push(history: History, norms: Array, xp: Any = np) -> History:
     """Return the history after one more norm in each row; 0 leaves a row as it is."""
-    recent = history.recent
+    old, settled, recent, count = history
     learns = norms > 0
     new = np.where(learns, norms, np.float32(np.inf))[:, None]  # inf changes no row
     inserted = recent.copy()
     # The middle one of three: what was there, what was before it, and the new norm.
     np.minimum(np.maximum(recent[:, :-1], new), recent[:, 1:], out=inserted[:, 1:])
-    after = history._replace(recent=inserted, count=history.count + learns)
+    after = History(old, settled, inserted, count + learns)
     full = (inserted[:, -2] < np.inf).any()
     return _settle(after) if full else after
 
@@ -79,7 +79,7 @@ def push(history: History, norms: Array, xp: Any = np) -> History:
 def quantile(history: History, q: float, xp: Any = np) -> Array:
     """Return the linear q-quantile of each row, as `np.quantile`; +inf where empty."""
     old, settled, recent, count = history
-    parts = [part for part in (recent, settled, old) if part.shape[1] > 2]
+    parts = (recent, settled, old) if old.shape[1] > 2 else (recent, settled)
     places, weight = ranks(count, q)
     pairs = [
         _pick(row, *wanted) if n else (0.0, 0.0)

@@ -280,10 +280,10 @@ def _check_shapes(norms: Array, **others: Array) -> None:
 
 def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
     """Return the new state in the given rows and the old one in the others."""
-    if isinstance(new, History):  # it merges all rows at once, also those that are idle
-        rows = rows | (new.count == old.count)
     if new is old or (xp is np and rows.all()):
         return new  # on the host a copy of every window is worth avoiding
+    if isinstance(new, History):  # it merges all rows at once, also those that are idle
+        rows = rows | (new.count == old.count)
     if isinstance(new, tuple):
         return type(new)(
             *(select(rows, n, o, xp) for n, o in zip(new, old, strict=True))
