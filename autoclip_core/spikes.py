@@ -60,8 +60,7 @@ def find_spikes(norms: Array) -> Array:
 
 def local_level(logs: Array) -> tuple[Array, Array]:
     """Return the median around each entry, and the robust deviation from it."""
-    width = min(AROUND, len(logs) - 1 + len(logs) % 2)
-    half = width // 2
+    half = min(AROUND, len(logs) - 1) // 2
     padded = np.pad(logs, half, mode="reflect") if half else logs
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     middle, spread = np.empty(len(logs)), np.empty(len(logs))

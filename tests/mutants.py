@@ -70,6 +70,8 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "largest = xp.where(some, ends[:, 0], 1.0)"),
         ("1.0 -> 1.01", "middle = xp.where(some, ends[:, 1], 1.0)"),
         ("1.0 -> 1.01", "smallest = xp.where(some, values[:, 0], 1.0)"),
+        # By what is divided, and multiplied again.
+        ("divisor / divisor -> divisor * divisor", ""),
         # Where both are equal, either branch gives that number.
         ("window.count < length -> window.count <= length", ""),
         # From where a mean is measured: of an even number either middle one will do.
@@ -79,6 +81,8 @@ EQUIVALENT = {
     "checks.py": [("0.0 -> 1.0", "isinstance(value, numbers.Real) else 0.0")],
     # The size of a buffer: when norms are merged changes no number.
     "history.py": [("1024 -> 1025", "RECENT = 1024")],
+    # The size of the pieces that a long series is looked at in.
+    "spikes.py": [("2 -> 3", "MOST_STEPS = 2"), ("16 -> 17", "MOST_STEPS = 2")],
     # Where both are equal, either branch gives that number.
     "param_ratio.py": [("param_norms > self.eps -> param_norms >= self.eps", "")],
     "ema.py": [("count < most -> count <= most", "")],

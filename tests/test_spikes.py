@@ -70,6 +70,11 @@ def test_a_spike_is_twice_the_level():
     assert find_spikes(norms).tolist() == [60, 90]
 
 
+def test_nothing_stands_out_among_equals(monkeypatch):
+    monkeypatch.setattr(spikes, "LEAST_RATIO", 1.0)
+    assert find_spikes(np.ones(200)).tolist() == []
+
+
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_three_norms_are_enough_for_a_spike(size):
     norms = np.ones(size)
