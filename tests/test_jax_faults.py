@@ -1,6 +1,9 @@
-"""The fault battery in JAX: each step jitted, and all of them in one `lax.scan`."""
+"""The fault battery in JAX: each step jitted, and all of them in one `lax.scan`.
 
-from functools import cache
+Every pair of policy and scope takes every series. One compiled step holds them all.
+"""
+
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from jax import lax
 from autoclip_core import Decision
 from autoclip_jax import clip_by_policy
 
-from .account import POLICIES, Seen, check
+from .account import POLICIES, SCOPES, Seen, check
 from .cases import few
 from .faults import CASES, drawn
 
@@ -30,19 +33,29 @@ WHOLE = [
 """Cases that `lax.scan` can take: a None would be another structure."""
 LONGEST = max(CASES[name].steps for name in WHOLE)
 
-RUNS = [("mean_std", "parameter"), ("quantile", "global")]
-"""And `lax.scan` takes the quantile of each parameter."""
+CLIPPERS = {
+    (policy, scope): clip_by_policy(POLICIES[policy][0], scope=scope)
+    for policy in POLICIES
+    for scope in SCOPES
+}
+every_pair = pytest.mark.parametrize(("policy", "scope"), CLIPPERS)
 
 
-@cache
-def updater(policy, scope):
-    """The transformation and its jitted update, which all cases share."""
-    tx = clip_by_policy(POLICIES[policy][0], scope=scope)
-    return tx, jax.jit(tx.update)
+def fresh(case):
+    """The states of all clippers."""
+    params = [jnp.zeros(shape, dtype) for shape, dtype in case.layout]
+    return [tx.init(params) for tx in CLIPPERS.values()]
 
 
-def started(tx, case):
-    return tx.init([jnp.zeros(shape, dtype) for shape, dtype in case.layout])
+def update(states, grads):
+    """A step of all clippers: the states, and the states with the updates."""
+    pairs = zip(CLIPPERS.values(), states, strict=True)
+    made = [tx.update(grads, state)[::-1] for tx, state in pairs]
+    return [state for state, _ in made], made
+
+
+jitted = jax.jit(update)
+scanned = jax.jit(lambda states, series: lax.scan(update, states, series)[1])
 
 
 def updates_of(case):
@@ -55,9 +68,41 @@ def updates_of(case):
         ]
 
 
+@lru_cache(1)  # a test for each clipper asks
+def one_by_one(name):
+    """What each jitted step made."""
+    states, steps = fresh(CASES[name]), []
+    for grads in updates_of(CASES[name]):
+        states, made = jitted(states, grads)
+        steps.append(jax.device_get(made))
+    return steps
+
+
+@lru_cache(1)
+def in_one_scan(name):
+    """What each step made, after all of them; the last is repeated.
+
+    So all series are of one length, which is one compilation.
+    """
+    steps = list(updates_of(CASES[name]))
+    same = steps + [steps[-1]] * (LONGEST - len(steps))
+    series = [np.stack(grads) for grads in zip(*same, strict=True)]
+    made = jax.device_get(scanned(fresh(CASES[name]), series))
+    return [
+        jax.tree.map(lambda leaf: leaf[step], made)  # noqa: B023
+        for step in range(len(steps))
+    ]
+
+
+def check_one(name, policy, scope, steps):
+    """Compare what one of the clippers made with the account."""
+    place = [*CLIPPERS].index((policy, scope))
+    check(CASES[name], policy, [seen(*made[place]) for made in steps], scope)
+
+
 def seen(state, updates):
     """What a step made, in NumPy."""
-    _, *fields, tally = jax.device_get(state)
+    _, *fields, tally = state
     decision = Decision(*fields, skipped=np.zeros_like(state.clip_finite))
     return Seen(decision, tally, list(map(in_numpy, updates)))
 
@@ -70,49 +115,25 @@ def in_numpy(update):
     return update.astype(np.float32) if update.dtype == jnp.bfloat16 else update
 
 
-def run(case, policy, scope, jit=True):
-    """Take a series through the update, and check it."""
-    tx, update = updater(policy, scope)
-    state, steps = started(tx, case), []
-    for grads in updates_of(case):
-        updates, state = (update if jit else tx.update)(grads, state)
-        steps.append(seen(state, updates))
-    check(case, policy, steps, scope)
-
-
-@pytest.mark.parametrize(("policy", "scope"), RUNS)
+@every_pair
 @pytest.mark.parametrize("name", NARROW)
 def test_jit(name, policy, scope):
-    run(CASES[name], policy, scope)
+    check_one(name, policy, scope, one_by_one(name))
+
+
+@every_pair
+@pytest.mark.parametrize("name", WHOLE)
+def test_scan(name, policy, scope):
+    check_one(name, policy, scope, in_one_scan(name))
 
 
 @few
-@given(drawn(), st.sampled_from(RUNS))
+@given(drawn(), st.sampled_from([*CLIPPERS]))
 def test_any_series(case, how):
     """What is jitted anew for each None would take long; `learn` is in any case."""
-    run(case, *how, jit=False)
-
-
-@cache
-def scanner():
-    tx, _ = updater("quantile", "parameter")
-
-    def step(state, grads):
+    tx, steps = CLIPPERS[how], []
+    state = tx.init([jnp.zeros(shape, dtype) for shape, dtype in case.layout])
+    for grads in updates_of(case):
         updates, state = tx.update(grads, state)
-        return state, (state, updates)
-
-    return jax.jit(lambda state, series: lax.scan(step, state, series)[1])
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_scan(name):
-    case, (tx, _) = CASES[name], updater("quantile", "parameter")
-    steps = list(updates_of(case))
-    same = steps + [steps[-1]] * (LONGEST - len(steps))  # one compilation for all
-    series = [np.stack(grads) for grads in zip(*same, strict=True)]
-    states, updates = jax.device_get(scanner()(started(tx, case), series))
-    found = [
-        seen(*jax.tree.map(lambda leaf: leaf[step], (states, updates)))  # noqa: B023
-        for step in range(len(steps))
-    ]
-    check(case, "quantile", found)
+        steps.append(seen(jax.device_get(state), updates))
+    check(case, how[0], steps, how[1])
