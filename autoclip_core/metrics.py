@@ -52,7 +52,8 @@ def no_tally(rows: int, xp: Any = np) -> Tally:
 def add_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
     """Return the tally after one more step."""
     one = tally.steps * 0 + 1
-    nonfinite, skipped = xp.any(~decision.finite), xp.any(decision.skipped)
+    nonfinite = xp.any(~decision.finite)
+    skipped = xp.any(decision.skipped)  # the same in every row
     return Tally(
         tally.steps + one,
         xp.where(was_observed(decision), tally.observed + one, tally.observed),
@@ -92,7 +93,7 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
     observed = was_observed(decision)
     known = observed & decision.finite
     norms = xp.where(known, decision.norm, 0.0)
-    after = norms * xp.where(known, decision.scale, 0.0)
+    after = norms * decision.scale
     # Rows that are not finite are counted apart; where there is no other row, the norm
     # of the step is not a number.
     lost = xp.any(~decision.finite) & ~xp.any(known)
@@ -134,11 +135,11 @@ def row_metrics(
 
 
 def _root_of_squares(norms: Array, xp: Any) -> Array:
-    """Return sqrt(sum(n^2)), divided by the largest first: no square overflows."""
+    """Return sqrt(sum(n^2)) of finite norms; no square overflows."""
     if norms.shape[0] == 0:
         return xp.zeros((), dtype=xp.float32)
     largest = xp.max(norms)
-    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+    unit = xp.where(largest > 0, largest, 1.0)
     return unit * xp.sqrt(xp.sum((norms / unit) ** 2))
 
 
@@ -149,7 +150,7 @@ def _median(thresholds: Array, xp: Any) -> Array:
     finite = xp.isfinite(thresholds)
     ordered = xp.sort(xp.where(finite, thresholds, float("inf")))
     count = xp.sum(xp.where(finite, 1, 0))
-    below = xp.where(count > 0, count - 1, 0) // 2
+    below = xp.where(count > 0, count - 1, count) // 2
     low, high = (xp.take(ordered, place, axis=0) for place in (below, count // 2))
     return 0.5 * low + 0.5 * high
 

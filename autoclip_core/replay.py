@@ -95,10 +95,10 @@ class Replay:
         shift = self.shift
         if shift is None:
             return math.nan
-        known = np.where(self.finite, self.scales, 1.0)
+        known = np.where(self.finite, self.scales.astype(np.float64), 1.0)
         before = known[max(shift.step - WINDOW, 0) : shift.step].mean()
         ahead = known[shift.step :]
-        sums = np.concatenate([[0.0], np.cumsum(ahead, dtype=np.float64)])
+        sums = np.concatenate([[0.0], np.cumsum(ahead)])
         ends = np.minimum(np.arange(len(ahead)) + WINDOW, len(ahead))
         means = (sums[ends] - sums[:-1]) / (ends - np.arange(len(ahead)))
         good = np.flatnonzero(means > 0.9 * before)

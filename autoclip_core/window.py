@@ -171,7 +171,7 @@ def ranks(n: Array, q: float) -> tuple[Array, Array]:
     lower = np.floor(rank)
     part = rank - lower
     weight = np.where(part < 0.5, part, part - 1)
-    places = np.stack([lower, np.minimum(lower + 1, last)], axis=-1) + 1
+    places = np.stack([lower, np.minimum(lower + 1, last)], axis=1) + 1
     return places.astype(np.int32), weight.astype(np.float32)
 
 

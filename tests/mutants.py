@@ -79,10 +79,31 @@ EQUIVALENT = {
     ],
     # What is no number gets no hint, and 1 does not either.
     "checks.py": [("0.0 -> 1.0", "isinstance(value, numbers.Real) else 0.0")],
+    "metrics.py": [
+        # What `where` discards, or is the same in every row, or is all of one.
+        ("xp.any -> xp.all", "skipped = xp.any(decision.skipped)"),
+        ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
+        ("0 -> 1", "xp.where(total > 0, total, 1)"),
+        # Of no threshold every place holds +inf, of one both are the first.
+        ("count > 0 -> count >= 0", ""),
+        ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
+    ],
     # The size of a buffer: when norms are merged changes no number.
     "history.py": [("1024 -> 1025", "RECENT = 1024")],
     # The size of the pieces that a long series is looked at in.
-    "spikes.py": [("2 -> 3", "MOST_STEPS = 2"), ("16 -> 17", "MOST_STEPS = 2")],
+    "spikes.py": [
+        ("2 -> 3", "MOST_STEPS = 2"),
+        ("16 -> 17", "MOST_STEPS = 2"),
+        # What is left to rounding.
+        ("1e-09 -> 1.01e-09", "if largest <"),
+        ("1e-09 -> 1.01e-09", "abs(change) >= largest"),
+        ("abs(change) >= largest - 1e-09 -> abs(change) > largest - 1e-09", ""),
+        (
+            "largest < math.log(LEAST_SHIFT) - 1e-09 -> "
+            "largest <= math.log(LEAST_SHIFT) - 1e-09",
+            "",
+        ),
+    ],
     # Where both are equal, either branch gives that number.
     "param_ratio.py": [("param_norms > self.eps -> param_norms >= self.eps", "")],
     "ema.py": [("count < most -> count <= most", "")],

@@ -1,5 +1,6 @@
 """What is logged of a step and of a run, against float64 formulas; also in a jit."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -8,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import Decision
-from autoclip_core.metrics import Tally, add_step, metrics, no_tally, was_observed
+from autoclip_core.metrics import (
+    Tally,
+    add_step,
+    metrics,
+    no_tally,
+    row_metrics,
+    was_observed,
+)
 
 from .cases import log_normal
 
@@ -242,6 +250,28 @@ def test_who_was_observed():
     """A NaN is a gradient that was not a number, or none at all; `finite` tells."""
     decision = decision_of([1.0, NAN, 9.0, INF, 0.0], 1.0, unobserved=[2])
     assert was_observed(decision).tolist() == [True, True, False, True, True]
+
+
+def test_no_rows_have_metrics():
+    """A model of which every parameter is excluded."""
+    told = in_numpy([decision_of([], 1.0)] * 3)
+    assert [told[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
+    assert [told[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 3]
+
+
+def test_the_metrics_of_each_row():
+    tally = no_tally(3)
+    for norms in ([4.0, 0.5, 9.0], [4.0, 4.0, 9.0], [0.5, 8.0, 9.0], [0.5, 2.0, 9.0]):
+        decision = decision_of(norms, [2.0, 4.0, 1.0], unobserved=[2])
+        tally = add_step(tally, decision)
+    told = row_metrics(["a", "b", "c"], decision, tally)
+    assert math.isnan(told.pop("clip/norm/c"))
+    assert told == {
+        **{"clip/norm/a": 0.5, "clip/norm/b": 2.0},
+        **{"clip/threshold/a": 2.0, "clip/threshold/b": 4.0, "clip/threshold/c": 1.0},
+        **{"clip/scale/a": 1.0, "clip/scale/b": 1.0, "clip/scale/c": 1.0},
+        **{"clip/clip_rate/a": 0.5, "clip/clip_rate/b": 0.25, "clip/clip_rate/c": 0.0},
+    }
 
 
 def test_what_is_given_stays_as_it_was():

@@ -1,6 +1,7 @@
 """A replay does what training does: the same code, against plain lists."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -94,6 +95,22 @@ def test_the_clip_rate_over_time():
     report = replay([1.0] * 50 + [4.0] * 50, Fixed(2.0))
     assert report.rates(4).tolist() == [0.0, 0.0, 1.0, 1.0]
     assert np.isnan(replay([NAN, 1.0], Fixed(2.0)).rates(2)[0])
+    assert replay([NAN, 4.0], Fixed(2.0)).rates(1).tolist() == [1.0]
+    assert len(report.rates()) == 50
+
+
+@pytest.mark.parametrize("stretches", [1, 3, 12, 60])
+def test_the_clip_rate_of_each_stretch(stretches):
+    """By plain counting, where some stretches have one finite norm or none."""
+    rng = np.random.default_rng(0)
+    norms = rng.choice([1.0, 4.0, NAN, INF], size=60, p=[0.3, 0.2, 0.3, 0.2])
+    size = 60 // stretches
+    expected = []
+    for start in range(0, 60, size):
+        known = [n for n in norms[start : start + size].tolist() if n < INF]
+        rate = sum(n > 2 for n in known) / len(known) if known else NAN
+        expected.append(rate)
+    np.testing.assert_array_equal(replay(norms, Fixed(2.0)).rates(stretches), expected)
 
 
 def test_spikes_are_found_and_told_whether_they_were_caught():
@@ -120,6 +137,57 @@ def test_the_recovery_from_a_level_shift():
     assert math.isnan(replay(norms[:1900], Fixed(1.2)).recovery)
 
 
+def recovery_by_hand(report):
+    """Steps after the shift until 50 scales have more than 90 % of the mean before."""
+    scales = [
+        scale if math.isfinite(norm) else 1.0
+        for norm, scale in zip(report.norms, report.scales.tolist(), strict=True)
+    ]
+    at = report.shift.step
+    before = statistics.fmean(scales[at - 50 : at])
+    for after in range(len(scales) - at):
+        if statistics.fmean(scales[at + after : at + after + 50]) > 0.9 * before:
+            return after
+    return INF
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ratio", [0.2, 4.0])
+@pytest.mark.parametrize("policy", ["streaming", "mean_std", "fixed"])
+def test_the_recovery_is_that_of_the_scales(policy, ratio, seed):
+    rng = np.random.default_rng(seed)
+    norms = np.exp(rng.normal(scale=0.3, size=400))
+    norms[rng.integers(60, 340) :] *= ratio
+    norms[rng.random(400) < 0.05] = NAN
+    report = replay(norms, POLICIES[policy])
+    assert report.recovery == recovery_by_hand(report)
+
+
+def test_a_mean_scale_of_exactly_90_percent_is_no_recovery():
+    """Of the 50 norms after the shift 5 are dropped; of those before 0 or 1."""
+    norms = np.repeat([1.0, 10.0], 50)
+    norms[50:75:5] = 30.0
+    report = replay(norms, Drop(Fixed(20.0)))
+    assert report.shift.step == 50
+    assert report.recovery == recovery_by_hand(report) == 1  # 4 of the last 49
+    norms[0] = 30.0
+    assert replay(norms, Drop(Fixed(20.0))).recovery == 0
+
+
+def test_a_replay_is_told_line_by_line():
+    norms = np.ones(300)
+    norms[[100, 200, 250]] = 40.0, 3.0, NAN
+    assert str(replay(norms, Fixed(10.0))) == (
+        "policy            Fixed(max_norm=10.0)\n"
+        "steps             300 (1 non-finite)\n"
+        "clip rate         0.334 %\n"  # 1 of 299
+        "mean scale        0.9975\n"  # 298.25 of 299
+        "median threshold  10\n"
+        "spikes caught     1 of 2\n"
+        "level shift       none"
+    )
+
+
 def test_progress_wraps_a_loop_that_has_a_length():
     seen = []
 
@@ -127,9 +195,10 @@ def test_progress_wraps_a_loop_that_has_a_length():
         seen.append(len(items))
         yield from items
 
-    report = replay(np.ones(1200), Fixed(2.0), progress=wrap)
-    assert seen == [3]
-    assert report.thresholds.tolist() == [2.0] * 1200
+    for steps, blocks in [(1, 1), (500, 1), (501, 2), (1000, 2), (1001, 3)]:
+        report = replay(np.ones(steps), Fixed(2.0), progress=wrap)
+        assert seen.pop() == blocks
+        assert report.thresholds.tolist() == [2.0] * steps
 
 
 @pytest.mark.parametrize(
