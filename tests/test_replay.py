@@ -19,7 +19,6 @@ from autoclip_core import (
     ZScore,
     decide,
     replay,
-    window,
 )
 
 NAN, INF = math.nan, math.inf
@@ -58,26 +57,6 @@ def test_a_replay_is_what_decide_says_in_a_step_of_two_equal_rows(name):
         assert report.clipped[step] == decision.clipped[1]
         assert report.finite[step] == decision.finite[0]
         assert report.skipped[step] == decision.skipped[0]
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 50])
-def test_one_row_of_a_window_is_bit_for_bit_that_row_among_others(length):
-    rng = np.random.default_rng(length)
-    norms = rng.choice(np.float32([0.5, 1, 1, 2, 3e38, 1.2e-38, 7]), size=200)
-    alone, among = window.empty(1, length), window.empty(2, length)
-    for norm in norms:
-        alone = window.push(alone, np.array([norm]))
-        among = window.push(among, np.array([norm, 2.0], np.float32))
-        for one, two in zip(alone, among, strict=True):
-            assert one[0].tobytes() == two[0].tobytes()
-
-
-def test_a_window_that_was_pushed_to_is_as_it_was():
-    before = window.push(window.empty(1, 3), np.float32([2.0]))
-    kept = [array.copy() for array in before]
-    window.push(before, np.float32([1.0]))
-    for array, copy in zip(before, kept, strict=True):
-        np.testing.assert_array_equal(array, copy)
 
 
 def test_the_numbers_of_a_replay():
