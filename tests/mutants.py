@@ -70,6 +70,8 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "largest = xp.where(some, ends[:, 0], 1.0)"),
         ("1.0 -> 1.01", "middle = xp.where(some, ends[:, 1], 1.0)"),
         ("1.0 -> 1.01", "smallest = xp.where(some, values[:, 0], 1.0)"),
+        # One norm lies 0 from its own middle, by whatever that is divided.
+        ("1 -> 2", "return np.maximum(n, 1).astype"),
         # By what is divided, and multiplied again.
         ("divisor / divisor -> divisor * divisor", ""),
         # Where both are equal, either branch gives that number.
