@@ -272,6 +272,9 @@ def test_the_metrics_of_each_row():
         **{"clip/scale/a": 1.0, "clip/scale/b": 1.0, "clip/scale/c": 1.0},
         **{"clip/clip_rate/a": 0.5, "clip/clip_rate/b": 0.25, "clip/clip_rate/c": 0.0},
     }
+    decision = decision_of([4.0], 1.0)
+    told = row_metrics(["a"], decision, add_step(no_tally(1), decision))
+    assert told["clip/clip_rate/a"] == 1.0
 
 
 def test_what_is_given_stays_as_it_was():
