@@ -1,12 +1,31 @@
-"""On an accelerator nothing is read back: everything is selected where it lies."""
+"""On an accelerator nothing is read back: everything is decided where it lies.
 
+What shares a norm is measured and scaled in a few launches, however many tensors it is:
+
+| bytes a number of float32 takes | measured | made 0, if it is to go | scaled   |
+|---------------------------------|----------|------------------------|----------|
+| alone or with others            | 4        | 4 + 4                  | 4 + 4    |
+| in units                        | 4 + 8 + 8| 4 + 4                  | 4 + 4    |
+
+What is to go is made 0 apart from the product, since 0 * inf is NaN. Units are widened
+to float64 first, as a copy; what has one norm is widened where it is added up.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .rows import Rows, Slot
-from .values import norm_over, norms_in, select_, stored, unit_scales, writable
+from .values import norm_over, norms_in, real, select_, unit_scales, writable
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def wide_type(device: torch.device) -> torch.dtype:
+    """Return the type in which squares are added up on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -15,18 +34,16 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
     Squares are summed in float64, so that neither large nor small finite gradients lose
     their norm; on a device without float64, in float32.
     """
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = wide_type(device)
     absent = torch.zeros((), dtype=wide, device=device)
     yes = torch.ones((), dtype=torch.bool, device=device)
     # Slots stand in the order of their rows, and so do the keys.
     vectors: dict[int, list[Tensor]] = {slot.start: [] for slot in rows.slots}
     widths = {slot.start: slot.stop - slot.start for slot in rows.slots}
-    for slot, tensor in zip(rows.slots, tensors, strict=True):
-        if tensor is not None and slot.stop > slot.start:
-            own = norms_in(tensor, slot.units, wide).to(device, non_blocking=True)
-            vectors[slot.start].append(own.reshape(-1))
+    for slot, own in slot_norms(rows, tensors, wide):
+        vectors[slot.start].append(own.to(device, non_blocking=True))
     found = [
-        _combine(parts) if parts else absent.expand(widths[start])
+        combined(parts) if parts else absent.expand(widths[start])
         for start, parts in vectors.items()
     ]
     observed = [
@@ -36,25 +53,94 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
     return torch.cat(found), torch.cat(observed)
 
 
-def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
-    """Scale in place without reading a value back: select, where the scale is not 1."""
-    for slot, gradient in zip(rows.slots, gradients, strict=True):
-        if gradient is not None:
-            own = scales[slot.start : slot.stop]
-            scale_one_(slot, gradient, own.to(gradient.device, non_blocking=True))
+def slot_norms(
+    rows: Rows, tensors: Any, wide: torch.dtype
+) -> Iterator[tuple[Slot, Tensor]]:
+    """Yield each slot that has a tensor, and the norms of its rows there."""
+    whole: list[tuple[Slot, Tensor]] = []
+    for slot, tensor in zip(rows.slots, tensors, strict=True):
+        if tensor is None or slot.start == slot.stop:
+            continue
+        if slot.units is None:
+            whole.append((slot, tensor))
+        else:
+            yield slot, norms_in(tensor, slot.units, wide).reshape(-1)
+    found = whole_norms([tensor for _, tensor in whole], wide)
+    for (slot, _), norm in zip(whole, found, strict=True):
+        yield slot, norm.reshape(1)
 
 
-def scale_one_(slot: Slot, gradient: Tensor, scales: Tensor) -> None:
-    """Scale one gradient in place by the scales of its rows, on their device."""
-    gradient = writable(slot, gradient)
-    if slot.units is not None:
-        select_(*unit_scales(gradient, scales, slot.units))
-    else:
-        select_(stored(gradient), scales.reshape(()))
+def whole_norms(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
+    """Return the norm of each tensor, those of one kind measured in one call."""
+    values = [real(t.coalesce() if t.is_sparse else t) for t in tensors]
+    found = values.copy()
+    for places in _alike(values):
+        some = [values[place] for place in places]
+        dtype = torch.promote_types(wide, some[0].dtype)
+        norms = torch._foreach_norm(some, 2, dtype)
+        for place, norm in zip(places, norms, strict=True):
+            found[place] = norm
+    return found
 
 
-def _combine(norms: list[Tensor]) -> Tensor:
+def combined(norms: list[Tensor]) -> Tensor:
     """Return the norm of a row that holds several tensors."""
     if len(norms) == 1:
         return norms[0]
     return norm_over(torch.stack(norms), (0,), norms[0].dtype)
+
+
+def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
+    """Scale in place without reading a value back."""
+    whole: dict[int, list[Tensor]] = {}
+    for slot, gradient in zip(rows.slots, gradients, strict=True):
+        if gradient is None:
+            continue
+        gradient = writable(slot, gradient)
+        if slot.units is None:
+            whole.setdefault(slot.start, []).append(gradient)
+        else:
+            own = scales[slot.start : slot.stop]
+            own = own.to(gradient.device, non_blocking=True)
+            select_(*unit_scales(gradient, own, slot.units))
+    for row, tensors in whole.items():
+        scale_whole_(tensors, scales[row])
+
+
+def scale_whole_(gradients: list[Tensor], scale: Tensor) -> None:
+    """Scale gradients in place by one number that lies on a device."""
+    values = [real(gradient) for gradient in gradients]
+    for places in _alike(values):
+        some = [values[place] for place in places]
+        own = scale.to(some[0].device, non_blocking=True)
+        # Compiled code makes one pass of all lines. A negated view has no integers.
+        if torch.compiler.is_compiling() or any(one.is_neg() for one in some):
+            _scale_each_(some, own)
+        else:
+            _scale_together_(some, own)
+
+
+def _scale_each_(values: list[Tensor], scale: Tensor) -> None:
+    for one in values:
+        select_(one if one.ndim else one.view(1), scale.reshape(1))
+
+
+def _scale_together_(values: list[Tensor], scale: Tensor) -> None:
+    """Do as `select_` to tensors of one type on one device, in a few launches."""
+    gone = scale == 0
+    # Multiplied as an integer, any number becomes 0 or keeps its bits, also NaN.
+    integer = _INTEGERS[values[0].dtype.itemsize]
+    torch._foreach_mul_([one.view(integer) for one in values], (~gone).to(integer))
+    factor = scale.masked_fill(gone, 1.0)
+    if values[0].dtype.itemsize >= 4:
+        torch._foreach_mul_(values, factor)
+    else:  # in one call the factor would be rounded to half precision first
+        _scale_each_(values, factor)
+
+
+def _alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Return the places of tensors of one type on one device, together."""
+    kinds: dict[Any, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
+    return list(kinds.values())

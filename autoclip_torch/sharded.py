@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_core.units import Units, split_shape, unit_shape
+from autoclip_core.units import Units, split_shape, unit_count, unit_shape
 
-from .device import scale_one_
+from .device import combined, scale_whole_, whole_norms, wide_type
 from .gradients import Gradients
 from .ranks import Ranks, is_sharded
-from .rows import Rows, Slot
-from .values import norms_in, select_
+from .rows import Rows
+from .values import norms_in, select_, unit_scales, writable
 
 
 def measure(
@@ -57,41 +57,58 @@ def measure(
 def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
     """Scale the parts of the gradients that are here, in place."""
     scales = torch.as_tensor(scales)
+    whole: dict[int, list[Tensor]] = {}
     for slot, gradient in zip(rows.slots, gradients, strict=True):
         if gradient is None:
             continue
-        own = scales[slot.start : slot.stop].to(gradient.device, non_blocking=True)
         if not is_sharded(gradient):
-            scale_one_(slot, gradient, own)
-        elif slot.units is None:
-            select_(_local(gradient), own.reshape(()))
+            gradient = writable(slot, gradient)
+        local = _local(gradient)
+        if slot.units is None:
+            whole.setdefault(slot.start, []).append(local)
+            continue
+        own = scales[slot.start : slot.stop].to(local.device, non_blocking=True)
+        if is_sharded(gradient):
+            select_(local, _own_scales(gradient, own, slot.units))
         else:
-            select_(_local(gradient), _own_scales(gradient, own, slot.units))
+            select_(*unit_scales(local, own, slot.units))
+    for row, tensors in whole.items():
+        scale_whole_(tensors, scales[row])
 
 
 def _own_squares(
     rows: Rows, tensors: Gradients, device: torch.device, ranks: Ranks
 ) -> Tensor:
     """Return this rank's share of the squared norms, and what it observed."""
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = wide_type(device)
     share = torch.zeros(2, len(rows.names), dtype=wide, device=device)
     squares, observed = share
+    whole: dict[tuple[int, float], list[Tensor]] = {}
     for slot, tensor in zip(rows.slots, tensors, strict=True):
-        if tensor is not None:
-            tensor = without_partial(tensor)
-            own = _squares(slot, tensor, wide).to(device, non_blocking=True)
-            squares[slot.start : slot.stop] += ranks.weight(tensor) * own
-            observed[slot.start : slot.stop] = 1
+        if tensor is None:
+            continue
+        tensor = without_partial(tensor)
+        weight = ranks.weight(tensor)
+        if slot.units is None:
+            whole.setdefault((slot.start, weight), []).append(_local(tensor))
+            continue
+        own = _squares(tensor, slot.units, wide).to(device, non_blocking=True)
+        squares[slot.start : slot.stop] += weight * own
+        observed[slot.start : slot.stop] = 1
+    for (row, weight), parts in whole.items():
+        norms = [norm.to(device) for norm in whole_norms(parts, wide)]
+        squares[row] += weight * combined(norms).square()
+        observed[row] = 1
     return share.reshape(-1)
 
 
-def _squares(slot: Slot, tensor: Tensor, wide: torch.dtype) -> Tensor:
-    """Return the squares of the part held here, one per row of the slot."""
-    local, units = _local(tensor), slot.units
-    if units is None or not is_sharded(tensor):
+def _squares(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
+    """Return the squares of the part held here, one per unit."""
+    local = _local(tensor)
+    if not is_sharded(tensor):
         return norms_in(local, units, wide).square().reshape(-1)
     if local.numel() == 0:
-        return torch.zeros(slot.stop - slot.start, dtype=wide, device=local.device)
+        return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
     region = _region(tensor)
     if units.groups > 1:  # groups may be cut across: measured in the frame of the whole
         whole = local.new_zeros(tensor.shape)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 _Array = np.ndarray[Any, Any]
@@ -30,7 +31,8 @@ class Spans:
 
     def rows(self, slots: _Array) -> _Array:
         """Return the rows of those slots that are true, one slot after the other."""
-        return self._rows[slots.repeat(self.counts)]
+        found: _Array = self._rows[slots.repeat(self.counts)]
+        return found
 
     def count(self, rows: _Array) -> _Array:
         """Return how many of each slot's rows are true, shape (slots,)."""
@@ -41,4 +43,4 @@ class Spans:
     def parts(self, values: Tensor) -> dict[int, Tensor]:
         """Return a vector over the rows in views, by the first row of each slot."""
         widths = list(self._widths.values())
-        return dict(zip(self._widths, values.split(widths), strict=True))
+        return dict(zip(self._widths, torch.split(values, widths), strict=True))

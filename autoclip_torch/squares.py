@@ -80,7 +80,7 @@ def of_all(tensor: Tensor) -> float:
     if flat is not None and values.dtype in _NARROW:
         # A narrow type is widened as a copy, so in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
-        total = sum(_by_row(part.view(1, -1)).item() for part in parts)
+        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
         if _LEAST_SAFE < total < _MOST_SAFE:
             return total
     return float(_wide(values if flat is None else flat, None).sum())

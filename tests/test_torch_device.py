@@ -433,6 +433,56 @@ def test_squares_out_of_range(magnitude, scope):
     np.testing.assert_allclose(after, magnitude / 10, rtol=1e-6)
 
 
+# What it costs.
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that compute, and the numbers that they make room for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        if all(r.alias_info is None for r in returned):  # no view, and not in place
+            made = found if isinstance(found, (list, tuple)) else [found]
+            sizes = [t.numel() for t in made if isinstance(t, torch.Tensor)]
+            self.most = max(self.most, *sizes, 0)
+        is_view = any(r.alias_info and not r.alias_info.is_write for r in returned)
+        self.count += not is_view
+        return found
+
+
+def kernels_of_a_step(tensors, size, dtype, scope):
+    """One step that clips, past the first, which looks at more."""
+    torch.manual_seed(0)
+    parameters = [parameter(torch.zeros(size, dtype=dtype)) for _ in range(tensors)]
+    clipper = NormClip(parameters, max_norm=1.0, scope=scope)
+    for _ in range(2):
+        for p in parameters:
+            p.grad = watched(torch.randn(size).to(dtype))
+        with Kernels() as kernels:
+            decision = clipper.step()
+        assert seen(decision)[3].all()
+    return kernels
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_tensors_that_share_a_norm_are_measured_and_scaled_in_as_few_launches(scope):
+    few, many = (kernels_of_a_step(n, 8, torch.float32, scope) for n in (2, 40))
+    assert many.count == few.count
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str
+)
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_no_copy_is_made_of_a_gradient(scope, dtype):
+    assert kernels_of_a_step(2, 4000, dtype, scope).most < 100
+
+
 # Norms that both paths know exactly: thresholds of quantiles, bit for bit.
 
 
