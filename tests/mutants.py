@@ -86,6 +86,7 @@ EQUIVALENT = {
         ("xp.any -> xp.all", "skipped = xp.any(decision.skipped)"),
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("0 -> 1", "xp.where(total > 0, total, 1)"),
+        ("1 -> 2", "xp.where(total > 0, total, 1)"),
         # Of no threshold every place holds +inf, of one both are the first.
         ("count > 0 -> count >= 0", ""),
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
