@@ -42,21 +42,24 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def finish(path: Path | None, script: str, *packages: str, **found: Any) -> None:
+def finish(
+    options: argparse.Namespace, script: str, *packages: str, **found: Any
+) -> None:
     """Print the tables of what a script found, and save it where asked to.
 
     Args:
-      path: where the numbers go, as JSON; None leaves them.
+      options: of the command line; `--json` says where the numbers go.
       script: which one it was; `tables.py` knows what its numbers mean.
       packages: whose versions matter.
       found: all numbers.
     """
-    saved = {"script": script, "machine": about(*packages)} | found
+    saved = {"script": script, "trial": options.quick, "machine": about(*packages)}
+    saved |= found
     for name, rows in make_tables(saved).items():
         print(f"\n{name}\n\n{plain(rows)}")
-    if path is not None:
-        path.write_text(json.dumps(saved, indent=1) + "\n")
-        print(f"\nAll numbers are in {path}")
+    if options.json:
+        options.json.write_text(json.dumps(saved, indent=1) + "\n")
+        print(f"\nAll numbers are in {options.json}")
 
 
 def about(*packages: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ SHOWN = (
 
 def main() -> None:
     """Split the steps on each model."""
-    options = command.parse(command.parser(__doc__, seconds=5.0))
+    options = command.parse(command.parser(__doc__, seconds=4.0))
     torch.set_num_threads(THREADS)
     models = {"tiny": tiny} if options.quick else MODELS
     found = {
@@ -43,7 +43,7 @@ def main() -> None:
         for name, shapes in models.items()
     }
     about = {"threads": THREADS, "microseconds": found}
-    command.finish(options.json, "fixed_cost", "torch", **about)
+    command.finish(options, "fixed_cost", "torch", **about)
 
 
 def split(parameters: Parameters, seconds: float) -> dict[str, dict[str, float]]:

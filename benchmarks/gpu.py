@@ -219,7 +219,7 @@ def main() -> None:
     options = command.parse(command.parser(__doc__, seconds=10.0, per="table"))
     if not torch.cuda.is_available():
         print("there is no CUDA device: not measured")
-        command.finish(options.json, "gpu", "torch", measured=False)
+        command.finish(options, "gpu", "torch", measured=False)
         return
     name, found = torch.cuda.get_device_name(), {}
     print(f"{name}, torch {torch.__version__}")
@@ -228,7 +228,7 @@ def main() -> None:
         found[model] = measure(shapes(), CUDA, options.seconds)
         torch.cuda.empty_cache()
     results = {"measured": True, "device": name, "results": found}
-    command.finish(options.json, "gpu", "torch", **results)
+    command.finish(options, "gpu", "torch", **results)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
     steps, rows = (STEPS[:1], ROWS[:1]) if options.quick else (STEPS, ROWS)
     found = [line for code in POLICIES for line in late(code, steps, rows)]
     every = all_norms(NORMS[:1] if options.quick else NORMS)
-    command.finish(options.json, "growth", steps=found, all_norms=every)
+    command.finish(options, "growth", steps=found, all_norms=every)
 
 
 def late(code: str, steps: Sequence[int], rows: Sequence[int]) -> list[Line]:

@@ -142,7 +142,7 @@ def is_agc(name):
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=20.0))
+    options = command.parse(command.parser(__doc__, seconds=12.0))
     # Compiling many leaves takes long, and what does not clip costs the same.
     clipping = [name for name in CLIPPERS if "does not" not in name]
     cases = [
@@ -157,7 +157,7 @@ def main():
         lines, compiling[model] = measure(model, network, names, options.seconds)
         results += lines
     found = {"results": results, "seconds_to_compile": compiling}
-    command.finish(options.json, "jax_steps", "jax", "optax", **found)
+    command.finish(options, "jax_steps", "jax", "optax", **found)
 
 
 if __name__ == "__main__":

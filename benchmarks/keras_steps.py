@@ -117,14 +117,14 @@ def measure(model, network, names, seconds):
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=30.0))
+    options = command.parse(command.parser(__doc__, seconds=20.0))
     networks, names = NETWORKS, list(OPTIMIZERS)
     if options.quick:
         networks, names = {"tiny": tiny}, [REFERENCE, "QuantileClip, global"]
     results = []
     for model, network in networks.items():
         results += measure(model, network, names, options.seconds)
-    command.finish(options.json, "keras_steps", "keras", "tensorflow", results=results)
+    command.finish(options, "keras_steps", "keras", "tensorflow", results=results)
 
 
 if __name__ == "__main__":

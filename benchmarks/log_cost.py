@@ -100,7 +100,7 @@ def main():
     print(f"a training step: {a:.3f} ms; logged every 50 steps: {b:.3f} ms")
     steps = {"without": a, "logged": b}
     command.finish(
-        options.json,
+        options,
         "log_cost",
         "torch",
         microseconds_per_record=records,

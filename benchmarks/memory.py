@@ -26,7 +26,7 @@ def main() -> None:
     models = {"tiny": tiny} if options.quick else MODELS
     peaks = {name: measure(shapes) for name, shapes in models.items()}
     found = {"peak_bytes_of_torch_and_of_python": peaks}
-    command.finish(options.json, "memory", "torch", **found)
+    command.finish(options, "memory", "torch", **found)
 
 
 def measure(shapes: Callable[[], Iterator[Shape]]) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from layout import Rows, markdown
+from picture import draw
 from tables import make_tables
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,15 +29,15 @@ def main() -> None:
     found = [json.loads(path.read_text()) for path in options.files]
     tables = all_tables(found)
     if options.write:
+        if trials := [saved["script"] for saved in found if saved["trial"]]:
+            raise SystemExit(f"these were only tried (--quick): {', '.join(trials)}")
         write(tables)
         for saved in found:
             if saved["script"] == "run":
-                from picture import draw
-
                 draw(DOCS / "performance.png", saved["results"])
-        return
-    for name, rows in tables.items():
-        print(f"{name}\n\n{markdown(rows)}\n")
+    else:
+        for name, rows in tables.items():
+            print(f"{name}\n\n{markdown(rows)}\n")
 
 
 def all_tables(found: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
@@ -56,7 +57,7 @@ def all_tables(found: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
 
 
 def write(tables: Mapping[str, Rows]) -> None:
-    """Put the tables between their marks in all pages, and tell what had none."""
+    """Put the tables between their marks in all pages, and tell which have changed."""
     for page in sorted(DOCS.glob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = put_between_marks(before, tables)

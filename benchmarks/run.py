@@ -19,7 +19,7 @@ from timing import compare
 
 def main() -> None:
     """Compare on each model, nothing clipped and all clipped."""
-    parser = command.parser(__doc__, seconds=12.0, per="model and regime")
+    parser = command.parser(__doc__, seconds=10.0, per="model and regime")
     options = command.parse(parser)
     torch.set_num_threads(THREADS)
     sizes, results = {}, []
@@ -28,7 +28,7 @@ def main() -> None:
         sizes[name] = sum(parameter.numel() for parameter in parameters)
         results += compare_all(name, parameters, options.seconds)
     found = {"reference": REFERENCE, "parameters": sizes, "results": results}
-    command.finish(options.json, "run", "torch", threads=THREADS, **found)
+    command.finish(options, "run", "torch", threads=THREADS, **found)
 
 
 def compare_all(

@@ -226,6 +226,17 @@ def test_numbers_of_two_machines_do_not_share_a_page(scripts):
         page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
 
 
+def test_a_trial_does_not_get_into_the_docs(scripts, monkeypatch, tmp_path):
+    import page
+
+    trial("log_cost", tmp_path, monkeypatch)
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    argv = ["page.py", "--write", str(tmp_path / "log_cost.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="were only tried"):
+        page.main()
+
+
 @pytest.mark.parametrize(
     ("code", "tolerance"),
     [
