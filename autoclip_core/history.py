@@ -81,11 +81,9 @@ def quantile(history: History, q: float, xp: Any = np) -> Array:
     old, settled, recent, count = history
     parts = (recent, settled, old) if old.shape[1] > 2 else (recent, settled)
     places, weight = ranks(count, q)
-    pairs = [
-        _pick(row, *wanted) if n else (0.0, 0.0)
-        for *row, wanted, n in zip(*parts, places.tolist(), count.tolist(), strict=True)
-    ]
-    below, above = np.array(pairs, np.float32).reshape(-1, 2).T
+    rows = zip(*parts, places.tolist(), strict=True)
+    pairs = [_pick(row, *wanted) for *row, wanted in rows]
+    below, above = np.array(pairs, np.float32).reshape(len(count), 2).T
     return interpolated(below, above, weight, count > 0)
 
 
@@ -162,7 +160,7 @@ def _share(first: int, part: Any, between: list[Any], longest: Any) -> int:
     It is the least number with which the others hold the rest up to its next norm.
     """
     last = len(longest) - 1
-    least = max(0, first + 1 - last - sum(map(len, between)))
+    least = 0 if between else max(0, first + 1 - last)
     most = min(first, len(part) - 2)
     while least < most:  # spelled out, as `bisect_left` with a key takes longer
         taken = (least + most) // 2

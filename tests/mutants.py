@@ -43,7 +43,7 @@ TESTS = {
     "metrics.py": ["metrics", "broken"],
     "moments.py": ["moments", "policies", "golden"],
     "param_ratio.py": [*FAST, "policies", "golden"],
-    "policy.py": [*FAST, "policies", "decide", "laws"],
+    "policy.py": [*FAST, "policies", "decide", "laws", "history"],
     "quantile.py": [*FAST, "broken", "policies", "golden", "laws"],
     "replay.py": ["replay", "spikes"],
     "scale.py": [*FAST, "decide", "policies"],
@@ -91,8 +91,18 @@ EQUIVALENT = {
         ("count > 0 -> count >= 0", ""),
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
     ],
+    # A row beside the first, which alone is told.
+    "replay.py": [("1 -> 2", "policy.init(1)")],
+    # Where all norms are 0, by what they are divided.
+    "suggest.py": [("1.0 -> 1.01", "float(known.max()) or 1.0")],
     # The size of a buffer: when norms are merged changes no number.
-    "history.py": [("1024 -> 1025", "RECENT = 1024")],
+    "history.py": [
+        ("1024 -> 1025", "RECENT = 1024"),
+        # A part without norms is asked as well, and has none of them.
+        ("old.shape[1] > 2 -> old.shape[1] >= 2", ""),
+        # A bisection that begins lower ends where it did.
+        ("first + 1 -> first - 1", "least = 0 if between else"),
+    ],
     # The size of the pieces that a long series is looked at in.
     "spikes.py": [
         ("2 -> 3", "MOST_STEPS = 2"),
@@ -109,7 +119,11 @@ EQUIVALENT = {
     ],
     # Where both are equal, either branch gives that number.
     "param_ratio.py": [("param_norms > self.eps -> param_norms >= self.eps", "")],
-    "ema.py": [("count < most -> count <= most", "")],
+    "ema.py": [
+        ("count < most -> count <= most", ""),
+        # The target of a norm that is not above its threshold is never used.
+        ("norms > threshold -> norms >= threshold", "above ="),
+    ],
     "combine.py": [
         ("inner.threshold > self.max_norm -> inner.threshold >= self.max_norm", ""),
         ("inner.target > self.max_norm -> inner.target >= self.max_norm", ""),

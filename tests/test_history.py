@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -115,7 +115,10 @@ def test_a_quantile_is_exact_wherever_the_norms_are(parts, q):
     recent, settled, old = parts
     rows = [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)]
     state = history.History(
-        ordered(*old), ordered(*settled), ordered(*recent), np.int32([*map(len, rows)])
+        ordered(*old),
+        ordered(*settled),
+        history.widened(ordered(*recent), np.empty((2, 9))),  # it always has room
+        np.int32([*map(len, rows)]),
     )
     expected = [linear_quantile(row, q) if row else np.inf for row in rows]
     assert history.quantile(state, q).tolist() == expected
@@ -260,6 +263,7 @@ def test_what_a_step_writes_grows_as_the_logarithm_of_all_norms(parts, rows):
 
 @few
 @given(norms=norms_with_gaps)
+@example(norms=np.float32([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]))
 def test_a_part_is_as_wide_as_its_fullest_row(norms):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "RECENT", 2)
@@ -325,6 +329,16 @@ def test_a_row_may_stay_as_it_was_where_others_merge(steps, merged_often):
 def test_a_row_of_a_history_that_no_memory_holds_is_refused():
     with pytest.raises(ValueError, match=r"takes 3\.8 GiB, more than 1"):
         Quantile(history_length=None).init(1_000_000)
+
+
+def test_an_empty_history_of_the_most_that_is_allowed_is_not(monkeypatch):
+    most = history.empty(2)
+    size = sum(part.nbytes for part in parts_of(most))
+    monkeypatch.setattr(window, "MOST_BYTES", size)
+    history.empty(2)
+    monkeypatch.setattr(window, "MOST_BYTES", size - 1)
+    with pytest.raises(ValueError, match="history_length=None for 2 rows"):
+        history.empty(2)
 
 
 def test_a_history_is_for_the_host():
