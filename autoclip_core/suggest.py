@@ -221,9 +221,8 @@ def noise_of(norms: Array) -> float:
 
     `std(ln n_t+1 - ln n_t) / sqrt(2)`: a trend, a shift or a warm-up hardly counts.
     """
-    positive = norms[norms > 0]
-    steps = np.diff(np.log(positive)) if positive.size > 1 else np.zeros(1)
-    return float(np.sqrt(np.mean(steps**2) / 2))
+    steps = np.diff(np.log(norms[norms > 0]))
+    return float(np.sqrt(np.mean(steps**2) / 2)) if steps.size else 0.0
 
 
 def drift_of(norms: Array) -> float:

@@ -94,7 +94,11 @@ EQUIVALENT = {
     # A row beside the first, which alone is told.
     "replay.py": [("1 -> 2", "policy.init(1)")],
     # Where all norms are 0, by what they are divided.
-    "suggest.py": [("1.0 -> 1.01", "float(known.max()) or 1.0")],
+    "suggest.py": [
+        ("1.0 -> 1.01", "float(known.max()) or 1.0"),
+        # By what both are divided.
+        ("2 -> 3", "halves = norms / 2"),
+    ],
     # The size of a buffer: when norms are merged changes no number.
     "history.py": [
         ("1024 -> 1025", "RECENT = 1024"),

@@ -33,6 +33,27 @@ def test_the_statistics_are_those_of_the_standard_library():
 def test_huge_norms_do_not_overflow():
     found = suggest_threshold([1e308] * 200)
     assert (found.mean, found.std, found.median) == (1e308, 0.0, 1e308)
+    assert suggest_threshold([1e-300, 1e308] * 2).mean == 5e307
+
+
+def test_a_suggestion_is_told_line_by_line():
+    """Of 0 to 10: the mean is 5, the deviation sqrt(10), p90 the last but one."""
+    told = str(suggest_threshold([*np.arange(11.0), NAN])).splitlines()
+    assert told[:12] == [
+        "steps         12 (1 non-finite)",
+        "mean          5",
+        "std           3.162",
+        "min           0",
+        "median        5",
+        "p90           9",
+        "p95           9.5",
+        "p99           9.9",
+        "max           10",
+        "suggested     max_norm = 9",
+        "mean range    2.5 to 50 (0.5 to 10 times the mean)",
+        f"or a policy   {Quantile(0.9)!r}",
+    ]
+    assert told[12].startswith("Too early to judge: 11 finite norms")
 
 
 def calm(seed=0, spread=0.1, size=900):
@@ -176,7 +197,8 @@ def test_drift_is_from_the_first_third_to_the_last(size):
     norms = (calm(spread=0.5, size=size) * np.linspace(1, 5, size)).tolist()
     first, last = norms[: size // 3], norms[-(size // 3) :]
     expected = statistics.median(last) / statistics.median(first)
-    assert drift_of(np.array(norms)) == pytest.approx(expected)
+    for scale in (1e-9, 1.0, 1e9):
+        assert drift_of(scale * np.array(norms)) == pytest.approx(expected)
     assert drift_of(np.array(norms[:99])) == 1
 
 
@@ -224,5 +246,6 @@ def test_the_usual_is_the_median_of_the_first_half():
 
 def test_a_hundred_norms_are_enough_to_diverge():
     norms = np.repeat([1.0, 1e6], [80, 20])
-    assert divergence(norms) == 80
-    assert divergence(norms[1:]) is None
+    for scale in (1e-9, 1.0, 1e9):
+        assert divergence(scale * norms) == 80
+        assert divergence(scale * norms[1:]) is None
