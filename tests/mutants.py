@@ -127,6 +127,11 @@ EQUIVALENT = {
         ("count < most -> count <= most", ""),
         # The target of a norm that is not above its threshold is never used.
         ("norms > threshold -> norms >= threshold", "above ="),
+        ("norms > limit.threshold -> norms >= limit.threshold", ""),
+        # What `where` discards, or 0 is divided by.
+        ("1.0 -> 1.01", "excess = xp.where(spread > 0, norms - mean, 1.0)"),
+        ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
+        ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
     ],
     "combine.py": [
         ("inner.threshold > self.max_norm -> inner.threshold >= self.max_norm", ""),

@@ -198,6 +198,16 @@ def test_a_combination_of_tiny_and_huge_norms_warns_of_nothing():
         assert ((decision.scale >= 0) & (decision.scale <= 1)).all()
 
 
+def test_a_norm_at_the_threshold_is_learned_and_one_above_it_is_not():
+    policy = ZScore(2.0, warmup_steps=3, record="none")
+    state, _ = run(policy, series_of([1, 2, 3]))
+    threshold = policy.limit(state).threshold
+    after, _ = decide(policy, state, threshold)
+    assert after.mean[0] == pytest.approx(2 + 0.03 * (threshold[0] - 2))
+    after, _ = decide(policy, state, np.nextafter(threshold, np.float32(9)))
+    assert_same(after, state)
+
+
 def test_a_row_that_wakes_late_is_not_frozen():
     """AdaGC starts from the minimum of its warm-up, which is 0 for an idle row."""
     norms = np.ones((60, 2))
