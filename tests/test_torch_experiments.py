@@ -19,6 +19,7 @@ FOLDER = ROOT / "examples" / "experiments"
 EVIDENCE = ROOT / "docs" / "evidence"
 NAMES = [
     "heavy_tails",
+    "asymmetric_noise",
     "temporal_order",
     "agc_batch",
     "history_length",
@@ -89,6 +90,16 @@ def test_quantiles_hold_at_every_noise_scale_and_a_fixed_threshold_does_not(load
     assert of_quantile.max() / of_quantile.min() < 1.001
     assert of_fixed.max() / of_fixed.min() > 10
     assert of_fixed.min() < 2 * of_quantile.min()  # at the scale that fits it
+
+
+@pytest.mark.needs("plot")
+def test_skewed_noise_biases_a_fixed_quantile_and_a_rising_one_less_and_less(load):
+    descend = load("asymmetric_noise").descend
+    marks = (400, 6400)
+    at_first, at_last = np.median(descend("quantile 0.5", 4, marks), axis=1)
+    assert at_last > 0.9 * at_first > 0.5
+    at_first, at_last = np.median(descend("rising from 0.5", 4, marks), axis=1)
+    assert at_last < 0.7 * at_first
 
 
 @pytest.mark.needs("plot")

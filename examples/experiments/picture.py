@@ -25,6 +25,7 @@ LINES = {
     "quantile 0.5": (BLUE, "-"),
     "quantile 0.1": (SKY, "-"),
     "streaming 0.5": (WINE, ":"),
+    "rising from 0.5": (RED, "-"),
     "ZScore 2.5": (RED, "-."),
     "EmaRatio 1.05": (PINK, "-."),
 }
