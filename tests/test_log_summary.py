@@ -1,0 +1,197 @@
+"""What a log's numbers say, at the edges of each rule."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autoclip_core import ClipLog
+from autoclip_core.log_store import STEP
+from autoclip_core.log_summary import (
+    advise_on_climb,
+    advise_on_ratchet,
+    advise_on_rate,
+    advise_on_rows,
+    advise_on_thresholds,
+    norm_quantiles,
+    regime,
+    too_early,
+    worst_rows,
+)
+
+NAN, INF = math.nan, math.inf
+
+
+def steps_of(steps, thresholds, clipped=0.0, norm=1.0):
+    kept = np.zeros(len(steps), STEP)
+    kept["step"], kept["threshold"] = steps, thresholds
+    kept["clipped"], kept["norm"] = clipped, norm
+    return kept
+
+
+# The numbers.
+
+
+def test_an_empty_log_has_no_numbers():
+    told = ClipLog().summary()
+    assert (told.steps, told.measured, told.nonfinite, told.skipped) == (0, 0, 0, 0)
+    assert math.isnan(told.max_norm)
+    assert math.isnan(told.threshold)
+    assert math.isnan(told.clip_rate)
+
+
+def test_lately_is_the_last_thousand_steps():
+    log = ClipLog()
+    for step in range(1500):
+        norm = NAN if step == 600 else 1.0
+        log.record(norm=4.0 if step < 500 else norm, threshold=2.0)
+    told = log.summary()
+    assert (told.recent, told.recent_clip_rate) == (999, 0.0)
+    assert told.clip_rate == pytest.approx(500 / 1499)
+    log.record(norm=4.0, threshold=3.0)
+    assert (log.summary().recent, log.summary().threshold) == (999, 3.0)
+    assert log.summary().recent_clip_rate == 1 / 999
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e306])
+def test_the_quantiles_of_all_norms(scale):
+    """Of 0 to 100 the quantile q is 100 q; norms may be near the largest float."""
+    norms = [*(scale * np.arange(101)), NAN, INF]
+    store = SimpleNamespace(thinned=False)
+    kept = steps_of(range(103), 1.0, norm=norms)
+    told = norm_quantiles(store, kept)
+    assert told == pytest.approx((50 * scale, 90 * scale, 99 * scale), rel=1e-12)
+    assert all(map(math.isnan, norm_quantiles(store, kept[101:])))
+
+
+def test_the_quantiles_of_a_thinned_log_are_those_of_its_bins():
+    totals = SimpleNamespace(quantile=lambda q: f"the quantile {q}")
+    told = norm_quantiles(SimpleNamespace(thinned=True, totals=totals), None)
+    assert told == ("the quantile 0.5", "the quantile 0.9", "the quantile 0.99")
+
+
+def test_the_five_most_clipped_rows():
+    rates = np.array([0.1, 0.9, NAN, 0.2, 0.9, 0.0, 0.3, 0.4])
+    rows = SimpleNamespace(rates=lambda: rates, names=list("abcdefgh"))
+    worst = [("b", 0.9), ("e", 0.9), ("h", 0.4), ("g", 0.3), ("d", 0.2)]
+    assert worst_rows(rows) == tuple(worst)
+    few = SimpleNamespace(rates=lambda: rates[2:6], names=list("cdef"))
+    assert worst_rows(few) == (("e", 0.9), ("d", 0.2))
+
+
+# The regime.
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "told"),
+    [
+        (0.0, 999, "Inert so far: clipping rate 0 % over 999 steps"),
+        (0.0, 1000, "Inert: clipping rate 0 % over 1000 steps"),
+        (0.001, 5000, "Spike filter (0.1 to 2 %): clipping rate 0.1 %"),
+        (0.02, 5000, "Spike filter (0.1 to 2 %): clipping rate 2 %"),
+        (0.0201, 5000, "Between spike filter (0.1 to 2 %) and stabiliser (5 to 25 %):"),
+        (0.05, 5000, "Stabiliser (5 to 25 %): clipping rate 5 %"),
+        (0.25, 5000, "Stabiliser (5 to 25 %): clipping rate 25 %"),
+        (0.4, 5000, "Between stabiliser (5 to 25 %) and normaliser (50 to 100 %):"),
+        (0.5, 5000, "Normaliser (50 to 100 %): clipping rate 50 %"),
+        (1.0, 5000, "Normaliser (50 to 100 %): clipping rate 100 %"),
+    ],
+)
+def test_the_regime(rate, steps, told):
+    assert regime(rate, steps).startswith(told)
+
+
+def advice(measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0):
+    counts = {"measured": measured, "armed": armed}
+    sums = {"clipped": clipped, "armed_clipped": armed_clipped}
+    return advise_on_rate(counts, sums, scale)
+
+
+def test_what_looks_wrong_about_a_rate():
+    assert len(advice(clipped=500, scale=0.3)) == 1
+    assert "rate 50.1 % is above 50 %" in advice(clipped=501)[1]
+    assert "mean scale 0.2999 is below 0.3" in advice(scale=0.2999)[1]
+    assert len(advice(armed=900)) == 1
+    [_, told] = advice(armed=899, armed_clipped=899 / 4)
+    assert told.startswith("101 of 1000 steps had no threshold; over the other 899")
+    assert told.endswith("the clipping rate is 25 %.")
+
+
+def test_a_hundred_steps_that_could_be_clipped_are_enough():
+    [told] = advice(armed=99)
+    assert told.startswith("Too early to judge: 99 steps had a finite norm and a thr")
+    assert told.endswith("a clipping rate needs at least 100.")
+    assert "Too early" not in advice(armed=100)[0]
+    assert too_early(100, 0).startswith("Nothing could be clipped: in all 100")
+    assert too_early(99, 0).startswith("Too early to judge: 0 steps")
+    assert too_early(100, 1).startswith("Too early to judge: 1 steps")
+
+
+# The thresholds.
+
+
+def third(threshold, clips, size=100):
+    return steps_of(range(size), threshold, np.arange(size) < clips)
+
+
+@pytest.mark.parametrize(
+    ("after", "clips", "told"), [(10.0, 51, 0), (10.1, 50, 0), (10.1, 51, 1)]
+)
+def test_a_threshold_climbs_tenfold_while_half_is_clipped(after, clips, told):
+    assert len(advise_on_climb(third(1.0, 0), third(after, clips))) == told
+
+
+@pytest.mark.parametrize(
+    ("after", "clips", "told"), [(7.0, 11, 0), (6.9, 10, 0), (6.9, 11, 1), (6.9, 0, 0)]
+)
+def test_a_threshold_falls_by_a_third_while_a_tenth_more_is_clipped(after, clips, told):
+    first, last = third(10.0, 0), third(after, clips)
+    assert len(advise_on_ratchet(first, last)) == told
+    assert advise_on_ratchet(first[:99], last) == []
+    assert advise_on_ratchet(first, last[:99]) == []
+
+
+def test_the_thirds_are_those_of_the_steps():
+    """From step 1000 on; what is not armed counts for nothing, nor for the ends."""
+    steps = np.arange(1000, 1300)
+    kept = steps_of(steps, 1.02 ** (steps - 1000), steps >= 1200)
+    [told] = advise_on_thresholds(kept)
+    before, after = (np.median(1.02 ** np.arange(a, a + 100)) for a in (0, 200))
+    assert f"rose from {before:.4g} to {after:.4g}, and 100 % of the last" in told
+    around = steps_of([0, 1, 5000, 5001], [INF, 9.0, 9.0, INF], norm=[1, NAN, INF, 1])
+    assert advise_on_thresholds(np.sort(np.concatenate([kept, around]))) == [told]
+    [told] = advise_on_thresholds(steps_of(steps, 1.02 ** (1300 - steps), steps > 1199))
+    assert "while the clipping rate rose from 0 % to 100 %" in told
+
+
+def test_a_hundred_thresholds_are_enough():
+    steps = np.arange(300)
+    kept = steps_of(steps, 1.02**steps, 1.0)[::3]
+    assert len(kept) == 100
+    assert len(advise_on_thresholds(kept)) == 1
+    assert advise_on_thresholds(kept[:-1]) == []
+
+
+def test_steps_that_were_all_told_as_the_same_have_no_thirds():
+    assert advise_on_thresholds(steps_of([7] * 200, 1.0)) == []
+
+
+# The rows.
+
+
+@pytest.mark.parametrize(
+    ("clips", "told"),
+    [
+        ([100], None),
+        ([50, 50], None),
+        ([51, 48], None),
+        ([49, 51], "One row owns 51 % of the 100 clips of 2 rows: row 1;"),
+        ([20, 90, 40], "One row owns 60 % of the 150 clips of 3 rows: row 1;"),
+    ],
+    ids=str,
+)
+def test_one_row_owns_most_clips(clips, told):
+    names = [f"row {place}" for place in range(len(clips))]
+    said = advise_on_rows(SimpleNamespace(clips=lambda: np.array(clips), names=names))
+    assert [one.startswith(told) for one in said] == ([True] if told else [])
