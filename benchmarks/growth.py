@@ -32,7 +32,7 @@ MOST_BYTES = 2 * 10**9
 """A state that is larger is not made; its size is told."""
 REMEMBERED = 10**4
 """Norms of which the longest window is full; an average has forgotten those before."""
-LEAST_REPEATS, MOST_REPEATS, SECONDS = 5, 2000, 0.3
+LEAST_REPEATS, MOST_REPEATS, SECONDS = 5, 2000, 0.2
 
 Line = dict[str, Any]
 

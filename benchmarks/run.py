@@ -19,7 +19,7 @@ from timing import compare
 
 def main() -> None:
     """Compare on each model, nothing clipped and all clipped."""
-    parser = command.parser(__doc__, seconds=10.0, per="model and regime")
+    parser = command.parser(__doc__, seconds=8.0, per="model and regime")
     options = command.parse(parser)
     torch.set_num_threads(THREADS)
     sizes, results = {}, []
