@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from .rows import Rows, Slot
-from .values import norm_over, norms_in, real, select_, unit_scales, writable
+from .values import (
+    norm_over,
+    norms_in,
+    real,
+    select_,
+    unit_scales,
+    with_an_axis,
+    writable,
+)
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -100,42 +108,45 @@ def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
         if slot.units is None:
             whole.setdefault(slot.start, []).append(gradient)
         else:
-            own = scales[slot.start : slot.stop]
-            own = own.to(gradient.device, non_blocking=True)
+            own = scales[slot.start : slot.stop].to(gradient.device)
             select_(*unit_scales(gradient, own, slot.units))
-    for row, tensors in whole.items():
-        scale_whole_(tensors, scales[row])
+    scale_whole_(whole, scales)
 
 
-def scale_whole_(gradients: list[Tensor], scale: Tensor) -> None:
-    """Scale gradients in place by one number that lies on a device."""
-    values = [real(gradient) for gradient in gradients]
-    for places in _alike(values):
-        some = [values[place] for place in places]
-        own = scale.to(some[0].device, non_blocking=True)
-        # Compiled code makes one pass of all lines. A negated view has no integers.
-        if torch.compiler.is_compiling() or any(one.is_neg() for one in some):
-            _scale_each_(some, own)
-        else:
-            _scale_together_(some, own)
+def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
+    """Scale in place what lies in some rows, all of a row by the same number."""
+    gone = scales == 0
+    kept = {size: (~gone).to(integer) for size, integer in _INTEGERS.items()}
+    factors = scales.masked_fill(gone, 1.0)
+    for row, tensors in gradients.items():
+        values = [real(tensor) for tensor in tensors]
+        for places in _alike(values):
+            some = [values[place] for place in places]
+            there = some[0].device
+            # Compiled code makes one pass of it all. A negated view has no integers.
+            if torch.compiler.is_compiling() or any(one.is_neg() for one in some):
+                for one in some:
+                    select_(with_an_axis(one), scales[row].to(there).reshape(1))
+            else:
+                _keep_(some, kept[some[0].dtype.itemsize][row].to(there))
+                _multiply_(some, factors[row].to(there))
 
 
-def _scale_each_(values: list[Tensor], scale: Tensor) -> None:
-    for one in values:
-        select_(one if one.ndim else one.view(1), scale.reshape(1))
+def _keep_(values: list[Tensor], one_or_zero: Tensor) -> None:
+    """Keep all numbers as they are, or set them to 0, in a few launches.
+
+    Multiplied as an integer, NaN becomes 0 too, and keeps its bits if it is to stay.
+    """
+    torch._foreach_mul_([one.view(one_or_zero.dtype) for one in values], one_or_zero)
 
 
-def _scale_together_(values: list[Tensor], scale: Tensor) -> None:
-    """Do as `select_` to tensors of one type on one device, in a few launches."""
-    gone = scale == 0
-    # Multiplied as an integer, any number becomes 0 or keeps its bits, also NaN.
-    integer = _INTEGERS[values[0].dtype.itemsize]
-    torch._foreach_mul_([one.view(integer) for one in values], (~gone).to(integer))
-    factor = scale.masked_fill(gone, 1.0)
+def _multiply_(values: list[Tensor], factor: Tensor) -> None:
+    """Scale in a few launches; half precision one by one, so as not to round first."""
     if values[0].dtype.itemsize >= 4:
         torch._foreach_mul_(values, factor)
-    else:  # in one call the factor would be rounded to half precision first
-        _scale_each_(values, factor)
+    else:
+        for one in values:
+            with_an_axis(one).mul_(factor.reshape(1))
 
 
 def _alike(tensors: list[Tensor]) -> list[list[int]]:

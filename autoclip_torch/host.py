@@ -13,7 +13,15 @@ from autoclip_core.units import Units
 
 from . import squares
 from .rows import Rows
-from .values import by_first_axis, pieces, select_, stored, unit_scales, writable
+from .values import (
+    by_first_axis,
+    pieces,
+    select_,
+    stored,
+    unit_scales,
+    with_an_axis,
+    writable,
+)
 
 # So many numbers of short tensors are copied side by side: they stay in the cache.
 _SIDE_BY_SIDE = 2**18
@@ -99,8 +107,7 @@ def _aligned(
     """Return a gradient's numbers and its scales, in shapes that broadcast."""
     if units is not None:
         return unit_scales(gradient, scales, units)
-    values = stored(gradient)
-    return values if values.ndim else values.view(1), scales
+    return with_an_axis(stored(gradient)), scales
 
 
 def _scale_whole_(values: Tensor, scale: float) -> None:

@@ -67,13 +67,12 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
         if slot.units is None:
             whole.setdefault(slot.start, []).append(local)
             continue
-        own = scales[slot.start : slot.stop].to(local.device, non_blocking=True)
+        own = scales[slot.start : slot.stop].to(local.device)
         if is_sharded(gradient):
             select_(local, _own_scales(gradient, own, slot.units))
         else:
             select_(*unit_scales(local, own, slot.units))
-    for row, tensors in whole.items():
-        scale_whole_(tensors, scales[row])
+    scale_whole_(whole, scales)
 
 
 def _own_squares(

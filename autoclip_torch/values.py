@@ -41,6 +41,11 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(values.conj() if values.is_conj() else values)
 
 
+def with_an_axis(values: Tensor) -> Tensor:
+    """Return the same numbers, a single one as a vector."""
+    return values if values.ndim else values.view(1)
+
+
 def norm_over(
     values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype
 ) -> Tensor:
