@@ -5,11 +5,13 @@ pytree, so each format is one file, and a scope is one compilation, which the se
 process finds in a cache of the first.
 """
 
+import gc
 import os
 import pathlib
 import pickle
 import subprocess
 import sys
+import zipfile
 from functools import cache, partial
 
 import jax
@@ -132,13 +134,15 @@ def load_flax(path, like):
 def save_equinox(tree, path):
     import equinox
 
-    equinox.tree_serialise_leaves(path, tree)
+    with path.open("wb") as file:
+        equinox.tree_serialise_leaves(file, tree)
 
 
 def load_equinox(path, like):
     import equinox
 
-    return equinox.tree_deserialise_leaves(path, like)
+    with path.open("rb") as file:
+        return equinox.tree_deserialise_leaves(file, like)
 
 
 def save_orbax(tree, path):
@@ -247,18 +251,53 @@ def learned(tx, norms):
 
 QUANTILE = clip_by_quantile(0.75, history_length=8)
 NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
-BROKEN = (EOFError, ValueError, pickle.UnpicklingError)
+SPOILED = {
+    "nothing": lambda whole: b"",
+    "the first half": lambda whole: whole[: len(whole) // 2],
+    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
+    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+}
+"""What may stand in a file: broken, in part or not ours."""
+REFUSED = (
+    *(EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile),
+    RuntimeError,  # Equinox
+)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMATS if f in ("pickle", "flax")])
-def test_a_file_that_is_cut_off_is_refused(form, tmp_path):
+# A library may drop what it has begun to read, when it is collected.
+drops = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@drops
+@pytest.mark.parametrize("spoiled", SPOILED)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_is_cut_off_or_another_is_refused(form, spoiled, tmp_path):
     (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
-    save(state, tmp_path / "whole")
-    whole = (tmp_path / "whole").read_bytes()
-    for share in (0.0, 0.5, 0.95):
-        (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(BROKEN):
-            load(tmp_path / "part", state)
+    path = tmp_path / "state"
+    save(state, path)
+    for file in filter(pathlib.Path.is_file, [path, *path.rglob("*")]):
+        file.write_bytes(SPOILED[spoiled](file.read_bytes()))
+    with pytest.raises(REFUSED):
+        load(path, state)
+    gc.collect()
+
+
+OTHERS = {
+    "another history": clip_by_quantile(0.75, history_length=9),
+    "another policy": clip_by_policy(ZScore(2.5, warmup_steps=5)),
+}
+
+
+@drops
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_state_of_another_clipper_is_refused(form, other, tmp_path):
+    """By the library that reads it, or when `update` is traced."""
+    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
+    save(learned(OTHERS[other], NORMS), tmp_path / "state")
+    with pytest.raises(REFUSED):
+        jax.jit(QUANTILE.update)(jnp.ones(1), load(tmp_path / "state", state))
+    gc.collect()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
