@@ -227,9 +227,13 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
     for node, put in list(slots(tree)):
         for changed in changes(node):
             put(changed)
-            what = f"{node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(changed)}"
-            yield what, ast.unparse(ast.fix_missing_locations(tree))
+            yield words(node, changed), ast.unparse(ast.fix_missing_locations(tree))
             put(node)
+
+
+def words(node: ast.AST, changed: ast.AST) -> str:
+    """Return in words what a mutant changes."""
+    return f"{node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(changed)}"
 
 
 def explained(file: str, source: str, what: str) -> bool:

@@ -55,7 +55,12 @@ def test_a_mutant_differs_in_one_line_and_the_next_starts_afresh():
 def of(file):
     """The source of a file, and what its mutants change."""
     source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
-    return source, [what for what, _ in mutants.mutants(source)]
+    places = mutants.slots(ast.parse(source))
+    return source, [
+        mutants.words(node, changed)
+        for node, _ in places
+        for changed in mutants.changes(node)
+    ]
 
 
 @pytest.mark.parametrize("file", mutants.TESTS)
