@@ -117,7 +117,7 @@ def measure(model, network, names, seconds):
 
 
 def main():
-    options = command.parse(command.parser(__doc__, seconds=15.0))
+    options = command.parse(command.parser(__doc__, seconds=25.0))
     networks, names = NETWORKS, list(OPTIMIZERS)
     if options.quick:
         networks, names = {"tiny": tiny}, [REFERENCE, "QuantileClip, global"]
