@@ -131,19 +131,20 @@ def test_a_hundred_steps_that_could_be_clipped_are_enough():
 # The thresholds.
 
 
-def third(threshold, clips, size=100):
+def third(threshold, clips, size=1000):
     return steps_of(range(size), threshold, np.arange(size) < clips)
 
 
 @pytest.mark.parametrize(
-    ("after", "clips", "told"), [(10.0, 51, 0), (10.1, 50, 0), (10.1, 51, 1)]
+    ("after", "clips", "told"), [(10.0, 501, 0), (10.1, 500, 0), (10.1, 501, 1)]
 )
 def test_a_threshold_climbs_tenfold_while_half_is_clipped(after, clips, told):
     assert len(advise_on_climb(third(1.0, 0), third(after, clips))) == told
 
 
 @pytest.mark.parametrize(
-    ("after", "clips", "told"), [(7.0, 11, 0), (6.9, 10, 0), (6.9, 11, 1), (6.9, 0, 0)]
+    ("after", "clips", "told"),
+    [(7.0, 101, 0), (6.99, 100, 0), (6.99, 101, 1), (6.99, 0, 0)],
 )
 def test_a_threshold_falls_by_a_third_while_a_tenth_more_is_clipped(after, clips, told):
     first, last = third(10.0, 0), third(after, clips)
@@ -163,6 +164,17 @@ def test_the_thirds_are_those_of_the_steps():
     assert advise_on_thresholds(np.sort(np.concatenate([kept, around]))) == [told]
     [told] = advise_on_thresholds(steps_of(steps, 1.02 ** (1300 - steps), steps > 1199))
     assert "while the clipping rate rose from 0 % to 100 %" in told
+
+
+def test_the_thirds_are_by_step_and_not_by_place():
+    """Of a long run mostly the recent steps are kept."""
+    steps = np.array([*range(0, 300, 3), 400])
+    kept = steps_of(steps, 1.02**steps, 1.0)
+    parts = steps[steps < 401 / 3], steps[steps >= 401 - 401 / 3]
+    assert [len(part) for part in parts] == [45, 11]
+    before, after = (np.median(1.02**part) for part in parts)
+    [told] = advise_on_thresholds(kept)
+    assert f"rose from {before:.4g} to {after:.4g}" in told
 
 
 def test_a_hundred_thresholds_are_enough():
@@ -186,6 +198,7 @@ def test_steps_that_were_all_told_as_the_same_have_no_thirds():
         ([100], None),
         ([50, 50], None),
         ([51, 48], None),
+        ([499, 501], "One row owns 50.1 % of the 1000 clips of 2 rows: row 1;"),
         ([49, 51], "One row owns 51 % of the 100 clips of 2 rows: row 1;"),
         ([20, 90, 40], "One row owns 60 % of the 150 clips of 3 rows: row 1;"),
     ],
