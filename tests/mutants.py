@@ -1,11 +1,11 @@
-"""Change the policies one operator at a time; say which changes no test notices.
+"""Change the core one operator at a time; say which changes no test notices.
 
 Run it as `python tests/mutants.py`, or for some files as `python tests/mutants.py
 window.py ema.py`; pytest does not collect it. Each mutant is a copy of the package in
 a temporary folder with one comparison, operator, constant or choice replaced. The tests
 run there until the first fails; a mutant that survives them all is printed, unless the
-table below explains it. The working tree is only read. One mutant takes some seconds,
-all of them most of an hour.
+table below explains it. The working tree is only read. A mutant that is noticed takes
+one or two seconds, one that survives as long as its tests; all of them an hour.
 """
 
 import argparse
