@@ -1,8 +1,9 @@
 """2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
 
-Every kind of policy at every scope is a clipper, and all stand in one optimizer, one
-after the other, half of them also in a loop without one. So each format is one file,
-and each process traces two steps.
+Each policy at each scope is a clipper, and all stand in one optimizer, one after the
+other; one of each kind also in a loop without one. So each format is one file. The
+optimizer takes its steps eagerly: to trace a hundred clippers in each process would
+take longer than the steps. The loop is traced.
 """
 
 import pathlib
@@ -15,11 +16,8 @@ import pytest
 import tensorflow as tf
 
 from autoclip_core import (
-    Cap,
-    Drop,
     EmaRatio,
     Fixed,
-    Floor,
     MeanStd,
     Quantile,
     StreamingQuantile,
@@ -31,13 +29,14 @@ from autoclip_tf.optimizers import SGD
 
 from .cases import STATIC, policy_of
 
-N = 10
+N = 5  # warm-ups end, and the shorter windows are full, before or after the load
 SCOPES = ("parameter", "global", "unit")
-# Of each kind the last in the table, which has a short window. Caps, floors and
-# drops have no memory of their own.
-KINDS = {type(policy): code for code, policy in STATIC.items() if "skip" not in code}
-CODES = [code for kind, code in KINDS.items() if kind not in (Cap, Drop, Floor)]
+# A gradient transformer cannot cancel an update.
+CODES = [code for code in STATIC if "skip" not in code]
+# Of each kind the last in the table, which has a short window.
+KINDS = {type(STATIC[code]): code for code in CODES}
 RUNS = [(code, scope) for code in CODES for scope in SCOPES]
+IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
 
 
 def clippers(runs):
@@ -52,7 +51,7 @@ def check_use(seen):
     """The matrix is no row of clippers that have nothing to do."""
     found = [clip.metrics() for clip in seen]
     assert all(metrics["clip/steps"] == 2 * N for metrics in found)
-    assert sum(metrics["clip/clip_rate"] > 0 for metrics in found) > 0.7 * len(found)
+    assert sum(metrics["clip/clip_rate"] > 0 for metrics in found) > 0.6 * len(found)
 
 
 def network():
@@ -80,9 +79,9 @@ class InOptimizer:
             optimizer = SGD(0.02, gradient_transformers=clippers(RUNS))
             self.model.compile(optimizer, loss="mse")
             optimizer.build(self.model.trainable_variables)
-        self.step = tf.function(self._step)
+        self.clippers = self.model.optimizer.gradient_transformers
 
-    def _step(self, grads):
+    def step(self, grads):
         weights = self.model.trainable_variables
         grads = [g + w for g, w in zip(grads, weights, strict=True)]
         self.model.optimizer.apply(grads, weights)
@@ -99,7 +98,7 @@ class InLoop:
 
     def __init__(self):
         self.weights = [tf.Variable(tf.ones(shape)) for shape in SHAPES]
-        self.clippers = clippers(RUNS[::2])
+        self.clippers = clippers(IN_LOOP)
         for clip in self.clippers:
             clip.build(self.weights)
         self.step = tf.function(self._step)
@@ -185,7 +184,7 @@ def outcomes(tmp_path_factory):
             if of is kind:
                 save(run, folder)
         whole[kind] = go_on(run, range(N, 2 * N))
-    check_use(run.clippers)
+        check_use(run.clippers)
     there = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
     root = pathlib.Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", there, folder], cwd=root, check=True)
@@ -199,7 +198,8 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMATS)
 def test_all_clippers_go_on_in_a_new_process_bit_for_bit(outcomes, form):
     whole, resumed = outcomes[form]
-    assert len(whole) == len(resumed) > 5 * len(RUNS)
+    clippers = IN_LOOP if "loop" in form else RUNS
+    assert len(whole) == len(resumed) > 5 * len(clippers)
     for one, other in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
 
@@ -247,18 +247,45 @@ def test_weights_of_other_clippers_are_refused_and_change_no_history(other, tmp_
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(share, tmp_path):
-    model = trained(QuantileClip(0.5, history_length=5))
-    path = tmp_path / "model.weights.h5"
-    model.save_weights(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    before = held(model)
-    with pytest.raises((OSError, ValueError)):
-        model.load_weights(path)
-    for one, other in zip(held(model), before, strict=True):
+SPOILED = {
+    "nothing": lambda whole: b"",
+    "the first half": lambda whole: whole[: len(whole) // 2],
+    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
+    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+}
+"""What may stand in a file: broken, in part or not ours."""
+FILES = {
+    "model.weights.h5": "weights",
+    "InOptimizer.index": "checkpoint",
+    "InOptimizer.data-00000-of-00001": "checkpoint",
+}
+every_spoiled = pytest.mark.parametrize("spoiled", SPOILED)
+
+
+@every_spoiled
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_off_or_another_is_refused_and_changes_nothing(
+    name, spoiled, tmp_path
+):
+    run = InOptimizer(trained(QuantileClip(0.5, history_length=5)))
+    _, save, load = FORMATS[FILES[name]]
+    save(run, tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(SPOILED[spoiled](whole))
+    before = go_on(run, [3])
+    with pytest.raises((OSError, ValueError, IndexError, tf.errors.OpError)):
+        load(run, tmp_path)
+    for one, other in zip(go_on(run, []), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@every_spoiled
+def test_a_model_whose_file_is_cut_off_or_another_is_refused(spoiled, tmp_path):
+    path = tmp_path / "model.keras"
+    trained(QuantileClip(0.5, history_length=5)).save(path)
+    path.write_bytes(SPOILED[spoiled](path.read_bytes()))
+    with pytest.raises(ValueError, match=r"ensure the file is an accessible `\.keras`"):
+        keras.models.load_model(path)
 
 
 STATES = pathlib.Path(__file__).parent / "states"
