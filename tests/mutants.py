@@ -111,6 +111,8 @@ EQUIVALENT = {
         ("old.shape[1] > 2 -> old.shape[1] >= 2", ""),
         # A bisection that begins lower ends where it did.
         ("first + 1 -> first - 1", "least = 0 if between else"),
+        # Of equal norms either comes first.
+        ("longest[rest] <= norm -> longest[rest] < norm", ""),
     ],
     # The size of the pieces that a long series is looked at in.
     "spikes.py": [
