@@ -1,9 +1,12 @@
 """The fault battery in Keras on TensorFlow: eager, in a graph, under XLA.
 
-The clippers, and what is compiled for them, are shared by all cases and reset.
+Every pair of policy and scope takes every series, compiled. Eagerly each step takes
+milliseconds to dispatch: the shorter series, and the pairs by turns, will do. The
+clippers, and what is compiled for all of them at once, are shared by all cases and
+reset.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 import tensorflow as tf
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from autoclip_tf import Clipper
 
-from .account import POLICIES, Seen, check
+from .account import POLICIES, SCOPES, Seen, check
 from .cases import few
 from .faults import CASES, drawn
 
@@ -21,79 +24,70 @@ MODES = {
     "graph": tf.function,
     "xla": lambda step: tf.function(step, jit_compile=True),
 }
-
-
-@cache
-def clipper_of(policy, scope, shapes):
-    weights = [
-        tf.Variable(tf.ones(shape), name=f"w{i}") for i, shape in enumerate(shapes)
-    ]
-    clip = Clipper(POLICIES[policy][0], scope=scope)
-    clip.build(weights)
-    return clip, weights
-
-
-@cache
-def stepper(mode, present, *clipper):
-    """A step for gradients of which these are present."""
-    clip, weights = clipper_of(*clipper)
-
-    def step(*given):
-        rest = iter(given)
-        grads = [next(rest) if here else None for here in present]
-        return [g for g, _ in clip(zip(grads, weights, strict=True))]
-
-    return MODES[mode](step)
-
-
-# Of a step that takes milliseconds to dispatch, the shorter cases will do; and XLA
-# computes as a graph does but for fused products, so one policy is enough there.
-EAGER = [
+PAIRS = [(policy, scope) for policy in POLICIES for scope in SCOPES]
+SHORT = [
     name
     for name in CASES
     if CASES[name].steps <= 30 and not name.endswith(("fills", "middle"))
 ]
-RUNS = [(name, "eager", "quantile", "parameter") for name in EAGER] + [
-    (name, mode, policy, scope)
-    for name in CASES
-    for mode, policy, scope in [
-        ("graph", "mean_std", "parameter"),
-        ("graph", "quantile", "global"),
-        ("xla", "quantile", "parameter"),
+BY_TURNS = [(name, *PAIRS[place % 4]) for place, name in enumerate(SHORT)]
+
+
+@cache
+def variables(layout):
+    return [
+        tf.Variable(tf.ones(shape), name=f"w{place}")
+        for place, (shape, _) in enumerate(layout)
     ]
-]
 
 
-@pytest.mark.parametrize(("name", "mode", "policy", "scope"), RUNS)
-def test_keras(name, mode, policy, scope):
-    run(CASES[name], mode, policy, scope)
+@cache
+def clipper(policy, scope, layout):
+    clip = Clipper(POLICIES[policy][0], scope=scope)
+    clip.build(variables(layout))
+    return clip
 
 
-@few
-@given(drawn(), st.sampled_from([*POLICIES]), st.sampled_from(["parameter", "global"]))
-def test_any_series(case, policy, scope):
-    run(case, "eager", policy, scope)
+@cache
+def stepper(mode, present, layout, pairs):
+    """A step of these clippers for gradients of which these are present."""
+    weights, clippers = variables(layout), [clipper(*pair, layout) for pair in pairs]
+
+    def step(*given):
+        rest = iter(given)
+        grads = [next(rest) if here else None for here in present]
+        return [
+            [grad for grad, _ in clip(zip(grads, weights, strict=True))]
+            for clip in clippers
+        ]
+
+    return MODES[mode](step)
 
 
-def run(case, mode, policy, scope):
-    """Take a series through a clipper, and check it."""
-    clipper, steps = (policy, scope, tuple(shape for shape, _ in case.layout)), []
-    clip, _ = clipper_of(*clipper)
-    clip.reset()
+def taken(case, mode, pairs):
+    """What each clipper made of each step."""
+    clippers, steps = [clipper(*pair, case.layout) for pair in pairs], []
+    for clip in clippers:
+        clip.reset()
     for grads in case.series():
         present = tuple(grad is not None for grad in grads)
         if not any(present):  # Keras does not call a transformer without any gradient
-            steps.append(None)
+            steps.append([None] * len(pairs))
             continue
         given = [
             tf.constant(grad, dtype)
             for grad, (_, dtype) in zip(grads, case.layout, strict=True)
             if grad is not None
         ]
-        results = stepper(mode, present, *clipper)(*given)
-        memory = clip._on_host()
-        steps.append(Seen(memory.decision, memory.tally, list(map(in_numpy, results))))
-    check(case, policy, steps, scope)
+        results = stepper(mode, present, case.layout, pairs)(*given)
+        steps.append([seen(*one) for one in zip(clippers, results, strict=True)])
+    return list(zip(*steps, strict=True))
+
+
+def seen(clip, results):
+    """What a step made, in NumPy."""
+    memory = clip._on_host()
+    return Seen(memory.decision, memory.tally, list(map(in_numpy, results)))
 
 
 def in_numpy(gradient):
@@ -102,3 +96,33 @@ def in_numpy(gradient):
         return None
     wide = gradient.dtype == tf.bfloat16
     return (tf.cast(gradient, tf.float32) if wide else gradient).numpy()
+
+
+@lru_cache(1)  # a test for each pair asks
+def compiled(mode, name):
+    return taken(CASES[name], mode, tuple(PAIRS))
+
+
+@pytest.mark.parametrize(("policy", "scope"), PAIRS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_keras(mode, name, policy, scope):
+    steps = compiled(mode, name)[PAIRS.index((policy, scope))]
+    check(CASES[name], policy, steps, scope)
+
+
+@pytest.mark.parametrize(("name", "policy", "scope"), BY_TURNS)
+def test_eagerly(name, policy, scope):
+    run(CASES[name], (policy, scope))
+
+
+@few
+@given(drawn(), st.sampled_from(PAIRS))
+def test_any_series(case, pair):
+    run(case, pair)
+
+
+def run(case, pair):
+    """Take a series through one clipper eagerly, and check it."""
+    [steps] = taken(case, "eager", (pair,))
+    check(case, pair[0], steps, pair[1])
