@@ -264,9 +264,7 @@ every_spoiled = pytest.mark.parametrize("spoiled", SPOILED)
 
 @every_spoiled
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_cut_off_or_another_is_refused_and_changes_nothing(
-    name, spoiled, tmp_path
-):
+def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(name, spoiled, tmp_path):
     run = InOptimizer(trained(QuantileClip(0.5, history_length=5)))
     _, save, load = FORMATS[FILES[name]]
     save(run, tmp_path)
