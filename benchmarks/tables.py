@@ -108,7 +108,7 @@ def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
     for policy, many in dict.fromkeys(key[:2] for key in cells):
         own = (cells[policy, many, n] for n in steps)
         rows.append([f"`{policy}`", spaced(many), *map(time_and_state, own)])
-    every = [["norms", "median step", "mean step", "longest step", "state"]]
+    every = [["norms", "one step", "to record, mean", "to record, longest", "state"]]
     for line in saved["all_norms"]:
         times = (seconds(line[key]) for key in ("median", "mean", "longest"))
         every.append([spaced(line["norms"]), *times, size(line["state_bytes"])])
