@@ -12,7 +12,7 @@ from torch import Tensor
 from autoclip_core.units import Units
 
 from . import squares
-from .rows import Rows
+from .rows import Rows, Slot
 from .values import (
     by_first_axis,
     pieces,
@@ -26,6 +26,9 @@ from .values import (
 # So many numbers of short tensors are copied side by side: they stay in the cache.
 _SIDE_BY_SIDE = 2**18
 
+# So few short tensors are read one by one sooner than they are copied.
+_FEW = 32
+
 _Array = np.ndarray[Any, Any]
 
 
@@ -34,22 +37,18 @@ def norms(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
     tensors = list(tensors)
     sums = np.zeros(len(rows.names))
     short: list[int] = []
-    waiting = 0
     with np.errstate(all="ignore"):  # what is not finite is told by the norm
         for place, (slot, tensor) in enumerate(zip(rows.slots, tensors, strict=True)):
             if tensor is None or slot.start == slot.stop:
                 continue
             if squares.is_short(tensor, slot.units):
                 short.append(place)
-                waiting += tensor.numel()
-                if waiting > _SIDE_BY_SIDE:
-                    _add_short(sums, rows, tensors, short)
-                    short, waiting = [], 0
-            elif slot.units is None:
-                sums[slot.start] += squares.of_all(tensor)
             else:
-                sums[slot.start : slot.stop] = squares.of_units(tensor, slot.units)
-        if short:
+                _add_one(sums, slot, tensor)
+        if len(short) < _FEW:
+            for place in short:
+                _add_one(sums, rows.slots[place], tensors[place])
+        else:
             _add_short(sums, rows, tensors, short)
         return np.sqrt(sums), _observed(rows, tensors)
 
@@ -82,15 +81,25 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
         torch._foreach_mul_(products, by)
 
 
+def _add_one(sums: _Array, slot: Slot, tensor: Tensor) -> None:
+    """Add the sums of squares of one tensor to those of its rows."""
+    if slot.units is None:
+        sums[slot.start] += squares.of_all(tensor)
+    else:
+        sums[slot.start : slot.stop] += squares.of_units(tensor, slot.units)
+
+
 def _add_short(
     sums: _Array, rows: Rows, tensors: list[Tensor], short: list[int]
 ) -> None:
-    """Add the sums of squares of short tensors to those of their rows."""
-    some = np.zeros(len(tensors), np.bool_)
-    some[short] = True
-    counts = rows.spans.counts[short]
-    found = squares.of_short([tensors[place] for place in short], counts)
-    np.add.at(sums, rows.spans.rows(some), found)
+    """Add the sums of squares of short tensors, many at a time."""
+    ends = np.cumsum([tensors[place].numel() for place in short])
+    for batch in np.split(short, np.flatnonzero(np.diff(ends // _SIDE_BY_SIDE)) + 1):
+        some = np.zeros(len(tensors), np.bool_)
+        some[batch] = True
+        counts = rows.spans.counts[batch]
+        found = squares.of_short([tensors[place] for place in batch], counts)
+        np.add.at(sums, rows.spans.rows(some), found)
 
 
 def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:

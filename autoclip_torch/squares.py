@@ -75,15 +75,37 @@ def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
 
 def of_all(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
+    if _is_plain(tensor):
+        row = tensor.numpy(force=True).reshape(1, -1)
+        total = float(_in_strips(row, _by_numpy)[0])
+    else:
+        total = _of_any(tensor)
+    if _LEAST_SAFE < total < _MOST_SAFE:
+        return total
     values = real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flat(values)
-    if flat is not None and values.dtype in _NARROW:
-        # A narrow type is widened as a copy, so in pieces.
-        parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
-        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
-        if _LEAST_SAFE < total < _MOST_SAFE:
-            return total
     return float(_wide(values if flat is None else flat, None).sum())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether NumPy may read it as it is: most are so, and take the short way."""
+    return (
+        tensor.dtype == torch.float32
+        and not tensor.is_sparse
+        and tensor.is_contiguous()
+        and tensor.numel() <= _ONE_THREAD
+    )
+
+
+def _of_any(tensor: Tensor) -> float:
+    """Return a sum of squares in float32, or NaN where that would not be right."""
+    values = real(tensor.coalesce() if tensor.is_sparse else tensor)
+    flat = _flat(values)
+    if flat is None or values.dtype not in _NARROW:
+        return float("nan")
+    # A narrow type is widened as a copy, so in pieces.
+    parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
+    return sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
 
 
 def of_units(tensor: Tensor, units: Units) -> _Array:
