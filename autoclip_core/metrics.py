@@ -51,16 +51,19 @@ def no_tally(rows: int, xp: Any = np) -> Tally:
 
 def add_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
     """Return the tally after one more step."""
-    one = tally.steps * 0 + 1
-    nonfinite = xp.any(~decision.finite)
-    skipped = xp.any(decision.skipped)  # the same in every row
+
+    def one(flags: Array) -> Array:
+        return xp.asarray(flags, dtype=xp.int32)
+
+    nonfinite = one(xp.any(~decision.finite))
+    skipped = one(xp.any(decision.skipped))
     return Tally(
-        tally.steps + one,
-        xp.where(was_observed(decision), tally.observed + one, tally.observed),
-        xp.where(decision.clipped, tally.clipped + one, tally.clipped),
-        xp.where(nonfinite, tally.nonfinite + one, tally.nonfinite),
-        xp.where(skipped, tally.skipped + one, tally.skipped),
-        xp.where(skipped, tally.skipped_in_a_row + one, 0),
+        tally.steps + 1,
+        tally.observed + one(was_observed(decision)),
+        tally.clipped + one(decision.clipped),
+        tally.nonfinite + nonfinite,
+        tally.skipped + skipped,
+        (tally.skipped_in_a_row + 1) * skipped,
     )
 
 
