@@ -37,7 +37,7 @@ TESTS = {
     "ema.py": [*FAST, "broken", "policies", "golden", "laws"],
     "fixed.py": [*FAST, "policies", "decide"],
     "history.py": ["history", "policies"],
-    "log_rows.py": ["log_bounded", "log"],
+    "log_rows.py": ["log_rows", "log_bounded"],
     "log_step.py": ["log", "log_bounded"],
     "log_summary.py": ["log_summary", "log"],
     "log_totals.py": ["log_totals"],

@@ -1,0 +1,81 @@
+"""Counts of rows over the stretches of a run, against lists that keep every step."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autoclip_core import log_rows
+from autoclip_core.log_rows import RowCounts
+
+NAN = math.nan
+
+
+def stretches_by_hand(history, most):
+    """The steps in at most so many stretches, which double in length."""
+    width = 1
+    while len(history) > most * width:
+        width *= 2
+    return width, [history[i : i + width] for i in range(0, len(history), width)]
+
+
+def rate_by_hand(steps, row):
+    """Clipped / observed of a row; a row that joined later was not observed before."""
+    clipped = sum(c[row] for c, _ in steps if row < len(c))
+    observed = sum(o[row] for _, o in steps if row < len(o))
+    return clipped / observed if observed else NAN
+
+
+@pytest.mark.parametrize("steps", [*range(1, 10), 16, 17, 31, 33])
+def test_the_map_of_a_run(monkeypatch, steps):
+    """Three rows, of which the last joins at step 6."""
+    monkeypatch.setattr(log_rows, "STRETCHES", 8)
+    rng = np.random.default_rng(steps)
+    counts, history = RowCounts(["a", "b"]), []
+    for step in range(steps):
+        observed = rng.random(2 if step < 6 else 3) < 0.6
+        clipped = observed & (rng.random(len(observed)) < 0.5)
+        counts.add(clipped, observed)
+        history.append((clipped, observed))
+    width, stretches = stretches_by_hand(history, 8)
+    names = ["a", "b", "row 2"][: 2 if steps <= 6 else 3]
+    assert (counts.names, counts.width) == (names, width)
+    rows = range(len(names))
+    expected = [[rate_by_hand(part, row) for part in stretches] for row in rows]
+    np.testing.assert_array_equal(counts.map(), expected)
+    rates = [rate_by_hand(history, row) for row in rows]
+    np.testing.assert_array_equal(counts.rates(), rates)
+    clips = [sum(int(c[row]) for c, _ in history if row < len(c)) for row in rows]
+    assert counts.clips().tolist() == clips
+    plain = counts.to_plain()
+    assert len(plain["clipped"]) == len(plain["observed"]) == len(stretches)
+    again = RowCounts.from_plain(plain)
+    assert again.to_plain() == plain
+    np.testing.assert_array_equal(again.map(), expected)
+
+
+def test_a_fraction_of_a_row_is_a_clip():
+    counts = RowCounts(["a", "b"])
+    counts.add(np.array([0.5, 0.0]), np.array([True, True]))
+    assert counts.clips().tolist() == [1, 0]
+
+
+def test_a_run_is_cut_into_128_stretches():
+    counts = RowCounts(["a"])
+    for _ in range(129):
+        counts.add(np.array([True]), np.array([True]))
+        assert counts.map().shape[1] in (counts.steps, 65)
+    assert counts.map().shape == (1, 65)
+
+
+def test_several_rows_may_join_at_once():
+    counts = RowCounts()
+    counts.add(np.array([True, False, True]), np.array([True, True, True]))
+    assert counts.names == ["row 0", "row 1", "row 2"]
+    assert counts.rates().tolist() == [1.0, 0.0, 1.0]
+
+
+def test_nothing_has_an_empty_map():
+    counts = RowCounts(["a"])
+    assert counts.map().shape == (1, 0)
+    assert RowCounts.from_plain(counts.to_plain()).to_plain() == counts.to_plain()
