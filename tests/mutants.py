@@ -33,7 +33,7 @@ FAST = ["checks", "scale", "combine"]
 TESTS = {
     "broken.py": ["broken", "window", "moments"],
     "checks.py": ["checks"],
-    "combine.py": [*FAST, "policies"],
+    "combine.py": [*FAST, "broken", "policies"],
     "ema.py": [*FAST, "broken", "policies", "golden", "laws"],
     "fixed.py": [*FAST, "policies", "decide"],
     "history.py": ["history", "policies"],
