@@ -16,8 +16,8 @@ from .rows import Rows, Slot
 from .values import (
     by_first_axis,
     pieces,
+    real,
     select_,
-    stored,
     unit_scales,
     with_an_axis,
     writable,
@@ -70,7 +70,8 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
             continue
         gradient, factor = writable(slot, gradient), factors[slot.start]
         values, factor = _aligned(gradient, factor, slot.units)
-        if has_every and values.dtype.itemsize >= 4:
+        # What is negated, as the imaginary part of a conjugate is, goes alone.
+        if has_every and values.dtype.itemsize >= 4 and not values.is_neg():
             products.append(values)
             by.append(factor)
         elif slot.units is None:
@@ -116,13 +117,13 @@ def _aligned(
     """Return a gradient's numbers and its scales, in shapes that broadcast."""
     if units is not None:
         return unit_scales(gradient, scales, units)
-    return with_an_axis(stored(gradient)), scales
+    return with_an_axis(real(gradient)), scales
 
 
 def _scale_whole_(values: Tensor, scale: float) -> None:
-    """Remove a gradient, or scale one of half precision.
+    """Remove a gradient, or scale one that cannot go together with others.
 
-    In one call with others the scale would be rounded to half precision first.
+    Of half precision it cannot, as the scale would be rounded to that first.
     """
     if scale == 0:
         values.zero_()

@@ -37,8 +37,9 @@ _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
 # off by up to 1e-3; what is longer is cut into strips, and float64 adds up their sums.
 _SHORT = 2**13
 
-# Beside one large number in each of the few sums that torch keeps of a row, the small
-# ones get lost: of 2**13 numbers 3e-5 of the norm, of so many 4e-6, at no more cost.
+# So long is a strip, and a row that torch sums in float32. Beside one large number in
+# each of the few sums it keeps, the small ones get lost: of 2**13 numbers 3e-5 of the
+# norm, of so many 4e-6, at no more cost.
 _STRIP = 2**10
 
 # Up to here one thread has read a tensor before another one is awake.
@@ -77,13 +78,17 @@ def of_all(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
     if _is_plain(tensor):
         row = tensor.numpy(force=True).reshape(1, -1)
-        total = float(_in_strips(row, _by_numpy)[0])
-    else:
-        total = _of_any(tensor)
-    if _LEAST_SAFE < total < _MOST_SAFE:
-        return total
+        total = float(_in_strips(row, _by_numpy, _SHORT)[0])
+        if _LEAST_SAFE < total < _MOST_SAFE:
+            return total
     values = real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flat(values)
+    if flat is not None and values.dtype in _NARROW:
+        # A narrow type is widened as a copy, so in pieces.
+        parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
+        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
+        if _LEAST_SAFE < total < _MOST_SAFE:
+            return total
     return float(_wide(values if flat is None else flat, None).sum())
 
 
@@ -95,17 +100,6 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.is_contiguous()
         and tensor.numel() <= _ONE_THREAD
     )
-
-
-def _of_any(tensor: Tensor) -> float:
-    """Return a sum of squares in float32, or NaN where that would not be right."""
-    values = real(tensor.coalesce() if tensor.is_sparse else tensor)
-    flat = _flat(values)
-    if flat is None or values.dtype not in _NARROW:
-        return float("nan")
-    # A narrow type is widened as a copy, so in pieces.
-    parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
-    return sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
 
 
 def of_units(tensor: Tensor, units: Units) -> _Array:
@@ -164,14 +158,14 @@ def _by_row(table: Tensor) -> _Array:
     """Return the sum of squares of each row, in one pass."""
     table = table.float()
     if table.numel() <= _ONE_THREAD:
-        return _in_strips(table.numpy(force=True), _by_numpy)
-    return _in_strips(table, _by_torch)
+        return _in_strips(table.numpy(force=True), _by_numpy, _SHORT)
+    return _in_strips(table, _by_torch, _STRIP)
 
 
-def _in_strips(table: Any, squares: Callable[[Any], _Array]) -> _Array:
-    """Return the sum of squares of each row, in float64 over strips of it."""
+def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Array:
+    """Return the sum of squares of each row, in float64 over strips of long ones."""
     rows, length = table.shape
-    if length <= _SHORT:
+    if length <= most:
         return squares(table).astype(np.float64)
     whole = length // _STRIP * _STRIP
     strips = squares(table[:, :whole].reshape(rows, -1, _STRIP))

@@ -86,13 +86,17 @@ def unit_scales(
 ) -> tuple[Tensor, Tensor]:
     """Return a gradient's numbers and its units' scales, in shapes that broadcast."""
     scales = scales.reshape(unit_shape(gradient.shape, units))
-    if not gradient.is_sparse:
-        return split(gradient, units), scales
-    # Each stored value has the scale of its place; the expanded scales take no memory.
-    among = gradient.sparse_dim()
-    places = tuple(gradient._indices())
-    expanded = scales.expand(*gradient.shape[:among], *scales.shape[among:])
-    return gradient._values(), expanded[places]
+    if gradient.is_sparse:
+        # Each stored value has the scale of its place; expanded, they take no memory.
+        among = gradient.sparse_dim()
+        places = tuple(gradient._indices())
+        expanded = scales.expand(*gradient.shape[:among], *scales.shape[among:])
+        values, scales = gradient._values(), expanded[places]
+    else:
+        values = split(gradient, units)
+    if values.is_complex():  # as a complex number 1 would make NaN of inf + 1j
+        return real(values), scales.unsqueeze(-1)
+    return values, scales
 
 
 def select_(values: Tensor, scales: Tensor) -> None:

@@ -219,6 +219,30 @@ def test_a_large_gradient_is_measured_to_five_digits(layout, dtype):
             np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [2048, 3072, 8192])
+def test_a_large_number_drowns_no_small_ones_of_its_unit(length):
+    gradient = torch.full((512, length), 2.44e-4)
+    gradient[:, 0] = 1.0
+    p = parameter(gradient)
+    decision = Clipper([p], Fixed(1e30), scope="unit").step()
+    expected = true_norms(gradient.double().numpy(), "unit")
+    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-5)
+
+
+@every_scope
+def test_a_scale_of_1_leaves_infinite_complex_numbers_alone(scope):
+    """As a complex number 1 is 1 + 0j, and its product with inf + 1j is inf + nan j."""
+    gradient = torch.complex(torch.full((4, 3), INF), torch.ones(4, 3))
+    gradient[1:] = 1 + 1j
+    p = parameter(gradient.clone())
+    clipper = Clipper([p], Fixed(1.0), scope=scope, nonfinite="propagate")
+    clipped = clipper.step().clipped.numpy()
+    assert clipped.tolist() == (
+        [False, True, True, True] if scope == "unit" else [False]
+    )
+    assert_same_bits(p.grad[0], gradient[0])
+
+
 # Short tensors are measured side by side, long ones in strips, by several readers.
 
 
@@ -376,7 +400,8 @@ def test_a_clipped_row_is_scaled_in_float32_and_cast_back(make, scope):
     limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
     clipper = Clipper([p], Fixed(limit), scope=scope)
     for factor in (1, 2, 3):
-        p.grad = make() * factor
+        # A product would be no conjugated or negated view any more.
+        p.grad = make() if factor == 1 else make() * factor
         before, dense = p.grad, p.grad.to_dense().clone()
         decision = clipper.step()
         norms = true_norms(numbers(dense), scope)
