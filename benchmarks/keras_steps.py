@@ -17,7 +17,7 @@ from timing import alternate, compare
 
 REFERENCE = "global_clipnorm=1.0"
 WORDS, LENGTH, BATCH = 500, 20, 16
-STEPS, SETTLED = 12, 2
+STEPS, SETTLED = 8, 2
 """Of each `fit`: all steps, and those that are not timed."""
 
 OPTIMIZERS = {

@@ -39,7 +39,8 @@ def ratios(lines: Sequence[Line]) -> Rows:
             text = cell(own[name]) if name in own else ""
             best = name in own and own[name] in clip and middle(own[name]) == least
             row.append(f"**{text}**" if best else text)
-    return rows
+    rounds = (of(lines, model=model)[0]["rounds"] for model in models)
+    return [*rows, ["rounds", *map(str, rounds)]]
 
 
 def cell(line: Line) -> str:
