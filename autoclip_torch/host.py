@@ -106,8 +106,9 @@ def _add_short(
 def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
     """Return which rows have a tensor."""
     there = np.array([tensor is not None for tensor in tensors], np.bool_)
-    observed = np.zeros(len(rows.names), np.bool_)
-    observed[rows.spans.rows(there)] = True
+    observed: _Array = np.full(len(rows.names), there.all())
+    if not there.all():
+        observed[rows.spans.rows(there)] = True
     return observed
 
 

@@ -37,9 +37,9 @@ _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
 # off by up to 1e-3; what is longer is cut into strips, and float64 adds up their sums.
 _SHORT = 2**13
 
-# So long is a strip, and a row that torch sums in float32. Beside one large number in
-# each of the few sums it keeps, the small ones get lost: of 2**13 numbers 3e-5 of the
-# norm, of so many 4e-6, at no more cost.
+# So long is a strip. Beside one large number in each of the few sums that torch keeps
+# of a row, the small ones get lost: of 2**13 numbers 3e-5 of the norm, of so many 4e-6,
+# and of twice as many, which a unit may have, 8e-6.
 _STRIP = 2**10
 
 # Up to here one thread has read a tensor before another one is awake.
@@ -159,7 +159,7 @@ def _by_row(table: Tensor) -> _Array:
     table = table.float()
     if table.numel() <= _ONE_THREAD:
         return _in_strips(table.numpy(force=True), _by_numpy, _SHORT)
-    return _in_strips(table, _by_torch, _STRIP)
+    return _in_strips(table, _by_torch, 2 * _STRIP)
 
 
 def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Array:
@@ -167,8 +167,11 @@ def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Arra
     rows, length = table.shape
     if length <= most:
         return squares(table).astype(np.float64)
-    whole = length // _STRIP * _STRIP
-    strips = squares(table[:, :whole].reshape(rows, -1, _STRIP))
+    strip, parts = _STRIP, -(-length // most)
+    if length <= _SHORT and length % parts == 0:  # a unit, without a remainder
+        strip = length // parts
+    whole = length // strip * strip
+    strips = squares(table[:, :whole].reshape(rows, -1, strip))
     sums: _Array = np.add.reduce(strips, axis=1, dtype=np.float64)
     return sums if whole == length else sums + squares(table[:, whole:])
 
