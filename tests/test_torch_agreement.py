@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from autoclip_core import Quantile, StreamingQuantile
+from autoclip_core.metrics import Tally
 from autoclip_torch import Clipper, QuantileClip, ZClip
-from autoclip_torch.agreement import check_agreement
+from autoclip_torch.agreement import _digests, check_agreement
 
 WORLD = 3
 
@@ -159,3 +161,13 @@ def test_a_group_is_asked_alone(told):
 
 def test_one_process_has_nobody_to_disagree_with():
     assert check_agreement(untouched(0)) is None
+
+
+@pytest.mark.parametrize("count", Tally._fields)
+def test_every_count_is_compared(count):
+    clipper = alike(0)
+    learner, before = clipper._learner, _digests(clipper)
+    more = getattr(learner.tally, count) + np.int32(1)
+    learner.tally = learner.tally._replace(**{count: more})
+    after = _digests(clipper)
+    assert [part for part in before if before[part] != after[part]] == ["counts"]
