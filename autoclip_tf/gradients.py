@@ -1,5 +1,6 @@
 """The two verbs on Keras gradients: the norm of each row, and their scaling."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from .rows import Slot
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+
+# XLA on CPU adds one after the other, and over many elements that gathers rounding.
+_STRIP = 2**10
 
 Tensor = Any
 
@@ -29,9 +33,10 @@ class Part(NamedTuple):
 class Dense:
     """A dense gradient, with the face that `sparse.Indexed` gives a sparse one."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        """Keep the tensor."""
+    def __init__(self, tensor: Tensor, shape: Sequence[int]) -> None:
+        """Keep the tensor, and the shape that a graph may not know of it."""
         self.values = tensor
+        self.shape = tuple(shape)
 
     def spread(self, scale: Tensor) -> Tensor:
         """Return the scale as it broadcasts against the values."""
@@ -40,17 +45,12 @@ class Dense:
     def reduce(
         self, function: Callable[..., Tensor], values: Tensor, units: Units | None
     ) -> Tensor:
-        """Reduce magnitudes to one number for each unit.
-
-        Many are reduced in two stages: XLA on CPU adds one after the other, and over
-        millions of elements that gathers rounding. It would make the two one again but
-        for the maximum between them, which changes nothing.
-        """
-        if units is not None:
-            return function(values, axis=units.axes)
-        if len(values.shape) > 1:
-            values = ops.maximum(function(values, axis=-1), 0.0)
-        return function(values)
+        """Reduce magnitudes to one number for each unit."""
+        size, every = math.prod(self.shape), tuple(range(len(self.shape)))
+        axes = every if units is None else tuple(sorted(units.axes))
+        if axes == every:
+            return _in_strips(function, ops.reshape(values, (size,)), (0,))
+        return _in_strips(function, ops.reshape(values, self.shape), axes)
 
     def with_values(self, values: Tensor) -> Tensor:
         """Return a gradient of the same kind."""
@@ -126,11 +126,11 @@ def _face(part: Part, *, merge: bool) -> Any:
       merge: whether slices of the same index are summed first.
     """
     if not hasattr(part.tensor, "dense_shape"):
-        return Dense(part.tensor)
+        return Dense(part.tensor, part.shape)
     from . import sparse  # only where TensorFlow is the backend
 
     if not sparse.has_rows(part.slot.units, part.shape):
-        return Dense(sparse.to_dense(part.tensor))
+        return Dense(sparse.to_dense(part.tensor), part.shape)
     indexed = sparse.Indexed(part.tensor, part.shape)
     return indexed.merged() if merge else indexed
 
@@ -197,6 +197,32 @@ def _by_row(
 
 def _max(values: Tensor, axis: Any = None) -> Tensor:
     return ops.max(values, axis=axis, initial=0.0)
+
+
+def _in_strips(
+    function: Callable[..., Tensor], values: Tensor, axes: Sequence[int]
+) -> Tensor:
+    """Reduce magnitudes over ascending axes, at most `_STRIP` of them at a time."""
+    if math.prod(values.shape[axis] for axis in axes) <= _STRIP:
+        return function(values, axis=tuple(axes))
+    if values.shape[axes[-1]] > _STRIP:
+        return _in_strips(function, _shortened(function, values, axes[-1]), axes)
+    return _in_strips(function, _stage(function, values, axes[-1]), axes[:-1])
+
+
+def _shortened(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
+    """Return one number for each whole strip of the axis, then what is left over."""
+    shape = tuple(values.shape)
+    strips, left = divmod(shape[axis], _STRIP)
+    whole, *rest = ops.split(values, [strips * _STRIP], axis=axis) if left else [values]
+    cut = ops.reshape(whole, (*shape[:axis], strips, _STRIP, *shape[axis + 1 :]))
+    found = _stage(function, cut, axis + 1)
+    return ops.concatenate([found, *rest], axis=axis) if left else found
+
+
+def _stage(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
+    """Reduce an axis; the maximum changes nothing, but XLA would merge two stages."""
+    return ops.maximum(function(values, axis=axis), 0.0)
 
 
 def _one_each(part: Part) -> tuple[int, ...]:
