@@ -45,12 +45,17 @@ class Dense:
     def reduce(
         self, function: Callable[..., Tensor], values: Tensor, units: Units | None
     ) -> Tensor:
-        """Reduce magnitudes to one number for each unit."""
-        size, every = math.prod(self.shape), tuple(range(len(self.shape)))
+        """Reduce magnitudes to one number for each unit.
+
+        Where a whole tensor has a long axis, it is reduced as a vector.
+        """
+        shape, every = self.shape, tuple(range(len(self.shape)))
         axes = every if units is None else tuple(sorted(units.axes))
-        if axes == every:
-            return _in_strips(function, ops.reshape(values, (size,)), (0,))
-        return _in_strips(function, ops.reshape(values, self.shape), axes)
+        if axes == every and max(shape, default=0) > _STRIP:
+            shape, axes = (math.prod(shape),), (0,)
+        if tuple(values.shape) != shape:
+            values = ops.reshape(values, shape)
+        return _in_strips(function, values, axes)
 
     def with_values(self, values: Tensor) -> Tensor:
         """Return a gradient of the same kind."""
@@ -211,11 +216,13 @@ def _in_strips(
 
 
 def _shortened(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
-    """Return one number for each whole strip of the axis, then what is left over."""
+    """Return one number for each strip of the axis, then what is left over."""
     shape = tuple(values.shape)
-    strips, left = divmod(shape[axis], _STRIP)
-    whole, *rest = ops.split(values, [strips * _STRIP], axis=axis) if left else [values]
-    cut = ops.reshape(whole, (*shape[:axis], strips, _STRIP, *shape[axis + 1 :]))
+    common = math.gcd(shape[axis], _STRIP)
+    strip = common if common >= _STRIP // 8 else _STRIP  # nothing left is no copy
+    strips, left = divmod(shape[axis], strip)
+    whole, *rest = ops.split(values, [strips * strip], axis=axis) if left else [values]
+    cut = ops.reshape(whole, (*shape[:axis], strips, strip, *shape[axis + 1 :]))
     found = _stage(function, cut, axis + 1)
     return ops.concatenate([found, *rest], axis=axis) if left else found
 

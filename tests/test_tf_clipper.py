@@ -195,6 +195,24 @@ def test_a_gradient_within_its_limit_keeps_its_bits(name):
     np.testing.assert_array_equal(*bits)
 
 
+@every_mode()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_gradient_keeps_its_bits_beside_one_that_is_clipped(dtype, mode):
+    # Times 1 is not enough: TensorFlow's products make subnormal elements 0.
+    subnormal = 1e-320 if dtype == "float64" else 1e-40
+    within = np.tile([subnormal, 1e-3, -3 * subnormal, -0.0], 16)
+    within = within.astype(tf.as_dtype(dtype).as_numpy_dtype)
+    weights = [tf.Variable(tf.zeros(2)), tf.Variable(tf.zeros(64, dtype))]
+    clip = Clipper(Fixed(1.0), scope="parameter")
+    clip.build(weights)
+    step = MODES[mode](
+        lambda *g: [new for new, _ in clip(zip(g, weights, strict=True))]
+    )
+    clipped, kept = step(tf.constant([3.0, 4.0]), tf.constant(within))
+    np.testing.assert_allclose(clipped, [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(kept.numpy().view(np.uint8), within.view(np.uint8))
+
+
 @every_clipper()
 def test_a_dry_run_learns_and_changes_nothing(name):
     weight, clip = tf.Variable([1.0]), CLIPPERS[name](dry_run=True)

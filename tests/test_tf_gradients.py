@@ -77,6 +77,56 @@ def test_a_long_sum_gathers_no_rounding(mode):
 
 
 @every_mode()
+@pytest.mark.parametrize(
+    "shape", [(1_000_000, 1), (1, 4_000_000), (4_000_000,), (1000, 1000)], ids=str
+)
+def test_a_long_gradient_of_any_shape_has_its_norm(shape, mode):
+    normal = np.random.default_rng(0).standard_normal(shape, np.float32)
+    equal = np.full(shape, 3.1, np.float32)
+    spike = np.full(shape, 1e-3, np.float32)
+    spike.flat[0] = 30
+    norm = MODES[mode](lambda given: row_norms([part(given)], 1))
+    for values in [normal, equal, spike]:
+        [got] = norm(tf.constant(values))
+        assert got.numpy() == pytest.approx(
+            np.linalg.norm(np.float64(values)), rel=2e-6
+        )
+
+
+@every_mode()
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_long_units_have_their_norms_wherever_they_lie(axis, mode):
+    # Cut into strips of 1024 with one element left over, and of 256 with none.
+    for length in [102_401, 100_096]:
+        values = np.random.default_rng(0).standard_normal((2, 3, length), np.float32)
+        values = np.moveaxis(values, 2, axis)
+        given = part(tf.constant(values), Units((axis,)))
+        norms = MODES[mode](lambda tensor, given=given: both_of(tensor, given))
+        got, top = norms(given.tensor)
+        wanted = np.linalg.norm(np.float64(values), axis=axis)
+        np.testing.assert_allclose(got, wanted.ravel(), rtol=2e-6)
+        np.testing.assert_array_equal(top, np.abs(values).max(axis).ravel())
+
+
+def both_of(tensor, given):
+    """The norms and the largest magnitudes of a part's rows."""
+    parts = [given._replace(tensor=tensor)]
+    return row_norms(parts, given.slot.stop), row_largest(parts, given.slot.stop)
+
+
+def test_the_shape_of_the_variable_serves_where_a_graph_knows_none():
+    values = np.random.default_rng(0).standard_normal((3, 5000), np.float32)
+    slot, unknown = Slot(0, 3, Units((1,))), tf.TensorSpec((None, None))
+
+    @tf.function(input_signature=[unknown])
+    def norms(given):
+        return row_norms([Part(slot, given, values.shape)], 3)
+
+    wanted = np.linalg.norm(np.float64(values), axis=1)
+    np.testing.assert_allclose(norms(values), wanted, rtol=2e-6)
+
+
+@every_mode()
 def test_a_row_of_several_gradients_has_the_norm_of_them_together(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
     together = MODES[mode](lambda *g: row_norms([part(one) for one in g], 1))
