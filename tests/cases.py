@@ -6,7 +6,9 @@ hands `check_traces` a function of its own.
 
 import importlib.util
 import json
+import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -368,3 +370,16 @@ def check_traces(run, code):
             )
             check(np.asarray(thresholds)[:, row], trace["thresholds"])
             check(np.asarray(scales)[:, row], trace["scales"])
+
+
+def of_another_process(module):
+    """What the `digest()` of a module of tests prints in a fresh process."""
+    child = subprocess.run(
+        [sys.executable, "-c", f"from {module} import digest; print(digest())"],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return child.stdout.strip()

@@ -20,8 +20,8 @@ def test_a_trial_times_training_steps(scripts, tmp_path, monkeypatch):
     lines = {line["contender"]: line for line in saved["results"]}
     clips = ["optax.clip_by_global_norm", "quantile, global, clips"]
     agc = ["optax.adaptive_grad_clip", "AGC"]
-    assert [row[0] for row in found[f"JAX, {clips[0]}"][1:]] == clips
-    assert [row[0] for row in found[f"JAX, {agc[0]}"][1:]] == agc
+    assert [row[0] for row in found[f"JAX, {clips[0]}"][1:-1]] == clips
+    assert [row[0] for row in found[f"JAX, {agc[0]}"][1:-1]] == agc
     for reference in (clips[0], agc[0]):
         assert numbers(lines[reference]["ratio"]) == [1.0, 1.0, 1.0]
     assert all(number > 0 for number in numbers(saved["seconds_to_compile"]))

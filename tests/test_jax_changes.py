@@ -4,10 +4,6 @@ Each step compares thresholds and updates with plain lists of norms, one for eac
 whatever changes, the lists go on. What would need another state is refused.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
@@ -21,6 +17,7 @@ from autoclip_core import Fixed
 from autoclip_jax import clip_by_policy
 
 from .account import POLICIES
+from .cases import of_another_process
 
 POLICY, threshold_of = POLICIES["quantile"]
 ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
@@ -288,13 +285,4 @@ def digest():
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process():
-    there = f"from {__name__} import digest; print(digest())"
-    child = subprocess.run(
-        [sys.executable, "-c", there],
-        cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ | {"PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert child.stdout.strip() == digest()
+    assert of_another_process(__name__) == digest()

@@ -5,10 +5,6 @@ compares thresholds and gradients with plain lists of norms, one for each variab
 whatever changes, the lists go on.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -23,6 +19,7 @@ from autoclip_tf import Clipper, NormClip
 from autoclip_tf.optimizers import SGD
 
 from .account import POLICIES
+from .cases import of_another_process
 
 POLICY, threshold_of = POLICIES["quantile"]
 ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
@@ -235,13 +232,4 @@ def digest():
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process():
-    there = f"from {__name__} import digest; print(digest())"
-    child = subprocess.run(
-        [sys.executable, "-c", there],
-        cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ | {"PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert child.stdout.strip() == digest()
+    assert of_another_process(__name__) == digest()
