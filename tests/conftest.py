@@ -119,3 +119,12 @@ def pytest_report_collectionfinish(config, items):
 def cuda():
     """Whether torch sees a CUDA device; a test that asks has imported torch already."""
     return "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of benchmarks, for one test."""
+    from .trials import scripts_on_path  # this file has to stand alone, in a copy too
+
+    with scripts_on_path(monkeypatch):
+        yield

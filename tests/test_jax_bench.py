@@ -1,14 +1,6 @@
 """The benchmark of JAX runs, and its tables have a place in the docs."""
 
-import pytest
-
-from .trials import marks, numbers, scripts_on_path, trial
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    with scripts_on_path(monkeypatch):
-        yield
+from .trials import marks, numbers, trial
 
 
 def test_a_trial_times_training_steps(scripts, tmp_path, monkeypatch):

@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from .trials import marks, numbers, scripts_on_path, trial
+from .trials import marks, numbers, trial
 
 
-@pytest.fixture
-def scripts(monkeypatch):
+@pytest.fixture(autouse=True)
+def _threads():
+    """A script sets them, and other tests go on in this process."""
     threads = torch.get_num_threads()
-    with scripts_on_path(monkeypatch):
-        yield
+    yield
     torch.set_num_threads(threads)
 
 
