@@ -6,25 +6,25 @@ Everything else here is a policy, or tells what a run did.
 
 __version__ = "0.1.0"
 
-from .combine import Cap as Cap
-from .combine import Drop as Drop
-from .combine import Floor as Floor
-from .combine import Warmup as Warmup
-from .ema import EmaRatio as EmaRatio
-from .ema import ZScore as ZScore
-from .fixed import Fixed as Fixed
-from .log import ClipLog as ClipLog
-from .log_send import MetricsLogger as MetricsLogger
-from .mean_std import MeanStd as MeanStd
-from .param_ratio import ParamRatio as ParamRatio
+from .log.clip_log import ClipLog as ClipLog
+from .log.metrics_logger import MetricsLogger as MetricsLogger
+from .log.report import write_report as write_report
+from .planning.replay import Replay as Replay
+from .planning.replay import replay as replay
+from .planning.suggest import Suggestion as Suggestion
+from .planning.suggest import suggest_threshold as suggest_threshold
+from .policies.combinators import Cap as Cap
+from .policies.combinators import Drop as Drop
+from .policies.combinators import Floor as Floor
+from .policies.combinators import Warmup as Warmup
+from .policies.ema_ratio import EmaRatio as EmaRatio
+from .policies.fixed import Fixed as Fixed
+from .policies.mean_std import MeanStd as MeanStd
+from .policies.param_ratio import ParamRatio as ParamRatio
+from .policies.quantile import Quantile as Quantile
+from .policies.quantile import StreamingQuantile as StreamingQuantile
+from .policies.zscore import ZScore as ZScore
 from .policy import Decision as Decision
 from .policy import Limit as Limit
 from .policy import Policy as Policy
 from .policy import decide as decide
-from .quantile import Quantile as Quantile
-from .quantile import StreamingQuantile as StreamingQuantile
-from .replay import Replay as Replay
-from .replay import replay as replay
-from .report import write_report as write_report
-from .suggest import Suggestion as Suggestion
-from .suggest import suggest_threshold as suggest_threshold

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from .checks import check_choice, message
-from .history import History, widened
+from .history.full import History, widened
 from .scale import NONFINITE, Array, as_norms, scale_rows
 
 VERBS = tuple(

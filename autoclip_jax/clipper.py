@@ -14,7 +14,7 @@ from autoclip_core import (
     decide,
 )
 from autoclip_core.checks import check_choice, message
-from autoclip_core.metrics import Tally, add_step, no_tally
+from autoclip_core.clipper.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import check_policy
 
 from .gradients import has_norm, leaves_of, row_norms, scale_tree

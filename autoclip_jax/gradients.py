@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from autoclip_core.units import Units, split_shape, unit_shape
+from autoclip_core.clipper.units import Units, split_shape, unit_shape
 
 from .placement import replicated, spread_over
 from .rows import Rows, Slot, is_gradient, is_none

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from autoclip_core.checks import check_choice
-from autoclip_core.units import Units, nfnets, over_all_but, whole
+from autoclip_core.clipper.units import Units, nfnets, over_all_but, whole
 
 from .rows import UnitsOf
 

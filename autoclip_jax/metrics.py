@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from autoclip_core import Decision
-from autoclip_core.metrics import metrics
+from autoclip_core.clipper.metrics import metrics
 
 from .clipper import ClipState
 
@@ -16,8 +16,9 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     """Return the `clip/...` numbers of the clipper in an optimizer state.
 
     It may be anywhere in chains, masks and partitions, and this may be called inside
-    `jit`. The names are those of `autoclip_core.metrics.metrics`. Of several clippers
-    each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of the state.
+    `jit`. The names are those of `autoclip_core.clipper.metrics.metrics`. Of several
+    clippers each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of
+    the state.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from autoclip_core.broken import faults
+from autoclip_core.history.validation import faults
 
 from .clipper import ClipState
 

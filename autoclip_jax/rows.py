@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autoclip_core import units
 from autoclip_core.checks import check_choice, check_flag, message
-from autoclip_core.units import Units
+from autoclip_core.clipper import units
+from autoclip_core.clipper.units import Units
 
 SCOPES = ("parameter", "global", "unit")
 

@@ -10,9 +10,9 @@ from keras import ops
 import autoclip_core
 from autoclip_core import Decision, Policy, decide
 from autoclip_core.checks import message
-from autoclip_core.metrics import add_step, metrics, row_metrics
-from autoclip_core.patterns import Pattern, as_patterns
-from autoclip_core.plain import policy_from_plain, policy_to_plain
+from autoclip_core.clipper.metrics import add_step, metrics, row_metrics
+from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.serialize import policy_from_plain, policy_to_plain
 from autoclip_core.policy import check_policy
 
 from . import namespace
@@ -187,7 +187,7 @@ class Clipper(Tracked):  # type: ignore[misc]
             `clip/norm/<path>` and so on.
 
         Returns:
-          The names of `autoclip_core.metrics.metrics`, each a float.
+          The names of `autoclip_core.clipper.metrics.metrics`, each a float.
 
         Raises:
           ValueError: it has not met its variables yet.

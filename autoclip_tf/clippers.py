@@ -7,8 +7,8 @@ import keras
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Quantile, ZScore
 from autoclip_core.checks import check_choice, message
+from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.policy import arguments
-from autoclip_core.settings import check_keywords
 
 from .clipper import Clipper
 from .layouts import UnitsOf, units_by

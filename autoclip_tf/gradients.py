@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from autoclip_core.units import Units, unit_shape
+from autoclip_core.clipper.units import Units, unit_shape
 
 from .rows import Slot
 

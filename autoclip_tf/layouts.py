@@ -22,7 +22,7 @@ from typing import Any
 import keras
 
 from autoclip_core.checks import check_choice
-from autoclip_core.units import Units, nfnets, over_all_but, whole
+from autoclip_core.clipper.units import Units, nfnets, over_all_but, whole
 
 from .paths import matches_path
 

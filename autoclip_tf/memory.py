@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from autoclip_core import Decision, Policy
-from autoclip_core.broken import faults
-from autoclip_core.metrics import Tally, no_tally
+from autoclip_core.clipper.metrics import Tally, no_tally
+from autoclip_core.history.validation import faults
 
 from .tracked import outside_graphs
 

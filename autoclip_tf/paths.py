@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from autoclip_core.patterns import Pattern, matches
+from autoclip_core.clipper.patterns import Pattern, matches
 
 
 def path_of(variable: Any) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoclip_core.patterns import Pattern, check_names
-from autoclip_core.units import Units, unit_count
+from autoclip_core.clipper.patterns import Pattern, check_names
+from autoclip_core.clipper.units import Units, unit_count
 
 from .layouts import UnitsOf
 from .paths import matches_path, path_of

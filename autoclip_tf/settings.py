@@ -9,8 +9,8 @@ import keras
 
 from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag, message
-from autoclip_core.patterns import Pattern, as_patterns
-from autoclip_core.settings import Around, choose_scope
+from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.settings import Around, choose_scope
 
 
 class Common(TypedDict, total=False):

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from autoclip_core.units import Units
+from autoclip_core.clipper.units import Units
 
 Tensor = Any
 

@@ -9,8 +9,8 @@ from keras import ops
 
 from autoclip_core import Fixed
 from autoclip_core.checks import check_positive
-from autoclip_core.patterns import Pattern
-from autoclip_core.value import decide_by_value
+from autoclip_core.clipper.by_value import decide_by_value
+from autoclip_core.clipper.patterns import Pattern
 
 from . import namespace
 from .clipper import Clipper

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoclip_core.broken import faults
-from autoclip_core.history import History
+from autoclip_core.history.full import History
+from autoclip_core.history.validation import faults
 
 from .fit import difference
 from .states import moved

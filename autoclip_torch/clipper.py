@@ -7,8 +7,8 @@ import torch
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
-from autoclip_core.patterns import Pattern
-from autoclip_core.settings import Around, choose_scope
+from autoclip_core.clipper.patterns import Pattern
+from autoclip_core.clipper.settings import Around, choose_scope
 
 from .amp import check_unscaled, share_overflow, unscale_once
 from .attach import Attachment

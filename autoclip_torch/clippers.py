@@ -12,9 +12,9 @@ from autoclip_core import (
     ZScore,
 )
 from autoclip_core.checks import check_choice, message
+from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.clipper.units import Units, nfnets, whole
 from autoclip_core.policy import arguments
-from autoclip_core.settings import check_keywords
-from autoclip_core.units import Units, nfnets, whole
 
 from .clipper import Clipper
 from .groups import Given, Member

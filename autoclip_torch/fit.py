@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoclip_core.plain import policy_to_plain
+from autoclip_core.clipper.serialize import policy_to_plain
 
 from .rows import Rows
 

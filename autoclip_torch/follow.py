@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autoclip_core.patterns import as_patterns, check_names, matches
+from autoclip_core.clipper.patterns import as_patterns, check_names, matches
 
 from .clipper import Clipper
 from .groups import Group, optimizer_groups

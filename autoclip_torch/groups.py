@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from autoclip_core import units
-from autoclip_core.patterns import Pattern, check_names, matches
-from autoclip_core.units import Units
+from autoclip_core.clipper import units
+from autoclip_core.clipper.patterns import Pattern, check_names, matches
+from autoclip_core.clipper.units import Units
 
 Given = Any
 """A module, an optimizer, or an iterable of parameters, named ones or group dicts."""

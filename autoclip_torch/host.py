@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_core.units import Units
+from autoclip_core.clipper.units import Units
 
 from . import squares
 from .rows import Rows, Slot

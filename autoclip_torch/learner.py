@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, decide
-from autoclip_core.metrics import Tally, add_step, no_tally
+from autoclip_core.clipper.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import select
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain

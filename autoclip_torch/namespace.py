@@ -6,7 +6,7 @@ from typing import Any
 import array_api_compat.torch as array_api
 import torch
 
-from autoclip_core.tables import Columns, tables
+from autoclip_core.history.lookup import Columns, tables
 
 
 class TorchNamespace:
@@ -50,7 +50,7 @@ class TorchNamespace:
     def tables(
         self, columns: Columns, most: int, *constants: float
     ) -> tuple[torch.Tensor, ...]:
-        """Return the tables of `autoclip_core.tables` on the device, copied once."""
+        """Return the lookup tables of `autoclip_core.history` on the device."""
         key = columns, most, *constants
         if key not in self._tables:
             made = tables(columns, most, *constants)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.metrics import metrics, row_metrics
-from autoclip_core.patterns import Pattern, as_patterns
+from autoclip_core.clipper.metrics import metrics, row_metrics
+from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.settings import Around
+from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
-from autoclip_core.settings import Around
-from autoclip_core.units import Units
 
 from .fit import check_fit, describe
 from .groups import (
@@ -162,7 +162,7 @@ class Observer:
             `clip/norm/<name>` and so on.
 
         Returns:
-          The names of `autoclip_core.metrics.metrics`, each a float.
+          The names of `autoclip_core.clipper.metrics.metrics`, each a float.
 
         Raises:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.

@@ -1,6 +1,6 @@
 """Steps that are not finite, so many that a loss scale must have been hidden from."""
 
-from autoclip_core.metrics import Tally
+from autoclip_core.clipper.metrics import Tally
 
 from .warn import warn
 

@@ -10,7 +10,7 @@ import torch
 
 from autoclip_core import Policy
 from autoclip_core.checks import message
-from autoclip_core.units import Units, unit_count
+from autoclip_core.clipper.units import Units, unit_count
 
 from .groups import Group, Member
 from .spans import Spans

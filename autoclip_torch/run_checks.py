@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from autoclip_core.checks import check_count, message
-from autoclip_core.metrics import Tally
+from autoclip_core.clipper.metrics import Tally
 
 from .learner import Learner
 from .overflows import Overflows

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
-from autoclip_core.patterns import Pattern
+from autoclip_core.clipper.patterns import Pattern
 
 
 class Common(TypedDict, total=False):

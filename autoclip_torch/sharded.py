@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_core.units import Units, split_shape, unit_count, unit_shape
+from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 
 from .device import combined, scale_whole_, whole_norms, wide_type
 from .gradients import Gradients

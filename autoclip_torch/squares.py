@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from autoclip_core.units import Units
+from autoclip_core.clipper.units import Units
 
 from .values import (
     PIECE,

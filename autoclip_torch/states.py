@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_core.history import widened
+from autoclip_core.history.full import widened
 
 
 def leaves(state: Any) -> list[Any]:

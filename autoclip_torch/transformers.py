@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import autoclip_core
-from autoclip_core.plain import policy_from_plain, policy_to_plain
+from autoclip_core.clipper.serialize import policy_from_plain, policy_to_plain
 
 from . import clippers
 from .clipper import Clipper

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
-from autoclip_core.patterns import Pattern
+from autoclip_core.clipper.by_value import decide_by_value
+from autoclip_core.clipper.patterns import Pattern
+from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.scale import as_norms
-from autoclip_core.settings import check_keywords
-from autoclip_core.value import decide_by_value
 
 from .amp import LossScale
 from .clipper import Clipper

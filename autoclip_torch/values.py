@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core.checks import message
-from autoclip_core.units import Units, split_shape, unit_shape
+from autoclip_core.clipper.units import Units, split_shape, unit_shape
 
 from .rows import Slot
 

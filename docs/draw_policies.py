@@ -28,7 +28,7 @@ from autoclip_core import (
     decide,
     replay,
 )
-from autoclip_core.replay_plot import draw_comparison, draw_replay
+from autoclip_core.planning.plot import draw_comparison, draw_replay
 
 PICTURES = Path(__file__).parent / "policies"
 STEPS, SPIKE, SHIFT = 1000, 250, 500

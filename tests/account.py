@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoclip_core import Decision, MeanStd, Quantile
-from autoclip_core.metrics import Tally
+from autoclip_core.clipper.metrics import Tally
 
 HISTORY = 8
 SMALLEST_NORMAL, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)

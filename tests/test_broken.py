@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autoclip_core import Fixed, decide
-from autoclip_core.broken import faults
-from autoclip_core.metrics import add_step, no_tally
+from autoclip_core.clipper.metrics import add_step, no_tally
+from autoclip_core.history.validation import faults
 
 from .cases import every_policy, policy_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog, Fixed, Quantile, replay
-from autoclip_core.cli import main
+from autoclip_core.cli.main import main
 
 NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
 
@@ -189,7 +189,7 @@ def test_help_tells_of_the_file(capsys, command):
 
 
 def test_a_bar_is_shown_on_a_terminal_alone(file, capsys, monkeypatch):
-    monkeypatch.setattr("autoclip_core.cli_progress.EVERY", 0.0)
+    monkeypatch.setattr("autoclip_core.cli.progress.EVERY", 0.0)
     path = file("norm\n" + "1\n" * 1500)
     assert main(["replay", path]) == 0
     assert capsys.readouterr().err == ""

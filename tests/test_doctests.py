@@ -17,10 +17,10 @@ PACKAGES = {
 
 
 OPTIONAL = {  # what these import is not installed with their package
-    "autoclip_core.log.ClipLog.plot": "matplotlib",
-    "autoclip_core.log.ClipLog.plot_histogram": "matplotlib",
-    "autoclip_core.log.ClipLog.plot_rows": "matplotlib",
-    "autoclip_core.report.write_report": "matplotlib",
+    "autoclip_core.log.clip_log.ClipLog.plot": "matplotlib",
+    "autoclip_core.log.clip_log.ClipLog.plot_histogram": "matplotlib",
+    "autoclip_core.log.clip_log.ClipLog.plot_rows": "matplotlib",
+    "autoclip_core.log.report.write_report": "matplotlib",
     "autoclip_tf.legacy": "tf_keras",
     "autoclip_torch.lightning": "lightning",
     "autoclip_torch.transformers": "transformers",
@@ -34,7 +34,7 @@ OPTIONAL = {  # what these import is not installed with their package
 def test_examples(package):
     root = importlib.import_module(package)
     modules = [root]
-    for info in pkgutil.iter_modules(root.__path__, f"{package}."):
+    for info in pkgutil.walk_packages(root.__path__, f"{package}."):
         needed = OPTIONAL.get(info.name)
         # `__main__` runs the command line when it is imported.
         if not info.name.endswith("__main__") and (needed is None or found(needed)):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import decide
-from autoclip_core.metrics import add_step, no_tally
+from autoclip_core.clipper.metrics import add_step, no_tally
 
 from .account import HISTORY, POLICIES, SCOPES, Seen, account, check, norm_of
 from .faults import CASES, drawn, layouts, rounded

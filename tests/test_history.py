@@ -8,7 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoclip_core import Quantile, Warmup, decide, history, window
+from autoclip_core import Quantile, Warmup, decide
+from autoclip_core.history import full as history
+from autoclip_core.history import window
 from autoclip_core.policy import select
 
 from .cases import (

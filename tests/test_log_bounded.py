@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autoclip_core import ClipLog, Fixed, decide, log_rows, log_store
-from autoclip_core.log_totals import Totals
+from autoclip_core import ClipLog, Fixed, decide
+from autoclip_core.log import row_counts as log_rows
+from autoclip_core.log import store as log_store
+from autoclip_core.log.totals import Totals
 
 NAN, INF = math.nan, math.inf
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from autoclip_core import log_rows
-from autoclip_core.log_rows import RowCounts
+from autoclip_core.log import row_counts as log_rows
+from autoclip_core.log.row_counts import RowCounts
 
 NAN = math.nan
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.log_store import STEP
-from autoclip_core.log_summary import (
+from autoclip_core.log.store import STEP
+from autoclip_core.log.summary import (
     advise_on_climb,
     advise_on_ratchet,
     advise_on_rate,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import Decision
-from autoclip_core.metrics import (
+from autoclip_core.clipper.metrics import (
     Tally,
     add_step,
     metrics,

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip_core import MeanStd, decide, moments
+from autoclip_core import MeanStd, decide
+from autoclip_core.history import moments
 
 from .cases import few, leaves, log_normal, positive, run, series_of
 

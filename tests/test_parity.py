@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from autoclip_core import MeanStd, Quantile, ZScore, window
+from autoclip_core import MeanStd, Quantile, ZScore
+from autoclip_core.history import window
 
 from .cases import (
     FRAMEWORKS,

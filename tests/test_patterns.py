@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from autoclip_core.patterns import as_patterns, check_names, matches
+from autoclip_core.clipper.patterns import as_patterns, check_names, matches
 
 of_torch = partial(matches, separator=".")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog, Fixed, decide, write_report
-from autoclip_core.cli import main
+from autoclip_core.cli.main import main
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

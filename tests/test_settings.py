@@ -5,7 +5,7 @@ from typing import TypedDict
 import pytest
 
 from autoclip_core import Cap, Fixed, Floor, Warmup
-from autoclip_core.settings import Around, check_keywords, choose_scope
+from autoclip_core.clipper.settings import Around, check_keywords, choose_scope
 
 INNER = Fixed(2.0)
 

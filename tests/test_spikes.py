@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip_core import spikes
-from autoclip_core.spikes import find_shift, find_spikes, local_level
+from autoclip_core.planning import spikes
+from autoclip_core.planning.spikes import find_shift, find_spikes, local_level
 
 from .cases import few, positive
 

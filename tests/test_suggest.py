@@ -7,8 +7,9 @@ import statistics
 import numpy as np
 import pytest
 
-from autoclip_core import Quantile, replay, suggest, suggest_threshold
-from autoclip_core.suggest import choose_policy, divergence, drift_of, noise_of
+from autoclip_core import Quantile, replay, suggest_threshold
+from autoclip_core.planning import suggest
+from autoclip_core.planning.suggest import choose_policy, divergence, drift_of, noise_of
 
 NAN, INF = math.nan, math.inf
 

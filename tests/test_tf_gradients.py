@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core.units import Units, unit_count, whole
+from autoclip_core.clipper.units import Units, unit_count, whole
 from autoclip_tf import AGC
 from autoclip_tf.gradients import (
     Part,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from autoclip_core.units import Units, split_shape, unit_count
+from autoclip_core.clipper.units import Units, split_shape, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.layouts import axes_by_layer, by_path, units_by
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from autoclip_core import Quantile, StreamingQuantile
-from autoclip_core.metrics import Tally
+from autoclip_core.clipper.metrics import Tally
 from autoclip_torch import Clipper, QuantileClip, ZClip
 from autoclip_torch.agreement import _digests, check_agreement
 

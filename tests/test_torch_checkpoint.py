@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Cap, MeanStd, Quantile, Warmup, history
+from autoclip_core import Cap, MeanStd, Quantile, Warmup
+from autoclip_core.history import full as history
 from autoclip_torch import (
     AGC,
     Clipper,

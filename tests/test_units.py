@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import ParamRatio, decide
-from autoclip_core.units import (
+from autoclip_core.clipper.units import (
     Units,
     nfnets,
     over_all_but,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from autoclip_core.value import decide_by_value
+from autoclip_core.clipper.by_value import decide_by_value
 
 INF, NAN = math.inf, math.nan
 # Norm before, norm after, whether any element changes, whether there is a gradient.

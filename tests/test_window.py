@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoclip_core import MeanStd, Quantile, decide, window
-from autoclip_core.tables import tables
+from autoclip_core import MeanStd, Quantile, decide
+from autoclip_core.history import window
+from autoclip_core.history.lookup import tables
 
 from .cases import assert_same, changed, few, linear_quantile, log_normal, positive
 

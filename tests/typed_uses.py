@@ -19,7 +19,7 @@ from autoclip_core import (
     replay,
     suggest_threshold,
 )
-from autoclip_core.log_summary import Summary
+from autoclip_core.log.summary import Summary
 from autoclip_jax import (
     check_skips,
     clip_by_policy,

@@ -1,0 +1,276 @@
+"""The command line: replay a series of norms, suggest a threshold, report on a run."""
+
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autoclip_core.files.read import Series, read_series, read_table, series_of
+from autoclip_core.log.clip_log import ClipLog
+from autoclip_core.log.files import about_run, steps_of, write_csv
+from autoclip_core.log.report import write_report
+from autoclip_core.planning.plot import as_steps, draw_comparison, draw_replay
+from autoclip_core.planning.replay import Replay, as_series, replay
+from autoclip_core.planning.suggest import suggest_threshold
+from autoclip_core.policies.quantile import Quantile
+
+from .policy_options import add_options, candidates, make_policy, refuse_options
+from .progress import progress_bar
+
+BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
+"""What a wrong file or option raises; anything else is a fault of ours."""
+
+EXAMPLES = """examples:
+  autoclip suggest norms.csv
+  autoclip replay norms.csv --column grad_norm --quantile 0.9 --plot out.png
+  autoclip replay norms.csv --compare --plot policies.png
+  autoclip report run.jsonl -o report.html
+
+FILE is CSV, JSON lines or .npy; "-" is stdin. Without --column the norms are in the
+only column besides step, epoch and time, else in the only one named like a norm.
+NaN and infinity are non-finite steps, empty cells are left out.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 2 for bad input.
+
+    >>> main(["suggest", "no such file.csv"])  # and a line on stderr
+    2
+    """
+    where = ""
+    try:
+        options = make_parser().parse_args(argv)
+        if "policy" in options:
+            options.policy = make_policy(options)
+        where = f"{options.file}: "
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us has gone, and so must what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    except BAD_INPUT as error:
+        if isinstance(error, OSError) and error.filename:
+            where = f"{error.filename}: "  # perhaps what was to be written
+        print(f"autoclip: {where}{one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong, on one line."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error) or type(error).__name__).split())
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is, and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the three commands."""
+    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(prog="autoclip", description=__doc__, epilog=EXAMPLES, **shape)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    about = "put a logged series of norms through a policy, or through all of them"
+    command = commands.add_parser("replay", help=about, description=about, **shape)
+    command.set_defaults(run=run_replay)
+    add_input(command)
+    add_until(command)
+    command.add_argument(
+        "--compare", action="store_true", help="all policies, in a table"
+    )
+    command.add_argument("--plot", metavar="PICTURE", help="where to save a picture")
+    command.add_argument(
+        "--output", metavar="CSV", help="where to save threshold and scale of each step"
+    )
+    command.add_argument("--json", action="store_true", help="for machines")
+    add_options(command)
+
+    about = "statistics of the norms, a threshold to start with, and the reasons"
+    command = commands.add_parser("suggest", help=about, description=about, **shape)
+    command.set_defaults(run=run_suggest)
+    add_input(command)
+    add_until(command)
+    command.add_argument("--json", action="store_true", help="for machines")
+
+    about = "one page about a run, from the file that ClipLog.to_jsonl wrote"
+    command = commands.add_parser("report", help=about, description=about, **shape)
+    command.set_defaults(run=run_report)
+    add_input(command)
+    command.add_argument(
+        "-o", "--output", default="report.html", help="the page (default: %(default)s)"
+    )
+    command.add_argument("--title", default="Gradient clipping report")
+    return parser
+
+
+def add_input(command: argparse.ArgumentParser) -> None:
+    """Add the file and its column."""
+    command.add_argument("file", metavar="FILE", help='CSV, JSON lines, .npy or "-"')
+    command.add_argument("--column", metavar="NAME", help="the column of the norms")
+
+
+def add_until(command: argparse.ArgumentParser) -> None:
+    """Add where to stop reading."""
+    about = "only the first N steps, such as those before a run diverged"
+    command.add_argument("--until", metavar="N", type=count, help=about)
+
+
+def count(text: str) -> int:
+    """Return a number of steps, which is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
+    return int(text)
+
+
+def read_steps(options: argparse.Namespace) -> Series:
+    """Return the norms that the options name."""
+    series = read_series(options.file, options.column)
+    return series._replace(norms=series.norms[: options.until])
+
+
+def run_replay(options: argparse.Namespace) -> None:
+    """Replay one policy, or compare them all."""
+    if options.compare:
+        return run_compare(options)
+    series = read_steps(options)
+    bar = progress_bar("replay")
+    report = replay(as_series(series.norms), options.policy, progress=bar)
+    if options.plot:
+        draw_replay(report, options.plot)
+    if options.output:
+        write_csv(options.output, as_steps(report))
+    if options.json:
+        print_json({"column": series.column, **figures(report)})
+    else:
+        print(f"column            {series.column}\n{report}")
+    return None
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Replay every policy and print a table."""
+    if options.output:
+        raise ValueError("--output is the steps of one policy; leave out --compare")
+    refuse_options(options)
+    series = read_steps(options)
+    norms = as_series(series.norms)
+    reports = {
+        name: replay(norms, policy, progress=progress_bar(name))
+        for name, policy in candidates(norms).items()
+    }
+    if options.plot:
+        draw_comparison(reports, options.plot)
+    if options.json:
+        rows = [{"name": name, **figures(r)} for name, r in reports.items()]
+        print_json({"column": series.column, "policies": rows})
+    else:
+        print(as_table(series, reports))
+
+
+def as_table(series: Series, reports: dict[str, Replay]) -> str:
+    """Return the comparison as an aligned table."""
+    first = next(iter(reports.values()))
+    header = ["policy", "clip rate", "median threshold", "mean scale", "spikes caught"]
+    header += ["recovered after"] if first.shift else []
+    rows = [header]
+    for name, report in reports.items():
+        caught = f"{len(report.spikes_caught)}/{len(report.spikes)}"
+        row = [name, f"{100 * report.clip_rate:.3g} %"]
+        row += [f"{report.median_threshold:.4g}", f"{report.mean_scale:.3g}", caught]
+        if first.shift:
+            never = math.isinf(report.recovery)
+            row.append("never" if never else f"{report.recovery:.0f}")
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    steps = f"{len(first.norms)} steps ({first.nonfinite} non-finite)"
+    told = f"column {series.column}: {steps}"
+    if first.shift:
+        told += f", level x{first.shift.ratio:.3g} at step {first.shift.step}"
+    return "\n".join([told, "", *lines])
+
+
+def run_suggest(options: argparse.Namespace) -> None:
+    """Print statistics and a threshold."""
+    series = read_steps(options)
+    found = suggest_threshold(series.norms)
+    if options.json:
+        plain = dict(vars(found), policy=repr(found.policy).partition("  #")[0])
+        print_json({"column": series.column, **plain})
+    else:
+        print(f"column        {series.column}\n{found}")
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Write the page."""
+    write_report(log_of(options), options.output, options.title)
+    print(f"{options.output}: {Path(options.output).stat().st_size // 1000} kB")
+
+
+def log_of(options: argparse.Namespace) -> ClipLog:
+    """Return the log in a file; a mere series of norms goes through the default policy.
+
+    A policy has to be at work for the page to say anything, and the page says which.
+    """
+    table, others = read_table(options.file)
+    names = {name.removeprefix("clip/") for name in table}
+    if options.column is None and {"norm", "threshold"} <= names:
+        return ClipLog.from_steps(steps_of(table, options.file), about_run(others))
+    policy = Quantile(0.9)
+    series = series_of(table, options.column)
+    report = replay(as_series(series.norms), policy, progress=progress_bar("replay"))
+    told = {"policy": str(policy), "norms": f"column {series.column} of {options.file}"}
+    return ClipLog.from_steps(as_steps(report), {"settings": told})
+
+
+def figures(report: Replay) -> dict[str, Any]:
+    """Return the numbers of a replay, for machines."""
+    shift = report.shift
+    return {
+        "policy": repr(report.policy).partition("  #")[0],
+        "steps": len(report.norms),
+        "nonfinite": report.nonfinite,
+        "clip_rate": report.clip_rate,
+        "clip_rate_over_time": report.rates().tolist(),
+        "mean_scale": report.mean_scale,
+        "median_threshold": report.median_threshold,
+        "spikes": report.spikes.tolist(),
+        "spikes_caught": report.spikes_caught.tolist(),
+        "shift": shift._asdict() if shift else None,
+        "recovery": report.recovery,
+    }
+
+
+def print_json(value: Any) -> None:
+    """Print JSON; what is not finite is null, because JSON has no such number."""
+    print(json.dumps(without_nonfinite(value), indent=2))
+
+
+def without_nonfinite(value: Any) -> Any:
+    """Return plain Python with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: without_nonfinite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nonfinite(item) for item in value]
+    lost = isinstance(value, float) and not math.isfinite(value)
+    return None if lost else value

@@ -1,0 +1,47 @@
+"""What clipping each element did to the norms of the rows; no policy takes part."""
+
+from typing import Any
+
+import numpy as np
+
+from autoclip_core.policy import Decision
+from autoclip_core.scale import Array, as_norms
+
+
+def decide_by_value(
+    norms: Array,
+    after: Array,
+    changed: Array,
+    *,
+    thresholds: Array,
+    observed: Array,
+    nonfinite: str = "zero",
+    xp: Any = np,
+) -> Decision:
+    """Return the decision that describes what clamping the elements does.
+
+    Args:
+      norms: each row's norm before, shape (rows,).
+      after: its norm after.
+      changed: whether any element of it changes.
+      thresholds: the largest magnitude that an element may have.
+      observed: which rows have a gradient.
+      nonfinite: as in `decide`.
+      xp: the array namespace.
+
+    >>> one, yes = np.float32([5.0]), np.array([True])
+    >>> decide_by_value(one, one / 2, yes, thresholds=one, observed=yes).scale
+    array([0.5], dtype=float32)
+    """
+    norms, after = as_norms(norms, xp), as_norms(after, xp)
+    finite = xp.isfinite(norms) | ~observed
+    clipped = finite & observed & changed
+    scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
+    skipped = ~(observed | ~observed)
+    if nonfinite == "zero":
+        scale = xp.where(finite, scale, 0.0)
+    elif nonfinite == "skip":
+        skipped = skipped | xp.any(~finite)
+        scale = xp.where(skipped & observed, 0.0, scale)
+    norms = xp.where(observed, norms, float("nan"))
+    return Decision(norms, thresholds, scale, clipped, finite, skipped)

@@ -1,0 +1,104 @@
+"""What every clipper's keywords mean, whatever the framework: scope and bounds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from autoclip_core.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_limit,
+    check_positive,
+    message,
+)
+from autoclip_core.policies.combinators import Cap, Floor, Warmup
+from autoclip_core.policy import Policy
+
+SCOPES = ("parameter", "group", "global", "unit")
+
+
+def check_keywords(owner: str, given: Iterable[str], allowed: Any) -> None:
+    """Refuse a keyword that means nothing here, in the name of what was called.
+
+    Args:
+      owner: what the caller called, such as a clipper's class.
+      given: the keywords.
+      allowed: the TypedDict of those that may be given.
+
+    Raises:
+      TypeError: one is not among them.
+    """
+    known = sorted(allowed.__optional_keys__)
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{name} is no argument of {owner}: beside its own it has "
+                f"{', '.join(known)}"
+            )
+
+
+def choose_scope(scope: str | None, global_clipping: bool | None, default: str) -> str:
+    """Return the scope that the two spellings agree on.
+
+    Raises:
+      ValueError: they disagree, or the scope is unknown.
+    """
+    if scope is not None:
+        check_choice("scope", scope, SCOPES)
+    if global_clipping is None:
+        return scope or default
+    check_flag("global_clipping", global_clipping)
+    if scope is None:
+        spared = "parameter" if default == "global" else default
+        return "global" if global_clipping else spared
+    if global_clipping != (scope == "global"):
+        rule = f"in agreement with scope={scope!r}"
+        way_out = "global_clipping is the older spelling of scope; give scope alone"
+        raise ValueError(message("global_clipping", rule, global_clipping, way_out))
+    return scope
+
+
+@dataclass(frozen=True)
+class Around:
+    """What goes around a policy: its warm-up, its floor and, outermost, its cap.
+
+    Raises:
+      ValueError: a number is out of its range, contradicts another or has no effect.
+    """
+
+    warmup_steps: int
+    warmup_threshold: float | None
+    min_threshold: float | None
+    max_threshold: float | None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_count("warmup_steps", self.warmup_steps, 0)
+        if self.warmup_threshold is not None:
+            check_limit("warmup_threshold", self.warmup_threshold)
+            if self.warmup_steps == 0:
+                rule = "given together with warmup_steps"
+                way_out = "set warmup_steps to how many norms each row records first"
+                raise ValueError(
+                    message("warmup_threshold", rule, self.warmup_threshold, way_out)
+                )
+        low, high = self.min_threshold, self.max_threshold
+        for name, value in [("min_threshold", low), ("max_threshold", high)]:
+            if value is not None:
+                check_positive(name, value, "use None for no such limit")
+        if low is not None and high is not None and low > high:
+            rule = f"at most max_threshold={high!r}"
+            raise ValueError(message("min_threshold", rule, low, "swap the two"))
+
+    def __call__(self, policy: Policy) -> Policy:
+        """Return the policy inside all of it."""
+        if self.warmup_steps:
+            limit = self.warmup_threshold
+            limit = float("inf") if limit is None else limit
+            policy = Warmup(policy, steps=self.warmup_steps, threshold=limit)
+        if self.min_threshold is not None:
+            policy = Floor(policy, min_norm=self.min_threshold)
+        if self.max_threshold is not None:
+            policy = Cap(policy, max_norm=self.max_threshold)
+        return policy

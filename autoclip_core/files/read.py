@@ -1,0 +1,144 @@
+"""A series of norms out of a file: CSV, JSON lines or .npy, from a path or stdin."""
+
+import io
+import json
+import re
+import sys
+from tokenize import TokenError
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .formats import Table, numbers_of, read_csv_table, read_jsonl_table
+
+INDEX = {"step", "steps", "epoch", "epochs", "time", "timestamp", "runtime"}
+"""What a column is called that tells when, not what."""
+
+QUALIFIERS = {"global", "wall", "relative", "process", "train", "trainer", "training"}
+
+
+class Series(NamedTuple):
+    """The norms of a file."""
+
+    column: str
+    """The column they come from."""
+    norms: list[float]
+
+
+def read_series(path: str, column: str | None = None) -> Series:
+    """Return the norms of a file; "-" is stdin.
+
+    Args:
+      path: the file; what it holds tells its format, not its name.
+      column: the column; None to find it, by `choose_column`.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: no such column, text in it, or nothing at all.
+    """
+    return series_of(read_table(path)[0], column)
+
+
+def series_of(table: Table, column: str | None) -> Series:
+    """Return the norms in a table, from the column that `choose_column` finds."""
+    name = choose_column(table, column)
+    norms = numbers_of(table[name], name)
+    if not norms:
+        raise ValueError(f"column {name!r} is empty: it must hold at least one norm")
+    return Series(name, norms)
+
+
+def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
+    """Return the columns of a file of any of the three formats.
+
+    The second part is the JSON lines without a plain value, such as our log's first.
+    """
+    if path == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open(path, "rb") as file:
+            data = file.read()
+    if data.startswith(b"\x93NUMPY"):
+        return of_array(load_array(data)), []
+    text = data.decode("utf-8-sig")
+    start = text.lstrip()[:1]
+    if start == "[":
+        text = "\n".join(json.dumps(line) for line in json.loads(text))
+    if start in ("{", "["):
+        return read_jsonl_table(text.splitlines())
+    header = text.lstrip().partition("\n")[0]
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    delimiter = max(",;\t", key=unquoted.count)  # a comma where there is none
+    return read_csv_table(io.StringIO(text, newline=""), delimiter), []
+
+
+def load_array(data: bytes) -> Any:
+    """Return the array of a .npy file; what a damaged header raises is a ValueError."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (SyntaxError, MemoryError, TokenError) as error:
+        raise ValueError(f"the header of the .npy file is damaged: {error}") from None
+
+
+def of_array(array: Any) -> Table:
+    """Return an array as one column, or a structured one as its fields."""
+    if array.ndim != 1:
+        raise ValueError(f"the array must have one dimension, got shape {array.shape}")
+    if array.dtype.names:
+        return {name: array[name].tolist() for name in array.dtype.names}
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"the array must hold real numbers, got {array.dtype}")
+    return {"norm": array.tolist()}
+
+
+def choose_column(table: Table, column: str | None) -> str:
+    """Return the column that holds the norms.
+
+    Without a name: the only column besides step, epoch and time; else the only one
+    whose name contains "norm". The columns __MIN and __MAX that W&B writes beside each
+    column do not count, and W&B's "run - name" is found by its name.
+
+    Raises:
+      ValueError: there is none, or several; the message lists them.
+
+    >>> choose_column({"Wall time": [], "Step": [], "Value": []}, None)
+    'Value'
+    >>> wandb = {"Step": [], "a - norm": [], "a - norm__MIN": [], "a - norm__MAX": []}
+    >>> choose_column(wandb, None), choose_column(wandb, "norm")
+    ('a - norm', 'a - norm')
+    """
+    if not table:
+        raise ValueError("it is empty: it must hold at least one norm")
+    listed = ", ".join(repr(name) for name in table)
+    if column is not None:
+        if column in table:
+            return column
+        same = [name for name in table if name.rpartition(" - ")[2] == column]
+        if len(same) == 1:
+            return same[0]
+        raise ValueError(f"there is no column {column!r}; the columns are {listed}")
+    names = [name for name in table if not is_index(name) and not is_range(name, table)]
+    if len(names) == 1:
+        return names[0]
+    norms = [name for name in names if "norm" in name.lower()]
+    if len(norms) == 1:
+        return norms[0]
+    raise ValueError(f"which column holds the norms? Name one with --column: {listed}")
+
+
+def is_index(name: str) -> bool:
+    """Return whether a column tells the step, the epoch or the time.
+
+    >>> [is_index(n) for n in ("Wall time", "_step", "run - _step", "step_norm")]
+    [True, True, True, False]
+    """
+    own = name.rpartition(" - ")[2]
+    own = re.sub(r"__(MIN|MAX)$|\(.*\)", "", own)
+    words = set(re.findall("[a-z]+", own.lower())) - QUALIFIERS
+    return bool(words) and words <= INDEX
+
+
+def is_range(name: str, table: Table) -> bool:
+    """Return whether W&B wrote this column as the range of another one."""
+    base = re.sub(r"__(MIN|MAX)$", "", name)
+    return base != name and base in table

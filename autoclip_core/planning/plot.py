@@ -1,0 +1,148 @@
+"""Pictures of replays: one policy as in training, or several against each other."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoclip_core.log.plot import (
+    BLUE,
+    COLUMNS,
+    column_width,
+    columns,
+    draw,
+    log_range,
+    new_figure,
+    save,
+)
+from autoclip_core.log.store import STEP
+
+from .replay import Replay
+
+Array = npt.NDArray[Any]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles
+# differ too.
+LINES = (
+    ("#000000", "-"),
+    ("#D55E00", "-"),
+    ("#009E73", "-"),
+    ("#CC79A7", "-"),
+    ("#E69F00", "--"),
+    ("#56B4E9", "--"),
+    ("#D55E00", ":"),
+    ("#009E73", ":"),
+    ("#000000", "--"),
+)
+
+STRETCHES = 100
+"""Columns of the heat map."""
+
+
+def as_steps(report: Replay) -> Array:
+    """Return a replay as the steps of a log."""
+    steps = np.zeros(len(report.norms), STEP)
+    steps["step"] = np.arange(len(steps))
+    steps["norm"], steps["threshold"] = report.norms, report.thresholds
+    steps["scale"] = np.where(report.finite, report.scales, np.nan)
+    steps["clipped"], steps["finite"] = report.clipped, report.finite
+    steps["skipped"] = report.skipped
+    return steps
+
+
+def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
+    """Draw norm, threshold and clipped steps of one replay, as `ClipLog.plot` does.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    title = (
+        f"{repr(report.policy).partition('  #')[0]}\n"
+        f"clipping rate {100 * report.clip_rate:.3g} %, "
+        f"mean scale {report.mean_scale:.3g}, "
+        f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
+    )
+    return draw(as_steps(report), title, False, path)
+
+
+def draw_comparison(
+    reports: Mapping[str, Replay], path: str | PathLike[str] | None = None
+) -> Any:
+    """Draw each policy's threshold over the norms, and its clip rate over time below.
+
+    Args:
+      reports: replays of one series, by a short name; at least one.
+      path: where to save the picture, or None.
+
+    Returns:
+      The `matplotlib.figure.Figure`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = new_figure((10, 5.5 + 0.28 * len(reports)))
+    above, below = figure.subplots(
+        2, sharex=True, height_ratios=[5, 0.6 + 0.28 * len(reports)]
+    )
+    draw_thresholds(above, reports)
+    mesh = draw_rates(below, reports)
+    figure.colorbar(mesh, ax=below, label="clipped (%)", pad=0.01)
+    style = {"ncols": 5, "columnspacing": 1.4, "handlelength": 2.2, "frameon": False}
+    figure.legend(loc="outside lower center", fontsize=8.5, **style)
+    save(figure, path)
+    return figure
+
+
+def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
+    """Draw the range of norms as an area, and the thresholds as lines."""
+    steps = as_steps(next(iter(reports.values())))
+    end = len(steps) - 1
+    width = column_width(end, COLUMNS)
+    low, high = log_range(steps)
+    norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
+    x, lowest, _, highest = columns(steps["step"], np.maximum(norms, low), width)
+    name = "norm" if width == 1 else f"norm, range of {width} steps"
+    if width == 1:
+        axes.plot(x, lowest, color=BLUE, alpha=0.4, lw=0.7, label=name)
+    else:
+        area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0}
+        axes.fill_between(x, lowest, highest, label=name, **area)
+    for (color, line), (name, report) in zip(
+        [LINES[i % len(LINES)] for i in range(len(reports))],
+        reports.items(),
+        strict=True,
+    ):
+        known = np.isfinite(report.thresholds)
+        values = np.where(known, report.thresholds, np.nan)
+        x, _, middle, _ = columns(steps["step"], np.maximum(values, low), width)
+        axes.plot(x, middle, color=color, ls=line, lw=1.2, label=name)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_ylabel("L2 norm of the gradient\n(loss per unit of parameter)")
+    axes.set_title(f"Thresholds of {len(reports)} policies on {len(steps)} norms")
+    axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def draw_rates(axes: Any, reports: Mapping[str, Replay]) -> Any:
+    """Draw the clip rate of each policy over time as a heat map."""
+    size = len(next(iter(reports.values())).norms)
+    stretches = min(STRETCHES, size)
+    rates = np.stack([report.rates(stretches) for report in reports.values()])
+    mesh = axes.pcolormesh(
+        np.linspace(0, size, stretches + 1),
+        np.arange(len(reports) + 1) - 0.5,
+        100 * np.ma.masked_invalid(rates),
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+        rasterized=True,
+    )
+    axes.set_facecolor("#cccccc")
+    labels = [f"{name}: {100 * r.clip_rate:.3g} %" for name, r in reports.items()]
+    axes.set_yticks(np.arange(len(reports)), labels, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlabel("step")
+    return mesh

@@ -1,0 +1,120 @@
+"""AdaGC: a ratio of the moving average of the applied norm."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autoclip_core.checks import check_count, check_limit, check_number
+from autoclip_core.history.validation import broken_mean
+from autoclip_core.policy import Limit, Policy
+from autoclip_core.scale import Array
+
+
+class Average(NamedTuple):
+    """The state of `EmaRatio`."""
+
+    mean: Array
+    """Shape (rows,): the moving average of the applied norm."""
+    count: Array
+    """Shape (rows,): norms recorded, up to the length of the warm-up."""
+
+    def fault(self) -> str:
+        """Return what is wrong with an average that was read from somewhere, or ""."""
+        return broken_mean(self.mean, self.count)
+
+
+@dataclass(frozen=True, repr=False)
+class EmaRatio(Policy):
+    """Clip to a ratio of the moving average of the applied norm: T = R = ratio * gamma.
+
+    During the first `warmup_steps` norms of a row the threshold is `warmup_threshold`,
+    and gamma is the smallest applied norm so far. Afterwards, with y = min(n, T) the
+    norm after clipping,
+
+        gamma <- beta * gamma + (1 - beta) * y
+
+    so gamma rises by at most (1 - beta) * (ratio - 1) a step, 0.1 % by default: a
+    tenfold rise takes about 2300 steps. With a ratio near 1 most steps are clipped,
+    a little (42 % of them for a log-deviation of 0.1, 71 % for 0.3); for rare spikes
+    alone take a ratio of 2 or 3.
+
+    The paper clips the global norm during its warm-up, and freezes a layer whose
+    gradient is 0 there. Here each row is limited by itself (put a global norm clip
+    before it to have the paper's), and a row starts at its first positive norm.
+
+    Args:
+      ratio: T over gamma, > 1; 1.03 to 3.
+      beta: the memory, in [0, 1).
+      warmup_steps: norms of a row before the average takes over, >= 0; with 0 the first
+        norm is not limited.
+      warmup_threshold: the threshold until then, > 0, in the unit of a gradient norm.
+
+    Raises:
+      ValueError: an argument is outside its range.
+
+    >>> from autoclip_core import decide
+    >>> policy = EmaRatio(2.0, beta=0.5, warmup_steps=0)
+    >>> state = policy.init(rows=1)
+    >>> for norm in [1.0, 4.0, 4.0]:
+    ...     state, decision = decide(policy, state, [norm])
+    ...     print(decision.threshold[0], decision.scale[0])
+    inf 1.0
+    2.0 0.5
+    3.0 0.75
+
+    Reference:
+      Wang, Li, Chen et al., "AdaGC: Improving training stability for large language
+      model pretraining", 2025, https://arxiv.org/abs/2502.11034
+    """
+
+    ratio: float = 1.05
+    _: KW_ONLY
+    beta: float = 0.98
+    warmup_steps: int = 100
+    warmup_threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        way_out = "with a ratio of 1 or less the threshold can only fall"
+        ratio = check_number(
+            "ratio", self.ratio, "> 1 and finite", lambda x: 1 < x < np.inf, way_out
+        )
+        beta = check_number("beta", self.beta, "in [0, 1)", lambda x: 0 <= x < 1)
+        threshold = check_limit("warmup_threshold", self.warmup_threshold)
+        steps = check_count("warmup_steps", self.warmup_steps, 0)
+        object.__setattr__(self, "warmup_steps", steps)
+        object.__setattr__(self, "ratio", ratio)
+        object.__setattr__(self, "beta", beta)
+        object.__setattr__(self, "warmup_threshold", threshold)
+
+    def init(self, rows: int, xp: Any = np) -> Average:
+        """Return the state before the first norm."""
+        zeros = xp.zeros((rows,), dtype=xp.float32)
+        return Average(zeros, xp.zeros((rows,), dtype=xp.int32))
+
+    def limit(
+        self,
+        state: Average,
+        norms: Array = None,
+        *,
+        param_norms: Array = None,
+        xp: Any = np,
+    ) -> Limit:
+        """Return ratio * gamma, or the threshold of the warm-up."""
+        known = xp.where(state.count > 0, self.ratio * state.mean, float("inf"))
+        warming = state.count < self.warmup_steps
+        threshold = xp.where(warming, self.warmup_threshold, known)
+        return Limit(threshold, threshold)
+
+    def record(
+        self, state: Average, norms: Array, limit: Limit, xp: Any = np
+    ) -> Average:
+        """Return the average after the applied norm."""
+        mean, count = state
+        applied = xp.minimum(norms, limit.target)
+        warming = count < self.warmup_steps
+        average = mean + (1 - self.beta) * (applied - mean)
+        later = xp.where(warming, xp.minimum(mean, applied), average)
+        more = xp.where(warming | (count == 0), count + 1, count)
+        return Average(xp.where(count == 0, applied, later), more)

@@ -1,0 +1,71 @@
+"""A constant threshold: the baseline, and the worked example of a policy."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autoclip_core.checks import check_positive
+from autoclip_core.policy import Limit, Policy
+from autoclip_core.scale import Array
+
+
+class NoState(NamedTuple):
+    """The state of a policy that remembers nothing."""
+
+
+@dataclass(frozen=True, repr=False)
+class Fixed(Policy):
+    """Clip every norm above one constant: T = R = max_norm.
+
+    The threshold has the unit of a gradient norm: it depends on the loss, on its scale
+    and on the model, and does not follow them.
+
+    Args:
+      max_norm: the threshold, > 0; in the field between half and ten times the mean
+        norm of a healthy run.
+
+    Raises:
+      ValueError: `max_norm` is not a positive number.
+
+    >>> from autoclip_core import decide
+    >>> policy = Fixed(1.0)
+    >>> _, decision = decide(policy, policy.init(rows=2), [0.5, 4.0])
+    >>> decision.scale.tolist()
+    [1.0, 0.25]
+
+    Reference:
+      Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
+      networks", 2013, https://arxiv.org/abs/1211.5063
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        way_out = "use a positive threshold (0 would remove every gradient)"
+        number = check_positive("max_norm", self.max_norm, way_out)
+        object.__setattr__(self, "max_norm", number)
+
+    def init(self, rows: int, xp: Any = np) -> NoState:
+        """Return the empty state."""
+        return NoState()
+
+    def limit(
+        self,
+        state: NoState,
+        norms: Array = None,
+        *,
+        param_norms: Array = None,
+        xp: Any = np,
+    ) -> Limit:
+        """Return the constant; without norms one value that stands for every row."""
+        shape = (1,) if norms is None else tuple(norms.shape)
+        threshold = xp.full(shape, self.max_norm, dtype=xp.float32)
+        return Limit(threshold, threshold)
+
+    def record(
+        self, state: NoState, norms: Array, limit: Limit, xp: Any = np
+    ) -> NoState:
+        """Return the state as it is."""
+        return state

@@ -1,0 +1,88 @@
+"""A ratio to the norm of the parameters: adaptive gradient clipping, AGC."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+
+from autoclip_core.checks import check_positive
+from autoclip_core.policy import Limit, Policy
+from autoclip_core.scale import Array
+
+from .fixed import NoState
+
+
+@dataclass(frozen=True, repr=False)
+class ParamRatio(Policy):
+    """Clip to a fraction of the parameters' norm: T = R = clipping * max(|w|, eps).
+
+    At scope "unit" (each output unit its own row) this is AGC. It has no history; it
+    limits how far one step may move a unit, relative to its size.
+
+    Args:
+      clipping: the ratio, > 0; 0.01 for batches of 1024 and more, up to 0.16 for small
+        ones.
+      eps: the floor of |w|, > 0, so that a unit that starts at zero can move.
+
+    Raises:
+      ValueError: an argument is outside its range.
+
+    >>> from autoclip_core import decide
+    >>> policy = ParamRatio(0.1)
+    >>> _, decision = decide(policy, policy.init(rows=2), [1.0, 1.0],
+    ...                      param_norms=[5.0, 0.0])
+    >>> [float(f"{threshold:.4g}") for threshold in decision.threshold]
+    [0.5, 0.0001]
+
+    Reference:
+      Brock, De, Smith, Simonyan, "High-performance large-scale image recognition
+      without normalization", 2021, https://arxiv.org/abs/2102.06171
+    """
+
+    clipping: float = 0.01
+    _: KW_ONLY
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        object.__setattr__(self, "clipping", check_positive("clipping", self.clipping))
+        way_out = "it lets parameters that start at zero move; 1e-3 is usual"
+        object.__setattr__(self, "eps", check_positive("eps", self.eps, way_out))
+
+    @property
+    def needs_param_norms(self) -> bool:
+        """True: the threshold is a ratio to them."""
+        return True
+
+    def init(self, rows: int, xp: Any = np) -> NoState:
+        """Return the empty state."""
+        return NoState()
+
+    def limit(
+        self,
+        state: NoState,
+        norms: Array = None,
+        *,
+        param_norms: Array = None,
+        xp: Any = np,
+    ) -> Limit:
+        """Return the ratio of the parameters' norm.
+
+        Raises:
+          ValueError: `param_norms` is None.
+        """
+        if param_norms is None:
+            raise ValueError(
+                "param_norms must be given, got None: ParamRatio limits a gradient by "
+                "the norm of its parameters; pass param_norms=, one per row"
+            )
+        # A norm that is not a number has no ratio; the comparison takes the floor then.
+        known = xp.isfinite(param_norms) & (param_norms > self.eps)
+        threshold = self.clipping * xp.where(known, param_norms, self.eps)
+        return Limit(threshold, threshold)
+
+    def record(
+        self, state: NoState, norms: Array, limit: Limit, xp: Any = np
+    ) -> NoState:
+        """Return the state as it is."""
+        return state
