@@ -10,13 +10,13 @@ from autoclip_core.checks import check_flag
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import Around, choose_scope
 
-from .amp import check_unscaled, share_overflow, unscale_once
-from .attach import Attachment
-from .fused import is_fused
-from .groups import Given, optimizer_groups
-from .momentum import start_from_zero
+from .hooks.attach import Attachment
+from .hooks.fused import is_fused
+from .hooks.momentum import start_from_zero
 from .observer import Observer
-from .unwrap import unwrap
+from .rows.groups import Given, optimizer_groups
+from .step.amp import check_unscaled, share_overflow, unscale_once
+from .step.unwrap import unwrap
 
 if TYPE_CHECKING:
     from .optim import ClippedOptimizer

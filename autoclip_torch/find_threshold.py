@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoclip_core import Suggestion, suggest_threshold
 from autoclip_core.checks import check_count
 
-from .clippers import NormClip
+from .named import NormClip
 
 
 def find_clipping_threshold(

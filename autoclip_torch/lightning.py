@@ -6,9 +6,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .clipper import Clipper
-from .follow import clipper_of, follow
-from .unwrap import unwrap
-from .warn import warn
+from .hooks.follow import clipper_of, follow
+from .step.unwrap import unwrap
+from .step.warn import warn
 
 try:
     import lightning.pytorch as pl

@@ -15,8 +15,7 @@ from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
 
-from .fit import check_fit, describe
-from .groups import (
+from .rows.groups import (
     Given,
     Group,
     Member,
@@ -26,12 +25,13 @@ from .groups import (
     refuse_shared,
     units_of,
 )
-from .learner import Learner
-from .looks import refuse_nonfinite
-from .rows import Rows, make_rows
-from .series import as_series
-from .settings import check_keys
-from .stepper import Stepper
+from .rows.rows import Rows, make_rows
+from .rows.settings import check_keys
+from .state.compatibility import check_fit, describe
+from .state.policy_state import Learner
+from .state.series import as_series
+from .step.looks import refuse_nonfinite
+from .step.stepper import Stepper
 
 
 class Observer:

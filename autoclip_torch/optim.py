@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from . import clippers
-from .amp import be_stepped_always, refuse_scaler
+from . import named
 from .clipper import Clipper
-from .groups import optimizer_groups, params_only
+from .rows.groups import optimizer_groups, params_only
+from .step.amp import be_stepped_always, refuse_scaler
 
 
 class ClippedOptimizer(Optimizer):
@@ -27,7 +27,7 @@ class ClippedOptimizer(Optimizer):
       TypeError: `optimizer` is no torch optimizer.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> optimizer = clippers.NormClip.as_optimizer(
+    >>> optimizer = named.NormClip.as_optimizer(
     ...     torch.optim.SGD([weight], lr=1.0), max_norm=1.0)
     >>> weight.grad = torch.tensor([3.0, 4.0])
     >>> optimizer.step()
@@ -93,7 +93,7 @@ class ClippedOptimizer(Optimizer):
 
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer = named.NormClip.as_optimizer(sgd, max_norm=1.0)
         >>> weight.grad = torch.tensor([3.0, 4.0])
         >>> optimizer.step()
         >>> weight.data
@@ -120,7 +120,7 @@ class ClippedOptimizer(Optimizer):
 
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer = named.NormClip.as_optimizer(sgd, max_norm=1.0)
         >>> weight.grad = torch.tensor([3.0, 4.0])
         >>> optimizer.zero_grad(set_to_none=False)
         >>> weight.grad
@@ -140,7 +140,7 @@ class ClippedOptimizer(Optimizer):
 
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer = named.NormClip.as_optimizer(sgd, max_norm=1.0)
         >>> optimizer.add_param_group({"params": torch.nn.Parameter(torch.zeros(3))})
         >>> len(optimizer.param_groups), optimizer.clipper.names
         (2, ['global'])
@@ -159,7 +159,7 @@ class ClippedOptimizer(Optimizer):
 
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer = named.NormClip.as_optimizer(sgd, max_norm=1.0)
         >>> sorted(optimizer.state_dict())
         ['clipper', 'param_groups', 'state']
         """
@@ -176,7 +176,7 @@ class ClippedOptimizer(Optimizer):
 
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = clippers.NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer = named.NormClip.as_optimizer(sgd, max_norm=1.0)
         >>> weight.grad = torch.tensor([3.0, 4.0])
         >>> optimizer.step()
         >>> saved = optimizer.state_dict()
@@ -252,5 +252,5 @@ class AGC(ClippedOptimizer):
     ) -> None:
         """Make the clipper of the optimizer's parameters."""
         groups = optimizer_groups(optimizer, model)
-        clipper = clippers.AGC(groups, clipping=clipping, eps=eps, **keywords)
+        clipper = named.AGC(groups, clipping=clipping, eps=eps, **keywords)
         super().__init__(optimizer, clipper)

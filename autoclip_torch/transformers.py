@@ -9,11 +9,11 @@ import torch
 import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_plain, policy_to_plain
 
-from . import clippers
+from . import named
 from .clipper import Clipper
-from .follow import clipper_of, follow
+from .hooks.follow import clipper_of, follow
+from .step.warn import warn
 from .value import ValueClip
-from .warn import warn
 
 try:
     from transformers import TrainerCallback
@@ -29,12 +29,12 @@ _CLASSES: dict[str, type[Clipper]] = {
     for kind in (
         Clipper,
         ValueClip,
-        clippers.AGC,
-        clippers.AdaGC,
-        clippers.NormClip,
-        clippers.QuantileClip,
-        clippers.StandardClip,
-        clippers.ZClip,
+        named.AGC,
+        named.AdaGC,
+        named.NormClip,
+        named.QuantileClip,
+        named.StandardClip,
+        named.ZClip,
     )
 }
 

@@ -12,14 +12,14 @@ from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.scale import as_norms
 
-from .amp import LossScale
 from .clipper import Clipper
-from .gradients import Gradients
-from .groups import Given
-from .settings import check_keys
-from .sharded import is_partial, without_partial
-from .stepper import Stepper
-from .values import real, writable
+from .gradients.layout import real, writable
+from .gradients.measure import Gradients
+from .gradients.sharded import is_partial, without_partial
+from .rows.groups import Given
+from .rows.settings import check_keys
+from .step.amp import LossScale
+from .step.stepper import Stepper
 
 
 class _Keywords(TypedDict, total=False):

@@ -204,7 +204,7 @@ def in_numpy():
 def in_torch():
     import torch
 
-    from autoclip_torch.namespace import TorchNamespace
+    from autoclip_torch.state.namespace import TorchNamespace
 
     return Framework(
         TorchNamespace(torch.device("cpu")), torch.tensor, lambda step: step

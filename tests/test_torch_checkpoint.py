@@ -22,7 +22,7 @@ from autoclip_torch import (
     ValueClip,
     ZClip,
 )
-from autoclip_torch.namespace import TorchNamespace
+from autoclip_torch.state.namespace import TorchNamespace
 
 from .cases import POLICIES, policy_of
 from .test_torch_reference import (

@@ -29,7 +29,7 @@ from autoclip_torch import (
     ValueClip,
     ZClip,
 )
-from autoclip_torch.stepper import Stepper
+from autoclip_torch.step.stepper import Stepper
 
 from .cases import linear_quantile
 from .test_torch_gradients import (

@@ -2,7 +2,8 @@
 
 import torch
 
-from .rows import Rows
+from autoclip_torch.rows.rows import Rows
+
 from .warn import warn
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units
+from autoclip_torch.rows.rows import Rows, Slot
 
 from . import squares
-from .rows import Rows, Slot
-from .values import (
+from .layout import (
     by_first_axis,
     pieces,
     real,

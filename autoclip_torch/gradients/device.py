@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rows import Rows, Slot
-from .values import (
+from autoclip_torch.rows.rows import Rows, Slot
+
+from .layout import (
     norm_over,
     norms_in,
     real,

@@ -10,11 +10,11 @@ from torch import Tensor
 from autoclip_core import Decision, decide
 from autoclip_core.clipper.metrics import Tally, add_step, no_tally
 from autoclip_core.policy import select
+from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
-from .rows import Rows
-from .states import leaves, moved, overlaid, read
+from .trees import leaves, moved, overlaid, read
 
 
 class Learner:

@@ -6,8 +6,7 @@ import torch
 
 from autoclip_core import Decision
 from autoclip_core.scale import as_norms
-
-from .learner import Learner
+from autoclip_torch.state.policy_state import Learner
 
 
 def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:

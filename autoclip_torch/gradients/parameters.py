@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision
+from autoclip_torch.rows.groups import Group
+from autoclip_torch.rows.rows import Rows
 
-from . import gradients as here
+from . import measure as here
 from . import sharded
-from .gradients import Gradients, give_each_its_own, on_host
-from .groups import Group
+from .measure import Gradients, give_each_its_own, on_host
 from .ranks import find_ranks
-from .rows import Rows
 
 
 class Parameters:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
+from autoclip_torch.rows.rows import Rows
 
 from .device import combined, scale_whole_, whole_norms, wide_type
-from .gradients import Gradients
+from .layout import norms_in, select_, unit_scales, writable
+from .measure import Gradients
 from .ranks import Ranks, is_sharded
-from .rows import Rows
-from .values import norms_in, select_, unit_scales, writable
 
 
 def measure(

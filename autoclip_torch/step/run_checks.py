@@ -6,10 +6,10 @@ import torch
 
 from autoclip_core.checks import check_count, message
 from autoclip_core.clipper.metrics import Tally
+from autoclip_torch.gradients.parameters import Parameters
+from autoclip_torch.state.policy_state import Learner
 
-from .learner import Learner
 from .overflows import Overflows
-from .parameters import Parameters
 from .partial import warn_of_partial_norms
 from .warn import warn
 

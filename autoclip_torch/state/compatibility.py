@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoclip_core.clipper.serialize import policy_to_plain
-
-from .rows import Rows
+from autoclip_torch.rows.rows import Rows
 
 FORMAT = 1
 """The number of this layout; a later one reads the earlier ones."""

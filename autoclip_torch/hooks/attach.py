@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .attached import Attached
-from .parameters import Parameters
-from .stepper import Stepper
-from .unwrap import stepped_ids
+from autoclip_torch.gradients.parameters import Parameters
+from autoclip_torch.step.stepper import Stepper
+from autoclip_torch.step.unwrap import stepped_ids
+
+from .chain import Attached
 
 
 class Attachment:

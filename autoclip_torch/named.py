@@ -17,8 +17,8 @@ from autoclip_core.clipper.units import Units, nfnets, whole
 from autoclip_core.policy import arguments
 
 from .clipper import Clipper
-from .groups import Given, Member
-from .settings import Common, CommonAndWarmup, check_keys
+from .rows.groups import Given, Member
+from .rows.settings import Common, CommonAndWarmup, check_keys
 
 
 class _Named(Clipper):

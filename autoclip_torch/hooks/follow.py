@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoclip_core.clipper.patterns import as_patterns, check_names, matches
-
-from .clipper import Clipper
-from .groups import Group, optimizer_groups
-from .unwrap import stepped_ids, unwrap
+from autoclip_torch.clipper import Clipper
+from autoclip_torch.rows.groups import Group, optimizer_groups
+from autoclip_torch.step.unwrap import stepped_ids, unwrap
 
 
 def clipper_of(

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_core import Decision
+from autoclip_torch.gradients.layout import stored
+from autoclip_torch.step.amp import CONTROLS, LossScale, taken_off
+from autoclip_torch.step.stepper import Stepper
+from autoclip_torch.step.unwrap import stepped, stepped_ids
 
-from .amp import CONTROLS, LossScale, taken_off
 from .momentum import forget_unwritten, without_momentum
-from .stepper import Stepper
-from .unwrap import stepped, stepped_ids
-from .values import stored
 
 
 def is_fused(optimizer: Optimizer) -> bool:

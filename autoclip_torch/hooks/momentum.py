@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .ranks import is_sharded
+from autoclip_torch.gradients.ranks import is_sharded
 
 
 def without_momentum(optimizer: Optimizer) -> list[Tensor]:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from autoclip_core.checks import message
 from autoclip_core.clipper.units import Units, split_shape, unit_shape
-
-from .rows import Slot
+from autoclip_torch.rows.rows import Slot
 
 # So many numbers are copied at a time, where they have to be.
 PIECE = 2**20

@@ -2,11 +2,12 @@
 
 from torch.optim import Optimizer
 
-from .amp import be_stepped_always, be_stepped_as_ever, refuse_scaler
+from autoclip_torch.step.amp import be_stepped_always, be_stepped_as_ever, refuse_scaler
+from autoclip_torch.step.stepper import Stepper
+from autoclip_torch.step.unwrap import stepped
+from autoclip_torch.step.warn import warn
+
 from .fused import Controls, is_fused
-from .stepper import Stepper
-from .unwrap import stepped
-from .warn import warn
 
 
 class Attached:

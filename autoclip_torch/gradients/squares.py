@@ -19,7 +19,7 @@ from torch._utils import _flatten_dense_tensors
 
 from autoclip_core.clipper.units import Units
 
-from .values import (
+from .layout import (
     PIECE,
     by_first_axis,
     norm_over,

@@ -12,8 +12,8 @@ import torch
 from autoclip_core.history.full import History
 from autoclip_core.history.validation import faults
 
-from .fit import difference
-from .states import moved
+from .compatibility import difference
+from .trees import moved
 
 
 def state_to_plain(state: Any) -> Any:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoclip_torch.rows.rows import Rows, Slot
+
 from . import device as on_device
 from . import host
-from .rows import Rows, Slot
 
 Gradients = Iterable[Tensor | None]
 """One tensor per slot of the rows; None where a parameter has no gradient."""

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision
+from autoclip_torch.gradients.parameters import Parameters, where
+from autoclip_torch.rows.groups import Group
+from autoclip_torch.rows.rows import Rows
+from autoclip_torch.state.policy_state import Learner
 
 from .amp import NO_SCALE, LossScale
-from .groups import Group
-from .learner import Learner
 from .looks import is_skipped, refuse_nonfinite
-from .parameters import Parameters, where
-from .rows import Rows
 from .run_checks import RunChecks
 
 

@@ -1,0 +1,4 @@
+"""Clipping inside `optimizer.step()`, and what follows a model that changes.
+
+It imports `step` and what lies below it. Read `attach.py` first.
+"""

@@ -1,0 +1,4 @@
+"""The policy state of a clipper, on the CPU or on a device, and its checkpoints.
+
+It imports `rows` and `gradients`. Read `policy_state.py` first.
+"""
