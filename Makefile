@@ -52,18 +52,19 @@ types: .venv/.dev  ## mypy --strict over the four packages
 	$(BIN)/mypy
 
 mutants: .venv/.test  ## change the core line by line and see the tests notice; an hour
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/support/mutants.py
 
 docs: .venv/.docs  ## build the site into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a wheel can get wrong is what it holds, not what it computes: some files will do.
-AWAY_core := imports doctests readme packaging decide golden window policies log replay \
-  suggest report cli
-AWAY_plot := plot_rows log replay report cli
-AWAY_torch := torch_clipper torch_checkpoint torch_attach readme doctests
-AWAY_jax := jax_faults readme doctests
-AWAY_tf := tf_gradients tf_layouts readme doctests
+AWAY_core := project/imports docs/doctests docs/readme project/packaging core/decide \
+  core/golden core/window core/policies core/clip_log core/replay core/suggest \
+  core/report core/cli
+AWAY_plot := core/plot_rows core/clip_log core/replay core/report core/cli
+AWAY_torch := torch/clipper torch/checkpoint torch/attach docs/readme docs/doctests
+AWAY_jax := jax/faults docs/readme docs/doctests
+AWAY_tf := tf/gradients tf/layouts docs/readme docs/doctests
 
 wheel: archives $(addprefix away-,core plot torch jax tf)  ## build it, check what it holds, test it away from the tree
 
@@ -82,7 +83,7 @@ away-%: archives
 	pip="$$python -m pip install --quiet --constraint constraints.txt"; \
 	$$pip pip; $$pip "$$(echo dist/*.whl)$(if $(filter core,$*),,[$*])" --group test; \
 	cd "$$away"; AUTOCLIP_TEST=core,$* "$$python" -m pytest $(SIDE_BY_SIDE) \
-	  $(addprefix tests/test_,$(addsuffix .py,$(AWAY_$*)))
+	  $(foreach t,$(AWAY_$*),tests/$(dir $t)test_$(notdir $t).py)
 
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

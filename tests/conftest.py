@@ -4,8 +4,9 @@
 installed, or is no name of the table below, the run is a usage error and not a skip.
 What is present is tested whether it was named or not; the report's head says so.
 
-Files named `test_torch_*.py`, `test_tf_*.py` and `test_jax_*.py` (and `test_plot_*.py`)
-are not even collected without their framework, so they import it plainly, at the top.
+The folders `torch`, `tf` and `jax`, and files named `test_torch_*.py`, `test_tf_*.py`,
+`test_jax_*.py` and `test_plot_*.py` elsewhere, are not collected without their
+framework, so they import it at the top.
 A single test that needs one says `@pytest.mark.needs("jax")` and imports it inside.
 """
 
@@ -53,8 +54,12 @@ MISSING = {
 TESTED = [name for name in MODULES if not MISSING[name]]
 REQUIRED = [n.strip() for n in os.environ.get("AUTOCLIP_TEST", "").split(",") if n]
 
-collect_ignore_glob = [f"test_{n}_*.py" for n in MODULES if n not in TESTED]
-collect_ignore_glob += [f"test_{n}.py" for n in MODULES if n not in TESTED]
+collect_ignore_glob = [
+    pattern
+    for name in MODULES
+    if name not in TESTED
+    for pattern in (name, f"*/test_{name}_*.py")
+]
 
 # Every run draws the same examples; `--hypothesis-profile=explore` draws new ones.
 slow_is_fine = [HealthCheck.too_slow]
@@ -124,7 +129,9 @@ def cuda():
 @pytest.fixture
 def scripts(monkeypatch):
     """The modules of benchmarks, for one test."""
-    from .trials import scripts_on_path  # this file has to stand alone, in a copy too
+    from .support.trials import (
+        scripts_on_path,  # this file has to stand alone, in a copy too
+    )
 
     with scripts_on_path(monkeypatch):
         yield

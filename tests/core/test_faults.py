@@ -1,0 +1,129 @@
+"""The fault battery in NumPy, and what table and account themselves must be like."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoclip_core import decide
+from autoclip_core.clipper.metrics import add_step, no_tally
+
+from ..support.account import HISTORY, POLICIES, SCOPES, Seen, account, check, norm_of
+from ..support.faults import CASES, drawn, layouts, rounded
+
+
+def test_the_battery_is_as_large_as_promised():
+    assert len(CASES) >= 30
+    shown = [grads for case in CASES.values() for grads in case.series()]
+    flat = [g for grads in shown for g in grads if g is not None and g.size]
+    for kind in (np.isnan, np.isposinf, np.isneginf):
+        assert any(kind(g).any() and not kind(g).all() for g in flat)
+        assert any(kind(g).all() for g in flat)
+    assert any(all(g is None for g in grads) for grads in shown)
+    page = pathlib.Path(__file__).parents[2] / "docs" / "reliability.md"
+    assert f"holds {len(CASES)} series" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", CASES)
+def test_numpy(name, policy, scope):
+    run(CASES[name], policy, scope)
+
+
+@given(drawn(layouts()), st.sampled_from([*POLICIES]), st.sampled_from([*SCOPES]))
+def test_any_series(case, policy, scope):
+    run(case, policy, scope)
+
+
+def run(case, policy, scope):
+    """Take a series through `decide`, and check it."""
+    check(case, policy, seen(case, policy, scope), scope)
+
+
+def seen(case, policy, scope="parameter"):
+    """What `decide` makes of each step."""
+    rows, (policy, _) = SCOPES[scope](len(case.layout)), POLICIES[policy]
+    row_of = {place: row for row, members in enumerate(rows) for place in members}
+    state, tally, steps = policy.init(len(rows)), no_tally(len(rows)), []
+    for grads in case.series():
+        norms = [norm_of([grads[place] for place in members]) for members in rows]
+        present = ~np.isnan(norms)
+        state, decision = decide(policy, state, norms, observed=present)
+        tally = add_step(tally, decision)
+        scales = [decision.scale[row_of[place]] for place in row_of]
+        results = list(map(scaled, grads, scales, [dtype for _, dtype in case.layout]))
+        steps.append(Seen(decision, tally, results))
+    return steps
+
+
+def scaled(gradient, scale, dtype):
+    """What an adapter makes of a gradient."""
+    if gradient is None or scale == 1:
+        return gradient
+    finite = np.zeros_like(gradient) if scale == 0 else gradient
+    return rounded(np.float64(finite) * scale, dtype)
+
+
+LEVELS = {"a level ten times as high": 10.0, "a level of a tenth": 0.1}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", LEVELS)
+def test_a_new_level_is_learned_within_the_window(name, policy):
+    """After as many steps as are remembered the old level counts for nothing."""
+    case = CASES[name]
+    norms = np.array([step.norms[0] for step in account(case, policy, "parameter")])
+    thresholds = [step.decision.threshold[0] for step in seen(case, policy)]
+    for step in range(16 + HISTORY, case.steps):
+        last = norms[step - HISTORY : step]
+        assert last.min() <= thresholds[step] <= 2 * last.max()
+    assert thresholds[15] / thresholds[-1] == pytest.approx(1 / LEVELS[name], rel=1)
+
+
+@pytest.mark.parametrize("name", ["constant norms", "ties"])
+def test_exact_cases_meet_their_thresholds(name):
+    """And what is as large as its threshold keeps its bits: `check` asserts it."""
+    steps = account(CASES[name], "quantile", "global")
+    assert sum(step.norms == step.limits for step in steps) > 5
+
+
+POISONED = {
+    "threshold": lambda found: found * np.float32(1.00001),
+    "norm": lambda found: np.where(np.isnan(found), np.float32(0), found),
+    "scale": lambda found: np.where(found < 1, found * np.float32(1.00001), found),
+    "clipped": np.zeros_like,
+    "finite": np.ones_like,
+    "skipped": np.ones_like,
+    "observed": lambda found: found + 1,
+    "nonfinite": lambda found: found + 1,
+    "steps": lambda found: found + 1,
+}
+
+
+@pytest.mark.parametrize("field", POISONED)
+def test_the_account_notices_a_wrong_number(field):
+    """The check can fail, whichever number is wrong."""
+    case = CASES["nan, then absent, then back"]
+
+    def poisoned(part):
+        if field not in part._fields:
+            return part
+        return part._replace(**{field: POISONED[field](getattr(part, field))})
+
+    steps = [
+        Seen(poisoned(step.decision), poisoned(step.tally), step.results)
+        for step in seen(case, "quantile")
+    ]
+    with pytest.raises(AssertionError):
+        check(case, "quantile", steps)
+
+
+def test_the_account_notices_a_gradient_that_is_not_what_was_decided():
+    case = CASES["nothing"]
+    steps = seen(case, "quantile")
+    steps[-1].results[1] = steps[-1].results[1] * np.float32(0.5)
+    with pytest.raises(AssertionError):
+        check(case, "quantile", steps)

@@ -1,0 +1,528 @@
+"""The laws that hold for every policy, on any series of norms."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoclip_core import (
+    Cap,
+    Decision,
+    Drop,
+    EmaRatio,
+    Fixed,
+    Floor,
+    Limit,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+    decide,
+)
+
+from ..support.cases import (
+    POLICIES,
+    STATIC,
+    any_series,
+    assert_same,
+    each,
+    every_policy,
+    few,
+    leaves,
+    log_normal,
+    policy_of,
+    positive,
+    run,
+    series_of,
+)
+
+UNIT = 2.0**-23  # the distance of float32 numbers around 1
+
+
+# What holds at each single step.
+
+
+class Step(NamedTuple):
+    """One step: what was there before it, and what came of it."""
+
+    policy: object
+    before: tuple
+    limit: Limit
+    decision: Decision
+    after: tuple
+    untouched: tuple
+    """A copy of `before` from before the step."""
+
+
+def steps(policy, series):
+    """Take the steps of a series one by one."""
+    state = policy.init(series.norms.shape[1])
+    for norms, observed, param_norms in zip(*series, strict=True):
+        known = np.where(observed & np.isfinite(norms), norms, np.float32(0))
+        known = np.where(known < np.finfo(np.float32).tiny, np.float32(0), known)
+        untouched = [np.copy(leaf) for leaf in leaves(state)]
+        with np.errstate(over="ignore"):
+            limit = policy.limit(state, known, param_norms=param_norms)
+        after, decision = decide(
+            policy, state, norms, observed=observed, param_norms=param_norms
+        )
+        yield Step(policy, state, limit, decision, after, untouched)
+        state = after
+
+
+def identity(step):
+    """At and below the threshold the scale is exactly 1, and above it never."""
+    _, threshold, scale, clipped, finite, skipped = step.decision
+    below = ~(step.decision.norm > threshold) & finite & ~skipped
+    assert (scale[below] == 1).all()
+    assert not clipped[below].any()
+
+
+def boundedness(step):
+    """What is left of a clipped norm is its target, and at most the threshold."""
+    norm, threshold, scale, clipped, finite, skipped = step.decision
+    norm = np.where(finite, norm, 0)
+    left = np.float64(scale) * norm
+    rounding = UNIT * left + 1e-45 * norm  # the second where a scale is subnormal
+    assert (left <= threshold + rounding)[clipped].all()
+    exact = clipped & ~skipped
+    assert (abs(left - step.limit.target) <= rounding)[exact].all()
+
+
+def no_amplification(step):
+    """A scale is in [0, 1], and a target at most the threshold."""
+    assert ((step.decision.scale >= 0) & (step.decision.scale <= 1)).all()
+    assert (step.limit.target <= step.limit.threshold).all()
+    assert (step.limit.target >= 0).all()
+
+
+def threshold_is_a_number(step):
+    """Never NaN, never 0, +inf at most: a finite gradient cannot become NaN."""
+    assert (step.decision.threshold > 0).all()
+    assert (step.decision.threshold == step.limit.threshold).all()
+
+
+def purity(step):
+    """A step leaves the state it was given as it was."""
+    for leaf, copy in zip(leaves(step.before), step.untouched, strict=True):
+        assert leaf.tobytes() == copy.tobytes()
+
+
+def only_observed_finite_and_positive_norms_are_learned(step):
+    """All other rows keep their state bit for bit (a buffer may have grown)."""
+    kept = ~(step.decision.norm > 0) | ~step.decision.finite
+    for new, old in zip(leaves(step.after), leaves(step.before), strict=True):
+        assert new.dtype == old.dtype
+        width = old.shape[-1]
+        if old.ndim == 2:
+            assert np.isposinf(new[kept, width:]).all()
+            new = new[:, :width]
+        assert (new[kept] == old[kept]).all()
+
+
+STEP_LAWS = [
+    identity,
+    boundedness,
+    no_amplification,
+    threshold_is_a_number,
+    purity,
+    only_observed_finite_and_positive_norms_are_learned,
+]
+
+
+@every_policy
+@few
+@given(series=any_series())
+def test_each_step_obeys(policy, series):
+    for step in steps(policy, series):
+        for law in STEP_LAWS:
+            law(step)
+
+
+@every_policy
+def test_each_step_obeys_in_a_long_run(policy):
+    """The same where the windows are full and the counts have wrapped."""
+    rng = np.random.default_rng(0)
+    norms = log_normal(rng, (150, 3), 1.0)
+    norms[rng.random(norms.shape) < 0.05] = np.nan
+    norms[:, 1] *= 1e30
+    norms[:, 2] = np.round(norms[:, 2] * 2) / 2
+    taken = list(steps(policy, series_of(norms)))
+    for step in taken:
+        for law in STEP_LAWS:
+            law(step)
+    assert any(step.decision.clipped.any() for step in taken)
+
+
+# Causality.
+
+
+def threshold_first(policy):
+    """Whether a threshold can be had before the norm is known."""
+    return "include_current=True" not in repr(policy) and "Drop" not in repr(policy)
+
+
+@every_policy
+@few
+@given(series=any_series(rows=1, most=20), other=positive(), data=st.data())
+def test_a_threshold_does_not_depend_on_its_norm(policy, series, other, data):
+    """Nor on anything later."""
+    at = data.draw(st.integers(0, len(series.norms) - 1))
+    changed = series.norms.copy()
+    changed[at:] = other
+    _, first = run(policy, series)
+    _, second = run(policy, series._replace(norms=changed))
+    until = at if "include_current=True" in repr(policy) else at + 1
+    np.testing.assert_array_equal(first.threshold[:until], second.threshold[:until])
+
+
+CURRENT = {c: p for c, p in POLICIES.items() if "include_current=True" in c}
+
+
+@each(CURRENT)
+def test_with_include_current_it_does(policy):
+    """The positive control of the test above."""
+    assert len(CURRENT) >= 3
+    norms = np.arange(1.0, 17.0).reshape(8, 2)
+    norms[-1] = 0.1, 100
+    _, decision = run(policy, series_of(norms))
+    assert decision.threshold[-1, 0] < decision.threshold[-1, 1]
+
+
+@every_policy
+@few
+@given(series=any_series(most=15))
+def test_the_threshold_may_be_taken_before_the_norm_is_known(policy, series):
+    state, _ = run(policy, series)
+    norms, param_norms = np.float32([1, 100]), series.param_norms[-1]
+    if not threshold_first(policy):
+        with pytest.raises(ValueError, match="before it is known"):
+            policy.limit(state, param_norms=param_norms)
+        return
+    with np.errstate(over="ignore"):
+        limit = policy.limit(state, param_norms=param_norms)
+    assert limit.target is limit.threshold or (limit.target == limit.threshold).all()
+    _, decision = decide(policy, state, norms, param_norms=param_norms)
+    expected = np.broadcast_to(limit.threshold, decision.threshold.shape)
+    np.testing.assert_array_equal(decision.threshold, expected)
+
+
+# Scale equivariance.
+
+EQUIVARIANT = {
+    code: policy
+    for code, policy in POLICIES.items()
+    if code.startswith(("Quantile", "ZScore", "Streaming", "Drop(Streaming"))
+    or (code.startswith(("MeanStd", "Warmup(M")) and "log" not in code)
+    or code == "EmaRatio(2.0, beta=0.9, warmup_steps=0)"
+}
+NOT_EQUIVARIANT = {
+    code: POLICIES[code] for code in POLICIES.keys() - EQUIVARIANT.keys()
+}
+
+
+@each(EQUIVARIANT)
+@few
+@given(series=any_series(norms=positive() | st.just(0.0)), k=st.integers(-60, 60))
+def test_powers_of_two_change_no_scale(policy, series, k):
+    """Bit for bit: the unit of the loss does not matter."""
+    factor = np.float32(2.0**k)
+    _, before = run(policy, series)
+    _, after = run(policy, series._replace(norms=series.norms * factor))
+    np.testing.assert_array_equal(after.scale, before.scale)
+    np.testing.assert_array_equal(after.threshold, before.threshold * factor)
+
+
+@pytest.mark.parametrize("code", sorted(NOT_EQUIVARIANT))
+def test_absolute_constants_do_change_it(code):
+    """The positive control; those constants are meant, but for rounding with log."""
+    policy = NOT_EQUIVARIANT[code]
+    norms = log_normal(np.random.default_rng(0), (60, 4))
+    _, before = run(policy, series_of(norms))
+    _, after = run(policy, series_of(norms * 2.0**10))
+    if "log=True" in code:
+        np.testing.assert_allclose(after.scale, before.scale, rtol=1e-5)
+    else:
+        assert not np.array_equal(after.scale, before.scale)
+
+
+@few
+@given(series=any_series(norms=positive()), k=st.integers(-9, 60))
+def test_agc_follows_gradients_and_parameters_together(series, k):
+    factor = np.float32(2.0**k)
+    series = series._replace(param_norms=np.float32(1 + series.param_norms))
+    policy = ParamRatio(0.1, eps=1e-3)
+    _, before = run(policy, series)
+    norms, param_norms = series.norms * factor, series.param_norms * factor
+    _, after = run(policy, series._replace(norms=norms, param_norms=param_norms))
+    np.testing.assert_array_equal(after.scale, before.scale)
+
+
+# The scope lattice: k rows are k times one row.
+
+
+@every_policy
+@few
+@given(series=any_series(rows=3, most=12))
+def test_rows_do_not_know_of_each_other(policy, series):
+    state, together = run(policy, series)
+    for row in range(3):
+        one = type(series)(*(field[:, row : row + 1] for field in series))
+        alone_state, alone = run(policy, one)
+        for name, field in together._asdict().items():
+            if "skip" not in repr(policy) or name not in ("scale", "skipped"):
+                np.testing.assert_array_equal(
+                    field[:, row], getattr(alone, name)[:, 0], err_msg=name
+                )
+        for leaf, other in zip(leaves(state), leaves(alone_state), strict=True):
+            width = other.shape[1:]  # the buffer of a row alone may have grown less
+            leaf = leaf[row : row + 1, : width[0]] if width else leaf[row : row + 1]
+            np.testing.assert_array_equal(leaf, other)
+
+
+# A combinator changes what is applied, never what is learned.
+
+
+COMBINATORS = [
+    lambda policy: Cap(policy, max_norm=0.7),
+    lambda policy: Floor(policy, min_norm=3.0),
+    lambda policy: Drop(policy, action="zero"),
+    lambda policy: Drop(policy, action="skip"),
+    lambda policy: Warmup(policy, steps=4, threshold=0.3),
+    lambda policy: Cap(Drop(Floor(Warmup(policy, steps=3), min_norm=0.5)), max_norm=1),
+]
+
+
+@every_policy
+@few
+@given(series=any_series(most=10))
+def test_the_inner_policy_learns_as_if_alone(policy, series):
+    inner, _ = run(policy, series)
+    for combinator in COMBINATORS:
+        state, _ = run(combinator(policy), series)
+        counts = len(leaves(state)) > len(leaves(inner))  # those of a Warmup
+        assert_same(state.inner if counts else state, inner)
+
+
+# The streaming quantile.
+
+
+def drift(policy, series):
+    """ln(C_T / C_0) as it is, and as it has to be; and how many norms made it so."""
+    state, decision = run(policy, series)
+    first = int(np.argmax(decision.norm[:, 0] > 0))
+    above = int(decision.clipped[first + 1 :, 0].sum())
+    seen = int((decision.norm[first + 1 :, 0] > 0).sum())
+    ratio = math.log(float(state.level[0]) / float(decision.norm[first, 0]))
+    return ratio, policy.rate * (above - (1 - policy.quantile) * seen), seen
+
+
+@given(
+    norms=st.lists(positive(1e-6, 1e6) | st.just(0.0), min_size=1, max_size=60).filter(
+        any
+    ),
+    q=st.floats(0, 1),
+    rate=st.floats(1e-3, 0.5),
+)
+def test_the_streaming_quantile_keeps_its_account(norms, q, rate):
+    """clip rate = (1 - q) + ln(C_T / C_0) / (rate * T), for any series."""
+    actual, expected, seen = drift(StreamingQuantile(q, rate=rate), series_of(norms))
+    assert actual == pytest.approx(expected, abs=(seen + 1) * 1.5 * UNIT)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05])
+@pytest.mark.parametrize("norm", [1e-30, 1e30])
+def test_its_rounding_does_not_add_up_in_one_direction(rate, norm):
+    """Falling (or rising) by one factor all the time: the worst case for a bias."""
+    steps = 3000 if norm < 1 else int(60 / rate)
+    policy = StreamingQuantile(0.9, rate=rate)
+    norms = np.full(steps, norm)
+    norms[0] = 1.0
+    actual, expected, seen = drift(policy, series_of(norms))
+    assert seen == steps - 1
+    assert abs(expected) > 5
+    assert actual == pytest.approx(expected, abs=40 * UNIT)
+
+
+def test_one_norm_moves_it_by_a_bounded_factor():
+    policy = StreamingQuantile(0.9, rate=0.05)
+    _, decision = run(policy, series_of([1.0, 1e30, 1e-30, 1e-30]))
+    factors = decision.threshold[2:, 0] / decision.threshold[1:-1, 0]
+    assert factors == pytest.approx([math.exp(0.045), math.exp(-0.005)], rel=1e-6)
+
+
+# Clip rates: what is expected, and what algorithms have been found to do.
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Quantile(0.9, history_length=200),
+        Quantile(0.5, history_length=100),
+        Quantile(0.1, history_length=None, include_current=True),
+        StreamingQuantile(0.9),
+        StreamingQuantile(0.5, rate=0.02),
+        Warmup(Quantile(0.75, history_length=200), steps=50),
+        Drop(Quantile(0.9, history_length=200)),
+    ],
+    ids=repr,
+)
+def test_the_expected_clip_rate_is_the_clip_rate(policy):
+    """Whatever the spread of the norms."""
+    log_std = np.repeat([0.1, 0.5, 1.0], 40)
+    norms = log_normal(np.random.default_rng(1), (600, 120), log_std)
+    _, decision = run(policy, series_of(norms))
+    rates = decision.clipped[300:].reshape(300, 3, 40).mean(axis=(0, 2))
+    assert rates == pytest.approx([policy.expected_clip_rate] * 3, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected", "mean_scale"),
+    [
+        (ZScore(record="applied"), 0.036, 0.99),
+        (ZScore(2.0, record="applied"), 0.087, 0.98),
+        (ZScore(target="mean", record="applied"), 0.067, 0.97),
+        (EmaRatio(warmup_steps=0), 0.71, 0.82),
+        (EmaRatio(1.04, beta=0.99, warmup_steps=0), 0.76, 0.80),
+        (EmaRatio(2.0, warmup_steps=0), 0.007, 1.0),
+        (MeanStd(2.0, history_length=500), 0.041, 1.0),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_clip_rates_are_those_of_an_independent_simulation(
+    policy, expected, mean_scale
+):
+    """Log-deviation 0.3; the figures were computed by another program."""
+    norms = log_normal(np.random.default_rng(2), (1500, 30))
+    _, decision = run(policy, series_of(norms))
+    assert decision.clipped[500:].mean() == pytest.approx(expected, rel=0.12)
+    assert decision.scale[500:].mean() == pytest.approx(mean_scale, abs=0.02)
+
+
+# Level shifts. A policy must follow a lasting change of the norms by ten.
+
+BEFORE, ROWS = 1050, 24
+SHIFTS = {
+    "Quantile()": (190, 1000),
+    "MeanStd()": (165, 1010),
+    "MeanStd(log=True)": (195, 1000),
+    "ZScore()": (40, 300),
+    "EmaRatio(warmup_steps=0)": (2400, 200),
+    "EmaRatio(2.0, warmup_steps=0)": (90, 160),
+    "StreamingQuantile()": (45, 420),
+    "Warmup(Quantile(history_length=100), steps=100)": (20, 100),
+    "Drop(ZScore())": (50, 300),
+}
+"""Policy -> steps that it may take after norms x 10, and after norms / 10."""
+
+
+def steps_to_follow(policy, most):
+    """Steps after a shift by ten, up and down, until the policy has followed.
+
+    Up: the mean scale is back above 0.9 of what it was. Down: the threshold has come
+    down to at most 1.5 times what belongs to the new norms.
+    """
+    norms = log_normal(np.random.default_rng(5), (BEFORE + most + 30, 2 * ROWS))
+    norms[BEFORE:, :ROWS] *= 10
+    norms[BEFORE:, ROWS:] /= 10
+    _, decision = run(policy, series_of(norms))
+    scale = decision.scale[:, :ROWS].mean(axis=1)
+    scale = np.convolve(scale, np.ones(10) / 10, mode="valid")
+    threshold = np.median(decision.threshold[:, ROWS:], axis=1)
+    followed = (
+        scale[BEFORE:] > 0.9 * scale[BEFORE - 200 : BEFORE - 10].mean(),
+        threshold[BEFORE:] < 0.15 * threshold[BEFORE - 200 : BEFORE].mean(),
+    )
+    for good in followed:
+        assert not good[0], "there was nothing to recover from"
+    return [np.argmax(good) if good.any() else math.inf for good in followed]
+
+
+@pytest.mark.parametrize("code", SHIFTS)
+def test_every_policy_follows_a_level_shift(code):
+    taken = steps_to_follow(policy_of(code), max(SHIFTS[code]))
+    print(code, taken)
+    for steps, most in zip(taken, SHIFTS[code], strict=True):
+        assert most / 2 < steps <= most
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ZScore(record="applied"),
+        ZScore(target="mean", record="applied"),
+        EmaRatio(1.0001, warmup_steps=0),
+    ],
+    ids=repr,
+)
+def test_known_exceptions_do_not(policy):
+    """The paper's ZClip: a clipped spike lies less than one sigma from the mean."""
+    up, _ = steps_to_follow(policy, 3000)
+    assert up == math.inf
+
+
+def test_a_clipped_step_widens_the_z_score_by_seven_percent():
+    """T was recorded: sigma^2 <- alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
+    norms = log_normal(np.random.default_rng(0), 200)
+    state, _ = run(ZScore(), series_of(norms))
+    before = float(state.deviation[0])
+    state, decision = decide(ZScore(), state, [100.0])
+    assert decision.clipped[0]
+    grown = math.sqrt(0.97 + 0.03 * (0.97 * 2.5) ** 2)
+    assert state.deviation[0] / before == pytest.approx(grown, rel=1e-5)
+    assert grown == pytest.approx(1.07, abs=0.005)
+
+
+CONSTANT = {
+    "Quantile()": 1000,
+    "MeanStd()": 160,
+    "MeanStd(log=True)": 200,
+    "ZScore()": 45,
+    "EmaRatio(2.0, warmup_steps=0)": 90,
+    "StreamingQuantile()": 55,
+}
+"""Policy -> steps that it may take after constant norms x 10 or x 3."""
+
+
+@pytest.mark.parametrize("code", CONSTANT)
+def test_a_history_without_any_spread_is_no_trap(code):
+    """Exactly constant norms: sigma is 0, and every quantile the same number."""
+    norms = np.ones((BEFORE + CONSTANT[code], 2))
+    norms[BEFORE:] = 10, 3
+    _, decision = run(policy_of(code), series_of(norms))
+    most_clipped = 0.99 if "Streaming" in code else 1 - 1e-6
+    assert (decision.scale[:BEFORE] > most_clipped).all()
+    assert (decision.scale[BEFORE] < 1).all()
+    assert (decision.scale[-1] > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    "policy", [Fixed(1.0), Cap(Fixed(3.0), max_norm=1.0)], ids=repr
+)
+def test_a_constant_threshold_follows_nothing(policy):
+    _, decision = run(policy, series_of([0.5] * 50 + [5.0] * 50))
+    assert (decision.scale[50:] == np.float32(0.2)).all()
+
+
+def test_a_floor_leaves_small_norms_alone():
+    _, decision = run(Floor(Fixed(1.0), min_norm=2.0), series_of([1.5, 2.0, 2.5]))
+    assert decision.scale[:, 0] == pytest.approx([1.0, 1.0, 0.8])
+
+
+def test_the_table_is_complete():
+    """Every policy and combinator is in the tables that these tests run over."""
+    import autoclip_core
+
+    kinds = [
+        name
+        for name, kind in vars(autoclip_core).items()
+        if autoclip_core.Policy in getattr(kind, "__mro__", ())[1:]
+    ]
+    assert len(kinds) == 11
+    for name in kinds:
+        assert any(f"{name}(" in code for code in STATIC), name

@@ -1,0 +1,287 @@
+"""What is logged of a step and of a run, against float64 formulas; also in a jit."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoclip_core import Decision
+from autoclip_core.clipper.metrics import (
+    Tally,
+    add_step,
+    metrics,
+    no_tally,
+    row_metrics,
+    was_observed,
+)
+
+from ..support.cases import log_normal
+
+INF, NAN = float("inf"), float("nan")
+NAMES = [
+    "clip/norm",
+    "clip/threshold",
+    "clip/scale",
+    "clip/norm_after",
+    "clip/clipped",
+    "clip/clip_rate",
+    "clip/nonfinite_total",
+    "clip/skipped_total",
+    "clip/steps",
+]
+
+
+def decision_of(norms, thresholds, *, unobserved=(), nonfinite="zero"):
+    """The decision on these norms, to the letter of the table of numeric rules."""
+    norms = np.float32(norms)
+    thresholds = np.broadcast_to(np.float32(thresholds), norms.shape)
+    seen = np.ones(norms.shape, bool)
+    seen[list(unobserved)] = False
+    finite = np.isfinite(norms) | ~seen
+    clipped = seen & finite & (np.where(finite, norms, 0) > thresholds)
+    scale = np.where(clipped, thresholds / np.where(clipped, norms, 1), 1)
+    scale = np.where(finite, scale, 0 if nonfinite == "zero" else 1)
+    skips = nonfinite == "skip" and not finite.all()
+    if skips:
+        scale = np.where(seen, 0, scale)
+    return Decision(
+        norm=np.where(seen, norms, np.float32(NAN)),
+        threshold=thresholds.astype(np.float32),
+        scale=scale.astype(np.float32),
+        clipped=clipped,
+        finite=finite,
+        skipped=np.full(norms.shape, skips),
+    )
+
+
+def formula(decisions):
+    """What is to be logged after these steps, in float64, straight from the words."""
+    last = decisions[-1]
+    seen = ~(np.isnan(last.norm) & last.finite)
+    known = seen & last.finite
+    norms, scales = np.float64(last.norm[known]), np.float64(last.scale[known])
+    before, after = (np.sqrt(np.sum(x**2)) for x in (norms, norms * scales))
+    if not last.finite.all() and not known.any():
+        before = after = NAN
+    limits = np.float64(last.threshold[np.isfinite(last.threshold)])
+    was_seen = [~(np.isnan(d.norm) & d.finite) for d in decisions]
+    return {
+        "clip/norm": before,
+        "clip/threshold": np.median(limits) if len(limits) else INF,
+        "clip/scale": after / before if before != 0 else 1.0,
+        "clip/norm_after": after,
+        "clip/clipped": last.clipped[seen].mean() if seen.any() else 0.0,
+        "clip/clip_rate": sum(d.clipped.sum() for d in decisions)
+        / max(sum(seen.sum() for seen in was_seen), 1),
+        "clip/nonfinite_total": sum(not d.finite.all() for d in decisions),
+        "clip/skipped_total": sum(d.skipped.any() for d in decisions),
+        "clip/steps": len(decisions),
+    }
+
+
+def in_numpy(decisions):
+    tally = no_tally(len(decisions[0].norm))
+    for decision in decisions:
+        tally = add_step(tally, decision)
+    return metrics(decisions[-1], tally)
+
+
+@cache
+def jitted():
+    """Compiled once for each number of rows."""
+    import jax
+    import jax.numpy as jnp
+
+    step = jax.jit(lambda tally, decision: add_step(tally, decision, jnp))
+    return step, jax.jit(lambda decision, tally: metrics(decision, tally, jnp))
+
+
+def in_jax(decisions):
+    import jax.numpy as jnp
+
+    step, told = jitted()
+    tally = no_tally(len(decisions[0].norm), jnp)
+    for decision in decisions:
+        decision = Decision(*map(jnp.asarray, decision))
+        tally = step(tally, decision)
+    return told(decision, tally)
+
+
+everywhere = pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(in_numpy, id="numpy"),
+        pytest.param(in_jax, id="jax-jit", marks=pytest.mark.needs("jax")),
+    ],
+)
+
+
+def check(run, decisions, rtol=1e-6):
+    found, expected = run(decisions), formula(decisions)
+    # jax sorts the keys of a dict.
+    assert set(found) == set(NAMES)
+    for name in NAMES:
+        assert np.shape(found[name]) == ()
+        np.testing.assert_allclose(
+            np.asarray(found[name]),
+            expected[name],
+            rtol=rtol,
+            atol=1.5e-45,  # one subnormal float32: a scale may be that small
+            err_msg=name,
+        )
+
+
+STEPS = {
+    "one row": decision_of([0.5], 1.0),
+    "one row, clipped": decision_of([4.0], 1.0),
+    "all rows": decision_of([0.5, 2.0, 3.0], [1.0, 1.0, 2.0]),
+    "no threshold yet": decision_of([0.5, 2.0, 3.0], INF),
+    "some have a threshold": decision_of([0.5, 2.0, 3.0], [INF, 1.0, 2.0]),
+    "some are unobserved": decision_of([9.0, 2.0, 3.0], 1.0, unobserved=[0]),
+    "nothing observed": decision_of([9.0, 9.0, 9.0], 1.0, unobserved=[0, 1, 2]),
+    "zeros": decision_of([0.0, 0.0, 0.0], 1.0),
+    "one NaN": decision_of([NAN, 2.0, 3.0], 1.0),
+    "one infinity": decision_of([0.5, INF, 3.0], 1.0),
+    "left as it came": decision_of([0.5, INF, 3.0], 1.0, nonfinite="propagate"),
+    "skipped": decision_of([0.5, NAN, 3.0], 1.0, nonfinite="skip"),
+    "nothing is finite": decision_of([NAN, INF, NAN], 1.0),
+    "not finite or unobserved": decision_of([NAN, 9.0, 9.0], 1.0, unobserved=[1, 2]),
+    "even thresholds": decision_of([1.0, 2.0, 3.0, 4.0], [8.0, 0.5, 2.0, 1.0]),
+    "dropped": decision_of([4.0, 0.5], 1.0)._replace(scale=np.float32([0, 1])),
+    "huge": decision_of([1e30, 3e30, 2e30], 1e30),
+    "huge and tiny": decision_of([1e30, 1e-30], 1e-3),
+    "tiny": decision_of([1e-30, 3e-30, 2e-30], 1e-30),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("decision", STEPS.values(), ids=list(STEPS))
+def test_one_step(run, decision):
+    check(run, [decision])
+
+
+@everywhere
+def test_a_run(run):
+    """Rates and totals are of all steps, the rest is of the last; each step is last."""
+    steps = [d for d in STEPS.values() if len(d.norm) == 3]
+    assert len(steps) > 10
+    for stop in range(1, len(steps) + 1):
+        check(run, steps[:stop])
+
+
+@everywhere
+def test_thousands_of_rows_of_every_size(run):
+    """No square overflows or vanishes, and no sum of counts is off."""
+    rng = np.random.default_rng(0)
+    for size in (1.0, 1e30, 1e-30):
+        norms = size * log_normal(rng, (3, 5001), 1.0)
+        thresholds = size * log_normal(rng, (3, 5001), 0.5)
+        norms[0, ::100], norms[1, ::50], norms[2, 7] = NAN, INF, 0
+        steps = [
+            decision_of(n, t, unobserved=rng.choice(5001, 300, replace=False))
+            for n, t in zip(norms, thresholds, strict=True)
+        ]
+        check(run, steps, rtol=1e-5)
+
+
+@everywhere
+def test_a_thousand_rows_of_1e30_have_a_norm(run):
+    found = run([decision_of(np.full(1000, 1e30), 1e29)])
+    np.testing.assert_allclose(found["clip/norm"], 1000**0.5 * 1e30, rtol=1e-5)
+    np.testing.assert_allclose(found["clip/norm_after"], 1000**0.5 * 1e29, rtol=1e-5)
+    np.testing.assert_allclose(found["clip/scale"], 0.1, rtol=1e-5)
+
+
+norms = st.floats(2.0**-100, 2.0**100, width=32) | st.sampled_from([0.0, NAN, INF, 1.0])
+limits = st.floats(2.0**-100, 2.0**100, width=32) | st.sampled_from([INF, 1.0])
+rows = st.integers(1, 6)
+
+
+@given(
+    rows.flatmap(
+        lambda rows: st.lists(
+            st.builds(
+                decision_of,
+                st.lists(norms, min_size=rows, max_size=rows),
+                st.lists(limits, min_size=rows, max_size=rows),
+                unobserved=st.sets(st.integers(0, rows - 1)),
+                nonfinite=st.sampled_from(["zero", "skip", "propagate"]),
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+)
+def test_any_run(decisions):
+    check(in_numpy, decisions, rtol=2e-6)
+    found = in_numpy(decisions)
+    assert 0 <= found["clip/scale"] <= 1 or np.isnan(found["clip/norm"])
+    assert 0 <= found["clip/clip_rate"] <= 1
+
+
+def test_counts():
+    """Per row and of the run; the skips in a row begin anew after a step taken."""
+    tally = no_tally(2)
+    assert isinstance(tally, Tally)
+    seen = []
+    for decision in (
+        decision_of([4.0, 0.5], 1.0),
+        decision_of([NAN, 4.0], 1.0, nonfinite="skip"),
+        decision_of([INF, 4.0], 1.0, nonfinite="skip"),
+        decision_of([9.0, 4.0], 1.0, unobserved=[0], nonfinite="skip"),
+        decision_of([NAN, 9.0], 1.0, unobserved=[1], nonfinite="skip"),
+    ):
+        tally = add_step(tally, decision)
+        seen.append(int(tally.skipped_in_a_row))
+    assert seen == [0, 1, 2, 0, 1]
+    assert tally.steps == 5
+    assert tally.observed.tolist() == [4, 4]
+    assert tally.clipped.tolist() == [1, 3]
+    assert tally.nonfinite == 3
+    assert tally.skipped == 3
+    for count in tally:
+        assert count.dtype == np.int32
+
+
+def test_who_was_observed():
+    """A NaN is a gradient that was not a number, or none at all; `finite` tells."""
+    decision = decision_of([1.0, NAN, 9.0, INF, 0.0], 1.0, unobserved=[2])
+    assert was_observed(decision).tolist() == [True, True, False, True, True]
+
+
+def test_no_rows_have_metrics():
+    """A model of which every parameter is excluded."""
+    told = in_numpy([decision_of([], 1.0)] * 3)
+    assert [told[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
+    assert [told[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 3]
+
+
+def test_the_metrics_of_each_row():
+    tally = no_tally(3)
+    for norms in ([4.0, 0.5, 9.0], [4.0, 4.0, 9.0], [0.5, 8.0, 9.0], [0.5, 2.0, 9.0]):
+        decision = decision_of(norms, [2.0, 4.0, 1.0], unobserved=[2])
+        tally = add_step(tally, decision)
+    told = row_metrics(["a", "b", "c"], decision, tally)
+    assert math.isnan(told.pop("clip/norm/c"))
+    assert told == {
+        **{"clip/norm/a": 0.5, "clip/norm/b": 2.0},
+        **{"clip/threshold/a": 2.0, "clip/threshold/b": 4.0, "clip/threshold/c": 1.0},
+        **{"clip/scale/a": 1.0, "clip/scale/b": 1.0, "clip/scale/c": 1.0},
+        **{"clip/clip_rate/a": 0.5, "clip/clip_rate/b": 0.25, "clip/clip_rate/c": 0.0},
+    }
+    decision = decision_of([4.0], 1.0)
+    told = row_metrics(["a"], decision, add_step(no_tally(1), decision))
+    assert told["clip/clip_rate/a"] == 1.0
+
+
+def test_what_is_given_stays_as_it_was():
+    decision = STEPS["all rows"]
+    before = [field.copy() for field in decision]
+    tally = no_tally(3)
+    metrics(decision, add_step(tally, decision))
+    for field, old in zip(decision, before, strict=True):
+        np.testing.assert_array_equal(field, old)
+    assert all((count == 0).all() for count in tally)

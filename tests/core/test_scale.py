@@ -1,0 +1,253 @@
+"""The numeric rules: one table, the same in every framework."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from autoclip_core import Limit, Policy, decide
+from autoclip_core.scale import NONFINITE, SMALLEST_NORMAL, as_norms, scale_rows
+
+from ..support.cases import FRAMEWORKS, UNCOMPILED, frameworks, in_numpy
+
+every_framework = frameworks({"numpy": (in_numpy, "core")} | FRAMEWORKS | UNCOMPILED)
+
+INF, NAN = float("inf"), float("nan")
+SMALLEST = float(np.finfo(np.float32).tiny)
+NEXT = float(np.nextafter(np.float32(1), np.float32(2)))
+
+
+class Rule(NamedTuple):
+    """One row of one step, and what has to come out of it."""
+
+    name: str
+    norm: float
+    threshold: float
+    target: float
+    scale: float
+    """With nonfinite="zero"."""
+    clipped: bool = False
+    learns: bool = True
+    observed: bool = True
+    finite: bool = True
+    propagated: float | None = None
+    """The scale with nonfinite="propagate", where it is another one."""
+    known_as: float | None = None
+    """The norm in the decision, where it is another one."""
+
+
+RULES = [
+    Rule("below", 0.5, 1.0, 1.0, scale=1.0),
+    Rule("just below", 1.0, NEXT, NEXT, scale=1.0),
+    Rule("equal", 1.0, 1.0, 1.0, scale=1.0),
+    Rule("just above", NEXT, 1.0, 1.0, scale=1 / NEXT, clipped=True),
+    Rule("above", 4.0, 2.0, 2.0, scale=0.5, clipped=True),
+    Rule("far above", 1e30, 1.0, 1.0, scale=1e-30, clipped=True),
+    Rule("target below", 4.0, 2.0, 1.0, scale=0.25, clipped=True),
+    Rule("dropped", 4.0, 2.0, 0.0, scale=0.0, clipped=True),
+    Rule("not dropped", 2.0, 2.0, 0.0, scale=1.0),
+    Rule("tiny", 5e-7, 1e-7, 1e-7, scale=0.2, clipped=True),
+    Rule("very tiny", 4e-37, 1e-37, 1e-37, scale=0.25, clipped=True),
+    Rule("zero", 0.0, 1.0, 1.0, scale=1.0, learns=False),
+    Rule("zero, no threshold", 0.0, INF, INF, scale=1.0, learns=False),
+    Rule("no threshold", 1e30, INF, INF, scale=1.0),
+    Rule("no threshold, target 0", 1e30, INF, 0.0, scale=1.0),
+    Rule("smallest", SMALLEST, INF, INF, scale=1.0),
+    Rule("subnormal", 1.1e-38, 1.0, 1.0, scale=1.0, learns=False, known_as=0.0),
+    Rule("nan", NAN, 1.0, 1.0, 0.0, learns=False, finite=False, propagated=1.0),
+    Rule("inf", INF, 1.0, 1.0, 0.0, learns=False, finite=False, propagated=1.0),
+    Rule("inf, no threshold", INF, INF, INF, 0.0, False, False, True, False, 1.0),
+    Rule("unobserved", 4.0, 2.0, 2.0, 1.0, False, False, False, known_as=NAN),
+    Rule("unobserved nan", NAN, 2.0, 2.0, 1.0, False, False, False, known_as=NAN),
+]
+BAD = [not rule.finite for rule in RULES]
+
+
+class Learned(NamedTuple):
+    """What `Given` remembers: the last norm it learned, -1 before."""
+
+    norm: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
+class Given(Policy):
+    """A policy of a user: thresholds and targets as they are given."""
+
+    thresholds: tuple[float, ...]
+    targets: tuple[float, ...]
+
+    def init(self, rows, xp=np):
+        return Learned(xp.full((rows,), -1.0, dtype=xp.float32))
+
+    def limit(self, state, norms=None, *, param_norms=None, xp=np):
+        return Limit(
+            xp.asarray(np.float32(self.thresholds), dtype=xp.float32),
+            xp.asarray(np.float32(self.targets), dtype=xp.float32),
+        )
+
+    def record(self, state, norms, limit, xp=np):
+        return Learned(norms)
+
+
+def decision_on(rules, framework, **settings):
+    """What comes out of one step, one row for each rule, as lists."""
+    policy = Given(
+        tuple(rule.threshold for rule in rules), tuple(rule.target for rule in rules)
+    )
+    norms = np.float32([rule.norm for rule in rules])
+    observed = np.array([rule.observed for rule in rules])
+
+    xp, array, compiled = framework()
+
+    def step(state, norms, observed):
+        return decide(policy, state, norms, observed=observed, xp=xp, **settings)
+
+    state = policy.init(len(rules), xp)
+    state, decision = compiled(step)(state, array(norms), array(observed))
+    learned = np.asarray(state.norm) >= 0
+    return learned, type(decision)(*(np.asarray(field) for field in decision))
+
+
+def names(rules, flags):
+    """Which rules a flag is set for: a failure then names them."""
+    return [rule.name for rule, flag in zip(rules, flags, strict=True) if flag]
+
+
+def check(rules, framework, scales, learns, skipped=False, **settings):
+    """One step against the table."""
+    learned, decision = decision_on(rules, framework, **settings)
+    expected = [rule.norm if rule.known_as is None else rule.known_as for rule in rules]
+    np.testing.assert_array_equal(decision.norm, np.float32(expected))
+    thresholds = np.float32([rule.threshold for rule in rules])
+    np.testing.assert_array_equal(decision.threshold, thresholds)
+    np.testing.assert_allclose(decision.scale, scales, rtol=1.2e-7)
+    ones = np.equal(scales, 1)
+    assert names(rules, decision.scale == 1) == names(rules, ones)
+    assert names(rules, decision.clipped) == names(rules, [r.clipped for r in rules])
+    assert names(rules, decision.finite) == names(rules, [r.finite for r in rules])
+    assert names(rules, learned) == names(rules, learns)
+    assert decision.skipped.tolist() == [skipped] * len(rules)
+    for field in (decision.norm, decision.threshold, decision.scale):
+        assert field.dtype == np.float32
+    for field in (decision.clipped, decision.finite, decision.skipped):
+        assert field.dtype == bool
+
+
+@every_framework
+def test_zero_is_the_default(framework):
+    scales = [rule.scale for rule in RULES]
+    learns = [rule.learns for rule in RULES]
+    check(RULES, framework, scales, learns)
+    check(RULES, framework, scales, learns, nonfinite="zero")
+
+
+@every_framework
+def test_propagate_leaves_a_bad_row_as_it_came(framework):
+    scales = [r.scale if r.propagated is None else r.propagated for r in RULES]
+    learns = [rule.learns for rule in RULES]
+    check(RULES, framework, scales, learns, nonfinite="propagate")
+
+
+@every_framework
+def test_skip_cancels_the_update_and_no_row_records(framework):
+    scales = [0.0 if rule.observed else 1.0 for rule in RULES]
+    learns = [False] * len(RULES)
+    check(RULES, framework, scales, learns, skipped=True, nonfinite="skip")
+
+
+@every_framework
+def test_skip_does_nothing_where_all_is_finite(framework):
+    """Also not for an unobserved NaN."""
+    good = [rule for rule in RULES if rule.finite]
+    scales = [rule.scale for rule in good]
+    learns = [rule.learns for rule in good]
+    check(good, framework, scales, learns, nonfinite="skip")
+
+
+def test_raise_says_what_to_do_and_an_unobserved_nan_does_not_raise():
+    policy = Given((1.0, 1.0), (1.0, 1.0))
+    state = policy.init(2)
+    with pytest.raises(FloatingPointError) as raised:
+        decide(policy, state, [1.0, NAN], nonfinite="raise")
+    assert str(raised.value) == (
+        'a gradient norm is not finite and nonfinite="raise"; '
+        'to go on without that gradient, set nonfinite="zero" or "skip"'
+    )
+    assert state.norm.tolist() == [-1, -1]
+    state, decision = decide(
+        policy, state, [4.0, NAN], observed=[True, False], nonfinite="raise"
+    )
+    assert decision.scale.tolist() == [0.25, 1.0]
+    assert state.norm.tolist() == [4.0, -1.0]
+
+
+@pytest.mark.parametrize("wrong", ["Zero", "", None, True, "ignore"])
+def test_nonfinite_is_one_of_four_words(wrong):
+    policy = Given((1.0,), (1.0,))
+    with pytest.raises(ValueError, match="nonfinite must be one of") as raised:
+        decide(policy, policy.init(1), [1.0], nonfinite=wrong)
+    assert str(raised.value).endswith(f"got {wrong!r}")
+    assert all(repr(word) in str(raised.value) for word in NONFINITE)
+
+
+# Norms of any type.
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        [0.5, 3.0],
+        (0.5, 3),
+        np.array([0.5, 3.0]),
+        np.array([0.5, 3.0], np.float16),
+        np.array([0.5, 3.0], np.longdouble),
+    ],
+    ids=["list", "tuple", "float64", "float16", "longdouble"],
+)
+def test_norms_of_any_type_become_float32(norms):
+    converted = as_norms(norms)
+    assert converted.dtype == np.float32
+    assert converted.tolist() == [0.5, 3.0]
+
+
+def test_a_norm_beyond_float32_is_not_finite_and_nothing_warns():
+    largest = float(np.finfo(np.float32).max)
+    norms = as_norms(np.array([largest, 1e39, 1e-39, 1e-300, INF, NAN]))
+    np.testing.assert_array_equal(norms, np.float32([largest, INF, 0, 0, INF, NAN]))
+
+
+def test_the_smallest_normal_number_is_that_of_float32():
+    assert SMALLEST_NORMAL == SMALLEST
+    below = np.nextafter(np.float32(SMALLEST), np.float32(0))
+    assert as_norms([below, SMALLEST]).tolist() == [0.0, SMALLEST]
+
+
+def test_as_norms_leaves_its_argument_alone():
+    norms = np.float32([1e-40, 2])
+    as_norms(norms)
+    np.testing.assert_array_equal(norms, np.float32([1e-40, 2]))
+
+
+# The gradients themselves.
+
+
+def test_nothing_is_added_to_the_divisor():
+    """[3e-7, 4e-7] clipped to 1e-7 is [6e-8, 8e-8]; n + 1e-6 would give a third."""
+    gradient = np.array([3e-7, 4e-7])
+    norm = np.float32([np.linalg.norm(gradient)])
+    limit = np.float32([1e-7])
+    scale, clipped = scale_rows(norm, limit, limit)
+    np.testing.assert_allclose(scale * gradient, [6e-8, 8e-8], rtol=1e-6)
+    assert clipped.all()
+    wrong = 1e-7 / (norm + 1e-6) * gradient
+    assert np.linalg.norm(wrong) < 0.07e-6
+
+
+def test_scaling_to_the_norm_itself_is_exact():
+    """`max_norm / (norm + 1e-6)` would shrink a gradient that is just at its limit."""
+    rng = np.random.default_rng(0)
+    norms = np.float32(10.0 ** rng.uniform(-30, 30, 1000))
+    scale, clipped = scale_rows(norms, norms, norms)
+    assert (scale == 1).all()
+    assert not clipped.any()

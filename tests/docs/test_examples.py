@@ -1,0 +1,285 @@
+"""Every example runs as a user would run it, and clips what it says."""
+
+import importlib.util
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(example, *arguments):
+    """What an example prints."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / example, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning:" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """What an example prints, run in this process: its framework is imported once."""
+
+    def run_here(example, *arguments):
+        monkeypatch.setattr(sys, "argv", [example, *arguments])
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_here
+
+
+def load(example):
+    """An example as a module, for a look at its parts."""
+    spec = importlib.util.spec_from_file_location(example, EXAMPLES / f"{example}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def number(pattern, text):
+    """The number at `#` of a pattern in which any run of spaces is one."""
+    places = pattern.replace(" ", r"\s+").replace("#", r"([\d.e+-]+|nan|inf)")
+    return float(re.search(places, text)[1])
+
+
+def rows(text, columns):
+    """The lines that hold `columns` numbers; a percentage is a number."""
+    lines = [line.replace("%", "").split() for line in text.splitlines()]
+    numbers = [line for line in lines if len(line) == columns]
+    return [[float(n) for n in line] for line in numbers if line[0][0].isdigit()]
+
+
+@pytest.mark.needs("torch")
+def test_seq2seq_learns_where_the_decoder_is_clipped(here):
+    free = here("seq2seq.py", "--clip", "none", "--steps", "200")
+    told = here("seq2seq.py", "--clip", "decoder", "--steps", "200")
+    assert number("none: #%", free) < 50
+    assert number("decoder: #%", told) > 80
+    assert number("decoder clipped #%", told) > 20
+    assert "encoder" not in told
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("parts", [["decoder"], ["encoder", "decoder"]])
+def test_seq2seq_scales_the_parts_it_names_and_no_other(parts):
+    example = load("seq2seq")
+    clip = "both" if len(parts) == 2 else parts[0]
+    model, clippers = example.train(clip, steps=10)
+    model.zero_grad()
+    model(*example.batch(length=40)).square().sum().backward()
+    before = [(name, p.grad.clone()) for name, p in model.named_parameters()]
+    for clipper in clippers.values():
+        clipper.step()
+    scales = {"encoder": set(), "decoder": set()}
+    for (name, old), parameter in zip(before, model.parameters(), strict=True):
+        scale = float(parameter.grad.norm() / old.norm())
+        scales[name.split(".")[0]].add(round(scale, 6))
+    assert all(len(found) == 1 for found in scales.values())  # one factor for a part
+    assert {part for part, found in scales.items() if max(found) < 1} == set(parts)
+
+
+@pytest.mark.needs("torch")
+def test_seq2seq_has_a_clipper_for_each(here):
+    told = here("seq2seq.py", "--clip", "both", "--steps", "60")
+    thresholds = [number(f"{n} .* now at #", told) for n in ("encoder", "decoder")]
+    assert thresholds[0] != thresholds[1]
+
+
+@pytest.fixture
+def adam():
+    """Of each Adam: the norm of every gradient, and of what its mean took in of it."""
+    from torch import cat
+    from torch.optim import optimizer as hooked
+
+    found, means = {}, {}
+
+    def parameters(optimizer):
+        groups = optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.grad is not None]
+
+    def flat(tensors):
+        return cat([tensor.detach().flatten() for tensor in tensors])
+
+    def before(optimizer, *_):
+        given = flat(p.grad for p in parameters(optimizer))
+        found.setdefault(optimizer, []).append([given.norm().item()])
+
+    def after(optimizer, *_):
+        mean = flat(optimizer.state[p]["exp_avg"] for p in parameters(optimizer))
+        beta = optimizer.param_groups[0]["betas"][0]
+        taken = (mean - beta * means.get(optimizer, 0)) / (1 - beta)
+        means[optimizer] = mean.clone()
+        found[optimizer][-1].append(taken.norm().item())
+
+    # Hooks for all optimizers run before those of one, and so before the clipper's.
+    hooks = [
+        hooked.register_optimizer_step_pre_hook(before),
+        hooked.register_optimizer_step_post_hook(after),
+    ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def assert_at_most_the_quantile(found, quantile, length):
+    """Adam took in each gradient up to the quantile of the norms before it."""
+    norms, taken = np.transpose(found)
+    clipped = 0
+    for step in range(1, len(norms)):
+        limit = np.quantile(norms[max(0, step - length) : step], quantile)
+        assert taken[step] == pytest.approx(min(norms[step], limit), rel=1e-3)
+        clipped += norms[step] > limit
+    assert 0.05 < clipped / len(norms) < 0.6
+
+
+@pytest.mark.needs("torch")
+def test_the_players_of_a_gan_are_clipped_by_their_own_history(adam):
+    example = load("gan")
+    players = example.train(steps=60)
+    for player in players:
+        found = adam[player.optimizer]
+        assert len(found) == 60
+        assert_at_most_the_quantile(found, quantile=0.9, length=200)
+
+
+@pytest.mark.needs("torch")
+def test_a_gan_tells_of_its_players(here):
+    told = here("gan.py", "--steps", "40")
+    assert number(r"generator clipped \S+ of #", told) == 40
+    assert number(r"discriminator clipped \S+ of #", told) == 40
+
+
+def clipped_by_hand(model, batches, lr, quantile):
+    """Plain SGD, torch's own clipping and the quantile of NumPy."""
+    import torch
+
+    norms, weights = [], list(model.parameters())
+    for pairs in batches:
+        losses = [torch.nn.functional.mse_loss(model(x), y) for x, y in pairs]
+        model.zero_grad()
+        (sum(losses) / len(losses)).backward()
+        limit = np.quantile(norms, quantile) if norms and quantile else np.inf
+        norm = torch.nn.utils.clip_grad_norm_(weights, float(limit))
+        norms.append(norm.item())
+        with torch.no_grad():
+            for weight in weights:
+                weight -= lr * weight.grad
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def assert_clipped(found, expected, free):
+    """The weights are those that were clipped by hand; unclipped, they are others."""
+    for name, weight in expected.items():
+        np.testing.assert_allclose(found[name], weight, rtol=1e-3, atol=1e-4)
+    assert not all(np.allclose(free[n], w, atol=0.05) for n, w in expected.items())
+
+
+@pytest.mark.needs("torch")
+def test_sharded_weights_become_those_of_one_process(tmp_path):
+    import torch
+
+    path, steps = tmp_path / "weights.pt", 40
+    told = run("fsdp2.py", "--steps", str(steps), "--save", str(path))
+    assert number("sharded to gathered #", told) < 1e-5
+    assert number("both halves #", told) == steps
+    example = load("fsdp2")
+    batches = [[example.batch(step, rank) for rank in (0, 1)] for step in range(steps)]
+    expected, free = (
+        clipped_by_hand(example.network(seed=0), batches, lr=0.05, quantile=quantile)
+        for quantile in (0.5, None)
+    )
+    assert_clipped(torch.load(path), expected, free)
+
+
+@pytest.mark.needs("torch", "stacks")
+def test_lightning_trains_as_a_loop_that_is_clipped_by_hand(tmp_path):
+    import torch
+
+    example, path = load("lightning_trainer"), tmp_path / "half.ckpt"
+    example.train(1, save=path)
+    model, clip = example.train(2, resume=path)
+    batches, plain = [[pair] for pair in model.train_dataloader()], {}
+    for quantile in (0.8, None):
+        torch.manual_seed(0)
+        net = example.Regression().net
+        plain[quantile] = clipped_by_hand(net, 2 * batches, lr=0.1, quantile=quantile)
+    assert_clipped(model.net.state_dict(), plain[0.8], plain[None])
+    assert 0.05 < clip.clippers[0].metrics()["clip/clip_rate"] < 0.5
+
+
+@pytest.mark.needs("torch", "stacks")
+def test_lightning_tells_how_it_went_on(here):
+    half, whole = rows(here("lightning_trainer.py", "--epochs", "2"), 5)
+    assert [half[2], whole[2]] == [40, 80]
+    assert whole[1] < half[1]
+
+
+@pytest.mark.needs("torch", "stacks")
+def test_the_trainer_gives_adam_what_it_logs(adam, here):
+    logged = rows(here("hf_trainer.py", "--steps", "40"), 6)
+    (found,) = adam.values()
+    assert_at_most_the_quantile(found, quantile=0.5, length=1000)
+    for step, _, norm, _, after, _ in logged:
+        given, taken = found[int(step) - 1]
+        assert norm == pytest.approx(given, abs=2e-3)
+        assert after == pytest.approx(taken, abs=2e-3)
+
+
+@pytest.mark.needs("tf")
+def test_fit_clips_and_goes_on_from_a_file(here):
+    told = here("keras_fit.py", "--epochs", "4")
+    assert len(rows(told, 4)) == 4
+    assert number("unclipped #", told) > 5
+    assert number(": clipped #", told) < 0.5
+
+
+@pytest.mark.needs("tf")
+def test_a_custom_loop_goes_on_from_a_checkpoint(here):
+    half, whole = rows(here("keras_custom_loop.py"), 6)
+    assert [half[0], whole[0]] == [100, 200]
+    assert whole[1] < half[1] < 0.5
+
+
+@pytest.mark.needs("tf")
+def test_a_custom_loop_moves_the_weights_by_the_clipped_gradient():
+    import tensorflow as tf
+
+    example = load("keras_custom_loop")
+    training, norms = example.Training(), []
+    weights = training.model.trainable_variables
+    for step in range(12):
+        x, y = example.batch(step)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(training.model(x) - y))
+        norm = float(tf.linalg.global_norm(tape.gradient(loss, weights)))
+        old = [weight.numpy() for weight in weights]
+        training.step(x, y)
+        moved = [(w.numpy() - o) / 0.05 for w, o in zip(weights, old, strict=True)]
+        limit = np.median(norms) if norms else np.inf
+        length = np.sqrt(sum(np.sum(np.square(m)) for m in moved))
+        assert length == pytest.approx(min(norm, limit), rel=1e-3)
+        norms.append(norm)
+    assert norms[9] > 20 * np.median(norms)  # the batch whose targets are too large
+
+
+@pytest.mark.needs("jax", "stacks")
+@pytest.mark.parametrize("example", ["flax_training.py", "equinox_training.py"])
+def test_a_chain_with_a_clipper_learns(example, here):
+    told = here(example, "--steps", "150")
+    assert not number("unclipped loss #", told) < 10  # or NaN
+    assert number("\nclipped loss #", told) < 0.5
+    assert number("clip/steps #", told) == 150
+    assert number("clip/norm #", told) > 100 * number("clip/norm_after #", told)

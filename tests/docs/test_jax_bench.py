@@ -1,0 +1,34 @@
+"""The benchmark of JAX runs, and its tables have a place in the docs."""
+
+from ..support.trials import marks, numbers, trial
+
+
+def test_a_trial_times_training_steps(scripts, tmp_path, monkeypatch):
+    saved = trial("jax_steps", tmp_path, monkeypatch)
+    import tables
+
+    found = tables.make_tables(saved)
+    assert set(found) <= set(marks())
+    lines = {line["contender"]: line for line in saved["results"]}
+    clips = ["optax.clip_by_global_norm", "quantile, global, clips"]
+    agc = ["optax.adaptive_grad_clip", "AGC"]
+    assert [row[0] for row in found[f"JAX, {clips[0]}"][1:-1]] == clips
+    assert [row[0] for row in found[f"JAX, {agc[0]}"][1:-1]] == agc
+    for reference in (clips[0], agc[0]):
+        assert numbers(lines[reference]["ratio"]) == [1.0, 1.0, 1.0]
+    assert all(number > 0 for number in numbers(saved["seconds_to_compile"]))
+
+
+def test_a_window_is_full_of_norms_around_a_size(scripts):
+    import numpy as np
+    import optax
+
+    import jax_steps
+
+    tx = optax.chain(jax_steps.clip_by_quantile(), optax.sgd(1.0))
+    clip, _ = jax_steps.with_full_window(tx.init([np.zeros(2), np.zeros(3)]), 10.0)
+    window = type(clip.clip_policy)(*map(np.asarray, clip.clip_policy))
+    assert window.fault() == ""
+    assert window.ring.shape == (2, 1000)
+    assert 5 <= window.ring.min() < 6
+    assert 14 < window.ring.max() <= 15

@@ -1,0 +1,18 @@
+"""The code of the page about JAX runs, in order and in one namespace."""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "jax.md"
+
+
+def test_the_code_runs(capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    namespace = {"__name__": "jax_page"}
+    for block in blocks:
+        exec(compile(block, "jax.md", "exec"), namespace)
+    assert "clipped" in capsys.readouterr().out
+
+
+def test_a_loop_needs_one_added_line():
+    assert PAGE.read_text("utf-8").count("# the added line") == 1

@@ -1,0 +1,224 @@
+"""The pages of the site are true: code runs, pictures and public names are there."""
+
+import importlib.util
+import pathlib
+import re
+import textwrap
+
+import numpy as np
+import pytest
+
+import autoclip_core
+from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
+from autoclip_core.policy import VERBS
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+# test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
+ELSEWHERE = {"jax.md", "keras.md", "stacks.md", "watching.md"}
+PAGES = {
+    page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
+    for page in sorted(DOCS.rglob("*.md"))
+}
+FENCE = re.compile(
+    r'^(?P<indent> *)```python(?: title="(?P<title>\w+)")?\n(?P<code>.*?)^ *```$',
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def fences(text):
+    """Title and code of each block."""
+    return [(f["title"], textwrap.dedent(f["code"])) for f in FENCE.finditer(text)]
+
+
+def blocks(text):
+    """The code to run, block by block; "before" is another library's code."""
+    return [code for title, code in fences(text) if title != "before"]
+
+
+def by_framework(sources):
+    """The blocks of each framework; one that imports none goes with the one above.
+
+    Blocks of the core that come first belong to all: a reader has read them.
+    """
+    found, framework = {"core": []}, "core"
+    for source in sources:
+        adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
+        framework = adapter[1] if adapter else framework
+        found.setdefault(framework, list(found["core"])).append(source)
+    return found
+
+
+def runs():
+    """A case for each page and framework that has code."""
+    for page, text in PAGES.items():
+        if page not in ELSEWHERE:
+            for framework, sources in by_framework(blocks(text)).items():
+                mark = pytest.mark.needs(framework)
+                if sources:
+                    case = (page, sources)
+                    yield pytest.param(*case, id=f"{page}-{framework}", marks=mark)
+
+
+@pytest.mark.parametrize(("page", "sources"), list(runs()))
+def test_the_code_runs(page, sources, tmp_path, monkeypatch):
+    # In order and in one namespace, as a reader would; it may write files.
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for source in sources:
+        exec(compile(source, page, "exec"), namespace)
+
+
+def test_there_is_code_for_every_framework():
+    assert {"core", "torch", "tf", "jax"} <= set(
+        by_framework(blocks(PAGES["index.md"]))
+    )
+    assert len(blocks(PAGES["migration.md"])) >= 12
+
+
+START = """
+import torch
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(1, 4)).sum().backward()
+"""
+
+
+# timm imports torchvision; its one file does not.
+TIMM = """
+import importlib.util, pathlib, types
+folder = importlib.util.find_spec("timm").submodule_search_locations[0]
+path = pathlib.Path(folder, "utils", "agc.py")
+spec = importlib.util.spec_from_file_location("timm_agc", path)
+utils = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(utils)
+timm = types.SimpleNamespace(utils=utils)
+"""
+
+
+def needs(id, *names, start=START):
+    """A section whose block "before" runs after `start`."""
+    return pytest.param(id, start, id=id, marks=pytest.mark.needs(*names))
+
+
+@pytest.mark.parametrize(
+    ("section", "start"),
+    [
+        needs("`clip_grad_norm_`", "torch"),
+        needs("`autoclip` from PyPI", "torch", "peers"),
+        needs("smartclip", "torch", "peers"),
+        needs("zclip", "torch", "peers"),
+        needs("timm and other AGC", "torch", "peers", start=START + TIMM),
+        needs("Keras `clipnorm`", "tf", start="import keras"),
+        needs("optax", "jax", start="import optax"),
+    ],
+)
+def test_the_code_of_another_library_runs_too(section, start):
+    text = re.split(r"^## ", PAGES["migration.md"], flags=re.MULTILINE)
+    found = [part for part in text if part.startswith(section)]
+    before = [code for title, code in fences(found[0]) if title == "before"]
+    assert before
+    for code in before:
+        exec(compile(start + "\n" + code, section, "exec"), {"__name__": "page"})
+
+
+def test_a_block_of_another_library_is_not_run():
+    text = '```python title="before"\nimport zclip\n```\n\n```python\nx = 1\n```\n'
+    assert blocks(text) == ["x = 1\n"]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_its_links_lead_to_files(page):
+    # The build of the site checks their anchors, too; this needs none of its packages.
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", PAGES[page])
+    folder = (DOCS / page).parent
+    assert [link for link in links if not (folder / link).is_file()] == []
+
+
+def test_the_pictures_of_the_policies_are_shown_and_small():
+    pages = [text for page, text in PAGES.items() if page.startswith("policies/")]
+    shown = {name for text in pages for name in re.findall(r"\((\w+\.png)\)", text)}
+    drawn = {picture.name for picture in (DOCS / "policies").glob("*.png")}
+    assert shown == drawn
+    for name in drawn:
+        assert (DOCS / "policies" / name).stat().st_size < 60_000
+
+
+def test_the_page_lists_the_names_a_policy_may_use():
+    [listed] = re.findall(
+        r"these names alone: (.*?)\. A", PAGES["extend.md"], re.DOTALL
+    )
+    assert tuple(re.findall(r"`(\w+)`", listed)) == VERBS
+
+
+def is_policy(value):
+    """Whether a public name of the core is a policy."""
+    return isinstance(value, type) and hasattr(value, "limit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, v in vars(autoclip_core).items() if is_policy(v) and n != "Policy"],
+)
+def test_every_policy_has_a_page_with_formula_source_and_picture(name):
+    heading = rf"^#+ {name}\b"
+    found = [
+        text
+        for page, text in PAGES.items()
+        if page.startswith("policies/") and re.search(heading, text, re.MULTILINE)
+    ]
+    assert len(found) == 1
+    for part in (r"```text\nC? ?.*[TR] =", r"^\| argument ", r"\.png\)", "## Source"):
+        assert re.search(part, found[0], re.MULTILINE | re.DOTALL), part
+
+
+@pytest.mark.parametrize("package", ["core", "torch", "tf", "jax"])
+def test_every_public_name_is_in_the_reference(package):
+    spec = importlib.util.find_spec(f"autoclip_{package}")
+    source = pathlib.Path(spec.origin).read_text(encoding="utf-8")
+    public = set(re.findall(r" import \w+ as (\w+)", source))
+    public -= {"__version__", "optimizers"}
+    page = PAGES[f"reference/{package}.md"]
+    documented = set(re.findall(rf"^::: autoclip_{package}[\w.]*\.(\w+)$", page, re.M))
+    assert public
+    assert public <= documented
+
+
+def test_what_the_guide_says_of_the_policies_is_in_the_one_table():
+    rows = re.findall(r"^\| `(\S+)` \|(.*)$", PAGES["controller.md"], re.MULTILINE)
+    steady, changing = dict(reversed(rows)), dict(rows)  # each table has each policy
+    assert re.search(r" 1\.6 %.* 7\.1 %", steady["ZScore()"])
+    assert re.search(r" 42\.2 % · 0\.97.* 90\.1 %", steady["EmaRatio()"])
+    assert "| 129 | 950 |" in changing["Quantile(0.9)"]
+    assert "| 44 | 473 |" in changing["StreamingQuantile(0.9)"]
+
+
+def test_percentile_5_of_bitsandbytes_is_that_entry_of_the_last_100_norms():
+    norms = np.exp(np.random.default_rng(0).standard_normal(300)).astype(np.float32)
+    policy = Quantile(5 / 99, history_length=100, include_current=True)
+    theirs = [np.sort(norms[end - 100 : end])[5] for end in range(100, 301)]
+    np.testing.assert_allclose(replay(norms, policy).thresholds[99:], theirs, 1e-6)
+
+
+def test_zclip_with_its_cap_is_the_mapped_policy():
+    norms = np.exp(0.3 * np.random.default_rng(1).standard_normal(400))
+    norms[[60, 200]] = 9.0
+    policy = Cap(ZScore(2.5, record="applied"), max_norm=1.5)
+    done = replay(norms, policy)
+    after = done.norms * done.scales
+    mean, var, alpha = norms[:25].mean(), norms[:25].var(), 0.97
+    np.testing.assert_allclose(after[:25], np.minimum(norms[:25], 1.5), 1e-5)
+    for norm, ours in zip(norms[25:], after[25:], strict=True):
+        z = (norm - mean) / np.sqrt(var)
+        if z > 2.5:
+            norm = mean + 2.5 * np.sqrt(var) / (z / 2.5)
+        np.testing.assert_allclose(ours, min(norm, 1.5), 1e-4)
+        mean = alpha * mean + (1 - alpha) * norm
+        var = alpha * var + (1 - alpha) * (norm - mean) ** 2
+
+
+def test_100_warm_up_steps_of_smartclip_are_99():
+    norms = np.linspace(1.0, 2.0, 150)
+    policy = Quantile(0.95, history_length=1024, include_current=True)
+    done = replay(norms, Warmup(policy, steps=99))
+    assert np.flatnonzero(done.clipped)[0] == 99  # their 100th step
+    np.testing.assert_allclose(done.thresholds[99], np.quantile(norms[:100], 0.95))

@@ -1,0 +1,126 @@
+"""The README is true: its code runs, its commands exist, its versions agree."""
+
+import pathlib
+import re
+import tomllib
+
+import pytest
+
+from autoclip_core import __version__
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
+
+
+def blocks(language, text=README):
+    """The code of each block of a language, moved down to its own line numbers."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in found]
+
+
+def by_framework(sources):
+    """The blocks of each framework; one that imports none goes with the one above."""
+    found, framework = {}, "core"
+    for source in sources:
+        adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
+        framework = adapter[1] if adapter else framework
+        found.setdefault(framework, []).append(source)
+    return found
+
+
+BLOCKS = by_framework(blocks("python"))
+
+
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param(name, marks=pytest.mark.needs(name)) for name in BLOCKS],
+)
+def test_the_code_runs(framework, tmp_path, monkeypatch):
+    # In order and in one namespace, as a reader would; it may write files.
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for source in BLOCKS[framework]:
+        exec(compile(source, "README.md", "exec"), namespace)
+
+
+@pytest.mark.needs("torch", "tf", "jax")
+def test_the_code_runs_in_the_order_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for source in blocks("python"):
+        exec(compile(source, "README.md", "exec"), namespace)
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize(
+    ("rate", "said"), [("0.01", "Stabiliser"), ("5.0", "the run may be diverging")]
+)
+def test_the_diagnosis_tells_a_healthy_run_from_one_that_diverges(
+    rate, said, tmp_path, monkeypatch
+):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": "readme"}
+    for source in BLOCKS["torch"]:
+        changed = source.replace("lr=0.01", f"lr={rate}")
+        exec(compile(changed, "README.md", "exec"), namespace)
+    summary = namespace["log"].summary()
+    assert said in str(summary)
+    x, y = namespace["batches"][0]
+    loss = torch.nn.functional.mse_loss(namespace["model"](x), y)
+    assert loss.isfinite() == (rate == "0.01")
+    assert (summary.clip_rate > 0.9) == (rate == "5.0")
+    assert (tmp_path / "norms.csv").is_file()
+
+
+def test_there_is_code_to_run():
+    assert "torch" in BLOCKS
+
+
+def test_the_edit_to_a_loop_stands_within_the_first_ten_lines_of_code():
+    lines = BLOCKS["torch"][0].strip().splitlines()
+    code = [line.strip() for line in lines if line.strip()][:10]
+    old = next(i for i, line in enumerate(code) if line.startswith("# torch.nn.utils"))
+    assert code[old + 1] == "clipper.step()"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_command_named_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = re.findall(r"^make ([a-z]+)|`make ([a-z]+)", text, re.MULTILINE)
+    assert named
+    assert {a or b for a, b in named} <= targets
+
+
+def test_every_extra_named_exists():
+    extras = PROJECT["project"]["optional-dependencies"]
+    lines = "".join(blocks("sh"))
+    named = re.findall(r"\[([a-z,]+)\]", lines) + re.findall(r"# or (.*)", lines)
+    assert named
+    assert set(re.findall(r"[a-z]+", " ".join(named))) <= set(extras)
+
+
+@pytest.mark.parametrize(
+    ("document", "pattern"),
+    [
+        ("README.md", r"Python (\d+\.\d+) or newer"),
+        ("Makefile", r"Python (\d+\.\d+) or\s+(?:# )?newer"),
+        ("Makefile", r"older than (\d+\.\d+)"),
+        ("Makefile", r"version_info < \((\d+, \d+)\)"),
+    ],
+)
+def test_the_oldest_python_is_the_same_wherever_it_stands(document, pattern):
+    stated = re.findall(pattern, (ROOT / document).read_text(encoding="utf-8"))
+    assert stated
+    assert {version.replace(", ", ".") for version in stated} == {PYTHON}
+
+
+def test_the_changelog_begins_with_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == __version__

@@ -1,0 +1,25 @@
+"""The benchmark of Keras runs, and its table has a place in the docs."""
+
+from ..support.trials import marks, numbers, trial
+
+
+def test_a_trial_times_steps_within_fit(scripts, tmp_path, monkeypatch):
+    saved = trial("keras_steps", tmp_path, monkeypatch)
+    import tables
+
+    found = tables.make_tables(saved)
+    assert list(found) == ["Keras"]
+    assert "Keras" in marks()
+    reference, ours = saved["results"]
+    assert reference["contender"] == "global_clipnorm=1.0"
+    assert numbers(reference["ratio"]) == [1.0, 1.0, 1.0]
+    assert reference["rounds"] == ours["rounds"] >= 5
+    assert all(number > 0 for number in numbers(ours))
+
+
+def test_the_first_steps_of_a_fit_are_not_timed(scripts):
+    import keras_steps
+
+    watch = keras_steps.Stopwatch()
+    watch.ends = [0.0, 7.0, 9.0, 10.0, 12.0, 15.0]  # the third ends at 9
+    assert watch.seconds() == 2.0

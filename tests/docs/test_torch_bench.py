@@ -1,0 +1,290 @@
+"""The benchmarks run, and their numbers are complete; how large is not promised."""
+
+import json
+import math
+import pathlib
+import sys
+
+import pytest
+import torch
+
+from ..support.trials import marks, numbers, trial
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A script sets them, and other tests go on in this process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_trial_run(scripts, monkeypatch, tmp_path, capsys):
+    saved = trial("run", tmp_path, monkeypatch)
+    assert saved["machine"]["processor"]
+    names = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    regimes = {"nothing clipped", "all clipped"}
+    assert {result["regime"] for result in saved["results"]} == regimes
+    for result in saved["results"]:
+        assert result["contender"] in names or result["kind"] == "limit"
+        for kind in ("milliseconds", "ratio"):
+            low, median, high = (result[kind][k] for k in ("low", "median", "high"))
+            assert 0 < low <= median <= high
+    from picture import draw
+    from tables import make_tables
+
+    assert set(make_tables(saved)) == {*regimes, "bytes", "targets"} <= set(marks())
+    draw(tmp_path / "bench.png", saved["results"])
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_measured_that_cannot_be_saved(scripts, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        trial("run", pathlib.Path("no-such-folder"), monkeypatch)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no-such-folder" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("script", "results"),
+    [
+        ("fused", "results"),
+        ("memory", "peak_bytes_of_torch_and_of_python"),
+        ("growth", "steps"),
+        ("fixed_cost", "microseconds"),
+        ("log_cost", "microseconds_per_record"),
+    ],
+)
+def test_every_script_has_a_trial_and_saves_its_numbers(
+    script, results, scripts, monkeypatch, tmp_path, capsys
+):
+    saved = trial(script, tmp_path, monkeypatch)
+    assert saved["machine"]["processors"] >= 1
+    found = [number for number in numbers(saved[results]) if number is not None]
+    assert len(found) > 3
+    assert all(number >= 0 for number in found)
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed
+    import tables
+
+    for name, rows in tables.make_tables(saved).items():
+        assert name in marks()
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert rows[-1][0] in printed
+
+
+def test_a_contender_that_leaves_another_norm_is_not_timed(scripts):
+    from checked import measure
+    from contenders import Contender, make_contenders
+    from models import make_parameters, set_gradients, tiny
+
+    parameters = make_parameters(tiny())
+    set_gradients(parameters, 1.0)
+    reference = make_contenders(parameters)[0]
+
+    def halve():
+        reference.step()
+        torch._foreach_mul_([p.grad for p in parameters], 0.5)
+
+    with pytest.raises(RuntimeError, match="halves left a norm of"):
+        measure([reference, Contender("halves", halve)], parameters, 100.0, 0.0)
+
+
+def test_what_fails_after_the_last_round_is_not_reported(scripts):
+    from checked import measure
+    from contenders import Contender, make_contenders
+    from models import make_parameters, set_gradients, tiny
+    from timing import LEAST_ROUNDS
+
+    parameters = make_parameters(tiny())
+    set_gradients(parameters, 1.0)
+    reference = make_contenders(parameters)[0]
+    steps = []
+
+    def gives_up():
+        steps.append(1)
+        if len(steps) <= LEAST_ROUNDS + 1:  # one step before the rounds
+            reference.step()
+
+    with pytest.raises(RuntimeError, match="gives up should have clipped all"):
+        measure([reference, Contender("gives up", gives_up)], parameters, 100.0, 0.0)
+
+
+def test_the_script_for_a_device_measures_on_what_there_is(scripts):
+    """What needs no CUDA in it runs here as it is, on a small decoder."""
+    import gpu
+
+    sizes = [sum(map(math.prod, shapes())) / 1e6 for shapes in gpu.MODELS.values()]
+    assert sizes == pytest.approx([124, 1000], rel=0.02)
+    found = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 0.0)
+    assert found["parameters"] == 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
+    ways = {line["contender"]: line for line in found["clip"]}
+    assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
+    assert ways["AGC, per unit"]["bytes"] == 14 * 4 * found["parameters"]
+    assert "NormClip attached" in {line["contender"] for line in found["fused"]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_nothing_is_measured_and_that_is_said(
+    scripts, monkeypatch, tmp_path, capsys
+):
+    import gpu
+
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--json", str(path)])
+    gpu.main()
+    assert "not measured" in capsys.readouterr().out
+    assert json.loads(path.read_text())["measured"] is False
+
+
+# The tables.
+
+
+def line(contender, low, median, high, kind="ours", regime="all clipped"):
+    ratio = {"low": low, "median": median, "high": high}
+    line = {"contender": contender, "model": "GPT", "regime": regime, "kind": kind}
+    return line | {
+        "rounds": 7,
+        "ratio": ratio,
+        "milliseconds": {"median": 2.5 * median},
+    }
+
+
+def test_a_table_has_medians_and_quartiles_and_the_least_in_bold(scripts):
+    import layout
+    import tables
+
+    lines = [
+        line("reference", 1.0, 1.0, 1.0, kind="reference"),
+        line("again", 0.1, 0.2, 0.3, kind="reference"),
+        line("ours", 0.4, 0.5, 0.6),
+        line("theirs", 0.45, 0.75, 1.25, kind="theirs"),
+    ]
+    assert layout.markdown(tables.ratios(lines)).splitlines() == [
+        "|  | GPT |",
+        "| --- | --- |",
+        "| reference | 2.50 ms |",
+        "| again | 0.20 (0.10–0.30) |",
+        "| ours | **0.50 (0.40–0.60)** |",
+        "| theirs | 0.75 (0.45–1.25) |",
+        "| rounds | 7 |",
+    ]
+
+
+def test_a_target_stands_beside_what_was_measured_and_what_the_bytes_take(scripts):
+    import tables
+
+    lines = [
+        line("NormClip", 0.5, 0.55, 0.6, regime="nothing clipped"),
+        line("AGC, per unit", 1.5, 1.75, 1.8),
+        line("one read", 0.2, 0.25, 0.3, kind="limit", regime="nothing clipped"),
+        line("two reads, one product", 0.9, 1.0, 1.3, kind="limit"),
+    ]
+    assert tables.beside(lines[::2], "NormClip", "nothing clipped", "GPT") == (
+        "**0.55** of 0.6, bytes 0.25"
+    )
+    assert tables.beside(lines[1::2], "AGC, per unit", "all clipped", "GPT") == (
+        "1.75 of 1.5, bytes 1.00"
+    )
+    assert tables.beside(lines, "timm, AGC", "all clipped", "GPT") == ""
+
+
+def test_bytes_over_time_are_gigabytes_a_second(scripts):
+    import tables
+
+    names = ("one read", "one product in place", "one read, one product")
+    names += ("two reads", "two reads, one product")
+    lines = [line(name, 1.0, 2.0, 3.0, kind="limit") for name in names]
+    rows = tables.bytes_over_time(lines, {"GPT": 25_000_000})
+    assert rows[1] == ["gradients", "100.0 MB"]
+    assert rows[2] == ["one read", "5.00 ms, 20 GB/s"]  # 0.1 GB in 5 ms
+    assert rows[5] == ["two reads", "5.00 ms, 40 GB/s"]
+    assert rows[6] == ["two reads, one product", "5.00 ms, 80 GB/s"]
+
+
+def test_tables_go_between_their_marks_and_others_stay(scripts):
+    import page
+
+    before = (
+        "a\n<!-- table: one -->\n\nold\n\n<!-- end of table -->\nb\n"
+        "<!-- table: two -->\n\n<!-- end of table -->\nc\n"
+        "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
+    )
+    made = {"one": [["x"], ["1"]], "two": [["y"], ["2"]]}
+    after = page.put_between_marks(before, made)
+    assert after == (
+        "a\n<!-- table: one -->\n\n| x |\n| --- |\n| 1 |\n\n<!-- end of table -->\nb\n"
+        "<!-- table: two -->\n\n| y |\n| --- |\n| 2 |\n\n<!-- end of table -->\nc\n"
+        "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
+    )
+    assert page.put_between_marks(after, made) == after
+
+
+def test_numbers_of_two_machines_do_not_share_a_page(scripts):
+    import page
+
+    about = {"processor": "one", "python": "3.11"}
+    log = {"script": "log_cost", "machine": about}
+    assert page.all_tables([log]) == {"machine": [list(about), list(about.values())]}
+    with pytest.raises(SystemExit, match="of different processors"):
+        page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
+
+
+def test_a_trial_does_not_get_into_the_docs(scripts, monkeypatch, tmp_path):
+    import page
+
+    trial("log_cost", tmp_path, monkeypatch)
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    argv = ["page.py", "--write", str(tmp_path / "log_cost.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="were only tried"):
+        page.main()
+
+
+@pytest.mark.parametrize(
+    ("code", "tolerance"),
+    [
+        ("Quantile(history_length=100)", 0.0),
+        ("MeanStd(history_length=100)", 0.0),
+        ("EmaRatio()", 1e-6),
+        ("ZScore()", 1e-6),
+        ("StreamingQuantile()", 0.05),  # where it started, it moves in such steps
+    ],
+)
+def test_a_late_state_is_that_of_all_steps(code, tolerance, scripts):
+    """What forgets is run over the last norms only; it is what a whole run leaves."""
+    import numpy as np
+
+    import growth
+
+    policy, steps = growth.policy_of(code), growth.REMEMBERED + 2000
+    whole, _ = growth.run(policy, policy.init(1), growth.draw(steps))
+    late, times = growth.run(policy, policy.init(1), growth.norms_until(policy, steps))
+    assert len(times) == growth.REMEMBERED
+    assert growth.bytes_of(whole) == growth.bytes_of(late)
+    found, wanted = (policy.limit(state).threshold for state in (late, whole))
+    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["Quantile", "MeanStd"])
+def test_what_forgets_nothing_is_run_as_a_whole(name, scripts):
+    import growth
+
+    policy = growth.policy_of(f"{name}(history_length=None)")
+    assert len(growth.norms_until(policy, 12_000)) == 12_000
+
+
+def test_many_rows_are_copies_of_one(scripts):
+    import numpy as np
+
+    import growth
+
+    policy, norms = growth.policy_of("Quantile(history_length=None)"), growth.draw(1500)
+    one, _ = growth.run(policy, policy.init(1), norms)
+    three, _ = growth.run(policy, policy.init(3), norms.repeat(3, axis=1))
+    copied = growth.repeated(one, 3)
+    assert growth.bytes_of(copied) == growth.bytes_of(three) == 3 * growth.bytes_of(one)
+    np.testing.assert_array_equal(
+        policy.limit(copied).threshold, policy.limit(three).threshold
+    )

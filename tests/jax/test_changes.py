@@ -1,0 +1,288 @@
+"""The fault battery's changes of a model in the midst of a run, in JAX.
+
+Each step compares thresholds and updates with plain lists of norms, one for each leaf:
+whatever changes, the lists go on. What would need another state is refused.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoclip_core import Fixed
+from autoclip_jax import clip_by_policy
+
+from ..support.account import POLICIES
+from ..support.cases import of_another_process
+
+POLICY, threshold_of = POLICIES["quantile"]
+ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
+PARAMS = {"b": jnp.ones(3), "w": jnp.ones((4, 3))}
+CLIP = clip_by_policy(POLICY)
+
+
+class Run:
+    """A jitted run, each leaf of which has a list of its norms.
+
+    Args:
+      tx: the rows of its clippers, one after the other, begin with those of the leaves.
+      params: a dict of arrays.
+      most: a second clipper, which comes after the first, holds each norm below this.
+    """
+
+    def __init__(self, tx=CLIP, params=PARAMS, most=np.inf):
+        self.params, self.most, self.steps = dict(params), most, 0
+        self.past = {name: [] for name in params}
+        self.still = ""
+        """The leaf whose update is set to 0 behind the clipper."""
+        self.state = tx.init(self.params)
+        self.go_on_with(tx)
+
+    def go_on_with(self, tx):
+        """Take another transformation, and keep the state."""
+        self.update = jax.jit(tx.update)
+
+    def take(self, steps, gradient_of=None, dtype=jnp.float32):
+        """Take steps, and check each."""
+        for _ in range(steps):
+            self.steps += 1
+            grads = {
+                name: (gradient_of or drawn)(self.steps, name, leaf.shape)
+                for name, leaf in self.params.items()
+            }
+            grads = jax.tree.map(lambda grad: grad.astype(dtype), grads)
+            updates, self.state = self.update(grads, self.state, self.params)
+            self.check(grads, updates)
+
+    def check(self, grads, updates):
+        """The thresholds are those of the lists, and the updates follow."""
+        clippers = clippers_of(self.state)
+        assert clippers[0].clip_tally.steps == self.steps
+        thresholds = np.concatenate([clip.clip_threshold for clip in clippers])
+        for name, threshold in zip(sorted(self.params), thresholds, strict=False):
+            past, grad = self.past.setdefault(name, []), grads[name]
+            limit = threshold_of(past)
+            np.testing.assert_allclose(threshold, limit, rtol=2e-6)
+            if grad is None:
+                assert updates[name] is None
+            elif name == self.still:
+                assert not updates[name].any()
+            else:
+                check_update(grad, updates[name], min(limit, self.most))
+            if grad is not None and grad.any():
+                past.append(norm_of(grad))
+
+
+def clippers_of(state):
+    """The states of the clippers in an optimizer state, in order."""
+    return [clip for _, clip in optax.tree.get_all_with_path(state, "ClipState")]
+
+
+def norm_of(grad):
+    return np.linalg.norm(np.float64(grad).ravel())
+
+
+def check_update(before, after, limit):
+    """A gradient keeps its bits or has the norm of its limit."""
+    assert after.dtype == before.dtype
+    norm = norm_of(before)
+    if norm < limit * (1 - 1e-6):
+        np.testing.assert_array_equal(after, before)
+    elif norm > limit * (1 + 1e-6):
+        wanted = np.float64(before) * (limit / norm)
+        rtol = ROUNDING[before.dtype.name]
+        np.testing.assert_allclose(np.float64(after), wanted, rtol)
+
+
+def drawn(step, name, shape):
+    """Any gradient of heavy tails."""
+    rng = np.random.default_rng([step, ord(name)])
+    return jnp.float32(rng.lognormal() * rng.standard_normal(shape))
+
+
+def test_a_model_that_does_not_change():
+    Run().take(30)
+
+
+# Tied parameters: what is used twice is one leaf, or it is two.
+
+
+def of_a_tied_table(step, name, shape):
+    """The gradient of a table that looks tokens up, and scores them."""
+    tokens = np.random.default_rng(step).integers(shape[0], size=(2, 5))
+
+    def loss(table):
+        scores = table[tokens[0]] @ table.T
+        return (scores * drawn(step, name, scores.shape)).sum()
+
+    return jax.grad(loss)(PARAMS[name])
+
+
+def test_a_leaf_that_is_used_twice_is_one_row():
+    run = Run(params={"w": PARAMS["w"]})
+    run.take(20, of_a_tied_table)
+    assert clippers_of(run.state)[0].clip_norm.shape == (1,)
+
+
+def test_an_array_in_two_places_has_two_gradients_and_two_rows():
+    Run(params=dict.fromkeys("bw", PARAMS["w"])).take(20)
+
+
+@pytest.mark.needs("stacks")
+def test_what_libraries_tie_is_one_row():
+    import equinox
+    from flax import nnx
+
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.first = nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0))
+            self.second = nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(1))
+            self.second.kernel = self.first.kernel
+
+    layers = [
+        equinox.nn.Linear(3, 3, use_bias=False, key=jax.random.key(i)) for i in (0, 1)
+    ]
+    shared = equinox.nn.Shared(
+        layers, where=lambda both: both[1].weight, get=lambda both: both[0].weight
+    )
+    for model in (
+        nnx.state(Tied(), nnx.Param),
+        equinox.filter(shared, equinox.is_array),
+    ):
+        _, state = CLIP.update(model, CLIP.init(model))
+        assert state.clip_tally.observed.sum() == 1  # what is no array is a None
+
+
+# Frozen, then trained again.
+
+
+def without_b(step, name, shape):
+    """No gradient for one of the leaves."""
+    return None if name == "b" else drawn(step, name, shape)
+
+
+def stopped_at_b(step, name, shape):
+    """What `stop_gradient` makes of it."""
+    return jnp.zeros(shape) if name == "b" else drawn(step, name, shape)
+
+
+@pytest.mark.parametrize("gradient_of", [without_b, stopped_at_b])
+def test_what_is_frozen_wakes_with_its_history(gradient_of):
+    run = Run()
+    run.take(10)
+    run.take(10, gradient_of)
+    run.take(10)
+
+
+def test_what_is_frozen_behind_the_clipper_goes_on_learning():
+    """The clipper sees every gradient, and its state is the same for any mask."""
+
+    def all_but(still):
+        mask = {name: name == still for name in PARAMS}
+        return optax.chain(CLIP, optax.masked(optax.set_to_zero(), mask))
+
+    run = Run(all_but("none"))
+    for still in ("none", "b", "none"):
+        run.go_on_with(all_but(still))
+        run.still = still
+        run.take(10)
+
+
+@pytest.mark.parametrize("wrapper", ["masked", "partition"])
+def test_what_is_woken_around_the_clipper_needs_another_state(wrapper):
+    """A mask decides which rows there are: a state of others is refused."""
+
+    def frozen(*names):
+        if wrapper == "masked":
+            return optax.masked(CLIP, {name: name not in names for name in PARAMS})
+        parts = {"trained": CLIP, "still": optax.set_to_zero()}
+        labels = {name: "still" if name in names else "trained" for name in PARAMS}
+        return optax.partition(parts, labels)
+
+    state = frozen("b").init(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"has 1 rows, and the updates make 2; init it"
+    ):
+        jax.jit(frozen().update)(PARAMS, state, PARAMS)
+    Run(frozen()).take(10)
+
+
+# What comes later.
+
+
+def by_age():
+    """Clippers for old and new leaves, and their labels."""
+    ages = {"b": "first", "w": "first", "z": "later"}
+    return optax.partition(
+        {"first": CLIP, "later": CLIP}, lambda tree: {name: ages[name] for name in tree}
+    )
+
+
+def test_a_leaf_that_comes_later_is_refused_by_the_state_of_the_others():
+    state, more = CLIP.init(PARAMS), PARAMS | {"z": jnp.ones(5)}
+    with pytest.raises(
+        ValueError, match=r"has 2 rows, and the updates make 3; init it"
+    ):
+        jax.jit(CLIP.update)(more, state)
+
+
+def test_a_group_that_comes_later_starts_afresh_beside_the_others():
+    """A partition has a state for each label; the old one is put into the new whole."""
+    run = Run(by_age())
+    run.take(10)
+    run.params["z"] = jnp.ones(5)
+    old = run.state.inner_states["first"]
+    state = by_age().init(run.params)
+    run.state = state._replace(inner_states=state.inner_states | {"first": old})
+    run.take(15)
+
+
+# Whatever else.
+
+
+def test_another_dtype_keeps_the_history():
+    run = Run()
+    run.take(12, dtype=jnp.bfloat16)
+    run.take(12)
+    run.take(6, dtype=jnp.bfloat16)
+
+
+def test_two_clippers_in_one_chain_clip_one_after_the_other():
+    second = clip_by_policy(Fixed(0.8))
+    run = Run(optax.chain(CLIP, second), most=0.8)
+    run.take(30)
+    first, second = clippers_of(run.state)
+    after = np.minimum(first.clip_norm, first.clip_threshold)
+    np.testing.assert_allclose(second.clip_norm, after, rtol=2e-6)
+
+
+def test_threads_know_nothing_of_each_other():
+    """Eight runs of one transformation, each checked as if it were alone."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: Run().take(30), range(8)))
+
+
+def digest():
+    """Of every bit of two runs: what is updated, and the states."""
+    bits = sha256()
+    for scope in ("parameter", "global"):
+        tx = optax.chain(clip_by_policy(POLICY, scope=scope), optax.adam(0.1))
+        params = {"b": jnp.ones(300), "w": jnp.ones((300, 200))}
+        state, update = tx.init(params), jax.jit(tx.update)
+        for step in range(10):
+            grads = {
+                name: drawn(step, name, leaf.shape) for name, leaf in params.items()
+            }
+            updates, state = update(grads, state)
+            params = optax.apply_updates(params, updates)
+        for leaf in jax.tree.leaves((params, state)):
+            bits.update(np.asarray(leaf).tobytes())
+    return bits.hexdigest()
+
+
+def test_the_same_seed_gives_the_same_bits_in_another_process():
+    assert of_another_process(__name__) == digest()

@@ -1,0 +1,376 @@
+"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+
+Each policy at each scope is a run: parameters and an optimizer state. All runs make one
+pytree, so each format is one file, and a scope is one compilation, which the second
+process finds in a cache of the first.
+"""
+
+import gc
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import zipfile
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoclip_core import (
+    EmaRatio,
+    MeanStd,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+)
+from autoclip_jax import clip_by_policy, clip_by_quantile, clip_metrics, skip_steps
+
+from ..conftest import found
+from ..support.cases import STATIC, policy_of
+
+N = 10
+PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.ones(2), "v": jnp.ones(4)}
+SCOPES = {
+    "parameter": {"scope": "parameter"},
+    "global": {"scope": "global"},
+    "unit": {"scope": "unit"},
+    "group": {"labels": {"w": "matrix", "b": "vector", "v": "vector"}},
+}
+CODES = list(STATIC)
+
+
+def transformation(code, scope):
+    """Clipping before SGD, or steps that are skipped."""
+    policy, how = policy_of(code), SCOPES[scope]
+    if "skip" in code:
+        return skip_steps(optax.sgd(0.02), policy.policy, **how)
+    return optax.chain(clip_by_policy(policy, **how), optax.sgd(0.02))
+
+
+RUNS = [(code, scope) for scope in SCOPES for code in CODES]
+
+
+@cache
+def fresh():
+    """All runs before their first step: for each, its parameters and its state."""
+    return [(PARAMS, transformation(*run).init(PARAMS)) for run in RUNS]
+
+
+@cache
+def stepper(scope):
+    """One jitted step of all runs of a scope."""
+    several = [transformation(code, scope) for code in CODES]
+
+    def one(tx, params, state, noise):
+        grads = jax.tree.map(jnp.add, noise, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(
+        lambda runs, noise: [
+            one(tx, *run, noise) for tx, run in zip(several, runs, strict=True)
+        ]
+    )
+
+
+def noise(step):
+    """Gradients of heavy tails."""
+    rng = np.random.default_rng(step)
+    size = rng.lognormal()
+    leaves, tree = jax.tree.flatten(PARAMS)
+    drawn = [jnp.float32(size * rng.normal(size=leaf.shape)) for leaf in leaves]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def go_on(runs, steps):
+    """Take these steps in all runs."""
+    after = []
+    for place, scope in enumerate(SCOPES):
+        some = runs[place * len(CODES) : (place + 1) * len(CODES)]
+        for step in steps:
+            some = stepper(scope)(some, noise(step))
+        after += some
+    return after
+
+
+# The formats: how to write a pytree, and how to read it into one of the same structure.
+
+
+def save_pickle(tree, path):
+    path.write_bytes(pickle.dumps(tree))
+
+
+def load_pickle(path, like):
+    return pickle.loads(path.read_bytes())
+
+
+def save_npz(tree, path):
+    with path.open("wb") as file:
+        np.savez(file, *jax.tree.leaves(tree))
+
+
+def load_npz(path, like):
+    with np.load(path) as file:
+        return jax.tree.unflatten(jax.tree.structure(like), file.values())
+
+
+def save_flax(tree, path):
+    from flax import serialization
+
+    path.write_bytes(serialization.to_bytes(tree))
+
+
+def load_flax(path, like):
+    from flax import serialization
+
+    return serialization.from_bytes(like, path.read_bytes())
+
+
+def save_equinox(tree, path):
+    import equinox
+
+    with path.open("wb") as file:
+        equinox.tree_serialise_leaves(file, tree)
+
+
+def load_equinox(path, like):
+    import equinox
+
+    with path.open("rb") as file:
+        return equinox.tree_deserialise_leaves(file, like)
+
+
+def save_orbax(tree, path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as keeper:
+        keeper.save(path, tree)
+
+
+def load_orbax(path, like):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as keeper:
+        return keeper.restore(path, like)
+
+
+FORMATS = {
+    name: pair
+    for name, (module, *pair) in {
+        "pickle": ("pickle", save_pickle, load_pickle),
+        "npz": ("numpy", save_npz, load_npz),
+        "flax": ("flax", save_flax, load_flax),
+        "equinox": ("equinox", save_equinox, load_equinox),
+        "orbax": ("orbax.checkpoint", save_orbax, load_orbax),
+    }.items()
+    if found(module)
+}
+
+
+# Two processes, of which the second finds what the first has compiled.
+
+
+def begin(folder):
+    """N steps, the files, and N more."""
+    half = go_on(fresh(), range(N))
+    for name, (save, _) in FORMATS.items():
+        save(half, folder / name)
+    save_npz(go_on(half, range(N, 2 * N)), folder / "whole")
+
+
+def resume(folder):
+    """N steps from each of the files.
+
+    Orbax commits its arrays to a device: as they are, they would be compiled for again.
+    """
+    like = fresh()
+    for name, (_, load) in FORMATS.items():
+        half = jax.device_get(load(folder / name, like))
+        save_npz(go_on(half, range(N, 2 * N)), folder / f"{name}, resumed")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """All runs: those that were not interrupted, and those from each format."""
+    folder = tmp_path_factory.mktemp("resume")
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    for step in (begin, resume):
+        code = f"""
+import pathlib, sys
+from {__name__} import {step.__name__}
+{step.__name__}(pathlib.Path(sys.argv[1]))
+"""
+        root = pathlib.Path(__file__).parents[2]
+        command = [sys.executable, "-c", code, folder]
+        subprocess.run(command, cwd=root, check=True, env=os.environ | cache)
+    names = ["whole", *(f"{name}, resumed" for name in FORMATS)]
+    return {name: load_npz(folder / name, fresh()) for name in names}
+
+
+def assert_same(one, other):
+    """Equal bit for bit, NaN included."""
+    pairs = zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True)
+    for (path, left), right in pairs:
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        where = f"{RUNS[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
+        np.testing.assert_array_equal(left, right, where)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_runs_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+    assert_same(outcomes[f"{form}, resumed"], outcomes["whole"])
+
+
+def test_the_runs_differ_from_each_other_and_clip(outcomes):
+    """The matrix is no repetition of one run; its fault would be noticed."""
+    weights = {str(params["w"].tolist()) for params, _ in outcomes["whole"]}
+    assert len(weights) > len(RUNS) / 2
+    clipped = [
+        state.skip_clip if "skip" in code else state[0]
+        for (code, _), (_, state) in zip(RUNS, outcomes["whole"], strict=True)
+    ]
+    assert sum(c.clip_tally.clipped.any() for c in clipped) > 0.9 * len(RUNS)
+
+
+# What does not fit, or is broken.
+
+
+def learned(tx, norms):
+    """The state of a transformation that has seen these norms."""
+    state = tx.init(jnp.zeros(1))
+    for norm in norms:
+        _, state = tx.update(jnp.full(1, norm, jnp.float32), state)
+    return state
+
+
+QUANTILE = clip_by_quantile(0.75, history_length=8)
+NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
+SPOILED = {
+    "nothing": lambda whole: b"",
+    "the first half": lambda whole: whole[: len(whole) // 2],
+    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
+    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+}
+"""What may stand in a file: broken, in part or not ours."""
+REFUSED = (
+    *(EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile),
+    RuntimeError,  # Equinox
+)
+
+
+# A library may drop what it has begun to read, when it is collected.
+drops = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@drops
+@pytest.mark.parametrize("spoiled", SPOILED)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_is_cut_off_or_another_is_refused(form, spoiled, tmp_path):
+    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
+    path = tmp_path / "state"
+    save(state, path)
+    for file in filter(pathlib.Path.is_file, [path, *path.rglob("*")]):
+        file.write_bytes(SPOILED[spoiled](file.read_bytes()))
+    with pytest.raises(REFUSED):
+        load(path, state)
+    gc.collect()
+
+
+OTHERS = {
+    "another history": clip_by_quantile(0.75, history_length=9),
+    "another policy": clip_by_policy(ZScore(2.5, warmup_steps=5)),
+}
+
+
+@drops
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_state_of_another_clipper_is_refused(form, other, tmp_path):
+    """By the library that reads it, or when `update` is traced."""
+    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
+    save(learned(OTHERS[other], NORMS), tmp_path / "state")
+    with pytest.raises(REFUSED):
+        jax.jit(QUANTILE.update)(jnp.ones(1), load(tmp_path / "state", state))
+    gc.collect()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_a_state_of_another_type_is_refused(dtype):
+    """A cast of a whole optimizer state would round every norm it remembers."""
+    state = learned(QUANTILE, NORMS)
+    cast = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state
+    )
+    words = rf"must fit its policy.*ring.*\(1, 8\) {jnp.dtype(dtype)}.*float32"
+    with pytest.raises(ValueError, match=words):
+        jax.jit(QUANTILE.update)(jnp.ones(1), cast)
+
+
+def test_a_state_with_a_field_less_is_refused():
+    """As another version would have it."""
+    state = learned(QUANTILE, NORMS)
+    less = state._replace(clip_policy=state.clip_policy._replace(count=None))
+    with pytest.raises(ValueError, match=r"must fit its policy.*count"):
+        QUANTILE.update(jnp.ones(1), less)
+
+
+STATE = pathlib.Path(__file__).parents[1] / "support" / "states" / "jax-1.npz"
+
+
+def names_of(state):
+    """Each array under its path, which formats of names rely on."""
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+
+
+POLICIES = [
+    MeanStd(2.0, history_length=8),
+    ZScore(2.5, warmup_steps=5),
+    EmaRatio(2.0, warmup_steps=5),
+    StreamingQuantile(0.75),
+    Warmup(Quantile(0.75, history_length=8), steps=5),
+]
+SAVED = {"": QUANTILE} | {
+    type(policy).__name__: clip_by_policy(policy) for policy in POLICIES
+}
+"""By the prefix of the names in the file."""
+
+
+def save_for_ever():
+    """How the file was made, when this structure of the state was new."""
+    states = {name: names_of(learned(tx, NORMS)) for name, tx in SAVED.items()}
+    leaves = {
+        name + path: leaf for name in SAVED for path, leaf in states[name].items()
+    }
+    np.savez(STATE, **leaves)
+
+
+def loaded(name):
+    """A state in the file; no name, shape or type of an array may have changed."""
+    fresh = SAVED[name].init(jnp.zeros(1))
+    with np.load(STATE) as file:
+        saved = {key: file[key] for key in file.files if key.startswith(f"{name}.")}
+    assert list(saved) == [name + path for path in names_of(fresh)]
+    return jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_state_of_an_earlier_version_means_what_it_meant(name):
+    state, expected = loaded(name), learned(SAVED[name], NORMS)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
+    SAVED[name].update(jnp.full(1, 99.0), state)
+
+
+def test_a_state_of_an_earlier_version_can_be_loaded():
+    """Neither a name nor a type in the state may change, or old files fit no more."""
+    state = loaded("")
+    updates, state = jax.jit(QUANTILE.update)(jnp.full(1, 99.0), state)
+    expected = np.quantile(NORMS[-8:], 0.75)
+    np.testing.assert_allclose(updates, [expected], rtol=1e-6)
+    assert int(clip_metrics(state)["clip/steps"]) == len(NORMS) + 1

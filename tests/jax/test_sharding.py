@@ -1,0 +1,273 @@
+"""Many devices: the thresholds and updates of one, however the gradients are cut.
+
+The devices are eight pieces of the CPU. JAX makes them when it starts, so each test
+runs a function of this file in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoclip_core import Fixed
+from autoclip_jax import (
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_by_quantile,
+    skip_steps,
+)
+
+AXES = ("data", "model")
+P = jax.sharding.PartitionSpec
+ROOT = Path(__file__).parents[2]
+TYPED = hasattr(jax, "shard_map")
+"""Whether types say along which axes a value varies."""
+
+
+def mesh():
+    return jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), AXES)
+
+
+def mapped(function, inputs, outputs, check=True):
+    if TYPED:
+        return jax.jit(
+            jax.shard_map(
+                function,
+                mesh=mesh(),
+                in_specs=inputs,
+                out_specs=outputs,
+                check_vma=check,
+            )
+        )
+    from jax.experimental.shard_map import shard_map
+
+    return jax.jit(shard_map(function, mesh(), inputs, outputs, check_rep=check))
+
+
+def grads(step):
+    """Gradients as one device has them."""
+    rng = np.random.default_rng(step)
+    shapes = {"both": (8, 4), "bias": (6,), "data": (8, 3), "model": (5, 4)}
+    tree = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    return jax.tree.map(lambda x: jnp.asarray(x * 1.5**step, jnp.float32), tree)
+
+
+SPECS = {
+    "both": P("data", "model"),
+    "bias": P(),
+    "data": P("data"),
+    "model": P(None, "model"),
+}
+
+
+def steps_agree(alone, update, series):
+    """Compare `update` to that of a transformation on one device, over a series."""
+    one = many = alone.init(series[0])
+    for leaves in series:
+        wanted, one = alone.update(leaves, one)
+        updates, many = update(leaves, many)
+        for name in leaves:
+            np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
+        np.testing.assert_allclose(many.clip_threshold, one.clip_threshold, rtol=1e-6)
+    assert (np.asarray(one.clip_scale) < 1).all()
+
+
+def sharded_and_replicated_leaves_are_each_reduced_over_their_own_axes():
+    series = [grads(step) for step in range(6)]
+    for scope in ("global", "parameter"):
+        alone = clip_by_quantile(0.5, history_length=4, scope=scope)
+        tx = clip_by_quantile(0.5, history_length=4, scope=scope, axis_name=AXES)
+        update = mapped(tx.update, (SPECS, P()), (SPECS, P()))
+        steps_agree(alone, update, series)
+
+
+def squares_that_overflow_are_summed_again_over_all_devices():
+    tx = clip_by_policy(Fixed(1.0), scope="global", axis_name=AXES)
+    huge = jax.tree.map(lambda x: jnp.full_like(x, 1e30), grads(0))
+    update = mapped(tx.update, (SPECS, P()), (SPECS, P()))
+    size = sum(leaf.size for leaf in jax.tree.leaves(huge))
+    _, state = update(huge, tx.init(huge))
+    np.testing.assert_allclose(state.clip_norm, [1e30 * size**0.5], rtol=1e-6)
+
+
+def without_types_every_leaf_counts_as_cut_along_all_named_axes():
+    cut = {name: x for name, x in grads(3).items() if name == "both"}
+    tx = clip_by_policy(Fixed(1.0), scope="global", axis_name=AXES)
+    specs = {"both": SPECS["both"]}
+    update = mapped(tx.update, (specs, P()), (specs, P()), check=False)
+    steps_agree(clip_by_policy(Fixed(1.0), scope="global"), update, [cut])
+
+
+def pmap_adds_up_the_pieces():
+    tx = clip_by_quantile(0.5, history_length=4, scope="global", axis_name="x")
+    whole = clip_by_quantile(0.5, history_length=4, scope="global")
+    update = jax.pmap(tx.update, axis_name="x", in_axes=(0, None), out_axes=(0, None))
+    one = many = tx.init(grads(0))
+    for step in range(6):
+        pieces = {"a": jnp.asarray(np.random.default_rng(step).normal(size=(8, 3)))}
+        pieces["a"] = pieces["a"].astype(jnp.float32) * 1.5**step
+        wanted, one = whole.update(pieces, one)
+        updates, many = update(pieces, many)
+        np.testing.assert_allclose(updates["a"], wanted["a"], rtol=2e-6)
+        np.testing.assert_allclose(many.clip_threshold, one.clip_threshold, rtol=1e-6)
+
+
+def sharded_arrays_under_jit_need_nothing():
+    place = {
+        name: jax.sharding.NamedSharding(mesh(), spec) for name, spec in SPECS.items()
+    }
+    for tx in (
+        clip_by_quantile(0.5, history_length=4, scope="global"),
+        clip_by_quantile(0.5, history_length=4),
+    ):
+        jitted = jax.jit(tx.update)
+
+        def update(leaves, state, jitted=jitted):
+            updates, state = jitted(jax.device_put(leaves, place), state)
+            for name, leaf in updates.items():
+                assert leaf.sharding.is_equivalent_to(place[name], leaf.ndim)
+            return updates, state
+
+        steps_agree(tx, update, [grads(step) for step in range(6)])
+
+
+def unit_norms_of_sharded_weights_under_jit_are_those_of_one_device():
+    place = {
+        name: jax.sharding.NamedSharding(mesh(), spec) for name, spec in SPECS.items()
+    }
+    tx = clip_by_param_ratio(0.1)
+    params, leaves = grads(0), grads(5)
+    wanted, one = tx.update(leaves, tx.init(params), params)
+    updates, many = jax.jit(tx.update)(
+        jax.device_put(leaves, place), tx.init(params), jax.device_put(params, place)
+    )
+    np.testing.assert_allclose(many.clip_scale, one.clip_scale, rtol=2e-6)
+    for name in leaves:
+        np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
+
+
+def on_a_mesh_of_explicit_axes_too():
+    """There JAX refuses operations on arrays that are cut in different ways."""
+    explicit = jax.make_mesh(
+        (4, 2), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2
+    )
+    place = {
+        name: jax.sharding.NamedSharding(explicit, spec) for name, spec in SPECS.items()
+    }
+    labels = {"both": 1, "bias": 2, "data": 1, "model": 2}
+    made = [clip_by_policy(Fixed(0.5), labels=labels)]
+    made += [clip_by_policy(Fixed(0.5), scope=s) for s in ("parameter", "global")]
+    made += [clip_by_param_ratio(0.1, rule=rule) for rule in ("flax", "nfnets")]
+    params = grads(0)
+    for tx in made:
+        for size in (1.0, 1e25):  # the second pass over squares that overflow
+            leaves = jax.tree.map(lambda x, size=size: x * jnp.float32(size), grads(5))
+            wanted, one = tx.update(leaves, tx.init(params), params)
+            for update in (tx.update, jax.jit(tx.update)):
+                updates, many = update(
+                    jax.device_put(leaves, place),
+                    tx.init(params),
+                    jax.device_put(params, place),
+                )
+                np.testing.assert_allclose(many.clip_norm, one.clip_norm, rtol=2e-6)
+                for name, leaf in updates.items():
+                    assert leaf.sharding.is_equivalent_to(place[name], leaf.ndim)
+                    np.testing.assert_allclose(leaf, wanted[name], rtol=2e-6)
+
+
+def parameters_are_measured_over_the_axes_they_are_cut_along():
+    tx = clip_by_param_ratio(0.1, scope="parameter", axis_name=AXES)
+    params, leaves = grads(0), grads(5)
+    alone = clip_by_param_ratio(0.1, scope="parameter")
+    wanted, one = alone.update(leaves, tx.init(params), params)
+    update = mapped(tx.update, (SPECS, P(), SPECS), (SPECS, P()))
+    updates, many = update(leaves, tx.init(params), params)
+    np.testing.assert_allclose(many.clip_threshold, one.clip_threshold, rtol=2e-6)
+    for name in leaves:
+        np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
+
+
+def a_step_inside_shard_map_trains_as_one_device():
+    tx = optax.chain(
+        clip_by_quantile(0.5, history_length=4, scope="global"), optax.sgd(0.1)
+    )
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for _ in range(2))
+
+    def loss(params, x, y):
+        return jnp.mean(jnp.square(x @ params - y))
+
+    def step(params, state, x, y, axes=()):
+        updates, state = tx.update(
+            jax.lax.pmean(jax.grad(loss)(params, x, y), axes)
+            if axes
+            else jax.grad(loss)(params, x, y),
+            state,
+        )
+        return optax.apply_updates(params, updates), state
+
+    pieces = P(AXES)
+    many = mapped(
+        lambda *a: step(*a, axes=("data", "model")),
+        (P(), P(), pieces, pieces),
+        (P(), P()),
+        check=False,
+    )
+    one_params = many_params = jnp.ones((4, 4))
+    one = other = tx.init(one_params)
+    for _ in range(5):
+        one_params, one = step(one_params, one, x, y)
+        many_params, other = many(many_params, other, x, y)
+        np.testing.assert_allclose(many_params, one_params, rtol=1e-5)
+
+
+NEED_TYPES = ["sharded_and_replicated_leaves_are_each_reduced_over_their_own_axes"]
+NEED_TYPES += ["squares_that_overflow_are_summed_again_over_all_devices"]
+NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_cut_along"]
+NEED_TYPES += ["on_a_mesh_of_explicit_axes_too"]
+CHECKS = [
+    without_types_every_leaf_counts_as_cut_along_all_named_axes,
+    pmap_adds_up_the_pieces,
+    sharded_arrays_under_jit_need_nothing,
+    unit_norms_of_sharded_weights_under_jit_are_those_of_one_device,
+    a_step_inside_shard_map_trains_as_one_device,
+]
+
+
+def test_eight_devices_agree_with_one():
+    names = [check.__name__ for check in CHECKS] + (NEED_TYPES if TYPED else [])
+    code = f"""
+import runpy, jax
+assert jax.device_count() == 8
+checks = runpy.run_path({__file__!r})
+for name in {names!r}:
+    checks[name]()
+    print(name)
+"""
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == names, done.stderr
+
+
+def test_units_cut_by_a_mapped_axis_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):
+        clip_by_param_ratio(axis_name="data")
+    with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):
+        skip_steps(optax.sgd(0.1), Fixed(1.0), scope="unit", axis_name="data")

@@ -1,0 +1,385 @@
+"""The table that drives the tests: policies, norms, frameworks, and golden traces.
+
+Whoever has a new way to run a policy, an adapter say, takes the policies from here and
+hands `check_traces` a function of its own.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import autoclip_core
+from autoclip_core import Decision, decide
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def policy_of(code):
+    """The policy that an expression in the names of `autoclip_core` makes."""
+    return eval(code, dict(vars(autoclip_core)))
+
+
+def table_of(*codes):
+    """Expression to policy; the expression is also the name of the case."""
+    return {code: policy_of(code) for code in codes}
+
+
+ZSCORES = [
+    f"ZScore(2.0, alpha=0.9, warmup_steps=5, target={target!r}, record={record!r})"
+    for target, records in {
+        "reciprocal": ("winsorized", "applied", "raw", "none"),
+        "mean": ("winsorized", "applied"),
+        "threshold": ("winsorized", "raw"),
+    }.items()
+    for record in records
+]
+
+# Windows and warm-ups are short here, so that a short series fills and leaves them.
+STATIC = table_of(
+    "Fixed(1.0)",
+    "Quantile(0.9)",
+    "Quantile(0.9, history_length=20)",
+    "Quantile(0.5, history_length=7)",
+    "Quantile(0.0, history_length=5)",
+    "Quantile(1.0, history_length=5)",
+    "Quantile(0.3, history_length=1)",
+    "Quantile(0.8, history_length=10, include_current=True)",
+    "MeanStd(2.0, history_length=20)",
+    "MeanStd(1.0, history_length=7, ddof=0)",
+    "MeanStd(0.5, history_length=12, ddof=3, include_current=True)",
+    "MeanStd(2.0, history_length=12, log=True)",
+    *ZSCORES,
+    "ZScore(warmup_steps=0)",
+    "EmaRatio(2.0, beta=0.9, warmup_steps=0)",
+    "EmaRatio(1.05, warmup_steps=6, warmup_threshold=2.0)",
+    "StreamingQuantile(0.9)",
+    "StreamingQuantile(0.5, rate=0.2)",
+    "ParamRatio(0.1)",
+    "Warmup(Quantile(0.9, history_length=20), steps=6, threshold=1.0)",
+    "Warmup(MeanStd(1.0, history_length=7), steps=0)",
+    "Cap(Quantile(0.9, history_length=20), max_norm=1.5)",
+    "Cap(ParamRatio(0.1), max_norm=0.3)",
+    "Floor(ZScore(2.0, warmup_steps=5, target='mean'), min_norm=1.0)",
+    "Drop(EmaRatio(2.0, warmup_steps=5), action='zero')",
+    "Drop(StreamingQuantile(0.9), action='skip')",
+    "Cap(Floor(Drop(Quantile(0.9, history_length=20), action='zero'), min_norm=0.5),"
+    " max_norm=2.0)",
+)
+"""Policies that run in every framework."""
+
+POLICIES = STATIC | table_of(
+    "Quantile(0.1, history_length=None, include_current=True)",
+    "MeanStd(2.0, history_length=None)",
+    "Warmup(Quantile(0.9, history_length=None), steps=6, threshold=1.0)",
+)
+"""All, also those that keep every norm and therefore run on the host only."""
+
+
+def each(policies):
+    """Run a test once for each policy of a table."""
+    return pytest.mark.parametrize("policy", policies.values(), ids=list(policies))
+
+
+every_policy = each(POLICIES)
+
+# A property that is tested for each policy needs fewer examples of each.
+few = settings(max_examples=settings.default.max_examples // 10)
+
+
+class Series(NamedTuple):
+    """What comes in: each of shape (steps, rows)."""
+
+    norms: np.ndarray
+    observed: np.ndarray
+    param_norms: np.ndarray
+
+
+def series_of(norms, observed=None, param_norms=None):
+    """A series from the norms alone: all rows observed, parameters of norm 10."""
+    norms = np.asarray(norms, np.float32)
+    norms = norms.reshape(len(norms), -1)
+    if observed is None:
+        observed = np.ones(norms.shape, bool)
+    if param_norms is None:
+        param_norms = np.full(norms.shape, 10.0, np.float32)
+    return Series(norms, observed, param_norms)
+
+
+def any_series(rows=2, most=16, norms=None):
+    """Hypothesis: any series, with ties, zeros, NaN, infinity and rows unobserved."""
+    if norms is None:
+        special = [0.0, 1.0, float("nan"), float("inf"), 1e-40, 1.2e-38, 1e-20, 1e30]
+        norms = positive() | st.sampled_from(np.float32(special).tolist())
+    shape = st.tuples(st.integers(1, most), st.just(rows))
+    return shape.flatmap(
+        lambda shape: st.builds(
+            Series,
+            arrays(np.float32, shape, elements=norms),
+            arrays(bool, shape, elements=st.sampled_from([True, True, True, False])),
+            arrays(np.float32, shape, elements=positive() | st.just(0.0)),
+        )
+    )
+
+
+def positive(least=1e-3, most=1e3):
+    """Hypothesis: an ordinary norm, exact in float32."""
+    least, most = float(np.float32(least)), float(np.float32(most))
+    return st.floats(least, most, width=32)
+
+
+def log_normal(rng, shape, log_std=0.3):
+    """Norms of mean 1: what a healthy run looks like (0.1 to 0.5; 1 is heavy)."""
+    return np.exp(log_std * rng.standard_normal(shape) - log_std**2 / 2)
+
+
+def parity_series():
+    """Rows for everything that can happen to a norm, for all frameworks to agree on."""
+    rng, steps = np.random.default_rng(0), 80
+    rows = {
+        name: log_normal(rng, steps, 1.0 if name == "heavy" else 0.3)
+        for name in (
+            "steady heavy spikes not_finite idle unobserved tiny shift late huge small"
+        ).split()
+    }
+    rows["spikes"][rng.random(steps) < 0.1] *= 50
+    rows["not_finite"][[0, 1, 40, 42]] = np.inf
+    rows["not_finite"][[17, 41, steps - 1]] = np.nan
+    rows["idle"][:3] = rows["idle"][20:40] = 0
+    rows["tiny"][[0, 5, 30]] = 1e-45, 1e-39, 1.1e-38
+    rows["shift"][steps // 2 :] *= 10
+    rows["late"][:30] = 0
+    rows["huge"] *= 3e30
+    rows["small"] *= 3e-30
+    norms = np.stack(list(rows.values()), axis=1)
+    observed = rng.random(norms.shape) > 0.3
+    names = list(rows)
+    observed[:, [names.index(n) for n in names if n != "unobserved"]] = True
+    param_norms = 10 * log_normal(rng, norms.shape)
+    param_norms[:, names.index("idle")] = 0
+    return Series(norms.astype(np.float32), observed, param_norms.astype(np.float32))
+
+
+def cut(series, steps):
+    """The first steps of a series."""
+    return Series(*(field[:steps] for field in series))
+
+
+class Framework(NamedTuple):
+    """Where a policy runs: its namespace, its arrays, and its compiler."""
+
+    xp: object
+    array: Callable
+    compiled: Callable
+
+
+def changed(field, place, value):
+    """Return what puts a value into an array of a state."""
+
+    def breaking(state):
+        array = getattr(state, field).copy()
+        array[place] = value
+        return state._replace(**{field: array})
+
+    return breaking
+
+
+@cache
+def in_numpy():
+    return Framework(np, np.asarray, lambda step: step)
+
+
+@cache
+def in_torch():
+    import torch
+
+    from autoclip_torch.state.namespace import TorchNamespace
+
+    return Framework(
+        TorchNamespace(torch.device("cpu")), torch.tensor, lambda step: step
+    )
+
+
+@cache
+def in_jax(jit=True):
+    import jax
+
+    return Framework(
+        jax.numpy, jax.numpy.asarray, jax.jit if jit else lambda step: step
+    )
+
+
+@cache
+def in_tf(xla=True):
+    import tensorflow as tf
+
+    from autoclip_tf import namespace
+
+    compiled = partial(tf.function, jit_compile=xla)
+    return Framework(namespace, tf.convert_to_tensor, compiled)
+
+
+FRAMEWORKS = {
+    "torch": (in_torch, "torch"),
+    "jax-jit": (in_jax, "jax"),
+    "tf-xla": (in_tf, "tf"),
+}
+UNCOMPILED = {
+    "jax-eager": (partial(in_jax, jit=False), "jax"),
+    "tf-graph": (partial(in_tf, xla=False), "tf"),
+}
+
+
+def frameworks(table):
+    """Run a test once for each framework that is here; it calls what it is given."""
+    return pytest.mark.parametrize(
+        "framework",
+        [
+            pytest.param(framework, marks=pytest.mark.needs(needed), id=name)
+            for name, (framework, needed) in table.items()
+        ],
+    )
+
+
+def run(policy, series, framework=in_numpy, **settings):
+    """Take the steps; the last state, and a `Decision` of arrays (steps, rows)."""
+    return run_all([policy], series, framework, **settings)[0]
+
+
+def run_all(policies, series, framework=in_numpy, **settings):
+    """As `run` for several policies side by side: one compilation for all of them."""
+    xp, array, compiled = framework()
+
+    def step(states, norms, observed, param_norms):
+        given = {"observed": observed, "param_norms": param_norms, **settings}
+        return [
+            decide(policy, state, norms, **given, xp=xp)
+            for policy, state in zip(policies, states, strict=True)
+        ]
+
+    step = compiled(step)
+    states = [policy.init(series.norms.shape[1], xp) for policy in policies]
+    decisions = [[] for _ in policies]
+    for inputs in zip(*series, strict=True):
+        taken = step(states, *map(array, inputs))
+        states = [state for state, _ in taken]
+        for so_far, (_, decision) in zip(decisions, taken, strict=True):
+            so_far.append([np.asarray(field) for field in decision])
+    stacked = (map(np.stack, zip(*steps, strict=True)) for steps in decisions)
+    return list(zip(states, (Decision(*fields) for fields in stacked), strict=True))
+
+
+def leaves(state):
+    """The arrays of a state, in order."""
+    if isinstance(state, tuple):
+        return [leaf for part in state for leaf in leaves(part)]
+    return [state]
+
+
+def assert_same(actual, expected):
+    """Equal bit for bit, NaN included: two states, decisions or arrays."""
+    pairs = zip(leaves(actual), leaves(expected), strict=True)
+    for one, other in pairs:
+        one, other = np.asarray(one), np.asarray(other)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def linear_quantile(values, q):
+    """The linear quantile of float32 numbers, as NumPy 2.4 rounds it.
+
+    Other versions of NumPy round in other places, those from 2.0 to 2.3 by up to 44
+    units: they take the rank in float32. `test_window.py` compares this to the NumPy
+    that is there.
+    """
+    values = sorted(np.float32(value) for value in values)
+    rank = (len(values) - 1) * q
+    lower = int(rank)
+    below, above = values[lower], values[min(lower + 1, len(values) - 1)]
+    part = rank - lower
+    if part < 0.5:
+        return below + (above - below) * np.float32(part)
+    return above - (above - below) * np.float32(1 - part)
+
+
+# Golden traces: tests/support/golden/README.md says what is in the file.
+
+
+@cache
+def oracle():
+    """The script that made the traces, as a module."""
+    path = GOLDEN / "make_traces.py"
+    spec = importlib.util.spec_from_file_location("make_traces", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_traces"] = module  # where its dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def golden():
+    """What `make_traces.py` wrote."""
+    return json.loads((GOLDEN / "traces.json").read_text(encoding="utf-8"))
+
+
+def traced_policies():
+    """The expressions of all policies that have traces."""
+    return list(dict.fromkeys(trace["policy"] for trace in golden()["traces"]))
+
+
+def check_traces(run, code):
+    """Compare all golden traces of one policy with what `run` makes of their norms.
+
+    Args:
+      run: a function of a policy and a `Series` that returns thresholds and scales, of
+        shape (steps, rows).
+      code: the policy, an expression in the names of `autoclip_core`.
+    """
+    traces = [trace for trace in golden()["traces"] if trace["policy"] == code]
+    groups = {}
+    for trace in traces:
+        # All series of one length are rows of one run, unless one row cancels them all.
+        alone = trace["series"] if "skip" in code else None
+        key = len(trace["scales"]), trace.get("param_norms"), alone
+        groups.setdefault(key, []).append(trace)
+    for (steps, of_params, _), group in groups.items():
+        norms = [golden()["series"][trace["series"]] for trace in group]
+        series = series_of(np.transpose(norms))
+        if of_params is not None:
+            param_norms = np.float32(golden()["param_norms"][of_params][:steps])
+            series = series._replace(
+                param_norms=np.repeat(param_norms[:, None], len(group), axis=1)
+            )
+        thresholds, scales = run(policy_of(code), series)
+        for row, trace in enumerate(group):
+            check = partial(
+                np.testing.assert_allclose,
+                rtol=trace["rtol"],
+                err_msg=f"{code} on {trace['series']}",
+            )
+            check(np.asarray(thresholds)[:, row], trace["thresholds"])
+            check(np.asarray(scales)[:, row], trace["scales"])
+
+
+def of_another_process(module):
+    """What the `digest()` of a module of tests prints in a fresh process."""
+    child = subprocess.run(
+        [sys.executable, "-c", f"from {module} import digest; print(digest())"],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return child.stdout.strip()

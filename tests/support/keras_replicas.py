@@ -1,0 +1,106 @@
+"""What a child process of `tests/tf/test_strategy.py` runs: two replicas on one machine.
+
+A failed collective poisons the process, and virtual devices must be set up before
+TensorFlow is used: hence a process. It prints one line of JSON.
+"""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from autoclip_tf import NormClip, QuantileClip
+from autoclip_tf.optimizers import SGD
+
+
+def two_replicas():
+    [cpu] = tf.config.list_physical_devices("CPU")
+    one = tf.config.LogicalDeviceConfiguration()
+    tf.config.set_logical_device_configuration(cpu, [one, one])
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def network(library):
+    library.utils.set_random_seed(0)
+    x, ids = library.Input((3,)), library.Input((2,), dtype="int32")
+    words = library.layers.Flatten()(library.layers.Embedding(5, 2)(ids))
+    joined = library.layers.Concatenate()([x, words])
+    return library.Model([x, ids], library.layers.Dense(1)(joined))
+
+
+def train(library, optimizer, **compiled):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3)).astype("float32")
+    ids = rng.integers(0, 5, size=(64, 2))
+    model = network(library)
+    model.compile(optimizer, loss="mse", **compiled)
+    y = 3 * x.sum(1, keepdims=True)
+    settings = {"batch_size": 16, "epochs": 3, "shuffle": False, "verbose": 0}
+    model.fit([x, ids], y, **settings)
+    return [variable.numpy().tolist() for variable in model.trainable_variables]
+
+
+def both(library, strategy, make, **compiled):
+    """Train on one device and on two replicas."""
+    found = {}
+    for name in ("one", "two"):
+        scope = strategy.scope() if name == "two" else tf.name_scope("")
+        with scope:
+            clip, optimizer = make()
+            weights = train(library, optimizer, **compiled)
+        found[name] = {
+            "weights": weights,
+            "threshold": clip.decision.threshold.tolist(),
+            "steps": clip.metrics()["clip/steps"],
+        }
+    return found
+
+
+def opposed(strategy):
+    """Move a weight by gradients of +10 and -8 on two replicas, limited to 1."""
+    with strategy.scope():
+        weight = keras.Variable(0.0)
+        optimizer = SGD(1.0, gradient_transformers=[NormClip(1.0)])
+        optimizer.build([weight])
+
+    @tf.function
+    def step():
+        def replica():
+            place = tf.distribute.get_replica_context().replica_id_in_sync_group
+            optimizer.apply([tf.where(place == 0, 10.0, -8.0)], [weight])
+
+        strategy.run(replica)
+
+    step()
+    return float(weight.numpy())
+
+
+def main():
+    strategy, found = two_replicas(), {}
+    found["opposed"] = opposed(strategy)
+
+    def ours(scope):
+        clip = QuantileClip(0.2, history_length=20, scope=scope)
+        return clip, SGD(0.1, gradient_transformers=[clip])
+
+    for scope in ("global", "parameter", "unit"):
+        found[scope] = both(keras, strategy, lambda scope=scope: ours(scope))
+    found["eagerly"] = both(keras, strategy, lambda: ours("global"), run_eagerly=True)
+    try:
+        import tf_keras
+    except ImportError:
+        pass
+    else:
+
+        def legacy():
+            clip = QuantileClip(0.2, history_length=20, scope="global")
+            kind = tf_keras.optimizers.legacy.SGD
+            return clip, kind(0.1, gradient_transformers=[clip])
+
+        found["legacy"] = both(tf_keras, strategy, legacy)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,701 @@
+"""What the processes of `tests/torch/test_sharded.py` run: `torch_ranks.py WORLD FOLDER`.
+
+Each rank writes `FOLDER/WORLD.RANK.json`: what every case gave, and what went wrong.
+Without processes the same cases run on the whole model: `run(case, whole)`.
+"""
+
+import copy
+import json
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from autoclip_core import Drop, Fixed, Quantile
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, ValueClip
+
+STEPS = 4
+
+
+class Net(nn.Module):
+    """Uneven shapes; the last bias has one element, so most shards of it are empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.b = nn.Linear(8, 4)
+        self.c = nn.ConvTranspose1d(4, 6, 3, groups=2)
+        self.d = nn.Linear(18, 1)
+
+    def forward(self, x):
+        x = self.b(torch.tanh(self.a(x)))
+        return self.d(torch.tanh(self.c(x[:, :, None])).flatten(1))
+
+
+def whole(model):
+    return model
+
+
+def ddp(model):
+    return DistributedDataParallel(model)
+
+
+def fsdp(model):
+    for layer in (model.a, model.b):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def hsdp(model):
+    mesh = init_device_mesh(
+        "cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("r", "s")
+    )
+    fully_shard(model.a, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+PLAN = {"a": ColwiseParallel(), "b": RowwiseParallel()}
+
+
+def tensor_parallel(model):  # c and d stay plain: both kinds in one clipper
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, PLAN)
+
+
+def tensor_parallel_and_fsdp(model):
+    """Three meshes: that of a and b, that of the others, and none."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    parallelize_module(model, mesh["model"], PLAN)
+    for layer in (model.a, model.b, model.c):
+        fully_shard(layer, mesh=mesh["data"])
+    return model
+
+
+def two_flat_meshes(model):
+    """Tensor parallel in pairs, another layer sharded across them: no common mesh."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    parallelize_module(model, mesh["model"], PLAN)
+    fully_shard(model.d, mesh=mesh["data"])
+    return model
+
+
+def two_roots(model):
+    """Layers on their own: nothing that is sharded holds them both."""
+    fully_shard(model.a)
+    fully_shard(model.c)
+    return model
+
+
+def a_flat_mesh_and_a_grid(model):
+    """Two meshes of the same ranks, neither of which was cut out of the other."""
+    fully_shard(model.a, mesh=init_device_mesh("cpu", (4,)))
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
+    for layer in (model.b, model.c, model.d):
+        fully_shard(layer, mesh=grid)
+    return model
+
+
+def only_a_part(model):
+    fully_shard(model.a)
+    return model
+
+
+LAYOUTS = {
+    "ddp": (ddp, (2,)),
+    "fsdp": (fsdp, (2, 4)),
+    "hsdp": (hsdp, (4,)),
+    "tensor parallel": (tensor_parallel, (2, 4)),
+    "tensor parallel and fsdp": (tensor_parallel_and_fsdp, (4,)),
+    "two flat meshes": (two_flat_meshes, (4,)),
+    "only a part": (only_a_part, (2,)),
+    "two roots": (two_roots, (2,)),
+    "a flat mesh and a grid": (a_flat_mesh_and_a_grid, (4,)),
+}
+
+CLIPPERS = {
+    "global": lambda m: QuantileClip(m, quantile=0.5, history_length=4, scope="global"),
+    "parameter": lambda m: QuantileClip(m, quantile=0.5, history_length=4),
+    "group": lambda m: Clipper(
+        [
+            {"params": m.a.parameters()},
+            {"params": [*m.b.parameters(), *m.d.parameters()]},
+        ],
+        Quantile(0.5, history_length=4),
+        scope="group",
+    ),
+    "agc": lambda m: AGC(m, clipping=0.02),
+    "value": lambda m: ValueClip(m, clip_value=0.05, scope="global"),
+    "value of each": lambda m: ValueClip(m, clip_value=0.05),
+}
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights(model):
+    return torch.cat([full(p.detach()).flatten() for p in model.parameters()]).tolist()
+
+
+def batch(step):
+    torch.manual_seed(step)
+    return torch.randn(8, 6), torch.randn(8, 1) * 4 ** (step % 3)
+
+
+def train(model, clipper, optimizer, steps, spoil=lambda step: None):
+    decisions, reductions = [], []
+    for step in steps:
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        spoil(step)
+        if dist.is_initialized():
+            with CommDebugMode() as seen:
+                decision = clipper.step()
+            reductions.append(seen.get_total_counts())
+        else:
+            decision = clipper.step()
+        decisions.append(
+            [getattr(decision, n).tolist() for n in ("norm", "threshold", "scale")]
+        )
+        optimizer.step()
+    return {"decisions": decisions, "reductions": reductions}
+
+
+def run(case, layout):
+    torch.manual_seed(0)
+    net = Net()
+    model = layout(net)
+    clipper = CLIPPERS[case](net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found = train(model, clipper, optimizer, range(STEPS))
+    return found | {"weights": weights(net), "names": clipper.names}
+
+
+def skip_on_a_nan_of_one_rank():
+    """A NaN in one shard cancels the update of all."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = Clipper(
+        model, Drop(Fixed(1e6), action="skip"), scope="global", nonfinite="skip"
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    kept = []
+
+    def spoil(step):
+        if step == 1:
+            kept.append(weights(model))
+            if dist.get_rank() == 1:
+                model.a.weight.grad.to_local()[0, 0] = float("nan")
+
+    train(model, clipper, optimizer, range(2), spoil)
+    steps = {int(full(state["step"])) for state in optimizer.state.values()}
+    return {
+        "unchanged": kept[0] == weights(model),
+        "steps": sorted(steps),
+        "skipped": clipper.metrics()["clip/skipped_total"],
+    }
+
+
+def too_many_skips_of_shards():
+    """Six bad steps; how many of them until the run is stopped."""
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def spoil(step):
+        model.a.weight.grad.to_local().fill_(float("nan"))
+
+    for step in range(6):
+        try:
+            train(model, clipper, optimizer, range(step, step + 1), spoil)
+        except RuntimeError as error:
+            return {"step": step, "error": str(error)}
+    return {"step": None}
+
+
+def too_many_skips_of_a_fused_optimizer():
+    """The same where the kernel is told to skip: nothing else looks at the norms."""
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=True)
+    clipper.attach(optimizer)
+    for step in range(6):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float("nan"))
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            return {"step": step, "error": str(error)}
+    return {"step": None}
+
+
+def an_overflow_on_one_rank():
+    """Stages with a GradScaler each, of which one overflows, and one has no gradient.
+
+    Momentum and weight decay would move what is merely given a gradient of 0.
+    """
+    rank = dist.get_rank()
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    clipper = NormClip(
+        [parameter], max_norm=1.0, scope="global", process_group=dist.group.WORLD
+    )
+    weights, scales = [], []
+    for size in (1.0, float("inf"), 100.0):
+        optimizer.zero_grad()
+        mine = size if rank == 0 else 1.0
+        scaled = scaler.scale((parameter * mine).sum())
+        if rank != 1:
+            scaled.backward()
+        clipper.step(scaler=scaler, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        weights.append(parameter.tolist())
+        scales.append(scaler.get_scale())
+    found = clipper.metrics()
+    return {"weights": weights, "scales": scales, "metrics": found}
+
+
+def a_scaler_of_shards():
+    """One shard of one rank overflows in the second step: by hand, attached, fused."""
+    found = []
+    for way in ("by hand", "attached", "fused"):
+        torch.manual_seed(0)
+        model = fsdp(Net())
+        clipper = CLIPPERS["global"](model)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=0.1, weight_decay=0.1, fused=way == "fused"
+        )
+        if way != "by hand":
+            clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        seen = []
+        for step in range(3):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.mse_loss(model(x), y)).backward()
+            if step == 1 and dist.get_rank() == 0:
+                model.a.weight.grad.to_local()[0, 0] = float("inf")
+            if way == "by hand":
+                clipper.step(scaler=scaler, optimizer=optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            seen.append(weights(model))
+        metrics = clipper.metrics()
+        found.append({"weights": seen, "scale": scaler.get_scale(), "metrics": metrics})
+    return {"ways": found}
+
+
+def a_scaler_around_attached_stages():
+    """On the rank that overflows no optimizer would be stepped, and no clipper."""
+    errors, left = [], []
+    group = dist.group.WORLD
+    for way in ("attached", "fused", "as optimizer"):
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=way == "fused")
+        before = dict(vars(optimizer))
+        if way == "as optimizer":
+            optimizer = NormClip.as_optimizer(
+                optimizer, max_norm=1.0, process_group=group
+            )
+        else:
+            clipper = NormClip([parameter], max_norm=1.0, process_group=group)
+            clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        size = float("inf") if dist.get_rank() == 0 else 1.0
+        scaler.scale((parameter * size).sum()).backward()
+        try:
+            scaler.step(optimizer)
+        except RuntimeError as error:
+            errors.append(str(error))
+        if way != "as optimizer":
+            clipper.detach()
+            left += set(vars(optimizer)) - set(before)
+    return {"errors": errors, "left": left}
+
+
+def attached_stages():
+    """Without a scaler they clip to one norm."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD).attach(
+        optimizer
+    )
+    parameter.grad = torch.full((1,), 3.0)
+    optimizer.step()
+    return {"weight": parameter.item()}
+
+
+def a_copy_of_a_clipper_of_stages():
+    parameter = nn.Parameter(torch.zeros(1))
+    clipper = NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD)
+    parameter, clipper = copy.deepcopy((parameter, clipper))
+    parameter.grad = torch.full((1,), 3.0)
+    return {"norm": clipper.step().norm.item()}
+
+
+def made_before_sharding():
+    """What it warns of: of the model, and of a list of its parameters."""
+    found = []
+    for given in (lambda m: m, lambda m: m.parameters()):
+        model = Net()
+        clipper = NormClip(given(model), max_norm=1.0)
+        fsdp(model)
+        x, y = batch(0)
+        nn.functional.mse_loss(model(x), y).backward()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            clipper.step()
+        found.append([str(warning.message) for warning in seen])
+    model = Net()
+    clipper = NormClip(model, max_norm=1.0)
+    fully_shard(model.a)
+    nn.functional.mse_loss(model(x), y).backward()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        clipper.step()
+        clipper.step()
+    return {"warnings": [*found, [str(warning.message) for warning in seen]]}
+
+
+def experts_beside_shards():
+    """Each rank of a group has an expert, a plain tensor; the rest is sharded."""
+    world = dist.get_world_size()
+    found = {}
+    for ranks in {2, world}:  # in pairs, the experts of one pair are those of another
+        mesh = init_device_mesh(
+            "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
+        )
+        torch.manual_seed(0)
+        dense = fully_shard(nn.Linear(3, 5))
+        own = mesh.get_local_rank("expert")
+        expert = nn.Parameter(torch.zeros(2))
+        clipper = NormClip(
+            [*dense.parameters(), expert],
+            max_norm=1.0,
+            process_group=mesh["expert"].get_group(),
+        )
+        for p in dense.parameters():
+            p.grad = torch.full_like(p, 2.0)
+        expert.grad = torch.full((2,), own + 1.0)
+        wanted = 4.0 * 20 + sum(2 * (one + 1.0) ** 2 for one in range(ranks))
+        norm = clipper.step().norm.item()
+        found[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, own + 1.0]
+    return {"found": list(found.values())}
+
+
+def sharded_stages():
+    """Two stages, each sharded over its ranks, with a plain tensor beside."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("stage", "data"))
+    stage = mesh.get_local_rank("stage")
+    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["data"])
+    plain = nn.Parameter(torch.zeros(2))
+    clipper = NormClip(
+        [*dense.parameters(), plain],
+        max_norm=1.0,
+        process_group=mesh["stage"].get_group(),
+    )
+    for p in dense.parameters():
+        p.grad = torch.full_like(p, stage + 1.0)
+    plain.grad = torch.full((2,), 3.0)
+    wanted = 20.0 * (1 + 4) + 2 * 2 * 9.0
+    return {"norm": clipper.step().norm.item(), "wanted": wanted**0.5}
+
+
+def a_process_group_across_shards():
+    """Its ranks overlap with those of the shards, and have others: which are copies?"""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
+    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["s"])
+    try:
+        NormClip(dense, max_norm=1.0, process_group=dist.group.WORLD)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def frozen_on_all_ranks():
+    """What is frozen has no gradient on any rank, as in one process."""
+    found = []
+    for layout in (whole, fsdp):
+        torch.manual_seed(0)
+        net = Net()
+        for p in [*net.a.parameters(), net.d.bias]:
+            p.requires_grad_(False)
+        layout(net)
+        for case in ("global", "parameter", "agc"):
+            clipper = CLIPPERS[case](net)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            found.append(train(net, clipper, optimizer, range(STEPS))["decisions"])
+    return {"alone": found[:3], "sharded": found[3:]}
+
+
+def raise_on_a_nan_of_one_rank():
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = NormClip(model, max_norm=1.0, nonfinite="raise")
+    x, y = batch(0)
+    nn.functional.mse_loss(model(x), y).backward()
+    if dist.get_rank() == 0:
+        model.a.weight.grad.to_local()[0, 0] = float("inf")
+    try:
+        clipper.step()
+    except FloatingPointError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def a_rank_without_gradients():
+    """It enters the reduction all the same, and learns what the others learn."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["global"](model)
+    norms, own = [], []
+    for step in range(3):
+        x, y = batch(step)
+        nn.functional.mse_loss(model(x), y).backward()
+        if dist.get_rank() == 1:
+            for p in model.parameters():
+                p.grad = None
+        parts = [
+            p.grad.to_local().flatten()
+            for p in model.parameters()
+            if p.grad is not None
+        ]
+        own.append(torch.cat(parts).double().norm().item() if parts else 0.0)
+        norms += clipper.step().norm.tolist()
+        for p in model.parameters():
+            p.grad = None
+    return {
+        "norms": norms,
+        "own": own,
+        "state": clipper.state_dict()["states"][0]["ring"].tolist(),
+    }
+
+
+def stages_of_a_pipeline():
+    """Each rank has other plain parameters; one global norm and one scale for all."""
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    stage = nn.Linear(3 + rank, 2)
+    clipper = NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD)
+    norms, own, after = [], [], []
+    for step in range(3):
+        for p in stage.parameters():
+            p.grad = (
+                None
+                if (rank, step) == (1, 1)
+                else torch.full_like(p, rank + step + 1.0)
+            )
+        grads = [p.grad for p in stage.parameters() if p.grad is not None]
+        own.append(sum(float(g.square().sum()) for g in grads))
+        norms += clipper.step().norm.tolist()
+        after.append(sum(float(g.square().sum()) for g in grads))
+    return {"norms": norms, "own": own, "after": after}
+
+
+def stages_with_other_rows():
+    """A layer more on each rank: their vectors of norms have no sum."""
+    layers = [nn.Linear(3, 3) for _ in range(1 + dist.get_rank())]
+    stage = nn.Sequential(*layers)
+    clipper = QuantileClip(stage, process_group=dist.group.WORLD)
+    for p in stage.parameters():
+        p.grad = torch.ones_like(p)
+    try:
+        clipper.step()
+    except ValueError as error:
+        return {"error": str(error), "grad": stage[0].weight.grad.max().item()}
+    return {"error": None}
+
+
+def two_clippers_of_stages():
+    """Removing one leaves the other what it needs."""
+    stage = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    before, marked = set(vars(optimizer)), []
+    clippers = [
+        NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD) for _ in range(2)
+    ]
+    handles = [clipper.attach(optimizer) for clipper in clippers]
+    for handle in handles:
+        marked.append(sorted(set(vars(optimizer)) - before))
+        handle.remove()
+    return {"marked": marked, "left": sorted(set(vars(optimizer)) - before)}
+
+
+def sequence_parallel():
+    """Gradients of norms whose input is sharded are sums yet to be done: `Partial`."""
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = nn.LayerNorm(6)
+    parts = parallelize_module(copy.deepcopy(whole), mesh, SequenceParallel())
+    torch.manual_seed(1)
+    x = torch.randn(8, 4, 6)
+    found = []
+    for scope in ("parameter", "unit"):
+        for model in (whole, parts):
+            model.zero_grad()
+            if model is parts:
+                own = x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+                y = model(own).full_tensor(grad_placements=[Replicate()])
+            else:
+                y = model(x)
+            (y * torch.arange(6.0)).sum().backward()
+            kinds = [
+                str(p.grad.placements) if isinstance(p.grad, DTensor) else "plain"
+                for p in model.parameters()
+            ]
+            clipper = ValueClip(model, clip_value=20.0, scope=scope)
+            decision = clipper.step()
+            values = [full(p.grad).flatten() for p in model.parameters()]
+            values = torch.cat([decision.norm, decision.scale, *values]).tolist()
+            found.append({"values": values, "kinds": kinds})
+    return {"found": found}
+
+
+def observe_a_sharded_norm():
+    """What `clip_grad_norm_` returns under FSDP2 is a DTensor."""
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["global"](model)
+    x, y = batch(0)
+    nn.functional.mse_loss(model(x), y).backward()
+    total = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    return {"kind": type(total).__name__, "norm": clipper.observe(total).norm.tolist()}
+
+
+def save_half_way(folder):
+    torch.manual_seed(0)
+    model = fsdp(Net())
+    clipper = CLIPPERS["parameter"](model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    train(model, clipper, optimizer, range(3))
+    state = {"model": model.state_dict(), "clipper": clipper}
+    dcp.save(state, checkpoint_id=folder / "checkpoint")
+    return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
+
+
+def load_half_way(folder):
+    torch.manual_seed(1)
+    model = fsdp(Net())
+    clipper = CLIPPERS["parameter"](model)
+    state = {"model": model.state_dict(), "clipper": clipper}
+    dcp.load(state, checkpoint_id=folder / "checkpoint")
+    model.load_state_dict(state["model"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
+
+
+def stages_with_two_meshes_each():
+    """Two stages on a grid of three axes: their ranks are no copies of each other."""
+    size = dist.get_world_size() // 2
+    names = ("stage", "data", "model")
+    mesh = init_device_mesh("cpu", (2, size, 1), mesh_dim_names=names)
+    made = []
+    for name in ("data", "model"):
+        local = torch.zeros(4 // size if name == "data" else 4)
+        parameter = nn.Parameter(DTensor.from_local(local, mesh[name], [Shard(0)]))
+        grad = torch.full_like(local, 1.0 + 9.0 * mesh.get_local_rank("stage"))
+        parameter.grad = DTensor.from_local(grad, mesh[name], [Shard(0)])
+        made.append(parameter)
+    clipper = NormClip(made, max_norm=1e9, scope="parameter")
+    return {
+        "stage": mesh.get_local_rank("stage"),
+        "norms": clipper.step().norm.tolist(),
+    }
+
+
+def flat_parameters_of_fsdp1():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(
+        Net(), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    try:
+        NormClip(model, max_norm=1.0)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+SPECIAL = [
+    stages_with_other_rows,
+    two_clippers_of_stages,
+    sequence_parallel,
+    too_many_skips_of_a_fused_optimizer,
+    a_scaler_around_attached_stages,
+    a_scaler_of_shards,
+    attached_stages,
+    a_copy_of_a_clipper_of_stages,
+    made_before_sharding,
+    experts_beside_shards,
+    sharded_stages,
+    frozen_on_all_ranks,
+    too_many_skips_of_shards,
+    an_overflow_on_one_rank,
+    flat_parameters_of_fsdp1,
+    stages_with_two_meshes_each,
+    skip_on_a_nan_of_one_rank,
+    raise_on_a_nan_of_one_rank,
+    a_rank_without_gradients,
+    stages_of_a_pipeline,
+    observe_a_sharded_norm,
+]
+
+
+def attempt(function, *arguments):
+    try:
+        return function(*arguments)
+    except Exception:  # noqa: BLE001  it is shown by the test of this case
+        return {"failed": traceback.format_exc()}
+
+
+def main(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+    )
+    found = {}
+    for name, (layout, worlds) in LAYOUTS.items():
+        if world in worlds:
+            for case in CLIPPERS:
+                found[f"{name}: {case}"] = attempt(run, case, layout)
+    if world == 4:
+        across = attempt(a_process_group_across_shards)
+        found["a_process_group_across_shards"] = across
+        found["save_half_way"] = attempt(save_half_way, folder)
+    else:
+        found["load_half_way"] = attempt(load_half_way, folder)
+    for function in SPECIAL:
+        found[function.__name__] = attempt(function)
+    (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # Forked, the ranks need not import torch again.
+    torch.multiprocessing.start_processes(
+        main, args=(world, folder), nprocs=world, start_method="fork"
+    )

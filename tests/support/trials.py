@@ -1,0 +1,45 @@
+"""Runs scripts of benchmarks in this process, as their imports are dear."""
+
+import json
+import re
+import runpy
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "benchmarks"
+
+
+@contextmanager
+def scripts_on_path(monkeypatch):
+    """The benchmarks' folder on the path, and none of their modules left behind."""
+    own = {path.stem for path in SCRIPTS.glob("*.py")}
+    before = {name: sys.modules.pop(name, None) for name in own}
+    monkeypatch.syspath_prepend(SCRIPTS)
+    yield
+    for name in own:
+        sys.modules.pop(name, None)
+    sys.modules.update({name: m for name, m in before.items() if m is not None})
+
+
+def trial(script, folder, monkeypatch):
+    """What the trial run of a script saves."""
+    path = folder / f"{script}.json"
+    monkeypatch.setattr(sys, "argv", [script, "--quick", "--json", str(path)])
+    runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    return json.loads(path.read_text())
+
+
+def numbers(node):
+    """Every number in what was saved."""
+    if isinstance(node, dict | list):
+        parts = node.values() if isinstance(node, dict) else node
+        return [number for part in parts for number in numbers(part)]
+    return [node] if isinstance(node, int | float) else []
+
+
+def marks():
+    """The names of the tables that have a place in the docs."""
+    pages = (path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    return re.findall(r"<!-- table: (.+?) -->", "".join(pages))

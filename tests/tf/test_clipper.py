@@ -1,0 +1,446 @@
+"""The Keras transformer: golden traces, pairs, numeric rules, configuration."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import autoclip_core
+import autoclip_tf
+from autoclip_core import Cap, Drop, Fixed, Quantile
+from autoclip_tf import (
+    AGC,
+    AdaGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    ZClip,
+)
+
+from ..support.cases import check_traces, policy_of, traced_policies
+
+STATIC = [c for c in traced_policies() if "None" not in c and "skip" not in c]
+MODES = {
+    "eager": lambda step: step,
+    "graph": tf.function,
+    "xla": lambda step: tf.function(step, jit_compile=True),
+}
+CLIPPERS = {
+    "QuantileClip": lambda **k: QuantileClip(0.9, history_length=20, **k),
+    "StandardClip": lambda **k: StandardClip(2.0, history_length=20, **k),
+    "AGC": lambda **k: AGC(0.1, **k),
+    "ZClip": lambda **k: ZClip(warmup_steps=5, **k),
+    "AdaGC": lambda **k: AdaGC(warmup_steps=0, **k),
+    "NormClip": lambda **k: NormClip(1.0, **k),
+    "Clipper": lambda **k: Clipper(Cap(Quantile(0.9), max_norm=5.0), **k),
+    "ValueClip": lambda **k: ValueClip(2.0, **k),
+}
+
+
+def every_clipper():
+    return pytest.mark.parametrize("name", CLIPPERS)
+
+
+def every_mode():
+    return pytest.mark.parametrize("mode", MODES)
+
+
+def through_keras(mode):
+    """Each norm of a step is a variable of one element."""
+
+    def run(policy, series):
+        rows = series.norms.shape[1]
+        weights = [tf.Variable([0.0], name=f"row{i}") for i in range(rows)]
+        clip = Clipper(policy)
+        clip.build(weights)
+
+        @MODES[mode]
+        def step(norms, param_norms):
+            for row, weight in enumerate(weights):
+                weight.assign(param_norms[row : row + 1])
+            grads = [norms[row : row + 1] for row in range(rows)]
+            clip(zip(grads, weights, strict=True))
+
+        thresholds, scales = [], []
+        for norms, param_norms in zip(series.norms, series.param_norms, strict=True):
+            step(tf.constant(norms), tf.constant(param_norms))
+            decision = clip.decision
+            thresholds.append(decision.threshold)
+            scales.append(decision.scale)
+        return np.stack(thresholds), np.stack(scales)
+
+    return run
+
+
+@pytest.mark.parametrize("code", STATIC)
+def test_a_transformer_answers_as_the_oracle_under_xla(code):
+    check_traces(through_keras("xla"), code)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_eager_and_graph_answer_as_the_oracle(mode):
+    check_traces(through_keras(mode), "Quantile(0.5, history_length=10)")
+
+
+def variables():
+    return [
+        keras.Variable(np.ones((3, 2), "float32"), name="kernel"),
+        keras.Variable(np.ones((4,), "float32"), name="gain"),
+        keras.Variable(np.ones((2,), "float32"), name="absent"),
+    ]
+
+
+def gradients(scale):
+    return [
+        ops.convert_to_tensor(np.full((3, 2), 2.0 * scale, "float32")),
+        ops.cast(ops.convert_to_tensor(np.full((4,), 3.0 * scale)), "float16"),
+        None,
+    ]
+
+
+@every_mode()
+@every_clipper()
+def test_pairs_come_back_in_order_and_are_scaled_as_the_decision_says(name, mode):
+    weights, clip = variables(), CLIPPERS[name](scope="parameter")
+    clip.build(weights)
+    step = MODES[mode](
+        lambda *given: [g for g, _ in clip(zip([*given, None], weights, strict=True))]
+    )
+    for scale in [1.0, 1.5, 0.5, 2.0, 1.0, 1.0, 1.0, 40.0]:
+        grads = gradients(scale)
+        kernel, gain, absent = step(*grads[:2])
+    assert absent is None
+    assert kernel.dtype == tf.float32
+    assert gain.dtype == tf.float16
+    decision = clip.decision
+    norms = [np.linalg.norm(np.float64(g)) for g in grads[:2]]
+    np.testing.assert_allclose(decision.norm[:2], norms, rtol=1e-6)
+    assert np.isnan(decision.norm[2])
+    assert (decision.scale[:2] < 1).all()
+    after = [np.linalg.norm(np.float64(g)) for g in (kernel, gain)]
+    np.testing.assert_allclose(after, decision.scale[:2] * norms, rtol=2e-3)
+    if name != "ValueClip":
+        wanted = np.float64(grads[0]) * decision.scale[0]
+        np.testing.assert_allclose(np.float64(kernel), wanted, rtol=1e-6)
+    assert clip.metrics()["clip/steps"] == 8
+    assert clip.names == [clip._rows.names[i] for i in range(3)]
+
+
+@every_mode()
+def test_the_numeric_rules_hold_for_one_row(mode):
+    cases = {  # gradient, limit: what becomes of it
+        "within": ([0.3, 0.4], 1.0, [0.3, 0.4]),
+        "equal": ([3.0, 4.0], 5.0, [3.0, 4.0]),
+        "tiny": ([3e-7, 4e-7], 1e-7, [6e-8, 8e-8]),
+        "zero": ([0.0, 0.0], 1.0, [0.0, 0.0]),
+        "overflowing squares": ([3e30, 4e30], 1.0, [0.6, 0.8]),
+        "underflowing squares": ([3e-30, 4e-30], 1e-31, [6e-32, 8e-32]),
+        "nan": ([np.nan, 1.0], 1.0, [0.0, 0.0]),
+        "inf": ([np.inf, 1.0], 1.0, [0.0, 0.0]),
+    }
+    for name, (gradient, limit, wanted) in cases.items():
+        weight, clip = tf.Variable([0.0, 0.0]), NormClip(limit)
+        clip.build([weight])
+
+        @MODES[mode]
+        def step(given, clip=clip, weight=weight):
+            return clip([(given, weight)])[0][0]
+
+        got = step(tf.constant(gradient))
+        np.testing.assert_allclose(got, wanted, rtol=2e-7, err_msg=name)
+        assert clip.decision.finite[0] == np.isfinite(gradient).all(), name
+
+
+@every_mode()
+def test_a_nan_is_never_learned_and_the_other_rows_go_on(mode):
+    weights = [tf.Variable([0.0]), tf.Variable([0.0])]
+    clip = QuantileClip(quantile=0.5, history_length=4)
+    clip.build(weights)
+
+    @MODES[mode]
+    def step(one, other):
+        return [g for g, _ in clip([(one, weights[0]), (other, weights[1])])]
+
+    past = []
+    for norm in [1.0, np.nan, 2.0, np.inf, -np.inf, 5.0, 3.0, 9.0]:
+        one, other = step(tf.constant([norm]), tf.constant([1.0]))
+        limit = np.quantile(past[-4:], 0.5) if past else np.inf
+        assert other.numpy() == 1.0
+        if np.isfinite(norm):
+            np.testing.assert_allclose(one, [min(norm, limit)], rtol=1e-6)
+            past.append(norm)
+        else:
+            assert one.numpy() == 0.0
+    assert clip.metrics()["clip/nonfinite_total"] == 3
+
+
+def test_propagate_leaves_what_is_not_finite():
+    weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0, nonfinite="propagate")
+    [(gradient, _)] = clip([(tf.constant([np.inf, 2.0]), weight)])
+    np.testing.assert_array_equal(gradient, [np.inf, 2.0])
+    assert not clip.decision.finite[0]
+
+
+@every_clipper()
+def test_a_gradient_within_its_limit_keeps_its_bits(name):
+    weight, clip = tf.Variable(np.full(6, 100.0, "float32")), CLIPPERS[name]()
+    given = tf.constant(np.float32([1e-40, -0.0, 1e-3, -2e-3, 5e-39, 0.0]))
+    [(gradient, _)] = clip([(given, weight)])
+    bits = [np.asarray(g).view(np.uint32) for g in (gradient, given)]
+    np.testing.assert_array_equal(*bits)
+
+
+@every_mode()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_gradient_keeps_its_bits_beside_one_that_is_clipped(dtype, mode):
+    # Times 1 is not enough: TensorFlow's products make subnormal elements 0.
+    subnormal = 1e-320 if dtype == "float64" else 1e-40
+    within = np.tile([subnormal, 1e-3, -3 * subnormal, -0.0], 16)
+    within = within.astype(tf.as_dtype(dtype).as_numpy_dtype)
+    weights = [tf.Variable(tf.zeros(2)), tf.Variable(tf.zeros(64, dtype))]
+    clip = Clipper(Fixed(1.0), scope="parameter")
+    clip.build(weights)
+    step = MODES[mode](
+        lambda *g: [new for new, _ in clip(zip(g, weights, strict=True))]
+    )
+    clipped, kept = step(tf.constant([3.0, 4.0]), tf.constant(within))
+    np.testing.assert_allclose(clipped, [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(kept.numpy().view(np.uint8), within.view(np.uint8))
+
+
+@every_clipper()
+def test_a_dry_run_learns_and_changes_nothing(name):
+    weight, clip = tf.Variable([1.0]), CLIPPERS[name](dry_run=True)
+    for norm in [1.0, 2.0, 1.5, 1.0, 2.0, 1.0, 90.0]:
+        [(gradient, _)] = clip([(tf.constant([norm]), weight)])
+        assert gradient.numpy() == norm
+    assert clip.decision.clipped.all()
+    assert clip.metrics()["clip/steps"] == 7
+
+
+def test_excluded_variables_are_neither_measured_nor_scaled():
+    weights = [tf.Variable([0.0], name=n) for n in ("head/kernel", "head/bias", "rnn")]
+    pairs = [(tf.constant([10.0]), weight) for weight in weights]
+    ways = [
+        "head",
+        "head/*",
+        ["head/kernel", "head/bias"],
+        re.compile("^head"),
+        lambda path, variable: "head" in path,
+    ]
+    for exclude in ways:
+        clip = NormClip(1.0, scope="parameter", exclude=exclude)
+        got = [float(gradient[0]) for gradient, _ in clip(pairs)]
+        assert got == [10.0, 10.0, 1.0]
+        assert clip.names == ["rnn"]
+
+
+def test_a_layer_is_named_wherever_it_stands_in_a_path():
+    layers = [keras.layers.Dense(2, name="a_b"), keras.layers.Dense(1, name="c")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    for exclude in ("a_b", "a_b/kernel", "a_*/*"):
+        clip = QuantileClip(exclude=exclude)
+        clip.build(model.trainable_variables)
+        assert not any("a_b/kernel" in name for name in clip.names)
+        assert any("c/kernel" in name for name in clip.names)
+    with pytest.raises(ValueError, match="there are sequential"):
+        QuantileClip(exclude="a").build(model.trainable_variables)
+
+
+def test_a_clipper_prints_as_the_code_that_makes_it():
+    clip = QuantileClip(0.5, exclude=[re.compile("bias")], scope="global")
+    again = eval(repr(clip))
+    assert again.get_config() == clip.get_config()
+
+
+def test_a_clipper_answers_only_once_it_knows_its_variables():
+    clip = QuantileClip()
+    for ask in (clip.metrics, clip.reset, lambda: clip.decision, lambda: clip.names):
+        with pytest.raises(ValueError, match=r"build\(model.trainable_variables\)"):
+            ask()
+
+
+def test_a_stranger_among_the_variables_is_named():
+    clip = QuantileClip()
+    clip([(tf.constant([1.0]), tf.Variable([0.0], name="known"))])
+    with pytest.raises(ValueError, match=r"'late'.*built for known.*build\("):
+        clip([(tf.constant([1.0]), tf.Variable([0.0], name="late"))])
+    assert clip.metrics()["clip/steps"] == 1
+
+
+def test_reset_forgets_everything():
+    weight, clip = tf.Variable([0.0]), QuantileClip(0.5)
+    first = [clip([(tf.constant([n]), weight)])[0][0].numpy() for n in [1.0, 5.0, 2.0]]
+    clip.reset()
+    assert clip.metrics()["clip/steps"] == 0
+    again = [clip([(tf.constant([n]), weight)])[0][0].numpy() for n in [1.0, 5.0, 2.0]]
+    assert first == again
+
+
+def test_metrics_say_what_every_row_did():
+    weights = [tf.Variable([0.0], name="a"), tf.Variable([0.0], name="b")]
+    clip = NormClip(2.0, scope="parameter")
+    clip([(tf.constant([3.0]), weights[0]), (tf.constant([1.0]), weights[1])])
+    metrics = clip.metrics(per_row=True)
+    assert metrics["clip/norm"] == pytest.approx(np.sqrt(10.0), rel=1e-6)
+    assert metrics["clip/norm_after"] == pytest.approx(np.sqrt(5.0), rel=1e-6)
+    assert metrics["clip/clipped"] == 0.5
+    assert metrics["clip/scale/a"] == pytest.approx(2 / 3, rel=1e-6)
+    assert (metrics["clip/norm/b"], metrics["clip/clip_rate/b"]) == (1.0, 0.0)
+
+
+def test_values_are_clamped_and_their_decision_tells_of_it():
+    weights = [tf.Variable([0.0, 0.0]), tf.Variable([0.0])]
+    clip = ValueClip(2.0)
+    pairs = clip(
+        [(tf.constant([3.0, -1.0]), weights[0]), (tf.constant([1.0]), weights[1])]
+    )
+    np.testing.assert_array_equal(pairs[0][0], [2.0, -1.0])
+    np.testing.assert_array_equal(pairs[1][0], [1.0])
+    decision = clip.decision
+    np.testing.assert_allclose(decision.norm, np.sqrt([10.0, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(decision.scale, [np.sqrt(5 / 10), 1.0], rtol=1e-6)
+    assert decision.clipped.tolist() == [True, False]
+    assert decision.threshold.tolist() == [2.0, 2.0]
+    clip([(tf.constant([np.nan, 9.0]), weights[0]), (tf.constant([9.0]), weights[1])])
+    assert clip.decision.scale.tolist() == pytest.approx([0.0, 2 / 9])
+
+
+@every_clipper()
+def test_a_configuration_makes_the_same_clipper_again(name):
+    common = {"scope": "global", "nonfinite": "propagate"}
+    own = {} if name == "ValueClip" else {"min_threshold": 0.5, "max_threshold": 7.0}
+    exclude = ["head", re.compile("bias$")]
+    clip = CLIPPERS[name](**common, **own, exclude=exclude, dry_run=True)
+    saved = keras.saving.serialize_keras_object(clip)
+    again = keras.saving.deserialize_keras_object(saved)
+    assert type(again) is type(clip)
+    assert again.get_config() == clip.get_config()
+    assert again.policy == clip.policy
+    assert repr(again) == repr(clip)
+    assert again._settings.exclude == exclude
+
+
+@pytest.mark.parametrize("code", [c for c in STATIC if "Cap" in c or "Floor" in c])
+def test_any_policy_is_saved_and_made_again(code):
+    clip = Clipper(policy_of(code), scope="global")
+    again = Clipper.from_config(clip.get_config())
+    assert again.policy == clip.policy
+
+
+@keras.saving.register_keras_serializable("tests")
+def is_bias(path, variable):
+    return path.endswith("bias")
+
+
+def test_a_registered_function_may_exclude_and_is_saved():
+    again = QuantileClip.from_config(QuantileClip(exclude=is_bias).get_config())
+    assert again._settings.exclude == [is_bias]
+
+
+WRONG = {
+    "a history without end": (
+        lambda: QuantileClip(history_length=None),
+        r"history_length must be a number .* got None; set history_length=1000",
+    ),
+    "a percentile": (lambda: QuantileClip(90), r"quantile must be in \[0, 1\].*0\.9"),
+    "skip": (lambda: QuantileClip(nonfinite="skip"), r"nonfinite must be.*TerminateOn"),
+    "raise": (lambda: QuantileClip(nonfinite="raise"), r"nonfinite must be.*Terminate"),
+    "a cancelling policy": (
+        lambda: Clipper(Drop(Fixed(1.0), action="skip")),
+        r"policy must be without Drop\(action=\"skip\"\).*action=\"zero\"",
+    ),
+    "groups": (lambda: QuantileClip(scope="group"), r"scope must be.*exclude="),
+    "two scopes": (
+        lambda: QuantileClip(scope="parameter", global_clipping=True),
+        r"global_clipping must be in agreement with scope='parameter'",
+    ),
+    "axes at another scope": (
+        lambda: AGC(scope="global", axes={"k": (0,)}),
+        r"axes must be given at scope",
+    ),
+    "a rule at another scope": (
+        lambda: AGC(scope="global", rule="layer"),
+        r"rule must be given at scope",
+    ),
+    "no policy": (lambda: Clipper(Quantile), r"policy must be a policy"),
+    "a number to exclude": (lambda: QuantileClip(exclude=[3]), r"exclude must hold"),
+    "no clip value": (lambda: ValueClip(0.0), r"clip_value must be > 0"),
+    "a misspelt keyword": (
+        lambda: QuantileClip(quantil=0.9),
+        r"quantil is no argument of QuantileClip",
+    ),
+    "an odd dry run": (lambda: QuantileClip(dry_run=1), r"dry_run must be True or"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_argument_is_named_with_its_way_out(case):
+    make, words = WRONG[case]
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
+
+
+def test_nothing_left_to_clip_is_an_error():
+    clip = QuantileClip(exclude="*")
+    with pytest.raises(ValueError, match="exclude must leave a variable to clip"):
+        clip([(tf.constant([1.0]), tf.Variable([0.0], name="w"))])
+    with pytest.raises(ValueError, match=r"exclude must name.*'nobody'.*there are w"):
+        QuantileClip(exclude="nobody").build([tf.Variable([0.0], name="w")])
+
+
+def test_a_type_that_is_no_policy_of_ours_must_be_registered():
+    config = Clipper(Fixed(1.0)).get_config()
+    config["policy"] = {**config["policy"], "type": "Mine"}
+    with pytest.raises(ValueError, match="register a policy of your own"):
+        Clipper.from_config(config)
+    with keras.saving.custom_object_scope({"Mine": Fixed}):
+        assert Clipper.from_config(config).policy == Fixed(1.0)
+
+
+def test_every_name_of_the_other_packages_is_here():
+    names = {
+        "QuantileClip",
+        "StandardClip",
+        "AGC",
+        "ZClip",
+        "AdaGC",
+        "NormClip",
+        "ValueClip",
+        "Clipper",
+    }
+    assert names <= set(vars(autoclip_tf))
+    assert autoclip_tf.__version__ == autoclip_core.__version__
+
+
+def test_one_trace_serves_every_step():
+    weight, clip, traces = tf.Variable([0.0, 0.0]), QuantileClip(0.9), []
+
+    @tf.function
+    def step(gradient):
+        traces.append(1)
+        return clip([(gradient, weight)])[0][0]
+
+    for n in range(100):
+        step(tf.constant([float(n), 1.0]))
+    assert len(traces) <= 2  # a first one makes the variables
+    assert clip.metrics()["clip/steps"] == 100
+
+
+def test_a_checkpoint_of_tensorflow_holds_a_clipper(tmp_path):
+    weight, clip = tf.Variable([0.0]), QuantileClip(0.5, history_length=3)
+    for n in [1.0, 5.0, 2.0]:
+        clip([(tf.constant([n]), weight)])
+    path = tf.train.Checkpoint(clipper=clip).save(tmp_path / "state")
+    again = QuantileClip(0.5, history_length=3)
+    again.build([weight])
+    tf.train.Checkpoint(clipper=again).restore(path).assert_consumed()
+    for n in [3.0, 8.0, 1.0]:
+        pair = tf.constant([n]), weight
+        assert clip([pair])[0][0].numpy() == again([pair])[0][0].numpy()
+    assert clip.metrics() == again.metrics()

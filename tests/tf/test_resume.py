@@ -1,0 +1,333 @@
+"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+
+Each policy at each scope is a clipper, and all stand in one optimizer, one after the
+other; one of each kind also in a loop without one. So each format is one file. The
+optimizer takes its steps eagerly: to trace a hundred clippers in each process would
+take longer than the steps. The loop is traced.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from autoclip_core import (
+    EmaRatio,
+    Fixed,
+    MeanStd,
+    Quantile,
+    StreamingQuantile,
+    Warmup,
+    ZScore,
+)
+from autoclip_tf import Clipper, QuantileClip
+from autoclip_tf.optimizers import SGD
+
+from ..support.cases import STATIC, policy_of
+
+N = 5  # warm-ups end, and the shorter windows are full, before or after the load
+SCOPES = ("parameter", "global", "unit")
+# A gradient transformer cannot cancel an update.
+CODES = [code for code in STATIC if "skip" not in code]
+# Of each kind the last in the table, which has a short window.
+KINDS = {type(STATIC[code]): code for code in CODES}
+RUNS = [(code, scope) for code in CODES for scope in SCOPES]
+IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
+
+
+def clippers(runs):
+    """They only observe: else most would see what the first has left."""
+    return [
+        Clipper(policy_of(code), scope=scope, dry_run=place > 0)
+        for place, (code, scope) in enumerate(runs)
+    ]
+
+
+def check_use(seen):
+    """The matrix is no row of clippers that have nothing to do."""
+    found = [clip.metrics() for clip in seen]
+    assert all(metrics["clip/steps"] == 2 * N for metrics in found)
+    assert sum(metrics["clip/clip_rate"] > 0 for metrics in found) > 0.6 * len(found)
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]
+    return keras.Sequential(layers)
+
+
+SHAPES = [(3, 2), (2,), (2, 1), (1,)]
+
+
+def noise(step):
+    """Gradients of heavy tails."""
+    rng = np.random.default_rng(step)
+    size = rng.lognormal()
+    return [tf.constant(size * rng.normal(size=s), tf.float32) for s in SHAPES]
+
+
+class InOptimizer:
+    """A model that is compiled with all clippers."""
+
+    def __init__(self, model=None):
+        self.model = model or network()
+        if model is None:
+            optimizer = SGD(0.02, gradient_transformers=clippers(RUNS))
+            self.model.compile(optimizer, loss="mse")
+            optimizer.build(self.model.trainable_variables)
+        self.clippers = self.model.optimizer.gradient_transformers
+
+    def step(self, grads):
+        weights = self.model.trainable_variables
+        grads = [g + w for g, w in zip(grads, weights, strict=True)]
+        self.model.optimizer.apply(grads, weights)
+
+    def held(self):
+        return [*self.model.trainable_variables, *self.model.optimizer.variables]
+
+    def kept(self):
+        return tf.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)
+
+
+class InLoop:
+    """Variables, and clippers that no optimizer knows of."""
+
+    def __init__(self):
+        self.weights = [tf.Variable(tf.ones(shape)) for shape in SHAPES]
+        self.clippers = clippers(IN_LOOP)
+        for clip in self.clippers:
+            clip.build(self.weights)
+        self.step = tf.function(self._step)
+
+    def _step(self, grads):
+        grads = [g + w for g, w in zip(grads, self.weights, strict=True)]
+        pairs = zip(grads, self.weights, strict=True)
+        for clip in self.clippers:
+            pairs = clip(pairs)
+        for gradient, weight in pairs:
+            weight.assign_sub(0.02 * gradient)
+
+    def held(self):
+        return [*self.weights, *(v for clip in self.clippers for v in clip._variables)]
+
+    def kept(self):
+        return tf.train.Checkpoint(weights=self.weights, clippers=self.clippers)
+
+
+def go_on(run, steps):
+    """Take these steps; return all there is to know of the run."""
+    for step in steps:
+        run.step(noise(step))
+    return [variable.numpy() for variable in run.held()]
+
+
+# The formats: how a run is written, and how one goes on from there.
+
+
+def save_keras(run, folder):
+    run.model.save(folder / "model.keras")
+
+
+def load_keras(run, folder):
+    """Nothing: the new process has made its model from this file."""
+
+
+def save_weights(run, folder):
+    run.model.save_weights(folder / "model.weights.h5")
+
+
+def load_weights(run, folder):
+    run.model.load_weights(folder / "model.weights.h5")
+
+
+def save_checkpoint(run, folder):
+    run.kept().write(folder / type(run).__name__)
+
+
+def load_checkpoint(run, folder):
+    run.kept().read(folder / type(run).__name__).assert_existing_objects_matched()
+
+
+FORMATS = {
+    "keras": (InOptimizer, save_keras, load_keras),
+    "weights": (InOptimizer, save_weights, load_weights),
+    "checkpoint": (InOptimizer, save_checkpoint, load_checkpoint),
+    "checkpoint of a loop": (InLoop, save_checkpoint, load_checkpoint),
+}
+
+
+# Two processes.
+
+
+def resume(folder):
+    """What the new process does; the model that was loaded loads the other files."""
+    folder = pathlib.Path(folder)
+    model = keras.models.load_model(folder / "model.keras")
+    runs = {InOptimizer: InOptimizer(model), InLoop: InLoop()}
+    for name, (kind, _, load) in FORMATS.items():
+        load(runs[kind], folder)
+        np.savez(folder / f"{name}.npz", *go_on(runs[kind], range(N, 2 * N)))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Of each format: the run that was not interrupted, and the one that was."""
+    folder, whole = tmp_path_factory.mktemp("resume"), {}
+    for kind in (InOptimizer, InLoop):
+        run = kind()
+        go_on(run, range(N))
+        for of, save, _ in FORMATS.values():
+            if of is kind:
+                save(run, folder)
+        whole[kind] = go_on(run, range(N, 2 * N))
+        check_use(run.clippers)
+    there = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", there, folder], cwd=root, check=True)
+    found = {}
+    for name, (kind, _, _) in FORMATS.items():
+        with np.load(folder / f"{name}.npz") as file:
+            found[name] = whole[kind], list(file.values())
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_clippers_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+    whole, resumed = outcomes[form]
+    clippers = IN_LOOP if "loop" in form else RUNS
+    assert len(whole) == len(resumed) > 5 * len(clippers)
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
+# What does not fit, or is broken.
+
+
+def trained(clip):
+    """A small model after three steps, and what its optimizer holds."""
+    model = network()
+    optimizer = SGD(0.02, momentum=0.9, gradient_transformers=[clip])
+    model.compile(optimizer, loss="mse", run_eagerly=True)
+    optimizer.build(model.trainable_variables)
+    for step in range(3):
+        optimizer.apply(noise(step), model.trainable_variables)
+    return model
+
+
+def held(model):
+    return [variable.numpy() for variable in model.optimizer.variables]
+
+
+OTHERS = {
+    "another history": lambda: QuantileClip(0.5, history_length=6),
+    "another scope": lambda: QuantileClip(0.5, history_length=5, scope="global"),
+    "another policy": lambda: Clipper(Warmup(Fixed(1.0), steps=3)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_weights_of_other_clippers_are_refused_and_change_no_history(other, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    trained(QuantileClip(0.5, history_length=5)).save_weights(path)
+    model = trained(OTHERS[other]())
+    before = held(model)
+    if other == "another policy":  # it has other variables, so Keras looks at none
+        with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+            model.load_weights(path)
+    else:
+        with pytest.raises(
+            ValueError, match=r"has shape \(.* there and \(.* here; make"
+        ):
+            model.load_weights(path)
+    for one, other in zip(held(model), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+SPOILED = {
+    "nothing": lambda whole: b"",
+    "the first half": lambda whole: whole[: len(whole) // 2],
+    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
+    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+}
+"""What may stand in a file: broken, in part or not ours."""
+FILES = {
+    "model.weights.h5": "weights",
+    "InOptimizer.index": "checkpoint",
+    "InOptimizer.data-00000-of-00001": "checkpoint",
+}
+every_spoiled = pytest.mark.parametrize("spoiled", SPOILED)
+
+
+@every_spoiled
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(name, spoiled, tmp_path):
+    run = InOptimizer(trained(QuantileClip(0.5, history_length=5)))
+    _, save, load = FORMATS[FILES[name]]
+    save(run, tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(SPOILED[spoiled](whole))
+    before = go_on(run, [3])
+    with pytest.raises((OSError, ValueError, IndexError, tf.errors.OpError)):
+        load(run, tmp_path)
+    for one, other in zip(go_on(run, []), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@every_spoiled
+def test_a_model_whose_file_is_cut_off_or_another_is_refused(spoiled, tmp_path):
+    path = tmp_path / "model.keras"
+    trained(QuantileClip(0.5, history_length=5)).save(path)
+    path.write_bytes(SPOILED[spoiled](path.read_bytes()))
+    with pytest.raises(ValueError, match=r"ensure the file is an accessible `\.keras`"):
+        keras.models.load_model(path)
+
+
+STATES = pathlib.Path(__file__).parents[1] / "support" / "states"
+NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
+POLICIES = [
+    MeanStd(2.0, history_length=8),
+    ZScore(2.5, warmup_steps=5),
+    EmaRatio(2.0, warmup_steps=5),
+    StreamingQuantile(0.75),
+    Warmup(Quantile(0.75, history_length=8), steps=5),
+]
+"""Of clippers that only watch; in the file they stand before one that clips."""
+
+
+def save_for_ever():
+    """How the file was made, when this layout of the memory was new."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    clip = QuantileClip(quantile=0.75, history_length=8)
+    see(model, [*(Clipper(policy, dry_run=True) for policy in POLICIES), clip])
+    model.save(STATES / "keras-1.keras")
+
+
+def see(model, clippers):
+    """Train the model, which does not learn, on gradients of these norms."""
+    model.compile(SGD(0.0, gradient_transformers=clippers), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    for norm in NORMS:
+        gradient = tf.constant([[float(norm)]])
+        model.optimizer.apply([gradient], model.trainable_variables)
+
+
+def test_a_model_that_an_earlier_version_saved_can_be_loaded():
+    model = keras.models.load_model(STATES / "keras-1.keras")
+    *others, clip = model.optimizer.gradient_transformers
+    assert [other.policy for other in others] == POLICIES
+    fresh = [Clipper(policy, dry_run=True) for policy in POLICIES]
+    see(keras.models.clone_model(model), fresh)
+    for other, expected in zip(others, fresh, strict=True):
+        pairs = zip(other._store.variables, expected._store.variables, strict=True)
+        for variable, wanted in pairs:
+            assert variable.dtype == wanted.dtype
+            np.testing.assert_allclose(variable, wanted, rtol=1e-6)
+    assert clip.metrics()["clip/steps"] == len(NORMS)
+    model.optimizer.apply([tf.constant([[99.0]])], model.trainable_variables)
+    expected = np.quantile(NORMS[-8:], 0.75)
+    assert clip.decision.threshold[0] == pytest.approx(expected, rel=1e-6)
+    assert clip.decision.scale[0] == pytest.approx(expected / 99, rel=1e-6)

@@ -1,0 +1,40 @@
+"""`MirroredStrategy` with two replicas: clipped after the sum, and counted once."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@functools.cache
+def found():
+    """What `keras_replicas.py` found."""
+    script = Path(__file__).parents[1] / "support" / "keras_replicas.py"
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    child = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def test_gradients_are_clipped_after_the_replicas_were_summed():
+    assert found()["opposed"] == -1.0  # Keras's own global_clipnorm makes it 0
+
+
+@pytest.mark.parametrize("name", ["global", "parameter", "unit", "eagerly", "legacy"])
+def test_two_replicas_do_what_one_device_does(name):
+    if name not in found():
+        pytest.skip("tf_keras is not installed")
+    one, two = found()[name]["one"], found()[name]["two"]
+    assert one["steps"] == two["steps"] == 12
+    np.testing.assert_allclose(one["threshold"], two["threshold"], rtol=1e-5)
+    for some, others in zip(one["weights"], two["weights"], strict=True):
+        np.testing.assert_allclose(some, others, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,173 @@
+"""Ranks that agree pass the check; one that does not is named, on every rank."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from autoclip_core import Quantile, StreamingQuantile
+from autoclip_core.clipper.metrics import Tally
+from autoclip_torch import Clipper, QuantileClip, ZClip
+from autoclip_torch.agreement import _digests, check_agreement
+
+WORLD = 3
+
+
+def stepped(clipper, norms):
+    """The same clipper, after a step of each of these norms."""
+    for norm in norms:
+        for slot in clipper._learner.rows.slots:
+            slot.parameter.grad = torch.full_like(slot.parameter, norm)
+        clipper.step()
+    return clipper
+
+
+def quantile(parameters, **keywords):
+    return QuantileClip(parameters, **{"history_length": 4, **keywords})
+
+
+def model():
+    return nn.Linear(3, 2)
+
+
+def alike(rank):
+    return stepped(quantile(model()), [1.0, 3.0, float("nan"), 2.0, 9.0])
+
+
+def untouched(rank):
+    return quantile(model())
+
+
+def several_policies(rank):
+    layers = nn.Sequential(model(), model())
+    groups = [
+        {"params": layers[0]},
+        {"params": layers[1], "policy": StreamingQuantile(0.5)},
+    ]
+    return stepped(Clipper(groups, Quantile(0.5, history_length=None)), [1.0, 3.0])
+
+
+def stages(rank):
+    """Other parameters on every rank, and one norm of all."""
+    stage = nn.Linear(3 + rank, 2)
+    clipper = ZClip(stage, warmup_steps=2, process_group=dist.group.WORLD)
+    return stepped(clipper, [1.0, 2.0, 3.0 + rank])
+
+
+def another_norm(rank):
+    return stepped(quantile(model()), [1.0, 5.0 if rank == 1 else 2.0])
+
+
+def a_step_more(rank):
+    return stepped(quantile(model()), [2.0] * (7 if rank == 2 else 6))
+
+
+def the_last_bit(rank):
+    clipper = stepped(quantile(model()), [2.0])
+    ring = clipper._learner.states[0].ring
+    ring[0, 0] = torch.tensor(ring[0, 0]).nextafter(torch.tensor(9.0))
+    return clipper if rank == 0 else stepped(quantile(model()), [2.0])
+
+
+def another_quantile(rank):
+    return quantile(model(), quantile=0.5 if rank == 1 else 0.9)
+
+
+def each_another(rank):
+    return stepped(quantile(model()), [1.0 + rank])
+
+
+AGREE = [alike, untouched, several_policies, stages]
+DIFFER = {
+    another_norm: "rank 1 (history, last decision)",
+    a_step_more: "rank 2 (history, counts)",
+    the_last_bit: "rank 0 (history)",
+    another_quantile: "rank 1 (settings)",
+    each_another: "rank 1 (history, last decision); rank 2 (history, last decision)",
+}
+
+
+def attempt(clipper, group=None):
+    """What the check says."""
+    try:
+        return check_agreement(clipper, group)
+    except RuntimeError as error:
+        return str(error)
+
+
+def found_by(rank):
+    """What this rank is told in each case."""
+    found = {case.__name__: attempt(case(rank)) for case in [*AGREE, *DIFFER]}
+    pairs = [dist.new_group([0, 2]), dist.new_group([1])]
+    found["a group"] = attempt(another_norm(rank), pairs[rank % 2])
+    return found
+
+
+def main(rank, folder):
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORLD)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found_by(rank)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def start(folder):
+    """Run the ranks; forked, they need not import torch again."""
+    torch.multiprocessing.start_processes(
+        main, args=(folder,), nprocs=WORLD, start_method="fork"
+    )
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What each rank was told: told[rank][case]."""
+    folder = tmp_path_factory.mktemp("agreement")
+    there = f"import sys; from {__name__} import start; start(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", there, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{r}.json").read_text()) for r in range(WORLD)]
+
+
+@pytest.mark.parametrize("case", AGREE, ids=lambda case: case.__name__)
+def test_ranks_that_agree_pass(told, case):
+    assert [rank[case.__name__] for rank in told] == [None] * WORLD
+
+
+@pytest.mark.parametrize("case", DIFFER, ids=lambda case: case.__name__)
+def test_every_rank_is_told_which_one_differs_and_in_what(told, case):
+    for rank in told:
+        assert f"differ from the others: {DIFFER[case]};" in rank[case.__name__]
+
+
+def test_a_group_is_asked_alone(told):
+    """Rank 1 has seen another norm, and is not of the group of 0 and 2."""
+    assert [rank["a group"] for rank in told] == [None] * WORLD
+
+
+def test_one_process_has_nobody_to_disagree_with():
+    assert check_agreement(untouched(0)) is None
+
+
+@pytest.mark.parametrize("count", Tally._fields)
+def test_every_count_is_compared(count):
+    clipper = alike(0)
+    learner, before = clipper._learner, _digests(clipper)
+    more = getattr(learner.tally, count) + np.int32(1)
+    learner.tally = learner.tally._replace(**{count: more})
+    after = _digests(clipper)
+    assert [part for part in before if before[part] != after[part]] == ["counts"]

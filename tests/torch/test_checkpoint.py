@@ -1,0 +1,741 @@
+"""A run that was saved and resumed has the same bits; what does not fit is refused."""
+
+import copy
+import io
+import math
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoclip_core import Cap, MeanStd, Quantile, Warmup
+from autoclip_core.history import full as history
+from autoclip_torch import (
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    ZClip,
+)
+from autoclip_torch.state.namespace import TorchNamespace
+
+from ..support.cases import POLICIES, policy_of
+from .test_reference import (
+    CLIPPERS,
+    SCOPES,
+    backward,
+    batches,
+    check_same,
+    every_clipper,
+    small_model,
+)
+
+N = 20
+
+
+def start(make, dtype=torch.float32, seed=0):
+    """A model, its optimizer and its clipper, which `make` makes of the model."""
+    model = small_model(seed).to(dtype)
+    return model, torch.optim.Adam(model.parameters(), lr=0.02), make(model)
+
+
+def go_on(run, data):
+    """Train on the batches; the thresholds and scales of all steps."""
+    model, optimizer, clipper = run
+    found = []
+    for batch in data:
+        backward(model, batch)
+        decision = clipper.step()
+        optimizer.step()
+        found.append((decision.threshold, decision.scale))
+    return found
+
+
+def states_of(run):
+    return [dict(part.state_dict()) for part in run]
+
+
+def through_a_file(state):
+    """Saved, and loaded as one loads what one does not trust."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def load(run, states):
+    for part, state in zip(run, states, strict=True):
+        part.load_state_dict(state)
+
+
+def check_resumed(make, dtype):
+    """N steps, save, load into a run that began elsewhere, N steps: as 2N steps."""
+    data = list(batches(2 * N))
+    run = start(make, dtype)
+    go_on(run, data[:N])
+    saved = through_a_file(states_of(run))
+    whole = go_on(run, data[N:])
+
+    resumed = start(make, dtype, seed=7)
+    go_on(resumed, data[3:5])
+    load(resumed, saved)
+    assert resumed[2].metrics()["clip/steps"] == N
+    check_same(go_on(resumed, data[N:]), whole)
+    check_same(states_of(resumed), states_of(run))
+    assert resumed[2].metrics() == run[2].metrics()
+
+
+@pytest.mark.parametrize("code", POLICIES)
+def test_a_resumed_run_of_bfloat16_has_the_same_bits(code):
+    """Parameters, moments, thresholds, scales and counts; one scope for each policy.
+
+    `test_torch_resume.py` has all scopes and formats, in a new process.
+    """
+    policy, scope = policy_of(code), SCOPES[list(POLICIES).index(code) % len(SCOPES)]
+    check_resumed(lambda m: Clipper(m, policy, scope=scope), torch.bfloat16)
+
+
+@every_clipper
+def test_so_it_is_for_the_named_clippers(case):
+    check_resumed(lambda model: case(model), torch.float32)
+
+
+def test_so_it_is_for_several_policies():
+    def make(model):
+        return Clipper(
+            [
+                {"params": model[0], "policy": Quantile(0.7, history_length=9)},
+                {"params": model[2], "policy": MeanStd(1.0, history_length=None)},
+                {"params": model[3]},
+            ],
+            Warmup(Quantile(0.5), steps=5, threshold=0.1),
+            nonfinite="skip",
+        )
+
+    check_resumed(make, torch.float32)
+
+
+def test_without_loading_the_bits_would_differ():
+    """The positive control."""
+    data = list(batches(2 * N))
+    run = start(QuantileClip)
+    go_on(run, data[:N])
+    states = states_of(run)
+    whole = go_on(run, data[N:])
+    forgetful = start(QuantileClip)
+    load(forgetful[:2], states[:2])
+    with pytest.raises(AssertionError):
+        check_same(go_on(forgetful, data[N:]), whole)
+
+
+# What a state is made of.
+
+PLAIN = (dict, list, str, int, float, bool, type(None), torch.Tensor)
+
+
+def check_plain(node, path="state"):
+    """Plain Python and tensors of their own, nothing derived from them."""
+    assert type(node) in PLAIN, f"{path} is a {type(node)}"
+    if isinstance(node, dict):
+        for key, value in node.items():
+            assert type(key) is str
+            check_plain(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check_plain(value, f"{path}[{index}]")
+    elif isinstance(node, torch.Tensor):
+        assert not node.requires_grad
+        assert node.untyped_storage().nbytes() == node.nbytes
+
+
+MADE_WITH_NUMPY = {
+    "numbers of NumPy": lambda m: QuantileClip(
+        m,
+        quantile=np.float32(0.5),
+        history_length=np.int64(5),
+        warmup_steps=np.int32(3),
+        warmup_threshold=np.float64(2),
+        max_threshold=np.float32(9),
+    ),
+    "a value of NumPy": lambda m: ValueClip(m, clip_value=np.float32(0.1)),
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*CLIPPERS.values(), *MADE_WITH_NUMPY.values()],
+    ids=[*CLIPPERS, *MADE_WITH_NUMPY],
+)
+def test_a_state_is_tensors_and_plain_python(make):
+    run = start(make)
+    check_plain(run[2].state_dict())
+    go_on(run, batches(5))
+    state = run[2].state_dict()
+    check_plain(state)
+    check_same(through_a_file(state), state)
+
+
+def test_a_state_holds_no_identity():
+    """Two clippers of equal models that saw the same have the same state."""
+    runs = [start(CLIPPERS["QuantileClip"]) for _ in range(2)]
+    for run in runs:
+        go_on(run, batches(5))
+    one, other = (run[2].state_dict() for run in runs)
+    check_same(one, other)
+
+
+def tensors_of(node):
+    if isinstance(node, torch.Tensor):
+        return [node]
+    parts = node.values() if isinstance(node, dict) else node
+    nested = isinstance(node, dict | list)
+    return [tensor for part in parts for tensor in tensors_of(part)] if nested else []
+
+
+@every_clipper
+def test_a_state_is_a_copy_in_both_directions(case):
+    """Later steps do not change it; and who writes into it changes no clipper."""
+    data = list(batches(30))
+    run, untouched = start(case), start(case)
+    for one in (run, untouched):
+        go_on(one, data[:15])
+    state = run[2].state_dict()
+    kept = copy.deepcopy(state)
+    check_same(go_on(run, data[15:20]), go_on(untouched, data[15:20]))
+    check_same(state, kept)
+
+    state = run[2].state_dict()
+    run[2].load_state_dict(state)
+    untouched[2].load_state_dict(copy.deepcopy(state))
+    for tensor in tensors_of(state):
+        tensor.fill_(3)
+    check_same(run[2].state_dict(), untouched[2].state_dict())
+    kept = copy.deepcopy(run[2].state_dict())
+    for tensor in tensors_of(run[2].state_dict()):
+        tensor.fill_(3)
+    check_same(run[2].state_dict(), kept)
+    check_same(go_on(run, data[20:]), go_on(untouched, data[20:]))
+
+
+# Copies of a clipper.
+
+
+def by_pickle(run):
+    return pickle.loads(pickle.dumps(run))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
+@every_clipper
+def test_a_copy_of_a_run_goes_on_as_the_run(case, copied):
+    """And they do not disturb each other."""
+    data = list(batches(30))
+    run = start(case)
+    go_on(run, data[:15])
+    other = copied(run)
+    found = go_on(other, data[15:])
+    check_same(go_on(run, data[15:]), found)
+    check_same(states_of(other), states_of(run))
+    pairs = zip(run[0].parameters(), other[0].parameters(), strict=True)
+    assert not any(one is two for one, two in pairs)
+
+
+def test_a_namespace_is_copied_without_its_tables():
+    xp = TorchNamespace(torch.device("cpu"))
+    (table,) = xp.tables(halves, 10_000)
+    assert xp.tables(halves, 10_000)[0] is table
+    assert len(pickle.dumps(xp)) < 1000
+    for other in (copy.deepcopy(xp), by_pickle(xp)):
+        assert other.device == xp.device
+        (again,) = other.tables(halves, 10_000)
+        assert again is not table
+        assert torch.equal(again, table)
+        assert again[-1] == 5000
+
+
+def halves(n):
+    return (n / 2,)
+
+
+# What does not fit.
+
+
+def norm(*shape):
+    return nn.Parameter(torch.ones(*shape))
+
+
+def pair(first=(3, 2), second=(2,)):
+    return [("w", norm(*first)), ("b", norm(*second))]
+
+
+def groups(cut, **override):
+    """Three parameters of one shape in two groups."""
+    parameters = [norm(2) for _ in range(3)]
+    return [{"params": parameters[:cut]}, {"params": parameters[cut:], **override}]
+
+
+Q10 = {"quantile": 0.5, "history_length": 10}
+
+# Each: what saves, what loads, and the words that name the difference.
+STRUCTURE = [
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: StandardClip(pair(), history_length=10),
+        "class is 'QuantileClip' there and 'StandardClip' here",
+    ),
+    (
+        lambda: Clipper(pair(), Quantile(0.5, history_length=10)),
+        lambda: QuantileClip(pair(), **Q10),
+        "class is 'Clipper' there and 'QuantileClip' here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10, global_clipping=True),
+        lambda: QuantileClip(pair(), **Q10),
+        "scope is 'global' there and 'parameter' here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair(), quantile=0.5, history_length=20),
+        r"(policies\[0\].history_length is 10 there and 20 here"
+        r"|the shape of states\[0\].ring is \(2, 10\) there and \(2, 20\) here)",
+    ),
+    (
+        lambda: QuantileClip(pair(), quantile=0.5, history_length=None),
+        lambda: QuantileClip(pair(), **Q10),
+        r"(policies\[0\].history_length is None there and 10 here"
+        r"|states\[0\] is \['count', 'old', .*'settled'\] there and .*'ring'\] here)",
+    ),
+    (
+        lambda: QuantileClip(pair((3, 2), (2,)), **Q10),
+        lambda: QuantileClip(pair((3, 4), (2,)), **Q10),
+        r"parameters\[0\]\[1\] is 2 there and 4 here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10, global_clipping=True),
+        lambda: QuantileClip(pair((3, 3)), **Q10, global_clipping=True),
+        r"parameters\[0\]\[1\] is 2 there and 3 here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair()[:1], **Q10),
+        r"parameters is \[\[3, 2\], \[2\]\] there and \[\[3, 2\]\] here",
+    ),
+    (
+        lambda: Clipper(pair(), Quantile(0.5, history_length=10)),
+        lambda: Clipper(pair(), MeanStd(history_length=10)),
+        r"policies\[0\] is 'Quantile' there and 'MeanStd' here",
+    ),
+    (
+        lambda: Clipper(pair(), Cap(Quantile(0.5, history_length=10), max_norm=1.0)),
+        lambda: Clipper(pair(), Cap(MeanStd(history_length=10), max_norm=1.0)),
+        r"policies\[0\] is 'Quantile' there and 'MeanStd' here",
+    ),
+    (
+        lambda: QuantileClip(groups(1), **Q10, scope="group"),
+        lambda: QuantileClip(groups(2), **Q10, scope="group"),
+        r"rows\[1\]\[0\] is 1 there and 0 here",
+    ),
+    (
+        lambda: QuantileClip(groups(1), **Q10),
+        lambda: QuantileClip(groups(1, quantile=0.9), **Q10),
+        r"policies is \['Quantile'\] there and \['Quantile', 'Quantile'\] here",
+    ),
+    (
+        lambda: QuantileClip(groups(1, quantile=0.9), **Q10),
+        lambda: QuantileClip(groups(2, quantile=0.9), **Q10),
+        r"the shape of states\[0\].ring is \(1, 10\) there and \(2, 10\) here",
+    ),
+    (
+        lambda: AGC(pair(), rule="nfnets"),
+        lambda: AGC(pair()),
+        r"rows\[0\]\[1\] is 2 there and 3 here",
+    ),
+]
+
+# These fit after all, with strict=False: the last is the field that is looked at.
+SETTINGS = [
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair(), quantile=0.9, history_length=10),
+        r"policies\[0\].quantile is 0.5 there and 0.9 here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair(), **Q10, include_current=True),
+        r"policies\[0\].include_current is False there and True here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair(), **Q10, max_threshold=2.0),
+        r"policies\[0\].type is 'Quantile' there and 'Cap' here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10, max_threshold=2.0),
+        lambda: QuantileClip(pair(), **Q10, max_threshold=3.0),
+        r"policies\[0\].max_norm is 2.0 there and 3.0 here",
+    ),
+    (
+        lambda: StandardClip(pair()),
+        lambda: StandardClip(pair(), deviations=1.0),
+        r"policies\[0\].deviations is 2.0 there and 1.0 here",
+    ),
+    (
+        lambda: ZClip(pair()),
+        lambda: ZClip(pair(), alpha=0.9),
+        r"policies\[0\].alpha is 0.97 there and 0.9 here",
+    ),
+    (
+        lambda: NormClip(pair(), max_norm=1.0),
+        lambda: NormClip(pair(), max_norm=2.0),
+        r"policies\[0\].max_norm is 1.0 there and 2.0 here",
+    ),
+    (
+        lambda: ValueClip(pair(), clip_value=1.0),
+        lambda: ValueClip(pair(), clip_value=2.0),
+        r"policies\[0\].max_norm is 1.0 there and 2.0 here",
+    ),
+    (
+        lambda: QuantileClip(pair(), **Q10),
+        lambda: QuantileClip(pair(), **Q10, nonfinite="skip"),
+        "settings.nonfinite is 'zero' there and 'skip' here",
+    ),
+    (
+        lambda: AGC([("w", norm(4, 1))], rule="nfnets"),
+        lambda: AGC([("w", norm(4, 1))], rule="layer"),
+        "settings.rule is 'nfnets' there and 'layer' here",
+    ),
+    (
+        lambda: QuantileClip([("a", norm(2)), ("b", norm(2))], **Q10),
+        lambda: QuantileClip([("b", norm(2)), ("a", norm(2))], **Q10),
+        r"names\[0\] is 'a' there and 'b' here",
+    ),
+]
+
+
+def used(clipper, seed=0):
+    """The same clipper after some steps of random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(6):
+        for slot in clipper._learner.rows.slots:
+            shape = slot.parameter.shape
+            slot.parameter.grad = torch.randn(shape, generator=generator)
+        clipper.step()
+    return clipper
+
+
+@pytest.mark.parametrize(
+    ("saves", "loads", "words", "strict"),
+    [(*row, strict) for row in STRUCTURE for strict in (True, False)]
+    + [(*row, True) for row in SETTINGS],
+)
+def test_a_state_that_does_not_fit_is_refused(saves, loads, words, strict):
+    """The message names the difference and both values; nothing is changed."""
+    saved, clipper = used(saves()).state_dict(), used(loads(), seed=1)
+    before, metrics = clipper.state_dict(), clipper.metrics()
+    with pytest.raises(ValueError, match=f"does not fit this clipper: .*{words}"):
+        clipper.load_state_dict(saved, strict=strict)
+    check_same(clipper.state_dict(), before)
+    assert clipper.metrics() == metrics
+
+
+@pytest.mark.parametrize(("saves", "loads", "words"), SETTINGS)
+def test_other_settings_are_accepted_if_asked(saves, loads, words):
+    """The history is taken over, and this clipper's settings are kept."""
+    saved, clipper = used(saves()).state_dict(), used(loads(), seed=1)
+    own = clipper.state_dict()
+    clipper.load_state_dict(saved, strict=False)
+    now = clipper.state_dict()
+    check_same([now["states"], now["tally"]], [saved["states"], saved["tally"]])
+    for name in ("policies", "settings", "names"):
+        check_same(now[name], own[name])
+    used(clipper, seed=2)
+
+
+def test_the_constructor_s_quantile_is_kept():
+    """Thresholds are its quantile of the norms that were loaded."""
+    weight = nn.Parameter(torch.ones(1))
+    saved = QuantileClip([weight], quantile=0.5, history_length=8)
+    saved.observe([1.0, 2.0, 3.0, 4.0, 5.0])
+    other = QuantileClip([weight], quantile=0.75, history_length=8)
+    other.load_state_dict(saved.state_dict(), strict=False)
+    assert (saved.threshold().item(), other.threshold().item()) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_names_are_compared_where_both_have_them(strict):
+    """Without names the order and the shapes of the parameters count."""
+    named, unnamed = (
+        QuantileClip(pair(), **Q10),
+        used(QuantileClip([parameter for _, parameter in pair()], **Q10)),
+    )
+    named.load_state_dict(unnamed.state_dict(), strict=strict)
+    check_same(named.state_dict()["states"], unnamed.state_dict()["states"])
+
+
+def test_all_of_history_may_have_grown_to_any_size():
+    weight = nn.Parameter(torch.ones(1))
+    long, short = (
+        QuantileClip([weight], quantile=0.5, history_length=None) for _ in range(2)
+    )
+    long.observe(np.arange(1.0, 3000.0))
+    short.observe(np.arange(1.0, 4.0))
+    short.load_state_dict(long.state_dict())
+    assert short.threshold().item() == 1500
+    short.observe(np.arange(3000.0, 6000.0))
+    assert short.threshold().item() == 3000
+
+
+@pytest.fixture
+def merged_often(monkeypatch):
+    """Fewer than 16 recent norms, fewer than 256 settled ones, and the others."""
+    monkeypatch.setattr(history, "RECENT", 16)
+
+
+@pytest.mark.parametrize("steps", [1, 15, 16, 255, 256, 300, 555])
+def test_all_of_history_goes_on_from_any_step_with_the_same_bits(steps, merged_often):
+    """What is merged when belongs to the state, too."""
+    weight, norms = nn.Parameter(torch.ones(1)), np.random.default_rng(0).random(600)
+    saved, resumed = (
+        QuantileClip([weight], quantile=0.9, history_length=None) for _ in range(2)
+    )
+    saved.observe(norms[:steps])
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    saved.observe(norms[steps:])
+    resumed.observe(norms[steps:])
+    check_same(resumed.state_dict(), saved.state_dict())
+    [state] = saved.state_dict()["states"]
+    held = {name: state[name].isfinite().sum() for name in ("old", "settled", "recent")}
+    assert held == {"old": 512, "settled": 80, "recent": 8}
+
+
+def test_a_parameter_that_joins_late_has_a_history_of_its_own(merged_often):
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    clipper = QuantileClip(weights[:1], quantile=0.5, history_length=None)
+    clipper.observe(np.arange(1.0, 400.0))
+    clipper.add_param_group({"params": weights[1:]})
+    assert clipper.threshold().tolist() == [200, math.inf]
+    clipper.observe(np.arange(1.0, 300.0)[:, None] * [1.0, 2.0])
+    assert clipper.threshold().tolist() == [175, 300]
+    clipper.load_state_dict(clipper.state_dict())
+
+
+# States that are broken.
+
+FOREIGN = [
+    None,
+    3,
+    [],
+    "state",
+    torch.ones(3),
+    {},
+    {"state": {}, "param_groups": []},
+    nn.Linear(2, 2).state_dict(),
+]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("state", FOREIGN)
+def test_what_is_no_state_is_refused(state, strict):
+    clipper = used(QuantileClip(pair(), **Q10))
+    before = clipper.state_dict()
+    with pytest.raises(ValueError, match="state must be what state_dict"):
+        clipper.load_state_dict(state, strict=strict)
+    check_same(clipper.state_dict(), before)
+
+
+@pytest.mark.parametrize("number", [0, 2, "1", None, True, 1.0, torch.ones(2)])
+def test_another_format_is_refused(number):
+    clipper = used(QuantileClip(pair(), **Q10))
+    state = clipper.state_dict() | {"format": number}
+    with pytest.raises(ValueError, match=r"must have format 1, got .*another version"):
+        clipper.load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
+def test_another_type_is_refused(dtype):
+    clipper = used(QuantileClip(pair(), **Q10))
+    state = clipper.state_dict()
+    state["states"][0]["ordered"] = state["states"][0]["ordered"].to(dtype)
+    words = rf"the type of states\[0\].ordered is '{dtype}' there and 'float32' here"
+    with pytest.raises(ValueError, match=words.replace("torch.", "")):
+        clipper.load_state_dict(state)
+
+
+BROKEN_HISTORIES = {
+    "old norms cut off": lambda s: s.update(old=s["old"][:, :7]),
+    "no old norms": lambda s: s.update(old=s["old"][:, :0]),
+    "one row without end": lambda s: s.update(old=s["old"][0]),
+    "old norms out of order": lambda s: s["old"][0, 5].fill_(1000),
+    "nothing old": lambda s: s.pop("old"),
+    "settled that are old": lambda s: s.update(old=s["settled"], settled=s["old"]),
+    "settled norms cut off": lambda s: s.update(settled=s["settled"][:, :7]),
+    "no settled norms": lambda s: s.update(settled=s["settled"][:, :0]),
+    "recent norms cut off": lambda s: s.update(recent=s["recent"][:, :7]),
+    "a count too large": lambda s: s["count"].add_(1),
+    "a negative count": lambda s: s["count"].fill_(-1),
+    "settled norms out of order": lambda s: s["settled"][0, 5].fill_(1000),
+    "NaN": lambda s: s["recent"][0, 1].fill_(math.nan),
+}
+BROKEN_MOMENTS = {
+    "a negative count": lambda s: s["count"].fill_(-1),
+    "NaN": lambda s: s["mean"].fill_(math.nan),
+    "negative squares": lambda s: s["squares"].fill_(-1),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "breaking"),
+    [
+        pytest.param(policy(history_length=None), breaking, id=f"{code}: {name}")
+        for code, policy, cases in [
+            ("Quantile", Quantile, BROKEN_HISTORIES),
+            ("MeanStd", MeanStd, BROKEN_MOMENTS),
+        ]
+        for name, breaking in cases.items()
+    ],
+)
+def test_a_broken_memory_of_all_norms_is_refused(policy, breaking, merged_often):
+    clipper = Clipper([nn.Parameter(torch.ones(1))], policy)
+    clipper.observe(np.arange(1.0, 1100.0))
+    state = clipper.state_dict()
+    before = copy.deepcopy(state)
+    breaking(state["states"][0])
+    with pytest.raises(ValueError, match=r"states\[0\]"):
+        clipper.load_state_dict(state)
+    check_same(clipper.state_dict(), before)
+
+
+def test_moments_of_all_norms_fit_either_choice_of_logarithms():
+    """As a window of them does: what was learned is not what is made of it."""
+    weight, norms = nn.Parameter(torch.ones(1)), np.arange(1.0, 50.0)
+    saved, other = (
+        Clipper([weight], MeanStd(1.0, history_length=None, log=log))
+        for log in (False, True)
+    )
+    saved.observe(norms)
+    other.load_state_dict(saved.state_dict(), strict=False)
+    logs = np.log(norms)
+    expected = math.exp(logs.mean() + logs.std(ddof=1))
+    assert other.threshold().item() == pytest.approx(expected, rel=1e-6)
+
+
+MISSING = object()
+JUNK = [
+    *[MISSING, None, 5, 2.5, "x", b"x", True, [], [5], {}, {"a": 1}, (), object],
+    *[torch.zeros(()), torch.zeros(3), torch.zeros(2, 0), [None], {"policy": None}],
+]
+
+
+def places(node, path=()):
+    """The path to every part of a state but the whole."""
+    inside = []
+    if isinstance(node, dict):
+        inside = node.items()
+    elif isinstance(node, list):
+        inside = enumerate(node)
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+def at(node, path):
+    for key in path:
+        node = node[key]
+    return node
+
+
+def several_policies():
+    parameters = [("a", norm(3, 2)), ("b", norm(2)), ("c", norm(4))]
+    return Clipper(
+        [
+            {"params": parameters[:2]},
+            {"params": parameters[2:], "policy": MeanStd(history_length=None)},
+        ],
+        Warmup(Cap(Quantile(0.5, history_length=4), max_norm=2.0), steps=2),
+    )
+
+
+PATHS = list(places(several_policies().state_dict()))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_a_broken_part_is_refused(path):
+    """Whatever stands there instead, or nothing: a ValueError, and nothing is changed.
+
+    But for settings, which `strict=False` does not compare.
+    """
+    good, clipper = used(several_policies()).state_dict(), several_policies()
+    before = clipper.state_dict()
+    refused = 0
+    others = [junk for junk in JUNK if junk is not at(good, path)]
+    for junk in others:
+        for strict in (True, False):
+            state = copy.deepcopy(good)
+            if junk is MISSING:
+                del at(state, path[:-1])[path[-1]]
+            else:
+                at(state, path[:-1])[path[-1]] = junk
+            try:
+                clipper.load_state_dict(state, strict=strict)
+            except ValueError:
+                check_same(clipper.state_dict(), before)
+                refused += 1
+            else:
+                names = path == ("names",) and junk is None
+                setting = path[0] in ("policies", "settings", "names") and not strict
+                assert names or setting, (junk, strict)
+                clipper.load_state_dict(before)
+    assert refused >= len(others) - 1
+
+
+# The state of a clipper on a device, here played by a subclass of the tensor.
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that NumPy must not view."""
+
+
+def test_a_state_from_a_device_goes_on_on_the_host_and_back():
+    weight = nn.Parameter(torch.ones(2))
+    host, device = (
+        Clipper([weight], Cap(Quantile(0.5, history_length=6), max_norm=50.0))
+        for _ in range(2)
+    )
+
+    def step(clipper, value, there):
+        weight.grad = torch.tensor([value, 0.0])
+        if there:
+            weight.grad = weight.grad.as_subclass(Elsewhere)
+        return clipper.step().threshold.item()
+
+    for value in (5.0, 1.0, 4.0):
+        assert step(device, value, True) == step(host, value, False)
+    check_plain(device.state_dict())
+    check_same(device.state_dict(), host.state_dict())
+    host.reset()
+    host.load_state_dict(device.state_dict())
+    assert step(host, 9.0, False) == 4.0
+    device.load_state_dict(host.state_dict())
+    assert step(device, 8.0, True) == 4.5
+    assert device.threshold().item() == 5.0
+
+
+def test_a_file_of_this_format_can_be_read_for_ever():
+    """It was saved when the format was new; a later format has to read it, too."""
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    clipper = QuantileClip(parameters, quantile=0.75, history_length=8)
+    path = (
+        pathlib.Path(__file__).parents[1] / "support" / "states" / "torch-format-1.pt"
+    )
+    clipper.load_state_dict(torch.load(path, weights_only=True))
+    norms = [step * 7 % 11 + 1 for step in range(1, 13)]  # what it had seen
+    expected = np.quantile(norms[-8:], 0.75) * np.array([1, 2])
+    np.testing.assert_allclose(clipper.threshold(), expected, rtol=1e-6)
+    assert clipper.metrics()["clip/steps"] == 12

@@ -1,0 +1,831 @@
+"""The device path: the same answers as on the host, and nothing is read back.
+
+Three stand-ins for an accelerator, of which the first two need none:
+
+- `Watched`, a tensor subclass, computes as any tensor and raises when anybody looks at
+  its values. It is not plain, so a clipper takes the device path.
+- Tensors on the "meta" device have no values at all, and a copy from the host to them
+  shows. (A `FakeTensorMode` with device "cuda" would say the same, but a build for CPUs
+  has no device guard for it: an `~x` raises there.)
+- A CUDA device in the mode that makes every synchronisation an error.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoclip_core import Drop, EmaRatio, MeanStd, StreamingQuantile
+from autoclip_torch import (
+    AGC,
+    AdaGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    ZClip,
+)
+from autoclip_torch.step.stepper import Stepper
+
+from ..support.cases import linear_quantile
+from .test_gradients import (
+    GRADIENTS,
+    assert_same_bits,
+    every_gradient,
+    every_scope,
+    numbers,
+    parameter,
+    scaled,
+    true_norms,
+)
+
+INF, NAN = float("inf"), float("nan")
+
+READS = set(
+    "item tolist numpy cpu nonzero is_nonzero equal allclose masked_select unique "
+    "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ "
+    "__format__ __repr__ __dlpack__ data_ptr".split()
+)
+"""What tells the host a value of a tensor."""
+
+KERNELS = set("_local_scalar_dense nonzero masked_select _unique2 equal item".split())
+"""The same, further down."""
+
+
+class HostReadError(Exception):
+    """A value was read back to the host."""
+
+
+class Watched(torch.Tensor):
+    """A tensor that raises when its values are looked at, or counts who looks."""
+
+    looks = None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name not in READS:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        if cls.looks is None:
+            raise HostReadError(name)
+        cls.looks.append(name)
+        return func(*map(unwatched, args), **(kwargs or {}))
+
+
+class NoFunctionReads(TorchFunctionMode):
+    """No tensor is read, also no plain one that an operation made of a watched one."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in READS:
+            raise HostReadError(name)
+        return func(*args, **(kwargs or {}))
+
+
+class NoKernelReads(TorchDispatchMode):
+    """Nor does any kernel; an index by booleans has to count them first."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in KERNELS:
+            raise HostReadError(name)
+        if name in ("index", "index_put", "index_put_"):
+            for index in args[1]:
+                if index is not None and index.dtype == torch.bool:
+                    raise HostReadError("index by booleans")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def nothing_read():
+    with NoKernelReads(), NoFunctionReads():
+        yield
+
+
+@contextmanager
+def looks_counted():
+    """Lets everybody look, and lists who did."""
+    Watched.looks = []
+    try:
+        yield Watched.looks
+    finally:
+        Watched.looks = None
+
+
+def watched(tensor):
+    return None if tensor is None else tensor.as_subclass(Watched)
+
+
+def unwatched(tensor):
+    """The same tensor, for the test to look at."""
+    return tensor.as_subclass(torch.Tensor) if isinstance(tensor, Watched) else tensor
+
+
+def seen(decision):
+    """A decision as NumPy arrays."""
+    return [unwatched(field).numpy() for field in decision]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# The probe itself.
+
+LOOKS = {
+    "item": lambda t: t.item(),
+    "bool": lambda t: bool(t),
+    "branch": lambda t: 1 if t > 0 else 0,
+    "float": lambda t: float(t),
+    "int": lambda t: int(t),
+    "index": lambda t: [1, 2][t.long()],
+    "tolist": lambda t: t.tolist(),
+    "numpy": lambda t: t.numpy(),
+    "array": lambda t: np.asarray(t),
+    "cpu": lambda t: t.cpu(),
+    "format": lambda t: f"{t}",
+    "nonzero": lambda t: t.nonzero(),
+    "equal": lambda t: torch.equal(t, t),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
+def test_the_probe_sees_who_looks(look):
+    with pytest.raises(HostReadError):
+        look(watched(torch.tensor(0.0)))
+    with pytest.raises(HostReadError), nothing_read():
+        look(torch.tensor(0.0))
+    with looks_counted() as looks:
+        look(watched(torch.tensor(0.0)))
+    assert looks
+    look(torch.tensor(0.0))  # and nothing else is wrong with it
+
+
+def test_the_probe_sees_an_index_by_booleans():
+    t = torch.ones(3)
+    for index in (lambda: t[t > 0], lambda: t.__setitem__(t > 0, t)):
+        with pytest.raises(HostReadError), nothing_read():
+            index()
+
+
+def test_a_step_that_looks_is_caught():
+    """The positive control: one `if` on the decision, and the tests below fail."""
+
+    class CuriousStepper(Stepper):
+        def decide(self, *arguments):
+            decision = super().decide(*arguments)
+            assert decision.finite.any()
+            return decision
+
+    class Curious(NormClip):
+        _stepper_class = CuriousStepper
+
+    p = parameter(watched(torch.tensor([3.0, 4.0])))
+    with pytest.raises(HostReadError, match="__bool__"):
+        Curious([p], max_norm=1.0).step()
+    with nothing_read():
+        NormClip([p], max_norm=1.0).step()
+
+
+# Every clipper, at every scope.
+
+CLIPPERS = {
+    "quantile": lambda m, **k: QuantileClip(m, quantile=0.7, history_length=5, **k),
+    "quantile, current": lambda m, **k: QuantileClip(
+        m, quantile=0.6, history_length=5, include_current=True, **k
+    ),
+    "quantile between": lambda m, **k: QuantileClip(
+        m,
+        quantile=0.7,
+        warmup_steps=4,
+        warmup_threshold=1.0,
+        min_threshold=0.1,
+        max_threshold=2.0,
+        **k,
+    ),
+    "standard": lambda m, **k: StandardClip(m, deviations=0.5, history_length=6, **k),
+    "standard, log": lambda m, **k: StandardClip(
+        m, deviations=0.5, history_length=6, log=True, **k
+    ),
+    "agc": lambda m, **k: AGC(m, clipping=0.1, **k),
+    "zclip": lambda m, **k: ZClip(m, z=0.5, alpha=0.9, warmup_steps=3, **k),
+    "adagc": lambda m, **k: AdaGC(m, warmup_steps=3, **k),
+    "norm": lambda m, **k: NormClip(m, max_norm=1.0, **k),
+    "value": lambda m, **k: ValueClip(m, clip_value=0.5, **k),
+    "streaming": lambda m, **k: Clipper(m, StreamingQuantile(0.5), **k),
+    "drop": lambda m, **k: Clipper(m, Drop(EmaRatio(1.1, warmup_steps=2)), **k),
+}
+MODES = [
+    ("parameter", "zero"),
+    ("group", "zero"),
+    ("global", "zero"),
+    ("unit", "zero"),
+    ("parameter", "propagate"),
+    ("unit", "propagate"),
+]
+
+every_clipper = pytest.mark.parametrize("make", CLIPPERS.values(), ids=list(CLIPPERS))
+in_every_mode = pytest.mark.parametrize(("scope", "nonfinite"), MODES)
+
+
+def rtol_of(make):
+    """How far thresholds and scales may be apart.
+
+    A mean of logarithms is exponentiated, and the square root of torch may differ in
+    its last bit, which a moving average adds up.
+    """
+    loose = {"standard": 1e-5, "standard, log": 1e-5, "zclip": 5e-6}
+    return {CLIPPERS[name]: rtol for name, rtol in loose.items()}.get(make, 1e-6)
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 3),
+        torch.nn.Conv1d(2, 2, 1),
+        torch.nn.ConvTranspose1d(4, 2, 3, groups=2),
+    )
+
+
+def gradients(parameters, steps=12, seed=1):
+    """For each step one gradient per parameter; all that can happen to one does."""
+    rng = np.random.default_rng(seed)
+    for step in range(steps):
+        scale = np.exp(rng.standard_normal())
+        found = [
+            torch.from_numpy(scale * rng.standard_normal(tuple(p.shape))).float()
+            for p in parameters
+        ]
+        if step == 3:
+            found[0] = None
+        if step == 4:
+            found[3] = torch.zeros_like(found[3])
+        if step == 5:
+            found[1].view(-1)[0] = NAN
+        if step == 7:
+            found[2].view(-1)[0] = -INF
+        if step == 8:
+            found = [None] * len(found)
+        if step == 9:
+            found[4] = found[4] * 1e30
+        yield found
+
+
+def give(parameters, gradients, kind=lambda gradient: gradient):
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = None if gradient is None else kind(gradient.clone())
+
+
+def assert_alike(on_device, on_host, rtol=1e-6):
+    for one, other in zip(seen(on_device), seen(on_host), strict=True):
+        assert one.dtype == other.dtype
+        if one.dtype == bool:
+            np.testing.assert_array_equal(one, other)
+        else:
+            np.testing.assert_allclose(one, other, rtol=rtol)
+
+
+@every_clipper
+@in_every_mode
+def test_a_step_reads_nothing_and_decides_as_on_the_host(make, scope, nonfinite):
+    host, device = model(), model()
+    on_host = make(host, scope=scope, nonfinite=nonfinite)
+    on_device = make(device, scope=scope, nonfinite=nonfinite)
+    assert on_device.names == on_host.names
+    clipped = 0
+    for found in gradients(list(host.parameters())):
+        give(host.parameters(), found)
+        give(device.parameters(), found, watched)
+        expected = on_host.step()
+        with nothing_read():
+            decision = on_device.step()
+        assert_alike(decision, expected, rtol=rtol_of(make))
+        for p, q in zip(host.parameters(), device.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None)
+            if p.grad is not None:
+                assert type(q.grad) is Watched
+                torch.testing.assert_close(
+                    unwatched(q.grad), p.grad, rtol=1e-5, atol=0, equal_nan=True
+                )
+        clipped += int(expected.clipped.sum())
+    assert clipped > 0, "nothing was tested"
+    with looks_counted() as looks:
+        metrics = on_device.metrics(per_row=True)
+    assert looks == ["cpu"], "one transfer"
+    expected = on_host.metrics(per_row=True)
+    assert list(metrics) == list(expected)
+    np.testing.assert_allclose(
+        list(metrics.values()), list(expected.values()), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("some", [0, 1])
+def test_so_it_is_where_only_some_tensors_are_on_a_device(some):
+    host, device = model(), model()
+    on_host = QuantileClip(host, history_length=5, global_clipping=True)
+    on_device = QuantileClip(device, history_length=5, global_clipping=True)
+    for found in gradients(list(host.parameters()), steps=6):
+        give(host.parameters(), found)
+        give(device.parameters(), found)
+        for p in list(device.parameters())[some::2]:
+            p.grad = watched(p.grad)
+        expected = on_host.step()
+        with nothing_read():
+            decision = on_device.step()
+        assert_alike(decision, expected)
+
+
+def test_several_policies_in_one_step():
+    def make(m):
+        groups = [
+            {"params": m[0].parameters(), "policy": MeanStd(1.0, history_length=4)},
+            {"params": m[1].parameters()},
+            {"params": m[2].parameters(), "policy": EmaRatio(1.1, warmup_steps=2)},
+        ]
+        return Clipper(groups, StreamingQuantile(0.5), scope="parameter")
+
+    host, device = model(), model()
+    on_host, on_device = make(host), make(device)
+    for found in gradients(list(host.parameters())):
+        give(host.parameters(), found)
+        give(device.parameters(), found, watched)
+        expected = on_host.step()
+        with nothing_read():
+            decision = on_device.step()
+        assert_alike(decision, expected, rtol=1e-5)
+
+
+def on_device(gradient):
+    """Parameters of which the first has this gradient; their clippers leave the host.
+
+    No subclass can hold a sparse gradient, so the second is watched in its place.
+    """
+    first = parameter(gradient if gradient.is_sparse else watched(gradient))
+    return [first, parameter(watched(torch.zeros(())))]
+
+
+@every_scope
+@every_gradient
+def test_every_kind_of_gradient(make, scope):
+    """Norms of float64, products in float32, bits that stay: as on the host."""
+    gradient = make()
+    dense = gradient.to_dense().clone()
+    norms = true_norms(numbers(gradient), scope)
+    limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
+    p, idle = on_device(gradient)
+    clipper = NormClip([p, idle], max_norm=limit, scope=scope)
+    with nothing_read():
+        decision = clipper.step()
+    norm, _, scale, clipped, finite, _ = (f[: len(norms)] for f in seen(decision))
+    np.testing.assert_allclose(norm, norms, rtol=1e-6)
+    np.testing.assert_array_equal(clipped, norms > limit)
+    assert finite.all()
+    after, expected = unwatched(p.grad), scaled(dense, scale, clipped)
+    if gradient.is_sparse:
+        torch.testing.assert_close(after.to_dense(), expected)
+    elif gradient.is_complex():
+        torch.testing.assert_close(after, expected)  # -0.0 may become 0.0
+    else:
+        assert_same_bits(after, expected)
+
+
+@every_scope
+@pytest.mark.parametrize(
+    "name", ["float32", "bfloat16", "complex64", "sparse", "0-dim"]
+)
+@pytest.mark.parametrize("bad", [NAN, INF], ids=str)
+def test_zero_means_zero(name, scope, bad):
+    gradient = GRADIENTS[name]()
+    stored = gradient._values() if gradient.is_sparse else gradient
+    stored.view(-1)[0] = bad
+    with np.errstate(invalid="ignore"):  # abs(nan + inf j)
+        norms = true_norms(numbers(gradient), scope)
+    p, idle = on_device(gradient)
+    clipper = NormClip([p, idle], max_norm=0.5, scope=scope)
+    with nothing_read():
+        decision = clipper.step()
+    after = numbers(unwatched(p.grad))
+    finite = np.isfinite(norms)
+    np.testing.assert_array_equal(seen(decision)[4][: len(norms)], finite)
+    expected = np.where(finite, np.minimum(norms, 0.5), 0)
+    rtol = 1e-2 if gradient.dtype == torch.bfloat16 else 1e-6
+    np.testing.assert_allclose(true_norms(after, scope), expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("magnitude", [1e30, 1e-30])
+@every_scope
+def test_squares_out_of_range(magnitude, scope):
+    gradient = torch.full((3, 4), magnitude)
+    p = parameter(watched(gradient))
+    with nothing_read():
+        decision = NormClip([p], max_norm=magnitude / 10, scope=scope).step()
+    expected = true_norms(numbers(gradient / gradient), scope) * magnitude
+    np.testing.assert_allclose(seen(decision)[0], expected, rtol=1e-6)
+    after = true_norms(numbers(unwatched(p.grad)), scope)
+    np.testing.assert_allclose(after, magnitude / 10, rtol=1e-6)
+
+
+# What it costs.
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that compute, and the numbers that they make room for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        if all(r.alias_info is None for r in returned):  # no view, and not in place
+            made = found if isinstance(found, (list, tuple)) else [found]
+            sizes = [t.numel() for t in made if isinstance(t, torch.Tensor)]
+            self.most = max(self.most, *sizes, 0)
+        is_view = any(r.alias_info and not r.alias_info.is_write for r in returned)
+        self.count += not is_view
+        return found
+
+
+def kernels_of_a_step(tensors, size, dtype, scope):
+    """One step that clips, past the first, which looks at more."""
+    torch.manual_seed(0)
+    parameters = [parameter(torch.zeros(size, dtype=dtype)) for _ in range(tensors)]
+    clipper = NormClip(parameters, max_norm=1.0, scope=scope)
+    for _ in range(2):
+        for p in parameters:
+            p.grad = watched(torch.randn(size).to(dtype))
+        with Kernels() as kernels:
+            decision = clipper.step()
+        assert seen(decision)[3].all()
+    return kernels
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_tensors_that_share_a_norm_are_measured_and_scaled_in_as_few_launches(scope):
+    few, many = (kernels_of_a_step(n, 8, torch.float32, scope) for n in (2, 40))
+    assert many.count == few.count
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str
+)
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_no_copy_is_made_of_a_gradient(scope, dtype):
+    assert kernels_of_a_step(2, 4000, dtype, scope).most < 100
+
+
+# Norms that both paths know exactly: thresholds of quantiles, bit for bit.
+
+
+@pytest.mark.parametrize("q", [0.0, 0.35, 0.9, 1.0])
+@pytest.mark.parametrize("length", [1, 7, 100])
+def test_quantiles_are_those_of_numpy_bit_for_bit(q, length):
+    rng = np.random.default_rng(2)
+    norms = rng.integers(1, 1000, 25).astype(np.float32)
+    p = parameter(torch.zeros(2))
+    clipper = QuantileClip([p], quantile=q, history_length=length)
+    for step, norm in enumerate(norms):
+        p.grad = watched(torch.tensor([0.6 * float(norm), 0.8 * float(norm)]).round())
+        exact = float(np.float32(np.linalg.norm(numbers(unwatched(p.grad)))))
+        norms[step] = exact
+        with nothing_read():
+            decision = clipper.step()
+        last = norms[max(step - length, 0) : step]
+        expected = linear_quantile(last, q) if step else INF
+        assert seen(decision)[0].tolist() == [exact]
+        assert seen(decision)[1].tolist() == [expected], step
+
+
+# What may look, and how often.
+
+
+@pytest.mark.parametrize(
+    ("settings", "look"),
+    [
+        ({"nonfinite": "skip"}, "__bool__"),
+        ({"nonfinite": "raise"}, "tolist"),
+    ],
+)
+def test_a_mode_that_has_to_look_looks_once(settings, look):
+    m = model()
+    clipper = NormClip(m, max_norm=1.0, scope="parameter", **settings)
+    for found in gradients(list(m.parameters()), steps=3):
+        give(m.parameters(), found, watched)
+        with looks_counted() as looks:
+            clipper.step()
+        assert looks == [look]
+
+
+def test_dry_run_never_looks():
+    """Nothing is to be applied, so nobody has to know whether to skip."""
+    m = model()
+    clipper = NormClip(m, max_norm=1.0, nonfinite="skip", dry_run=True)
+    for found in gradients(list(m.parameters()), steps=6):
+        give(m.parameters(), found, watched)
+        with nothing_read():
+            clipper.step()
+
+
+def attempt(clipper):
+    """The decision of a step, or what its error says."""
+    try:
+        return clipper.step(), None
+    except FloatingPointError as error:
+        return None, str(error)
+
+
+@every_clipper
+def test_skip_and_raise_decide_as_on_the_host(make):
+    for nonfinite in ("skip", "raise"):
+        host, device = model(), model()
+        on_host = make(host, nonfinite=nonfinite)
+        on_device = make(device, nonfinite=nonfinite)
+        outcomes = []
+        for found in gradients(list(host.parameters())):
+            give(host.parameters(), found)
+            give(device.parameters(), found, watched)
+            expected, error = attempt(on_host)
+            with looks_counted():
+                decision, same_error = attempt(on_device)
+            assert same_error == error
+            if error is None:
+                assert_alike(decision, expected, rtol=rtol_of(make))
+            else:
+                assert "is not finite" in error
+            raised_or_skipped = error is not None or bool(expected.skipped.any())
+            outcomes.append(raised_or_skipped)
+            for p, q in zip(host.parameters(), device.parameters(), strict=True):
+                assert (p.grad is None) == (q.grad is None)
+        assert outcomes == [step in (5, 7) for step in range(12)]
+
+
+def test_observing_and_asking_for_the_threshold_read_nothing():
+    p = parameter(watched(torch.tensor([3.0, 4.0])))
+    clipper = QuantileClip([p], quantile=0.5)
+    clipper.step()
+    with nothing_read():
+        clipper.observe(7.0)
+        threshold = clipper.threshold()
+    assert unwatched(threshold).tolist() == [6.0]
+
+
+# From the host to a device and back.
+
+
+@every_clipper
+def test_moving_in_the_middle_of_a_run_keeps_the_history(make):
+    """Three steps here, three there, and so on; as if it had stayed."""
+    host, mover = model(), model()
+    on_host, moving = make(host), make(mover)
+    for step, found in enumerate(gradients(list(host.parameters()))):
+        there = step // 3 % 2 == 1
+        give(host.parameters(), found)
+        give(mover.parameters(), found, watched if there else lambda g: g)
+        expected = on_host.step()
+        with looks_counted():  # moving back to the host has to
+            decision = moving.step()
+        assert_alike(decision, expected, rtol=rtol_of(make))
+    with looks_counted():
+        metrics, expected = moving.metrics(), on_host.metrics()
+    assert metrics["clip/steps"] == 12
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_a_move_to_a_device_reads_nothing():
+    p = parameter(torch.tensor([3.0, 4.0]))
+    clipper = QuantileClip([p], quantile=0.5)
+    clipper.step()
+    p.grad = watched(torch.tensor([6.0, 8.0]))
+    with nothing_read():
+        decision = clipper.step()
+    assert unwatched(decision.threshold).tolist() == [5.0]
+    assert unwatched(p.grad).tolist() == [3.0, 4.0]
+
+
+def test_a_state_saved_on_one_side_loads_on_the_other():
+    host, device = model(), model()
+    on_host = QuantileClip(host, history_length=5)
+    on_device = QuantileClip(device, history_length=5)
+    for found in gradients(list(host.parameters()), steps=7):
+        give(host.parameters(), found)
+        give(device.parameters(), found, watched)
+        on_host.step()
+        on_device.step()
+    swapped = (
+        QuantileClip(host, history_length=5),
+        QuantileClip(device, history_length=5),
+    )
+    give(device.parameters(), [None] * 6)
+    with looks_counted():
+        swapped[0].load_state_dict(on_device.state_dict())
+    found = next(gradients(list(host.parameters()), seed=2))
+    give(device.parameters(), found, watched)
+    swapped[1].step()  # now it is on the device
+    swapped[1].load_state_dict(on_host.state_dict())
+    give(host.parameters(), found)
+    expected = on_host.step()
+    assert_alike(swapped[0].step(), expected)
+    give(device.parameters(), found, watched)
+    with nothing_read():
+        decision = swapped[1].step()
+    assert_alike(decision, expected)
+
+
+@pytest.mark.parametrize("make", [QuantileClip, StandardClip])
+def test_a_history_of_all_norms_stays_on_the_host(make):
+    """The error comes before anything is changed; on the host the run goes on."""
+    p = parameter(torch.tensor([3.0, 4.0]))
+    clipper = make([p], history_length=None)
+    for norm in (5.0, 10.0, 15.0):
+        p.grad = torch.tensor([0.6 * norm, 0.8 * norm])
+        clipper.step()
+    before = clipper.threshold()
+    p.grad = watched(torch.tensor([30.0, 40.0]))
+    with pytest.raises(ValueError, match="history_length must be a number") as raised:
+        clipper.step()
+    for way_out in ("history_length=1000", "StreamingQuantile", "accelerators"):
+        assert way_out in str(raised.value)
+    assert unwatched(p.grad).tolist() == [30.0, 40.0]
+    assert torch.equal(clipper.threshold(), before)
+    assert clipper.metrics()["clip/steps"] == 3
+    p.grad = torch.tensor([30.0, 40.0])
+    assert clipper.step().clipped.tolist() == [True]
+
+
+# No values at all.
+
+
+class NoCopies(TorchDispatchMode):
+    """Nothing is copied from one device to another: that would synchronise, too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            pair = args[:2] if name == "copy_" else (args[0], result)
+            if len({tensor.device for tensor in pair}) > 1:
+                raise HostReadError("a copy between devices")
+        return result
+
+
+def test_the_probe_sees_a_copy_between_devices():
+    for copy in (
+        lambda: torch.zeros(3).to("meta"),
+        lambda: torch.zeros(3, device="meta").copy_(torch.zeros(3)),
+        lambda: torch.asarray(np.zeros(3, np.float32), device="meta"),
+    ):
+        with pytest.raises(HostReadError, match="between devices"), NoCopies():
+            copy()
+
+
+@every_clipper
+@in_every_mode
+def test_a_step_needs_no_value_and_no_table_of_the_host(make, scope, nonfinite):
+    """From the first step on: the tables went to the device with the clipper."""
+    m = model().to("meta")
+    clipper = make(m, scope=scope, nonfinite=nonfinite)
+    for missing in (None, 0, 2):
+        for index, p in enumerate(m.parameters()):
+            p.grad = None if index == missing else torch.empty_like(p)
+        with nothing_read(), NoCopies():
+            decision = clipper.step()
+            clipper.state_dict()
+        for field in decision:
+            assert field.device.type == "meta"
+            assert field.shape == (len(clipper.names),)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_mode_that_looks_finds_no_value_there(nonfinite):
+    """The positive control of the test above."""
+    m = model().to("meta")
+    clipper = NormClip(m, max_norm=1.0, nonfinite=nonfinite)
+    for p in m.parameters():
+        p.grad = torch.empty_like(p)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta tensor"):
+        clipper.step()
+
+
+def test_a_history_of_all_norms_is_refused_where_the_parameters_are():
+    with pytest.raises(ValueError, match="history_length must be a number"):
+        QuantileClip(model().to("meta"), history_length=None)
+
+
+def test_a_history_of_all_norms_is_refused_for_sharded_parameters():
+    """On the CPU, too: they are decided about in tensors, as on a device."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = torch.distributed.tensor.distribute_module(model(), mesh)
+        with pytest.raises(ValueError, match=r"\(.*, sharded parameters\), got None"):
+            QuantileClip(sharded, history_length=None)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# A real device.
+
+
+@contextmanager
+def no_synchronisation():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_cuda_tells_of_a_synchronisation():
+    """The positive control."""
+    with pytest.raises(RuntimeError, match="synchroniz"), no_synchronisation():
+        torch.ones(1, device="cuda").item()
+
+
+@pytest.mark.gpu
+@every_clipper
+def test_on_cuda_a_step_does_not_synchronise(make):
+    for scope, nonfinite in MODES:
+        check_on_cuda(make, scope, nonfinite)
+
+
+def check_on_cuda(make, scope, nonfinite):
+    host, device = model(), model().cuda()
+    on_host = make(host, scope=scope, nonfinite=nonfinite)
+    on_device = make(device, scope=scope, nonfinite=nonfinite)
+    for found in gradients(list(host.parameters())):
+        give(host.parameters(), found)
+        give(device.parameters(), found, lambda gradient: gradient.cuda())
+        expected = on_host.step()
+        with no_synchronisation():
+            decision = on_device.step()
+        assert all(field.is_cuda for field in decision)
+        assert_alike(
+            [field.cpu() for field in decision], expected, rtol=2 * rtol_of(make)
+        )
+        for p, q in zip(host.parameters(), device.parameters(), strict=True):
+            if p.grad is not None:
+                torch.testing.assert_close(
+                    q.grad.cpu(), p.grad, rtol=1e-5, atol=0, equal_nan=True
+                )
+    metrics, expected = on_device.metrics(), on_host.metrics()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.gpu
+@every_scope
+def test_on_cuda_every_kind_of_gradient(scope):
+    for name, make in GRADIENTS.items():
+        gradient = make()
+        norms = true_norms(numbers(gradient), scope)
+        limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
+        p = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype).cuda())
+        p.grad = gradient.cuda()
+        clipper = NormClip([p], max_norm=limit, scope=scope)
+        if gradient.is_sparse:
+            decision = clipper.step()  # finding duplicates needs to know their number
+        else:
+            with no_synchronisation():
+                decision = clipper.step()
+        norm, _, scale, clipped, _, _ = (field.cpu().numpy() for field in decision)
+        np.testing.assert_allclose(norm, norms, rtol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(clipped, norms > limit, err_msg=name)
+        expected = scaled(gradient.to_dense(), scale, clipped)
+        torch.testing.assert_close(p.grad.cpu().to_dense(), expected, msg=name)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_model_may_lie_on_two_devices():
+    """Its rows are decided on the accelerator, and cost one transfer."""
+    host, spread_out = model(), model()
+    spread_out[1].cuda()
+    on_host = QuantileClip(host, history_length=5, global_clipping=True)
+    on_both = QuantileClip(spread_out, history_length=5, global_clipping=True)
+    for found in gradients(list(host.parameters())):
+        give(host.parameters(), found)
+        for p, gradient in zip(spread_out.parameters(), found, strict=True):
+            p.grad = None if gradient is None else gradient.to(p.device, copy=True)
+        expected, decision = on_host.step(), on_both.step()
+        assert_alike([field.cpu() for field in decision], expected, rtol=2e-6)
+        for p, q in zip(host.parameters(), spread_out.parameters(), strict=True):
+            if p.grad is not None:
+                torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-5, atol=0)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_history_of_all_norms_is_refused():
+    with pytest.raises(ValueError, match="history_length must be a number"):
+        QuantileClip(model().cuda(), history_length=None)

@@ -1,0 +1,657 @@
+"""What belongs to a clipper: groups with settings of their own, and exclusions."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoclip_core import Cap, Drop, Fixed, MeanStd, ParamRatio, Quantile
+from autoclip_torch import (
+    AGC,
+    AdaGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    ValueClip,
+    ZClip,
+)
+
+from ..support.cases import policy_of
+from .test_reference import (
+    SCOPES,
+    Case,
+    Reference,
+    arrays,
+    backward,
+    batches,
+    bits,
+    check_decision,
+    check_gradients,
+    check_same,
+    every_clipper,
+    every_scope,
+    gradients_of,
+    small_model,
+)
+
+SEVERAL = [scope for scope in SCOPES if scope != "global"]
+with_several_rows = pytest.mark.parametrize("scope", SEVERAL)
+
+# Each of these: a clipper, what its second group overrides, and both as policies.
+OVERRIDES = {
+    "QuantileClip": (
+        Case(QuantileClip, {"history_length": 20}, "Quantile(0.9, history_length=20)"),
+        {"quantile": 0.5},
+        "Quantile(0.5, history_length=20)",
+    ),
+    "QuantileClip, all": (
+        Case(QuantileClip, {"quantile": 0.8}, "Quantile(0.8)"),
+        {"quantile": 0.4, "history_length": 7, "include_current": True},
+        "Quantile(0.4, history_length=7, include_current=True)",
+    ),
+    "StandardClip": (
+        Case(StandardClip, {"deviations": 1.0}, "MeanStd(1.0)"),
+        {"log": True, "ddof": 0},
+        "MeanStd(1.0, log=True, ddof=0)",
+    ),
+    "AGC": (
+        Case(AGC, {"clipping": 0.5}, "ParamRatio(0.5)"),
+        {"clipping": 0.1, "eps": 0.5},
+        "ParamRatio(0.1, eps=0.5)",
+    ),
+    "ZClip": (
+        Case(ZClip, {"z": 1.0, "warmup_steps": 5}, "ZScore(1.0, warmup_steps=5)"),
+        {"record": "raw", "target": "mean", "warmup_steps": 9},
+        "ZScore(1.0, record='raw', target='mean', warmup_steps=9)",
+    ),
+    "AdaGC": (
+        Case(AdaGC, {"warmup_steps": 5}, "EmaRatio(warmup_steps=5)"),
+        {"ratio": 1.5, "beta": 0.9},
+        "EmaRatio(1.5, beta=0.9, warmup_steps=5)",
+    ),
+    "NormClip": (
+        Case(NormClip, {"max_norm": 0.5}, "Fixed(0.5)"),
+        {"max_norm": 0.1},
+        "Fixed(0.1)",
+    ),
+    "Clipper": (
+        Case(Clipper, {"policy": Quantile(0.8)}, "Quantile(0.8)"),
+        {"policy": MeanStd(1.0, history_length=10)},
+        "MeanStd(1.0, history_length=10)",
+    ),
+    "around": (
+        Case(
+            QuantileClip,
+            {"max_threshold": 0.6, "warmup_steps": 4},
+            "Cap(Warmup(Quantile(0.9), steps=4), max_norm=0.6)",
+        ),
+        {"quantile": 0.5},
+        "Cap(Warmup(Quantile(0.5), steps=4), max_norm=0.6)",
+    ),
+}
+
+
+def three_groups(model, override, other=None):
+    """Linear, norm and head of the small model; the second has its own settings."""
+    return [
+        {"params": model[0].named_parameters("0")},
+        {"params": model[2].parameters(), **override},
+        {"params": model[3], **(other or {})},
+    ]
+
+
+# The parameters of each group in the order of `model.parameters()`.
+PLACES = [range(2), range(2, 4), range(4, 6)]
+
+
+def check_run(clipper, reference, model, steps=60, seed=1):
+    """A run against the reference, whose rows are in the clipper's order."""
+    parameters = list(model.parameters())
+    clipped = 0
+    for batch in batches(steps, seed):
+        backward(model, batch)
+        before = arrays(gradients_of(parameters))
+        decision = clipper.step()
+        expected = reference.step(before, arrays(parameters))
+        check_decision(decision, expected)
+        check_gradients(parameters, expected)
+        clipped += int(expected.clipped.sum())
+    assert clipped > 5
+
+
+def shapes_of(parameters):
+    return [tuple(parameter.shape) for parameter in parameters]
+
+
+@with_several_rows
+@pytest.mark.parametrize(
+    ("case", "override", "code"), OVERRIDES.values(), ids=list(OVERRIDES)
+)
+def test_a_group_may_have_settings_of_its_own(case, override, code, scope):
+    """The third group has those of the first, so its rows stand beside them."""
+    model = small_model()
+    clipper = case(three_groups(model, override), scope=scope)
+    codes = [case.code, code, case.code]
+    reference = Reference(shapes_of(model.parameters()), codes, scope, PLACES)
+    check_run(clipper, reference, model)
+    assert len(clipper.state_dict()["policies"]) == 2
+
+
+@with_several_rows
+def test_every_group_may_have_another_policy(scope):
+    model = small_model()
+    codes = [
+        "Quantile(0.8, history_length=10)",
+        "Drop(MeanStd(1.0, history_length=20))",
+        "Cap(ParamRatio(0.4), max_norm=0.5)",
+    ]
+    first, second, third = map(policy_of, codes)
+    groups = three_groups(model, {"policy": second}, {"policy": third})
+    clipper = Clipper(groups, first, scope=scope)
+    reference = Reference(shapes_of(model.parameters()), codes, scope, PLACES)
+    check_run(clipper, reference, model)
+
+
+@pytest.mark.parametrize(
+    ("scope", "names"),
+    [
+        ("group", ["group 0", "group 2", "group 1"]),
+        (
+            "parameter",
+            ["0.weight", "0.bias", "weight", "bias", "parameter 4", "parameter 5"],
+        ),
+        (
+            "unit",
+            [f"0.weight[{i}]" for i in range(3)]
+            + ["0.bias", "weight[0]", "weight[1]", "bias", "parameter 4"]
+            + ["parameter 5"],
+        ),
+    ],
+)
+def test_the_rows_of_one_policy_stand_side_by_side(scope, names):
+    """Names as they were given: pairs, bare parameters and a module."""
+    model = small_model()
+    clipper = QuantileClip(three_groups(model, {"quantile": 0.5}), scope=scope)
+    assert clipper.names == names
+    backward(model, next(batches(1)))
+    assert clipper.step().norm.shape == (len(names),)
+
+
+def test_a_value_clip_takes_a_value_for_each_group():
+    model = small_model()
+    clipper = ValueClip(three_groups(model, {"clip_value": 0.01}), clip_value=0.1)
+    backward(model, next(batches(1)))
+    before = [p.grad.clone() for p in model.parameters()]
+    threshold = dict(zip(clipper.names, clipper.step().threshold.tolist(), strict=True))
+    limits = [0.1, 0.1, 0.01, 0.01, 0.1, 0.1]
+    assert list(threshold.values()) == pytest.approx([0.1] * 4 + [0.01] * 2)
+    for parameter, gradient, limit in zip(
+        model.parameters(), before, limits, strict=True
+    ):
+        assert torch.equal(parameter.grad, gradient.clamp(-limit, limit))
+
+
+GENERIC = Case(Clipper, {"policy": Fixed(1.0)}, "Fixed(1.0)")
+
+
+@pytest.mark.parametrize(
+    ("case", "override"), [(case, over) for case, over, _ in OVERRIDES.values()]
+)
+def test_settings_of_a_group_are_refused_where_all_is_one_row(case, override):
+    """Also where they are those of the clipper, and in a group that comes later."""
+    model = small_model()
+    for keywords in ({"scope": "global"}, {"global_clipping": True}):
+        with pytest.raises(ValueError, match="a group must be without settings"):
+            case(three_groups(model, override), **keywords)
+    clipper = case(model[0], scope="global")
+    state = clipper.state_dict()
+    with pytest.raises(ValueError, match='at scope="global", which is one row'):
+        clipper.add_param_group({"params": model[2], **override})
+    check_same(clipper.state_dict(), state)
+    with_own = {"params": model[0], **case.keywords}
+    if set(with_own) <= {"params", *override}:
+        with pytest.raises(ValueError, match="without settings"):
+            case([with_own], scope="global")
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (make, key)
+        for make in (
+            lambda groups: QuantileClip(groups),
+            lambda groups: StandardClip(groups),
+            lambda groups: AdaGC(groups),
+            lambda groups: ZClip(groups, scope="group"),
+            lambda groups: NormClip(groups, max_norm=1.0, scope="group"),
+            lambda groups: ValueClip(groups, clip_value=1.0),
+            lambda groups: Clipper(groups, Fixed(1.0)),
+        )
+        for key in ("lr", "eps", "betas", "weight_decay", "names", "scope")
+    ]
+    + [
+        (lambda groups: AGC(groups), "lr"),
+        (lambda groups: QuantileClip(groups), "policy"),
+        (lambda groups: QuantileClip(groups), "max_norm"),
+        (lambda groups: QuantileClip(groups), "warmup_steps"),
+        (lambda groups: Clipper(groups, Fixed(1.0)), "quantile"),
+    ],
+)
+def test_a_key_that_means_nothing_is_refused(make, key):
+    """The message names it, and the keys that there are."""
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=f"the keys params, .*, got '{key}'"):
+        make([{"params": [weight], key: 0.5}])
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD])
+def test_the_groups_of_an_optimizer_are_refused_as_they_are(make):
+    """They hold lr and eps; the optimizer itself is welcome."""
+    optimizer = make(small_model().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="an optimizer's own settings have no place"):
+        AGC(optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer", "policy"),
+    [
+        (AGC, lambda p: torch.optim.Adam(p, lr=0.5, eps=0.7), ParamRatio()),
+        (ZClip, lambda p: torch.optim.RMSprop(p, lr=0.5, alpha=0.3), None),
+        (AdaGC, lambda p: torch.optim.Adam(p, betas=(0.1, 0.2)), None),
+    ],
+)
+def test_an_optimizer_s_own_settings_are_never_read(make, optimizer, policy):
+    """`eps` of Adam and `alpha` of RMSprop bear the names of ours."""
+    model = small_model()
+    groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
+    clipper = make(optimizer(groups), scope="group")
+    default = make(model, scope="group")
+    assert clipper.policy == default.policy
+    assert policy in (None, clipper.policy)
+    assert clipper.names == ["group 0", "group 1"]
+
+
+def test_an_optimizer_brings_the_names_it_was_given():
+    model = small_model()
+    optimizer = torch.optim.Adam(model.named_parameters())
+    assert QuantileClip(optimizer).names == [
+        name for name, _ in model.named_parameters()
+    ]
+    assert QuantileClip(torch.optim.Adam(model.parameters())).names[0] == "parameter 0"
+
+
+# Groups that come later.
+
+
+def rows_of(plain):
+    """The arrays of a state, whose first axis is the rows."""
+    if isinstance(plain, dict):
+        return [leaf for part in plain.values() for leaf in rows_of(part)]
+    return [plain]
+
+
+@every_scope
+@every_clipper
+def test_a_group_may_come_later(case, scope):
+    """The rows that were there keep their history bit for bit, the new ones have none,
+    and the run goes on as that of a clipper that had both and saw no gradient of it."""
+    model = small_model()
+    parameters = list(model.parameters())
+    clipper = case([{"params": model[0]}, {"params": model[2]}], scope=scope)
+    reference = Reference(shapes_of(parameters), case.code, scope, PLACES)
+    for step, batch in enumerate(batches(60)):
+        if step == 25:
+            add_head(clipper, model, scope)
+        backward(model, batch)
+        before = arrays(gradients_of(parameters))
+        if step < 25:
+            before[4:] = None, None
+            for parameter in parameters[4:]:
+                parameter.grad = None
+        weights = arrays(parameters)
+        if step < 25:  # what is not there adds nothing to the norm of the parameters
+            weights[4:] = [0 * weight for weight in weights[4:]]
+        decision = clipper.step()
+        expected = reference.step(before, weights)
+        check_gradients(parameters, expected)
+        there = slice(len(decision.norm))
+        check_decision(decision, type(expected)(*(f[there] for f in expected)))
+        torch.optim.SGD(parameters, lr=0.02).step()
+    found = clipper.metrics()
+    assert found["clip/steps"] == 60
+    assert found["clip/clip_rate"] > 0
+
+
+def add_head(clipper, model, scope):
+    """Add the third group, and compare the states before and after."""
+    old, names, metrics = clipper.state_dict(), clipper.names, clipper.metrics()
+    clipper.add_param_group({"params": model[3]})
+    new = clipper.state_dict()
+    count = len(names)
+    added = {"parameter": 2, "unit": 3, "group": 1, "global": 0}[scope]
+    assert len(clipper.names) == count + added
+    if scope == "group":
+        assert clipper.names == [*names, "group 2"]
+    pairs = zip(rows_of(new["states"][0]), rows_of(old["states"][0]), strict=True)
+    for after, before in pairs:
+        check_same(after[:count], before)
+    clipper.reset()
+    empty = rows_of(clipper.state_dict()["states"][0])
+    for after, fresh in zip(rows_of(new["states"][0]), empty, strict=True):
+        if after.shape[1:] == fresh.shape[1:]:  # a history of everything has grown
+            check_same(after[count:], fresh[count:])
+    clipper.load_state_dict(new)
+    for name in ("observed", "clipped"):
+        check_same(new["tally"][name][:count], old["tally"][name])
+        assert not new["tally"][name][count:].any()
+    assert clipper.metrics()["clip/clip_rate"] == metrics["clip/clip_rate"]
+
+
+@with_several_rows
+@pytest.mark.parametrize("override", [{}, {"quantile": 0.5}, {"quantile": 0.3}])
+def test_a_later_group_may_have_the_policy_of_an_earlier_one(override, scope):
+    """Its rows then stand among those of that policy, and the others move."""
+    model = small_model()
+    parameters = list(model.parameters())
+    codes = [f"Quantile({q}, history_length=9)" for q in (0.8, 0.5)]
+    codes.append(f"Quantile({override.get('quantile', 0.8)}, history_length=9)")
+    groups = three_groups(model, {"quantile": 0.5}, override)
+    clipper = QuantileClip(groups[:2], quantile=0.8, history_length=9, scope=scope)
+    whole = QuantileClip(
+        three_groups(model, {"quantile": 0.5}, override),
+        quantile=0.8,
+        history_length=9,
+        scope=scope,
+    )
+    old = Reference(shapes_of(parameters), codes[:2], scope, PLACES[:2])
+    reference = Reference(shapes_of(parameters), codes, scope, PLACES)
+    for batch in batches(25):
+        backward(model, batch)
+        before = arrays(gradients_of(parameters))
+        reference.step([*before[:4], None, None], arrays(parameters))
+        check_decision(clipper.step(), old.step(before, arrays(parameters)))
+    clipper.add_param_group(groups[2])
+    assert clipper.names == whole.names
+    check_run(clipper, reference, model, steps=40, seed=2)
+
+
+def test_a_history_of_all_norms_takes_on_more_rows():
+    """Also after it has grown."""
+    weight, late = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    clipper = QuantileClip([weight], quantile=0.5, history_length=None)
+    clipper.observe(np.arange(1.0, 2001.0))
+    clipper.add_param_group({"params": [late]})
+    assert clipper.threshold().tolist() == [1000.5, math.inf]
+    for norm in (3.0, 5.0):
+        weight.grad, late.grad = torch.tensor([3000.0]), torch.tensor([norm])
+        clipper.step()
+    assert clipper.threshold().tolist() == [1001.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "words"),
+    [
+        (lambda m: {"params": m[0]}, ValueError, "got weight in groups 0 and 1; list"),
+        (lambda m: {"params": [m[2].weight, m[0].bias]}, ValueError, "in one group"),
+        (lambda m: {"params": [m[3].weight]}, ValueError, "2, 3. in groups 0 and 1"),
+        (lambda m: {"params": []}, ValueError, "at least one parameter"),
+        (lambda m: {"quantile": 0.5}, ValueError, 'must have the key "params"'),
+        (lambda m: {"params": m[2], "lr": 0.1}, ValueError, "got 'lr'"),
+        (lambda m: {"params": m[2], "quantile": 90}, ValueError, "quantile must be in"),
+        (lambda m: {"params": m[2], "quantile": None}, TypeError, "quantile must be"),
+        (lambda m: {"params": [3]}, TypeError, "parameter 0 must be a tensor"),
+        (lambda m: {"params": "x"}, TypeError, "parameters must be a module"),
+        (
+            lambda m: {"params": m[2], "history_length": 10**9},
+            ValueError,
+            "takes .* GiB, more than 1 GiB",
+        ),
+    ],
+)
+def test_a_group_that_is_refused_changes_nothing(group, error, words):
+    """The parameter that is there already may be an excluded one."""
+    model = small_model()
+    named = [pair for pair in model.named_parameters() if not pair[0].startswith("2")]
+    clipper = QuantileClip(named, quantile=0.5, exclude="3.weight")
+    for batch in batches(5):
+        backward(model, batch)
+        clipper.step()
+    state, names, metrics = clipper.state_dict(), clipper.names, clipper.metrics()
+    with pytest.raises(error, match=words):
+        clipper.add_param_group(group(model))
+    check_same(clipper.state_dict(), state)
+    assert (clipper.names, clipper.metrics()) == (names, metrics)
+    clipper.add_param_group({"params": model[2]})
+    assert clipper.names == [*names, "weight", "bias"]
+
+
+def test_rows_that_would_not_fit_are_refused_before_anything_changes():
+    """More rows, each with a window that is too long for so many."""
+    weight = nn.Parameter(torch.ones(2))
+    clipper = QuantileClip([weight], history_length=10**6)
+    others = [nn.Parameter(torch.ones(2)) for _ in range(150)]
+    with pytest.raises(ValueError, match="GiB"):
+        clipper.add_param_group({"params": others})
+    assert clipper.names == ["parameter 0"]
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clipper.step().norm.tolist() == [5]
+
+
+def test_a_later_group_is_skipped_with_the_others():
+    model = small_model()
+    clipper = Clipper(model[0], Drop(Fixed(1e-9), action="skip"))
+    clipper.add_param_group({"params": model[3]})
+    backward(model, next(batches(1)))
+    assert clipper.step().skipped.all()
+    assert all(parameter.grad is None for parameter in model[3].parameters())
+
+
+def test_a_later_group_may_be_excluded_as_a_whole():
+    """As a group of the constructor may: there is nothing in it to clip."""
+    model = small_model()
+    clipper = QuantileClip(model[0], exclude="*bias")
+    clipper.add_param_group({"params": [("late.bias", model[3].bias)]})
+    assert clipper.names == ["weight"]
+
+
+# Exclusions.
+
+
+class Tagger(nn.Module):
+    """Names with a common beginning, and a head without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+        self.encoder2 = nn.Linear(3, 3)
+        self.fc = nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return self.fc(self.encoder2(self.encoder(x)))
+
+
+NAMES = [name for name, _ in Tagger().named_parameters()]
+ENCODER, BIASES = NAMES[:4], [name for name in NAMES if name.endswith("bias")]
+
+EXCLUDED = [
+    ("fc.weight", ["fc.weight"]),
+    ("fc", ["fc.weight"]),
+    ("encoder", ENCODER),
+    ("encoder.1", ENCODER[2:]),
+    ("encoder2", NAMES[4:6]),
+    ("*.bias", BIASES),
+    ("encoder*", NAMES[:6]),
+    ("encoder.[01].weight", [ENCODER[0], ENCODER[2]]),
+    (re.compile(r"\.bias$"), BIASES),
+    (re.compile("encoder2"), NAMES[4:6]),
+    (
+        lambda name, parameter: parameter.ndim == 1,
+        [*BIASES[:1], *ENCODER[2:], BIASES[2]],
+    ),
+    (lambda name, parameter: name.startswith("fc"), ["fc.weight"]),
+    (lambda name, parameter: False, []),
+    (["fc", "*.bias"], [*BIASES, "fc.weight"]),
+    (("fc", re.compile("^encoder2")), [*NAMES[4:6], "fc.weight"]),
+    ({"fc.weight"}, ["fc.weight"]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("patterns", "excluded"), EXCLUDED)
+def test_what_is_excluded_is_neither_measured_nor_scaled(patterns, excluded):
+    """By name, by the name of a module, by pattern, by a function; all in one."""
+    model = Tagger()
+    named = dict(model.named_parameters())
+    clipper = NormClip(model, max_norm=1e-3, scope="parameter", exclude=patterns)
+    together = NormClip(model, max_norm=1e9, exclude=patterns)
+    left = [name for name in NAMES if name not in excluded]
+    assert clipper.names == left
+    backward(model, next(batches(1)))
+    norm = math.sqrt(sum(named[n].grad.double().square().sum().item() for n in left))
+    assert together.step().norm.item() == pytest.approx(norm)
+    before = {name: parameter.grad.clone() for name, parameter in named.items()}
+    assert clipper.step().clipped.all()
+    for name, parameter in named.items():
+        same = torch.equal(bits(parameter.grad), bits(before[name]))
+        assert same == (name in excluded)
+
+
+def test_patterns_may_come_from_a_generator():
+    clipper = QuantileClip(Tagger(), exclude=(name for name in ["fc", "encoder"]))
+    assert clipper.names == NAMES[4:6]
+    clipper.add_param_group({"params": [("fc.late", nn.Parameter(torch.ones(1)))]})
+    assert clipper.names == NAMES[4:6]
+
+
+def test_excluding_the_head_by_name_spares_no_other_tensor():
+    """Peers left out the last two tensors: of a head without a bias, the wrong one."""
+    model = Tagger()
+    clipper = AGC(model, exclude="fc")
+    assert [name for name in NAMES if name.split(".")[0] == "fc"] == ["fc.weight"]
+    assert {name.partition("[")[0] for name in clipper.names} == set(NAMES[:-1])
+
+
+def test_the_root_module_is_no_name():
+    """A root that is called "" contains everything: peers excluded all, or nothing."""
+    with pytest.raises(ValueError, match="exclude must name parameters that are there"):
+        AGC(Tagger(), exclude=[""])
+    inside = nn.ModuleDict({"fc": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    assert QuantileClip(inside, exclude="fc").names == ["other.weight", "other.bias"]
+
+
+@pytest.mark.parametrize("pattern", ["enc", "weight", "bias", "fc.", "FC", "*.weights"])
+def test_a_pattern_that_names_nothing_is_an_error(pattern):
+    """It is misspelt: the message says what there is."""
+    words = re.escape(f"got {pattern!r}; there are encoder.0.weight, encoder.0.bias, ")
+    with pytest.raises(ValueError, match=words):
+        QuantileClip(Tagger(), exclude=["fc", pattern])
+    with pytest.raises(ValueError, match="exclude must name parameters"):
+        QuantileClip(Tagger(), exclude=re.compile("^weight"))
+
+
+@pytest.mark.parametrize("pattern", ["fc", "*", re.compile("fc")])
+def test_names_need_named_parameters(pattern):
+    with pytest.raises(ValueError, match="needs named parameters, got unnamed ones"):
+        QuantileClip(Tagger().parameters(), exclude=pattern)
+
+
+def test_a_function_needs_no_names():
+    seen = []
+
+    def vectors(name, parameter):
+        seen.append(name)
+        return parameter.ndim == 1
+
+    clipper = QuantileClip(Tagger().parameters(), exclude=vectors)
+    assert len(clipper.names) == 3
+    assert seen == [None] * 7
+
+
+@pytest.mark.parametrize("pattern", ["*", ["encoder*", "fc"], re.compile("")])
+def test_something_must_be_left(pattern):
+    with pytest.raises(ValueError, match="exclude must leave a parameter to clip"):
+        QuantileClip(Tagger(), exclude=pattern)
+
+
+@pytest.mark.parametrize("pattern", [3, b"fc", [None], ["fc", 3]])
+def test_a_pattern_of_another_type_is_an_error(pattern):
+    with pytest.raises(TypeError, match="exclude must hold names, patterns or a func"):
+        QuantileClip(Tagger(), exclude=pattern)
+
+
+def test_exclusions_hold_in_every_group():
+    model = Tagger()
+    groups = [{"params": model.encoder}, {"params": model.encoder2, "quantile": 0.5}]
+    clipper = QuantileClip(groups, exclude="*bias")
+    assert clipper.names == ["0.weight", "1.weight", "weight"]
+    assert len(clipper.state_dict()["policies"]) == 2
+
+
+# What may be given.
+
+
+def test_a_generator_lasts_for_the_whole_run():
+    """It is read once: peers went on without parameters after the first step."""
+    model = small_model()
+    for given in (
+        model.parameters(),
+        model.named_parameters(),
+        iter(list(model.parameters())),
+        [{"params": model.parameters()}],
+        ({"params": layer.parameters()} for layer in (model[0], model[2], model[3])),
+    ):
+        clipper = NormClip(given, max_norm=1e-3, scope="parameter")
+        for batch in batches(5):
+            backward(model, batch)
+            assert clipper.step().clipped.tolist() == [True] * 6
+            assert all(p.grad.norm() < 1.001e-3 for p in model.parameters())
+
+
+def test_one_parameter_or_one_group_needs_no_list():
+    weight = nn.Parameter(torch.zeros(2))
+    for given in (weight, {"params": weight}, {"params": [weight], "max_norm": 1.0}):
+        weight.grad = torch.tensor([3.0, 4.0])
+        NormClip(given, max_norm=1.0, scope="group").step()
+        assert weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("scope", ["parameter", "global"])
+def test_tied_parameters_are_one(scope):
+    """They share a gradient: measured once, scaled once, however they are given."""
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    weight = model[0].weight
+    given = [
+        model,
+        model.parameters(),
+        [weight, weight],
+        [("one", weight), ("two", weight)],
+        [{"params": [weight, weight]}],
+        model.named_parameters(remove_duplicate=False),
+    ]
+    for parameters in given:
+        clipper = NormClip(parameters, max_norm=2.0, scope=scope)
+        assert len(clipper.names) == 1
+        weight.grad = torch.full((3, 3), 2.0)
+        decision = clipper.step()
+        assert decision.norm.item() == pytest.approx(6)
+        torch.testing.assert_close(weight.grad, torch.full((3, 3), 2 / 3))
+
+
+def test_tied_parameters_in_two_groups_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="weight in groups 0 and 1; list it once"):
+        QuantileClip([{"params": model[0]}, {"params": model[1]}])
+
+
+def test_a_clipper_s_policy_is_not_changed_by_a_group():
+    model = small_model()
+    policy = Cap(Quantile(0.9), max_norm=1.0)
+    clipper = Clipper(three_groups(model, {"policy": Fixed(1.0)}), policy)
+    assert clipper.policy is policy

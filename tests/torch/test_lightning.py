@@ -1,0 +1,430 @@
+"""`ClipCallback` in a real Lightning Trainer, against a plain loop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
+from lightning.pytorch.strategies import (  # noqa: E402
+    DDPStrategy,
+    ModelParallelStrategy,
+)
+from torch.distributed.fsdp import fully_shard  # noqa: E402
+
+from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch.lightning import ClipCallback  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec."),
+    pytest.mark.filterwarnings("ignore:.*treespec"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists"),
+]
+
+QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
+
+
+def batches(steps=6):
+    torch.manual_seed(1)
+    return [(torch.randn(4, 3) * 3**i, torch.randn(4, 1)) for i in range(steps)]
+
+
+class Automatic(pl.LightningModule):
+    fused = False
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return torch.nn.functional.l1_loss(self.net(x), y)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(batches(), batch_size=None)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1, fused=self.fused)
+
+
+class Fused(Automatic):
+    fused = True
+
+
+class Manual(Automatic):
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
+class TwoOptimizers(Automatic):
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.other = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        x, y = batch
+        for net, optimizer in zip(
+            (self.net, self.other), self.optimizers(), strict=True
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(torch.nn.functional.l1_loss(net(x), y))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        nets = (self.net, self.other)
+        return [torch.optim.Adam(net.parameters(), lr=0.1) for net in nets]
+
+
+def trainer(folder, *callbacks, epochs=1, **settings):
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=settings.pop("devices", 1),
+        callbacks=list(callbacks),
+        logger=settings.pop("logger", False),
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": False, **settings},
+    )
+
+
+def plain_loop(epochs=1):
+    """The same training without Lightning: the clipper by hand."""
+    module = Automatic()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    clipper = QuantileClip(module, **QUANTILE)
+    for _ in range(epochs):
+        for batch in batches():
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()
+            clipper.step()
+            optimizer.step()
+    return module, clipper
+
+
+def assert_like_the_plain_loop(module, callback, epochs=1, rtol=1e-5):
+    expected, clipper = plain_loop(epochs)
+    (ours,) = callback.clippers
+    for name in ("clip/steps", "clip/clip_rate"):
+        assert ours.metrics()[name] == clipper.metrics()[name]
+    assert clipper.metrics()["clip/clip_rate"] > 0.5
+    torch.testing.assert_close(
+        module.net.weight, expected.net.weight, rtol=rtol, atol=rtol
+    )
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
+def test_a_trainer_clips_as_a_plain_loop_does(tmp_path, kind):
+    module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback).fit(module)
+    assert_like_the_plain_loop(module, callback)
+    assert callback.clippers[0].names == ["global"]
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
+def test_a_loss_scale_is_seen_through(tmp_path, kind):
+    """16-bit precision with a scaler; the first step overflows and is not learned."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17, growth_interval=10**6)
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, epochs=4, plugins=[plugin]).fit(module)
+    metrics = callback.clippers[0].metrics()
+    assert scaler.get_scale() < 2.0**17
+    assert metrics["clip/nonfinite_total"] == 0
+    ring = callback.clippers[0].state_dict()["states"][0]["ring"]
+    # l1_loss: the norm of a batch is at most that of its mean input.
+    assert ring.min() > 0
+    assert ring.max() < 3**5 * 10
+    assert bool(module.net.weight.isfinite().all())
+
+
+def test_bfloat16(tmp_path):
+    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, precision="bf16-mixed").fit(module)
+    assert_like_the_plain_loop(module, callback, rtol=0.05)
+
+
+def test_accumulated_gradients_are_one_step(tmp_path):
+    module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, accumulate_grad_batches=3).fit(module)
+    assert callback.clippers[0].metrics()["clip/steps"] == 2
+
+
+def test_two_optimizers_have_a_history_each(tmp_path):
+    module, callback = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    logger = CSVLogger(tmp_path)
+    trainer(tmp_path, callback, logger=logger).fit(module)
+    first, second = callback.clippers
+    assert first.metrics()["clip/steps"] == second.metrics()["clip/steps"] == 6
+    expected, _ = plain_loop()
+    torch.testing.assert_close(module.net.weight, expected.net.weight)
+    logged = Path(logger.log_dir, "metrics.csv").read_text().splitlines()[0]
+    for index in range(2):
+        assert f"clip/optimizer{index}/norm" in logged
+
+
+def test_the_metrics_are_logged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, callback, logger=logger).fit(Automatic())
+    header, *rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
+    assert len(rows) == 6
+    last = dict(zip(header.split(","), rows[-1].split(","), strict=True))
+    for name, value in callback.clippers[0].metrics().items():
+        assert float(last[name]) == pytest.approx(value, rel=1e-6)
+
+
+def test_a_resumed_run_has_the_history(tmp_path):
+    whole, through = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, through, epochs=2).fit(whole)
+
+    first = ClipCallback(QuantileClip, **QUANTILE)
+    half = trainer(tmp_path, first, epochs=1, enable_checkpointing=True)
+    half.fit(Automatic())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, second = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    again = trainer(tmp_path, second, epochs=2)
+    again.fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    torch.testing.assert_close(resumed.net.weight, whole.net.weight, rtol=0, atol=0)
+    assert second.clippers[0].metrics() == through.clippers[0].metrics()
+
+
+def saved_half_way(folder, **settings):
+    """The checkpoint of a first epoch, of a clipper with these settings."""
+    callback = ClipCallback(QuantileClip, **settings)
+    half = trainer(folder, callback, epochs=1, enable_checkpointing=True)
+    half.fit(Automatic())
+    half.save_checkpoint(folder / "half.ckpt")
+    return folder / "half.ckpt"
+
+
+def test_another_quantile_on_resume_is_told(tmp_path):
+    path = saved_half_way(tmp_path, **QUANTILE)
+    other = ClipCallback(QuantileClip, **(QUANTILE | {"quantile": 0.6}))
+    with pytest.raises(ValueError, match="quantile"):
+        trainer(tmp_path, other, epochs=2).fit(
+            Automatic(), ckpt_path=path, weights_only=True
+        )
+
+
+def test_a_function_among_the_settings_does_not_lose_the_history(tmp_path):
+    def settings():  # a new function each time, as in a new process
+        return QUANTILE | {"exclude": lambda name, parameter: "bias" in name}
+
+    path = saved_half_way(tmp_path, **settings())
+    second = ClipCallback(QuantileClip, **settings())
+    resumed = trainer(tmp_path, second, epochs=2)
+    resumed.fit(Automatic(), ckpt_path=path, weights_only=True)
+    assert second.clippers[0].metrics()["clip/steps"] == resumed.global_step
+
+
+def test_two_callbacks_in_one_checkpoint():
+    keys = {
+        ClipCallback(kind, scope=scope, optimizer=number, **more).state_key
+        for scope in ("global", "parameter")
+        for number in (None, 0, 1)
+        for kind, more in ((QuantileClip, {}), (NormClip, {"max_norm": 1.0}))
+    }
+    assert len(keys) == 12
+
+
+def test_a_checkpoint_without_a_history_is_told(tmp_path):
+    path = saved_half_way(tmp_path, **QUANTILE)
+    other = ClipCallback(NormClip, max_norm=1.0)
+    with pytest.warns(UserWarning, match="half.ckpt has no history for ClipCallback"):
+        trainer(tmp_path, other, epochs=2).fit(
+            Automatic(), ckpt_path=path, weights_only=True
+        )
+
+
+def test_each_optimizer_may_have_a_rule_of_its_own(tmp_path):
+    first = ClipCallback(QuantileClip, optimizer=0, **QUANTILE)
+    second = ClipCallback(NormClip, optimizer=1, max_norm=1e-3)
+    logger, module = CSVLogger(tmp_path), TwoOptimizers()
+    trainer(tmp_path, first, second, logger=logger).fit(module)
+    expected, _ = plain_loop()
+    torch.testing.assert_close(module.net.weight, expected.net.weight)
+    assert module.other.weight.grad.norm() <= 1.001e-3
+    header = Path(logger.log_dir, "metrics.csv").read_text().splitlines()[0]
+    assert "clip/optimizer0/norm" in header
+    assert "clip/optimizer1/norm" in header
+
+
+def test_exclude_may_name_what_another_optimizer_steps(tmp_path):
+    module = TwoOptimizers()
+    callback = ClipCallback(NormClip, max_norm=1e-3, exclude=["other.bias"])
+    trainer(tmp_path, callback).fit(module)
+    assert module.other.weight.grad.norm() <= 1.001e-3
+    assert module.other.bias.grad.norm() > 1e-3
+    assert module.net.bias.grad.norm() <= 1.001e-3
+
+
+def test_an_optimizer_that_is_not_there_is_told(tmp_path):
+    callback = ClipCallback(QuantileClip, optimizer=2)
+    with pytest.raises(ValueError, match=r"one of the 2 .* counted from 0, got 2"):
+        trainer(tmp_path, callback).fit(TwoOptimizers())
+
+
+class OnlyFirst(TwoOptimizers):
+    def configure_optimizers(self):
+        return super().configure_optimizers()[:1]
+
+
+def test_another_number_of_optimizers_on_resume_is_told(tmp_path):
+    both = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
+    both.fit(TwoOptimizers())
+    both.save_checkpoint(tmp_path / "both.ckpt")
+    one = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE), epochs=2)
+    with pytest.raises(ValueError, match=r"one history per optimizer .* got 2 for 1"):
+        one.fit(OnlyFirst(), ckpt_path=tmp_path / "both.ckpt", weights_only=True)
+
+
+def test_after_training_the_optimizer_is_free(tmp_path):
+    module, callback = Automatic(), ClipCallback(NormClip, max_norm=1e-3)
+    run = trainer(tmp_path, callback)
+    run.fit(module)
+    assert not run.optimizers[0]._optimizer_step_pre_hooks
+    run.fit_loop.max_epochs = 2
+    run.fit(module)
+    assert callback.clippers[0].metrics()["clip/steps"] == 6
+
+
+def test_a_second_clipper_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    with pytest.warns(UserWarning, match="gradient_clip_val=1.0. clips before"):
+        trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
+
+
+class ClipsBySelf(Automatic):
+    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+        self.clip_gradients(optimizer, 1e-3, "norm")
+
+
+def test_a_module_that_clips_by_itself_is_warned_of(tmp_path):
+    callback = ClipCallback(QuantileClip, **QUANTILE)
+    with pytest.warns(UserWarning, match=r"ClipsBySelf.configure_.* clips before"):
+        trainer(tmp_path, callback).fit(ClipsBySelf())
+    assert callback.clippers[0].metrics()["clip/norm"] <= 1.001e-3
+
+
+class Interrupted(Automatic):
+    """Keeps its optimizer, and fails once in the middle of an epoch."""
+
+    failed = False
+
+    def training_step(self, batch, index):
+        if index == 2 and not self.failed:
+            self.failed = True
+            raise ArithmeticError
+        return super().training_step(batch, index)
+
+    def configure_optimizers(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().configure_optimizers()
+        return self.kept
+
+
+def test_a_run_that_failed_leaves_the_optimizer_free(tmp_path):
+    module, callback = Interrupted(), ClipCallback(QuantileClip, **QUANTILE)
+    run = trainer(tmp_path, callback)
+    with pytest.raises(ArithmeticError):
+        run.fit(module)
+    assert not module.kept._optimizer_step_pre_hooks
+    assert callback.clippers[0].metrics()["clip/steps"] == 2
+
+
+def in_another_process(*arguments):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.torch.test_lightning", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_another_process_goes_on_bit_by_bit(tmp_path):
+    whole, through = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    trainer(tmp_path, through, epochs=2).fit(whole)
+    half = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE), epochs=1)
+    half.fit(TwoOptimizers())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    in_another_process("resume", tmp_path)
+    weights, states = torch.load(tmp_path / "resumed.pt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weights[name], weight)
+    for ours, clipper in zip(states, through.clippers, strict=True):
+        theirs = clipper.state_dict()
+        assert torch.equal(ours["states"][0]["ring"], theirs["states"][0]["ring"])
+        assert torch.equal(ours["tally"]["clipped"], theirs["tally"]["clipped"])
+
+
+def resume(folder):
+    module, callback = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
+    path = f"{folder}/half.ckpt"
+    run = trainer(folder, callback, epochs=2)
+    run.fit(module, ckpt_path=path, weights_only=True)
+    states = [clipper.state_dict() for clipper in callback.clippers]
+    torch.save([module.state_dict(), states], f"{folder}/resumed.pt")
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """Both ranks see the same data, so both must be the plain loop."""
+    in_another_process("one_rank_of_two", tmp_path)
+    expected, clipper = plain_loop()
+    theirs = clipper.state_dict()["states"][0]["ring"]
+    for strategy in ("ddp", "fsdp2"):
+        for rank in range(2):
+            weight, state = torch.load(tmp_path / f"{strategy}{rank}.pt")
+            torch.testing.assert_close(weight, expected.net.weight.data)
+            torch.testing.assert_close(state["states"][0]["ring"], theirs)
+
+
+class Sharded(Automatic):
+    """Its one row of weights lies on the first rank: the other has an empty shard."""
+
+    def configure_model(self):
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def one_rank_of_two(folder):
+    gloo = {"process_group_backend": "gloo"}
+    for name, module, strategy in (
+        ("ddp", Automatic(), DDPStrategy(**gloo)),
+        ("fsdp2", Sharded(), ModelParallelStrategy(**gloo)),
+    ):
+        callback = ClipCallback(QuantileClip, **QUANTILE)
+        settings = {"strategy": strategy, "use_distributed_sampler": False}
+        run = trainer(folder, callback, devices=2, **settings)
+        run.fit(module)
+        weight = module.net.weight.data
+        whole = weight.full_tensor() if name == "fsdp2" else weight
+        found = [whole, callback.clippers[0].state_dict()]
+        torch.save(found, f"{folder}/{name}{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](sys.argv[2])

@@ -1,0 +1,539 @@
+"""NaN, infinity, gradients that are missing: what a clipper makes of them."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoclip_core import Drop, Fixed, MeanStd, Quantile
+from autoclip_torch import Clipper, NormClip, QuantileClip, ZClip
+
+from ..support.cases import policy_of
+from .test_reference import (
+    CLIPPERS,
+    Reference,
+    arrays,
+    backward,
+    batches,
+    bits,
+    check_decision,
+    check_gradients,
+    check_same,
+    every_clipper,
+    every_scope,
+    gradients_of,
+    small_model,
+    spoil,
+)
+
+NAN, INF = math.nan, math.inf
+BAD = [NAN, INF, -INF]
+
+
+def three_policies(model, **keywords):
+    """A clipper of several policies, whose history holds some steps already."""
+    clipper = Clipper(
+        [
+            {"params": model[0].named_parameters()},
+            {"params": model[2].parameters(), "policy": Fixed(0.05)},
+            {"params": model[3].parameters(), "policy": MeanStd(1.0)},
+        ],
+        Quantile(0.5, history_length=10),
+        **keywords,
+    )
+    for batch in batches(12):
+        backward(model, batch)
+        clipper.step()
+    return clipper
+
+
+def spoilt(bad=NAN, places=(1,)):
+    """A model with gradients of which some hold a bad number, and copies of them."""
+    model = small_model()
+    parameters = list(model.parameters())
+
+    def spoil():
+        backward(model, next(batches(1, seed=9)))
+        for place in places:
+            parameters[place].grad.view(-1)[0] = bad
+        return [parameter.grad.clone() for parameter in parameters]
+
+    return model, parameters, spoil
+
+
+ROWS = {"parameter": [1], "group": [0], "global": [0], "unit": [3]}
+"""The row of parameter 1, the first bias, at each scope."""
+
+
+@every_scope
+@pytest.mark.parametrize("bad", BAD)
+def test_zero_removes_the_row_and_no_other(scope, bad):
+    """The row learns nothing; the others are clipped and learn as ever."""
+    model, parameters, spoil = spoilt(bad)
+    clipper = CLIPPERS["QuantileClip"](model, scope=scope)
+    shapes = [tuple(p.shape) for p in parameters]
+    reference = Reference(shapes, "Quantile(0.8, history_length=20)", scope)
+    for batch in batches(12):
+        backward(model, batch)
+        reference.step(arrays(gradients_of(parameters)), arrays(parameters))
+        clipper.step()
+    before = spoil()
+    state = clipper.state_dict()["states"][0]
+    decision = clipper.step()
+    check_decision(decision, reference.step(arrays(before), arrays(parameters)))
+    (row,) = ROWS[scope]
+    assert decision.finite.logical_not().nonzero().tolist() == [[row]]
+    assert decision.scale[row] == 0
+    assert not parameters[1].grad.any()
+    assert all(parameter.grad.isfinite().all() for parameter in parameters)
+    after = clipper.state_dict()["states"][0]
+    for name in ("ring", "ordered", "count"):
+        check_same(after[name][row], state[name][row])
+    learned = (after["count"] != state["count"]).tolist()
+    assert learned == [place != row for place in range(len(learned))]
+
+
+@every_scope
+@pytest.mark.parametrize("bad", BAD)
+def test_propagate_leaves_the_row_as_it_came(scope, bad):
+    model, parameters, spoil = spoilt(bad)
+    clipper = NormClip(model, max_norm=1e-3, scope=scope, nonfinite="propagate")
+    before = spoil()
+    decision = clipper.step()
+    (row,) = ROWS[scope]
+    assert decision.scale[row] == 1
+    assert not decision.clipped[row]
+    assert torch.equal(bits(parameters[1].grad), bits(before[1]))
+    changed = [
+        not torch.equal(bits(parameter.grad), bits(gradient))
+        for parameter, gradient in zip(parameters, before, strict=True)
+    ]
+    # In one row with the NaN nothing is scaled; the rows beside it are.
+    alone = scope in ("global", "group")
+    assert changed == [not alone and place != 1 for place in range(6)]
+
+
+def check_untouched(parameters, before):
+    for parameter, gradient in zip(parameters, before, strict=True):
+        assert torch.equal(bits(parameter.grad), bits(gradient))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+def test_raise_changes_nothing_and_names_the_row(scope, bad):
+    """With several policies too: not a gradient, not a number of the state."""
+    model, parameters, spoil = spoilt(bad)
+    clipper = three_policies(model, scope=scope, nonfinite="raise")
+    before, state, metrics = spoil(), clipper.state_dict(), clipper.metrics()
+    name = {"parameter": "bias", "group": "group 0", "unit": "bias"}[scope]
+    words = f"the gradient norm of {name} is not finite and nonfinite=.raise.; to go on"
+    with pytest.raises(FloatingPointError, match=words):
+        clipper.step()
+    check_untouched(parameters, before)
+    check_same(clipper.state_dict(), state)
+    assert clipper.metrics() == metrics
+    parameters[1].grad.zero_()
+    assert clipper.step().finite.all()
+
+
+def test_raise_names_three_rows_and_counts_the_others():
+    model, _, spoil = spoilt(places=(0, 1, 3, 4, 5))
+    clipper = NormClip(model, max_norm=1.0, scope="parameter", nonfinite="raise")
+    spoil()
+    with pytest.raises(FloatingPointError, match=r"of 0.weight, 0.bias, 2.bias and 2"):
+        clipper.step()
+
+
+def test_raise_ignores_a_parameter_that_is_excluded():
+    model, parameters, spoil = spoilt()
+    before = spoil()
+    clipper = NormClip(model, max_norm=1e3, nonfinite="raise", exclude="0.bias")
+    assert clipper.step().finite.all()
+    check_untouched(parameters, before)
+
+
+# Skip.
+
+
+def one_policy(model, **keywords):
+    """The same with one policy for all."""
+    clipper = QuantileClip(model, history_length=10, **keywords)
+    for batch in batches(12):
+        backward(model, batch)
+        clipper.step()
+    return clipper
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+@pytest.mark.parametrize("make", [one_policy, three_policies])
+def test_skip_takes_all_gradients_away_and_no_policy_learns(make, scope, bad):
+    """Also where the bad row belongs to another policy."""
+    model, parameters, spoil = spoilt(bad)
+    clipper = make(model, scope=scope, nonfinite="skip")
+    spoil()
+    state = clipper.state_dict()
+    decision = clipper.step()
+    assert gradients_of(parameters) == [None] * 6
+    assert decision.skipped.all()
+    assert not decision.scale.any()
+    after = clipper.state_dict()
+    check_same(after["states"], state["states"])
+    counts = {name: count.tolist() for name, count in after["tally"].items()}
+    assert counts["steps"] == state["tally"]["steps"] + 1
+    assert [counts[n] for n in ("nonfinite", "skipped", "skipped_in_a_row")] == [1] * 3
+
+
+def test_skip_takes_the_gradients_of_excluded_parameters_away_too():
+    """They belong to the same update, and would go on without it."""
+    model, parameters, spoil = spoilt()
+    clipper = QuantileClip(model, exclude=["3"], nonfinite="skip")
+    spoil()
+    clipper.step()
+    assert gradients_of(parameters) == [None] * 6
+
+
+@pytest.mark.parametrize("cancelled_by", ["nonfinite", "Drop"])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_skipped_update_leaves_the_optimizer_bit_for_bit(optimizer, cancelled_by):
+    """Parameters, moments, step counters, weight decay."""
+    model, parameters, spoil = spoilt(NAN if cancelled_by == "nonfinite" else 1e4)
+    adam = optimizer(parameters, lr=0.1, weight_decay=0.1)
+    if cancelled_by == "Drop":
+        clipper = Clipper(model, Drop(Quantile(1.0), action="skip"))
+    else:
+        clipper = QuantileClip(model, nonfinite="skip")
+    for batch in batches(5, spread=0.0):
+        backward(model, batch)
+        clipper.step()
+        adam.step()
+    kept = copy.deepcopy((model.state_dict(), adam.state_dict()))
+    spoil()
+    assert clipper.step().skipped.all()
+    adam.step()
+    check_same(dict(model.state_dict()), dict(kept[0]))
+    check_same(adam.state_dict(), kept[1])
+    backward(model, next(batches(1)))
+    assert not parameters[0].grad.isnan().any()
+    adam.step()
+    moved = zip(kept[0].values(), model.state_dict().values(), strict=True)
+    assert not any(torch.equal(old, new) for old, new in moved)
+
+
+@pytest.mark.parametrize("action", ["zero", "skip"])
+def test_drop_of_one_policy_and_the_update_of_all(action):
+    """ "zero" drops the row; "skip" the update, and every policy learns its norms."""
+    model, parameters, spoil = spoilt(1e4)
+    reference = Reference(
+        [tuple(p.shape) for p in parameters],
+        [f"Drop(Quantile(0.7), action='{action}')", "Quantile(0.5)"],
+        "parameter",
+        groups=[range(2), range(2, 6)],
+    )
+    clipper = Clipper(
+        [
+            {
+                "params": model[0].parameters(),
+                "policy": Drop(Quantile(0.7), action=action),
+            },
+            {"params": [*model[2].parameters(), *model[3].parameters()]},
+        ],
+        Quantile(0.5),
+    )
+    dropped = 0
+    for step, batch in enumerate(batches(40)):
+        if step % 5 == 4:
+            spoil()
+        else:
+            backward(model, batch)
+        before = arrays(gradients_of(parameters))
+        decision = clipper.step()
+        expected = reference.step(before, arrays(parameters))
+        check_decision(decision, expected)
+        check_gradients(parameters, expected)
+        dropped += int(decision.clipped[:2].sum())
+        assert decision.skipped.any() == (
+            action == "skip" and bool(decision.clipped[:2].any())
+        )
+    assert dropped > 5
+    skipped = clipper.metrics()["clip/skipped_total"]
+    assert (skipped > 3) if action == "skip" else (skipped == 0)
+
+
+@pytest.mark.parametrize("by", ["nonfinite", "Drop"])
+def test_too_many_skips_in_a_row_are_an_error(by):
+    """Counted anew after each update that was not skipped; `metrics` says it too."""
+    weight = nn.Parameter(torch.ones(2))
+    clipper = Clipper(
+        [weight],
+        Fixed(10.0) if by == "nonfinite" else Drop(Fixed(10.0), action="skip"),
+        nonfinite="skip",
+        max_consecutive_skips=2,
+    )
+    bad = NAN if by == "nonfinite" else 100.0
+
+    def step(value):
+        weight.grad = torch.tensor([1.0, value])
+        return clipper.step()
+
+    for value in [bad, bad, 1.0, bad, bad, 2.0, 3.0, bad, bad]:
+        assert bool(step(value).skipped) == (value is bad)
+        assert clipper.metrics()["clip/steps"] > 0
+    words = "3 updates in a row were skipped, more than max_consecutive_skips=2: "
+    with pytest.raises(RuntimeError, match=words):
+        step(bad)
+    assert weight.grad is None
+    with pytest.raises(RuntimeError, match=words):
+        clipper.metrics()
+    assert not step(1.0).skipped
+    assert clipper.metrics()["clip/skipped_total"] == 7
+
+
+def test_a_limit_of_skips_is_kept_through_a_checkpoint():
+    weight = nn.Parameter(torch.ones(2))
+    keywords = {"nonfinite": "skip", "max_consecutive_skips": 1, "max_norm": 1.0}
+    clipper, other = [NormClip([weight], **keywords) for _ in range(2)]
+    weight.grad = torch.full((2,), NAN)
+    clipper.step()
+    other.load_state_dict(clipper.state_dict())
+    weight.grad = torch.full((2,), NAN)
+    with pytest.raises(RuntimeError, match="2 updates in a row"):
+        other.step()
+
+
+# One bad batch in a run.
+
+BATCH = 77
+RUN = 200
+
+
+def thresholds_of(case, scope, steps, bad=None, optimizer=torch.optim.SGD, **keywords):
+    """A training run; the thresholds of all its steps, and the weights it ends with.
+
+    Args:
+      steps: the batches that are seen, in order.
+      bad: the number of the batch whose loss is NaN.
+    """
+    model = small_model()
+    clipper = case(model, scope=scope, **keywords)
+    trainer = optimizer(model.parameters(), lr=0.02)
+    data, found = list(batches(RUN, spread=0.5)), []
+    for step in steps:
+        x, y, factor = data[step]
+        backward(model, (x, y, factor * NAN if step == bad else factor))
+        found.append(clipper.step().threshold)
+        trainer.step()
+    return found, list(model.state_dict().values())
+
+
+def check_as_if_never_seen(case, scope, **keywords):
+    saw, weights = thresholds_of(case, scope, range(RUN), bad=BATCH, **keywords)
+    others = [step for step in range(RUN) if step != BATCH]
+    never, expected = thresholds_of(case, scope, others, **keywords)
+    check_same(saw[:BATCH] + saw[BATCH + 1 :], never)
+    check_same(weights, expected)
+    assert all(weight.isfinite().all() for weight in weights)
+    assert len(torch.stack(saw[-50:]).unique()) > 10 or "Fixed" in case.code
+
+
+@every_clipper
+def test_a_batch_of_nan_might_as_well_not_have_been(case):
+    """All gradients NaN in one of 200 steps: later thresholds and weights are those of
+    a run that never saw the batch, bit for bit."""
+    check_as_if_never_seen(case, case.default_scope)
+
+
+@every_scope
+@pytest.mark.parametrize("name", ["QuantileClip", "ZClip", "AdaGC"])
+def test_so_it_is_at_every_scope_and_under_adam_with_skip(name, scope):
+    check_as_if_never_seen(
+        CLIPPERS[name], scope, nonfinite="skip", optimizer=torch.optim.Adam
+    )
+
+
+def lone_run(case, scope, seed, bad=None, without=None):
+    """A run of one small layer by itself, with its own batches."""
+    layer, data = lone_layer(seed), list(batches(RUN, seed, spread=0.5))
+    clipper = case(layer, scope=scope)
+    trainer = torch.optim.SGD(layer.parameters(), lr=0.02)
+    found = []
+    for step, (x, y, factor) in enumerate(data):
+        if step != without:
+            backward(layer, (x, y, factor * NAN if step == bad else factor))
+            found.append(clipper.step().threshold)
+            trainer.step()
+    return found
+
+
+def lone_layer(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(4, 2)
+
+
+LONE = {name: case for name, case in CLIPPERS.items() if "skip" not in case.code}
+"""Those in which a row of one layer does not cancel the update of all."""
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+@pytest.mark.parametrize("case", LONE.values(), ids=list(LONE))
+def test_nan_in_some_parameters_concerns_their_rows_alone(case, scope):
+    """Three layers under one clipper, and one of them gets a batch of NaN: it goes on
+    as one that never saw the batch, and the others as if nothing had been."""
+    if "skip" in case.code:
+        pytest.skip(
+            "a dropped row of one layer cancels the update of all, as it should"
+        )
+    layers = [lone_layer(seed) for seed in range(3)]
+    clipper = case([{"params": layer} for layer in layers], scope=scope)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    trainer = torch.optim.SGD(parameters, lr=0.02)
+    data = [list(batches(RUN, seed, spread=0.5)) for seed in range(3)]
+    found = []
+    for step in range(RUN):
+        for seed, layer in enumerate(layers):
+            x, y, factor = data[seed][step]
+            bad = (seed, step) == (1, BATCH)
+            backward(layer, (x, y, factor * NAN if bad else factor))
+        found.append(clipper.step().threshold.chunk(3))
+        trainer.step()
+    for seed in range(3):
+        without = BATCH if seed == 1 else None
+        mine = [threshold[seed] for step, threshold in enumerate(found)]
+        if seed == 1:
+            del mine[BATCH]
+        check_same(mine, lone_run(case, scope, seed, without=without))
+
+
+def test_a_run_that_starts_with_overflows_is_not_harmed():
+    """[inf, inf, 1, 1, ...] is how every fp16 run starts."""
+    weight = nn.Parameter(torch.ones(4))
+    norms = [INF, INF] + [1.0] * 20 + [8.0]
+    for name, first in [("QuantileClip", 3), ("StandardClip", 4), ("ZClip", 12)]:
+        clipper = CLIPPERS[name]([weight])
+        for step, norm in enumerate(norms):
+            weight.grad = torch.tensor([norm, 0.0, 0.0, 0.0])
+            decision = clipper.step()
+            known = step >= first
+            assert decision.threshold.item() == pytest.approx(1 if known else INF)
+            expected = 0 if norm == INF else 1
+            assert weight.grad.norm().item() == pytest.approx(expected)
+        assert clipper.metrics()["clip/nonfinite_total"] == 2
+
+
+@pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
+def test_with_a_loss_scaler_the_weights_stay_finite(nonfinite):
+    """The usual recipe: unscale, clip, and let the scaler skip what overflowed."""
+    model = small_model()
+    clipper = ZClip(model, z=1.0, warmup_steps=5, nonfinite=nonfinite)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+    reference = Reference([()] * 6, "ZScore(1.0, warmup_steps=5)", "global")
+    bad = 0
+    for x, y, factor in batches(60, spread=0.5):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = factor * (model(x) - y).square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        gradients = arrays(gradients_of(model.parameters()))
+        decision = clipper.step()
+        if all(np.isfinite(gradient).all() for gradient in gradients):
+            threshold = reference.step(gradients, gradients).threshold
+            np.testing.assert_allclose(decision.threshold, threshold, rtol=1e-5)
+        else:
+            bad += 1
+        scaler.step(optimizer)
+        scaler.update()
+    assert bad > 3
+    assert clipper.metrics()["clip/nonfinite_total"] == bad
+    assert decision.threshold.isfinite().all()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
+@pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
+@pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
+def test_several_policies_in_a_rough_run(nonfinite, scope):
+    """NaN, infinities, zeros and missing gradients at random: one decision of all."""
+    model, rng = small_model(), np.random.default_rng(3)
+    parameters = list(model.parameters())
+    codes = [
+        "Quantile(0.7, history_length=15)",
+        "ZScore(1.0, warmup_steps=5)",
+        "Drop(MeanStd(1.5), action='skip')",
+    ]
+    groups = [
+        {"params": layer, "policy": policy_of(code)}
+        for layer, code in zip((model[0], model[2], model[3]), codes, strict=True)
+    ]
+    clipper = Clipper(groups, Fixed(1.0), scope=scope, nonfinite=nonfinite)
+    reference = Reference(
+        [tuple(p.shape) for p in parameters],
+        codes,
+        scope,
+        groups=[range(2), range(2, 4), range(4, 6)],
+        nonfinite=nonfinite,
+    )
+    for batch in batches(80):
+        backward(model, batch)
+        spoil(parameters, rng)
+        before = arrays(gradients_of(parameters))
+        decision = clipper.step()
+        expected = reference.step(before, arrays(parameters))
+        check_decision(decision, expected)
+        check_gradients(parameters, expected)
+    found = clipper.metrics()
+    assert found["clip/nonfinite_total"] > 5
+    assert found["clip/skipped_total"] > 2
+
+
+# No gradient at all.
+
+
+@pytest.mark.filterwarnings("ignore:the clipper has not seen a gradient yet")
+@every_clipper
+def test_a_step_without_any_gradient_counts_and_changes_nothing_else(case):
+    models = [small_model(), small_model()]
+    clippers = [case(model) for model in models]
+    for batch in batches(30):
+        for model in models:
+            backward(model, batch)
+        models[1].zero_grad()
+        decision = clippers[1].step()
+        assert decision.norm.isnan().all()
+        assert decision.finite.all()
+        assert not decision.clipped.any()
+        assert decision.scale.tolist() == [1] * len(decision.scale)
+        assert gradients_of(models[1].parameters()) == [None] * 6
+        backward(models[1], batch)
+        check_same(*(clipper.step() for clipper in clippers))
+        for model in models:
+            torch.optim.SGD(model.parameters(), lr=0.02).step()
+    one, two = (clipper.state_dict()["tally"] for clipper in clippers)
+    assert (two["steps"], one["steps"]) == (60, 30)
+    check_same(two["observed"], one["observed"])
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+@every_clipper
+def test_a_frozen_parameter_wakes_with_the_history_it_had(case, scope):
+    """Its rows hold still while it has no gradient, and go on as the oracle does."""
+    model = small_model()
+    parameters = list(model.parameters())
+    clipper = case(model, scope=scope)
+    shapes = [tuple(p.shape) for p in parameters]
+    reference = Reference(shapes, case.code, scope)
+    for step, batch in enumerate(batches(45)):
+        model[0].requires_grad_(not 15 <= step < 30)
+        backward(model, batch)
+        gradients = arrays(gradients_of(parameters))
+        assert (gradients[0] is None) == (15 <= step < 30)
+        decision = clipper.step()
+        check_decision(decision, reference.step(gradients, arrays(parameters)))
+    rows = {"parameter": 1, "unit": 3}[scope]
+    assert clipper.state_dict()["tally"]["observed"].tolist()[: rows + 1] == (
+        [30] * (rows + 1)
+    )
