@@ -1,4 +1,4 @@
-"""What a child process of `tests/tf/test_strategy.py` runs: two replicas on one machine.
+"""The child process of `tests/tf/test_strategy.py`: two replicas on one machine.
 
 A failed collective poisons the process, and virtual devices must be set up before
 TensorFlow is used: hence a process. It prints one line of JSON.

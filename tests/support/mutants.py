@@ -2,10 +2,11 @@
 
 Run it as `python tests/support/mutants.py`, or for some files as
 `python tests/support/mutants.py scale.py history/window.py`. Each mutant is a copy of
-the package in a temporary folder with one comparison, operator, constant or choice replaced. The tests
-run there until the first fails; a mutant that survives them all is printed, unless the
-table below explains it. The working tree is only read. A mutant that is noticed takes
-one or two seconds, one that survives as long as its tests; all of them an hour.
+the package in a temporary folder with one comparison, operator, constant or choice
+replaced. The tests run there until the first fails; a mutant that survives them all is
+printed, unless the table below explains it. The working tree is only read. A mutant
+that is noticed takes one or two seconds, one that survives as long as its tests; all of
+them an hour.
 """
 
 import argparse

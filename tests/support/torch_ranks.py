@@ -1,4 +1,4 @@
-"""What the processes of `tests/torch/test_sharded.py` run: `torch_ranks.py WORLD FOLDER`.
+"""The processes of `tests/torch/test_sharded.py`: `torch_ranks.py WORLD FOLDER`.
 
 Each rank writes `FOLDER/WORLD.RANK.json`: what every case gave, and what went wrong.
 Without processes the same cases run on the whole model: `run(case, whole)`.
