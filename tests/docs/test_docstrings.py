@@ -42,6 +42,9 @@ EXPLAINED = {
         "the trainer calls it for its checkpoint",
     r"\.(GradientTransformersMixin|_OfKeras)\.\w+ lacks":
         "Keras calls it in a step, or documents it as that of an optimizer",
+    r"\.((Quantile|Standard|Z|Norm|Value)Clip|AGC|AdaGC|clip_by_\w+) lacks "
+    r"(Args|Raises|the formula)":
+        "a named clipper: its policy documents arguments, errors and formula",
 }  # fmt: skip
 
 CHECK = re.compile(r"_*(check|refuse)")
