@@ -14,7 +14,7 @@ from autoclip_core import (
     decide,
 )
 from autoclip_core.checks import check_choice, message
-from autoclip_core.clipper.metrics import Tally, add_step, no_tally
+from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
 from autoclip_core.policy import check_policy
 
 from .gradients import has_norm, leaves_of, row_norms, scale_tree
@@ -119,7 +119,7 @@ def fresh(policy: Policy, rows: int) -> ClipState:
         clip_scale=jnp.ones((rows,), jnp.float32),
         clip_clipped=jnp.zeros((rows,), bool),
         clip_finite=jnp.ones((rows,), bool),
-        clip_tally=no_tally(rows, jnp),
+        clip_tally=empty_tally(rows, jnp),
     )
 
 
@@ -150,7 +150,7 @@ def learn(
         decision.scale,
         decision.clipped,
         decision.finite,
-        add_step(state.clip_tally, decision, jnp),
+        count_step(state.clip_tally, decision, jnp),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.units import Units, nfnets, over_all_but, whole
+from autoclip_core.clipper.units import Units, nfnets_units, one_unit, units_along_axis
 
 from .rows import UnitsOf
 
@@ -33,8 +33,8 @@ def units_by(rule: str) -> UnitsOf:
     rules: dict[str, UnitsOf] = {
         "flax": last_axis,
         "equinox": first_axis,
-        "layer": lambda path, shape: whole(shape),
-        "nfnets": lambda path, shape: nfnets(shape),
+        "layer": lambda path, shape: one_unit(shape),
+        "nfnets": lambda path, shape: nfnets_units(shape),
     }
     return rules[check_choice("rule", rule, rules)]
 
@@ -46,23 +46,23 @@ def last_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     if own == "value" and len(names) > 1:  # nnx.Param wraps the array
         own, above = names[-2], (["", *names])[-3]
     if _is_gain(own, shape):
-        return whole(shape)
+        return one_unit(shape)
     if own.startswith("embedding"):
-        return over_all_but(shape, 0)
+        return units_along_axis(shape, 0)
     if above in ("query", "key", "value") and len(shape) == 3:
         return Units((0,))
     # Haiku: (..., outputs, inputs), under the name of the module, last in its path; its
     # kernels are called w, and Flax's, which end in the outputs, are not.
     if own == "w" and len(shape) > 2 and "transpose" in above.split("/")[-1]:
-        return over_all_but(shape, len(shape) - 2)
-    return over_all_but(shape, len(shape) - 1)
+        return units_along_axis(shape, len(shape) - 2)
+    return units_along_axis(shape, len(shape) - 1)
 
 
 def first_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     """Return the units of an Equinox parameter: weights begin with the output axis."""
     if _is_gain(_name(path[-1]) if path else "", shape):
-        return whole(shape)
-    return over_all_but(shape, 0)
+        return one_unit(shape)
+    return units_along_axis(shape, 0)
 
 
 def _is_gain(name: str, shape: tuple[int, ...]) -> bool:

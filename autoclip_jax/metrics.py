@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from autoclip_core import Decision
-from autoclip_core.clipper.metrics import metrics
+from autoclip_core.clipper.metrics import compute_metrics
 
 from .clipper import ClipState
 
@@ -16,8 +16,8 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     """Return the `clip/...` numbers of the clipper in an optimizer state.
 
     It may be anywhere in chains, masks and partitions, and this may be called inside
-    `jit`. The names are those of `autoclip_core.clipper.metrics.metrics`. Of several
-    clippers each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of
+    `jit`. The names are those of `autoclip_core.clipper.metrics.compute_metrics`. Of
+    several clippers each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of
     the state.
 
     Args:
@@ -70,7 +70,7 @@ def _metrics(state: ClipState) -> dict[str, Array]:
         state.clip_finite,
         skipped,
     )
-    return metrics(decision, state.clip_tally, jnp)
+    return compute_metrics(decision, state.clip_tally, jnp)
 
 
 def _is_clip(leaf: Any) -> bool:

@@ -10,9 +10,13 @@ from keras import ops
 import autoclip_core
 from autoclip_core import Decision, Policy, decide
 from autoclip_core.checks import message
-from autoclip_core.clipper.metrics import add_step, metrics, row_metrics
+from autoclip_core.clipper.metrics import (
+    compute_metrics,
+    compute_row_metrics,
+    count_step,
+)
 from autoclip_core.clipper.patterns import Pattern, as_patterns
-from autoclip_core.clipper.serialize import policy_from_plain, policy_to_plain
+from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 from autoclip_core.policy import check_policy
 
 from . import namespace
@@ -187,7 +191,7 @@ class Clipper(Tracked):  # type: ignore[misc]
             `clip/norm/<path>` and so on.
 
         Returns:
-          The names of `autoclip_core.clipper.metrics.metrics`, each a float.
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
 
         Raises:
           ValueError: it has not met its variables yet.
@@ -201,10 +205,10 @@ class Clipper(Tracked):  # type: ignore[misc]
         seen = self._on_host()
         found = {
             name: float(value)
-            for name, value in metrics(seen.decision, seen.tally).items()
+            for name, value in compute_metrics(seen.decision, seen.tally).items()
         }
         if per_row:
-            found |= row_metrics(self.names, seen.decision, seen.tally)
+            found |= compute_row_metrics(self.names, seen.decision, seen.tally)
         return found
 
     def check_state(self) -> None:
@@ -268,7 +272,7 @@ class Clipper(Tracked):  # type: ignore[misc]
         (0.5, 'global')
         """
         arguments = {
-            name: policy_to_plain(value) if value is self.policy else value
+            name: policy_to_dict(value) if value is self.policy else value
             for name, value in self._arguments().items()
         }
         return {**arguments, **self._settings.config()}
@@ -290,7 +294,7 @@ class Clipper(Tracked):  # type: ignore[misc]
         given = dict(config)
         given["exclude"] = exclude_from_config(given.get("exclude"))
         if isinstance(given.get("policy"), Mapping):
-            given["policy"] = policy_from_plain(given["policy"], _find_policy)
+            given["policy"] = policy_from_dict(given["policy"], _find_policy)
         return cls(**given)
 
     def __repr__(self) -> str:
@@ -325,7 +329,7 @@ class Clipper(Tracked):  # type: ignore[misc]
         return scale_all(parts, decision.scale)
 
     def _remember(self, decision: Decision, tally: Any, state: Any) -> None:
-        counted = add_step(tally, decision, namespace)
+        counted = count_step(tally, decision, namespace)
         self._store.write(Memory(decision, counted, state))
 
     def _param_norms(self) -> Any:

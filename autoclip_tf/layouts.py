@@ -22,7 +22,7 @@ from typing import Any
 import keras
 
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.units import Units, nfnets, over_all_but, whole
+from autoclip_core.clipper.units import Units, nfnets_units, one_unit, units_along_axis
 
 from .paths import matches_path
 
@@ -49,8 +49,8 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
     """
     rules: dict[str, UnitsOf] = {
         "unit": by_path,
-        "layer": lambda path, shape: whole(shape),
-        "nfnets": lambda path, shape: nfnets(shape),
+        "layer": lambda path, shape: one_unit(shape),
+        "nfnets": lambda path, shape: nfnets_units(shape),
     }
     by_rule = rules[check_choice("rule", rule, rules)]
 
@@ -78,18 +78,18 @@ def by_path(path: str, shape: Sequence[int]) -> Units:
     layer, name = (["", "", *path.split("/")])[-2:]
     last = len(shape) - 1
     if len(shape) < 2 or name in ("gamma", "beta", "scale"):
-        return whole(shape)
+        return one_unit(shape)
     if name == "bias":  # of a GRU: two vectors; of attention: one, cut into heads
-        return Units((1,)) if "gru" in layer and shape[0] == 2 else whole(shape)
+        return Units((1,)) if "gru" in layer and shape[0] == 2 else one_unit(shape)
     if name == "embeddings":
-        return over_all_but(shape, 0)
+        return units_along_axis(shape, 0)
     if name == "depthwise_kernel" or layer.startswith("depthwise_conv"):
         return Units(tuple(range(last - 1)))
     if "transpose" in layer:
-        return over_all_but(shape, last - 1)
+        return units_along_axis(shape, last - 1)
     if layer in ("query", "key", "value") and len(shape) == 3:
         return Units((0,))
-    return over_all_but(shape, last)
+    return units_along_axis(shape, last)
 
 
 def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
@@ -115,7 +115,9 @@ def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
             found[layer.kernel.path] = _einsum_axes(layer.equation)
         elif isinstance(layer, _TRANSPOSED):
             last = len(layer.kernel.shape) - 1
-            found[layer.kernel.path] = over_all_but(layer.kernel.shape, last - 1).axes
+            found[layer.kernel.path] = units_along_axis(
+                layer.kernel.shape, last - 1
+            ).axes
         elif isinstance(layer, _DEPTHWISE):
             found[layer.kernel.path] = tuple(range(len(layer.kernel.shape) - 2))
         elif isinstance(layer, keras.layers.Embedding):

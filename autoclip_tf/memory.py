@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from autoclip_core import Decision, Policy
-from autoclip_core.clipper.metrics import Tally, no_tally
+from autoclip_core.clipper.metrics import Tally, empty_tally
 from autoclip_core.history.validation import faults
 
 from .tracked import outside_graphs
@@ -42,7 +42,7 @@ def nothing_seen(policy: Policy, rows: int) -> Memory:
         finite=np.ones((rows,), bool),
         skipped=np.zeros((rows,), bool),
     )
-    return Memory(decision, no_tally(rows), policy.init(rows))
+    return Memory(decision, empty_tally(rows), policy.init(rows))
 
 
 def check_memory(memory: Memory) -> None:

@@ -10,7 +10,7 @@ import keras
 from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag, message
 from autoclip_core.clipper.patterns import Pattern, as_patterns
-from autoclip_core.clipper.settings import Around, choose_scope
+from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 
 class Common(TypedDict, total=False):
@@ -76,13 +76,13 @@ class Settings:
 
     def around(self, policy: Policy) -> Policy:
         """Return the policy inside its warm-up, its floor and its cap."""
-        wrap = Around(
+        bounds = PolicyBounds(
             self.warmup_steps,
             self.warmup_threshold,
             self.min_threshold,
             self.max_threshold,
         )
-        return wrap(policy)
+        return bounds.apply(policy)
 
     def given(self) -> dict[str, Any]:
         """Return what differs from the defaults."""

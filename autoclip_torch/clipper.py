@@ -8,7 +8,7 @@ import torch
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
 from autoclip_core.clipper.patterns import Pattern
-from autoclip_core.clipper.settings import Around, choose_scope
+from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 from .hooks.attach import Attachment
 from .hooks.fused import is_fused
@@ -89,7 +89,9 @@ class Clipper(Observer):
             policy,
             scope=choose_scope(scope, global_clipping, self._default_scope),
             nonfinite=nonfinite,
-            around=Around(warmup_steps, warmup_threshold, min_threshold, max_threshold),
+            bounds=PolicyBounds(
+                warmup_steps, warmup_threshold, min_threshold, max_threshold
+            ),
             exclude=exclude,
             dry_run=check_flag("dry_run", dry_run),
             most_skips=max_consecutive_skips,

@@ -13,7 +13,7 @@ from autoclip_core import (
 )
 from autoclip_core.checks import check_choice, message
 from autoclip_core.clipper.settings import check_keywords
-from autoclip_core.clipper.units import Units, nfnets, whole
+from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import arguments
 
 from .clipper import Clipper
@@ -195,9 +195,9 @@ class AGC(_Named):
 
     def _units(self, member: Member) -> Units:
         if self.rule == "nfnets":
-            return nfnets(member.parameter.shape)
+            return nfnets_units(member.parameter.shape)
         if self.rule == "layer":
-            return whole(member.parameter.shape)
+            return one_unit(member.parameter.shape)
         return super()._units(member)
 
     def _describe(self) -> dict[str, Any]:

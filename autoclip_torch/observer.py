@@ -8,9 +8,9 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.metrics import metrics, row_metrics
+from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_core.clipper.patterns import Pattern, as_patterns
-from autoclip_core.clipper.settings import Around
+from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
@@ -44,7 +44,7 @@ class Observer:
       policy: the policy of all groups without one of their own.
       scope: which gradients share a norm.
       nonfinite: what becomes of a row whose norm is not finite.
-      around: what to put around each policy.
+      bounds: the warm-up, the floor and the cap of each policy.
       exclude: what to leave out.
       **stepping: how steps are taken; see `Stepper`.
 
@@ -61,7 +61,7 @@ class Observer:
         *,
         scope: str,
         nonfinite: str,
-        around: Around,
+        bounds: PolicyBounds,
         exclude: Pattern | Iterable[Pattern] | None,
         **stepping: Any,
     ) -> None:
@@ -70,7 +70,7 @@ class Observer:
         self.policy = policy
         self.scope = scope
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
-        self._around = around
+        self._bounds = bounds
         self._exclude = as_patterns(exclude)
         self._groups = read_groups(parameters)
         check_patterns(self._groups, self._exclude)
@@ -162,7 +162,7 @@ class Observer:
             `clip/norm/<name>` and so on.
 
         Returns:
-          The names of `autoclip_core.clipper.metrics.metrics`, each a float.
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
 
         Raises:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
@@ -177,8 +177,15 @@ class Observer:
         decision, tally = self._learner.on_host()
         stepper = self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
-        found = {name: float(value) for name, value in metrics(decision, tally).items()}
-        return found | row_metrics(self.names, decision, tally) if per_row else found
+        found = {
+            name: float(value)
+            for name, value in compute_metrics(decision, tally).items()
+        }
+        return (
+            found | compute_row_metrics(self.names, decision, tally)
+            if per_row
+            else found
+        )
 
     def reset(self) -> None:
         """Forget every norm and count, as if no step had been taken.
@@ -262,7 +269,7 @@ class Observer:
         """Return the rows of what is not excluded, each group under its own policy."""
 
         def policy_of(overrides: dict[str, Any]) -> Policy:
-            return self._around(self._group_policy(overrides))
+            return self._bounds.apply(self._group_policy(overrides))
 
         left = exclude_from(groups, self._exclude)
         return make_rows(left, self.scope, policy_of, self._units)

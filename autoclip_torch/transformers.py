@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import autoclip_core
-from autoclip_core.clipper.serialize import policy_from_plain, policy_to_plain
+from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from . import named
 from .clipper import Clipper
@@ -171,7 +171,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(part) for part in value]
     if hasattr(value, "limit"):
-        return policy_to_plain(value)
+        return policy_to_dict(value)
     return value
 
 
@@ -179,7 +179,7 @@ def _from_json(value: Any) -> Any:
     """Return a policy where there is the description of one."""
     if isinstance(value, dict) and "type" in value:
         find = vars(autoclip_core).get
-        return policy_from_plain(value, find)
+        return policy_from_dict(value, find)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autoclip_core.clipper.settings import Around
+from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.policies.ema_ratio import EmaRatio
 from autoclip_core.policies.fixed import Fixed
 from autoclip_core.policies.mean_std import MeanStd
@@ -123,13 +123,13 @@ def make_policy(options: argparse.Namespace) -> Policy:
             "--policy fixed needs --max-norm; `autoclip suggest` finds one"
         )
     policy = kind(**given)
-    put_around = Around(
+    bounds = PolicyBounds(
         around.get("warmup_steps", 0),
         around.get("warmup_threshold"),
         around.get("min_threshold"),
         around.get("max_threshold"),
     )
-    return put_around(policy)
+    return bounds.apply(policy)
 
 
 def refuse_options(options: argparse.Namespace) -> None:

@@ -43,13 +43,13 @@ class Tally(NamedTuple):
         return found
 
 
-def no_tally(rows: int, xp: Any = np) -> Tally:
+def empty_tally(rows: int, xp: Any = np) -> Tally:
     """Return the tally of a run that has not begun."""
     shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
 
 
-def add_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
+def count_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
     """Return the tally after one more step."""
 
     def one(flags: Array) -> Array:
@@ -73,7 +73,7 @@ def was_observed(decision: Decision) -> Array:
     return is_number | ~decision.finite
 
 
-def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
+def compute_metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
     """Return what to log, each a number.
 
     | name                  | over several rows                                       |
@@ -117,7 +117,7 @@ def metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
     }
 
 
-def row_metrics(
+def compute_row_metrics(
     names: Sequence[str], decision: Decision, tally: Tally
 ) -> dict[str, float]:
     """Return norm, threshold, scale and clip rate of every row, from NumPy arrays.

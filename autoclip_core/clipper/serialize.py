@@ -8,23 +8,23 @@ from autoclip_core.checks import message
 from autoclip_core.policy import Policy, arguments
 
 
-def policy_to_plain(policy: Policy) -> dict[str, Any]:
+def policy_to_dict(policy: Policy) -> dict[str, Any]:
     """Return a policy as its type's name and its arguments.
 
     >>> from autoclip_core import Cap, Fixed
-    >>> policy_to_plain(Cap(Fixed(2.0), max_norm=1.0))
+    >>> policy_to_dict(Cap(Fixed(2.0), max_norm=1.0))
     {'type': 'Cap', 'policy': {'type': 'Fixed', 'max_norm': 2.0}, 'max_norm': 1.0}
     """
     plain: dict[str, Any] = {"type": type(policy).__name__}
     for name, value in arguments(policy).items():
-        plain[name] = policy_to_plain(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+        plain[name] = policy_to_dict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
     return plain
 
 
-def policy_from_plain(
+def policy_from_dict(
     plain: Mapping[str, Any], find: Callable[[str], Any | None]
 ) -> Policy:
-    """Return the policy that `policy_to_plain` described.
+    """Return the policy that `policy_to_dict` described.
 
     Args:
       plain: the description.
@@ -34,11 +34,11 @@ def policy_from_plain(
       ValueError: there is no such type.
 
     >>> from autoclip_core import Fixed
-    >>> policy_from_plain({"type": "Fixed", "max_norm": 2.0}, {"Fixed": Fixed}.get)
+    >>> policy_from_dict({"type": "Fixed", "max_norm": 2.0}, {"Fixed": Fixed}.get)
     Fixed(max_norm=2.0)
     """
     given = {
-        name: policy_from_plain(value, find) if isinstance(value, Mapping) else value
+        name: policy_from_dict(value, find) if isinstance(value, Mapping) else value
         for name, value in plain.items()
         if name != "type"
     }

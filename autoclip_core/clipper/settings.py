@@ -60,7 +60,7 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
 
 
 @dataclass(frozen=True)
-class Around:
+class PolicyBounds:
     """What goes around a policy: its warm-up, its floor and, outermost, its cap.
 
     Raises:
@@ -91,7 +91,7 @@ class Around:
             rule = f"at most max_threshold={high!r}"
             raise ValueError(message("min_threshold", rule, low, "swap the two"))
 
-    def __call__(self, policy: Policy) -> Policy:
+    def apply(self, policy: Policy) -> Policy:
         """Return the policy inside all of it."""
         if self.warmup_steps:
             limit = self.warmup_threshold

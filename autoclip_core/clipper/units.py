@@ -3,9 +3,9 @@
 A unit is what produces one output: a row of a torch `Linear` weight, a filter of a
 convolution, the vector of one token. Its norm is taken over the other axes.
 
->>> over_all_but((8, 3, 5, 5), 0)
+>>> units_along_axis((8, 3, 5, 5), 0)
 Units(axes=(1, 2, 3), groups=1)
->>> unit_count((8, 3, 5, 5), over_all_but((8, 3, 5, 5), 0))
+>>> unit_count((8, 3, 5, 5), units_along_axis((8, 3, 5, 5), 0))
 8
 """
 
@@ -43,33 +43,33 @@ def unit_count(shape: Sequence[int], units: Units) -> int:
     return math.prod(unit_shape(shape, units))
 
 
-def whole(shape: Sequence[int]) -> Units:
+def one_unit(shape: Sequence[int]) -> Units:
     """The parameter is one unit: biases, gains, and the rule "layer"."""
     return Units(tuple(range(len(shape))))
 
 
-def over_all_but(shape: Sequence[int], output_axis: int) -> Units:
+def units_along_axis(shape: Sequence[int], output_axis: int) -> Units:
     """Each index of one axis is a unit; a vector or a scalar is one unit as a whole."""
     if len(shape) < 2:
-        return whole(shape)
+        return one_unit(shape)
     return Units(tuple(axis for axis in range(len(shape)) if axis != output_axis))
 
 
-def transposed(shape: Sequence[int], groups: int) -> Units:
+def transposed_conv_units(shape: Sequence[int], groups: int) -> Units:
     """A torch ConvTranspose kernel (inputs, outputs / groups, *window), by its outputs.
 
     An output belongs to one group of inputs, so the inputs are split first.
 
-    >>> units = transposed((6, 2, 3), groups=3)
+    >>> units = transposed_conv_units((6, 2, 3), groups=3)
     >>> split_shape((6, 2, 3), units), units.axes, unit_count((6, 2, 3), units)
     ((3, 2, 2, 3), (1, 3), 6)
     """
     if groups == 1:
-        return over_all_but(shape, 1)
+        return units_along_axis(shape, 1)
     return Units((1, *range(3, len(shape) + 1)), groups)
 
 
-def nfnets(shape: Sequence[int]) -> Units:
+def nfnets_units(shape: Sequence[int]) -> Units:
     """The rule of the NFNets reference and of optax, for kernels as JAX lays them out.
 
     | shape                          | norm over    |
@@ -83,7 +83,7 @@ def nfnets(shape: Sequence[int]) -> Units:
       ValueError: the parameter has more than 5 axes, for which there is no rule.
     """
     if sum(size > 1 for size in shape) <= 1:
-        return whole(shape)
+        return one_unit(shape)
     if len(shape) <= 3:
         return Units((0,))
     if len(shape) <= 5:

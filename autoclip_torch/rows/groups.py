@@ -154,10 +154,10 @@ def units_of(member: Member) -> Units:
         layer.in_channels,
         layer.out_channels // layer.groups,
     ):
-        return units.transposed(shape, layer.groups)
+        return units.transposed_conv_units(shape, layer.groups)
     if isinstance(layer, _GAINS):
-        return units.whole(shape)
-    return units.over_all_but(shape, 0)
+        return units.one_unit(shape)
+    return units.units_along_axis(shape, 0)
 
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoclip_core.clipper.serialize import policy_to_plain
+from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
 FORMAT = 1
@@ -20,7 +20,7 @@ def describe(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
         "parameters": [list(slot.parameter.shape) for slot in rows.slots],
         "rows": [[slot.start, slot.stop] for slot in rows.slots],
         "names": [slot.name for slot in rows.slots] if named else None,
-        "policies": [policy_to_plain(band.policy) for band in rows.bands],
+        "policies": [policy_to_dict(band.policy) for band in rows.bands],
         "settings": {"nonfinite": nonfinite},
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, decide
-from autoclip_core.clipper.metrics import Tally, add_step, no_tally
+from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
 from autoclip_core.policy import select
 from autoclip_torch.rows.rows import Rows
 
@@ -53,13 +53,13 @@ class Learner:
     def reset(self) -> None:
         """Forget every norm and count."""
         self.states = self._keep(self._fresh(), self.states)
-        self.tally = self._keep(no_tally(len(self.rows.names), self.xp), self.tally)
+        self.tally = self._keep(empty_tally(len(self.rows.names), self.xp), self.tally)
         self.decision = self._nothing_seen()
 
     def _start(self) -> None:
         """Make the memory for what will be learned, where decisions are taken."""
         self.states = self._fresh()
-        self.tally = no_tally(len(self.rows.names), self.xp)
+        self.tally = empty_tally(len(self.rows.names), self.xp)
         self.decision = self._nothing_seen()
         # Asked once here: whether an update may be cancelled. On a device this also
         # brings the policies' tables there, so that no step has to.
@@ -128,7 +128,7 @@ class Learner:
     def count(self, decision: Decision) -> Decision:
         """Count one step, decided here or by a rule that has no history."""
         self.decision = decision
-        tally = add_step(self.tally, decision, self.xp)
+        tally = count_step(self.tally, decision, self.xp)
         self.tally = self._keep(tally, self.tally)
         return decision
 

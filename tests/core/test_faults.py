@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import decide
-from autoclip_core.clipper.metrics import add_step, no_tally
+from autoclip_core.clipper.metrics import count_step, empty_tally
 
 from ..support.account import HISTORY, POLICIES, SCOPES, Seen, account, check, norm_of
 from ..support.faults import CASES, drawn, layouts, rounded
@@ -47,12 +47,12 @@ def seen(case, policy, scope="parameter"):
     """What `decide` makes of each step."""
     rows, (policy, _) = SCOPES[scope](len(case.layout)), POLICIES[policy]
     row_of = {place: row for row, members in enumerate(rows) for place in members}
-    state, tally, steps = policy.init(len(rows)), no_tally(len(rows)), []
+    state, tally, steps = policy.init(len(rows)), empty_tally(len(rows)), []
     for grads in case.series():
         norms = [norm_of([grads[place] for place in members]) for members in rows]
         present = ~np.isnan(norms)
         state, decision = decide(policy, state, norms, observed=present)
-        tally = add_step(tally, decision)
+        tally = count_step(tally, decision)
         scales = [decision.scale[row_of[place]] for place in row_of]
         results = list(map(scaled, grads, scales, [dtype for _, dtype in case.layout]))
         steps.append(Seen(decision, tally, results))

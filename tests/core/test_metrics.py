@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from autoclip_core import Decision
 from autoclip_core.clipper.metrics import (
     Tally,
-    add_step,
-    metrics,
-    no_tally,
-    row_metrics,
+    compute_metrics,
+    compute_row_metrics,
+    count_step,
+    empty_tally,
     was_observed,
 )
 
@@ -83,10 +83,10 @@ def formula(decisions):
 
 
 def in_numpy(decisions):
-    tally = no_tally(len(decisions[0].norm))
+    tally = empty_tally(len(decisions[0].norm))
     for decision in decisions:
-        tally = add_step(tally, decision)
-    return metrics(decisions[-1], tally)
+        tally = count_step(tally, decision)
+    return compute_metrics(decisions[-1], tally)
 
 
 @cache
@@ -95,15 +95,15 @@ def jitted():
     import jax
     import jax.numpy as jnp
 
-    step = jax.jit(lambda tally, decision: add_step(tally, decision, jnp))
-    return step, jax.jit(lambda decision, tally: metrics(decision, tally, jnp))
+    step = jax.jit(lambda tally, decision: count_step(tally, decision, jnp))
+    return step, jax.jit(lambda decision, tally: compute_metrics(decision, tally, jnp))
 
 
 def in_jax(decisions):
     import jax.numpy as jnp
 
     step, told = jitted()
-    tally = no_tally(len(decisions[0].norm), jnp)
+    tally = empty_tally(len(decisions[0].norm), jnp)
     for decision in decisions:
         decision = Decision(*map(jnp.asarray, decision))
         tally = step(tally, decision)
@@ -224,7 +224,7 @@ def test_any_run(decisions):
 
 def test_counts():
     """Per row and of the run; the skips in a row begin anew after a step taken."""
-    tally = no_tally(2)
+    tally = empty_tally(2)
     assert isinstance(tally, Tally)
     seen = []
     for decision in (
@@ -234,7 +234,7 @@ def test_counts():
         decision_of([9.0, 4.0], 1.0, unobserved=[0], nonfinite="skip"),
         decision_of([NAN, 9.0], 1.0, unobserved=[1], nonfinite="skip"),
     ):
-        tally = add_step(tally, decision)
+        tally = count_step(tally, decision)
         seen.append(int(tally.skipped_in_a_row))
     assert seen == [0, 1, 2, 0, 1]
     assert tally.steps == 5
@@ -260,11 +260,11 @@ def test_no_rows_have_metrics():
 
 
 def test_the_metrics_of_each_row():
-    tally = no_tally(3)
+    tally = empty_tally(3)
     for norms in ([4.0, 0.5, 9.0], [4.0, 4.0, 9.0], [0.5, 8.0, 9.0], [0.5, 2.0, 9.0]):
         decision = decision_of(norms, [2.0, 4.0, 1.0], unobserved=[2])
-        tally = add_step(tally, decision)
-    told = row_metrics(["a", "b", "c"], decision, tally)
+        tally = count_step(tally, decision)
+    told = compute_row_metrics(["a", "b", "c"], decision, tally)
     assert math.isnan(told.pop("clip/norm/c"))
     assert told == {
         **{"clip/norm/a": 0.5, "clip/norm/b": 2.0},
@@ -273,15 +273,15 @@ def test_the_metrics_of_each_row():
         **{"clip/clip_rate/a": 0.5, "clip/clip_rate/b": 0.25, "clip/clip_rate/c": 0.0},
     }
     decision = decision_of([4.0], 1.0)
-    told = row_metrics(["a"], decision, add_step(no_tally(1), decision))
+    told = compute_row_metrics(["a"], decision, count_step(empty_tally(1), decision))
     assert told["clip/clip_rate/a"] == 1.0
 
 
 def test_what_is_given_stays_as_it_was():
     decision = STEPS["all rows"]
     before = [field.copy() for field in decision]
-    tally = no_tally(3)
-    metrics(decision, add_step(tally, decision))
+    tally = empty_tally(3)
+    compute_metrics(decision, count_step(tally, decision))
     for field, old in zip(decision, before, strict=True):
         np.testing.assert_array_equal(field, old)
     assert all((count == 0).all() for count in tally)

@@ -5,7 +5,7 @@ from typing import TypedDict
 import pytest
 
 from autoclip_core import Cap, Fixed, Floor, Warmup
-from autoclip_core.clipper.settings import Around, check_keywords, choose_scope
+from autoclip_core.clipper.settings import PolicyBounds, check_keywords, choose_scope
 
 INNER = Fixed(2.0)
 
@@ -76,7 +76,7 @@ def test_a_keyword_that_means_nothing():
     ids=str,
 )
 def test_what_goes_around_a_policy(settings, whole):
-    assert Around(*settings)(INNER) == whole
+    assert PolicyBounds(*settings).apply(INNER) == whole
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_what_goes_around_a_policy(settings, whole):
 )
 def test_settings_that_cannot_be(settings, words):
     with pytest.raises(ValueError, match=words):
-        Around(*settings)
+        PolicyBounds(*settings)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from autoclip_core import ParamRatio, decide
 from autoclip_core.clipper.units import (
     Units,
-    nfnets,
-    over_all_but,
+    nfnets_units,
+    one_unit,
     split_shape,
-    transposed,
+    transposed_conv_units,
     unit_count,
     unit_shape,
-    whole,
+    units_along_axis,
 )
 
 shapes = st.lists(st.integers(0, 4), max_size=5).map(tuple)
@@ -40,7 +40,7 @@ def labels(shape, units):
 def test_units_partition_a_parameter(shape, data):
     """Each number is in one unit; a norm per unit broadcasts back to the parameter."""
     axis = data.draw(st.integers(0, max(len(shape) - 1, 0)))
-    for units in (whole(shape), over_all_but(shape, axis)):
+    for units in (one_unit(shape), units_along_axis(shape, axis)):
         assert unit_count(shape, units) == np.prod(unit_shape(shape, units), dtype=int)
         if 0 in shape:
             continue
@@ -65,7 +65,7 @@ def test_units_partition_a_parameter(shape, data):
     ],
 )
 def test_each_index_of_the_output_axis_is_a_unit(shape, axis, count):
-    units = over_all_but(shape, axis)
+    units = units_along_axis(shape, axis)
     assert unit_count(shape, units) == count
     if len(shape) > 1 and 0 not in shape:
         expected = np.moveaxis(np.zeros(shape, int), axis, 0)
@@ -84,7 +84,7 @@ def test_each_index_of_the_output_axis_is_a_unit(shape, axis, count):
 def test_a_transposed_kernel_by_its_outputs(groups, inputs, outputs, window):
     """Output channel c, of group c // outputs, reads the inputs of that group alone."""
     shape = (groups * inputs, outputs, *window)
-    units = transposed(shape, groups)
+    units = transposed_conv_units(shape, groups)
     assert max(units.axes) < len(split_shape(shape, units))
     assert unit_count(shape, units) == groups * outputs
     expected = np.empty(shape, int)
@@ -126,13 +126,13 @@ NFNETS = {
 
 @pytest.mark.parametrize(("shape", "axes"), NFNETS.items(), ids=str)
 def test_the_rule_of_the_nfnets(shape, axes):
-    assert nfnets(shape) == Units(axes)
+    assert nfnets_units(shape) == Units(axes)
 
 
 @pytest.mark.parametrize("shape", [(2,) * 6, (1, 1, 1, 2, 3, 1), (2,) * 7])
 def test_the_nfnets_have_no_rule_for_six_axes(shape):
     with pytest.raises(ValueError, match="at most 5 axes") as raised:
-        nfnets(shape)
+        nfnets_units(shape)
     assert str(shape) in str(raised.value)
     assert 'use rule="unit", or exclude this parameter' in str(raised.value)
 
@@ -168,7 +168,7 @@ def test_it_is_the_adaptive_clipping_of_optax(shape):
             parameter *= 0  # its floor, eps, is what limits
         gradient, parameter = np.asarray(gradient), np.asarray(parameter)
         expected, _ = transform.update(gradient, transform.init(parameter), parameter)
-        units, policy = nfnets(shape), ParamRatio(clipping, eps=1e-3)
+        units, policy = nfnets_units(shape), ParamRatio(clipping, eps=1e-3)
         actual, decision = clip_units(gradient, parameter, units, policy)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
         clipped += decision.clipped.sum()

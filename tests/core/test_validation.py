@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoclip_core import Fixed, decide
-from autoclip_core.clipper.metrics import add_step, no_tally
+from autoclip_core.clipper.metrics import count_step, empty_tally
 from autoclip_core.history.validation import faults
 
 from ..support.cases import every_policy, policy_of
@@ -60,10 +60,10 @@ NORMS = np.float32([3, 1, 4, 1.5, 5, 9, 2, 6])
 
 def learned(policy):
     """The state after all norms, and what was counted."""
-    state, tally = policy.init(rows=1), no_tally(1)
+    state, tally = policy.init(rows=1), empty_tally(1)
     for norm in NORMS:
         state, decision = decide(policy, state, [norm])
-        tally = add_step(tally, decision)
+        tally = count_step(tally, decision)
     return state, tally
 
 
@@ -85,7 +85,7 @@ def broken(state, path, value):
 @every_policy
 def test_what_a_run_leaves_behind_is_sound(policy):
     rng = np.random.default_rng(0)
-    state, tally = policy.init(rows=3), no_tally(3)
+    state, tally = policy.init(rows=3), empty_tally(3)
     for step in range(60):
         assert list(faults(state, "state")) == []
         assert list(faults(tally, "tally")) == []
@@ -99,7 +99,7 @@ def test_what_a_run_leaves_behind_is_sound(policy):
             param_norms=np.ones(3),
             nonfinite=["zero", "skip"][step % 2],
         )
-        tally = add_step(tally, decision)
+        tally = count_step(tally, decision)
 
 
 @every_broken_state

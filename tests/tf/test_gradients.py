@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core.clipper.units import Units, unit_count, whole
+from autoclip_core.clipper.units import Units, one_unit, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.gradients import (
     Part,
@@ -136,7 +136,7 @@ def test_a_row_of_several_gradients_has_the_norm_of_them_together(mode):
 
 
 @every_mode()
-@pytest.mark.parametrize("units", [None, Units((1,)), whole((6, 2)), Units((0,))])
+@pytest.mark.parametrize("units", [None, Units((1,)), one_unit((6, 2)), Units((0,))])
 def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
     sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
     full = dense(sparse)
@@ -161,7 +161,7 @@ def test_the_norm_of_two_slices_is_that_of_their_sum():
     assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # what we do not do
 
 
-@pytest.mark.parametrize("units", [None, Units((1,)), whole((6, 2))])
+@pytest.mark.parametrize("units", [None, Units((1,)), one_unit((6, 2))])
 def test_scaled_slices_stay_slices_and_mean_the_scaled_gradient(units):
     sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
     one = part(sparse, units)
