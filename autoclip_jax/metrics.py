@@ -17,8 +17,8 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
 
     It may be anywhere in chains, masks and partitions, and this may be called inside
     `jit`. The names are those of `autoclip_core.clipper.metrics.compute_metrics`. Of
-    several clippers each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the order of
-    the state.
+    several clippers each has its own numbers, as `clip/0/norm`, `clip/1/norm` in the
+    order of the state.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
