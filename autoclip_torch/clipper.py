@@ -1,7 +1,7 @@
 """`Clipper`: the gradients are clipped in `step()`, by hand or in an optimizer's."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,15 +11,13 @@ from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 from .hooks.attach import Attachment
+from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import start_from_zero
 from .observer import Observer
 from .rows.groups import Given, optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
-
-if TYPE_CHECKING:
-    from .optim import ClippedOptimizer
 
 
 class Clipper(Observer):
@@ -232,7 +230,7 @@ class Clipper(Observer):
         *policy: Policy,
         model: torch.nn.Module | None = None,
         **keywords: Any,
-    ) -> "ClippedOptimizer":
+    ) -> ClippedOptimizer:
         """Return an optimizer that clips, then steps.
 
         Args:
@@ -254,8 +252,5 @@ class Clipper(Observer):
         >>> weight.grad
         tensor([0.6000, 0.8000])
         """
-        # It imports the named clippers, and they import this.
-        from .optim import ClippedOptimizer
-
         clipper = cls(optimizer_groups(optimizer, model), *policy, **keywords)
         return ClippedOptimizer(optimizer, clipper)

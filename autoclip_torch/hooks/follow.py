@@ -2,22 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from autoclip_core.clipper.patterns import as_patterns, check_names, matches
-from autoclip_torch.clipper import Clipper
+from autoclip_torch.observer import Observer
 from autoclip_torch.rows.groups import Group, optimizer_groups
 from autoclip_torch.step.unwrap import stepped_ids, unwrap
 
+C = TypeVar("C", bound=Observer)
+
 
 def clipper_of(
-    make: Callable[..., Clipper],
+    make: Callable[..., C],
     keywords: Mapping[str, Any],
     optimizer: Any,
     model: nn.Module,
-) -> Clipper:
+) -> C:
     """Make a clipper of what an optimizer steps, in its groups, named as in the model.
 
     Args:
@@ -48,7 +50,7 @@ def clipper_of(
     return make(groups, **{**keywords, "exclude": excluded} if patterns else keywords)
 
 
-def follow(clipper: Clipper, optimizer: Any, model: nn.Module) -> None:
+def follow(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
     """Add what the optimizer has been given since; the rows that are there stay."""
     optimizer = unwrap(optimizer)
     known = set(map(id, clipper.parameters))

@@ -21,6 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from autoclip_core import Cap, Quantile
 from autoclip_torch import (
@@ -581,6 +585,51 @@ def test_step_hooks_run_once_around_clipping_and_step():
         handle.remove()
     train(model, optimizer, 1)
     assert len(seen) == 4
+
+
+def test_global_step_hooks_run_once_for_the_optimizer_inside():
+    """As without a clipper; the pre-hook reads clipped gradients."""
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
+    )
+    calls = []
+
+    def note(when):
+        def hook(stepped, args, kwargs):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+            calls.append((when, type(stepped).__name__, round(norm.item(), 5)))
+
+        return hook
+
+    handles = [
+        register_optimizer_step_pre_hook(note("before")),
+        register_optimizer_step_post_hook(note("after")),
+    ]
+    try:
+        train(model, optimizer, 2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == [("before", "SGD", 0.1), ("after", "SGD", 0.1)] * 2
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_step_hook_may_replace_the_closure(by_keyword):
+    model = network()
+    optimizer = NormClip.as_optimizer(
+        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
+    )
+
+    def closure():
+        return 2 * backward(model, optimizer, next(batches(1)))
+
+    def replace(self, args, kwargs):
+        return (args, {"closure": closure}) if by_keyword else ((self, closure), {})
+
+    optimizer.register_step_pre_hook(replace)
+    expected = closure().item()
+    assert optimizer.step().item() == expected
 
 
 def test_hooks_of_the_optimizer_inside_still_run():

@@ -1,0 +1,236 @@
+"""An optimizer that clips the gradients, then steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from autoclip_torch.rows.groups import params_only
+from autoclip_torch.step.amp import be_stepped_always, refuse_scaler
+
+_STATE_HOOKS = (
+    "register_state_dict_pre_hook",
+    "register_state_dict_post_hook",
+    "register_load_state_dict_pre_hook",
+    "register_load_state_dict_post_hook",
+)
+
+
+class ClippedOptimizer(torch.optim.Optimizer):
+    """An optimizer whose `step` clips the gradients first.
+
+    It shares its groups and its state with the optimizer inside. Learning-rate
+    schedulers, `GradScaler`, hooks, pickle and deepcopy therefore treat it as that
+    optimizer. Its state dict is the state dict of the optimizer inside, with the
+    clipper's state under "clipper". torch's global step hooks run once: in the step of
+    the optimizer inside, after clipping.
+
+    Args:
+      optimizer: the optimizer that steps.
+      clipper: the `Clipper` of the same parameters.
+
+    Raises:
+      TypeError: `optimizer` is no torch optimizer.
+
+    >>> from autoclip_torch import NormClip
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> sgd = torch.optim.SGD([weight], lr=1.0)
+    >>> optimizer = ClippedOptimizer(sgd, NormClip([weight], max_norm=1.0))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([-0.6000, -0.8000])
+    """
+
+    optimizer: torch.optim.Optimizer
+    """The optimizer inside."""
+    clipper: Any  # `Clipper`, whose module imports this one
+    """The clipper."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clipper: Any) -> None:
+        """Put the clipper in front of the optimizer."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer, got "
+                f"{type(optimizer).__name__}; make the optimizer first, then wrap it"
+            )
+        # The base class creates the hooks. It also sets groups and state, which the
+        # properties below ignore until `_is_ready`: those of the optimizer inside stay.
+        self.__dict__["optimizer"] = optimizer
+        self.__dict__["clipper"] = clipper
+        self.__dict__["_is_ready"] = False
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._is_ready = True
+        if clipper.process_group is not None:
+            be_stepped_always(self)
+        # The optimizer inside saves and loads, so it runs the hooks on its state.
+        for name in _STATE_HOOKS:
+            self.__dict__[name] = getattr(optimizer, name)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of the optimizer inside."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._is_ready:
+            self.optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The state of the optimizer inside."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._is_ready:
+            self.optimizer.state = state
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Clip and step; with a closure, clip after each of its backward passes.
+
+        Args:
+          closure: computes the loss and its gradients, and returns the loss.
+
+        Returns:
+          What the step of the optimizer inside returns: with a closure, the loss.
+
+        Raises:
+          FloatingPointError, RuntimeError: as `Clipper.step`.
+          RuntimeError: a `GradScaler` steps it and the clipper has a `process_group`.
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([-0.6000, -0.8000])
+        """
+        args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
+        kwargs: dict[str, Any] = {}
+        for hook in self._optimizer_step_pre_hooks.values():
+            if (changed := hook(self, args, kwargs)) is not None:
+                args, kwargs = changed
+        loss = ClippedOptimizer._clip_and_step(*args, **kwargs)
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, args, kwargs)
+        return loss
+
+    # torch does not wrap a step that has this mark. Its wrapper would run the global
+    # step hooks, which the optimizer inside runs as well.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if self.clipper.process_group is not None:
+            refuse_scaler(self)
+        if closure is None:
+            self.clipper.step()
+            return self.optimizer.step()
+
+        def clipped_closure() -> Any:
+            loss = closure()
+            self.clipper.step()
+            return loss
+
+        return self.optimizer.step(clipped_closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients.
+
+        Args:
+          set_to_none: whether each gradient becomes None; if not, it becomes 0.
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.zero_grad(set_to_none=False)
+        >>> weight.grad
+        tensor([0., 0.])
+        """
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the optimizer and to the clipper, or to neither.
+
+        Args:
+          param_group: `{"params": ...}` with the optimizer's settings, which the
+            clipper does not read.
+
+        Raises:
+          TypeError, ValueError: one of the two refuses it; neither was changed.
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> optimizer.add_param_group({"params": torch.nn.Parameter(torch.zeros(3))})
+        >>> len(optimizer.param_groups), optimizer.clipper.names
+        (2, ['global'])
+        """
+        if not self._is_ready:
+            return
+        self.optimizer.add_param_group(param_group)
+        try:
+            self.clipper.add_param_group(params_only(self.optimizer.param_groups[-1]))
+        except Exception:
+            self.optimizer.param_groups.pop()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state dict, with the clipper's under "clipper".
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> sorted(optimizer.state_dict())
+        ['clipper', 'param_groups', 'state']
+        """
+        return {**self.optimizer.state_dict(), "clipper": self.clipper.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load both states; without "clipper" in it, the clipper keeps its state.
+
+        Args:
+          state_dict: the `state_dict()` of a clipped optimizer, or of an unclipped one.
+
+        Raises:
+          ValueError: one of the two does not fit; neither was changed.
+
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> sgd = torch.optim.SGD([weight], lr=1.0)
+        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> saved = optimizer.state_dict()
+        >>> optimizer.clipper.reset()
+        >>> optimizer.load_state_dict(saved)
+        >>> optimizer.clipper.metrics()["clip/steps"]
+        1.0
+        """
+        state, clipper = dict(state_dict), self.clipper
+        clipper_state = state.pop("clipper", None)
+        # On a device, loading overwrites the present tensors: `before` is a copy.
+        before, decision = clipper.state_dict(), clipper._learner.decision
+        if clipper_state is not None:
+            clipper.load_state_dict(clipper_state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except Exception:
+            clipper.load_state_dict(before)
+            clipper._learner.decision = decision
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy copy: the optimizer and the clipper."""
+        return {"optimizer": self.optimizer, "clipper": self.clipper}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Wrap the copied optimizer again."""
+        ClippedOptimizer.__init__(self, state["optimizer"], state["clipper"])
