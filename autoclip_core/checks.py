@@ -26,10 +26,10 @@ def check_number(
       ValueError: the rule does not hold.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(message(name, f"a number {rule}", value, way_out))
+        raise TypeError(format_error(name, f"a number {rule}", value, way_out))
     number = float(value)
     if not holds(number):
-        raise ValueError(message(name, rule, value, way_out))
+        raise ValueError(format_error(name, rule, value, way_out))
     return number
 
 
@@ -60,16 +60,16 @@ def check_count(name: str, value: object, least: int, way_out: str = "") -> int:
             raise TypeError
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(message(name, rule, value, way_out)) from None
+        raise TypeError(format_error(name, rule, value, way_out)) from None
     if count < least:
-        raise ValueError(message(name, rule, value, way_out))
+        raise ValueError(format_error(name, rule, value, way_out))
     return count
 
 
 def check_flag(name: str, value: object) -> bool:
     """Return True or False, and nothing that merely looks like it."""
     if not isinstance(value, bool):
-        raise TypeError(message(name, "True or False", value, ""))
+        raise TypeError(format_error(name, "True or False", value, ""))
     return value
 
 
@@ -78,10 +78,10 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         rule = "one of " + ", ".join(repr(choice) for choice in choices)
-        raise ValueError(message(name, rule, value, ""))
+        raise ValueError(format_error(name, rule, value, ""))
     return value
 
 
-def message(name: str, rule: str, value: object, way_out: str) -> str:
+def format_error(name: str, rule: str, value: object, way_out: str) -> str:
     """Say which argument broke which rule, with what value, and what to do."""
     return f"{name} must be {rule}, got {value!r}" + (f"; {way_out}" if way_out else "")

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from .checks import check_choice, message
-from .history.full import History, widened
+from .checks import check_choice, format_error
+from .history.full import History, widen
 from .scale import NONFINITE, Array, as_norms, scale_rows
 
-VERBS = tuple(
+NAMESPACE_NAMES = tuple(
     "where minimum maximum isfinite sqrt log exp sum any full zeros arange asarray "
     "concatenate take take_along_axis float32 int32".split()
 )
@@ -160,10 +160,10 @@ def check_policy(value: Any) -> None:
     """Refuse what is not a policy, such as a policy's class."""
     if isinstance(value, type) or not hasattr(value, "limit"):
         way_out = "write a policy, such as Quantile(0.9)"
-        raise TypeError(message("policy", "a policy", value, way_out))
+        raise TypeError(format_error("policy", "a policy", value, way_out))
 
 
-def arguments(policy: Policy) -> dict[str, Any]:
+def get_arguments(policy: Policy) -> dict[str, Any]:
     """Return the constructor's arguments, by name, that make this policy again."""
     assert is_dataclass(policy)
     return {
@@ -175,7 +175,7 @@ def arguments(policy: Policy) -> dict[str, Any]:
 def as_code(value: Any) -> str:
     """Return the expression that evaluates to a policy or to a number in it."""
     if is_dataclass(value):
-        pairs = arguments(value).items()  # type: ignore[arg-type]
+        pairs = get_arguments(value).items()  # type: ignore[arg-type]
         inside = (f"{name}={as_code(argument)}" for name, argument in pairs)
         return f"{type(value).__name__}({', '.join(inside)})"
     return "float('inf')" if value == float("inf") else repr(value)
@@ -255,7 +255,7 @@ def decide(
         learns = learns & ~xp.any(bad)
     if nonfinite == "zero":
         scale = xp.where(bad, 0.0, scale)
-    state = select(learns, learned, state, xp)
+    state = select_rows(learns, learned, state, xp)
     return state, Decision(
         norm=xp.where(seen, norms, float("nan")),
         threshold=limit.threshold,
@@ -270,15 +270,19 @@ def _check_shapes(norms: Array, **others: Array) -> None:
     """Refuse arrays that do not have one entry per row; shapes are known in a trace."""
     rows = tuple(norms.shape)
     if len(rows) != 1:
-        raise ValueError(message("norms", "of shape (rows,)", rows, "one norm per row"))
+        raise ValueError(
+            format_error("norms", "of shape (rows,)", rows, "one norm per row")
+        )
     for name, array in others.items():
         shape = rows if array is None else np.shape(array)
         if tuple(shape) != rows:
             way_out = "it has one entry per row, as norms has"
-            raise ValueError(message(name, f"of shape {rows}", tuple(shape), way_out))
+            raise ValueError(
+                format_error(name, f"of shape {rows}", tuple(shape), way_out)
+            )
 
 
-def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
+def select_rows(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
     """Return the new state in the given rows and the old one in the others."""
     if new is old or (xp is np and rows.all()):
         return new  # on the host a copy of every window is worth avoiding
@@ -286,7 +290,7 @@ def select(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
         rows = rows | (new.count == old.count)
     if isinstance(new, tuple):
         return type(new)(
-            *(select(rows, n, o, xp) for n, o in zip(new, old, strict=True))
+            *(select_rows(rows, n, o, xp) for n, o in zip(new, old, strict=True))
         )
     mask = rows[:, None] if len(new.shape) == 2 else rows
-    return xp.where(mask, widened(new, old), widened(old, new))
+    return xp.where(mask, widen(new, old), widen(old, new))

@@ -13,7 +13,7 @@ from autoclip_core import (
     Policy,
     decide,
 )
-from autoclip_core.checks import check_choice, message
+from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
 from autoclip_core.policy import check_policy
 
@@ -181,14 +181,14 @@ def check_jittable(policy: Policy) -> None:
     if policy.limit(policy.init(1), one, param_norms=one).cancels:
         way_out = "wrap the optimizer: skip_steps(optimizer, policy)"
         rule = 'without Drop(action="skip"), which cancels whole updates'
-        raise ValueError(message("policy", rule, policy, way_out))
+        raise ValueError(format_error("policy", rule, policy, way_out))
 
 
 def check_rule(rule: str, scope: Scope) -> None:
     """Refuse a rule about units where there are none."""
     if rule != "flax" and scope.name != "unit":
         way_out = 'it says how units lie; add scope="unit"'
-        raise ValueError(message("rule", 'given with scope="unit"', rule, way_out))
+        raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
 
 
 def check_axes(axis_name: Any, scope: Scope) -> None:
@@ -198,7 +198,7 @@ def check_axes(axis_name: Any, scope: Scope) -> None:
         isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)
     ):
         rule = "the name of a mesh axis, or a tuple of names"
-        raise TypeError(message("axis_name", rule, axis_name, ""))
+        raise TypeError(format_error("axis_name", rule, axis_name, ""))
     if axis_name is not None and scope.name == "unit":
         way_out = (
             "inside shard_map it is not known whether an axis cuts a unit or lies "
@@ -206,7 +206,7 @@ def check_axes(axis_name: Any, scope: Scope) -> None:
             "global without axis_name"
         )
         rule = 'left out with scope="unit"'
-        raise ValueError(message("axis_name", rule, axis_name, way_out))
+        raise ValueError(format_error("axis_name", rule, axis_name, way_out))
 
 
 def check_nonfinite(nonfinite: str) -> None:
@@ -217,7 +217,7 @@ def check_nonfinite(nonfinite: str) -> None:
             "stop the run, call check_skips(opt_state) on the host"
         )
         rule = '"zero" or "propagate" inside a chain'
-        raise ValueError(message("nonfinite", rule, nonfinite, way_out))
+        raise ValueError(format_error("nonfinite", rule, nonfinite, way_out))
     check_choice("nonfinite", nonfinite, ("zero", "propagate"))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from autoclip_core.history.validation import faults
+from autoclip_core.history.validation import find_problems
 
 from .clipper import ClipState
 
@@ -47,7 +47,7 @@ got -1.0; restore a checkpoint that is whole
         )
     for path, state in found:
         for member in _members(jax.device_get(state)):
-            for fault in faults(member, path):
+            for fault in find_problems(member, path):
                 raise ValueError(
                     f"opt_state is broken: {fault}; restore a checkpoint that is whole"
                 )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autoclip_core.checks import check_choice, check_flag, message
+from autoclip_core.checks import check_choice, check_flag, format_error
 from autoclip_core.clipper import units
 from autoclip_core.clipper.units import Units
 
@@ -123,13 +123,15 @@ def _labels_of_leaves(labels: Labels, tree: Any) -> list[Any]:
         of_leaf = jax.tree.map(spread, labels, tree, is_leaf=is_none)
     except ValueError as error:
         rule = "a prefix of the tree of the updates"
-        raise ValueError(message("labels", rule, labels, str(error))) from error
+        raise ValueError(format_error("labels", rule, labels, str(error))) from error
     found = jax.tree.leaves(of_leaf, is_leaf=is_none)
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
     for label, (path, leaf) in zip(found, leaves, strict=True):
         if label is None and leaf is not None:
             way_out = f"{jax.tree_util.keystr(path)} has none"
-            raise ValueError(message("labels", "a label per array", labels, way_out))
+            raise ValueError(
+                format_error("labels", "a label per array", labels, way_out)
+            )
     return found
 
 
@@ -152,13 +154,17 @@ def choose_scope(
         if scope is not None and global_clipping != (scope == "global"):
             rule = f"in agreement with scope={scope!r}"
             way_out = "global_clipping is the older spelling of scope; give scope alone"
-            raise ValueError(message("global_clipping", rule, global_clipping, way_out))
+            raise ValueError(
+                format_error("global_clipping", rule, global_clipping, way_out)
+            )
         spared = "parameter" if default == "global" else default
         scope = scope or ("global" if global_clipping else spared)
     if labels is not None:
         if scope is not None:
             way_out = "labels make the rows; leave the scope out"
-            raise ValueError(message("labels", "given without a scope", scope, way_out))
+            raise ValueError(
+                format_error("labels", "given without a scope", scope, way_out)
+            )
         return Scope("group", labels)
     name = scope or default
     return Scope(name, units_of=units_of if name == "unit" else None)

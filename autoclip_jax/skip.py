@@ -9,7 +9,7 @@ import optax
 from jax import Array, lax
 
 from autoclip_core import Drop, Policy
-from autoclip_core.checks import check_count, message
+from autoclip_core.checks import check_count, format_error
 from autoclip_core.policy import check_policy
 
 from .clipper import (
@@ -91,7 +91,7 @@ def skip_steps(
     if not hasattr(inner, "init") or not hasattr(inner, "update"):
         rule = "an optax gradient transformation"
         way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
-        raise TypeError(message("inner", rule, inner, way_out))
+        raise TypeError(format_error("inner", rule, inner, way_out))
     injected = isinstance(max_consecutive, jax.Array)
     way_out = (
         "under optax.inject_hyperparams name it in static_args" if injected else ""

@@ -9,7 +9,7 @@ from keras import ops
 
 import autoclip_core
 from autoclip_core import Decision, Policy, decide
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 from autoclip_core.clipper.metrics import (
     compute_metrics,
     compute_row_metrics,
@@ -372,4 +372,4 @@ def _check_fits_a_graph(policy: Policy) -> None:
     if policy.limit(policy.init(1), one, param_norms=one).cancels:
         way_out = 'a gradient transformer cannot do that; use Drop(..., action="zero")'
         rule = 'without Drop(action="skip"), which cancels whole updates'
-        raise ValueError(message("policy", rule, policy, way_out))
+        raise ValueError(format_error("policy", rule, policy, way_out))

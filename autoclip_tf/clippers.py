@@ -6,9 +6,9 @@ from typing import Any, Unpack
 import keras
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Quantile, ZScore
-from autoclip_core.checks import check_choice, message
+from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper.settings import check_keywords
-from autoclip_core.policy import arguments
+from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
 from .layouts import UnitsOf, units_by
@@ -21,7 +21,7 @@ class _Named(Clipper):
     """A clipper whose configuration holds the arguments of its policy."""
 
     def _arguments(self) -> dict[str, Any]:
-        return arguments(self.policy)
+        return get_arguments(self.policy)
 
 
 @_register
@@ -175,7 +175,7 @@ class AGC(_Named):
             name, value = ("rule", rule) if rule != "unit" else ("axes", axes)
             way_out = "it says what a unit is; leave it out, or the scope"
             given = f'given at scope "unit" only, not {self.scope!r}'
-            raise ValueError(message(name, given, value, way_out))
+            raise ValueError(format_error(name, given, value, way_out))
 
     def _arguments(self) -> dict[str, Any]:
         axes = {pattern: list(over) for pattern, over in self._axes.by_path.items()}

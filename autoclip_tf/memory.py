@@ -9,7 +9,7 @@ from keras import ops
 
 from autoclip_core import Decision, Policy
 from autoclip_core.clipper.metrics import Tally, empty_tally
-from autoclip_core.history.validation import faults
+from autoclip_core.history.validation import find_problems
 
 from .tracked import outside_graphs
 
@@ -51,7 +51,7 @@ def check_memory(memory: Memory) -> None:
     Raises:
       ValueError: a level is NaN or negative, a count impossible, a window in disorder.
     """
-    for fault in faults(memory, "memory"):
+    for fault in find_problems(memory, "memory"):
         raise ValueError(
             f"the memory of a clipper is broken: {fault}; load a file that is whole"
         )

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 
 from .clipper import Clipper, Pair
 from .memory import check_memory
@@ -139,14 +139,16 @@ def _checked(transformers: Any) -> tuple[Transformer, ...]:
     if transformers is None:
         return ()
     if callable(transformers):
-        raise TypeError(message(name, rule, transformers, "write [...] around it"))
+        raise TypeError(format_error(name, rule, transformers, "write [...] around it"))
     for transformer in transformers:
         if isinstance(transformer, type) or not callable(transformer):
             way_out = "write a clipper, such as QuantileClip(quantile=0.9)"
-            raise TypeError(message(name, rule, transformer, way_out))
+            raise TypeError(format_error(name, rule, transformer, way_out))
     if len(set(map(id, transformers))) < len(transformers):
         way_out = "a clipper holds one history; make a second one"
-        raise ValueError(message(name, "without repetition", transformers, way_out))
+        raise ValueError(
+            format_error(name, "without repetition", transformers, way_out)
+        )
     return tuple(transformers)
 
 
@@ -162,4 +164,4 @@ def _refuse_clipping_twice(optimizer: Any) -> None:
         if value is not None:
             rule = "left out where there are gradient_transformers"
             hint = f"put {way_out} from autoclip_tf among them instead"
-            raise ValueError(message(name, rule, value, hint))
+            raise ValueError(format_error(name, rule, value, hint))

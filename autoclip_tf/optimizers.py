@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 
 from .memory import constant
 from .mixin import GradientTransformersMixin, Transformer
@@ -113,13 +113,15 @@ def rebuilt(optimizer: Any, transformers: Sequence[Transformer]) -> Any:
     """
     if isinstance(optimizer, type) or not hasattr(optimizer, "get_config"):
         way_out = "write one, such as keras.optimizers.Adam(1e-3)"
-        raise TypeError(message("optimizer", "a Keras optimizer", optimizer, way_out))
+        raise TypeError(
+            format_error("optimizer", "a Keras optimizer", optimizer, way_out)
+        )
     kind: Any = type(optimizer)
     clipped = with_gradient_transformers(kind)
     if getattr(optimizer, "built", False) or getattr(optimizer, "_built", False):
         way_out = "make the clipped optimizer before the first step"
         rule = "one that has not met its variables yet"
-        raise ValueError(message("optimizer", rule, optimizer.name, way_out))
+        raise ValueError(format_error("optimizer", rule, optimizer.name, way_out))
     config = optimizer.get_config()
     others = getattr(optimizer, "gradient_transformers", ())
     config["gradient_transformers"] = [*others, *transformers]
@@ -131,12 +133,12 @@ def _check_class(optimizer_class: Any) -> None:
     if not isinstance(optimizer_class, type) or not issubclass(optimizer_class, kind):
         way_out = "for an optimizer object, call clipper.as_optimizer(optimizer)"
         rule = "a subclass of keras.optimizers.Optimizer"
-        raise TypeError(message("optimizer_class", rule, optimizer_class, way_out))
+        raise TypeError(format_error("optimizer_class", rule, optimizer_class, way_out))
     if issubclass(optimizer_class, _WRAPPERS):
         way_out = "clip inside it: give it an optimizer that has gradient_transformers"
         name = optimizer_class.__name__
         rule = "an optimizer that does not wrap another"
-        raise ValueError(message("optimizer_class", rule, name, way_out))
+        raise ValueError(format_error("optimizer_class", rule, name, way_out))
 
 
 def _docstring(optimizer_class: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import keras
 
 from autoclip_core import Policy
-from autoclip_core.checks import check_choice, check_flag, message
+from autoclip_core.checks import check_choice, check_flag, format_error
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
@@ -60,7 +60,7 @@ class Settings:
                 "TerminateOnNaN()"
             )
             rule = '"zero" or "propagate" in Keras'
-            raise ValueError(message("nonfinite", rule, self.nonfinite, way_out))
+            raise ValueError(format_error("nonfinite", rule, self.nonfinite, way_out))
         check_choice("nonfinite", self.nonfinite, ("zero", "propagate"))
         if self.scope == "group":
             way_out = (
@@ -68,7 +68,7 @@ class Settings:
                 'the model, such as QuantileClip(scope="global", exclude="encoder")'
             )
             rule = '"parameter", "global" or "unit" in Keras'
-            raise ValueError(message("scope", rule, self.scope, way_out))
+            raise ValueError(format_error("scope", rule, self.scope, way_out))
 
     def scope_or(self, default: str) -> str:
         """Return the scope that the two spellings agree on."""

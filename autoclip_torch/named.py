@@ -11,10 +11,10 @@ from autoclip_core import (
     Quantile,
     ZScore,
 )
-from autoclip_core.checks import check_choice, message
+from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.clipper.units import Units, nfnets_units, one_unit
-from autoclip_core.policy import arguments
+from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
 from .rows.groups import Given, Member
@@ -25,7 +25,7 @@ class _Named(Clipper):
     """A clipper whose groups may set the arguments of its policy."""
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        own = arguments(self.policy)
+        own = get_arguments(self.policy)
         check_keys(overrides, own)
         return type(self.policy)(**{**own, **overrides})
 
@@ -190,7 +190,9 @@ class AGC(_Named):
         if rule != "unit" and (scope not in (None, "unit") or everything):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
             way_out = "a rule says what a unit is; leave it out, or the scope"
-            raise ValueError(message("rule", f'"unit" with {given}', rule, way_out))
+            raise ValueError(
+                format_error("rule", f'"unit" with {given}', rule, way_out)
+            )
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
     def _units(self, member: Member) -> Units:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.history.validation import broken
+from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Decision
 from autoclip_core.scale import Array
 
@@ -26,7 +26,7 @@ class Tally(NamedTuple):
     skipped_in_a_row: Array
     """Shape (): updates cancelled since the last one that was not."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with counts that were read from somewhere, or ""."""
         most = {
             "observed": "steps",
@@ -35,11 +35,13 @@ class Tally(NamedTuple):
             "skipped": "steps",
             "skipped_in_a_row": "skipped",
         }
-        found = broken("steps", self.steps, ">= 0", self.steps >= 0)
+        found = find_invalid_value("steps", self.steps, ">= 0", self.steps >= 0)
         for name, above in most.items():
             count = getattr(self, name)
             within = (count >= 0) & (count <= getattr(self, above))
-            found = found or broken(name, count, f">= 0 and at most {above}", within)
+            found = found or find_invalid_value(
+                name, count, f">= 0 and at most {above}", within
+            )
         return found
 
 

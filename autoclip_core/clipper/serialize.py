@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from autoclip_core.checks import message
-from autoclip_core.policy import Policy, arguments
+from autoclip_core.checks import format_error
+from autoclip_core.policy import Policy, get_arguments
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
     {'type': 'Cap', 'policy': {'type': 'Fixed', 'max_norm': 2.0}, 'max_norm': 1.0}
     """
     plain: dict[str, Any] = {"type": type(policy).__name__}
-    for name, value in arguments(policy).items():
+    for name, value in get_arguments(policy).items():
         plain[name] = policy_to_dict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
     return plain
 
@@ -46,6 +46,6 @@ def policy_from_dict(
     if kind is None:
         rule = "the name of a policy"
         way_out = "register a policy of your own under its name first"
-        raise ValueError(message("type", rule, plain["type"], way_out))
+        raise ValueError(format_error("type", rule, plain["type"], way_out))
     policy: Policy = kind(**given)
     return policy

@@ -10,7 +10,7 @@ from autoclip_core.checks import (
     check_flag,
     check_limit,
     check_positive,
-    message,
+    format_error,
 )
 from autoclip_core.policies.combinators import Cap, Floor, Warmup
 from autoclip_core.policy import Policy
@@ -55,7 +55,9 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
     if global_clipping != (scope == "global"):
         rule = f"in agreement with scope={scope!r}"
         way_out = "global_clipping is the older spelling of scope; give scope alone"
-        raise ValueError(message("global_clipping", rule, global_clipping, way_out))
+        raise ValueError(
+            format_error("global_clipping", rule, global_clipping, way_out)
+        )
     return scope
 
 
@@ -81,7 +83,9 @@ class PolicyBounds:
                 rule = "given together with warmup_steps"
                 way_out = "set warmup_steps to how many norms each row records first"
                 raise ValueError(
-                    message("warmup_threshold", rule, self.warmup_threshold, way_out)
+                    format_error(
+                        "warmup_threshold", rule, self.warmup_threshold, way_out
+                    )
                 )
         low, high = self.min_threshold, self.max_threshold
         for name, value in [("min_threshold", low), ("max_threshold", high)]:
@@ -89,7 +93,7 @@ class PolicyBounds:
                 check_positive(name, value, "use None for no such limit")
         if low is not None and high is not None and low > high:
             rule = f"at most max_threshold={high!r}"
-            raise ValueError(message("min_threshold", rule, low, "swap the two"))
+            raise ValueError(format_error("min_threshold", rule, low, "swap the two"))
 
     def apply(self, policy: Policy) -> Policy:
         """Return the policy inside all of it."""

@@ -40,7 +40,7 @@ class History(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, in all three."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with a history that was read from somewhere, or ""."""
         *parts, count = self
         if not all(map(_in_order, parts)):
@@ -88,7 +88,7 @@ def quantile(history: History, q: float, xp: Any = np) -> Array:
     return interpolated(below, above, weight, count > 0)
 
 
-def widened(array: Array, like: Array) -> Array:
+def widen(array: Array, like: Array) -> Array:
     """Return rows at least as wide as those of another array; new slots are empty."""
     if len(array.shape) < 2 or array.shape[1] >= like.shape[1]:
         return array

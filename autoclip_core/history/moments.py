@@ -19,7 +19,7 @@ import numpy as np
 from autoclip_core.scale import Array
 
 from .full import check_on_host
-from .validation import broken, broken_mean
+from .validation import find_invalid_mean, find_invalid_value
 
 
 class Moments(NamedTuple):
@@ -32,15 +32,15 @@ class Moments(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with moments that were read from somewhere, or ""."""
         mean, squares, count = self
         known = np.isfinite(mean[:, 1])
         spread = np.isfinite(squares) & (squares >= 0)
         return (
-            broken_mean(mean[:, 0], count)
-            or broken("mean of logarithms", mean[:, 1], "finite", known)
-            or broken("squares", squares, ">= 0 and finite", spread)
+            find_invalid_mean(mean[:, 0], count)
+            or find_invalid_value("mean of logarithms", mean[:, 1], "finite", known)
+            or find_invalid_value("squares", squares, ">= 0 and finite", spread)
         )
 
 

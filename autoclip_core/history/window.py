@@ -17,9 +17,9 @@ import numpy as np
 
 from autoclip_core.scale import Array
 
-from .lookup import look_up, tables
+from .lookup import get_tables, look_up_constants
 
-MOST_BYTES = 2**30
+MAX_BYTES = 2**30
 
 
 class Window(NamedTuple):
@@ -32,7 +32,7 @@ class Window(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, kept in [0, 2H) so that it never overflows."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with a window that was read from somewhere, or ""."""
         ring, ordered, count = self
         length = ring.shape[1]
@@ -65,7 +65,7 @@ def empty(rows: int, length: int, xp: Any = np) -> Window:
 def check_size(rows: int, length: int | None, row_bytes: int) -> None:
     """Refuse what would exceed 1 GiB."""
     size = rows * row_bytes
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(
             f"history_length={length} for {rows} rows takes {size / 2**30:.1f} GiB, "
             "more than 1 GiB; shorten history_length, choose a coarser scope, or use "
@@ -109,7 +109,7 @@ def quantile(window: Window, q: float, xp: Any = np) -> Array:
     if xp is np and len(window.count) == 1:
         return _quantile_of_one(window, q)
     n = filled(window, xp)
-    places, weight = look_up(ranks, window.ring.shape[1], q, n=n, xp=xp)
+    places, weight = look_up_constants(ranks, window.ring.shape[1], q, n=n, xp=xp)
     pair = _pick(window.ordered, places, xp)
     return interpolated(pair[:, 0], pair[:, 1], weight, n > 0, xp)
 
@@ -144,7 +144,7 @@ def mean_std(
     some = n > 0
     largest = xp.where(some, ends[:, 0], 1.0)[:, None]
     middle = xp.where(some, ends[:, 1], 1.0)[:, None]
-    divisor, freedom = look_up(_divisors, values.shape[1], ddof, n=n, xp=xp)
+    divisor, freedom = look_up_constants(_divisors, values.shape[1], ddof, n=n, xp=xp)
     if log:
         # A ratio to the median could underflow; to the middle of the range it cannot.
         smallest = xp.where(some, values[:, 0], 1.0)[:, None]
@@ -218,7 +218,7 @@ def _quantile_of_one(window: Window, q: float) -> Array:
     n = min(int(window.count[0]), length)
     if not n:
         return np.full(1, np.inf, np.float32)
-    places, weights = tables(ranks, length, q)
+    places, weights = get_tables(ranks, length, q)
     row, (lower, upper), weight = window.ordered[0], places[n], weights[n]
     below, above = row[lower], row[upper]
     base = above if weight < 0 else below

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autoclip_core.checks import check_count, message
+from autoclip_core.checks import check_count, format_error
 
 Metrics = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ def sender(place: Any) -> Send:
     if not callable(place):
         rule = "a SummaryWriter, a ClipLog or a function of a dict"
         way_out = "for W&B give wandb.log, for MLflow mlflow.log_metrics"
-        raise TypeError(message("places", rule, place, way_out))
+        raise TypeError(format_error("places", rule, place, way_out))
     if takes_step(place):
         return lambda values, step: place(shown(values), step=step)
     return lambda values, step: place(shown(values))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +139,7 @@ def as_float(name: str, value: Any) -> float:
             array = as_floats(name, value)
             if array.size != 1:
                 way_out = "for several rows, give a decision"
-                raise ValueError(message(name, "one number", value, way_out))
+                raise ValueError(format_error(name, "one number", value, way_out))
             value = array.item()
         try:
             value = float(value)
@@ -147,9 +147,9 @@ def as_float(name: str, value: Any) -> float:
             value = math.inf if value > 0 else -math.inf
     if value < 0:  # NaN has its meaning, but not for a fraction
         rule = "in [0, 1]" if name == "clipped" else ">= 0"
-        raise ValueError(message(name, rule, value, ""))
+        raise ValueError(format_error(name, rule, value, ""))
     if name == "clipped" and not value <= 1:
-        raise ValueError(message(name, "in [0, 1]", value, ""))
+        raise ValueError(format_error(name, "in [0, 1]", value, ""))
     number: float = value
     return number
 
@@ -172,7 +172,7 @@ def as_floats(name: str, value: object) -> Array:
     if name == "clipped":
         rule, wrong = "in [0, 1]", ~((array >= 0) & (array <= 1))
     if wrong.any():
-        raise ValueError(message(name, rule, float(array[wrong][0]), ""))
+        raise ValueError(format_error(name, rule, float(array[wrong][0]), ""))
     return array
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 from autoclip_core.policy import Policy, check_policy, decide
 
 from .spikes import LevelShift, find_shift, find_spikes
@@ -197,7 +197,7 @@ def replay(
     if policy.needs_param_norms:
         way_out = "it can be watched in training only: see ClipLog"
         rule = "a policy of the gradient's norm alone"
-        raise ValueError(message("policy", rule, policy, way_out))
+        raise ValueError(format_error("policy", rule, policy, way_out))
     series = as_series(norms)
     size = len(series)
     kinds: list[type] = [np.float32, np.float32, np.bool_, np.bool_, np.bool_]
@@ -234,11 +234,15 @@ def as_float64(norms: Any) -> Array:
     series = np.asarray(norms)
     if series.ndim != 1 or not series.size:
         way_out = "give one norm per step"
-        raise ValueError(message("norms", "of shape (steps,)", series.shape, way_out))
+        raise ValueError(
+            format_error("norms", "of shape (steps,)", series.shape, way_out)
+        )
     if series.dtype.kind not in "fiu":
         raise TypeError(f"norms must be real numbers, got dtype {series.dtype}")
     negative = np.flatnonzero(series < 0)
     if negative.size:
         where = f"a norm is never negative; see step {negative[0]}"
-        raise ValueError(message("norms", ">= 0", float(series[negative[0]]), where))
+        raise ValueError(
+            format_error("norms", ">= 0", float(series[negative[0]]), where)
+        )
     return series.astype(np.float64)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_choice, check_count, check_limit, check_positive
-from autoclip_core.history.validation import broken
+from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Limit, Policy, check_policy
 from autoclip_core.scale import Array
 
@@ -201,9 +201,9 @@ class WarmingUp(NamedTuple):
     recorded: Array
     """Shape (rows,): norms recorded so far, up to the number of warm-up steps."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with a count that was read from somewhere, or ""."""
-        return broken("recorded", self.recorded, ">= 0", self.recorded >= 0)
+        return find_invalid_value("recorded", self.recorded, ">= 0", self.recorded >= 0)
 
 
 @dataclass(frozen=True, repr=False)

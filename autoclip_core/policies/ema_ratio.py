@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_count, check_limit, check_number
-from autoclip_core.history.validation import broken_mean
+from autoclip_core.history.validation import find_invalid_mean
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import Array
 
@@ -19,9 +19,9 @@ class Average(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, up to the length of the warm-up."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with an average that was read from somewhere, or ""."""
-        return broken_mean(self.mean, self.count)
+        return find_invalid_mean(self.mean, self.count)
 
 
 @dataclass(frozen=True, repr=False)

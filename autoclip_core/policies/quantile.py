@@ -8,8 +8,8 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_flag, check_positive, check_quantile
 from autoclip_core.history import full, window
-from autoclip_core.history.validation import broken
-from autoclip_core.policy import Limit, Policy, select
+from autoclip_core.history.validation import find_invalid_value
+from autoclip_core.policy import Limit, Policy, select_rows
 from autoclip_core.scale import Array
 
 
@@ -98,9 +98,9 @@ class Tracked(NamedTuple):
     level: Array
     """C, shape (rows,): the tracked quantile; +inf before the first norm."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with a level that was read from somewhere, or ""."""
-        return broken("level", self.level, "> 0", self.level > 0)
+        return find_invalid_value("level", self.level, "> 0", self.level > 0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -197,4 +197,4 @@ def with_current(memory: Any, state: Any, norms: Array, xp: Any) -> Any:
             "include_current=True needs the current norm, and a threshold was asked "
             "for before it is known; set include_current=False"
         )
-    return select(norms > 0, memory.push(state, norms, xp), state, xp)
+    return select_rows(norms > 0, memory.push(state, norms, xp), state, xp)

@@ -11,9 +11,9 @@ from autoclip_core.checks import (
     check_number,
     check_positive,
 )
-from autoclip_core.history.lookup import look_up
-from autoclip_core.history.validation import broken, broken_mean
-from autoclip_core.policy import Limit, Policy, select
+from autoclip_core.history.lookup import look_up_constants
+from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
+from autoclip_core.policy import Limit, Policy, select_rows
 from autoclip_core.scale import Array
 
 TARGETS = ("reciprocal", "mean", "threshold")
@@ -30,10 +30,10 @@ class Moments(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, up to the length of the warm-up."""
 
-    def fault(self) -> str:
+    def find_problem(self) -> str:
         """Return what is wrong with moments that were read from somewhere, or ""."""
         sound = np.isfinite(self.deviation) & (self.deviation >= 0)
-        return broken_mean(self.mean, self.count) or broken(
+        return find_invalid_mean(self.mean, self.count) or find_invalid_value(
             "deviation", self.deviation, ">= 0 and finite", sound
         )
 
@@ -161,7 +161,7 @@ class ZScore(Policy):
             xp.where(young, count + 1, count),
         )
         if self.recorded == "none":
-            moved = select(norms <= limit.threshold, moved, state, xp)
+            moved = select_rows(norms <= limit.threshold, moved, state, xp)
         return moved
 
     def _recorded(self, norms: Array, deviation: Array, limit: Limit, xp: Any) -> Array:
@@ -176,7 +176,9 @@ class ZScore(Policy):
 
 def _share(count: Array, most: int, xp: Any) -> Array:
     """Return 1 / (count + 1), the weight of the next norm in a mean of up to `most`."""
-    (share,) = look_up(_shares, most, n=xp.where(count < most, count, most), xp=xp)
+    (share,) = look_up_constants(
+        _shares, most, n=xp.where(count < most, count, most), xp=xp
+    )
     return share
 
 

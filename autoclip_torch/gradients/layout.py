@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 from autoclip_core.clipper.units import Units, split_shape, unit_shape
 from autoclip_torch.rows.rows import Slot
 
@@ -33,7 +33,7 @@ def real(tensor: Tensor) -> Tensor:
             "cast to float8 inside the layer, and keep the parameter and its gradient "
             "in bfloat16 or float32"
         )
-        raise TypeError(message("a gradient", rule, values.dtype, way_out))
+        raise TypeError(format_error("a gradient", rule, values.dtype, way_out))
     if not values.is_complex():
         return values
     # The conjugate of a conjugated view is no copy: what clamps it clamps the tensor.

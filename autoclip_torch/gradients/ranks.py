@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -96,7 +96,7 @@ def _among_shards(mesh_group: Any, process_group: Any) -> Ranks:
     rule = "within the ranks of the sharded parameters, or share this one with them"
     way_out = "make one clipper of what is sharded, and another of the rest"
     got = f"ranks {sorted(differing)} beside shards on ranks {sorted(sharing)}"
-    raise ValueError(message("process_group", rule, got, way_out))
+    raise ValueError(format_error("process_group", rule, got, way_out))
 
 
 def _shards(tensor: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autoclip_core import Policy
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 from autoclip_core.clipper.units import Units, unit_count
 
 from .groups import Group, Member
@@ -102,7 +102,7 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
         if group.overrides:
             rule = 'without settings of its own at scope="global", which is one row'
             way_out = 'choose scope="group", or make a clipper for each group'
-            raise ValueError(message("a group", rule, group.overrides, way_out))
+            raise ValueError(format_error("a group", rule, group.overrides, way_out))
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from autoclip_core.history.full import History
-from autoclip_core.history.validation import faults
+from autoclip_core.history.validation import find_problems
 
 from .compatibility import difference
 from .trees import moved
@@ -34,7 +34,7 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
         leaves behind.
     """
     state = _fitted(plain, like, path)
-    for fault in faults(moved(state, None), path):
+    for fault in find_problems(moved(state, None), path):
         raise ValueError(f"state is broken: {fault}; load one that is whole")
     return state
 

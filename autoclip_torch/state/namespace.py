@@ -6,11 +6,11 @@ from typing import Any
 import array_api_compat.torch as array_api
 import torch
 
-from autoclip_core.history.lookup import Columns, tables
+from autoclip_core.history.lookup import Columns, get_tables
 
 
 class TorchNamespace:
-    """The verbs of `autoclip_core.policy.VERBS`, on one device.
+    """The verbs of `autoclip_core.policy.NAMESPACE_NAMES`, on one device.
 
     They come from array-api-compat; what is here makes new arrays on the device, and
     keeps a policy's constant tables there: copying one in every step would synchronise.
@@ -47,13 +47,13 @@ class TorchNamespace:
             return array.to(dtype or array.dtype)
         return torch.asarray(array, dtype=dtype, device=self.device)
 
-    def tables(
+    def get_tables(
         self, columns: Columns, most: int, *constants: float
     ) -> tuple[torch.Tensor, ...]:
         """Return the lookup tables of `autoclip_core.history` on the device."""
         key = columns, most, *constants
         if key not in self._tables:
-            made = tables(columns, most, *constants)
+            made = get_tables(columns, most, *constants)
             self._tables[key] = tuple(map(self.asarray, made))
         return self._tables[key]
 

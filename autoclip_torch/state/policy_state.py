@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autoclip_core import Decision, decide
 from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
-from autoclip_core.policy import select
+from autoclip_core.policy import select_rows
 from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
@@ -222,7 +222,7 @@ class Learner:
         if self.nonfinite == "skip":
             learns = decision.finite & ~self.xp.any(~decision.finite)
             states = [
-                select(part, new, band_and_state[1], self.xp)
+                select_rows(part, new, band_and_state[1], self.xp)
                 for new, (*band_and_state, part) in zip(
                     states, self._each(learns), strict=True
                 )

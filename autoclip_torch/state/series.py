@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_core.checks import message
+from autoclip_core.checks import format_error
 from autoclip_torch.gradients.ranks import is_sharded
 
 
@@ -27,6 +27,8 @@ def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:
         one = "a number" if rows == 1 else f"of shape ({rows},)"
         rule = f"{one}, or a series of shape (steps, {rows})"
         shape = tuple(values.shape)
-        raise ValueError(message("norms", rule, shape, "clipper.names tells the rows"))
+        raise ValueError(
+            format_error("norms", rule, shape, "clipper.names tells the rows")
+        )
     series = torch.where(series < 0, float("nan"), series)
     return series, torch.full_like(series, seen, dtype=torch.bool)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_core.history.full import widened
+from autoclip_core.history.full import widen
 
 
 def leaves(state: Any) -> list[Any]:
@@ -30,7 +30,7 @@ def overlaid(old: Any, new: Any, xp: Any) -> Any:
     if isinstance(new, tuple):
         pairs = zip(old, new, strict=True)
         return type(new)(*(overlaid(o, n, xp) for o, n in pairs))
-    return xp.concatenate([old, widened(new, old)[len(old) :]])
+    return xp.concatenate([old, widen(new, old)[len(old) :]])
 
 
 def read(tensors: list[Tensor]) -> list[Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from autoclip_core.checks import check_count, message
+from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
 from autoclip_torch.gradients.parameters import Parameters
 from autoclip_torch.state.policy_state import Learner
@@ -30,7 +30,7 @@ class RunChecks:
                 rule = 'given with nonfinite="skip" or with Drop(action="skip")'
                 way_out = "nothing else cancels an update; leave it out"
                 raise ValueError(
-                    message("max_consecutive_skips", rule, most_skips, way_out)
+                    format_error("max_consecutive_skips", rule, most_skips, way_out)
                 )
         self._most_skips = most_skips
         self.overflows = Overflows()

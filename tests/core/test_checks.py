@@ -15,7 +15,7 @@ from autoclip_core.checks import (
     check_number,
     check_positive,
     check_quantile,
-    message,
+    format_error,
 )
 
 from ..support.cases import policy_of
@@ -293,8 +293,8 @@ def test_who_needs_the_norm_says_so_before_it_is_known(code, way_out):
 
 
 def test_a_message_has_four_parts():
-    assert message("x", "> 0", -1, "try 1") == "x must be > 0, got -1; try 1"
-    assert message("x", "> 0", "a", "") == "x must be > 0, got 'a'"
+    assert format_error("x", "> 0", -1, "try 1") == "x must be > 0, got -1; try 1"
+    assert format_error("x", "> 0", "a", "") == "x must be > 0, got 'a'"
 
 
 def test_what_is_accepted_is_returned():

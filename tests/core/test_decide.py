@@ -19,7 +19,7 @@ from autoclip_core import (
     Warmup,
     decide,
 )
-from autoclip_core.policy import select
+from autoclip_core.policy import select_rows
 
 from ..support.cases import (
     POLICIES,
@@ -206,9 +206,9 @@ def test_the_number_of_rows_may_be_none_at_all():
 def test_a_state_is_copied_only_where_some_rows_keep_theirs():
     """On the host: a copy of every window would cost more than the step."""
     old, new = (Quantile(history_length=2).init(2) for _ in range(2))
-    assert select(np.array([True, True]), new, old) is new
-    assert select(np.array([True, False]), old, old) is old
-    assert select(np.array([True, False]), new, old) is not new
+    assert select_rows(np.array([True, True]), new, old) is new
+    assert select_rows(np.array([True, False]), old, old) is old
+    assert select_rows(np.array([True, False]), new, old) is not new
 
 
 # A policy of one's own.

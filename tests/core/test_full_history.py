@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from autoclip_core import Quantile, Warmup, decide
 from autoclip_core.history import full as history
 from autoclip_core.history import window
-from autoclip_core.policy import select
+from autoclip_core.policy import select_rows
 
 from ..support.cases import (
     changed,
@@ -119,7 +119,7 @@ def test_a_quantile_is_exact_wherever_the_norms_are(parts, q):
     state = history.History(
         ordered(*old),
         ordered(*settled),
-        history.widened(ordered(*recent), np.empty((2, 9))),  # it always has room
+        history.widen(ordered(*recent), np.empty((2, 9))),  # it always has room
         np.int32([*map(len, rows)]),
     )
     expected = [linear_quantile(row, q) if row else np.inf for row in rows]
@@ -320,8 +320,8 @@ def test_a_row_may_stay_as_it_was_where_others_merge(steps, merged_often):
     before = after(np.arange(2 * steps) + 1, rows=2)
     more = history.push(before, np.float32([100, 200]))
     for learns in ([True, False], [False, True]):
-        state = select(np.array(learns), more, before)
-        assert state.fault() == ""
+        state = select_rows(np.array(learns), more, before)
+        assert state.find_problem() == ""
         for row in range(2):
             source = more if learns[row] else before
             np.testing.assert_array_equal(ascending(state, row), ascending(source, row))
@@ -336,9 +336,9 @@ def test_a_row_of_a_history_that_no_memory_holds_is_refused():
 def test_an_empty_history_of_the_most_that_is_allowed_is_not(monkeypatch):
     most = history.empty(2)
     size = sum(part.nbytes for part in parts_of(most))
-    monkeypatch.setattr(window, "MOST_BYTES", size)
+    monkeypatch.setattr(window, "MAX_BYTES", size)
     history.empty(2)
-    monkeypatch.setattr(window, "MOST_BYTES", size - 1)
+    monkeypatch.setattr(window, "MAX_BYTES", size - 1)
     with pytest.raises(ValueError, match="history_length=None for 2 rows"):
         history.empty(2)
 
@@ -354,7 +354,7 @@ def test_a_history_is_for_the_host():
 def test_a_history_has_no_fault(merged_often):
     for steps in range(40):
         norms = np.arange(2 * steps, dtype=np.float32).reshape(-1, 2) + 1
-        assert after(norms, rows=2).fault() == ""
+        assert after(norms, rows=2).find_problem() == ""
 
 
 BROKEN = {
@@ -395,18 +395,18 @@ def test_a_broken_history_has_a_fault(breaking, merged_often):
     state = after(np.arange(1, 24).repeat(2), rows=2)
     held = [in_part(part).tolist() for part in parts_of(state)]
     assert held == [[16, 16], [4, 4], [3, 3]]
-    assert state.fault() == ""
-    assert breaking(state).fault()
+    assert state.find_problem() == ""
+    assert breaking(state).find_problem()
 
 
 def test_rows_grow_as_wide_as_others():
     narrow, wide = np.float32([[1], [2]]), np.float32([[1, 2, 3]])
-    assert history.widened(narrow, wide).tolist() == [
+    assert history.widen(narrow, wide).tolist() == [
         [1, np.inf, np.inf],
         [2, np.inf, np.inf],
     ]
-    assert history.widened(wide, wide) is wide
-    assert history.widened(wide, narrow) is wide
+    assert history.widen(wide, wide) is wide
+    assert history.widen(wide, narrow) is wide
 
 
 def test_all_norms_are_the_last_norms_of_a_longer_window(merged_often):

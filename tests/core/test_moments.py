@@ -91,12 +91,12 @@ BROKEN = {
 @pytest.mark.parametrize("parts", BROKEN.values(), ids=BROKEN)
 def test_broken_moments_have_a_fault(parts):
     state = moments.push(moments.empty(1), np.float32([2.0]))
-    assert state.fault() == ""
-    assert state._replace(**parts).fault()
+    assert state.find_problem() == ""
+    assert state._replace(**parts).find_problem()
 
 
 def test_one_broken_count_among_sound_ones_is_a_fault():
     state = moments.push(moments.empty(2), np.float32([2.0, 3.0]))
-    assert state.fault() == ""
+    assert state.find_problem() == ""
     broken = state._replace(count=np.int32([1, -1]))
-    assert "got -1" in broken.fault()
+    assert "got -1" in broken.find_problem()

@@ -10,7 +10,7 @@ import pytest
 
 from autoclip_core import Fixed, decide
 from autoclip_core.clipper.metrics import count_step, empty_tally
-from autoclip_core.history.validation import faults
+from autoclip_core.history.validation import find_problems
 
 from ..support.cases import every_policy, policy_of
 
@@ -87,8 +87,8 @@ def test_what_a_run_leaves_behind_is_sound(policy):
     rng = np.random.default_rng(0)
     state, tally = policy.init(rows=3), empty_tally(3)
     for step in range(60):
-        assert list(faults(state, "state")) == []
-        assert list(faults(tally, "tally")) == []
+        assert list(find_problems(state, "state")) == []
+        assert list(find_problems(tally, "tally")) == []
         norms = rng.lognormal(size=3) * 10.0 ** rng.integers(-3, 3)
         norms[step % 3] = [0, np.nan, np.inf, 1e-30, 1e30][step % 5]
         state, decision = decide(
@@ -105,23 +105,23 @@ def test_what_a_run_leaves_behind_is_sound(policy):
 @every_broken_state
 def test_a_broken_state_has_a_fault(policy, path, value):
     state, _ = learned(policy)
-    assert list(faults(state, "state")) == []
+    assert list(find_problems(state, "state")) == []
     inner = path.rpartition(".")[0]
-    [told] = faults(broken(state, path, value), "state")
+    [told] = find_problems(broken(state, path, value), "state")
     assert told.startswith(f"state.{inner}: " if inner else "state: ")
 
 
 @every_broken_tally
 def test_a_broken_tally_has_a_fault(name, value):
     _, tally = learned(Fixed(4.5))
-    assert list(faults(tally, "tally")) == []
-    assert list(faults(broken(tally, name, value), "tally"))
+    assert list(find_problems(tally, "tally")) == []
+    assert list(find_problems(broken(tally, name, value), "tally"))
 
 
 def test_one_broken_row_among_sound_ones_is_told():
     state = policy_of("StreamingQuantile(0.5)").init(rows=3)
     state.level[:] = [1.0, -2.0, INF]
-    assert list(faults(state, "s")) == ["s: level must be > 0, got -2.0"]
+    assert list(find_problems(state, "s")) == ["s: level must be > 0, got -2.0"]
 
 
 class Bare(NamedTuple):
@@ -134,8 +134,8 @@ class Bare(NamedTuple):
 def test_a_state_without_a_rule_is_sound():
     inner, _ = learned(policy_of("ZScore()"))
     state = Bare(np.float32([NAN]), inner)
-    assert list(faults(state, "state")) == []
-    [told] = faults(broken(state, "inner.mean", NAN), "state")
+    assert list(find_problems(state, "state")) == []
+    [told] = find_problems(broken(state, "inner.mean", NAN), "state")
     assert told.startswith("state.inner: mean must be finite")
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from autoclip_core import MeanStd, Quantile, decide
 from autoclip_core.history import window
-from autoclip_core.history.lookup import tables
+from autoclip_core.history.lookup import get_tables
 
 from ..support.cases import (
     assert_same,
@@ -184,8 +184,8 @@ def test_a_rank_in_float32_would_be_wrong():
 
 def test_tables_are_made_once():
     """A table made anew in every step would be copied to the device in every step."""
-    first = tables(window.ranks, 50, 0.9)
-    assert tables(window.ranks, 50, 0.9) is first
+    first = get_tables(window.ranks, 50, 0.9)
+    assert get_tables(window.ranks, 50, 0.9) is first
 
 
 # Trap 2: norms below the smallest normal number. (In XLA: test_parity.py.)
@@ -374,7 +374,7 @@ def test_a_window_of_known_contents():
 def test_a_window_has_no_fault(length, rows):
     state = window.empty(rows, length)
     for step in range(3 * length):
-        assert state.fault() == ""
+        assert state.find_problem() == ""
         state = window.push(state, np.float32(np.arange(rows) + 1 + step % 3))
 
 
@@ -401,8 +401,8 @@ broken = pytest.mark.parametrize(
 @broken
 def test_a_broken_window_has_a_fault(breaking, told):
     state = filled(column([3, 1, 4, 2]), 5)
-    assert state.fault() == ""
-    assert told in breaking(state).fault()
+    assert state.find_problem() == ""
+    assert told in breaking(state).find_problem()
 
 
 @broken

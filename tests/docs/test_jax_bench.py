@@ -28,7 +28,7 @@ def test_a_window_is_full_of_norms_around_a_size(scripts):
     tx = optax.chain(jax_steps.clip_by_quantile(), optax.sgd(1.0))
     clip, _ = jax_steps.with_full_window(tx.init([np.zeros(2), np.zeros(3)]), 10.0)
     window = type(clip.clip_policy)(*map(np.asarray, clip.clip_policy))
-    assert window.fault() == ""
+    assert window.find_problem() == ""
     assert window.ring.shape == (2, 1000)
     assert 5 <= window.ring.min() < 6
     assert 14 < window.ring.max() <= 15

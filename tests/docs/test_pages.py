@@ -10,7 +10,7 @@ import pytest
 
 import autoclip_core
 from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
-from autoclip_core.policy import VERBS
+from autoclip_core.policy import NAMESPACE_NAMES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
@@ -147,7 +147,7 @@ def test_the_page_lists_the_names_a_policy_may_use():
     [listed] = re.findall(
         r"these names alone: (.*?)\. A", PAGES["extend.md"], re.DOTALL
     )
-    assert tuple(re.findall(r"`(\w+)`", listed)) == VERBS
+    assert tuple(re.findall(r"`(\w+)`", listed)) == NAMESPACE_NAMES
 
 
 def is_policy(value):

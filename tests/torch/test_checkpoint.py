@@ -246,12 +246,12 @@ def test_a_copy_of_a_run_goes_on_as_the_run(case, copied):
 
 def test_a_namespace_is_copied_without_its_tables():
     xp = TorchNamespace(torch.device("cpu"))
-    (table,) = xp.tables(halves, 10_000)
-    assert xp.tables(halves, 10_000)[0] is table
+    (table,) = xp.get_tables(halves, 10_000)
+    assert xp.get_tables(halves, 10_000)[0] is table
     assert len(pickle.dumps(xp)) < 1000
     for other in (copy.deepcopy(xp), by_pickle(xp)):
         assert other.device == xp.device
-        (again,) = other.tables(halves, 10_000)
+        (again,) = other.get_tables(halves, 10_000)
         assert again is not table
         assert torch.equal(again, table)
         assert again[-1] == 5000
