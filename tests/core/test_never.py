@@ -33,7 +33,7 @@ NEVER = {
     ],
     "never reads a device value back to the host in step() on an accelerator": [
         "torch/test_device.py::test_a_step_reads_nothing_and_decides_as_on_the_host",
-        "torch/test_device.py::test_on_cuda_a_step_does_not_synchronise",
+        "torch/test_cuda.py::test_on_cuda_a_step_does_not_synchronise",
         "core/test_policies.py::test_a_policy_uses_the_documented_verbs_and_never_looks",
     ],
     "never stores an id, a pickled object or a NumPy scalar in a checkpoint": [

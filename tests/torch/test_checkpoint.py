@@ -25,7 +25,7 @@ from autoclip_torch import (
 from autoclip_torch.state.namespace import TorchNamespace
 
 from ..support.cases import POLICIES, policy_of
-from .test_reference import (
+from ..support.torch_models import (
     CLIPPERS,
     SCOPES,
     backward,

@@ -1,38 +1,31 @@
-"""The device path: the same answers as on the host, and nothing is read back.
-
-Three stand-ins for an accelerator, of which the first two need none:
-
-- `Watched`, a tensor subclass, computes as any tensor and raises when anybody looks at
-  its values. It is not plain, so a clipper takes the device path.
-- Tensors on the "meta" device have no values at all, and a copy from the host to them
-  shows. (A `FakeTensorMode` with device "cuda" would say the same, but a build for CPUs
-  has no device guard for it: an `~x` raises there.)
-- A CUDA device in the mode that makes every synchronisation an error.
-"""
-
-from contextlib import contextmanager
+"""The device path: a step decides as on the CPU and reads nothing back."""
 
 import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoclip_core import Drop, EmaRatio, MeanStd, StreamingQuantile
-from autoclip_torch import (
-    AGC,
-    AdaGC,
-    Clipper,
-    NormClip,
-    QuantileClip,
-    StandardClip,
-    ValueClip,
-    ZClip,
-)
-from autoclip_torch.step.stepper import Stepper
+from autoclip_core import EmaRatio, MeanStd, StreamingQuantile
+from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
 from ..support.cases import linear_quantile
-from .test_gradients import (
+from ..support.torch_device import (
+    NoCopies,
+    Watched,
+    assert_alike,
+    every_clipper,
+    give,
+    gradients,
+    in_every_mode,
+    looks_counted,
+    model,
+    nothing_read,
+    rtol_of,
+    seen,
+    unwatched,
+    watched,
+)
+from ..support.torch_gradients import (
     GRADIENTS,
     assert_same_bits,
     every_gradient,
@@ -45,252 +38,7 @@ from .test_gradients import (
 
 INF, NAN = float("inf"), float("nan")
 
-READS = set(
-    "item tolist numpy cpu nonzero is_nonzero equal allclose masked_select unique "
-    "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ "
-    "__format__ __repr__ __dlpack__ data_ptr".split()
-)
-"""What tells the host a value of a tensor."""
-
-KERNELS = set("_local_scalar_dense nonzero masked_select _unique2 equal item".split())
-"""The same, further down."""
-
-
-class HostReadError(Exception):
-    """A value was read back to the host."""
-
-
-class Watched(torch.Tensor):
-    """A tensor that raises when its values are looked at, or counts who looks."""
-
-    looks = None
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name not in READS:
-            return super().__torch_function__(func, types, args, kwargs or {})
-        if cls.looks is None:
-            raise HostReadError(name)
-        cls.looks.append(name)
-        return func(*map(unwatched, args), **(kwargs or {}))
-
-
-class NoFunctionReads(TorchFunctionMode):
-    """No tensor is read, also no plain one that an operation made of a watched one."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in READS:
-            raise HostReadError(name)
-        return func(*args, **(kwargs or {}))
-
-
-class NoKernelReads(TorchDispatchMode):
-    """Nor does any kernel; an index by booleans has to count them first."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in KERNELS:
-            raise HostReadError(name)
-        if name in ("index", "index_put", "index_put_"):
-            for index in args[1]:
-                if index is not None and index.dtype == torch.bool:
-                    raise HostReadError("index by booleans")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def nothing_read():
-    with NoKernelReads(), NoFunctionReads():
-        yield
-
-
-@contextmanager
-def looks_counted():
-    """Lets everybody look, and lists who did."""
-    Watched.looks = []
-    try:
-        yield Watched.looks
-    finally:
-        Watched.looks = None
-
-
-def watched(tensor):
-    return None if tensor is None else tensor.as_subclass(Watched)
-
-
-def unwatched(tensor):
-    """The same tensor, for the test to look at."""
-    return tensor.as_subclass(torch.Tensor) if isinstance(tensor, Watched) else tensor
-
-
-def seen(decision):
-    """A decision as NumPy arrays."""
-    return [unwatched(field).numpy() for field in decision]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-# The probe itself.
-
-LOOKS = {
-    "item": lambda t: t.item(),
-    "bool": lambda t: bool(t),
-    "branch": lambda t: 1 if t > 0 else 0,
-    "float": lambda t: float(t),
-    "int": lambda t: int(t),
-    "index": lambda t: [1, 2][t.long()],
-    "tolist": lambda t: t.tolist(),
-    "numpy": lambda t: t.numpy(),
-    "array": lambda t: np.asarray(t),
-    "cpu": lambda t: t.cpu(),
-    "format": lambda t: f"{t}",
-    "nonzero": lambda t: t.nonzero(),
-    "equal": lambda t: torch.equal(t, t),
-}
-
-
-@pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
-def test_the_probe_sees_who_looks(look):
-    with pytest.raises(HostReadError):
-        look(watched(torch.tensor(0.0)))
-    with pytest.raises(HostReadError), nothing_read():
-        look(torch.tensor(0.0))
-    with looks_counted() as looks:
-        look(watched(torch.tensor(0.0)))
-    assert looks
-    look(torch.tensor(0.0))  # and nothing else is wrong with it
-
-
-def test_the_probe_sees_an_index_by_booleans():
-    t = torch.ones(3)
-    for index in (lambda: t[t > 0], lambda: t.__setitem__(t > 0, t)):
-        with pytest.raises(HostReadError), nothing_read():
-            index()
-
-
-def test_a_step_that_looks_is_caught():
-    """The positive control: one `if` on the decision, and the tests below fail."""
-
-    class CuriousStepper(Stepper):
-        def decide(self, *arguments):
-            decision = super().decide(*arguments)
-            assert decision.finite.any()
-            return decision
-
-    class Curious(NormClip):
-        _stepper_class = CuriousStepper
-
-    p = parameter(watched(torch.tensor([3.0, 4.0])))
-    with pytest.raises(HostReadError, match="__bool__"):
-        Curious([p], max_norm=1.0).step()
-    with nothing_read():
-        NormClip([p], max_norm=1.0).step()
-
-
 # Every clipper, at every scope.
-
-CLIPPERS = {
-    "quantile": lambda m, **k: QuantileClip(m, quantile=0.7, history_length=5, **k),
-    "quantile, current": lambda m, **k: QuantileClip(
-        m, quantile=0.6, history_length=5, include_current=True, **k
-    ),
-    "quantile between": lambda m, **k: QuantileClip(
-        m,
-        quantile=0.7,
-        warmup_steps=4,
-        warmup_threshold=1.0,
-        min_threshold=0.1,
-        max_threshold=2.0,
-        **k,
-    ),
-    "standard": lambda m, **k: StandardClip(m, deviations=0.5, history_length=6, **k),
-    "standard, log": lambda m, **k: StandardClip(
-        m, deviations=0.5, history_length=6, log=True, **k
-    ),
-    "agc": lambda m, **k: AGC(m, clipping=0.1, **k),
-    "zclip": lambda m, **k: ZClip(m, z=0.5, alpha=0.9, warmup_steps=3, **k),
-    "adagc": lambda m, **k: AdaGC(m, warmup_steps=3, **k),
-    "norm": lambda m, **k: NormClip(m, max_norm=1.0, **k),
-    "value": lambda m, **k: ValueClip(m, clip_value=0.5, **k),
-    "streaming": lambda m, **k: Clipper(m, StreamingQuantile(0.5), **k),
-    "drop": lambda m, **k: Clipper(m, Drop(EmaRatio(1.1, warmup_steps=2)), **k),
-}
-MODES = [
-    ("parameter", "zero"),
-    ("group", "zero"),
-    ("global", "zero"),
-    ("unit", "zero"),
-    ("parameter", "propagate"),
-    ("unit", "propagate"),
-]
-
-every_clipper = pytest.mark.parametrize("make", CLIPPERS.values(), ids=list(CLIPPERS))
-in_every_mode = pytest.mark.parametrize(("scope", "nonfinite"), MODES)
-
-
-def rtol_of(make):
-    """How far thresholds and scales may be apart.
-
-    A mean of logarithms is exponentiated, and the square root of torch may differ in
-    its last bit, which a moving average adds up.
-    """
-    loose = {"standard": 1e-5, "standard, log": 1e-5, "zclip": 5e-6}
-    return {CLIPPERS[name]: rtol for name, rtol in loose.items()}.get(make, 1e-6)
-
-
-def model():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(4, 3),
-        torch.nn.Conv1d(2, 2, 1),
-        torch.nn.ConvTranspose1d(4, 2, 3, groups=2),
-    )
-
-
-def gradients(parameters, steps=12, seed=1):
-    """For each step one gradient per parameter; all that can happen to one does."""
-    rng = np.random.default_rng(seed)
-    for step in range(steps):
-        scale = np.exp(rng.standard_normal())
-        found = [
-            torch.from_numpy(scale * rng.standard_normal(tuple(p.shape))).float()
-            for p in parameters
-        ]
-        if step == 3:
-            found[0] = None
-        if step == 4:
-            found[3] = torch.zeros_like(found[3])
-        if step == 5:
-            found[1].view(-1)[0] = NAN
-        if step == 7:
-            found[2].view(-1)[0] = -INF
-        if step == 8:
-            found = [None] * len(found)
-        if step == 9:
-            found[4] = found[4] * 1e30
-        yield found
-
-
-def give(parameters, gradients, kind=lambda gradient: gradient):
-    for p, gradient in zip(parameters, gradients, strict=True):
-        p.grad = None if gradient is None else kind(gradient.clone())
-
-
-def assert_alike(on_device, on_host, rtol=1e-6):
-    for one, other in zip(seen(on_device), seen(on_host), strict=True):
-        assert one.dtype == other.dtype
-        if one.dtype == bool:
-            np.testing.assert_array_equal(one, other)
-        else:
-            np.testing.assert_allclose(one, other, rtol=rtol)
 
 
 @every_clipper
@@ -665,29 +413,6 @@ def test_a_history_of_all_norms_stays_on_the_host(make):
 # No values at all.
 
 
-class NoCopies(TorchDispatchMode):
-    """Nothing is copied from one device to another: that would synchronise, too."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("_to_copy", "copy_"):
-            pair = args[:2] if name == "copy_" else (args[0], result)
-            if len({tensor.device for tensor in pair}) > 1:
-                raise HostReadError("a copy between devices")
-        return result
-
-
-def test_the_probe_sees_a_copy_between_devices():
-    for copy in (
-        lambda: torch.zeros(3).to("meta"),
-        lambda: torch.zeros(3, device="meta").copy_(torch.zeros(3)),
-        lambda: torch.asarray(np.zeros(3, np.float32), device="meta"),
-    ):
-        with pytest.raises(HostReadError, match="between devices"), NoCopies():
-            copy()
-
-
 @every_clipper
 @in_every_mode
 def test_a_step_needs_no_value_and_no_table_of_the_host(make, scope, nonfinite):
@@ -732,100 +457,3 @@ def test_a_history_of_all_norms_is_refused_for_sharded_parameters():
             QuantileClip(sharded, history_length=None)
     finally:
         torch.distributed.destroy_process_group()
-
-
-# A real device.
-
-
-@contextmanager
-def no_synchronisation():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-def test_cuda_tells_of_a_synchronisation():
-    """The positive control."""
-    with pytest.raises(RuntimeError, match="synchroniz"), no_synchronisation():
-        torch.ones(1, device="cuda").item()
-
-
-@pytest.mark.gpu
-@every_clipper
-def test_on_cuda_a_step_does_not_synchronise(make):
-    for scope, nonfinite in MODES:
-        check_on_cuda(make, scope, nonfinite)
-
-
-def check_on_cuda(make, scope, nonfinite):
-    host, device = model(), model().cuda()
-    on_host = make(host, scope=scope, nonfinite=nonfinite)
-    on_device = make(device, scope=scope, nonfinite=nonfinite)
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        give(device.parameters(), found, lambda gradient: gradient.cuda())
-        expected = on_host.step()
-        with no_synchronisation():
-            decision = on_device.step()
-        assert all(field.is_cuda for field in decision)
-        assert_alike(
-            [field.cpu() for field in decision], expected, rtol=2 * rtol_of(make)
-        )
-        for p, q in zip(host.parameters(), device.parameters(), strict=True):
-            if p.grad is not None:
-                torch.testing.assert_close(
-                    q.grad.cpu(), p.grad, rtol=1e-5, atol=0, equal_nan=True
-                )
-    metrics, expected = on_device.metrics(), on_host.metrics()
-    for name, value in metrics.items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
-
-
-@pytest.mark.gpu
-@every_scope
-def test_on_cuda_every_kind_of_gradient(scope):
-    for name, make in GRADIENTS.items():
-        gradient = make()
-        norms = true_norms(numbers(gradient), scope)
-        limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
-        p = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype).cuda())
-        p.grad = gradient.cuda()
-        clipper = NormClip([p], max_norm=limit, scope=scope)
-        if gradient.is_sparse:
-            decision = clipper.step()  # finding duplicates needs to know their number
-        else:
-            with no_synchronisation():
-                decision = clipper.step()
-        norm, _, scale, clipped, _, _ = (field.cpu().numpy() for field in decision)
-        np.testing.assert_allclose(norm, norms, rtol=1e-6, err_msg=name)
-        np.testing.assert_array_equal(clipped, norms > limit, err_msg=name)
-        expected = scaled(gradient.to_dense(), scale, clipped)
-        torch.testing.assert_close(p.grad.cpu().to_dense(), expected, msg=name)
-
-
-@pytest.mark.gpu
-def test_on_cuda_a_model_may_lie_on_two_devices():
-    """Its rows are decided on the accelerator, and cost one transfer."""
-    host, spread_out = model(), model()
-    spread_out[1].cuda()
-    on_host = QuantileClip(host, history_length=5, global_clipping=True)
-    on_both = QuantileClip(spread_out, history_length=5, global_clipping=True)
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        for p, gradient in zip(spread_out.parameters(), found, strict=True):
-            p.grad = None if gradient is None else gradient.to(p.device, copy=True)
-        expected, decision = on_host.step(), on_both.step()
-        assert_alike([field.cpu() for field in decision], expected, rtol=2e-6)
-        for p, q in zip(host.parameters(), spread_out.parameters(), strict=True):
-            if p.grad is not None:
-                torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-5, atol=0)
-
-
-@pytest.mark.gpu
-def test_on_cuda_a_history_of_all_norms_is_refused():
-    with pytest.raises(ValueError, match="history_length must be a number"):
-        QuantileClip(model().cuda(), history_length=None)

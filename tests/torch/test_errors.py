@@ -20,7 +20,7 @@ from autoclip_torch import (
     ZClip,
 )
 
-from .test_reference import backward, batches, check_same, small_model
+from ..support.torch_models import backward, batches, check_same, small_model
 
 NAN, INF = float("nan"), float("inf")
 

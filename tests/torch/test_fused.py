@@ -8,7 +8,7 @@ import torch
 from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import AGC, Clipper, NormClip, ValueClip
 
-from .test_device import nothing_read
+from ..support.torch_device import nothing_read
 
 FUSED = {
     "Adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),

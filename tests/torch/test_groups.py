@@ -21,22 +21,19 @@ from autoclip_torch import (
 )
 
 from ..support.cases import policy_of
-from .test_reference import (
+from ..support.torch_models import (
     SCOPES,
     Case,
-    Reference,
-    arrays,
     backward,
     batches,
     bits,
-    check_decision,
-    check_gradients,
     check_same,
     every_clipper,
     every_scope,
     gradients_of,
     small_model,
 )
+from ..support.torch_reference import Reference, arrays, check_decision, check_gradients
 
 SEVERAL = [scope for scope in SCOPES if scope != "global"]
 with_several_rows = pytest.mark.parametrize("scope", SEVERAL)

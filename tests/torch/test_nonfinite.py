@@ -12,15 +12,11 @@ from autoclip_core import Drop, Fixed, MeanStd, Quantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, ZClip
 
 from ..support.cases import policy_of
-from .test_reference import (
+from ..support.torch_models import (
     CLIPPERS,
-    Reference,
-    arrays,
     backward,
     batches,
     bits,
-    check_decision,
-    check_gradients,
     check_same,
     every_clipper,
     every_scope,
@@ -28,6 +24,7 @@ from .test_reference import (
     small_model,
     spoil,
 )
+from ..support.torch_reference import Reference, arrays, check_decision, check_gradients
 
 NAN, INF = math.nan, math.inf
 BAD = [NAN, INF, -INF]

@@ -11,7 +11,7 @@ from autoclip_core import Drop, Quantile, StreamingQuantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
 from ..support.cases import oracle, policy_of
-from .test_reference import (
+from ..support.torch_models import (
     CLIPPERS,
     backward,
     batches,

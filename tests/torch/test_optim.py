@@ -38,15 +38,6 @@ from autoclip_torch import (
     optim,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "SGD foreach": lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),

@@ -23,12 +23,7 @@ from autoclip_torch import Clipper
 
 from ..conftest import found
 from ..support.cases import POLICIES, policy_of
-from .test_reference import (
-    CLIPPERS,
-    SCOPES,
-    check_same,
-    small_model,
-)
+from ..support.torch_models import CLIPPERS, SCOPES, check_same, small_model
 
 N = 10
 RUNS = {f"{code}, {scope}": (code, scope) for code in POLICIES for scope in SCOPES}
@@ -234,7 +229,8 @@ def rest_of(runs):
 
 
 def resume(folder):
-    """What the new process does."""
+    """Continue all runs, in the new process."""
+    torch.set_num_threads(1)
     for name, one in FORMATS.items():
         runs = one.load(pathlib.Path(folder) / name, one.start)
         torch.save(rest_of(runs), pathlib.Path(folder) / f"{name}, resumed")

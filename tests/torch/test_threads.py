@@ -5,7 +5,7 @@ import torch
 
 from autoclip_torch import QuantileClip
 
-from .test_reference import check_same
+from ..support.torch_models import check_same
 
 # On both sides of what torch shares among threads (2**15 numbers), and of our pieces.
 SHAPES = [(1000,), (8192,), (40_000,), (300_001,), (1500, 1000), (64, 32, 3, 3)]

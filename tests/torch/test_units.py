@@ -18,14 +18,6 @@ from autoclip_torch import AGC, optim
 from ..core.test_units import NFNETS
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Case(NamedTuple):
     """A layer, one of its parameters, and how to find that parameter's units."""
 

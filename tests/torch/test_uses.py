@@ -9,7 +9,8 @@ from torch import nn
 
 from autoclip_torch import NormClip, QuantileClip, StandardClip, ValueClip
 
-from .test_reference import arrays, backward, batches, small_model
+from ..support.torch_models import backward, batches, small_model
+from ..support.torch_reference import arrays
 
 
 def recurrent(hidden=8, seed=0):

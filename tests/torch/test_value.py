@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from autoclip_torch import ValueClip
 
-from .test_gradients import (
+from ..support.torch_gradients import (
     GRADIENTS,
     assert_same_bits,
     every_gradient,
@@ -22,14 +22,6 @@ from .test_gradients import (
 )
 
 INF, NAN = float("inf"), float("nan")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def clamp(array, most):
