@@ -43,7 +43,7 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
         return
     digests = _digests(clipper)
     own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
-    own = own.to(clipper._learner.device or "cpu")
+    own = own.to(clipper._policy_states.device or "cpu")
     group = group or dist.group.WORLD
     ranks = dist.get_process_group_ranks(group)
     gathered = [torch.empty_like(own) for _ in ranks]
@@ -75,7 +75,7 @@ def _digests(clipper: Clipper) -> dict[str, bytes]:
 
     Parameters and their names are none of them: stages of a pipeline hold others.
     """
-    state, (decision, _) = clipper.state_dict(), clipper._learner.on_host()
+    state, (decision, _) = clipper.state_dict(), clipper._policy_states.on_host()
     settings = ("class", "scope", "policies", "settings")
     parts = {
         "settings": {name: state[name] for name in settings},

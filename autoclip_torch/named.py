@@ -17,7 +17,7 @@ from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .rows.groups import Given, Member
+from .rows.groups import Given, NamedParameter
 from .rows.settings import Common, CommonAndWarmup, check_keys
 
 
@@ -195,12 +195,12 @@ class AGC(_Named):
             )
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
-    def _units(self, member: Member) -> Units:
+    def _units(self, named: NamedParameter) -> Units:
         if self.rule == "nfnets":
-            return nfnets_units(member.parameter.shape)
+            return nfnets_units(named.parameter.shape)
         if self.rule == "layer":
-            return one_unit(member.parameter.shape)
-        return super()._units(member)
+            return one_unit(named.parameter.shape)
+        return super()._units(named)
 
     def _describe(self) -> dict[str, Any]:
         described = super()._describe()

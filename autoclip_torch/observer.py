@@ -18,7 +18,7 @@ from autoclip_core.scale import NONFINITE
 from .rows.groups import (
     Given,
     Group,
-    Member,
+    NamedParameter,
     check_patterns,
     exclude_from,
     read_groups,
@@ -28,7 +28,7 @@ from .rows.groups import (
 from .rows.rows import Rows, make_rows
 from .rows.settings import check_keys
 from .state.compatibility import check_fit, describe
-from .state.policy_state import Learner
+from .state.policy_states import PolicyStates
 from .state.series import as_series
 from .step.looks import refuse_nonfinite
 from .step.stepper import Stepper
@@ -82,12 +82,12 @@ class Observer:
     @property
     def names(self) -> list[str]:
         """What each row is, in the order of a decision's entries."""
-        return list(self._learner.rows.names)
+        return list(self._policy_states.rows.names)
 
     @property
     def parameters(self) -> list[Tensor]:
         """Every parameter it was given, the excluded ones too."""
-        return [member.parameter for group in self._groups for member in group.members]
+        return [named.parameter for group in self._groups for named in group.parameters]
 
     @property
     def process_group(self) -> Any:
@@ -111,8 +111,8 @@ class Observer:
         >>> clipper.threshold()
         tensor([2.])
         """
-        learner, parameters = self._learner, self._stepper.parameters
-        return torch.as_tensor(learner.thresholds(parameters.norms(learner.device)))
+        states, parameters = self._policy_states, self._stepper.parameters
+        return torch.as_tensor(states.thresholds(parameters.norms(states.device)))
 
     @torch.no_grad()
     def observe(self, norms: Any) -> Decision:
@@ -139,15 +139,15 @@ class Observer:
         >>> clipper.observe(8.0).scale
         tensor([0.2500])
         """
-        learner = self._learner
-        weights = self._stepper.parameters.norms(learner.device)
-        found = map(learner.here, as_series(norms, len(self.names)))
+        states = self._policy_states
+        weights = self._stepper.parameters.norms(states.device)
+        found = map(states.here, as_series(norms, len(self.names)))
         steps = list(zip(*found, strict=True))
         if self.nonfinite == "raise":
             for step, observed in steps:
-                refuse_nonfinite(learner, step, observed)
+                refuse_nonfinite(states, step, observed)
         for step, observed in steps:
-            decision = learner.decide(step, observed, weights)
+            decision = states.decide(step, observed, weights)
         self._stepper.checks.overflows.leave_out()
         return Decision(*map(torch.as_tensor, decision))
 
@@ -174,7 +174,7 @@ class Observer:
         >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
         (3.0, 0.5)
         """
-        decision, tally = self._learner.on_host()
+        decision, tally = self._policy_states.on_host()
         stepper = self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
         found = {
@@ -233,7 +233,7 @@ class Observer:
         >>> clipper.state_dict()["class"]
         'QuantileClip'
         """
-        return {**self._describe(), **self._learner.to_plain()}
+        return {**self._describe(), **self._policy_states.to_plain()}
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Go on where another clipper stopped; a resumed run has the same bits.
@@ -257,13 +257,13 @@ class Observer:
         tensor([2.])
         """
         check_fit(state, self.state_dict(), strict)
-        self._learner.from_plain(state)
+        self._policy_states.from_plain(state)
         self._stepper.checks.overflows.leave_out()
 
     @property
-    def _learner(self) -> Learner:
+    def _policy_states(self) -> PolicyStates:
         """What was learned so far."""
-        return self._stepper.learner
+        return self._stepper.policy_states
 
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
         """Return the rows of what is not excluded, each group under its own policy."""
@@ -281,10 +281,10 @@ class Observer:
         check_policy(policy)
         return policy
 
-    def _units(self, member: Member) -> Units:
+    def _units(self, named: NamedParameter) -> Units:
         """Return how a parameter is cut into units."""
-        return units_of(member)
+        return units_of(named)
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with; a clipper adds settings of its own."""
-        return describe(type(self).__name__, self.nonfinite, self._learner.rows)
+        return describe(type(self).__name__, self.nonfinite, self._policy_states.rows)

@@ -60,39 +60,39 @@ class _ValueStepper(Stepper):
         weights: Any,
     ) -> Decision:
         """Compare the norms of what clamping would leave, and of what it would cut."""
-        learner = self.learner
+        states = self.policy_states
         (after, _), (cut, _) = self.parameters.measure(
-            learner.device,
+            states.device,
             self._each(_clamped, gradients),
             self._each(_cut_off, gradients),
         )
-        return learner.count(
+        return states.count(
             decide_by_value(
                 norms,
                 after,
-                as_norms(cut, learner.xp) > 0,
-                thresholds=learner.thresholds(None),
+                as_norms(cut, states.xp) > 0,
+                thresholds=states.thresholds(None),
                 observed=observed,
-                nonfinite=learner.nonfinite,
-                xp=learner.xp,
+                nonfinite=states.nonfinite,
+                xp=states.xp,
             )
         )
 
     def rescale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
         """Set to 0 what is not finite, then clamp all there is."""
-        xp, rows = self.learner.xp, self.learner.rows
-        if self.learner.nonfinite == "zero":
+        xp, rows = self.policy_states.xp, self.policy_states.rows
+        if self.policy_states.nonfinite == "zero":
             one = decision.scale * 0 + 1
             only_finite = xp.where(decision.finite, one, 0.0)
             super().rescale(gradients, decision._replace(scale=only_finite))
-        for slot, most in zip(rows.slots, self._values(), strict=True):
-            gradient = slot.parameter.grad
+        for entry, most in zip(rows.by_parameter, self._values(), strict=True):
+            gradient = entry.parameter.grad
             if gradient is not None and gradient.is_sparse:
-                slot.parameter.grad = _clamped(gradient, most)
+                entry.parameter.grad = _clamped(gradient, most)
             elif is_partial(gradient):
-                slot.parameter.grad = _clamp_(without_partial(gradient), most)
+                entry.parameter.grad = _clamp_(without_partial(gradient), most)
             elif gradient is not None:
-                _clamp_(writable(slot, gradient), most)
+                _clamp_(writable(entry, gradient), most)
 
     def _each(
         self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
@@ -102,12 +102,16 @@ class _ValueStepper(Stepper):
             yield None if gradient is None else function(gradient, most)
 
     def _values(self) -> list[float]:
-        """Return the clip value of each slot."""
-        rows, values = self.learner.rows, []
-        for slot in rows.slots:
-            own = (band for band in rows.bands if band.start <= slot.start < band.stop)
-            # A slot without rows has no number to clip, and perhaps no band of its own.
-            policy: Any = next(own, rows.bands[0]).policy
+        """Return the clip value of each entry."""
+        rows, values = self.policy_states.rows, []
+        for entry in rows.by_parameter:
+            own = (
+                block
+                for block in rows.by_policy
+                if block.start <= entry.start < block.stop
+            )
+            # An entry without rows has nothing to clip, and maybe no policy rows.
+            policy: Any = next(own, rows.by_policy[0]).policy
             values.append(policy.max_norm)
         return values
 

@@ -21,7 +21,7 @@ from timing import Timed, alternate
 
 PARTS = {
     "norms": ("parameters", "measure"),
-    "decide": ("learner", "decide"),
+    "decide": ("policy_states", "decide"),
     "scale": ("parameters", "rescale"),
 }
 """The methods of what a step uses; recording and counting are in `decide`."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_torch.rows.rows import Rows, Slot
+from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .layout import (
     norm_over,
@@ -47,10 +47,10 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
     absent = torch.zeros((), dtype=wide, device=device)
     yes = torch.ones((), dtype=torch.bool, device=device)
     # Slots stand in the order of their rows, and so do the keys.
-    vectors: dict[int, list[Tensor]] = {slot.start: [] for slot in rows.slots}
-    widths = {slot.start: slot.stop - slot.start for slot in rows.slots}
-    for slot, own in slot_norms(rows, tensors, wide):
-        vectors[slot.start].append(own.to(device, non_blocking=True))
+    vectors: dict[int, list[Tensor]] = {entry.start: [] for entry in rows.by_parameter}
+    widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
+    for entry, own in slot_norms(rows, tensors, wide):
+        vectors[entry.start].append(own.to(device, non_blocking=True))
     found = [
         combined(parts) if parts else absent.expand(widths[start])
         for start, parts in vectors.items()
@@ -64,19 +64,19 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
 
 def slot_norms(
     rows: Rows, tensors: Any, wide: torch.dtype
-) -> Iterator[tuple[Slot, Tensor]]:
-    """Yield each slot that has a tensor, and the norms of its rows there."""
-    whole: list[tuple[Slot, Tensor]] = []
-    for slot, tensor in zip(rows.slots, tensors, strict=True):
-        if tensor is None or slot.start == slot.stop:
+) -> Iterator[tuple[ParameterRows, Tensor]]:
+    """Yield each entry that has a tensor, and the norms of its rows there."""
+    whole: list[tuple[ParameterRows, Tensor]] = []
+    for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
+        if tensor is None or entry.start == entry.stop:
             continue
-        if slot.units is None:
-            whole.append((slot, tensor))
+        if entry.units is None:
+            whole.append((entry, tensor))
         else:
-            yield slot, norms_in(tensor, slot.units, wide).reshape(-1)
+            yield entry, norms_in(tensor, entry.units, wide).reshape(-1)
     found = whole_norms([tensor for _, tensor in whole], wide)
-    for (slot, _), norm in zip(whole, found, strict=True):
-        yield slot, norm.reshape(1)
+    for (entry, _), norm in zip(whole, found, strict=True):
+        yield entry, norm.reshape(1)
 
 
 def whole_norms(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
@@ -102,15 +102,15 @@ def combined(norms: list[Tensor]) -> Tensor:
 def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
     """Scale in place without reading a value back."""
     whole: dict[int, list[Tensor]] = {}
-    for slot, gradient in zip(rows.slots, gradients, strict=True):
+    for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
         if gradient is None:
             continue
-        gradient = writable(slot, gradient)
-        if slot.units is None:
-            whole.setdefault(slot.start, []).append(gradient)
+        gradient = writable(entry, gradient)
+        if entry.units is None:
+            whole.setdefault(entry.start, []).append(gradient)
         else:
-            own = scales[slot.start : slot.stop].to(gradient.device)
-            select_(*unit_scales(gradient, own, slot.units))
+            own = scales[entry.start : entry.stop].to(gradient.device)
+            select_(*unit_scales(gradient, own, entry.units))
     scale_whole_(whole, scales)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units
-from autoclip_torch.rows.rows import Rows, Slot
+from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import squares
 from .layout import (
@@ -38,16 +38,18 @@ def norms(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
     sums = np.zeros(len(rows.names))
     short: list[int] = []
     with np.errstate(all="ignore"):  # what is not finite is told by the norm
-        for place, (slot, tensor) in enumerate(zip(rows.slots, tensors, strict=True)):
-            if tensor is None or slot.start == slot.stop:
+        for place, (entry, tensor) in enumerate(
+            zip(rows.by_parameter, tensors, strict=True)
+        ):
+            if tensor is None or entry.start == entry.stop:
                 continue
-            if squares.is_short(tensor, slot.units):
+            if squares.is_short(tensor, entry.units):
                 short.append(place)
             else:
-                _add_one(sums, slot, tensor)
+                _add_one(sums, entry, tensor)
         if len(short) < _FEW:
             for place in short:
-                _add_one(sums, rows.slots[place], tensors[place])
+                _add_one(sums, rows.by_parameter[place], tensors[place])
         else:
             _add_short(sums, rows, tensors, short)
         return np.sqrt(sums), _observed(rows, tensors)
@@ -58,36 +60,36 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     touched = scales != 1
     if not touched.any():
         return
-    spans = rows.spans
-    factors = spans.parts(torch.from_numpy(scales))
-    some = spans.count(touched).tolist()
-    every = (spans.count(touched & (scales != 0)) == spans.counts).tolist()
+    index = rows.index
+    factors = index.parts(torch.from_numpy(scales))
+    some = index.count(touched).tolist()
+    every = (index.count(touched & (scales != 0)) == index.counts).tolist()
     products: list[Tensor] = []
     by: list[Tensor] = []
-    slots = zip(rows.slots, gradients, some, every, strict=True)
-    for slot, gradient, has_some, has_every in slots:
+    entries = zip(rows.by_parameter, gradients, some, every, strict=True)
+    for entry, gradient, has_some, has_every in entries:
         if gradient is None or not has_some:
             continue
-        gradient, factor = writable(slot, gradient), factors[slot.start]
-        values, factor = _aligned(gradient, factor, slot.units)
+        gradient, factor = writable(entry, gradient), factors[entry.start]
+        values, factor = _aligned(gradient, factor, entry.units)
         # What is negated, as the imaginary part of a conjugate is, goes alone.
         if has_every and values.dtype.itemsize >= 4 and not values.is_neg():
             products.append(values)
             by.append(factor)
-        elif slot.units is None:
+        elif entry.units is None:
             _scale_whole_(values, float(factor))
         else:
-            _scale_some_(gradient, slot.units, values, factor)
+            _scale_some_(gradient, entry.units, values, factor)
     if products:
         torch._foreach_mul_(products, by)
 
 
-def _add_one(sums: _Array, slot: Slot, tensor: Tensor) -> None:
+def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
     """Add the sums of squares of one tensor to those of its rows."""
-    if slot.units is None:
-        sums[slot.start] += squares.of_all(tensor)
+    if entry.units is None:
+        sums[entry.start] += squares.of_all(tensor)
     else:
-        sums[slot.start : slot.stop] += squares.of_units(tensor, slot.units)
+        sums[entry.start : entry.stop] += squares.of_units(tensor, entry.units)
 
 
 def _add_short(
@@ -98,9 +100,9 @@ def _add_short(
     for batch in np.split(short, np.flatnonzero(np.diff(ends // _SIDE_BY_SIDE)) + 1):
         some = np.zeros(len(tensors), np.bool_)
         some[batch] = True
-        counts = rows.spans.counts[batch]
+        counts = rows.index.counts[batch]
         found = squares.of_short([tensors[place] for place in batch], counts)
-        np.add.at(sums, rows.spans.rows(some), found)
+        np.add.at(sums, rows.index.rows(some), found)
 
 
 def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
@@ -108,7 +110,7 @@ def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
     there = np.array([tensor is not None for tensor in tensors], np.bool_)
     observed: _Array = np.full(len(rows.names), there.all())
     if not there.all():
-        observed[rows.spans.rows(there)] = True
+        observed[rows.index.rows(there)] = True
     return observed
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.units import Units, split_shape, unit_shape
-from autoclip_torch.rows.rows import Slot
+from autoclip_torch.rows.rows import ParameterRows
 
 # So many numbers are copied at a time, where they have to be.
 PIECE = 2**20
@@ -112,14 +112,14 @@ def select_(values: Tensor, scales: Tensor) -> None:
     values.mul_(scales.masked_fill(gone, 1.0))
 
 
-def writable(slot: Slot, gradient: Tensor) -> Tensor:
+def writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
     """Return the gradient, or a copy put in its place where memory overlaps."""
     # An expanded gradient has an axis of stride 0, a dense one never has.
     if gradient.is_sparse or 0 not in gradient.stride():
         return gradient
     pairs = zip(gradient.shape, gradient.stride(), strict=True)
     if any(size > 1 and stride == 0 for size, stride in pairs):
-        slot.parameter.grad = gradient = gradient.clone()
+        entry.parameter.grad = gradient = gradient.clone()
     return gradient
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoclip_torch.rows.rows import Rows, Slot
+from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import device as on_device
 from . import host
 
 Gradients = Iterable[Tensor | None]
-"""One tensor per slot of the rows; None where a parameter has no gradient."""
+"""One tensor per entry of the rows; None where a parameter has no gradient."""
 
 
 def on_host(tensors: Gradients) -> bool:
@@ -33,7 +33,7 @@ def measure(
 
     Args:
       rows: which tensor belongs to which row.
-      tensors: one per slot: gradients, or parameters.
+      tensors: one per entry: gradients, or parameters.
       device: where the norms are wanted; None is the host, as NumPy arrays.
     """
     if device is None:
@@ -46,7 +46,7 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
 
     Args:
       rows: which gradient belongs to which row.
-      gradients: one per slot.
+      gradients: one per entry.
       scales: float32, one per row, NumPy or torch; 1 leaves a gradient's bits alone, 0
         sets it to 0, whatever it holds.
     """
@@ -57,15 +57,15 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
 
 
 def give_each_its_own(
-    slots: Sequence[Slot], gradients: list[Tensor | None]
+    entries: Sequence[ParameterRows], gradients: list[Tensor | None]
 ) -> list[Tensor | None]:
     """Return gradients of which a shared one was copied: it would be scaled twice."""
     present = [id(gradient) for gradient in gradients if gradient is not None]
     if len(set(present)) == len(present):
         return gradients
     seen: set[int] = set()
-    for slot, gradient in zip(slots, gradients, strict=True):
+    for entry, gradient in zip(entries, gradients, strict=True):
         if gradient is not None and id(gradient) in seen:
-            slot.parameter.grad = gradient.clone()
+            entry.parameter.grad = gradient.clone()
         seen.add(id(gradient))
-    return [slot.parameter.grad for slot in slots]
+    return [entry.parameter.grad for entry in entries]

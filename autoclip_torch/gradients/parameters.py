@@ -40,30 +40,30 @@ class Parameters:
         return None if self.ranks is None else self.ranks.process_group
 
     def gradients(self) -> list[Tensor | None]:
-        """Return the gradient of each slot."""
-        return [slot.parameter.grad for slot in self.rows.slots]
+        """Return the gradient of each entry."""
+        return [entry.parameter.grad for entry in self.rows.by_parameter]
 
     def own_gradients(self) -> list[Tensor | None]:
-        """Return the gradient of each slot, before they are scaled: shared by none."""
+        """Return the gradient of each entry, before they are scaled: shared by none."""
         gradients = self.gradients()
         # While compiling, an id would tie the code to this step's gradients.
         if torch.compiler.is_compiling():
             return gradients
-        return give_each_its_own(self.rows.slots, gradients)
+        return give_each_its_own(self.rows.by_parameter, gradients)
 
     def replaced(self) -> list[str]:
         """Return the names of those that their layer does not hold any more.
 
         One with a gradient is not asked: FSDP2 may keep the whole of it in its place.
         """
-        members = [member for group in self.groups for member in group.members]
+        parameters = [named for group in self.groups for named in group.parameters]
         return [
-            str(member.name)
-            for member in members
-            if member.parameter.requires_grad
-            and member.parameter.grad is None
-            and member.layer is not None
-            and all(p is not member.parameter for p in member.layer.parameters())
+            str(named.name)
+            for named in parameters
+            if named.parameter.requires_grad
+            and named.parameter.grad is None
+            and named.layer is not None
+            and all(p is not named.parameter for p in named.layer.parameters())
         ]
 
     def present(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -82,7 +82,7 @@ class Parameters:
 
         Args:
           device: where the norms are wanted; None is the host, as NumPy arrays.
-          *sequences: gradients, or parameters: one tensor per slot in each.
+          *sequences: gradients, or parameters: one tensor per entry in each.
           overflow: not 0 where this rank's gradients overflowed; it becomes 1 where
             those of any rank did, and what overflowed on one is observed on none.
         """
@@ -96,9 +96,9 @@ class Parameters:
 
     def weights(self) -> list[list[Tensor]]:
         """Return the parameters in a list, where a policy needs their norms."""
-        if not any(band.policy.needs_param_norms for band in self.rows.bands):
+        if not any(block.policy.needs_param_norms for block in self.rows.by_policy):
             return []
-        return [[slot.parameter.detach() for slot in self.rows.slots]]
+        return [[entry.parameter.detach() for entry in self.rows.by_parameter]]
 
     def norms(self, device: torch.device | None) -> Any:
         """Return the norms of the parameters, or None where no policy needs them."""
@@ -119,8 +119,8 @@ class Parameters:
         The excluded parameters belong to the same update.
         """
         for group in self.groups:
-            for member in group.members:
-                member.parameter.grad = None
+            for named in group.parameters:
+                named.parameter.grad = None
 
 
 def where(tensors: Sequence[Tensor]) -> torch.device | None:

@@ -31,7 +31,7 @@ def measure(
 
     Args:
       rows: which tensor belongs to which row.
-      sequences: gradients, or gradients and parameters: one tensor per slot in each.
+      sequences: gradients, or gradients and parameters: one tensor per entry in each.
       device: where the norms are wanted; None is the host, as NumPy arrays.
       ranks: whom to add up with.
       overflow: not 0 where this rank's gradients overflowed; it becomes 1 where those
@@ -58,20 +58,20 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
     """Scale the parts of the gradients that are here, in place."""
     scales = torch.as_tensor(scales)
     whole: dict[int, list[Tensor]] = {}
-    for slot, gradient in zip(rows.slots, gradients, strict=True):
+    for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
         if gradient is None:
             continue
         if not is_sharded(gradient):
-            gradient = writable(slot, gradient)
+            gradient = writable(entry, gradient)
         local = _local(gradient)
-        if slot.units is None:
-            whole.setdefault(slot.start, []).append(local)
+        if entry.units is None:
+            whole.setdefault(entry.start, []).append(local)
             continue
-        own = scales[slot.start : slot.stop].to(local.device)
+        own = scales[entry.start : entry.stop].to(local.device)
         if is_sharded(gradient):
-            select_(local, _own_scales(gradient, own, slot.units))
+            select_(local, _own_scales(gradient, own, entry.units))
         else:
-            select_(*unit_scales(local, own, slot.units))
+            select_(*unit_scales(local, own, entry.units))
     scale_whole_(whole, scales)
 
 
@@ -83,17 +83,17 @@ def _own_squares(
     share = torch.zeros(2, len(rows.names), dtype=wide, device=device)
     squares, observed = share
     whole: dict[tuple[int, float], list[Tensor]] = {}
-    for slot, tensor in zip(rows.slots, tensors, strict=True):
+    for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
         if tensor is None:
             continue
         tensor = without_partial(tensor)
         weight = ranks.weight(tensor)
-        if slot.units is None:
-            whole.setdefault((slot.start, weight), []).append(_local(tensor))
+        if entry.units is None:
+            whole.setdefault((entry.start, weight), []).append(_local(tensor))
             continue
-        own = _squares(tensor, slot.units, wide).to(device, non_blocking=True)
-        squares[slot.start : slot.stop] += weight * own
-        observed[slot.start : slot.stop] = 1
+        own = _squares(tensor, entry.units, wide).to(device, non_blocking=True)
+        squares[entry.start : entry.stop] += weight * own
+        observed[entry.start : entry.stop] = 1
     for (row, weight), parts in whole.items():
         norms = [norm.to(device) for norm in whole_norms(parts, wide)]
         squares[row] += weight * combined(norms).square()

@@ -79,7 +79,7 @@ class Attached:
         new = [p for i, group in groups for p in group["params"][before.get(i, 0) :]]
         self._known = sizes
         clipped = [group for each in self._steppers for group in each.parameters.groups]
-        known = {id(member.parameter) for group in clipped for member in group.members}
+        known = {id(named.parameter) for group in clipped for named in group.parameters}
         if added := [p for p in new if id(p) not in known]:
             warn(
                 f"the optimizer was given {len(added)} parameters after attach() that "

@@ -217,14 +217,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state, clipper = dict(state_dict), self.clipper
         clipper_state = state.pop("clipper", None)
         # On a device, loading overwrites the present tensors: `before` is a copy.
-        before, decision = clipper.state_dict(), clipper._learner.decision
+        before, decision = clipper.state_dict(), clipper._policy_states.decision
         if clipper_state is not None:
             clipper.load_state_dict(clipper_state)
         try:
             self.optimizer.load_state_dict(state)
         except Exception:
             clipper.load_state_dict(before)
-            clipper._learner.decision = decision
+            clipper._policy_states.decision = decision
             raise
 
     def __getstate__(self) -> dict[str, Any]:

@@ -57,5 +57,5 @@ def follow(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
     if stepped_ids(optimizer) <= known:
         return
     for group in optimizer_groups(optimizer, model):
-        if new := [m for m in group.members if id(m.parameter) not in known]:
+        if new := [m for m in group.parameters if id(m.parameter) not in known]:
             clipper.add_param_group(Group(new))

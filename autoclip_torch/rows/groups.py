@@ -1,4 +1,4 @@
-"""What a clipper was given: parameters, their names, their groups, their units."""
+"""Read the first argument of a clipper: parameters, names, groups and units."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,37 +14,37 @@ from autoclip_core.clipper.patterns import Pattern, check_names, matches
 from autoclip_core.clipper.units import Units
 
 Given = Any
-"""A module, an optimizer, or an iterable of parameters, named ones or group dicts."""
+"""A module, an optimizer, or an iterable of parameters, of pairs or of group dicts."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """One parameter of a group."""
+class NamedParameter:
+    """A parameter with its name and its layer."""
 
     parameter: torch.Tensor
     name: str | None
     layer: nn.Module | None = None
-    """The module that owns the parameter, where a module was given."""
+    """The module that owns the parameter, if the clipper received a module."""
 
 
 @dataclass
 class Group:
     """Parameters that share one policy."""
 
-    members: list[Member]
+    parameters: list[NamedParameter]
     overrides: dict[str, Any] = field(default_factory=dict)
-    """What a group dict said beside "params"."""
+    """The entries of a group dict other than "params"."""
     name: str = "group 0"
-    """What its row is called; it stays where another group is excluded."""
+    """The name of its row. It stays the same if another group is excluded."""
 
 
 def read_groups(given: Given) -> list[Group]:
     """Read the first argument of a clipper.
 
     Raises:
-      TypeError: it is none of what is accepted.
-      ValueError: it holds no parameter, one that has no gradient of its own, or the
-        same one in two groups.
+      TypeError: the type of the argument is not supported.
+      ValueError: it holds no parameter, a parameter that can have no gradient, or the
+        same parameter in two groups.
     """
     items = _items(given)
     if items and all(isinstance(item, Group) for item in items):
@@ -52,7 +52,7 @@ def read_groups(given: Given) -> list[Group]:
     if items and all(isinstance(item, dict) for item in items):
         groups = [_group(item) for item in items]
     else:
-        groups = [Group(_members(given, items))]
+        groups = [Group(_named_parameters(given, items))]
     refuse_shared(groups)
     return groups
 
@@ -60,39 +60,40 @@ def read_groups(given: Given) -> list[Group]:
 def optimizer_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module | None
 ) -> list[Group]:
-    """Return an optimizer's groups, with names and layers if there is a model."""
+    """Return an optimizer's groups, with names and layers if a model is given."""
     groups = read_groups(optimizer)
     if model is None:
         return groups
-    # What the optimizer does not step is none of ours: it may be quantized or lazy.
+    # Other parameters of the model are not checked: they may be quantized or lazy.
     names = {id(p): name for name, p in model.named_parameters()}
     layers = _layers(model)
     return [
-        Group([_found(m, names, layers) for m in group.members]) for group in groups
+        Group([_name_as_in_model(m, names, layers) for m in group.parameters])
+        for group in groups
     ]
 
 
-def _found(
-    member: Member, names: dict[int, str], layers: dict[int, nn.Module]
-) -> Member:
-    """Return a member under the name and in the layer that a model has it."""
-    key = id(member.parameter)
-    return Member(member.parameter, names.get(key, member.name), layers.get(key))
+def _name_as_in_model(
+    named: NamedParameter, names: dict[int, str], layers: dict[int, nn.Module]
+) -> NamedParameter:
+    """Return the parameter with the name and the layer that the model gives it."""
+    key = id(named.parameter)
+    return NamedParameter(named.parameter, names.get(key, named.name), layers.get(key))
 
 
 def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None:
-    """Refuse a pattern that cannot be meant.
+    """Refuse a pattern that cannot match.
 
     Raises:
-      ValueError: the parameters have no names, or none has this one.
+      ValueError: the parameters have no names, or no name matches.
     """
-    members = [(m.name, m.parameter) for group in groups for m in group.members]
+    pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
     way_out = "pass the model or model.named_parameters()"
-    check_names(patterns, members, partial(matches, separator="."), way_out)
+    check_names(patterns, pairs, partial(matches, separator="."), way_out)
 
 
 def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:
-    """Return the groups without the parameters that a pattern names.
+    """Return the groups without the parameters that a pattern matches.
 
     Raises:
       ValueError: no parameter is left.
@@ -100,44 +101,44 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
     patterns = list(patterns)
     left = [
         Group(
-            [m for m in group.members if not _excluded(m, patterns)],
+            [p for p in group.parameters if not _is_excluded(p, patterns)],
             group.overrides,
             f"group {index}",
         )
         for index, group in enumerate(groups)
     ]
-    if not any(group.members for group in left):
+    if not any(group.parameters for group in left):
         raise ValueError(
             f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
             "all of them"
         )
-    return [group for group in left if group.members]
+    return [group for group in left if group.parameters]
 
 
-def _excluded(member: Member, patterns: Iterable[Pattern]) -> bool:
-    return any(matches(p, member.name, member.parameter, ".") for p in patterns)
+def _is_excluded(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
+    return any(matches(p, named.name, named.parameter, ".") for p in patterns)
 
 
 def refuse_shared(groups: Sequence[Group]) -> None:
     """Refuse a parameter that is in two groups.
 
     Raises:
-      ValueError: it is; it would be measured and scaled twice.
+      ValueError: a parameter is in two groups; it would be measured and scaled twice.
     """
-    owner: dict[int, int] = {}
+    group_of: dict[int, int] = {}
     for index, group in enumerate(groups):
-        for member in group.members:
-            if owner.setdefault(id(member.parameter), index) != index:
-                label = member.name or f"of shape {tuple(member.parameter.shape)}"
+        for named in group.parameters:
+            if group_of.setdefault(id(named.parameter), index) != index:
+                label = named.name or f"of shape {tuple(named.parameter.shape)}"
                 raise ValueError(
                     f"a parameter must be in one group, got {label} in groups "
-                    f"{owner[id(member.parameter)]} and {index}; list it once, or it "
+                    f"{group_of[id(named.parameter)]} and {index}; list it once, or it "
                     "would be scaled twice"
                 )
 
 
-def units_of(member: Member) -> Units:
-    """Return the parameter's output units, by the kind of its layer where it is known.
+def units_of(named: NamedParameter) -> Units:
+    """Return the parameter's output units; the type of its layer decides, if known.
 
     | layer                                  | a unit is                         |
     |----------------------------------------|-----------------------------------|
@@ -147,9 +148,9 @@ def units_of(member: Member) -> Units:
     | LayerNorm, RMSNorm, PReLU, any vector  | the whole parameter               |
     | unknown                                | each index of axis 0              |
     """
-    shape = tuple(member.parameter.shape)
-    layer = member.layer
-    # Of what weight_norm makes the weight of, the magnitudes have another shape.
+    shape = tuple(named.parameter.shape)
+    layer = named.layer
+    # The magnitudes that weight_norm keeps have another shape than the weight.
     if isinstance(layer, _Transposed) and shape[:2] == (
         layer.in_channels,
         layer.out_channels // layer.groups,
@@ -165,12 +166,12 @@ _GAINS = (nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
 def _items(given: Given) -> list[Any]:
-    """Return what was given as a list; an iterable is read once, as a generator is."""
+    """Return the argument as a list. It is iterated once, so a generator works."""
     if isinstance(given, nn.Module):
         return list(given.named_parameters())
     if isinstance(given, torch.optim.Optimizer):
-        groups = given.param_groups  # an empty one is usual: no decay, nothing frozen
-        return [params_only(group) for group in groups if group["params"]]
+        # Empty groups are common: no decay, nothing frozen.
+        return [params_only(g) for g in given.param_groups if g["params"]]
     if isinstance(given, torch.Tensor | dict):
         return [given]
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -183,7 +184,7 @@ def _items(given: Given) -> list[Any]:
 
 
 def params_only(group: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's group without lr, eps and the like: never ours to read."""
+    """Return an optimizer's group without its own settings, such as lr and eps."""
     names = group.get("param_names")
     if names is None:
         return {"params": group["params"]}
@@ -197,51 +198,51 @@ def _group(item: dict[str, Any]) -> Group:
             'write {"params": module.parameters(), ...}'
         )
     overrides = {key: value for key, value in item.items() if key != "params"}
-    return Group(_members(item["params"], _items(item["params"])), overrides)
+    return Group(_named_parameters(item["params"], _items(item["params"])), overrides)
 
 
-def _members(given: Given, items: list[Any]) -> list[Member]:
-    """Return the members, each parameter once: tied ones share one gradient."""
+def _named_parameters(given: Given, items: list[Any]) -> list[NamedParameter]:
+    """Return each parameter once: tied parameters share one gradient."""
     layers = _layers(given) if isinstance(given, nn.Module) else {}
-    members: dict[int, Member] = {}
-    for place, item in enumerate(items):
-        name, parameter = _named(item)
-        _check_parameter(place, name, parameter)
+    parameters: dict[int, NamedParameter] = {}
+    for index, item in enumerate(items):
+        name, parameter = _as_pair(item)
+        _check_parameter(index, name, parameter)
         layer = layers.get(id(parameter))
-        members.setdefault(id(parameter), Member(parameter, name, layer))
-    if not members:
+        parameters.setdefault(id(parameter), NamedParameter(parameter, name, layer))
+    if not parameters:
         raise ValueError(
             "parameters must hold at least one parameter, got none; a generator such "
-            "as model.parameters() can be read only once: call it anew, or pass a list "
-            "or the model"
+            "as model.parameters() can be read only once: call it again, or pass a "
+            "list or the model"
         )
-    return list(members.values())
+    return list(parameters.values())
 
 
-def _named(item: Any) -> tuple[Any, Any]:
+def _as_pair(item: Any) -> tuple[Any, Any]:
     if not isinstance(item, tuple):
         return None, item
     if len(item) != 2:
-        raise TypeError(f"a pair must be (name, parameter), got {len(item)} things")
+        raise TypeError(f"a pair must be (name, parameter), got {len(item)} items")
     return item
 
 
 def _layers(module: nn.Module) -> dict[int, nn.Module]:
-    """Return each parameter's own layer: the first module that holds or makes it."""
+    """Return each parameter's layer: the first module that holds or computes it."""
     layers: dict[int, nn.Module] = {}
     for layer in module.modules():
         for parameter in layer.parameters(recurse=False):
             layers.setdefault(id(parameter), layer)
-        if is_parametrized(layer):  # such as weight_norm: it holds what it is made of
-            lists: Any = layer.parametrizations
-            for originals in lists.values():
+        if is_parametrized(layer):  # such as weight_norm: the originals are elsewhere
+            parametrizations: Any = layer.parametrizations
+            for originals in parametrizations.values():
                 for parameter in originals.parameters(recurse=False):
                     layers.setdefault(id(parameter), layer)
     return layers
 
 
-def _check_parameter(place: int, name: Any, parameter: Any) -> None:
-    label = f"parameter {place}" if name is None else f"parameter {name!r}"
+def _check_parameter(index: int, name: Any, parameter: Any) -> None:
+    label = f"parameter {index}" if name is None else f"parameter {name!r}"
     if name is not None and not isinstance(name, str):
         types = f"({type(name).__name__}, {type(parameter).__name__})"
         raise TypeError(f"a pair must be (name, parameter), got {types}; swap the two")

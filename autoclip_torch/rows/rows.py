@@ -1,4 +1,4 @@
-"""Which gradient belongs to which row, and which rows to which policy."""
+"""Which gradient belongs to which row, and which row belongs to which policy."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,27 +12,27 @@ from autoclip_core import Policy
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.units import Units, unit_count
 
-from .groups import Group, Member
-from .spans import Spans
+from .groups import Group, NamedParameter
+from .row_index import RowIndex
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One parameter and the rows its gradient belongs to."""
+class ParameterRows:
+    """One parameter and the range of rows of its gradient."""
 
     parameter: torch.Tensor
     name: str | None
     start: int
     """Its first row."""
     stop: int
-    """One more than its last row; at scope "global" and "group" rows are shared."""
+    """One more than its last row. At scope "global" and "group" rows are shared."""
     units: Units | None = None
-    """How it is cut, at scope "unit", if into more than one."""
+    """How it is cut at scope "unit", if it has more than one unit."""
 
 
 @dataclass(frozen=True)
-class Band:
-    """Contiguous rows under one policy: one call of `decide`."""
+class PolicyRows:
+    """Consecutive rows that share a policy: one call of `decide`."""
 
     policy: Policy
     start: int
@@ -41,60 +41,60 @@ class Band:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a model, those of one policy side by side."""
+    """All rows of a clipper. Rows that share a policy are consecutive."""
 
-    slots: list[Slot]
-    bands: list[Band]
+    by_parameter: list[ParameterRows]
+    by_policy: list[PolicyRows]
     names: list[str]
-    """One per row, no two the same."""
+    """One name per row; no two are equal."""
     scope: str
     """Which gradients share a row."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """Every parameter once, in the order of the slots."""
-        return [slot.parameter for slot in self.slots]
+        """Every clipped parameter, in the order of `by_parameter`."""
+        return [entry.parameter for entry in self.by_parameter]
 
     @cached_property
-    def spans(self) -> Spans:
-        """Which rows each slot has, as arrays."""
-        return Spans((slot.start, slot.stop) for slot in self.slots)
+    def index(self) -> RowIndex:
+        """The rows of each parameter, as arrays."""
+        return RowIndex((entry.start, entry.stop) for entry in self.by_parameter)
 
 
 def make_rows(
     groups: Sequence[Group],
     scope: str,
     policy_of: Callable[[dict[str, Any]], Policy],
-    units_of: Callable[[Member], Units],
+    units_of: Callable[[NamedParameter], Units],
 ) -> Rows:
     """Cut the parameters into rows.
 
     Args:
       groups: the parameters.
       scope: "global" (one row), "group", "parameter" or "unit".
-      policy_of: the policy of a group, by what its dict says beside "params".
-      units_of: how a parameter is cut, at scope "unit".
+      policy_of: returns the policy of a group from the overrides in its dict.
+      units_of: returns how a parameter is cut at scope "unit".
 
     Raises:
-      ValueError: a group has a policy of its own where all share one row.
+      ValueError: a group overrides the policy, although all groups share one row.
     """
     if scope == "global":
         _refuse_overrides(groups)
     policies = [policy_of(group.overrides) for group in groups]
     if scope == "global":
-        members = [member for group in groups for member in group.members]
-        groups = [Group(members, name="global")]
+        parameters = [named for group in groups for named in group.parameters]
+        groups = [Group(parameters, name="global")]
         policies = policies[:1]
-    slots: list[Slot] = []
-    bands: list[Band] = []
+    by_parameter: list[ParameterRows] = []
+    by_policy: list[PolicyRows] = []
     names: list[str] = []
     for policy in dict.fromkeys(policies):
         first = len(names)
-        for group, own in zip(groups, policies, strict=True):
-            if own == policy:
-                _add_group(slots, names, group, scope, units_of)
-        bands.append(Band(policy, first, len(names)))
-    return Rows(slots, bands, _distinct(names), scope)
+        for group, group_policy in zip(groups, policies, strict=True):
+            if group_policy == policy:
+                _add_group(by_parameter, names, group, scope, units_of)
+        by_policy.append(PolicyRows(policy, first, len(names)))
+    return Rows(by_parameter, by_policy, _distinct(names), scope)
 
 
 def _refuse_overrides(groups: Sequence[Group]) -> None:
@@ -106,7 +106,7 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Return the names, with its number where a row shares its name with another."""
+    """Return the names; the row number is added to names that occur twice."""
     count = Counter(names)
     return [
         f"{name} (row {row})" if count[name] > 1 else name
@@ -115,27 +115,29 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _add_group(
-    slots: list[Slot],
+    by_parameter: list[ParameterRows],
     names: list[str],
     group: Group,
     scope: str,
-    units_of: Callable[[Member], Units],
+    units_of: Callable[[NamedParameter], Units],
 ) -> None:
-    """Add a group's slots and the names of their rows."""
+    """Append the rows of a group's parameters, and the names of the rows."""
     start, units = len(names), None
     if scope in ("group", "global"):
         names.append(group.name)
-    for member in group.members:
-        name = member.name or f"parameter {len(slots)}"
+    for named in group.parameters:
+        name = named.name or f"parameter {len(by_parameter)}"
         if scope == "parameter":
             start = len(names)
             names.append(name)
         elif scope == "unit":
-            start, units = len(names), units_of(member)
-            count = unit_count(member.parameter.shape, units)
+            start, units = len(names), units_of(named)
+            count = unit_count(named.parameter.shape, units)
             names.extend(
                 [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
             )
             if count == 1:
                 units = None
-        slots.append(Slot(member.parameter, member.name, start, len(names), units))
+        by_parameter.append(
+            ParameterRows(named.parameter, named.name, start, len(names), units)
+        )

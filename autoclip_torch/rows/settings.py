@@ -1,4 +1,4 @@
-"""The keywords that all clippers share."""
+"""The keywords that all clippers share, and the keys of a group dict."""
 
 from collections.abc import Iterable
 from typing import Any, TypedDict
@@ -7,7 +7,7 @@ from autoclip_core.clipper.patterns import Pattern
 
 
 class Common(TypedDict, total=False):
-    """Keywords of every clipper; `Clipper` documents them."""
+    """The keywords of every clipper. `Clipper` documents them."""
 
     scope: str | None
     global_clipping: bool | None
@@ -21,14 +21,14 @@ class Common(TypedDict, total=False):
 
 
 class CommonAndWarmup(Common, total=False):
-    """Keywords of every clipper whose policy has no warm-up of its own."""
+    """The keywords of every clipper whose policy has no warm-up fields."""
 
     warmup_steps: int
     warmup_threshold: float | None
 
 
 def check_keys(overrides: dict[str, Any], allowed: Iterable[str]) -> None:
-    """Refuse a key of a group that means nothing here."""
+    """Refuse unknown keys of a group dict."""
     allowed = sorted(allowed)
     for key in overrides:
         if key not in allowed:

@@ -12,15 +12,15 @@ FORMAT = 1
 
 def describe(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
     """Return what a state must agree with to fit a clipper of this kind and rows."""
-    named = all(slot.name is not None for slot in rows.slots)
+    named = all(entry.name is not None for entry in rows.by_parameter)
     return {
         "format": FORMAT,
         "class": kind,
         "scope": rows.scope,
-        "parameters": [list(slot.parameter.shape) for slot in rows.slots],
-        "rows": [[slot.start, slot.stop] for slot in rows.slots],
-        "names": [slot.name for slot in rows.slots] if named else None,
-        "policies": [policy_to_dict(band.policy) for band in rows.bands],
+        "parameters": [list(entry.parameter.shape) for entry in rows.by_parameter],
+        "rows": [[entry.start, entry.stop] for entry in rows.by_parameter],
+        "names": [entry.name for entry in rows.by_parameter] if named else None,
+        "policies": [policy_to_dict(block.policy) for block in rows.by_policy],
         "settings": {"nonfinite": nonfinite},
     }
 

@@ -6,13 +6,13 @@ import torch
 
 from autoclip_core import Decision
 from autoclip_core.scale import as_norms
-from autoclip_torch.state.policy_state import Learner
+from autoclip_torch.state.policy_states import PolicyStates
 
 
-def refuse_nonfinite(learner: Learner, norms: Any, observed: Any) -> None:
+def refuse_nonfinite(states: PolicyStates, norms: Any, observed: Any) -> None:
     """Raise a FloatingPointError that names the rows whose norm is not finite."""
     _check_not_compiling('nonfinite="raise"')
-    xp, rows = learner.xp, learner.rows.names
+    xp, rows = states.xp, states.rows.names
     bad = (observed & ~xp.isfinite(as_norms(norms, xp))).tolist()
     names = [name for name, is_bad in zip(rows, bad, strict=True) if is_bad]
     if names:

@@ -11,13 +11,15 @@ def warn_of_partial_norms(rows: Rows) -> None:
     """Warn if the backward pass has yet to make gradients of a row that is measured."""
     if torch._C._current_graph_task_id() == -1:  # nothing public tells it
         return
-    begun = {slot.start for slot in rows.slots if slot.parameter.grad is not None}
+    begun = {
+        entry.start for entry in rows.by_parameter if entry.parameter.grad is not None
+    }
     awaited = [
-        slot.parameter
-        for slot in rows.slots
-        if slot.start in begun
-        and slot.parameter.requires_grad
-        and slot.parameter.grad is None
+        entry.parameter
+        for entry in rows.by_parameter
+        if entry.start in begun
+        and entry.parameter.requires_grad
+        and entry.parameter.grad is None
     ]
     if awaited:
         warn(

@@ -7,7 +7,7 @@ import torch
 from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
 from autoclip_torch.gradients.parameters import Parameters
-from autoclip_torch.state.policy_state import Learner
+from autoclip_torch.state.policy_states import PolicyStates
 
 from .overflows import Overflows
 from .partial import warn_of_partial_norms
@@ -64,12 +64,12 @@ class RunChecks:
                 "place",
             )
 
-    def check_run(self, learner: Learner, dry_run: bool, cancelled: bool) -> None:
+    def check_run(self, states: PolicyStates, dry_run: bool, cancelled: bool) -> None:
         """Check what the run has counted, where the host need not wait for it now."""
-        if learner.device is None:
-            self.check_counts(learner.tally, learner.nonfinite, dry_run)
-        elif learner.device.type == "cpu" or cancelled:  # it has just waited
-            self.check_skips(learner.tally)
+        if states.device is None:
+            self.check_counts(states.tally, states.nonfinite, dry_run)
+        elif states.device.type == "cpu" or cancelled:  # it has just waited
+            self.check_skips(states.tally)
 
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
         """Check counts that are on the host."""

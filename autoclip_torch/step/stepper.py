@@ -10,7 +10,7 @@ from autoclip_core import Decision
 from autoclip_torch.gradients.parameters import Parameters, where
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
-from autoclip_torch.state.policy_state import Learner
+from autoclip_torch.state.policy_states import PolicyStates
 
 from .amp import NO_SCALE, LossScale
 from .looks import is_skipped, refuse_nonfinite
@@ -41,10 +41,10 @@ class Stepper:
     ) -> None:
         """Start with no history, where the parameters are."""
         self.dry_run = dry_run
-        self.learner = Learner(rows, nonfinite)
+        self.policy_states = PolicyStates(rows, nonfinite)
         self.parameters = Parameters(groups, rows, process_group)
-        self.learner.place(where(rows.parameters))
-        self.checks = RunChecks(most_skips, self.learner.may_skip)
+        self.policy_states.place(where(rows.parameters))
+        self.checks = RunChecks(most_skips, self.policy_states.may_skip)
 
     @property
     def process_group(self) -> Any:
@@ -59,12 +59,12 @@ class Stepper:
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
         """Go on with more parameters; the rows that are there keep their history."""
         parameters = Parameters(groups, rows, self.process_group)
-        self.learner = self.learner.extended(rows)
+        self.policy_states = self.policy_states.extended(rows)
         self.parameters = parameters
 
     def reset(self) -> None:
         """Forget every norm and count."""
-        self.learner.reset()
+        self.policy_states.reset()
         self.checks.reset()
 
     def step(self, scale: LossScale = NO_SCALE) -> Decision:
@@ -93,12 +93,12 @@ class Stepper:
 
     def cancels(self, decision: Decision) -> bool:
         """Tell on the host, which may have to wait, whether to cancel the update."""
-        may = self.learner.may_skip and not self.dry_run
+        may = self.policy_states.may_skip and not self.dry_run
         return may and is_skipped(decision)
 
     def check(self, cancelled: bool = False) -> None:
         """Check the run, after a step that may have been cancelled on the host."""
-        self.checks.check_run(self.learner, self.dry_run, cancelled)
+        self.checks.check_run(self.policy_states, self.dry_run, cancelled)
 
     def decide(
         self,
@@ -110,12 +110,12 @@ class Stepper:
         """Decide on one step and learn from it.
 
         Args:
-          gradients: one per slot.
+          gradients: one per entry.
           norms: shape (rows,), where decisions are taken.
           observed: booleans of shape (rows,).
           weights: the norms of the parameters, shape (rows,), or None.
         """
-        return self.learner.decide(norms, observed, weights)
+        return self.policy_states.decide(norms, observed, weights)
 
     def rescale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
         """Scale the gradients in place, as decided."""
@@ -123,19 +123,19 @@ class Stepper:
 
     def _learn(self, gradients: list[Tensor | None], scale: LossScale) -> Decision:
         """Decide and learn; touch no gradient."""
-        parameters, learner = self.parameters, self.learner
+        parameters, states = self.parameters, self.policy_states
         if present := parameters.present(gradients):  # else nothing moves
-            learner.place(where(present))
+            states.place(where(present))
         (norms, observed), *weights = parameters.measure(
-            learner.device, gradients, *parameters.weights(), overflow=scale.overflow
+            states.device, gradients, *parameters.weights(), overflow=scale.overflow
         )
         if scale.factor is not None:
-            norms = norms / learner.here(scale.factor)
+            norms = norms / states.here(scale.factor)
         if scale.overflow is not None:
-            observed = observed & (learner.here(scale.overflow) == 0)
+            observed = observed & (states.here(scale.overflow) == 0)
         self.checks.check_gradients(parameters, observed)
-        if learner.nonfinite == "raise":
-            refuse_nonfinite(learner, norms, observed)
+        if states.nonfinite == "raise":
+            refuse_nonfinite(states, norms, observed)
         return self.decide(
             gradients, norms, observed, weights[0][0] if weights else None
         )
@@ -145,8 +145,8 @@ class Stepper:
 
         It is cancelled as a whole, and whoever else clips has to see the gradients.
         """
-        if not self.learner.may_skip:
+        if not self.policy_states.may_skip:
             return decision
-        xp = self.learner.xp
+        xp = self.policy_states.xp
         scale = xp.where(decision.skipped, 1.0, decision.scale)
         return decision._replace(scale=scale)

@@ -23,8 +23,8 @@ WORLD = 3
 def stepped(clipper, norms):
     """The same clipper, after a step of each of these norms."""
     for norm in norms:
-        for slot in clipper._learner.rows.slots:
-            slot.parameter.grad = torch.full_like(slot.parameter, norm)
+        for entry in clipper._policy_states.rows.by_parameter:
+            entry.parameter.grad = torch.full_like(entry.parameter, norm)
         clipper.step()
     return clipper
 
@@ -71,7 +71,7 @@ def a_step_more(rank):
 
 def the_last_bit(rank):
     clipper = stepped(quantile(model()), [2.0])
-    ring = clipper._learner.states[0].ring
+    ring = clipper._policy_states.states[0].ring
     ring[0, 0] = torch.tensor(ring[0, 0]).nextafter(torch.tensor(9.0))
     return clipper if rank == 0 else stepped(quantile(model()), [2.0])
 
@@ -166,8 +166,8 @@ def test_one_process_has_nobody_to_disagree_with():
 @pytest.mark.parametrize("count", Tally._fields)
 def test_every_count_is_compared(count):
     clipper = alike(0)
-    learner, before = clipper._learner, _digests(clipper)
-    more = getattr(learner.tally, count) + np.int32(1)
-    learner.tally = learner.tally._replace(**{count: more})
+    states, before = clipper._policy_states, _digests(clipper)
+    more = getattr(states.tally, count) + np.int32(1)
+    states.tally = states.tally._replace(**{count: more})
     after = _digests(clipper)
     assert [part for part in before if before[part] != after[part]] == ["counts"]

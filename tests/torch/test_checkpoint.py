@@ -420,9 +420,9 @@ def used(clipper, seed=0):
     """The same clipper after some steps of random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(6):
-        for slot in clipper._learner.rows.slots:
-            shape = slot.parameter.shape
-            slot.parameter.grad = torch.randn(shape, generator=generator)
+        for entry in clipper._policy_states.rows.by_parameter:
+            shape = entry.parameter.shape
+            entry.parameter.grad = torch.randn(shape, generator=generator)
         clipper.step()
     return clipper
 

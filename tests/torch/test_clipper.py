@@ -179,9 +179,10 @@ gradient_steps = st.lists(
 )
 
 
-@few
+@few @ few
 @every_scope
 @given(steps=gradient_steps)
+@pytest.mark.filterwarnings("ignore:the gradients of ")
 @pytest.mark.parametrize("name", ["QuantileClip", "ZClip", "AdaGC", "AGC", "Drop"])
 @pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
 def test_a_finite_gradient_stays_finite_within_bounds_or_as_it_was(name, scope, steps):

@@ -195,7 +195,7 @@ def test_an_attached_clipper_is_compiled_with_the_optimizer():
 
         def update():
             step()
-            return [torch.as_tensor(field) for field in clipper._learner.decision]
+            return [torch.as_tensor(field) for field in clipper._policy_states.decision]
 
         return train(parameters, update, 10)[1], parameters
 
@@ -278,8 +278,8 @@ def test_the_state_stays_in_its_memory():
     train(parameters, step, 3)
 
     def addresses():
-        learner = clipper._learner
-        leaves = [*learner.states[0], *learner.tally]
+        states = clipper._policy_states
+        leaves = [*states.states[0], *states.tally]
         return [leaf.data_ptr() for leaf in leaves]
 
     before, saved = addresses(), clipper.state_dict()
@@ -311,7 +311,7 @@ def test_a_captured_graph_replays_the_decisions():
             history_length=20,
         )
     )
-    parameters = [slot.parameter for slot in clipper._learner.rows.slots]
+    parameters = [entry.parameter for entry in clipper._policy_states.rows.by_parameter]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     warm = torch.cuda.Stream()

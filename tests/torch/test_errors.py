@@ -289,7 +289,7 @@ ROWS = {
         TypeError,
         "a pair",
         r"must be \(name, parameter\)",
-        "got 3 things",
+        "got 3 items",
     ),
     "a group without params": Bad(
         of(lambda: [{"parameters": weights()}]),

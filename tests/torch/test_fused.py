@@ -101,7 +101,7 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
     optimizer = FUSED["AdamW"](params)
     clipper = quantile(params)
     clipper.attach(optimizer)
-    clipper._learner.place(torch.device("cpu"))  # as on an accelerator
+    clipper._policy_states.place(torch.device("cpu"))  # as on an accelerator
     clipper._stepper.parameters.present = lambda gradients: []
     seen = []
 

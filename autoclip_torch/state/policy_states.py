@@ -17,7 +17,7 @@ from .namespace import TorchNamespace
 from .trees import leaves, moved, overlaid, read
 
 
-class Learner:
+class PolicyStates:
     """One decision per step over all rows; one call of `decide` per policy.
 
     Args:
@@ -65,17 +65,17 @@ class Learner:
         # brings the policies' tables there, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []
-        for band, state, part in self._each(ones):
-            limit = band.policy.limit(state, part, param_norms=part, xp=self.xp)
-            band.policy.record(state, part, limit, self.xp)
+        for block, state, part in self._each(ones):
+            limit = block.policy.limit(state, part, param_norms=part, xp=self.xp)
+            block.policy.record(state, part, limit, self.xp)
             limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
 
     def _fresh(self) -> list[Any]:
         """Return the states of policies that have seen nothing."""
         return [
-            band.policy.init(band.stop - band.start, self.xp)
-            for band in self.rows.bands
+            block.policy.init(block.stop - block.start, self.xp)
+            for block in self.rows.by_policy
         ]
 
     # `torch.compile` does this once, when it traces, and not in the compiled code.
@@ -85,8 +85,8 @@ class Learner:
         if device == self.device:
             return
         namespace = None if device is None else TorchNamespace(device)
-        for band in self.rows.bands:
-            band.policy.init(
+        for block in self.rows.by_policy:
+            block.policy.init(
                 1, namespace or np
             )  # refuses a history that only the host can keep
         states, tally, decision = self.states, self.tally, self.decision
@@ -99,17 +99,17 @@ class Learner:
         """Decide on one step and learn from it.
 
         Args:
-          norms: shape (rows,), an array of this learner's namespace.
+          norms: shape (rows,), an array of this states's namespace.
           observed: booleans of shape (rows,).
           param_norms: shape (rows,), or None where no policy needs them.
         """
         states, decisions = [], []
         # The clipper has looked at the norms if it is to raise; once is enough.
         nonfinite = "propagate" if self.nonfinite == "raise" else self.nonfinite
-        for band, state, part in self._each(norms):
-            rows = slice(band.start, band.stop)
+        for block, state, part in self._each(norms):
+            rows = slice(block.start, block.stop)
             after, decision = decide(
-                band.policy,
+                block.policy,
                 state,
                 part,
                 observed=observed[rows],
@@ -137,11 +137,11 @@ class Learner:
         parts, xp = [], self.xp
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
-        for band, state, _ in self._each(self.tally.observed):
-            own = None if param_norms is None else param_norms[band.start : band.stop]
-            limit = band.policy.limit(state, None, param_norms=own, xp=self.xp)
+        for block, state, _ in self._each(self.tally.observed):
+            own = None if param_norms is None else param_norms[block.start : block.stop]
+            limit = block.policy.limit(state, None, param_norms=own, xp=self.xp)
             # A policy without state gives one number for all rows.
-            rows = self.xp.zeros((band.stop - band.start,), dtype=self.xp.float32)
+            rows = self.xp.zeros((block.stop - block.start,), dtype=self.xp.float32)
             parts.append(limit.threshold + rows)
         return self.xp.concatenate(parts)
 
@@ -154,21 +154,21 @@ class Learner:
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
 
-    def extended(self, rows: Rows) -> "Learner":
-        """Return a learner of more rows, in which these keep what they learned."""
-        more = Learner(rows, self.nonfinite)
+    def extended(self, rows: Rows) -> "PolicyStates":
+        """Return a states of more rows, in which these keep what they learned."""
+        more = PolicyStates(rows, self.nonfinite)
         more.place(self.device)
         old = {
-            band.policy: (band, state)
-            for band, state in zip(self.rows.bands, self.states, strict=True)
+            block.policy: (block, state)
+            for block, state in zip(self.rows.by_policy, self.states, strict=True)
         }
-        for index, band in enumerate(rows.bands):
-            if band.policy not in old:
+        for index, block in enumerate(rows.by_policy):
+            if block.policy not in old:
                 continue
-            old_band, state = old[band.policy]
+            old_band, state = old[block.policy]
             more.states[index] = overlaid(state, more.states[index], self.xp)
             source = slice(old_band.start, old_band.stop)
-            target = slice(band.start, band.start + old_band.stop - old_band.start)
+            target = slice(block.start, block.start + old_band.stop - old_band.start)
             for name in ("observed", "clipped"):
                 getattr(more.tally, name)[target] = getattr(self.tally, name)[source]
         kept = ("steps", "nonfinite", "skipped", "skipped_in_a_row")
@@ -202,10 +202,10 @@ class Learner:
         return old
 
     def _each(self, rows: Any) -> list[tuple[Any, Any, Any]]:
-        """Return each band with its state and its part of an array over the rows."""
+        """Return each block with its state and its part of an array over the rows."""
         return [
-            (band, state, rows[band.start : band.stop])
-            for band, state in zip(self.rows.bands, self.states, strict=True)
+            (block, state, rows[block.start : block.stop])
+            for block, state in zip(self.rows.by_policy, self.states, strict=True)
         ]
 
     def _agree(

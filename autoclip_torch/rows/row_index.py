@@ -1,0 +1,47 @@
+"""Look up the rows of many parameters at once, with arrays instead of a loop."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_Array = np.ndarray[Any, Any]
+
+
+class RowIndex:
+    """The rows of each parameter. Several parameters may share a row.
+
+    Args:
+      bounds: the first row of each parameter, and one more than its last row.
+    """
+
+    def __init__(self, bounds: Iterable[tuple[int, int]]) -> None:
+        """Concatenate the rows of all parameters."""
+        pairs = list(bounds)
+        self._starts, self._stops = np.array(pairs, np.intp).reshape(-1, 2).T
+        self.counts: _Array = self._stops - self._starts
+        """How many rows each parameter has, shape (parameters,)."""
+        ends = self.counts.cumsum()
+        shift = (self._starts - ends + self.counts).repeat(self.counts)
+        self._rows = np.arange(len(shift)) + shift
+        self._widths = {start: stop - start for start, stop in pairs}
+
+    def rows(self, is_selected: _Array) -> _Array:
+        """Return the rows of the selected parameters, one parameter after the other."""
+        rows: _Array = self._rows[is_selected.repeat(self.counts)]
+        return rows
+
+    def count(self, is_selected: _Array) -> _Array:
+        """Return how many rows of each parameter are selected, shape (parameters,)."""
+        if is_selected.all():
+            return self.counts
+        before = np.concatenate([[0], is_selected.cumsum()])
+        counts: _Array = before[self._stops] - before[self._starts]
+        return counts
+
+    def parts(self, values: Tensor) -> dict[int, Tensor]:
+        """Return a vector over the rows as views, by first row of each parameter."""
+        widths = list(self._widths.values())
+        return dict(zip(self._widths, torch.split(values, widths), strict=True))
