@@ -48,7 +48,7 @@ lint: .venv/.dev  ## ruff: lint and format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.dev  ## mypy --strict over the four packages
+types: .venv/.dev  ## mypy --strict over the four packages and the typed examples of the tests
 	$(BIN)/mypy
 
 mutants: .venv/.test  ## change the core line by line and see the tests notice; an hour

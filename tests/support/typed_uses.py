@@ -1,4 +1,4 @@
-"""What the public API promises to a type checker; `test_typing.py` has it read."""
+"""The types that the public names promise. `make types` checks this file."""
 
 from typing import assert_type
 
