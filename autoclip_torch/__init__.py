@@ -1,4 +1,19 @@
-"""Adaptive gradient clipping for PyTorch: a clipper between backward and update."""
+"""Adaptive gradient clipping for PyTorch: a clipper between backward and update.
+
+The files here are the public modules; they may import the folders, which are private.
+Read `clipper.py` first.
+"""
+
+try:
+    from array_api_compat import torch as _  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("array_api_compat", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"autoclip_torch needs {error.name}; install it with: "
+        'pip install "autoclip-toolkit[torch]"',
+        name=error.name,
+    ) from error
 
 from autoclip_core import __version__ as __version__
 

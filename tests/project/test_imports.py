@@ -147,3 +147,36 @@ def test_the_probe_sees_a_framework_that_core_would_load(tmp_path):
         init.write("\ndef _late():\n    import torch\n\n_late()\n")
     (tmp_path / "torch.py").touch()
     assert frameworks_loaded_by("import autoclip_core", tmp_path) == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("package", "missing", "message"),
+    [
+        pytest.param(
+            "autoclip_torch",
+            missing,
+            f"autoclip_torch needs {missing}; install it with: "
+            'pip install "autoclip-toolkit[torch]"',
+            marks=pytest.mark.needs("torch"),
+        )
+        for missing in ("torch", "array_api_compat")
+    ],
+)
+def test_a_missing_framework_is_named_with_its_extra(package, missing, message):
+    assert error_without(package, missing) == f"ModuleNotFoundError: {message}"
+
+
+@pytest.mark.needs("torch")
+def test_another_missing_module_is_no_reason_to_name_an_extra():
+    error = error_without("autoclip_torch", "hashlib")
+    assert "halted" in error
+    assert "autoclip-toolkit" not in error
+
+
+def error_without(package, missing):
+    """The last line of the error when a module that the package needs is missing."""
+    probe = f"import sys; sys.modules[{missing!r}] = None; import {package}"
+    run = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    return run.stderr.splitlines()[-1]
