@@ -2,6 +2,7 @@
 
 from autoclip_core import __version__ as __version__
 
+from .check_state import check_state as check_state
 from .clipper import ClipState as ClipState
 from .clipper import clip_by_policy as clip_by_policy
 from .factories import clip_by_ema_ratio as clip_by_ema_ratio
@@ -10,7 +11,6 @@ from .factories import clip_by_param_ratio as clip_by_param_ratio
 from .factories import clip_by_quantile as clip_by_quantile
 from .factories import clip_by_zscore as clip_by_zscore
 from .metrics import clip_metrics as clip_metrics
-from .restored import check_state as check_state
 from .skip import SkipState as SkipState
 from .skip import check_skips as check_skips
 from .skip import skip_steps as skip_steps

@@ -9,7 +9,6 @@ from jax import Array, lax
 
 from autoclip_core.clipper.units import Units, split_shape, unit_shape
 
-from .placement import replicated, spread_over
 from .rows import Rows, Slot, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
@@ -85,7 +84,7 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     view = leaf if units is None else leaf.reshape(split_shape(leaf.shape, units))
     scale = scales.reshape(() if units is None else unit_shape(leaf.shape, units))
     if units is not None:
-        scale = spread_over(jnp.broadcast_to(scale, view.shape), view)
+        scale = _spread_over(jnp.broadcast_to(scale, view.shape), view)
     wide = view if view.dtype.itemsize >= 4 else view.astype(jnp.float32)
     product = jnp.where(
         scale == 0, jnp.zeros_like(wide), wide * scale.astype(wide.dtype)
@@ -111,10 +110,10 @@ def _squares(leaf: Array, slot: Slot, unit: Array | None, axes: Any) -> Array:
     if unit is not None:
         divisor = unit.reshape(_one_per_unit(leaf, slot)).astype(view.dtype)
         if slot.units is not None:
-            divisor = spread_over(jnp.broadcast_to(divisor, view.shape), view)
+            divisor = _spread_over(jnp.broadcast_to(divisor, view.shape), view)
         view = view / divisor
     over = None if slot.units is None else slot.units.axes
-    total = replicated(jnp.sum(jnp.square(view), axis=over))
+    total = _replicate(jnp.sum(jnp.square(view), axis=over))
     return _reduce(lax.psum, total.reshape(-1).astype(jnp.float32), axes)
 
 
@@ -122,7 +121,7 @@ def _largest(rows: Rows, parts: Sequence[tuple[Slot, Array]], axes: Any) -> Arra
     tops: dict[int, Array] = {}
     for slot, leaf in parts:
         over = None if slot.units is None else slot.units.axes
-        top = replicated(jnp.max(_magnitudes(leaf, slot), axis=over, initial=0.0))
+        top = _replicate(jnp.max(_magnitudes(leaf, slot), axis=over, initial=0.0))
         top = _reduce(lax.pmax, top.reshape(-1).astype(jnp.float32), axes)
         tops[slot.start] = jnp.maximum(tops.get(slot.start, 0.0), top)
     return _lay_out(rows, tops)
@@ -181,3 +180,35 @@ def _varying(value: Array) -> frozenset[str]:
     if manual is not None:
         return frozenset(manual.varying)
     return frozenset(getattr(kind, "vma", frozenset()))
+
+
+# On meshes with explicit axes JAX moves no array by itself. A value that is on no such
+# mesh is returned unchanged, and so is every value on JAX versions without them.
+
+
+def _replicate(value: Array) -> Array:
+    """Return the value with a copy of the whole of it on each device."""
+    placed = _explicit(value)
+    if placed is None or all(axes is None for axes in placed.spec):
+        return value
+    nowhere: Any = jax.sharding.PartitionSpec(*[None] * value.ndim)  # type: ignore[no-untyped-call]
+    return _reshard(value, jax.sharding.NamedSharding(placed.mesh, nowhere))
+
+
+def _spread_over(value: Array, like: Array) -> Array:
+    """Return a value of the same shape, cut among the devices as another one is."""
+    placed = _explicit(like)
+    return value if placed is None else _reshard(value, placed)
+
+
+def _explicit(value: Array) -> Any:
+    """Return how a value lies on a mesh with explicit axes, or None."""
+    kind = jax.typeof(value) if hasattr(jax, "typeof") else None
+    placed = getattr(kind, "sharding", None)
+    axes = getattr(getattr(placed, "mesh", None), "axis_types", None) or ()
+    return placed if any(axis.name == "Explicit" for axis in axes) else None
+
+
+def _reshard(value: Array, placed: Any) -> Array:
+    moved: Array = jax.sharding.reshard(value, placed)  # type: ignore[no-untyped-call]
+    return moved
