@@ -1,16 +1,29 @@
-"""Adaptive gradient clipping for JAX, as optax gradient transformations."""
+"""Adaptive gradient clipping for JAX, as optax gradient transformations.
+
+This package may import `autoclip_core`, jax, optax and numpy. Read `clipper.py` first:
+`decide_step` measures the updates and decides.
+"""
 
 from autoclip_core import __version__ as __version__
 
-from .check_state import check_state as check_state
-from .clipper import ClipState as ClipState
-from .clipper import clip_by_policy as clip_by_policy
-from .factories import clip_by_ema_ratio as clip_by_ema_ratio
-from .factories import clip_by_mean_std as clip_by_mean_std
-from .factories import clip_by_param_ratio as clip_by_param_ratio
-from .factories import clip_by_quantile as clip_by_quantile
-from .factories import clip_by_zscore as clip_by_zscore
-from .metrics import clip_metrics as clip_metrics
-from .skip import SkipState as SkipState
-from .skip import check_skips as check_skips
-from .skip import skip_steps as skip_steps
+try:
+    from .check_state import check_state as check_state
+    from .clipper import ClipState as ClipState
+    from .clipper import clip_by_policy as clip_by_policy
+    from .factories import clip_by_ema_ratio as clip_by_ema_ratio
+    from .factories import clip_by_mean_std as clip_by_mean_std
+    from .factories import clip_by_param_ratio as clip_by_param_ratio
+    from .factories import clip_by_quantile as clip_by_quantile
+    from .factories import clip_by_zscore as clip_by_zscore
+    from .metrics import clip_metrics as clip_metrics
+    from .skip import SkipState as SkipState
+    from .skip import check_skips as check_skips
+    from .skip import skip_steps as skip_steps
+except ModuleNotFoundError as error:
+    if error.name not in ("jax", "optax"):
+        raise
+    raise ModuleNotFoundError(
+        f"autoclip_jax needs {error.name}; install it with: "
+        'pip install "autoclip-toolkit[jax]"',
+        name=error.name,
+    ) from error

@@ -1,7 +1,7 @@
-"""Whether a state that was read from somewhere is one that a run leaves behind."""
+"""Find the states of transformations in an optimizer state, and validate them."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -9,58 +9,72 @@ from autoclip_core.history.validation import find_problems
 
 from .clipper import ClipState
 
+State = TypeVar("State")
+
 
 def check_state(opt_state: Any) -> None:
-    """Raise if the memory of a clipper anywhere in a state is broken.
+    """Raise if the state of a clipper in an optimizer state is corrupt.
 
-    Call it on the host, once, after a checkpoint was restored: NaN, a negative level or
-    a count out of bounds would give thresholds that are NaN or negative. `update` sees
-    shapes and types only, because the numbers are not known when it is traced.
+    Call it once after you restore a checkpoint, outside of `jit`. A NaN, a negative
+    level or a count out of bounds in the policy state would give thresholds that are
+    NaN or negative. `update` checks only shapes and types, because it is traced without
+    the numbers.
 
     Args:
-      opt_state: what was restored; it looks into chains, masks, `vmap` and so on.
+      opt_state: the restored state. Clippers are found inside chains, masks, `vmap` and
+        other wrappers.
 
     Raises:
-      ValueError: a clipper's memory is broken; the message says where and how. Or there
-        is no clipper in the state.
+      ValueError: the state of a clipper is corrupt; the message says where and how. Or
+        the optimizer state has no clipper.
 
     >>> import jax.numpy as jnp
     >>> from autoclip_jax import clip_by_zscore
     >>> state = clip_by_zscore().init(jnp.zeros(2))
     >>> check_state(state)
-    >>> broken = state.clip_policy._replace(deviation=jnp.array([-1.0]))
-    >>> check_state(state._replace(clip_policy=broken))
+    >>> corrupt = state.clip_policy._replace(deviation=jnp.array([-1.0]))
+    >>> check_state(state._replace(clip_policy=corrupt))
     Traceback (most recent call last):
         ...
-    ValueError: opt_state is broken: .clip_policy: deviation must be >= 0 and finite, \
-got -1.0; restore a checkpoint that is whole
+    ValueError: opt_state is corrupt: .clip_policy: deviation must be >= 0 and finite, \
+got -1.0; restore an intact checkpoint
     """
-    found = [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_ours)
-        if _ours(leaf)
-    ]
-    if not found:
-        raise ValueError(
-            "opt_state must hold the state of a clipper, got none; pass what was "
-            "restored for tx.update"
-        )
-    for path, state in found:
-        for member in _members(jax.device_get(state)):
-            for fault in find_problems(member, path):
+    for path, state in find_states(opt_state, ClipState, "a clipper"):
+        for member in _split_members(jax.device_get(state)):
+            for problem in find_problems(member, path):
                 raise ValueError(
-                    f"opt_state is broken: {fault}; restore a checkpoint that is whole"
+                    f"opt_state is corrupt: {problem}; restore an intact checkpoint"
                 )
 
 
-def _members(state: ClipState) -> Iterator[ClipState]:
-    """Yield the state, or those of which `vmap` made it."""
+def _split_members(state: ClipState) -> Iterator[ClipState]:
+    """Yield the state, or each member of a state that `vmap` made."""
     if state.clip_norm.ndim < 2:
         yield state
         return
     for index in range(len(state.clip_norm)):
-        yield from _members(jax.tree.map(lambda leaf, i=index: leaf[i], state))
+        yield from _split_members(jax.tree.map(lambda leaf, i=index: leaf[i], state))
 
 
-def _ours(leaf: Any) -> bool:
-    return isinstance(leaf, ClipState)
+def find_states(
+    opt_state: Any, kind: type[State], owner: str
+) -> list[tuple[str, State]]:
+    """Return the path and the state of each transformation of a kind.
+
+    Raises:
+      ValueError: the optimizer state has none.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(
+        opt_state, is_leaf=lambda leaf: isinstance(leaf, kind)
+    )
+    states = [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in leaves
+        if isinstance(leaf, kind)
+    ]
+    if not states:
+        raise ValueError(
+            f"opt_state must hold the state of {owner}, got none; pass the state that "
+            "tx.init or tx.update returned, or its restored copy"
+        )
+    return states

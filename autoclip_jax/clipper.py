@@ -9,28 +9,25 @@ import numpy as np
 import optax
 from jax import Array
 
-from autoclip_core import (
-    Policy,
-    decide,
-)
+from autoclip_core import Policy, decide
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
 from autoclip_core.policy import check_policy
 
-from .gradients import has_norm, leaves_of, row_norms, scale_tree
-from .layouts import units_by
+from .arguments import explain_arguments
+from .gradients import has_gradient, list_leaves, measure_norms, scale_updates
 from .rows import Labels, Rows, Scope, choose_scope
 
 
 class ClipState(NamedTuple):
-    """The state of every transformation here; a row's fields have shape (rows,)."""
+    """The state of a transformation that clips; a row's fields have shape (rows,)."""
 
     clip_policy: Any
-    """What the policy has learned."""
+    """The policy state."""
     clip_norm: Array
     """The last norm of each row, before scaling: 0 at first, NaN without gradient."""
     clip_threshold: Array
-    """Its threshold; +inf where there was none."""
+    """Its threshold; +inf if there was none."""
     clip_scale: Array
     """Its scale."""
     clip_clipped: Array
@@ -38,9 +35,10 @@ class ClipState(NamedTuple):
     clip_finite: Array
     """Whether its norm was finite."""
     clip_tally: Tally
-    """What the run counted, for `clip_metrics`."""
+    """The counts of the run, for `clip_metrics`."""
 
 
+@explain_arguments()
 def clip_by_policy(
     policy: Policy,
     *,
@@ -58,14 +56,15 @@ def clip_by_policy(
       scope: the gradients that share one norm: each "parameter" (the default), all of
         them ("global"), or each output "unit" of each parameter.
       global_clipping: the older spelling of `scope="global"`.
-      labels: instead of a scope: a pytree of labels (a prefix of the updates' tree) or
-        a function that makes one, as `optax.partition` takes; equal labels share a
-        norm.
-      nonfinite: what becomes of a row whose norm is NaN or infinite: "zero" sets it to
-        0, "propagate" leaves it as it came. It is never recorded.
+      labels: groups in place of a scope: a pytree of labels (a prefix of the updates'
+        tree) or a function that returns one, as for `optax.partition`. Gradients with
+        equal labels share a norm.
+      nonfinite: what happens to a row whose norm is NaN or infinite: "zero" sets it to
+        0, "propagate" leaves it unchanged. Its norm is never recorded.
       axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`. Under
-        `jit` with sharded arrays nothing is needed.
-      rule: how a parameter is cut at scope "unit": see `autoclip_jax.layouts`.
+        `jit` with sharded arrays, leave it out.
+      rule: how a parameter is cut at scope "unit": "flax" (also for Haiku), "equinox",
+        "layer" (the whole parameter) or "nfnets" (optax's rule).
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is a `ClipState`.
@@ -80,38 +79,35 @@ def clip_by_policy(
     >>> updates.tolist(), state.clip_norm.tolist()
     ([0.6000000238418579, 0.800000011920929], [5.0])
     """
-    cut = choose_scope(scope, global_clipping, labels, "parameter", units_by(rule))
-    check_rule(rule, cut)
-    return _transformation(policy, cut, nonfinite, axis_name)
+    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-def _transformation(
+def make_transformation(
     policy: Policy, scope: Scope, nonfinite: str, axis_name: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Return the pair of `init` and `update`."""
     check_jittable(policy)
     check_nonfinite(nonfinite)
-    check_axes(axis_name, scope)
+    check_axis_name(axis_name, scope)
 
     def init(params: Any) -> ClipState:
-        return fresh(policy, len(scope.rows(params).names))
+        return init_state(policy, len(scope.rows(params).names))
 
     def update(
         updates: Any, state: ClipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del extra_args
-        rows = scope.rows(updates, params)
-        check_fit(policy, state, rows)
-        norms = row_norms(rows, updates, axis_name)
-        weights = param_norms(policy, rows, params, axis_name)
-        state = learn(policy, nonfinite, state, norms, has_norm(rows, updates), weights)
-        return scale_tree(rows, updates, state.clip_scale), state
+        state, rows = decide_step(
+            policy, scope, nonfinite, axis_name, state, updates, params
+        )
+        return scale_updates(rows, updates, state.clip_scale), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def fresh(policy: Policy, rows: int) -> ClipState:
-    """Return the state that has seen nothing; every array is its own buffer."""
+def init_state(policy: Policy, rows: int) -> ClipState:
+    """Return the state before the first step; every array has its own buffer."""
     return ClipState(
         clip_policy=policy.init(rows, jnp),
         clip_norm=jnp.zeros((rows,), jnp.float32),
@@ -123,28 +119,46 @@ def fresh(policy: Policy, rows: int) -> ClipState:
     )
 
 
-# Outside of `jit` a step would be dozens of dispatches; inside, this changes nothing.
+def decide_step(
+    policy: Policy,
+    scope: Scope,
+    nonfinite: str,
+    axis_name: Any,
+    state: ClipState,
+    updates: Any,
+    params: Any,
+) -> tuple[ClipState, Rows]:
+    """Measure the updates and decide; return the next state and the rows."""
+    rows = scope.rows(updates, params)
+    check_state_matches(policy, state, rows)
+    norms = measure_norms(rows, updates, axis_name)
+    observed = has_gradient(rows, updates)
+    param_norms = _measure_params(policy, rows, params, axis_name)
+    return _next_state(policy, nonfinite, state, norms, observed, param_norms), rows
+
+
+# Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
 @partial(jax.jit, static_argnums=(0, 1))
-def learn(
+def _next_state(
     policy: Policy,
     nonfinite: str,
     state: ClipState,
     norms: Array,
     observed: Array,
-    weights: Array | None,
+    param_norms: Array | None,
 ) -> ClipState:
     """Return the state after one decision."""
-    learned, decision = decide(
+    policy_state, decision = decide(
         policy,
         state.clip_policy,
         norms,
         observed=observed,
-        param_norms=weights,
+        param_norms=param_norms,
         nonfinite=nonfinite,
         xp=jnp,
     )
     return ClipState(
-        learned,
+        policy_state,
         decision.norm,
         decision.threshold,
         decision.scale,
@@ -154,10 +168,10 @@ def learn(
     )
 
 
-def param_norms(
+def _measure_params(
     policy: Policy, rows: Rows, params: Any, axis_name: Any
 ) -> Array | None:
-    """Return the norms of the parameters, where the policy needs them."""
+    """Return the norms of the parameters, or None if the policy needs none."""
     if not policy.needs_param_norms:
         return None
     if params is None:
@@ -165,34 +179,27 @@ def param_norms(
             "params must be given to `update`, got None: the threshold is a ratio to "
             "their norm; call tx.update(updates, state, params)"
         )
-    if len(leaves_of(params)) != len(rows.slots):
+    if len(list_leaves(params)) != len(rows.parameters):
         raise ValueError(
             f"params must have the structure of the updates, which has "
-            f"{len(rows.slots)} leaves, got {len(leaves_of(params))}"
+            f"{len(rows.parameters)} leaves, got {len(list_leaves(params))}"
         )
-    return row_norms(rows, params, axis_name)
+    return measure_norms(rows, params, axis_name)
 
 
 def check_jittable(policy: Policy) -> None:
     """Refuse a policy that cannot run in a trace, or that cancels whole updates."""
     check_policy(policy)
-    policy.init(1, jnp)  # refuses a history of unbounded length
-    one = np.ones(1, np.float32)
-    if policy.limit(policy.init(1), one, param_norms=one).cancels:
+    policy.init(1, jnp)  # raises for a history of unbounded length
+    norm = np.ones(1, np.float32)
+    if policy.limit(policy.init(1), norm, param_norms=norm).cancels:
         way_out = "wrap the optimizer: skip_steps(optimizer, policy)"
         rule = 'without Drop(action="skip"), which cancels whole updates'
         raise ValueError(format_error("policy", rule, policy, way_out))
 
 
-def check_rule(rule: str, scope: Scope) -> None:
-    """Refuse a rule about units where there are none."""
-    if rule != "flax" and scope.name != "unit":
-        way_out = 'it says how units lie; add scope="unit"'
-        raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
-
-
-def check_axes(axis_name: Any, scope: Scope) -> None:
-    """Refuse what names no axes, and mapped axes where units are cut."""
+def check_axis_name(axis_name: Any, scope: Scope) -> None:
+    """Refuse a value that names no axes, and any axes at scope "unit"."""
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     if names is not None and not (
         isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)
@@ -201,8 +208,8 @@ def check_axes(axis_name: Any, scope: Scope) -> None:
         raise TypeError(format_error("axis_name", rule, axis_name, ""))
     if axis_name is not None and scope.name == "unit":
         way_out = (
-            "inside shard_map it is not known whether an axis cuts a unit or lies "
-            "between units; jit the step on sharded arrays instead, where norms are "
+            "inside shard_map it is unknown whether an axis cuts a unit or lies "
+            "between units; jit the step on sharded arrays instead: there, norms are "
             "global without axis_name"
         )
         rule = 'left out with scope="unit"'
@@ -210,62 +217,59 @@ def check_axes(axis_name: Any, scope: Scope) -> None:
 
 
 def check_nonfinite(nonfinite: str) -> None:
-    """Refuse what a gradient transformation cannot do."""
+    """Refuse the values that a gradient transformation cannot implement."""
     if nonfinite in ("skip", "raise"):
         way_out = (
             "to cancel updates, wrap the optimizer: skip_steps(optimizer, policy); to "
-            "stop the run, call check_skips(opt_state) on the host"
+            "stop the run, call check_skips(opt_state) outside of jit"
         )
         rule = '"zero" or "propagate" inside a chain'
         raise ValueError(format_error("nonfinite", rule, nonfinite, way_out))
     check_choice("nonfinite", nonfinite, ("zero", "propagate"))
 
 
-def check_fit(policy: Policy, state: ClipState, rows: Rows) -> None:
-    """Refuse a state made for other parameters or another policy; costs tracing only.
+def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
+    """Refuse a state of other parameters or of another policy; costs only tracing.
 
     Raises:
+      TypeError: it is the state of another transformation.
       ValueError: rows, the policy's kind, a shape or a type differ; the message says
         which.
     """
     if not isinstance(state, ClipState):
-        raise other_state(state, "ClipState of a clipper")
-    got, wanted = state.clip_norm.shape, (len(rows.names),)
-    if tuple(got) != wanted:
+        raise wrong_state_error(state, "ClipState of a clipper")
+    shape, row_count = tuple(state.clip_norm.shape), len(rows.names)
+    if shape != (row_count,):
         raise ValueError(
-            f"the state of a clipper must fit the updates: it has {_count(got)} rows, "
-            f"and the updates make {wanted[0]}; init it on parameters of this "
-            "structure, and give params to update where gradients may be None"
+            f"the state of a clipper must fit the updates: it has {sum(shape[-1:])} "
+            f"rows, and the updates make {row_count}; init it on parameters of this "
+            "structure, and give params to update if gradients may be None"
         )
-    theirs = _kinds(state)
-    ours = _kinds(jax.eval_shape(partial(fresh, policy, wanted[0])))
-    if theirs != ours:
-        names = sorted(theirs.keys() ^ ours.keys()) or [
-            name for name in ours if theirs[name] != ours[name]
+    actual = _array_types(state)
+    expected = _array_types(jax.eval_shape(partial(init_state, policy, row_count)))
+    if actual != expected:
+        names = sorted(actual.keys() ^ expected.keys()) or [
+            name for name in expected if actual[name] != expected[name]
         ]
         raise ValueError(
             f"the state of a clipper must fit its policy: it holds "
-            f"{ {name: theirs.get(name) for name in names} }, and {policy!r} makes "
-            f"{ {name: ours.get(name) for name in names} }; restore it into the policy "
-            "it was saved from"
+            f"{ {name: actual.get(name) for name in names} }, and {policy!r} makes "
+            f"{ {name: expected.get(name) for name in names} }; restore it into the "
+            "policy that saved it"
         )
 
 
-def other_state(state: Any, wanted: str) -> TypeError:
-    """Return the error for a state that another transformation made."""
+def wrong_state_error(state: Any, expected: str) -> TypeError:
+    """Return the error for the state of another transformation."""
     return TypeError(
-        f"state must be the {wanted}, got {type(state).__name__}; was skip_steps or a "
-        "link of the chain added or removed since it was saved?"
+        f"state must be the {expected}, got {type(state).__name__}; was skip_steps or "
+        "a link of the chain added or removed since the state was saved?"
     )
 
 
-def _kinds(state: Any) -> dict[str, str]:
-    """Return the shape and the type of each array."""
+def _array_types(state: Any) -> dict[str, str]:
+    """Return the shape and the type of each array, by path."""
     return {
         jax.tree_util.keystr(path): f"{tuple(leaf.shape)} {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return shape[-1] if shape else 0

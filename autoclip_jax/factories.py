@@ -5,15 +5,16 @@ Their keywords are written out, because `optax.inject_hyperparams` reads the sig
 
 from typing import Any
 
-import jax
 import optax
 
 from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
 
-from .clipper import clip_by_policy
-from .rows import Labels
+from .arguments import explain_arguments
+from .clipper import make_transformation
+from .rows import Labels, choose_scope
 
 
+@explain_arguments(Quantile)
 def clip_by_quantile(
     quantile: float = 0.9,
     *,
@@ -26,22 +27,11 @@ def clip_by_quantile(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip updates to a quantile of the norms of the last steps: AutoClip.
+    """Clip updates by the policy `autoclip_core.Quantile`, as AutoClip does.
 
-    T = quantile(the last norms, q).
-
-    Args:
-      quantile: q, in [0, 1]; 0.9 clips about 10 % of the steps.
-      history_length: steps that are remembered, >= 1.
-      include_current: whether the current norm belongs to the history that limits it.
-      scope, global_clipping, labels, nonfinite, axis_name, rule: see
-        `clip_by_policy`.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` object.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    The arguments before `scope` are those of the policy. The others are those of
+    `clip_by_policy`. `history_length=None` is refused,
+    because JAX needs arrays of a fixed shape.
 
     >>> import jax.numpy as jnp
     >>> tx = optax.chain(clip_by_quantile(0.5, scope="global"), optax.sgd(1.0))
@@ -51,29 +41,15 @@ def clip_by_quantile(
     ...     updates, state = tx.update(jnp.array([norm]), state, params)
     >>> updates.tolist()
     [-2.0]
-
-    References:
-      Seetharaman et al., `AutoClip: Adaptive gradient clipping for source separation
-      networks <https://arxiv.org/abs/2007.14469>`_, 2020
     """
     policy = Quantile(
-        **_plain(
-            quantile=quantile,
-            history_length=history_length,
-            include_current=include_current,
-        )
+        quantile, history_length=history_length, include_current=include_current
     )
-    return clip_by_policy(
-        policy,
-        scope=scope,
-        global_clipping=global_clipping,
-        labels=labels,
-        nonfinite=nonfinite,
-        axis_name=axis_name,
-        rule=rule,
-    )
+    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
+@explain_arguments(MeanStd)
 def clip_by_mean_std(
     deviations: float = 2.0,
     *,
@@ -88,24 +64,11 @@ def clip_by_mean_std(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip updates to the mean plus k deviations of the norms of the last steps.
+    """Clip updates by the policy `autoclip_core.MeanStd`.
 
-    T = mean + k * deviation, or with `log` exp of that of ln(norm).
-
-    Args:
-      deviations: k, finite; 1 to 4.
-      history_length: steps that are remembered, >= 1.
-      log: whether to take mean and deviation of the logarithms.
-      ddof: the deviation divides by n - ddof.
-      include_current: whether the current norm belongs to the history that limits it.
-      scope, global_clipping, labels, nonfinite, axis_name, rule: see
-        `clip_by_policy`.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` object.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    The arguments before `scope` are those of the policy. The others are those of
+    `clip_by_policy`. `history_length=None` is refused,
+    because JAX needs arrays of a fixed shape.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_mean_std(1.0, history_length=32)
@@ -114,31 +77,19 @@ def clip_by_mean_std(
     ...     updates, state = tx.update(jnp.array([norm]), state)
     >>> round(float(state.clip_threshold[0]), 4)
     3.4142
-
-    References:
-      Chen et al., `The best of both worlds: Combining recent advances in neural machine
-      translation <https://arxiv.org/abs/1804.09849>`_, 2018
     """
     policy = MeanStd(
-        **_plain(
-            deviations=deviations,
-            history_length=history_length,
-            log=log,
-            ddof=ddof,
-            include_current=include_current,
-        )
+        deviations,
+        history_length=history_length,
+        log=log,
+        ddof=ddof,
+        include_current=include_current,
     )
-    return clip_by_policy(
-        policy,
-        scope=scope,
-        global_clipping=global_clipping,
-        labels=labels,
-        nonfinite=nonfinite,
-        axis_name=axis_name,
-        rule=rule,
-    )
+    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
+@explain_arguments(ZScore, 'clip_by_policy({}, scope="global")')
 def clip_by_zscore(
     z: float = 2.5,
     *,
@@ -153,24 +104,10 @@ def clip_by_zscore(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip norms more than z deviations above their moving average: ZClip.
+    """Clip updates by the policy `autoclip_core.ZScore`, as ZClip does.
 
-    T = mu + z * sigma, both moving averages; see `autoclip_core.ZScore`.
-
-    Args:
-      z: deviations above the mean, > 0; 2 to 3.
-      alpha: the memory, in [0, 1).
-      warmup_steps: norms recorded before anything is clipped, >= 0.
-      target: what a clipped norm becomes: "reciprocal", "mean" or "threshold".
-      record: what is learned of it: "winsorized", "applied", "raw" or "none".
-      scope: see `clip_by_policy`, but "global" unless given.
-      global_clipping, labels, nonfinite, axis_name, rule: see `clip_by_policy`.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` object.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    The arguments before `scope` are those of the policy. The others are those of
+    `clip_by_policy`, but the default scope is "global".
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_zscore(2.0, warmup_steps=2, target="threshold")
@@ -179,27 +116,15 @@ def clip_by_zscore(
     ...     updates, state = tx.update(jnp.array([norm]), state)
     >>> updates.tolist()
     [4.0]
-
-    References:
-      Kumar et al., `ZClip: Adaptive spike mitigation for LLM pre-training
-      <https://arxiv.org/abs/2504.02507>`_, 2025
     """
     policy = ZScore(
-        **_plain(
-            z=z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
-        )
+        z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
     )
-    return clip_by_policy(
-        policy,
-        scope=_default("global", scope, global_clipping, labels),
-        global_clipping=global_clipping,
-        labels=labels,
-        nonfinite=nonfinite,
-        axis_name=axis_name,
-        rule=rule,
-    )
+    row_scope = choose_scope(scope, global_clipping, labels, rule, "global")
+    return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
+@explain_arguments(EmaRatio)
 def clip_by_ema_ratio(
     ratio: float = 1.05,
     *,
@@ -213,23 +138,10 @@ def clip_by_ema_ratio(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip updates to a ratio of the moving average of their clipped norm: AdaGC.
+    """Clip updates by the policy `autoclip_core.EmaRatio`, as AdaGC does.
 
-    T = ratio * average; see `autoclip_core.EmaRatio`.
-
-    Args:
-      ratio: the threshold over the average, > 1.
-      beta: the memory, in [0, 1).
-      warmup_steps: norms of a row before its average takes over, >= 0.
-      warmup_threshold: the threshold until then, > 0.
-      scope, global_clipping, labels, nonfinite, axis_name, rule: see
-        `clip_by_policy`.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` object.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    The arguments before `scope` are those of the policy. The others are those of
+    `clip_by_policy`.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_ema_ratio(2.0, warmup_steps=0)
@@ -238,30 +150,18 @@ def clip_by_ema_ratio(
     ...     updates, state = tx.update(jnp.array([norm]), state)
     >>> updates.tolist()
     [2.0]
-
-    References:
-      Wang et al., `AdaGC: Improving training stability for large language model
-      pretraining <https://arxiv.org/abs/2502.11034>`_, 2025
     """
     policy = EmaRatio(
-        **_plain(
-            ratio=ratio,
-            beta=beta,
-            warmup_steps=warmup_steps,
-            warmup_threshold=warmup_threshold,
-        )
+        ratio,
+        beta=beta,
+        warmup_steps=warmup_steps,
+        warmup_threshold=warmup_threshold,
     )
-    return clip_by_policy(
-        policy,
-        scope=scope,
-        global_clipping=global_clipping,
-        labels=labels,
-        nonfinite=nonfinite,
-        axis_name=axis_name,
-        rule=rule,
-    )
+    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
+@explain_arguments(ParamRatio, 'clip_by_policy({}, scope="unit")')
 def clip_by_param_ratio(
     clipping: float = 0.01,
     *,
@@ -273,21 +173,10 @@ def clip_by_param_ratio(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip each output unit to a fraction of its weights' norm: AGC.
+    """Clip updates by the policy `autoclip_core.ParamRatio`: AGC.
 
-    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
-
-    Args:
-      clipping: the ratio, > 0.
-      eps: the floor of the weights' norm, > 0.
-      scope: see `clip_by_policy`, but "unit" unless given.
-      global_clipping, labels, nonfinite, axis_name, rule: see `clip_by_policy`.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` object; `update` needs `params`.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    The arguments before `scope` are those of the policy. The others are those of
+    `clip_by_policy`, but the default scope is "unit". `update` needs `params`.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_param_ratio(0.5)
@@ -295,41 +184,7 @@ def clip_by_param_ratio(
     >>> updates, state = tx.update(jnp.array([6.0, 8.0]), tx.init(params), params)
     >>> updates.tolist()
     [1.5, 2.0]
-
-    References:
-      Brock et al., `High-performance large-scale image recognition without
-      normalization <https://arxiv.org/abs/2102.06171>`_, 2021
     """
-    policy = ParamRatio(**_plain(clipping=clipping, eps=eps))
-    return clip_by_policy(
-        policy,
-        scope=_default("unit", scope, global_clipping, labels),
-        global_clipping=global_clipping,
-        labels=labels,
-        nonfinite=nonfinite,
-        axis_name=axis_name,
-        rule=rule,
-    )
-
-
-def _plain(**settings: Any) -> dict[str, Any]:
-    """Return the settings of a policy, which are plain numbers: they shape the trace.
-
-    Raises:
-      TypeError: `optax.inject_hyperparams` made an array of one.
-    """
-    for name, value in settings.items():
-        if isinstance(value, jax.Array):
-            raise TypeError(
-                f"{name} must be a number known at tracing, got {value!r}; "
-                f"under optax.inject_hyperparams name it in static_args: {[*settings]}"
-            )
-    return settings
-
-
-def _default(
-    default: str, scope: str | None, global_clipping: bool | None, labels: Labels
-) -> str | None:
-    """Return the scope, or a default where no argument says another."""
-    said = any(value is not None for value in (scope, global_clipping, labels))
-    return scope if said else default
+    policy = ParamRatio(clipping, eps=eps)
+    row_scope = choose_scope(scope, global_clipping, labels, rule, "unit")
+    return make_transformation(policy, row_scope, nonfinite, axis_name)

@@ -1,4 +1,4 @@
-"""Output units of parameters as JAX libraries lay them out, by name and shape.
+"""The output units of parameters in the layouts of JAX libraries, by name and shape.
 
 | parameter                                     | a unit is                        |
 |-----------------------------------------------|----------------------------------|
@@ -11,6 +11,7 @@
 | bias, gain, any vector                        | the whole parameter              |
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,58 +19,63 @@ import jax
 from autoclip_core.checks import check_choice
 from autoclip_core.clipper.units import Units, nfnets_units, one_unit, units_along_axis
 
-from .rows import UnitsOf
+UnitRule = Callable[[tuple[Any, ...], tuple[int, ...]], Units]
+"""From a leaf's path and shape to its output units."""
 
 _GAINS = {"bias", "scale", "offset"}
 
 
-def units_by(rule: str) -> UnitsOf:
+def find_unit_rule(rule: str) -> UnitRule:
     """Return the function from a leaf's path and shape to its units.
 
     Args:
-      rule: "flax" (also for Haiku), "equinox", "layer" (the leaf as a whole) or
-        "nfnets" (the reference's and optax's rule, by the number of axes alone).
+      rule: "flax" (also for Haiku), "equinox", "layer" (the whole leaf) or "nfnets"
+        (the rule of the reference and of optax, from the number of axes alone).
     """
-    rules: dict[str, UnitsOf] = {
-        "flax": last_axis,
-        "equinox": first_axis,
+    rules: dict[str, UnitRule] = {
+        "flax": flax_units,
+        "equinox": equinox_units,
         "layer": lambda path, shape: one_unit(shape),
         "nfnets": lambda path, shape: nfnets_units(shape),
     }
     return rules[check_choice("rule", rule, rules)]
 
 
-def last_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
-    """Return the units of a Flax or Haiku parameter: kernels end in the output axis."""
-    names = [_name(key) for key in path]
-    own, above = (["", "", *names])[-1], (["", "", *names])[-2]
-    if own == "value" and len(names) > 1:  # nnx.Param wraps the array
-        own, above = names[-2], (["", *names])[-3]
-    if _is_gain(own, shape):
+def flax_units(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
+    """Return the units of a Flax or Haiku parameter: the output axis is the last."""
+    names = ["", "", *map(_key_name, path)]
+    module, name = names[-2:]
+    if name == "value" and len(path) > 1:  # nnx.Param wraps the array
+        module, name = names[-3:-1]
+    if _is_bias_or_gain(name, shape):
         return one_unit(shape)
-    if own.startswith("embedding"):
+    if name.startswith("embedding"):
         return units_along_axis(shape, 0)
-    if above in ("query", "key", "value") and len(shape) == 3:
+    if module in ("query", "key", "value") and len(shape) == 3:
         return Units((0,))
-    # Haiku: (..., outputs, inputs), under the name of the module, last in its path; its
-    # kernels are called w, and Flax's, which end in the outputs, are not.
-    if own == "w" and len(shape) > 2 and "transpose" in above.split("/")[-1]:
+    # Haiku's transposed convolution has the axes (..., outputs, inputs). Its kernel is
+    # named "w"; its module's name is the last part of the path. Flax's kernels are not
+    # named "w", and end in the output axis.
+    if name == "w" and len(shape) > 2 and "transpose" in module.split("/")[-1]:
         return units_along_axis(shape, len(shape) - 2)
     return units_along_axis(shape, len(shape) - 1)
 
 
-def first_axis(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
-    """Return the units of an Equinox parameter: weights begin with the output axis."""
-    if _is_gain(_name(path[-1]) if path else "", shape):
+def equinox_units(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
+    """Return the units of an Equinox parameter: the output axis is the first."""
+    if _is_bias_or_gain(_key_name(path[-1]) if path else "", shape):
         return one_unit(shape)
     return units_along_axis(shape, 0)
 
 
-def _is_gain(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell biases and gains: Haiku's `b` may be (8, 1, 1), and a matrix may be `b`."""
-    vector = sum(size > 1 for size in shape) < 2
-    return len(shape) < 2 or name in _GAINS or (name == "b" and vector)
+def _is_bias_or_gain(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether it is a bias or gain; a matrix named `b` is not.
+
+    Haiku's bias `b` may have the shape (8, 1, 1).
+    """
+    is_vector = sum(size > 1 for size in shape) < 2
+    return len(shape) < 2 or name in _GAINS or (name == "b" and is_vector)
 
 
-def _name(key: Any) -> str:
+def _key_name(key: Any) -> str:
     return jax.tree_util.keystr((key,)).strip(".[]'\"")

@@ -1,6 +1,5 @@
-"""Which leaf of a pytree belongs to which row; decided in Python, once per trace."""
+"""Which leaf of a pytree belongs to which row; computed in Python, once per trace."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,36 +7,36 @@ import jax
 import jax.numpy as jnp
 
 from autoclip_core.checks import check_choice, check_flag, format_error
-from autoclip_core.clipper import units
-from autoclip_core.clipper.units import Units
+from autoclip_core.clipper.units import Units, unit_count
+
+from .layouts import UnitRule, find_unit_rule
 
 SCOPES = ("parameter", "global", "unit")
 
 Labels = Any
-"""A pytree of labels, a prefix of the updates' tree, or a function that makes one."""
-
-UnitsOf = Callable[[tuple[Any, ...], tuple[int, ...]], Units]
-"""From a leaf's path and shape to its output units."""
+"""A pytree of labels, a prefix of the updates' tree, or a function that returns one."""
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One leaf and the rows it belongs to."""
+class ParameterRows:
+    """The range of rows of one leaf."""
 
     start: int
     stop: int
     units: Units | None = None
-    """How the leaf is cut into units, at scope "unit"."""
+    """How the leaf is cut into units; only at scope "unit"."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a pytree, one slot per leaf; a `None` keeps its slot.
+    """The rows of a pytree.
 
-    Where labels make the rows and a `None` has no label, its slot is empty.
+    Every leaf has an entry, a `None` too. With labels, a `None` without a label has an
+    empty range.
     """
 
-    slots: list[Slot]
+    parameters: list[ParameterRows]
+    """One per leaf."""
     names: list[str]
     """One per row."""
 
@@ -48,105 +47,108 @@ class Scope:
 
     Args:
       name: "parameter", "global", "unit" or, with labels, "group".
-      labels: what `optax.partition` takes: a pytree or a function.
-      units_of: how a leaf is cut, at scope "unit".
+      labels: as for `optax.partition`: a pytree or a function.
+      unit_rule: how a leaf is cut into units; only at scope "unit".
     """
 
     name: str
     labels: Labels = None
-    units_of: UnitsOf | None = None
+    unit_rule: UnitRule | None = None
 
     def rows(self, tree: Any, params: Any = None) -> Rows:
-        """Return the rows of a tree of arrays or of what has a shape.
+        """Return the rows of a tree, whose leaves are arrays or have a shape.
 
-        A `None` has the units and the label of its parameter, where the parameters are
-        given.
+        If the parameters are given, a `None` has the units and the label of its
+        parameter.
         """
         if self.name in ("unit", "group") and params is not None:
-            tree = jax.tree.map(_param_of_none, tree, params, is_leaf=is_none)
+            tree = jax.tree.map(_gradient_or_param, tree, params, is_leaf=is_none)
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         if self.name == "global":
-            return Rows([Slot(0, 1) for _ in leaves], ["global"])
+            return Rows([ParameterRows(0, 1) for _ in leaves], ["global"])
         if self.name == "group":
-            return self._groups(tree)
-        slots: list[Slot] = []
+            return self._group_rows(tree)
+        parameters: list[ParameterRows] = []
         names: list[str] = []
         for path, leaf in leaves:
             name, start = jax.tree_util.keystr(path) or "parameter", len(names)
-            if self.units_of is None or not is_gradient(leaf):
+            if self.unit_rule is None or not is_gradient(leaf):
                 names.append(name)
-                slots.append(Slot(start, start + 1))
+                parameters.append(ParameterRows(start, start + 1))
                 continue
-            cut = self.units_of(path, tuple(leaf.shape))
-            count = units.unit_count(leaf.shape, cut)
+            units = self.unit_rule(path, tuple(leaf.shape))
+            count = unit_count(leaf.shape, units)
             names.extend(
                 [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
             )
-            slots.append(Slot(start, len(names), cut))
-        return Rows(slots, names)
+            parameters.append(ParameterRows(start, len(names), units))
+        return Rows(parameters, names)
 
-    def _groups(self, tree: Any) -> Rows:
-        of_leaf = _labels_of_leaves(
+    def _group_rows(self, tree: Any) -> Rows:
+        leaf_labels = _label_leaves(
             self.labels(tree) if callable(self.labels) else self.labels, tree
         )
-        # 1 and "1" are two labels; a None, which has no gradient, may have none.
-        known = {label for label in of_leaf if label is not None}
-        labels = sorted(known, key=lambda label: (str(label), repr(label)))
-        place = {label: Slot(row, row + 1) for row, label in enumerate(labels)}
-        slots = [place.get(label, Slot(0, 0)) for label in of_leaf]
-        return Rows(slots, [str(label) for label in labels])
+        # 1 and "1" are two labels. A None, which has no gradient, may have no label.
+        unique = {label for label in leaf_labels if label is not None}
+        labels = sorted(unique, key=lambda label: (str(label), repr(label)))
+        by_label = {
+            label: ParameterRows(row, row + 1) for row, label in enumerate(labels)
+        }
+        parameters = [by_label.get(label, ParameterRows(0, 0)) for label in leaf_labels]
+        return Rows(parameters, [str(label) for label in labels])
 
 
-def _param_of_none(leaf: Any, param: Any) -> Any:
-    """Return the parameter where there is no gradient."""
+def _gradient_or_param(leaf: Any, param: Any) -> Any:
+    """Return the gradient, or the parameter if there is no gradient."""
     if leaf is not None:
         return leaf
     if not jax.tree_util.all_leaves([param], is_leaf=is_none):
         raise ValueError(
             "updates must have a None for each parameter without a gradient, got one "
-            f"for all of {jax.tree.structure(param)}; spread it over them"
+            f"for all of {jax.tree.structure(param)}; give each of them its own None"
         )
     return param
 
 
-def _labels_of_leaves(labels: Labels, tree: Any) -> list[Any]:
-    """Return the label of each leaf of a tree, the `None`s among them.
+def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
+    """Return the label of each leaf of a tree, including each `None`.
 
     Raises:
-      ValueError: the labels are no prefix of the tree, or leave out an array.
+      ValueError: the labels are no prefix of the tree, or an array has no label.
     """
 
-    def spread(label: Any, part: Any) -> Any:
+    def repeat(label: Any, part: Any) -> Any:
         return jax.tree.map(lambda _: label, part, is_leaf=is_none)
 
     try:
-        of_leaf = jax.tree.map(spread, labels, tree, is_leaf=is_none)
+        repeated = jax.tree.map(repeat, labels, tree, is_leaf=is_none)
     except ValueError as error:
         rule = "a prefix of the tree of the updates"
         raise ValueError(format_error("labels", rule, labels, str(error))) from error
-    found = jax.tree.leaves(of_leaf, is_leaf=is_none)
+    leaf_labels = jax.tree.leaves(repeated, is_leaf=is_none)
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
-    for label, (path, leaf) in zip(found, leaves, strict=True):
+    for label, (path, leaf) in zip(leaf_labels, leaves, strict=True):
         if label is None and leaf is not None:
             way_out = f"{jax.tree_util.keystr(path)} has none"
             raise ValueError(
                 format_error("labels", "a label per array", labels, way_out)
             )
-    return found
+    return leaf_labels
 
 
 def choose_scope(
     scope: str | None,
     global_clipping: bool | None,
     labels: Labels,
-    default: str,
-    units_of: UnitsOf,
+    rule: str,
+    default: str = "parameter",
 ) -> Scope:
-    """Return the scope that the spellings agree on.
+    """Return the scope that the arguments of a factory agree on.
 
     Raises:
-      ValueError: they disagree, or the scope is unknown.
+      ValueError: they disagree, or the scope or the rule is unknown.
     """
+    unit_rule = find_unit_rule(rule)
     if scope is not None:
         check_choice("scope", scope, SCOPES)
     if global_clipping is not None:
@@ -157,17 +159,19 @@ def choose_scope(
             raise ValueError(
                 format_error("global_clipping", rule, global_clipping, way_out)
             )
-        spared = "parameter" if default == "global" else default
-        scope = scope or ("global" if global_clipping else spared)
+        scope = scope or ("global" if global_clipping else "parameter")
     if labels is not None:
         if scope is not None:
-            way_out = "labels make the rows; leave the scope out"
+            way_out = "the labels define the rows; leave the scope out"
             raise ValueError(
                 format_error("labels", "given without a scope", scope, way_out)
             )
-        return Scope("group", labels)
-    name = scope or default
-    return Scope(name, units_of=units_of if name == "unit" else None)
+        scope = "group"
+    scope = scope or default
+    if rule != "flax" and scope != "unit":
+        way_out = 'it says which axes form a unit; add scope="unit"'
+        raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
+    return Scope(scope, labels, unit_rule if scope == "unit" else None)
 
 
 def is_none(leaf: Any) -> bool:
@@ -176,7 +180,7 @@ def is_none(leaf: Any) -> bool:
 
 
 def is_gradient(leaf: Any) -> bool:
-    """Tell whether a leaf has a norm: integers, keys and `float0` pass through."""
+    """Return whether a leaf has a norm; integers, keys and `float0` have none."""
     if leaf is None or not hasattr(leaf, "dtype"):
         return False
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))

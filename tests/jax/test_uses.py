@@ -268,15 +268,6 @@ def test_half_precision_leaves_have_float32_norms_and_keep_their_type(dtype):
     np.testing.assert_allclose(np.float64(updates["a"]), 1 / 7, rtol=4e-3)
 
 
-FACTORIES = [clip_by_quantile, clip_by_param_ratio, clip_by_policy, skip_steps]
-
-
-@pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
-def test_an_unknown_keyword_names_the_factory(factory):
-    with pytest.raises(TypeError, match=rf"{factory.__name__}\(\).*'percentile'"):
-        factory(percentile=90)
-
-
 def linen(key, x):
     nn = pytest.importorskip("flax.linen")
     model = nn.Dense(1)
