@@ -12,12 +12,13 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
-# A worker per core, each with whole files: what a file compiles, it compiles once.
-SIDE_BY_SIDE := --numprocesses auto --dist loadfile
+# A worker per core. Each takes whole files, so what a file compiles is compiled once;
+# it takes them in the order of tests/conftest.py, the longest first.
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint types mutants docs wheel archives clean
+.PHONY: help demo test quick bench lint types mutants docs wheel archives clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -28,6 +29,9 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 test: .venv/.test  ## run all tests, for all frameworks
 	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  --durations=20 --durations-min=5
+
+quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autoclip_core/log
+	FOLDER='$(FOLDER)' $(BIN)/python tests/support/quick.py
 
 BENCHMARKS := run fixed_cost fused memory growth jax_steps keras_steps gpu
 

@@ -1,13 +1,13 @@
-"""Which frameworks are here, which must be, and the settings every test runs under.
+"""Select the tests by the frameworks that are installed; set what every test runs under.
 
-`AUTOCLIP_TEST=core,torch` names what has to be tested: where one of these is not
-installed, or is no name of the table below, the run is a usage error and not a skip.
-What is present is tested whether it was named or not; the report's head says so.
+`AUTOCLIP_TEST=core,torch` names what must be tested. If one of these is not installed, or
+is not in the table below, the run ends with a usage error instead of skipping tests.
+Everything that is installed is tested, named or not. The report's first lines list it.
 
-The folders `torch`, `tf` and `jax`, and files named `test_torch_*.py`, `test_tf_*.py`,
-`test_jax_*.py` and `test_plot_*.py` elsewhere, are not collected without their
-framework, so they import it at the top.
-A single test that needs one says `@pytest.mark.needs("jax")` and imports it inside.
+pytest does not collect the folders `torch`, `tf` and `jax` without their framework, nor
+files elsewhere that are called `test_torch_*.py`, `test_tf_*.py`, `test_jax_*.py` or
+`test_plot_*.py`. These files import their framework at the top. In other files, a test
+that needs a framework has `@pytest.mark.needs("jax")` and imports it inside.
 """
 
 import importlib.util
@@ -31,18 +31,21 @@ MODULES = {
     ),
     "peers": ("autoclip", "zclip", "smartclip", "pytorch_optimizer", "timm"),
 }
-"""What a name stands for; `stacks` is what surrounds the frameworks in a test, `peers`
-are clippers of other people to compare with."""
+"""The modules of each name. `stacks` are trainers and tools around the frameworks,
+`peers` are clippers of other projects, to compare with."""
+
+FOLDERS = {"tf": 0, "jax": 1, "torch": 2}
+"""The folders whose tests run first, in this order. The others follow."""
 
 
 def found(module):
-    """Whether `module` is installed, asked without importing it.
+    """Return whether `module` is installed, without importing it.
 
-    A folder that merely bears the name (`tests/torch`) has no origin: it is not torch.
+    A folder that has the same name (`tests/torch`) has no origin and does not count.
     """
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # not even what it is a part of
+    except ModuleNotFoundError:  # the package that should contain it is not installed
         return False
     return spec is not None and spec.origin is not None
 
@@ -84,7 +87,7 @@ def pytest_configure(config):
             f"AUTOCLIP_TEST requires {', '.join(absent)}, but these modules are not "
             f"installed: {', '.join(m for lacks in absent.values() for m in lacks)}"
         )
-    # Keras reads and writes a settings file at import; not the user's, in a test.
+    # Keras reads and writes a settings file at import. A test must not use the user's.
     keras_home = tempfile.TemporaryDirectory(prefix="keras-")
     config.add_cleanup(keras_home.cleanup)
     os.environ["KERAS_HOME"] = keras_home.name
@@ -103,6 +106,8 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Long files come first: a worker that started one last would keep the others waiting.
+    items.sort(key=lambda item: FOLDERS.get(item.path.parent.name, len(FOLDERS)))
     for item in items:
         for mark in item.iter_markers("needs"):
             for name in mark.args:
@@ -122,16 +127,15 @@ def pytest_report_collectionfinish(config, items):
 
 
 def cuda():
-    """Whether torch sees a CUDA device; a test that asks has imported torch already."""
+    """Return whether torch finds a CUDA device. A `gpu` test has imported torch."""
     return "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
 
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The modules of benchmarks, for one test."""
-    from .support.trials import (
-        scripts_on_path,  # this file has to stand alone, in a copy too
-    )
+    """Make the modules of benchmarks importable for one test."""
+    # Imported here, because test_conftest.py runs a copy of this file alone.
+    from .support.trials import scripts_on_path
 
     with scripts_on_path(monkeypatch):
         yield

@@ -1,0 +1,84 @@
+"""Run the tests that belong to the changed folders, without the slow ones.
+
+`make quick` runs it. The changed files come from git; `FOLDER=autoclip_core/log` names
+a folder instead. A changed test file runs itself.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+ALWAYS = "project/layout project/imports"
+TESTS = {
+    "autoclip_core": "core/decide core/scale core/checks core/golden core/policies",
+    "autoclip_core/history": "core/window core/full_history core/moments core/golden "
+    "core/validation core/policies",
+    "autoclip_core/policies": "core/policies core/combinators core/oracles core/golden "
+    "core/decide core/laws",
+    "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
+    "core/metrics core/by_value",
+    "autoclip_core/files": "core/cli core/clip_log",
+    "autoclip_core/log": "core/clip_log core/log_bounded core/log_step core/log_summary "
+    "core/log_totals core/row_counts core/plot_rows core/metrics_logger core/report",
+    "autoclip_core/planning": "core/replay core/suggest core/spikes core/cli",
+    "autoclip_core/cli": "core/cli",
+    "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
+    "torch/errors torch/agreement torch/find_threshold torch/uses",
+    "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges",
+    "autoclip_torch/gradients": "torch/gradients torch/device torch/reads torch/units "
+    "torch/value torch/edges torch/sharded",
+    "autoclip_torch/state": "torch/checkpoint torch/observe torch/device torch/faults",
+    "autoclip_torch/step": "torch/clipper torch/nonfinite torch/amp torch/errors",
+    "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/follow "
+    "torch/amp torch/accelerate torch/in_backward",
+    "autoclip_tf": "tf/gradients tf/layouts tf/clipper",
+    "autoclip_jax": "jax/clipper jax/find_threshold",
+    "benchmarks": "docs/torch_bench",
+    "docs": "docs/pages docs/readme",
+    "examples": "docs/examples",
+    "tests": "project/conftest core/never",
+    "": "project/citation project/packaging docs/readme",
+}
+"""Each folder, and the tests that belong to its files; "" is the root."""
+
+
+def tests_for(path):
+    """Return the test files for a changed file or folder, relative to the root."""
+    if path.startswith("tests/") and Path(path).name.startswith("test_"):
+        return [path] if (ROOT / path).is_file() else []
+    folders = [path, *map(str, Path(path).parents)]
+    folder = next(folder for folder in [*folders, ""] if folder in TESTS)
+    return [file_of(name) for name in TESTS[folder].split()]
+
+
+def file_of(name):
+    folder, _, name = name.partition("/")
+    return f"tests/{folder}/test_{name}.py"
+
+
+def changed_files():
+    """Return what differs from the last commit, and what git does not know yet."""
+    commands = ["diff --name-only HEAD", "ls-files --others --exclude-standard"]
+    outputs = [
+        subprocess.check_output(["git", *command.split()], cwd=ROOT, text=True)
+        for command in commands
+    ]
+    return "".join(outputs).splitlines()
+
+
+def main():
+    folder = os.environ.get("FOLDER", "").rstrip("/")
+    if folder and not (ROOT / folder).is_dir():
+        sys.exit(f"quick: FOLDER must be a folder of this project, got {folder!r}")
+    paths = [folder] if folder else changed_files()
+    files = [test for path in paths for test in tests_for(path)]
+    files += [file_of(name) for name in ALWAYS.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+    sys.exit(subprocess.call([*command, *dict.fromkeys(files)], cwd=ROOT))
+
+
+if __name__ == "__main__":
+    main()
