@@ -1,7 +1,7 @@
-"""Select the tests by the frameworks that are installed; set what every test runs under.
+"""Select tests by the installed frameworks, and set what every test runs under.
 
-`AUTOCLIP_TEST=core,torch` names what must be tested. If one of these is not installed, or
-is not in the table below, the run ends with a usage error instead of skipping tests.
+`AUTOCLIP_TEST=core,torch` names what must be tested. If one of these is not installed
+or not in the table below, the run ends with a usage error instead of skipping tests.
 Everything that is installed is tested, named or not. The report's first lines list it.
 
 pytest does not collect the folders `torch`, `tf` and `jax` without their framework, nor
@@ -106,7 +106,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    # Long files come first: a worker that started one last would keep the others waiting.
+    # Long files come first: a worker that starts one last keeps the others waiting.
     items.sort(key=lambda item: FOLDERS.get(item.path.parent.name, len(FOLDERS)))
     for item in items:
         for mark in item.iter_markers("needs"):

@@ -21,8 +21,9 @@ TESTS = {
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
     "core/metrics core/by_value",
     "autoclip_core/files": "core/cli core/clip_log",
-    "autoclip_core/log": "core/clip_log core/log_bounded core/log_step core/log_summary "
-    "core/log_totals core/row_counts core/plot_rows core/metrics_logger core/report",
+    "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
+    "core/log_summary core/log_totals core/row_counts core/plot_rows "
+    "core/metrics_logger core/report",
     "autoclip_core/planning": "core/replay core/suggest core/spikes core/cli",
     "autoclip_core/cli": "core/cli",
     "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
