@@ -227,7 +227,7 @@ class Clipper(Observer):
     def as_optimizer(
         cls,
         optimizer: torch.optim.Optimizer,
-        *policy: Policy,
+        *policy: Any,
         model: torch.nn.Module | None = None,
         **keywords: Any,
     ) -> ClippedOptimizer:
@@ -236,7 +236,8 @@ class Clipper(Observer):
         Args:
           optimizer: any torch optimizer; each of its groups is a group here, and none
             of its settings is read.
-          *policy: the policy, for the generic `Clipper` alone.
+          *policy: the policy of a `Clipper`; of a named clipper the argument that may
+            follow the parameters by position, such as the quantile.
           model: the module the parameters belong to, for their names and layers.
           **keywords: what the constructor accepts.
 

@@ -1,4 +1,4 @@
-"""The named clippers: each is `Clipper` with one policy and its arguments."""
+"""The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
 from typing import Any, Unpack
 
@@ -22,59 +22,51 @@ from .rows.settings import Common, CommonAndWarmup, check_keys
 
 
 class _Named(Clipper):
-    """A clipper whose groups may set the arguments of its policy."""
+    """A clipper of one policy; a group may set arguments of that policy."""
+
+    _keywords: Any = CommonAndWarmup
+    """The keywords of the constructor, besides the arguments of the policy."""
+
+    def __init__(
+        self, parameters: Given, policy: Policy, **keywords: Unpack[CommonAndWarmup]
+    ) -> None:
+        """Refuse unknown keywords, and create the clipper."""
+        check_keywords(type(self).__name__, keywords, self._keywords)
+        super().__init__(parameters, policy, **keywords)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        own = get_arguments(self.policy)
-        check_keys(overrides, own)
-        return type(self.policy)(**{**own, **overrides})
+        defaults = get_arguments(self.policy)
+        check_keys(overrides, defaults)
+        return type(self.policy)(**{**defaults, **overrides})
 
 
 class QuantileClip(_Named):
-    """Clip to a quantile of the norms of the last steps: AutoClip.
+    """Clip to a quantile of the recent norms: AutoClip, `Quantile`.
 
-    T = quantile(the last norms, q).
-
-    One history per parameter by default; `global_clipping=True` keeps one for all, as
-    the paper does. q = 0.9 clips about 10 % of the steps. The paper's "percentile 10"
-    is `quantile=0.1, history_length=None, include_current=True`.
-
-    Args:
-      parameters: see `Clipper`.
-      quantile: q, in [0, 1].
-      history_length: steps that are remembered, >= 1; None remembers all (of
-        plain tensors on the CPU).
-      include_current: whether the current norm belongs to the history that limits it.
-      **common: see `Clipper`.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `autoclip_core.Quantile` documents the arguments of the policy, and `Clipper` all
+    others. Each parameter has its own history by default. The paper keeps one history
+    for all parameters: `scope="global"`.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> clipper = QuantileClip([weight], quantile=0.5, history_length=100)
+    >>> clipper = QuantileClip([weight], 0.5, history_length=100)
     >>> for norm in [1.0, 3.0, 8.0]:
     ...     weight.grad = torch.tensor([norm, 0.0])
     ...     decision = clipper.step()
     >>> weight.grad
     tensor([2., 0.])
-
-    Reference:
-      Seetharaman, Wichern, Pardo, Le Roux, "AutoClip: Adaptive gradient clipping for
-      source separation networks", 2020, https://arxiv.org/abs/2007.14469
     """
 
     def __init__(
         self,
         parameters: Given,
-        *,
         quantile: float = 0.9,
+        *,
         history_length: int | None = 1000,
         include_current: bool = False,
         **common: Unpack[CommonAndWarmup],
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, CommonAndWarmup)
+        """Create the policy and the clipper."""
         policy = Quantile(
             quantile, history_length=history_length, include_current=include_current
         )
@@ -82,51 +74,33 @@ class QuantileClip(_Named):
 
 
 class StandardClip(_Named):
-    """Clip to the mean plus k standard deviations of the norms of the last steps.
+    """Clip to the mean plus k standard deviations of the recent norms: `MeanStd`.
 
-    T = mean + k * deviation, or with `log` exp of that of ln(norm).
-
-    Args:
-      parameters: see `Clipper`.
-      deviations: k, finite; 1 to 4.
-      history_length: steps that are remembered, >= 1; None remembers all (of
-        plain tensors on the CPU).
-      log: whether to take mean and deviation of the logarithms.
-      ddof: the deviation divides by n - ddof; nothing is clipped before
-        max(2, ddof + 1) steps.
-      include_current: whether the current norm belongs to the history that limits it.
-      **common: see `Clipper`.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `autoclip_core.MeanStd` documents the arguments of the policy, and `Clipper` all
+    others. Each parameter has its own history by default.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> clipper = StandardClip([weight], deviations=1.0, history_length=32)
+    >>> clipper = StandardClip([weight], 1.0, history_length=32)
     >>> for norm in [1.0, 3.0, 10.0]:
     ...     weight.grad = torch.tensor([norm, 0.0])
     ...     decision = clipper.step()
     >>> decision.threshold
     tensor([3.4142])
-
-    Reference:
-      Chen, Firat, Bapna et al., "The best of both worlds: Combining recent advances in
-      neural machine translation", 2018, https://arxiv.org/abs/1804.09849
     """
 
     def __init__(
         self,
         parameters: Given,
-        *,
         deviations: float = 2.0,
+        *,
         history_length: int | None = 1000,
         log: bool = False,
         ddof: int = 1,
         include_current: bool = False,
         **common: Unpack[CommonAndWarmup],
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, CommonAndWarmup)
+        """Create the policy and the clipper."""
         policy = MeanStd(
             deviations,
             history_length=history_length,
@@ -138,38 +112,25 @@ class StandardClip(_Named):
 
 
 class AGC(_Named):
-    """Clip each output unit to a fraction of its weights' norm: adaptive clipping, AGC.
+    """Clip each output unit to a fraction of its weights' norm: AGC, `ParamRatio`.
 
-    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
+    `autoclip_core.ParamRatio` documents `clipping` and `eps`, and `Clipper` the
+    keywords. The scope is "unit" by default. Pass the module rather than its
+    parameters: the units of a transposed convolution or a normalisation layer are then
+    correct. With bare parameters, each index of axis 0 is a unit. The paper excludes
+    the classifier's weight: `exclude=["head.weight"]`.
 
-    Give the module, not its parameters, and the units of a transposed convolution or a
-    normalisation layer are right too; from bare parameters, each index of axis 0 is a
-    unit. The paper leaves out the classifier's weight: `exclude=["head.weight"]`.
-
-    Args:
-      parameters: see `Clipper`.
-      clipping: the ratio, > 0; 0.01 for batches of 1024 and more, up to 0.16 for small
-        ones.
-      eps: the floor of the weights' norm, > 0, so that a unit that starts at zero can
-        move.
-      rule: "unit"; "layer", each parameter as a whole; or "nfnets", the axes of the
-        NFNets reference and of optax, which expect kernels as JAX lays them out.
-      **common: see `Clipper`; the scope is "unit" unless given.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `rule` says what a unit is. "unit" is an output unit, and "layer" a whole parameter.
+    "nfnets" takes the axes of the NFNets reference and of optax, which expect kernels
+    in JAX's layout.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> _ = torch.nn.init.constant_(layer.weight, 1.0)
     >>> layer.weight.grad = torch.tensor([[3.0, 4.0]])
-    >>> decision = AGC(layer, clipping=0.5).step()
+    >>> decision = AGC(layer, 0.5).step()
     >>> layer.weight.grad
     tensor([[0.4243, 0.5657]])
-
-    Reference:
-      Brock, De, Smith, Simonyan, "High-performance large-scale image recognition
-      without normalization", 2021, https://arxiv.org/abs/2102.06171
     """
 
     _default_scope = "unit"
@@ -177,14 +138,13 @@ class AGC(_Named):
     def __init__(
         self,
         parameters: Given,
-        *,
         clipping: float = 0.01,
+        *,
         eps: float = 1e-3,
         rule: str = "unit",
         **common: Unpack[CommonAndWarmup],
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, CommonAndWarmup)
+        """Create the policy and the clipper."""
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
         scope, everything = common.get("scope"), common.get("global_clipping")
         if rule != "unit" and (scope not in (None, "unit") or everything):
@@ -208,53 +168,37 @@ class AGC(_Named):
 
 
 class ZClip(_Named):
-    """Clip norms more than z deviations above their moving average: ZClip.
+    """Clip norms more than z deviations above their moving average: ZClip, `ZScore`.
 
-    T = mu + z * sigma, both moving averages; see `autoclip_core.ZScore`.
-
-    Args:
-      parameters: see `Clipper`.
-      z: deviations above the mean, > 0; 2 to 3.
-      alpha: the memory, in [0, 1).
-      warmup_steps: norms recorded before anything is clipped, >= 0.
-      target: what a clipped norm becomes: "reciprocal" (the larger the spike, the
-        nearer to the mean), "mean" or "threshold".
-      record: what is learned of a clipped norm: "winsorized", "applied" (the paper's,
-        which never follows a lasting rise), "raw" or "none".
-      **common: see `Clipper`; the scope is "global" unless given.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `autoclip_core.ZScore` documents the arguments of the policy, and `Clipper` all
+    others. The scope is "global" by default. `warmup_steps` belongs to the policy,
+    which clips nothing during the warm-up: there is no `warmup_threshold`.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> clipper = ZClip([weight], z=2.0, warmup_steps=2, target="threshold")
+    >>> clipper = ZClip([weight], 2.0, warmup_steps=2, target="threshold")
     >>> for norm in [1.0, 3.0, 8.0]:
     ...     weight.grad = torch.tensor([norm])
     ...     decision = clipper.step()
     >>> weight.grad
     tensor([4.])
-
-    Reference:
-      Kumar, Owen, Roy Chowdhury, Guera, "ZClip: Adaptive spike mitigation for LLM
-      pre-training", 2025, https://arxiv.org/abs/2504.02507
     """
 
     _default_scope = "global"
+    _keywords = Common
 
     def __init__(
         self,
         parameters: Given,
-        *,
         z: float = 2.5,
+        *,
         alpha: float = 0.97,
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
         **common: Unpack[Common],
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, Common)
+        """Create the policy and the clipper."""
         policy = ZScore(
             z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
         )
@@ -262,51 +206,36 @@ class ZClip(_Named):
 
 
 class AdaGC(_Named):
-    """Clip each parameter to a ratio of the moving average of its clipped norm: AdaGC.
+    """Clip to a ratio of the moving average of the clipped norm: AdaGC, `EmaRatio`.
 
-    T = ratio * average; see `autoclip_core.EmaRatio`.
-
-    Most steps are clipped, a little: it is a soft normaliser, and its threshold rises
-    by at most 0.1 % a step. For rare spikes alone take a ratio of 2 or 3. The paper
-    clips the global norm during the warm-up; for that, step a `NormClip` before this.
-
-    Args:
-      parameters: see `Clipper`.
-      ratio: the threshold over the average, > 1.
-      beta: the memory, in [0, 1).
-      warmup_steps: norms of a row before its average takes over, >= 0.
-      warmup_threshold: the threshold until then, > 0.
-      **common: see `Clipper`.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `autoclip_core.EmaRatio` documents the arguments of the policy, and `Clipper` all
+    others. Each parameter has its own average by default. `warmup_steps` and
+    `warmup_threshold` belong to the policy. The paper clips the global norm during the
+    warm-up; to do the same, step a `NormClip` before this clipper.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> clipper = AdaGC([weight], ratio=2.0, warmup_steps=0)
+    >>> clipper = AdaGC([weight], 2.0, warmup_steps=0)
     >>> for norm in [1.0, 4.0]:
     ...     weight.grad = torch.tensor([norm])
     ...     decision = clipper.step()
     >>> weight.grad
     tensor([2.])
-
-    Reference:
-      Wang, Li, Chen et al., "AdaGC: Improving training stability for large language
-      model pretraining", 2025, https://arxiv.org/abs/2502.11034
     """
+
+    _keywords = Common
 
     def __init__(
         self,
         parameters: Given,
-        *,
         ratio: float = 1.05,
+        *,
         beta: float = 0.98,
         warmup_steps: int = 100,
         warmup_threshold: float = 1.0,
         **common: Unpack[Common],
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, Common)
+        """Create the policy and the clipper."""
         policy = EmaRatio(
             ratio,
             beta=beta,
@@ -317,38 +246,25 @@ class AdaGC(_Named):
 
 
 class NormClip(_Named):
-    """Clip to a constant norm, as `clip_grad_norm_` does, and say what was done.
+    """Clip to a constant norm, as `clip_grad_norm_` does: `Fixed`.
 
-    T = max_norm.
-
-    Unlike there, nothing is added to the divisor, a gradient within the limit keeps its
-    bits, a parameter listed twice counts once, and a NaN does not spread.
-
-    Args:
-      parameters: see `Clipper`.
-      max_norm: the threshold, > 0.
-      **common: see `Clipper`; the scope is "global" unless given.
-
-    Raises:
-      TypeError, ValueError: an argument breaks its rule; the message says which.
+    `autoclip_core.Fixed` documents `max_norm`, and `Clipper` the keywords. The scope is
+    "global" by default. Unlike `clip_grad_norm_`, it returns a decision and adds
+    nothing to the divisor. A gradient within the limit is unchanged bit for bit, a
+    parameter that is listed twice counts once, and a NaN does not spread.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3e-7, 4e-7])
-    >>> decision = NormClip([weight], max_norm=1e-7).step()
+    >>> decision = NormClip([weight], 1e-7).step()
     >>> weight.grad
     tensor([6.0000e-08, 8.0000e-08])
-
-    Reference:
-      Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
-      networks", 2013, https://arxiv.org/abs/1211.5063
     """
 
     _default_scope = "global"
 
     def __init__(
-        self, parameters: Given, *, max_norm: float, **common: Unpack[CommonAndWarmup]
+        self, parameters: Given, max_norm: float, **common: Unpack[CommonAndWarmup]
     ) -> None:
-        """Make the policy and the clipper."""
-        check_keywords(type(self).__name__, common, CommonAndWarmup)
+        """Create the policy and the clipper."""
         super().__init__(parameters, Fixed(max_norm), **common)

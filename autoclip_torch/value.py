@@ -144,7 +144,7 @@ class ValueClip(Clipper):
     _stepper_class = _ValueStepper
 
     def __init__(
-        self, parameters: Given, *, clip_value: float, **keywords: Unpack[_Keywords]
+        self, parameters: Given, clip_value: float, **keywords: Unpack[_Keywords]
     ) -> None:
         """Check the value and make the clipper."""
         check_keywords(type(self).__name__, keywords, _Keywords)

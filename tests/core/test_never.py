@@ -203,7 +203,7 @@ DEFECTS = {
     ],
     # Arguments.
     "a positional parameter put in front of another": [
-        "torch/test_errors.py::test_all_arguments_but_the_first_are_keywords",
+        "torch/test_errors.py::test_all_arguments_but_the_first_two_are_keywords",
     ],
     "an example in the README that does not run": [
         "docs/test_readme.py::test_the_code_runs",

@@ -409,8 +409,8 @@ ROWS = {
         "StreamingQuantile",
     ),
     # Arguments that are there elsewhere, but not here.
-    "a positional argument": Bad(
-        lambda: QuantileClip(weights(), 0.9), TypeError, "positional", ""
+    "a second positional argument": Bad(
+        lambda: QuantileClip(weights(), 0.9, 1000), TypeError, "positional", ""
     ),
     "a misspelt keyword": Bad(
         quantile(quantil=0.9), TypeError, "quantil", "is no argument of QuantileClip"
@@ -467,13 +467,33 @@ def test_the_message_says_what_is_wrong_and_what_to_do(row):
     "make",
     [QuantileClip, StandardClip, AGC, ZClip, AdaGC, NormClip, ValueClip, Clipper],
 )
-def test_all_arguments_but_the_first_are_keywords(make):
+def test_all_arguments_but_the_first_two_are_keywords(make):
     """So that an argument can be added, and none is taken for another."""
     kinds = [p.kind for p in inspect.signature(make).parameters.values()]
-    first = 2 if make is Clipper else 1  # the policy stands beside the parameters
     free = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
-    assert kinds[:first] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * first
-    assert set(kinds[first:]) <= free
+    assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
+    assert set(kinds[2:]) <= free
+
+
+FIRST_ARGUMENTS = [
+    (QuantileClip, "quantile", 0.7),
+    (StandardClip, "deviations", 3.0),
+    (AGC, "clipping", 0.05),
+    (ZClip, "z", 3.5),
+    (AdaGC, "ratio", 1.5),
+    (NormClip, "max_norm", 0.5),
+    (ValueClip, "clip_value", 0.1),
+    (Clipper, "policy", Fixed(0.5)),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "value"), FIRST_ARGUMENTS)
+def test_the_first_policy_argument_may_follow_the_parameters(make, name, value):
+    """Also in `as_optimizer`, after the optimizer."""
+    expected = make(weights(), **{name: value}).policy
+    assert make(weights(), value).policy == expected
+    sgd = torch.optim.SGD(weights())
+    assert make.as_optimizer(sgd, value).clipper.policy == expected
 
 
 def test_no_error_says_more_than_three_lines():
