@@ -179,7 +179,7 @@ gradient_steps = st.lists(
 )
 
 
-@few @ few
+@few
 @every_scope
 @given(steps=gradient_steps)
 @pytest.mark.filterwarnings("ignore:the gradients of ")
