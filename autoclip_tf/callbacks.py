@@ -8,21 +8,21 @@ import keras
 from .clipper import Clipper
 
 NAMES = ("clip/norm", "clip/threshold", "clip/clip_rate", "clip/nonfinite_total")
-"""What is logged; `Clipper.metrics` has the rest, and says what they mean."""
+"""The metrics that are logged; `Clipper.metrics` documents them and has the others."""
 
 
 class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
-    """Put the clipper's numbers into the logs of each epoch, with one read per epoch.
+    """Put the clipper's metrics into the logs of each epoch, with one read per epoch.
 
     They reach `History`, and each callback that is listed after this one, such as
     `CSVLogger` and `TensorBoard`. Norm and threshold are those of the epoch's last
-    step, clip rate and count those of the run. Several clippers are told apart as
-    `clip/0/norm`, `clip/1/norm` in the order of the optimizer. It is a callback of
-    Keras 3; tf_keras has `LambdaCallback(on_epoch_end=lambda epoch, logs:
+    step; clip rate and count are those of the run. Several clippers are numbered
+    `clip/0/norm`, `clip/1/norm` in the order of the optimizer. This is a callback of
+    Keras 3. In tf_keras, write `LambdaCallback(on_epoch_end=lambda epoch, logs:
     logs.update(clipper.metrics()))`.
 
     Raises:
-      ValueError: as training begins, the optimizer has no clipper.
+      ValueError: the optimizer has no clipper when training begins.
 
     >>> import numpy as np
     >>> from autoclip_tf import QuantileClip
@@ -36,10 +36,10 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the clippers.
+        """Find the clippers of the optimizer.
 
         Raises:
-          ValueError: the optimizer has none.
+          ValueError: the optimizer has no clipper.
         """
         self._clippers = list(clippers_of(self.model.optimizer))
         if not self._clippers:
@@ -50,20 +50,21 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Add the numbers to the logs, which the next callbacks see."""
+        """Add the metrics to the logs, which the next callbacks receive."""
         if logs is None:
             return
         for index, clipper in enumerate(self._clippers):
             number = f"{index}/" if len(self._clippers) > 1 else ""
             metrics = clipper.metrics()
-            logs |= {n.replace("/", f"/{number}", 1): metrics[n] for n in NAMES}
+            for name in NAMES:
+                logs[name.replace("/", f"/{number}", 1)] = metrics[name]
 
 
 def clippers_of(optimizer: Any) -> Iterator[Clipper]:
-    """Yield the clippers of an optimizer and of those that it wraps.
+    """Yield the clippers of an optimizer and of the optimizers that it wraps.
 
     Args:
-      optimizer: that of a compiled model, or None.
+      optimizer: the optimizer of a compiled model, or None.
 
     >>> from autoclip_tf import NormClip
     >>> optimizer = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))

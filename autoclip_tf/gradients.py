@@ -1,4 +1,4 @@
-"""The two verbs on Keras gradients: the norm of each row, and their scaling."""
+"""Measure and scale Keras gradients: the norm of each row, and the scaled gradients."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,37 +9,38 @@ from keras import ops
 
 from autoclip_core.clipper.units import Units, unit_shape
 
-from .rows import Slot
+from .rows import ParameterRows
+from .sparse import SparseGradient, can_stay_sparse, to_dense
 
-# Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
-_LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+# A sum of float32 squares in this range has lost nothing to overflow or underflow.
+_SMALLEST_EXACT, _LARGEST_EXACT = 1e-25, 1e38
 
-# XLA on CPU adds one after the other, and over many elements that gathers rounding.
-_STRIP = 2**10
+# XLA on the CPU adds one element after the other, so a long sum accumulates rounding.
+_STRIP_LENGTH = 2**10
 
 Tensor = Any
 
 
 class Part(NamedTuple):
-    """One gradient, or variable, and the rows it belongs to."""
+    """One gradient, or variable, and its rows."""
 
-    slot: Slot
+    rows: ParameterRows
     tensor: Tensor
-    """Dense, or TensorFlow's `IndexedSlices`."""
+    """A dense tensor, or TensorFlow's `IndexedSlices`."""
     shape: tuple[int, ...]
     """The shape of the variable."""
 
 
-class Dense:
-    """A dense gradient, with the face that `sparse.Indexed` gives a sparse one."""
+class DenseGradient:
+    """A dense gradient, with the methods of `SparseGradient`."""
 
     def __init__(self, tensor: Tensor, shape: Sequence[int]) -> None:
-        """Keep the tensor, and the shape that a graph may not know of it."""
+        """Store the tensor, and its shape, which a graph may not know."""
         self.values = tensor
         self.shape = tuple(shape)
 
     def spread(self, scale: Tensor) -> Tensor:
-        """Return the scale as it broadcasts against the values."""
+        """Return the scale: it broadcasts against the values."""
         return scale
 
     def reduce(
@@ -47,198 +48,208 @@ class Dense:
     ) -> Tensor:
         """Reduce magnitudes to one number for each unit.
 
-        Where a whole tensor has a long axis, it is reduced as a vector.
+        A whole tensor that has a long axis is reduced as a vector.
         """
-        shape, every = self.shape, tuple(range(len(self.shape)))
-        axes = every if units is None else tuple(sorted(units.axes))
-        if axes == every and max(shape, default=0) > _STRIP:
+        shape, all_axes = self.shape, tuple(range(len(self.shape)))
+        axes = all_axes if units is None else tuple(sorted(units.axes))
+        if axes == all_axes and max(shape, default=0) > _STRIP_LENGTH:
             shape, axes = (math.prod(shape),), (0,)
         if tuple(values.shape) != shape:
             values = ops.reshape(values, shape)
-        return _in_strips(function, values, axes)
+        return _reduce_in_strips(function, values, axes)
 
     def with_values(self, values: Tensor) -> Tensor:
-        """Return a gradient of the same kind."""
+        """Return a dense gradient with these values."""
         return values
 
 
-def row_norms(parts: Sequence[Part], rows: int) -> Tensor:
-    """Return the norm of each row, shape (rows,), float32.
+def row_norms(parts: Sequence[Part], row_count: int) -> Tensor:
+    """Return the norm of each row, shape (row_count,), float32.
 
-    Squares are summed in float32. Where that may have lost something (a sum that is
-    infinite or tiny), each row is divided by its largest element first and summed
-    again. A row of exact zeros costs that second pass too.
+    Squares are summed in float32. If a sum is infinite or tiny, it may have lost
+    something to overflow or underflow. Then each row is divided by its largest element
+    and summed again. A row of exact zeros costs this second pass too.
 
     Args:
       parts: gradients or variables.
-      rows: how many rows there are.
+      row_count: the number of rows.
     """
-    faces = [_face(part, merge=True) for part in parts]
-    squares = _add_up(parts, faces, rows, None)
-    nothing = ops.convert_to_tensor(~has_norm(parts, rows))
-    kept = ops.logical_and(squares > _LEAST_SAFE, squares < _MOST_SAFE)
+    gradients = [_wrap(part, merge=True) for part in parts]
+    squares = _sum_squares(parts, gradients, row_count, None)
+    is_absent = ops.convert_to_tensor(~has_norm(parts, row_count))
+    is_exact = ops.logical_and(squares > _SMALLEST_EXACT, squares < _LARGEST_EXACT)
 
-    def again() -> Tensor:
-        largest = _largest(parts, faces, rows)
-        usable = ops.logical_and(largest > 0, ops.isfinite(largest))
-        unit = ops.where(usable, largest, 1.0)
-        return unit * ops.sqrt(_add_up(parts, faces, rows, unit))
+    def rescaled_norms() -> Tensor:
+        largest = _largest(parts, gradients, row_count)
+        is_usable = ops.logical_and(largest > 0, ops.isfinite(largest))
+        divisor = ops.where(is_usable, largest, 1.0)
+        return divisor * ops.sqrt(_sum_squares(parts, gradients, row_count, divisor))
 
-    safe = ops.all(ops.logical_or(kept, nothing))
-    return ops.cond(safe, lambda: ops.sqrt(squares), again)
-
-
-def row_largest(parts: Sequence[Part], rows: int) -> Tensor:
-    """Return the largest magnitude in each row, shape (rows,), float32."""
-    return _largest(parts, [_face(part, merge=True) for part in parts], rows)
+    all_exact = ops.all(ops.logical_or(is_exact, is_absent))
+    return ops.cond(all_exact, lambda: ops.sqrt(squares), rescaled_norms)
 
 
-def has_norm(parts: Sequence[Part], rows: int) -> np.ndarray[Any, Any]:
-    """Return which rows have a gradient; it is known when a step is traced."""
-    seen = np.zeros((rows,), bool)
-    for slot, *_ in parts:
-        seen[slot.start : slot.stop] = True
-    return seen
+def row_largest(parts: Sequence[Part], row_count: int) -> Tensor:
+    """Return the largest magnitude in each row, shape (row_count,), float32."""
+    return _largest(parts, [_wrap(part, merge=True) for part in parts], row_count)
+
+
+def has_norm(parts: Sequence[Part], row_count: int) -> np.ndarray[Any, Any]:
+    """Return which rows have a gradient; this is known when a step is traced."""
+    has_gradient = np.zeros((row_count,), bool)
+    for rows, *_ in parts:
+        has_gradient[rows.start : rows.stop] = True
+    return has_gradient
 
 
 def scale_all(parts: Sequence[Part], scales: Tensor) -> list[Tensor]:
-    """Return the gradients scaled; a row whose scale is 1 keeps its bits.
+    """Return the gradients scaled; a row whose scale is 1 is unchanged bit for bit.
 
-    Where no row is scaled, which is the rule, no gradient is written again.
+    In most steps no row is scaled; then no gradient is written.
     """
 
     def scaled() -> list[Tensor]:
         return [_scale(part, scales) for part in parts]
 
-    def as_they_came() -> list[Tensor]:
-        faces = [_face(part, merge=False) for part in parts]  # both branches as dense
-        return [face.with_values(face.values) for face in faces]
+    def unchanged() -> list[Tensor]:
+        # Both branches must return the same kind: some slices are made dense.
+        gradients = [_wrap(part, merge=False) for part in parts]
+        return [gradient.with_values(gradient.values) for gradient in gradients]
 
-    return list(ops.cond(ops.any(scales != 1), scaled, as_they_came))
+    return list(ops.cond(ops.any(scales != 1), scaled, unchanged))
 
 
 def map_elements(function: Callable[[Tensor], Tensor], part: Part) -> Tensor:
-    """Return the gradient with a function of its elements, duplicates summed first."""
-    face = _face(part, merge=True)
-    return face.with_values(ops.cast(function(face.values), part.tensor.dtype))
+    """Return a function of each element of a gradient, after duplicates are summed."""
+    gradient = _wrap(part, merge=True)
+    return gradient.with_values(ops.cast(function(gradient.values), part.tensor.dtype))
 
 
-def _face(part: Part, *, merge: bool) -> Any:
-    """Return what makes dense and sparse gradients look alike.
+def _wrap(part: Part, *, merge: bool) -> Any:
+    """Return a `DenseGradient` or a `SparseGradient`, which have the same methods.
 
     Args:
       part: the gradient.
       merge: whether slices of the same index are summed first.
     """
     if not hasattr(part.tensor, "dense_shape"):
-        return Dense(part.tensor, part.shape)
-    from . import sparse  # only where TensorFlow is the backend
-
-    if not sparse.has_rows(part.slot.units, part.shape):
-        return Dense(sparse.to_dense(part.tensor), part.shape)
-    indexed = sparse.Indexed(part.tensor, part.shape)
-    return indexed.merged() if merge else indexed
+        return DenseGradient(part.tensor, part.shape)
+    if not can_stay_sparse(part.rows.units, part.shape):
+        return DenseGradient(to_dense(part.tensor), part.shape)
+    gradient = SparseGradient(part.tensor, part.shape)
+    return gradient.merged() if merge else gradient
 
 
 def _scale(part: Part, scales: Tensor) -> Tensor:
-    """Return scale * gradient where the scale is neither 0 nor 1, in float32 or wider.
+    """Return scale * gradient in float32 or wider, unless the scale is 0 or 1.
 
-    Slices need no summing of duplicates to be scaled, and stay slices.
+    A scale of 0 gives 0 and a scale of 1 the gradient itself. Duplicate slices need not
+    be summed to be scaled, and stay slices.
     """
-    face = _face(part, merge=False)
-    own = ops.reshape(scales[part.slot.start : part.slot.stop], _one_each(part))
-    scale = face.spread(own)
-    wide = _wide(face.values)
+    gradient = _wrap(part, merge=False)
+    scale = gradient.spread(_of_part(scales, part))
+    wide = _widen(gradient.values)
     product = ops.where(scale == 0, 0.0, wide * ops.cast(scale, wide.dtype))
-    narrow = ops.cast(product, face.values.dtype)
-    return face.with_values(ops.where(scale == 1, face.values, narrow))
+    narrow = ops.cast(product, gradient.values.dtype)
+    return gradient.with_values(ops.where(scale == 1, gradient.values, narrow))
 
 
-def _add_up(
-    parts: Sequence[Part], faces: Sequence[Any], rows: int, unit: Tensor
+def _sum_squares(
+    parts: Sequence[Part], gradients: Sequence[Any], row_count: int, divisor: Tensor
 ) -> Tensor:
-    """Return each row's sum of squares, after division by the row's unit."""
+    """Return each row's sum of squares, after division by the row's divisor, if any."""
 
-    def squares(part: Part, face: Any) -> Tensor:
-        values = _wide(face.values)
-        if unit is not None:
-            own = ops.reshape(unit[part.slot.start : part.slot.stop], _one_each(part))
-            values = values / ops.cast(face.spread(own), values.dtype)
-        return face.reduce(ops.sum, ops.square(values), part.slot.units)
+    def squares(part: Part, gradient: Any) -> Tensor:
+        values = _widen(gradient.values)
+        if divisor is not None:
+            spread = gradient.spread(_of_part(divisor, part))
+            values = values / ops.cast(spread, values.dtype)
+        return gradient.reduce(ops.sum, ops.square(values), part.rows.units)
 
-    return _by_row(parts, faces, rows, squares, ops.segment_sum)
-
-
-def _largest(parts: Sequence[Part], faces: Sequence[Any], rows: int) -> Tensor:
-    def largest(part: Part, face: Any) -> Tensor:
-        return face.reduce(_max, ops.abs(_wide(face.values)), part.slot.units)
-
-    # A row without a gradient has no largest element: segment_max says -inf.
-    found = _by_row(parts, faces, rows, largest, ops.segment_max)
-    return ops.maximum(found, 0.0)
+    return _reduce_rows(parts, gradients, row_count, squares, ops.segment_sum)
 
 
-def _by_row(
+def _largest(parts: Sequence[Part], gradients: Sequence[Any], row_count: int) -> Tensor:
+    def largest(part: Part, gradient: Any) -> Tensor:
+        magnitudes = ops.abs(_widen(gradient.values))
+        return gradient.reduce(_max, magnitudes, part.rows.units)
+
+    # segment_max returns -inf for a row without a gradient, which has no elements.
+    by_row = _reduce_rows(parts, gradients, row_count, largest, ops.segment_max)
+    return ops.maximum(by_row, 0.0)
+
+
+def _reduce_rows(
     parts: Sequence[Part],
-    faces: Sequence[Any],
-    rows: int,
-    function: Callable[[Part, Any], Tensor],
-    together: Callable[..., Tensor],
+    gradients: Sequence[Any],
+    row_count: int,
+    reduce_part: Callable[[Part, Any], Tensor],
+    reduce_segments: Callable[..., Tensor],
 ) -> Tensor:
-    """Return one number per row; 0 where a row has no gradient.
+    """Return one number per row; 0 if a row has no gradient.
 
-    What the parts of a row have in common is found in one operation for all rows.
+    One operation combines the parts of each row, for all rows.
     """
-    pairs = zip(parts, faces, strict=True)
-    values = [ops.cast(ops.reshape(function(*p), (-1,)), "float32") for p in pairs]
-    places = [np.arange(part.slot.start, part.slot.stop) for part in parts]
+    pairs = zip(parts, gradients, strict=True)
+    values = [ops.cast(ops.reshape(reduce_part(*p), (-1,)), "float32") for p in pairs]
+    indices = [np.arange(part.rows.start, part.rows.stop) for part in parts]
     if not parts:
-        return ops.zeros((rows,), "float32")
-    row, found = np.concatenate(places), ops.concatenate(values)
-    if np.array_equal(row, np.arange(rows)):
-        return found
-    return together(found, row.astype(np.int32), num_segments=rows)
+        return ops.zeros((row_count,), "float32")
+    index, numbers = np.concatenate(indices), ops.concatenate(values)
+    if np.array_equal(index, np.arange(row_count)):
+        return numbers
+    return reduce_segments(numbers, index.astype(np.int32), num_segments=row_count)
 
 
 def _max(values: Tensor, axis: Any = None) -> Tensor:
     return ops.max(values, axis=axis, initial=0.0)
 
 
-def _in_strips(
+def _reduce_in_strips(
     function: Callable[..., Tensor], values: Tensor, axes: Sequence[int]
 ) -> Tensor:
-    """Reduce magnitudes over ascending axes, at most `_STRIP` of them at a time."""
-    if math.prod(values.shape[axis] for axis in axes) <= _STRIP:
+    """Reduce magnitudes over ascending axes, at most `_STRIP_LENGTH` at a time."""
+    if math.prod(values.shape[axis] for axis in axes) <= _STRIP_LENGTH:
         return function(values, axis=tuple(axes))
-    if values.shape[axes[-1]] > _STRIP:
-        return _in_strips(function, _shortened(function, values, axes[-1]), axes)
-    return _in_strips(function, _stage(function, values, axes[-1]), axes[:-1])
+    if values.shape[axes[-1]] > _STRIP_LENGTH:
+        shorter = _reduce_strips(function, values, axes[-1])
+        return _reduce_in_strips(function, shorter, axes)
+    reduced = _reduce_axis(function, values, axes[-1])
+    return _reduce_in_strips(function, reduced, axes[:-1])
 
 
-def _shortened(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
-    """Return one number for each strip of the axis, then what is left over."""
+def _reduce_strips(
+    function: Callable[..., Tensor], values: Tensor, axis: int
+) -> Tensor:
+    """Return one number for each strip of the axis, then the elements left over."""
     shape = tuple(values.shape)
-    common = math.gcd(shape[axis], _STRIP)
-    strip = common if common >= _STRIP // 8 else _STRIP  # nothing left is no copy
-    strips, left = divmod(shape[axis], strip)
-    whole, *rest = ops.split(values, [strips * strip], axis=axis) if left else [values]
-    cut = ops.reshape(whole, (*shape[:axis], strips, strip, *shape[axis + 1 :]))
-    found = _stage(function, cut, axis + 1)
-    return ops.concatenate([found, *rest], axis=axis) if left else found
+    divisor = math.gcd(shape[axis], _STRIP_LENGTH)
+    # A strip length that divides the axis leaves nothing over, and saves a copy.
+    length = divisor if divisor >= _STRIP_LENGTH // 8 else _STRIP_LENGTH
+    strips, left = divmod(shape[axis], length)
+    split_at = [strips * length]
+    whole, *rest = ops.split(values, split_at, axis=axis) if left else [values]
+    cut = ops.reshape(whole, (*shape[:axis], strips, length, *shape[axis + 1 :]))
+    reduced = _reduce_axis(function, cut, axis + 1)
+    return ops.concatenate([reduced, *rest], axis=axis) if left else reduced
 
 
-def _stage(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
-    """Reduce an axis; the maximum changes nothing, but XLA would merge two stages."""
+def _reduce_axis(function: Callable[..., Tensor], values: Tensor, axis: int) -> Tensor:
+    """Reduce one axis.
+
+    The maximum with 0 changes no magnitude, but keeps XLA from merging two reductions.
+    """
     return ops.maximum(function(values, axis=axis), 0.0)
 
 
-def _one_each(part: Part) -> tuple[int, ...]:
-    """Return the shape of one number per unit that broadcasts against the variable."""
-    units = part.slot.units
-    return () if units is None else unit_shape(part.shape, units)
+def _of_part(by_row: Tensor, part: Part) -> Tensor:
+    """Return a part's entries of a number per row, to broadcast with the variable."""
+    units = part.rows.units
+    shape = () if units is None else unit_shape(part.shape, units)
+    return ops.reshape(by_row[part.rows.start : part.rows.stop], shape)
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Return float32 or wider."""
-    narrow = "16" in str(values.dtype)
-    return ops.cast(values, "float32") if narrow else values
+def _widen(values: Tensor) -> Tensor:
+    """Return the values in float32 or wider."""
+    is_narrow = "16" in str(values.dtype)
+    return ops.cast(values, "float32") if is_narrow else values

@@ -11,9 +11,9 @@
 | bias of a GRU (2, 3H)                             | each of the two biases        |
 | bias, gain, any vector                            | the whole variable            |
 
-A gradient transformer meets variables, not layers, and a variable's path says what its
-layer is as long as the layer has its default name. For models whose layers were named,
-`axes_by_layer(model)` looks at the layers themselves.
+A gradient transformer receives variables, not layers. The path of a variable says what
+its layer is, as long as the layer has its default name. If the layers of a model have
+names of their own, `axes_by_layer(model)` reads the axes from the layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,27 +22,27 @@ from typing import Any
 import keras
 
 from autoclip_core.checks import check_choice
+from autoclip_core.clipper.patterns import Pattern, matches
 from autoclip_core.clipper.units import Units, nfnets_units, one_unit, units_along_axis
-
-from .paths import matches_path
 
 UnitsOf = Callable[[str, Sequence[int]], Units]
 """From a variable's path and shape to its output units."""
 
 Axes = Mapping[str, Sequence[int]]
-"""From the path of a variable, or a pattern, to the axes a unit's norm is over."""
+"""From the path of a variable, or a pattern, to the axes of a unit's norm."""
 
 
 def units_by(rule: str, axes: Axes) -> UnitsOf:
     """Return the function from a variable's path and shape to its units.
 
     Args:
-      rule: "unit", the table above; "layer", the variable as a whole; "nfnets", the
-        rule of the NFNets reference and of optax, by the number of axes alone.
-      axes: what the rule does not know, by path or pattern.
+      rule: "unit", the table above; "layer", each variable as a whole; "nfnets", the
+        rule of the NFNets reference and of optax, which depends only on the number of
+        axes.
+      axes: exceptions to the rule, by path or pattern.
 
     Raises:
-      ValueError: `rule` is another word.
+      ValueError: `rule` is none of these.
 
     >>> units_by("unit", {"up/kernel": [0, 1, 3]})("up/kernel", (3, 3, 8, 4))
     Units(axes=(0, 1, 3), groups=1)
@@ -55,20 +55,20 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
     by_rule = rules[check_choice("rule", rule, rules)]
 
     def units_of(path: str, shape: Sequence[int]) -> Units:
-        for pattern, over in axes.items():
+        for pattern, norm_axes in axes.items():
             if matches_path(pattern, path, None):
-                return Units(tuple(axis % len(shape) for axis in over))
+                return Units(tuple(axis % len(shape) for axis in norm_axes))
         return by_rule(path, shape)
 
     return units_of
 
 
 def by_path(path: str, shape: Sequence[int]) -> Units:
-    """Return the units of a variable by its own name and that of its layer.
+    """Return the units of a variable, from its name and the name of its layer.
 
     Args:
-      path: names joined by "/", the layer's and its own at the end.
-      shape: the variable's.
+      path: names joined by "/"; the last two are the layer's and the variable's.
+      shape: the shape of the variable.
 
     >>> by_path("model/conv2d_transpose_1/kernel", (3, 3, 8, 4))
     Units(axes=(0, 1, 3), groups=1)
@@ -79,7 +79,7 @@ def by_path(path: str, shape: Sequence[int]) -> Units:
     last = len(shape) - 1
     if len(shape) < 2 or name in ("gamma", "beta", "scale"):
         return one_unit(shape)
-    if name == "bias":  # of a GRU: two vectors; of attention: one, cut into heads
+    if name == "bias":  # a GRU has two vectors; attention has one, cut into heads
         return Units((1,)) if "gru" in layer and shape[0] == 2 else one_unit(shape)
     if name == "embeddings":
         return units_along_axis(shape, 0)
@@ -93,36 +93,36 @@ def by_path(path: str, shape: Sequence[int]) -> Units:
 
 
 def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return the axes of a unit's norm for each kernel of a model, by its layers.
+    """Return the axes of a unit's norm for each kernel of a model, from its layers.
 
-    Give it to a clipper as `axes=`, where layers were given names of their own.
+    Pass the result to a clipper as `axes=` if the layers have names of their own.
 
     Args:
       model: a built `keras.Model` or layer.
 
     Returns:
-      From each variable's path to axes, for the layers whose kernel does not end in the
-      output axis: transposed and depthwise convolutions, EinsumDense, embeddings.
+      A dict from a variable's path to axes, for each layer whose kernel does not end in
+      the output axis: transposed and depthwise convolutions, EinsumDense, embeddings.
 
     >>> layer = keras.layers.Conv2DTranspose(8, 3, name="up")
     >>> layer.build((None, 16, 16, 4))
     >>> axes_by_layer(layer)
     {'up/kernel': (0, 1, 3)}
     """
-    found: dict[str, tuple[int, ...]] = {}
+    axes: dict[str, tuple[int, ...]] = {}
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.EinsumDense):
-            found[layer.kernel.path] = _einsum_axes(layer.equation)
+            axes[layer.kernel.path] = _einsum_axes(layer.equation)
         elif isinstance(layer, _TRANSPOSED):
             last = len(layer.kernel.shape) - 1
-            found[layer.kernel.path] = units_along_axis(
+            axes[layer.kernel.path] = units_along_axis(
                 layer.kernel.shape, last - 1
             ).axes
         elif isinstance(layer, _DEPTHWISE):
-            found[layer.kernel.path] = tuple(range(len(layer.kernel.shape) - 2))
+            axes[layer.kernel.path] = tuple(range(len(layer.kernel.shape) - 2))
         elif isinstance(layer, keras.layers.Embedding):
-            found[layer.embeddings.path] = (1,)
-    return found
+            axes[layer.embeddings.path] = (1,)
+    return axes
 
 
 _TRANSPOSED = (
@@ -134,7 +134,7 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
 def _einsum_axes(equation: str) -> tuple[int, ...]:
-    """Return the axes of the kernel that the sum runs over.
+    """Return the axes of the kernel over which the layer sums.
 
     >>> _einsum_axes("abc,cde->abde")
     (0,)
@@ -142,3 +142,24 @@ def _einsum_axes(equation: str) -> tuple[int, ...]:
     inputs, output = equation.split("->")
     kernel = inputs.split(",")[1]
     return tuple(axis for axis, letter in enumerate(kernel) if letter not in output)
+
+
+def path_of(variable: Any) -> str:
+    """Return a variable's path, or its TensorFlow name without `:0`."""
+    path = getattr(variable, "path", None) or variable.name
+    return str(path).split(":")[0]
+
+
+def matches_path(pattern: Pattern, path: str | None, variable: Any) -> bool:
+    """Return whether a pattern matches a path, or its end from any layer on.
+
+    The first part of a path is the name that Keras gave to the model.
+
+    >>> [matches_path(p, "sequential_6/head/bias", None) for p in ["head", "bias", "b"]]
+    [True, True, False]
+    """
+    if path is None or callable(pattern):
+        return matches(pattern, path, variable, "/")
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return any(matches(pattern, end, variable, "/") for end in ends)

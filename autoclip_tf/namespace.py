@@ -1,4 +1,4 @@
-"""The array namespace that lets a core policy run on tensors of any Keras backend."""
+"""The array namespace with which a core policy runs on tensors of any Keras backend."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ float32 = "float32"
 int32 = "int32"
 
 
-def __getattr__(verb: str) -> Any:
-    """Return the verb as `keras.ops` has it."""
-    return getattr(ops, verb)
+def __getattr__(name: str) -> Any:
+    """Return the function of `keras.ops` with this name."""
+    return getattr(ops, name)
 
 
 def asarray(array: Any, dtype: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Which variable belongs to which row; decided in Python, when a clipper is built."""
+"""Which variable belongs to which row; decided in Python when a clipper is built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,12 @@ from typing import Any
 from autoclip_core.clipper.patterns import Pattern, check_names
 from autoclip_core.clipper.units import Units, unit_count
 
-from .layouts import UnitsOf
-from .paths import matches_path, path_of
+from .layouts import UnitsOf, matches_path, path_of
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One variable and the rows it belongs to."""
+class ParameterRows:
+    """The range of rows that one variable belongs to."""
 
     start: int
     stop: int
@@ -25,13 +24,13 @@ class Rows:
     """The rows of the variables that a clipper was built for.
 
     Args:
-      variables: all that may come, in any order; those without a gradient included.
+      variables: all that can occur, in any order, with or without a gradient.
       scope: "parameter", "global" or "unit".
-      units_of: how a variable is cut, at scope "unit".
+      units_of: how a variable is cut into units, at scope "unit".
       exclude: the variables that belong to no row.
 
     Raises:
-      ValueError: a name is excluded that no variable has, or every variable is.
+      ValueError: no variable has an excluded name, or every variable is excluded.
     """
 
     def __init__(
@@ -41,63 +40,63 @@ class Rows:
         units_of: UnitsOf,
         exclude: Sequence[Pattern],
     ) -> None:
-        """Lay out the rows."""
-        members = [(path_of(variable), variable) for variable in variables]
-        check_names(exclude, members, matches_path, "give every variable a name")
+        """Assign rows to the variables."""
+        named = [(path_of(variable), variable) for variable in variables]
+        check_names(exclude, named, matches_path, "give every variable a name")
         self.names: list[str] = ["global"] if scope == "global" else []
-        self._slots: dict[int, Slot | None] = {}
-        self._variables = list(variables)  # kept, so that an id stays a variable's own
-        for path, variable in members:
-            slot = None
+        self._rows_by_id: dict[int, ParameterRows | None] = {}
+        self._variables = list(variables)  # an id is unique only while its object lives
+        for path, variable in named:
+            rows = None
             if not any(matches_path(pattern, path, variable) for pattern in exclude):
                 shape = tuple(variable.shape)
                 units = units_of(path, shape) if scope == "unit" else None
-                slot = self._slot(path, shape, scope, units)
-            self._slots[_key(variable)] = slot
-        if not any(self._slots.values()):
+                rows = self._add_rows(path, shape, scope, units)
+            self._rows_by_id[_stable_id(variable)] = rows
+        if not any(self._rows_by_id.values()):
             raise ValueError(
                 f"exclude must leave a variable to clip, got {list(exclude)!r}, which "
-                f"excludes all of {', '.join(path for path, _ in members)}"
+                f"excludes all of {', '.join(path for path, _ in named)}"
             )
 
-    def _slot(
+    def _add_rows(
         self, path: str, shape: tuple[int, ...], scope: str, units: Units | None
-    ) -> Slot:
+    ) -> ParameterRows:
         if scope == "global":
-            return Slot(0, 1)
+            return ParameterRows(0, 1)
         start = len(self.names)
         count = 1 if units is None else unit_count(shape, units)
-        each = [path] if count == 1 else [f"{path}[{i}]" for i in range(count)]
-        self.names.extend(each)
-        return Slot(start, start + count, units)
+        names = [path] if count == 1 else [f"{path}[{i}]" for i in range(count)]
+        self.names.extend(names)
+        return ParameterRows(start, start + count, units)
 
-    def members(self) -> list[tuple[Any, Slot]]:
-        """Return the variables that belong to rows, with their slots."""
-        pairs = ((v, self._slots[_key(v)]) for v in self._variables)
-        return [(variable, slot) for variable, slot in pairs if slot is not None]
+    def clipped_variables(self) -> list[tuple[Any, ParameterRows]]:
+        """Return the variables that are not excluded, each with its rows."""
+        pairs = ((v, self._rows_by_id[_stable_id(v)]) for v in self._variables)
+        return [(variable, rows) for variable, rows in pairs if rows is not None]
 
-    def of(self, variable: Any) -> Slot | None:
-        """Return the slot of a variable; None where it is excluded.
+    def of(self, variable: Any) -> ParameterRows | None:
+        """Return the rows of a variable, or None if it is excluded.
 
         Raises:
           ValueError: the clipper was not built for this variable.
         """
-        key = _key(variable)
-        if key not in self._slots:
+        key = _stable_id(variable)
+        if key not in self._rows_by_id:
             known = ", ".join(self.names[:8])
             raise ValueError(
-                f"a clipper must be built for the variables it meets, got "
+                "every variable must be one that the clipper was built for, got "
                 f"{path_of(variable)!r}; it was built for {known}"
                 f"{', ...' if len(self.names) > 8 else ''}; call "
                 "build(model.trainable_variables) before the first step"
             )
-        return self._slots[key]
+        return self._rows_by_id[key]
 
 
-def _key(variable: Any) -> int:
-    """Return what stays the same of a variable, wrapped or not, on every replica."""
-    own = getattr(variable, "_value", None)  # what a Keras variable on TensorFlow wraps
-    own = variable if own is None or not hasattr(own, "assign") else own
-    if hasattr(own, "_distributed_container"):
-        own = own._distributed_container()
-    return id(own)
+def _stable_id(variable: Any) -> int:
+    """Return an id that a variable and its wrappers share, on every replica."""
+    inner = getattr(variable, "_value", None)  # Keras wraps a TensorFlow variable
+    inner = variable if inner is None or not hasattr(inner, "assign") else inner
+    if hasattr(inner, "_distributed_container"):
+        inner = inner._distributed_container()
+    return id(inner)

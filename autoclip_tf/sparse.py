@@ -3,34 +3,39 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
+import keras
 
 from autoclip_core.clipper.units import Units
 
+if keras.backend.backend() == "tensorflow":  # no other backend has sparse gradients
+    import tensorflow as tf
+
 Tensor = Any
+IndexedSlices = Any
+"""`tf.IndexedSlices`, a name that exists only on TensorFlow."""
 
 
-class Indexed:
-    """Rows of a gradient, by their index; the others are 0.
+class SparseGradient:
+    """The slices of a gradient and their indices; all other elements are 0.
 
     Args:
       slices: the gradient.
       shape: the variable's shape.
     """
 
-    def __init__(self, slices: tf.IndexedSlices, shape: Sequence[int]) -> None:
-        """Keep the slices as they came."""
+    def __init__(self, slices: IndexedSlices, shape: Sequence[int]) -> None:
+        """Store the slices unchanged."""
         self.values: Tensor = slices.values
         self.indices: Tensor = slices.indices
         self.shape = tuple(shape)
         self._dense_shape = slices.dense_shape
 
-    def merged(self) -> "Indexed":
+    def merged(self) -> "SparseGradient":
         """Return the same gradient, slices of one index summed in float32 or wider.
 
-        The gradient of a token that comes twice is the sum of its two slices: the norm
-        of the slices as they come is another number. There are as many slices as
-        before, because XLA wants to know how many; those left over are 0.
+        The gradient of a token that occurs twice is the sum of its two slices. The norm
+        of the unsummed slices is a different number. The result has as many slices as
+        before, because XLA needs a static number; the slices left over are 0.
         """
         values = self.values
         if values.dtype.size < 4:
@@ -39,11 +44,13 @@ class Indexed:
         count = tf.size(self.indices)
         summed = tf.math.unsorted_segment_sum(values, place, count)
         index = tf.math.unsorted_segment_max(self.indices, place, count)
-        index = tf.maximum(index, tf.reduce_min(self.indices))  # where none is left
-        return Indexed(tf.IndexedSlices(summed, index, self._dense_shape), self.shape)
+        # A slice left over gets the smallest index: any valid one serves.
+        index = tf.maximum(index, tf.reduce_min(self.indices))
+        slices = tf.IndexedSlices(summed, index, self._dense_shape)
+        return SparseGradient(slices, self.shape)
 
     def spread(self, scale: Tensor) -> Tensor:
-        """Return the scale of each slice, out of one or of one for each row."""
+        """Return the scale of each slice, from one scale or one per row."""
         if len(scale.shape) == 0 or scale.shape[0] == 1:
             return scale
         return tf.gather(scale, self.indices)
@@ -51,22 +58,22 @@ class Indexed:
     def reduce(
         self, function: Callable[..., Tensor], values: Tensor, units: Units | None
     ) -> Tensor:
-        """Reduce magnitudes to one number, or to one for each row of the variable."""
+        """Reduce magnitudes to one number, or to one per row of the variable."""
         if units is None or 0 in units.axes:
             return function(values)
         by_slice = function(values, axis=units.axes)
         return tf.math.unsorted_segment_sum(by_slice, self.indices, self.shape[0])
 
-    def with_values(self, values: Tensor) -> tf.IndexedSlices:
-        """Return a gradient of the same indices."""
+    def with_values(self, values: Tensor) -> IndexedSlices:
+        """Return a gradient with the same indices."""
         return tf.IndexedSlices(values, self.indices, self._dense_shape)
 
 
-def has_rows(units: Units | None, shape: Sequence[int]) -> bool:
-    """Tell whether units are the whole variable or its rows, which slices can keep."""
+def can_stay_sparse(units: Units | None, shape: Sequence[int]) -> bool:
+    """Return whether each unit is the whole variable or one of its rows."""
     return units is None or 0 not in units.axes or len(units.axes) == len(shape)
 
 
-def to_dense(slices: tf.IndexedSlices) -> Tensor:
+def to_dense(slices: IndexedSlices) -> Tensor:
     """Return the gradient as a tensor."""
     return tf.convert_to_tensor(slices)

@@ -1,4 +1,4 @@
-"""Clip every element of a gradient to an interval."""
+"""`ValueClip`: clip every element of a gradient to an interval."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,12 +19,13 @@ from .gradients import Part, has_norm, map_elements, row_largest, row_norms, sca
 
 @keras.saving.register_keras_serializable("autoclip_tf")
 class ValueClip(Clipper):
-    """Clip each element to [-clip_value, clip_value], and say what it did to the norms.
+    """Clip each element to [-clip_value, clip_value], and report the change of norms.
 
-    This is no policy: a direction changes, too. Of the decision, `norm` is the norm
-    before, `threshold` the clip value, `scale` the norm after over the norm before, and
-    `clipped` whether any element of the row changed. With `nonfinite="propagate"` an
-    infinite element is clipped as any other, and a NaN stays.
+    This is not a policy: it also changes the direction of a gradient. In the decision,
+    `norm` is the norm before, `threshold` is the clip value, `scale` is the norm after
+    divided by the norm before, and `clipped` says whether any element of the row
+    changed. With `nonfinite="propagate"` an infinite element is clipped like any other,
+    and a NaN stays.
 
     Args:
       clip_value: the largest magnitude, > 0.
@@ -64,21 +65,21 @@ class ValueClip(Clipper):
     def _arguments(self) -> dict[str, Any]:
         return {"clip_value": self.clip_value}
 
-    def _step(self, parts: list[Part], rows: int) -> list[Any]:
-        """Compare the norms before and after, and clamp all there is."""
+    def _step(self, parts: list[Part], row_count: int) -> list[Any]:
+        """Clamp every element; decide by the norms before and after."""
         clamped = [part._replace(tensor=self._clamp(part)) for part in parts]
-        changed = row_largest(parts, rows) > self.clip_value
+        is_changed = row_largest(parts, row_count) > self.clip_value
         decision = decide_by_value(
-            row_norms(parts, rows),
-            row_norms(clamped, rows),
-            changed,
-            thresholds=ops.full((rows,), self.clip_value, "float32"),
-            observed=ops.convert_to_tensor(has_norm(parts, rows)),
+            row_norms(parts, row_count),
+            row_norms(clamped, row_count),
+            is_changed,
+            thresholds=ops.full((row_count,), self.clip_value, "float32"),
+            observed=ops.convert_to_tensor(has_norm(parts, row_count)),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
-        seen = self._store.read()
-        self._remember(decision, seen.tally, seen.policy)
+        state = self._state.read()
+        self._state.write_step(decision, state.tally, state.policy)
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":
@@ -86,10 +87,11 @@ class ValueClip(Clipper):
         return scale_all(clamped, ops.where(decision.finite, 1.0, 0.0))
 
     def _clamp(self, part: Part) -> Any:
-        most = np.float32(self.clip_value)
+        limit = np.float32(self.clip_value)
 
-        def clamp(values: Any) -> Any:  # TensorFlow's clip flushes subnormal numbers
-            beyond = ops.abs(values) > ops.cast(most, values.dtype)
-            return ops.where(beyond, ops.sign(values) * most, values)
+        def clamp(values: Any) -> Any:
+            # Not `ops.clip`: TensorFlow's sets subnormal elements to 0.
+            is_beyond = ops.abs(values) > ops.cast(limit, values.dtype)
+            return ops.where(is_beyond, ops.sign(values) * limit, values)
 
         return map_elements(clamp, part)

@@ -262,8 +262,8 @@ def check_keras_refuses(policy, name, value):
     optimizer = SGD(0.1, gradient_transformers=[first, clip])
     optimizer.build([keras.Variable([0.0])])
     state, tally = learned(policy)
-    memory = clip._store.on_host()._replace(policy=state, tally=tally)
-    clip._store.write(memory)
+    state = clip._state.read_numpy()._replace(policy=state, tally=tally)
+    clip._state.write(state)
     clip.check_state()
     file = {}
     optimizer.save_own_variables(file)
@@ -273,13 +273,13 @@ def check_keras_refuses(policy, name, value):
     ]
     before = [v.numpy() for v in optimizer.variables]
     part = file | {str(place): spoiled(file[str(place)], value)}
-    with pytest.raises(ValueError, match=r"memory of a clipper is broken: memory\."):
+    with pytest.raises(ValueError, match=r"state of a clipper is invalid: state\."):
         optimizer.load_own_variables(part)
     for held, old in zip(optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(held.numpy(), old)
     optimizer.load_own_variables(file)
     variable(clip, name).assign(part[str(place)])
-    with pytest.raises(ValueError, match=r"memory of a clipper is broken: memory\."):
+    with pytest.raises(ValueError, match=r"state of a clipper is invalid: state\."):
         clip.check_state()
 
 

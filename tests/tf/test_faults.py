@@ -86,8 +86,8 @@ def taken(case, mode, pairs):
 
 def seen(clip, results):
     """What a step made, in NumPy."""
-    memory = clip._on_host()
-    return Seen(memory.decision, memory.tally, list(map(in_numpy, results)))
+    state = clip._read_numpy()
+    return Seen(state.decision, state.tally, list(map(in_numpy, results)))
 
 
 def in_numpy(gradient):

@@ -14,7 +14,7 @@ from autoclip_tf.gradients import (
     row_norms,
     scale_all,
 )
-from autoclip_tf.rows import Slot
+from autoclip_tf.rows import ParameterRows
 
 MODES = {
     "eager": lambda step: step,
@@ -43,7 +43,7 @@ def dense(sparse):
 def part(tensor, units=None, start=0):
     shape = tuple(int(n) for n in getattr(tensor, "dense_shape", tensor.shape))
     count = 1 if units is None else unit_count(shape, units)
-    return Part(Slot(start, start + count, units), tensor, shape)
+    return Part(ParameterRows(start, start + count, units), tensor, shape)
 
 
 @every_mode()
@@ -111,16 +111,16 @@ def test_long_units_have_their_norms_wherever_they_lie(axis, mode):
 def both_of(tensor, given):
     """The norms and the largest magnitudes of a part's rows."""
     parts = [given._replace(tensor=tensor)]
-    return row_norms(parts, given.slot.stop), row_largest(parts, given.slot.stop)
+    return row_norms(parts, given.rows.stop), row_largest(parts, given.rows.stop)
 
 
 def test_the_shape_of_the_variable_serves_where_a_graph_knows_none():
     values = np.random.default_rng(0).standard_normal((3, 5000), np.float32)
-    slot, unknown = Slot(0, 3, Units((1,))), tf.TensorSpec((None, None))
+    rows, unknown = ParameterRows(0, 3, Units((1,))), tf.TensorSpec((None, None))
 
     @tf.function(input_signature=[unknown])
     def norms(given):
-        return row_norms([Part(slot, given, values.shape)], 3)
+        return row_norms([Part(rows, given, values.shape)], 3)
 
     wanted = np.linalg.norm(np.float64(values), axis=1)
     np.testing.assert_allclose(norms(values), wanted, rtol=2e-6)
@@ -142,11 +142,11 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
     full = dense(sparse)
     over = None if units is None else units.axes
     wanted = np.sqrt(np.sum(full**2, axis=over)).reshape(-1)
-    slot = part(sparse, units).slot
+    rows = part(sparse, units).rows
 
     def norms(values, indices):
         given = tf.IndexedSlices(values, indices, sparse.dense_shape)
-        one = Part(slot, given, (6, 2))
+        one = Part(rows, given, (6, 2))
         return row_norms([one], len(wanted)), row_largest([one], len(wanted))
 
     got, top = MODES[mode](norms)(sparse.values, sparse.indices)
@@ -165,7 +165,7 @@ def test_the_norm_of_two_slices_is_that_of_their_sum():
 def test_scaled_slices_stay_slices_and_mean_the_scaled_gradient(units):
     sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
     one = part(sparse, units)
-    scales = np.linspace(0.0, 1.0, one.slot.stop, dtype=np.float32)
+    scales = np.linspace(0.0, 1.0, one.rows.stop, dtype=np.float32)
     scales = scales if units == Units((1,)) else np.float32([0.25])
     [got] = scale_all([one], tf.constant(scales))
     assert isinstance(got, tf.IndexedSlices)

@@ -68,7 +68,7 @@ def test_every_optimizer_of_keras_is_here_by_its_name():
         kind = getattr(autoclip_tf.optimizers, name)
         assert kind.__name__ == name
         assert issubclass(kind, getattr(keras.optimizers, name))
-        assert kind.__doc__.startswith(f"`keras.optimizers.{name}` that takes")
+        assert kind.__doc__.startswith(f"`keras.optimizers.{name}` that also accepts")
     with pytest.raises(AttributeError, match=r"has Adadelta, .*no 'Sgd'"):
         autoclip_tf.optimizers.Sgd  # noqa: B018
     with pytest.raises(ImportError):
@@ -426,5 +426,5 @@ def test_one_clipper_serves_one_optimizer():
         SGD(0.1, gradient_transformers=[clip, clip])
     met = keras.optimizers.SGD(0.1)
     met.build([weight])
-    with pytest.raises(ValueError, match="has not met its variables"):
+    with pytest.raises(ValueError, match="must be one that is not built yet"):
         QuantileClip().as_optimizer(met)

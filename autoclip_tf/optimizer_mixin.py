@@ -1,0 +1,180 @@
+"""`gradient_transformers=` for an optimizer class of Keras 3 or of tf_keras."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from autoclip_core.checks import format_error
+
+from .state import StatefulTransformer, check_state
+
+Pair = tuple[Any, Any]
+"""A gradient, or None, and its variable."""
+
+Transformer = Callable[[list[Pair]], Iterable[Pair]]
+"""From a list of (gradient, variable) pairs to such a list."""
+
+
+class GradientTransformersMixin:
+    """Adds `gradient_transformers=` to the optimizer class that follows in the bases.
+
+    A subclass calls `transform` on the gradients that an update uses. Its
+    `add_state_variable` makes a variable of the optimizer.
+
+    Args:
+      *args: the arguments of the optimizer.
+      gradient_transformers: callables that each gradient goes through, in order.
+      **kwargs: the keywords of the optimizer.
+
+    Raises:
+      TypeError: a transformer is not callable.
+      ValueError: the optimizer also clips by itself, or a transformer is repeated.
+    """
+
+    # The number of variables without those of clippers; None before `build`.
+    _own_variable_count: int | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        gradient_transformers: Sequence[Transformer] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the transformers and make the optimizer."""
+        transformers = _check_transformers(gradient_transformers)
+        super().__init__(*args, **kwargs)
+        self._gradient_transformers = transformers
+        if transformers:
+            _refuse_clipping_twice(self)
+
+    @property
+    def gradient_transformers(self) -> tuple[Transformer, ...]:
+        """The callables that each gradient goes through before an update, in order."""
+        return self._gradient_transformers
+
+    def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
+        """Return a new variable of this optimizer, for the state of a clipper."""
+        raise NotImplementedError
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the variables of the optimizer, and after them those of the clippers.
+
+        In this order, a checkpoint of the same optimizer without clippers is the
+        beginning of a checkpoint with them.
+        """
+        if self._own_variable_count is not None:
+            return
+        super().build(variables)  # type: ignore[misc]
+        self._own_variable_count = len(self._variables)  # type: ignore[attr-defined]
+        for transformer in self._stateful_transformers():
+            transformer.build(list(variables), self.add_state_variable)
+
+    def transform(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Return the transformed pairs, without those that have no gradient."""
+        pairs = list(pairs)
+        for transformer in self._gradient_transformers:
+            pairs = list(transformer(pairs))
+        return [pair for pair in pairs if pair[0] is not None]
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restore the optimizer; a file without clippers leaves their state unchanged.
+
+        Raises:
+          ValueError: a variable has another shape in the file, or the state of a
+            clipper is invalid; no variable was changed.
+        """
+        saved, count = len(store.keys()), self._own_variable_count
+        variables = self._variables[:saved]  # type: ignore[attr-defined]
+        if len(variables) == saved:
+            _check_shapes(variables, store)
+            self._check_states(store)
+        if count is None or saved != count:
+            super().load_own_variables(store)  # type: ignore[misc]
+            return
+        for index, variable in enumerate(variables):
+            variable.assign(store[str(index)])
+
+    def _check_states(self, store: Any) -> None:
+        """Refuse a file that has all variables but an invalid state of a clipper."""
+        saved, count = len(store.keys()), self._own_variable_count
+        if count is None or saved != len(self._variables):  # type: ignore[attr-defined]
+            return
+        values = (np.asarray(store[str(index)]) for index in range(count, saved))
+        for transformer in self._stateful_transformers():
+            check_state(transformer._state.arrange(values))
+
+    def _stateful_transformers(self) -> list[StatefulTransformer]:
+        transformers = self._gradient_transformers
+        return [t for t in transformers if isinstance(t, StatefulTransformer)]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration of the optimizer and of its transformers."""
+        serialize = keras.saving.serialize_keras_object
+        transformers = [serialize(each) for each in self._gradient_transformers]
+        config = super().get_config()  # type: ignore[misc]
+        return {**config, "gradient_transformers": transformers}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
+        """Return the optimizer that `get_config` described."""
+        deserialize = keras.saving.deserialize_keras_object
+        arguments = dict(config)
+        arguments["gradient_transformers"] = [
+            each if callable(each) else deserialize(each, custom_objects=custom_objects)
+            for each in config.get("gradient_transformers") or ()
+        ]
+        return super().from_config(arguments, custom_objects)  # type: ignore[misc]
+
+
+def _check_shapes(variables: Sequence[Any], store: Any) -> None:
+    """Refuse the file of an optimizer with other clippers before anything is loaded."""
+    for index, variable in enumerate(variables):
+        saved, expected = tuple(store[str(index)].shape), tuple(variable.shape)
+        if saved != expected:
+            raise ValueError(
+                f"the file does not fit this optimizer: {variable.name} has shape "
+                f"{saved} in the file and {expected} in the optimizer; make the "
+                "clippers with the arguments that they had when the file was saved "
+                "(no variable of the optimizer was changed)"
+            )
+
+
+def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
+    """Return the transformers as a tuple.
+
+    Raises:
+      TypeError: they are not a list of callables.
+      ValueError: a transformer is repeated.
+    """
+    name, rule = "gradient_transformers", "a list of callables"
+    if transformers is None:
+        return ()
+    if callable(transformers):
+        raise TypeError(format_error(name, rule, transformers, "write [...] around it"))
+    for transformer in transformers:
+        if isinstance(transformer, type) or not callable(transformer):
+            way_out = "write a clipper, such as QuantileClip(quantile=0.9)"
+            raise TypeError(format_error(name, rule, transformer, way_out))
+    if len(set(map(id, transformers))) < len(transformers):
+        way_out = "a clipper holds one history; make a second one"
+        raise ValueError(
+            format_error(name, "without repetition", transformers, way_out)
+        )
+    return tuple(transformers)
+
+
+def _refuse_clipping_twice(optimizer: Any) -> None:
+    """Refuse Keras's clipping together with transformers, as legacy optimizers do."""
+    replacements = {
+        "clipnorm": 'NormClip(..., scope="parameter")',
+        "global_clipnorm": "NormClip(...)",
+        "clipvalue": "ValueClip(...)",
+    }
+    for name, replacement in replacements.items():
+        value = getattr(optimizer, name, None)
+        if value is not None:
+            rule = "left out if gradient_transformers is given"
+            way_out = f"put {replacement} from autoclip_tf into that list instead"
+            raise ValueError(format_error(name, rule, value, way_out))

@@ -1,0 +1,254 @@
+"""The state of a clipper, in variables of an optimizer or of the clipper itself."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from autoclip_core import Decision, Policy
+from autoclip_core.clipper import metrics
+from autoclip_core.clipper.metrics import Tally
+from autoclip_core.history.validation import find_problems
+
+from . import namespace
+from .rows import Rows
+
+# On TensorFlow a checkpoint follows the attributes of a `tf.Module`, and `init_scope`
+# makes a variable that outlives the graph in which it is made.
+_Module: Any = object
+_outside_graphs: Any = nullcontext
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    _Module, _outside_graphs = tf.Module, tf.init_scope
+
+MakeVariable = Callable[[str, np.ndarray[Any, Any]], Any]
+"""From a name and an initial value to a variable."""
+
+
+class ClipperState(NamedTuple):
+    """The whole state of a clipper: a tree of arrays, tensors or variables.
+
+    The names of the fields are part of the variables' names in saved files.
+    The policy's state comes last, and is written last. The threshold of a decision can
+    be the same tensor or variable, and has to be written before that changes.
+    """
+
+    decision: Decision
+    """The last decision."""
+    tally: Tally
+    """The counts of the run."""
+    policy: Any
+    """The policy's state."""
+
+
+def initial_state(policy: Policy, row_count: int) -> ClipperState:
+    """Return the state before the first step, in NumPy."""
+    decision = Decision(
+        norm=np.full((row_count,), np.nan, np.float32),
+        threshold=np.full((row_count,), np.inf, np.float32),
+        scale=np.ones((row_count,), np.float32),
+        clipped=np.zeros((row_count,), bool),
+        finite=np.ones((row_count,), bool),
+        skipped=np.zeros((row_count,), bool),
+    )
+    return ClipperState(
+        decision, metrics.empty_tally(row_count), policy.init(row_count)
+    )
+
+
+def check_state(state: ClipperState) -> None:
+    """Refuse a state in NumPy that no run can produce.
+
+    Raises:
+      ValueError: a level is NaN or negative, a count is impossible, or a window is not
+        in order.
+    """
+    for problem in find_problems(state, "state"):
+        raise ValueError(
+            f"the state of a clipper is invalid: {problem}; load an intact file"
+        )
+
+
+class StateVariables:
+    """The variables that hold a clipper's state.
+
+    Args:
+      policy: the policy with its limits.
+      row_count: the number of rows.
+      make: makes a variable.
+    """
+
+    def __init__(self, policy: Policy, row_count: int, make: MakeVariable) -> None:
+        """Make a variable for each array of the initial state, in order."""
+        self._initial = initial_state(policy, row_count)
+        leaves = _leaves(self._initial, "clip")
+        self.variables = [make(name, np.asarray(array)) for name, array in leaves]
+
+    def read(self) -> ClipperState:
+        """Return the state as tensors."""
+        return self.arrange(map(ops.convert_to_tensor, self.variables))
+
+    def read_numpy(self) -> ClipperState:
+        """Return the state in NumPy."""
+        return self.arrange(variable.numpy() for variable in self.variables)
+
+    def arrange(self, values: Iterable[Any]) -> ClipperState:
+        """Return the state that consists of these values, one for each variable."""
+        state: ClipperState = _replace_leaves(self._initial, iter(values))
+        return state
+
+    def write_step(self, decision: Decision, tally: Tally, policy_state: Any) -> None:
+        """Count a step, and assign its decision and the new policy state."""
+        tally = metrics.count_step(tally, decision, namespace)
+        self.write(ClipperState(decision, tally, policy_state))
+
+    def write(self, state: ClipperState) -> None:
+        """Assign a state to the variables."""
+        values = (value for _, value in _leaves(state, "clip"))
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
+    def reset(self) -> None:
+        """Assign the initial state to the variables."""
+        self.write(self._initial)
+
+
+class StatefulTransformer(_Module):  # type: ignore[misc]
+    """A gradient transformer with a state: the part of a clipper that reads the state.
+
+    A subclass has `build(variables, make)`, which sets `_rows` and `_state`.
+    """
+
+    _rows: Rows | None = None
+    _state: StateVariables
+
+    @property
+    def built(self) -> bool:
+        """Whether the clipper was built for its variables."""
+        return self._rows is not None
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row, in the order of a decision's entries."""
+        return list(self._built_rows().names)
+
+    @property
+    def decision(self) -> Decision:
+        """The last decision, in NumPy, with one entry per row (see `names`)."""
+        return self._read_numpy().decision
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return what to log of the last step and of the run.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row, as
+            `clip/norm/<path>` and so on.
+
+        Returns:
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
+
+        Raises:
+          ValueError: the clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
+        (4.0, 2.0)
+        """
+        state = self._read_numpy()
+        run = metrics.compute_metrics(state.decision, state.tally)
+        numbers = {name: float(value) for name, value in run.items()}
+        if per_row:
+            numbers |= metrics.compute_row_metrics(
+                self.names, state.decision, state.tally
+            )
+        return numbers
+
+    def check_state(self) -> None:
+        """Raise if the state is invalid: NaN, a negative level, an impossible count.
+
+        `tf.train.Checkpoint.restore` does not validate what it writes into variables:
+        call this once afterwards. `load_weights` and `load_model` validate before they
+        write.
+
+        Raises:
+          ValueError: the state is invalid, and the message says where and how; or the
+            clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> clip = NormClip(1.0)
+        >>> clip.build([keras.Variable([0.0, 0.0])])
+        >>> clip.check_state()
+        """
+        check_state(self._read_numpy())
+
+    def reset(self) -> None:
+        """Set the policy state, the counts and the last decision to their start.
+
+        Raises:
+          ValueError: the clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.reset()
+        >>> clip.metrics()["clip/steps"]
+        0.0
+        """
+        self._built_rows()
+        self._state.reset()
+
+    def _read_numpy(self) -> ClipperState:
+        self._built_rows()
+        return self._state.read_numpy()
+
+    def _built_rows(self) -> Rows:
+        if self._rows is None:
+            raise ValueError(
+                "a clipper must be built before its state is read, got one that is "
+                "not; take a step, or call build(model.trainable_variables)"
+            )
+        return self._rows
+
+
+def make_variable(name: str, value: np.ndarray[Any, Any]) -> Any:
+    """Return a variable that belongs to no optimizer.
+
+    Under a strategy all replicas have the same gradient, so the state of the first one
+    is that of the run. Without an aggregation TensorFlow would count once per replica.
+    """
+    with _outside_graphs():
+        return keras.Variable(
+            initializer=constant_initializer(value),
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+
+def constant_initializer(value: np.ndarray[Any, Any]) -> Callable[..., Any]:
+    """Return the initializer that makes this value."""
+    return lambda shape, dtype=None: ops.convert_to_tensor(value, dtype)
+
+
+def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of nested named tuples, named by their path."""
+    if not isinstance(tree, tuple):
+        yield name, tree
+        return
+    for field, part in zip(tree._fields, tree, strict=True):  # type: ignore[attr-defined]
+        yield from _leaves(part, f"{name}_{field}")
+
+
+def _replace_leaves(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Return the same nested named tuples with other leaves."""
+    if not isinstance(tree, tuple):
+        return next(leaves)
+    return type(tree)(*(_replace_leaves(part, leaves) for part in tree))
