@@ -145,7 +145,14 @@ def _einsum_axes(equation: str) -> tuple[int, ...]:
 
 
 def path_of(variable: Any) -> str:
-    """Return a variable's path, or its TensorFlow name without `:0`."""
+    """Return a variable's path, or its TensorFlow name without `:0`.
+
+    Args:
+      variable: a variable of Keras or TensorFlow.
+
+    >>> path_of(keras.Variable(1.0, name="gain"))
+    'gain'
+    """
     path = getattr(variable, "path", None) or variable.name
     return str(path).split(":")[0]
 
@@ -154,6 +161,11 @@ def matches_path(pattern: Pattern, path: str | None, variable: Any) -> bool:
     """Return whether a pattern matches a path, or its end from any layer on.
 
     The first part of a path is the name that Keras gave to the model.
+
+    Args:
+      pattern: a name, a pattern, a regular expression or a function of both others.
+      path: the path of the variable, or None.
+      variable: the variable, which only a function receives.
 
     >>> [matches_path(p, "sequential_6/head/bias", None) for p in ["head", "bias", "b"]]
     [True, True, False]

@@ -108,7 +108,7 @@ def test_a_callback_of_tf_keras_logs_it_in_one_line():
 
 
 def test_a_legacy_class_needs_no_help():
-    with pytest.raises(ValueError, match=r"legacy\.Adam; give them to it"):
+    with pytest.raises(ValueError, match=r"legacy\.Adam; pass them to it"):
         with_gradient_transformers(legacy.Adam)
     with pytest.raises(ValueError, match="deprecated in the new TF-Keras optimizer"):
         tf_keras.optimizers.Adam(gradient_transformers=[clipper()])
