@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 from autoclip_torch.gradients.parameters import Parameters
 from autoclip_torch.step.stepper import Stepper
-from autoclip_torch.step.unwrap import stepped_ids
+from autoclip_torch.step.unwrap import stepped_parameter_ids
 
-from .chain import Attached
+from .chain import ClipperChain
 
 
 class Attachment:
@@ -27,7 +27,7 @@ class Attachment:
         self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
         others = _attachments(optimizer)
-        self._all: Attached = others[0]._all if others else Attached()
+        self._all: ClipperChain = others[0]._all if others else ClipperChain()
         self._all.add(stepper, optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -104,7 +104,7 @@ def check_steps_all(parameters: Parameters, optimizer: Optimizer) -> None:
     """
     clipped = parameters.rows.parameters
     trained = [parameter for parameter in clipped if parameter.requires_grad]
-    stepped = stepped_ids(optimizer)
+    stepped = stepped_parameter_ids(optimizer)
     here = sum(id(parameter) in stepped for parameter in trained or clipped)
     if not here:
         raise ValueError(

@@ -2,15 +2,19 @@
 
 from torch.optim import Optimizer
 
-from autoclip_torch.step.amp import be_stepped_always, be_stepped_as_ever, refuse_scaler
+from autoclip_torch.step.amp import (
+    allow_skipped_steps,
+    refuse_scaler,
+    require_every_step,
+)
 from autoclip_torch.step.stepper import Stepper
-from autoclip_torch.step.unwrap import stepped
+from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
 from .fused import Controls, is_fused
 
 
-class Attached:
+class ClipperChain:
     """Those that clip in the step of one optimizer, in the order of attaching.
 
     The optimizer is passed to every method: whoever holds it here would keep it alive.
@@ -30,7 +34,7 @@ class Attached:
             self._known = _sizes(optimizer)
         self._steppers.append(stepper)
         if self._has_stages:
-            self._is_marked |= be_stepped_always(optimizer)
+            self._is_marked |= require_every_step(optimizer)
 
     def remove(self, stepper: Stepper) -> None:
         """Let one clip no more."""
@@ -40,7 +44,7 @@ class Attached:
         """Take back what the optimizer was told for a step, or for those who left."""
         self._controls.restore(optimizer)
         if self._is_marked and not self._has_stages:
-            be_stepped_as_ever(optimizer)
+            allow_skipped_steps(optimizer)
             self._is_marked = False
 
     def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
@@ -66,7 +70,7 @@ class Attached:
         cancels = stepper.cancels(decision)
         self._is_cancelled |= cancels
         if self._is_cancelled and stepper is self._steppers[-1]:
-            for parameter in stepped(optimizer):
+            for parameter in stepped_parameters(optimizer):
                 parameter.grad = None
         stepper.check(cancels)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from autoclip_torch.rows.groups import params_only
-from autoclip_torch.step.amp import be_stepped_always, refuse_scaler
+from autoclip_torch.step.amp import refuse_scaler, require_every_step
 
 _STATE_HOOKS = (
     "register_state_dict_pre_hook",
@@ -62,7 +62,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._is_ready = True
         if clipper.process_group is not None:
-            be_stepped_always(self)
+            require_every_step(self)
         # The optimizer inside saves and loads, so it runs the hooks on its state.
         for name in _STATE_HOOKS:
             self.__dict__[name] = getattr(optimizer, name)

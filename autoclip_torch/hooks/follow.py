@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autoclip_core.clipper.patterns import as_patterns, check_names, matches
 from autoclip_torch.observer import Observer
 from autoclip_torch.rows.groups import Group, optimizer_groups
-from autoclip_torch.step.unwrap import stepped_ids, unwrap
+from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
 
 C = TypeVar("C", bound=Observer)
 
@@ -33,7 +33,7 @@ def clipper_of(
       ValueError: it steps none of them, or `exclude` names nothing in the model.
     """
     optimizer, members = unwrap(optimizer), list(model.named_parameters())
-    if stepped_ids(optimizer).isdisjoint(id(p) for _, p in members):
+    if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in members):
         raise ValueError(
             f"optimizer must step parameters of the model, got a "
             f"{type(optimizer).__name__} that steps none of them; make it after the "
@@ -54,7 +54,7 @@ def follow(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
     """Add what the optimizer has been given since; the rows that are there stay."""
     optimizer = unwrap(optimizer)
     known = set(map(id, clipper.parameters))
-    if stepped_ids(optimizer) <= known:
+    if stepped_parameter_ids(optimizer) <= known:
         return
     for group in optimizer_groups(optimizer, model):
         if new := [m for m in group.parameters if id(m.parameter) not in known]:

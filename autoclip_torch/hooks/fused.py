@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from autoclip_core import Decision
 from autoclip_torch.gradients.layout import stored
-from autoclip_torch.step.amp import CONTROLS, LossScale, taken_off
+from autoclip_torch.step.amp import CONTROLS, LossScale, pop_controls
 from autoclip_torch.step.stepper import Stepper
-from autoclip_torch.step.unwrap import stepped, stepped_ids
+from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
 from .momentum import forget_unwritten, without_momentum
 
@@ -45,7 +45,7 @@ class Controls:
         """Take back what the last step was told, if it has failed and left it there."""
         if not any(stepper is other for other in self._clipped):
             return
-        now, told = taken_off(optimizer).items(), self._told
+        now, told = pop_controls(optimizer).items(), self._told
         new = {name: value for name, value in now if value is not told.get(name)}
         if "found_inf" in new:
             # A GradScaler has set it for the new step, and has multiplied by its scale
@@ -83,7 +83,7 @@ class Controls:
             decision = stepper.clip(scale, in_place=not folds)
             stepper.check()
         except Exception:
-            taken_off(optimizer)  # else the next loss scale would be multiplied by it
+            pop_controls(optimizer)  # or they would multiply the next loss scale
             self._forget()
             raise
         factor = scale.factor
@@ -98,7 +98,7 @@ class Controls:
     def restore(self, optimizer: Optimizer) -> None:
         """Put back what was there before the step: `GradScaler` removes its own."""
         if self._before is not None:
-            told = taken_off(optimizer)
+            told = pop_controls(optimizer)
             if (cancelled := told.get("found_inf")) is not None:
                 forget_unwritten(optimizer, self._without_momentum, cancelled)
             vars(optimizer).update(self._before)
@@ -109,7 +109,7 @@ class Controls:
         self._without_momentum = []
 
     def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
-        before = taken_off(optimizer)
+        before = pop_controls(optimizer)
         if self._before is None:
             self._before = before
         pairs = zip(CONTROLS, values, strict=True)
@@ -139,7 +139,7 @@ def _told(optimizer: Optimizer, name: str) -> Tensor | None:
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
     """Return every gradient once, also one that two parameters share."""
-    found = (parameter.grad for parameter in stepped(optimizer))
+    found = (parameter.grad for parameter in stepped_parameters(optimizer))
     return {id(grad): grad for grad in found if grad is not None}.values()
 
 
@@ -149,7 +149,7 @@ def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
         return False
     clipped = stepper.parameters.rows.parameters
     plain = all(type(parameter) is torch.nn.Parameter for parameter in clipped)
-    return plain and set(map(id, clipped)) == stepped_ids(optimizer)
+    return plain and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
 
 
 def _folded(factor: Tensor | None, decision: Decision) -> Tensor:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .unwrap import stepped_ids, unwrap
+from .unwrap import stepped_parameter_ids, unwrap
 
 CONTROLS = ("grad_scale", "found_inf")
 """What a `GradScaler` tells an optimizer for the time of a step, as its attributes."""
 
-_STEPPED_ALWAYS = "_step_supports_amp_scaling"
+_EVERY_STEP = "_step_supports_amp_scaling"
 
 
 class LossScale(NamedTuple):
@@ -68,7 +68,7 @@ def check_unscaled(
         key != id(optimizer) and state["stage"].name == "UNSCALED"
         for key, state in states
     )
-    stepped = stepped_ids(optimizer)
+    stepped = stepped_parameter_ids(optimizer)
     outside = [
         parameter
         for parameter in parameters
@@ -100,27 +100,27 @@ def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None
         own.copy_(overflow, non_blocking=True)
 
 
-def taken_off(optimizer: Optimizer) -> dict[str, Any]:
+def pop_controls(optimizer: Optimizer) -> dict[str, Any]:
     """Return what the optimizer is told, and tell it nothing."""
     own = vars(optimizer)
     return {name: own.pop(name) for name in CONTROLS if name in own}
 
 
-def be_stepped_always(optimizer: Optimizer) -> bool:
+def require_every_step(optimizer: Optimizer) -> bool:
     """Have a GradScaler step the optimizer on every rank, also where one overflows.
 
     It would leave it out on that rank alone, and the others would wait for its norms.
     Called everywhere, a clipper can refuse it. Return whether that was not so before.
     """
-    if getattr(optimizer, _STEPPED_ALWAYS, False):
+    if getattr(optimizer, _EVERY_STEP, False):
         return False
-    setattr(optimizer, _STEPPED_ALWAYS, True)
+    setattr(optimizer, _EVERY_STEP, True)
     return True
 
 
-def be_stepped_as_ever(optimizer: Optimizer) -> None:
-    """Undo `be_stepped_always`."""
-    vars(optimizer).pop(_STEPPED_ALWAYS, None)
+def allow_skipped_steps(optimizer: Optimizer) -> None:
+    """Undo `require_every_step`."""
+    vars(optimizer).pop(_EVERY_STEP, None)
 
 
 def refuse_scaler(optimizer: Optimizer) -> None:
@@ -129,7 +129,7 @@ def refuse_scaler(optimizer: Optimizer) -> None:
     Raises:
       RuntimeError: it does.
     """
-    if taken_off(optimizer):
+    if pop_controls(optimizer):
         raise RuntimeError(
             "with process_group a GradScaler must be given to the clipper, so that all "
             "ranks skip and lower its scale together; instead of attach() or "

@@ -25,11 +25,11 @@ def unwrap(optimizer: Any) -> Optimizer:
     return inner  # type: ignore[no-any-return]
 
 
-def stepped(optimizer: Optimizer) -> list[Tensor]:
+def stepped_parameters(optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters that an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def stepped_ids(optimizer: Optimizer) -> set[int]:
+def stepped_parameter_ids(optimizer: Optimizer) -> set[int]:
     """Return the ids of the parameters that an optimizer steps."""
-    return set(map(id, stepped(optimizer)))
+    return set(map(id, stepped_parameters(optimizer)))
