@@ -1,8 +1,9 @@
-"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+"""2N steps equal N steps, a file, a new process and N more steps, bit for bit.
 
-Each policy at each scope, and each named clipper, is a run: a model, its optimizer and
-its clipper. All runs go into one file per format, and one new process goes on from all
-files; `test_torch_checkpoint.py` says what a state is made of and what is refused.
+A run is a model, its optimizer and its clipper. There is one run per policy, one per
+scope and one per named clipper. Each format saves all runs in one file, and one new
+process continues all files. `test_checkpoint.py` tests what a state holds and what is
+refused.
 """
 
 import json
@@ -26,12 +27,18 @@ from ..support.cases import POLICIES, policy_of
 from ..support.torch_models import CLIPPERS, SCOPES, check_same, small_model
 
 N = 10
-RUNS = {f"{code}, {scope}": (code, scope) for code in POLICIES for scope in SCOPES}
+# The policy decides which arrays a state has, the scope only how many rows they have:
+# the policies take turns at the scopes, and one policy runs at each.
+RUNS = {
+    f"{code}, {scope}": (code, scope)
+    for number, code in enumerate(POLICIES)
+    for scope in (SCOPES if number == 0 else [SCOPES[number % len(SCOPES)]])
+}
 RUNS |= {name: (name, None) for name in CLIPPERS}
 
 
 def noise(steps):
-    """Gradients of heavy tails for each step and parameter."""
+    """Yield gradients with heavy tails, for each step and parameter."""
     rng = torch.Generator().manual_seed(0)
     shapes = [parameter.shape for parameter in small_model().parameters()]
     for _ in range(steps):
@@ -43,14 +50,14 @@ DATA = list(noise(2 * N))
 
 
 class Run(NamedTuple):
-    """What a script trains with; without a clipper the optimizer clips."""
+    """What a script trains with; if `clipper` is None, the optimizer clips."""
 
     model: Any
     optimizer: Any
     clipper: Any = None
 
-    def go_on(self, data):
-        """Train; return the last gradients as they were left."""
+    def train(self, data):
+        """Train; return the last gradients, after clipping."""
         for grads in data:
             for weight, grad in zip(self.model.parameters(), grads, strict=True):
                 weight.grad = grad + weight.detach()
@@ -71,45 +78,45 @@ class Run(NamedTuple):
 
 
 def plain(name, seed=0):
-    """A clipper beside its optimizer."""
-    model, (what, scope) = small_model(seed), RUNS[name]
+    """Return a run whose clipper is separate from its optimizer."""
+    model, (code, scope) = small_model(seed), RUNS[name]
     if scope is None:
-        clipper = CLIPPERS[what](model)
+        clipper = CLIPPERS[code](model)
     else:
-        clipper = Clipper(model, policy_of(what), scope=scope)
+        clipper = Clipper(model, policy_of(code), scope=scope)
     return Run(model, torch.optim.SGD(model.parameters(), lr=0.02), clipper)
 
 
 def as_optimizer(name, seed=0):
-    """The same clipper, which is the optimizer."""
-    model, (what, scope) = small_model(seed), RUNS[name]
+    """Return the same run with a clipper that is the optimizer."""
+    model, (code, scope) = small_model(seed), RUNS[name]
     sgd = torch.optim.SGD(model.parameters(), lr=0.02)
     if scope is None:
-        case = CLIPPERS[what]
+        case = CLIPPERS[code]
         keywords = dict(case.keywords)
         policy = [keywords.pop("policy")] if "policy" in keywords else []
         return Run(model, case.make.as_optimizer(sgd, *policy, **keywords))
-    return Run(model, Clipper.as_optimizer(sgd, policy_of(what), scope=scope))
+    return Run(model, Clipper.as_optimizer(sgd, policy_of(code), scope=scope))
 
 
-# The formats: each writes all runs into one file, and reads them from there.
+# The formats: each writes all runs to one file and reads them from it.
 
 
 def states_of(runs):
     return {name: run.state() for name, run in runs.items()}
 
 
-def elsewhere(names, start):
-    """Runs that began in another place, and took another way."""
+def other_runs(names, start):
+    """Return runs with other weights and another history, to load states into."""
     runs = {name: start(name, seed=7) for name in names}
     for run in runs.values():
-        run.go_on(DATA[3:5])
+        run.train(DATA[3:5])
     return runs
 
 
 def loaded(states, start):
-    """Runs that began elsewhere, with these states."""
-    runs = elsewhere(states, start)
+    """Return other runs after they loaded these states."""
+    runs = other_runs(states, start)
     for name, run in runs.items():
         run.load(states[name])
     return runs
@@ -132,7 +139,7 @@ def load_pickle(path, start):
 
 
 def save_safetensors(runs, path):
-    """Tensors by their number, and what remains as JSON beside them."""
+    """Save numbered tensors, and everything else as JSON in the file's metadata."""
     from safetensors.torch import save_file
 
     tensors = {}
@@ -170,12 +177,12 @@ def load_safetensors(path, start):
     return loaded(states, start)
 
 
-# DCP warns that there is one process.
+# DCP warns if there is only one process.
 ONE_PROCESS = partial(warnings.catch_warnings, action="ignore")
 
 
 def checkpointed(runs):
-    """Models' states, and the clippers as they are; plain SGD has no state."""
+    """Return the models' states and the clippers; plain SGD has no state."""
     clippers = {f"{name}: clipper": run.clipper for name, run in runs.items()}
     return clippers | {name: run.model.state_dict() for name, run in runs.items()}
 
@@ -186,7 +193,7 @@ def save_dcp(runs, path):
 
 
 def load_dcp(path, start):
-    runs = elsewhere(RUNS, start)
+    runs = other_runs(RUNS, start)
     parts = checkpointed(runs)
     with ONE_PROCESS():
         dcp.load(parts, checkpoint_id=path)
@@ -215,43 +222,43 @@ if not found("safetensors"):
 # Two processes.
 
 
-def begun(start):
-    """All runs after N steps."""
+def runs_after_n_steps(start):
+    """Return all runs after N steps."""
     runs = {name: start(name) for name in RUNS}
     for run in runs.values():
-        run.go_on(DATA[:N])
+        run.train(DATA[:N])
     return runs
 
 
 def rest_of(runs):
-    """The other N steps of all runs: their last gradients, and their states."""
-    return {name: (run.go_on(DATA[N:]), run.state()) for name, run in runs.items()}
+    """Train all runs for N more steps; return their last gradients and states."""
+    return {name: (run.train(DATA[N:]), run.state()) for name, run in runs.items()}
 
 
 def resume(folder):
     """Continue all runs, in the new process."""
     torch.set_num_threads(1)
-    for name, one in FORMATS.items():
-        runs = one.load(pathlib.Path(folder) / name, one.start)
+    for name, form in FORMATS.items():
+        runs = form.load(pathlib.Path(folder) / name, form.start)
         torch.save(rest_of(runs), pathlib.Path(folder) / f"{name}, resumed")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Of each format: the runs that were not interrupted, and those that were."""
+    """Return, for each format, the uninterrupted runs and the resumed ones."""
     folder, whole = tmp_path_factory.mktemp("resume"), {}
     for start in (plain, as_optimizer):
-        runs = begun(start)
-        for name, one in FORMATS.items():
-            if one.start is start:
-                one.save(runs, folder / name)
+        runs = runs_after_n_steps(start)
+        for name, form in FORMATS.items():
+            if form.start is start:
+                form.save(runs, folder / name)
         whole[start] = rest_of(runs)
-    there = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
+    code = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
     root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", there, folder], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", code, folder], cwd=root, check=True)
     return {
-        name: (whole[one.start], torch.load(folder / f"{name}, resumed"))
-        for name, one in FORMATS.items()
+        name: (whole[form.start], torch.load(folder / f"{name}, resumed"))
+        for name, form in FORMATS.items()
     }
 
 
@@ -262,7 +269,7 @@ def test_all_runs_go_on_in_a_new_process_bit_for_bit(outcomes, form):
 
 
 def test_the_runs_differ_from_each_other_and_clip(outcomes):
-    """The matrix is no repetition of one run; its fault would be noticed."""
+    """The control: the runs are not copies of one run, and they do clip."""
     whole, _ = outcomes["torch.save"]
     weights = [state["model"]["0.weight"].tolist() for _, state in whole.values()]
     assert len({str(w) for w in weights}) > len(RUNS) / 2
