@@ -168,7 +168,20 @@ MODES = [
 ]
 
 every_clipper = pytest.mark.parametrize("make", CLIPPERS.values(), ids=list(CLIPPERS))
-in_every_mode = pytest.mark.parametrize(("scope", "nonfinite"), MODES)
+
+# A policy receives rows and does not know the mode, so the clippers take turns at the
+# modes.
+# Three run in every mode: the quantile; AGC, which also measures the parameters of a
+# row; and the value clip, which is no policy.
+clippers_and_modes = pytest.mark.parametrize(
+    ("make", "scope", "nonfinite"),
+    [
+        pytest.param(make, *mode, id=f"{name}-{'-'.join(mode)}")
+        for number, (name, make) in enumerate(CLIPPERS.items())
+        for place, mode in enumerate(MODES)
+        if name in ("quantile", "agc", "value") or place == number % len(MODES)
+    ],
+)
 
 
 def rtol_of(make):

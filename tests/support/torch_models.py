@@ -103,6 +103,23 @@ CLIPPERS = {
 every_clipper = pytest.mark.parametrize("case", CLIPPERS.values(), ids=list(CLIPPERS))
 
 
+def clippers_and_scopes(names=CLIPPERS, scopes=SCOPES):
+    """Parametrize a test by clippers and scopes, without all their pairs.
+
+    A policy receives rows and does not know the scope, so the clippers take turns at
+    the scopes. Three run at every scope: `QuantileClip`; `AGC`, which also measures the
+    parameters of a row; "Drop, to skip", in which one row cancels the update of all.
+    """
+    everywhere = {"QuantileClip", "AGC", "Drop, to skip"}
+    pairs = [
+        pytest.param(CLIPPERS[name], scope, id=f"{name}-{scope}")
+        for number, name in enumerate(names)
+        for place, scope in enumerate(scopes)
+        if name in everywhere or place == number % len(scopes)
+    ]
+    return pytest.mark.parametrize(("case", "scope"), pairs)
+
+
 # A model to train.
 
 

@@ -29,6 +29,7 @@ from ..support.torch_models import (
     backward,
     batches,
     bits,
+    clippers_and_scopes,
     every_clipper,
     every_scope,
     gradients_of,
@@ -47,11 +48,10 @@ from ..support.torch_reference import (
 STEPS = 70
 
 
-# Every clipper at every scope, over a run.
+# Clippers and scopes, over a run.
 
 
-@every_scope
-@every_clipper
+@clippers_and_scopes()
 def test_a_run_follows_the_formulas(case, scope):
     """Norms, thresholds, scales and gradients are those of the reference, each step.
 
@@ -82,13 +82,12 @@ def check_identity(rows, before, parameters, decision):
             assert torch.equal(bits(after), bits(before[place][index]))
 
 
-@every_scope
+@clippers_and_scopes(["QuantileClip", "ZClip", "AdaGC", "Drop, to skip"])
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
-@pytest.mark.parametrize("name", ["QuantileClip", "ZClip", "AdaGC", "Drop, to skip"])
 @pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
-def test_a_rough_run_follows_the_formulas_too(name, nonfinite, scope):
+def test_a_rough_run_follows_the_formulas_too(case, scope, nonfinite):
     """With NaN, infinities, zeros and missing gradients, at random."""
-    case, rng = CLIPPERS[name], np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     model = small_model()
     parameters = list(model.parameters())
     clipper = case(model, scope=scope, nonfinite=nonfinite)

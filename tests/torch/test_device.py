@@ -13,10 +13,10 @@ from ..support.torch_device import (
     NoCopies,
     Watched,
     assert_alike,
+    clippers_and_modes,
     every_clipper,
     give,
     gradients,
-    in_every_mode,
     looks_counted,
     model,
     nothing_read,
@@ -41,8 +41,7 @@ INF, NAN = float("inf"), float("nan")
 # Every clipper, at every scope.
 
 
-@every_clipper
-@in_every_mode
+@clippers_and_modes
 def test_a_step_reads_nothing_and_decides_as_on_the_host(make, scope, nonfinite):
     host, device = model(), model()
     on_host = make(host, scope=scope, nonfinite=nonfinite)
@@ -413,8 +412,7 @@ def test_a_history_of_all_norms_stays_on_the_host(make):
 # No values at all.
 
 
-@every_clipper
-@in_every_mode
+@clippers_and_modes
 def test_a_step_needs_no_value_and_no_table_of_the_host(make, scope, nonfinite):
     """From the first step on: the tables went to the device with the clipper."""
     m = model().to("meta")

@@ -28,8 +28,7 @@ from ..support.torch_models import (
     batches,
     bits,
     check_same,
-    every_clipper,
-    every_scope,
+    clippers_and_scopes,
     gradients_of,
     small_model,
 )
@@ -124,13 +123,19 @@ def shapes_of(parameters):
     return [tuple(parameter.shape) for parameter in parameters]
 
 
-@with_several_rows
-@pytest.mark.parametrize(
-    ("case", "override", "code"), OVERRIDES.values(), ids=list(OVERRIDES)
-)
-def test_a_group_may_have_settings_of_its_own(case, override, code, scope):
-    """The third group has those of the first, so its rows stand beside them."""
-    model = small_model()
+# The overrides take turns at the scopes, and the first runs at each.
+OVERRIDE_RUNS = [
+    (name, scope)
+    for number, name in enumerate(OVERRIDES)
+    for place, scope in enumerate(SEVERAL)
+    if number == 0 or place == number % len(SEVERAL)
+]
+
+
+@pytest.mark.parametrize(("name", "scope"), OVERRIDE_RUNS)
+def test_a_group_may_have_settings_of_its_own(name, scope):
+    """The third group has the settings of the first, so its rows follow those."""
+    model, (case, override, code) = small_model(), OVERRIDES[name]
     clipper = case(three_groups(model, override), scope=scope)
     codes = [case.code, code, case.code]
     reference = Reference(shapes_of(model.parameters()), codes, scope, PLACES)
@@ -291,8 +296,7 @@ def rows_of(plain):
     return [plain]
 
 
-@every_scope
-@every_clipper
+@clippers_and_scopes()
 def test_a_group_may_come_later(case, scope):
     """The rows that were there keep their history bit for bit, the new ones have none,
     and the run goes on as that of a clipper that had both and saw no gradient of it."""

@@ -17,26 +17,25 @@ from ..support.torch_models import (
     batches,
     bits,
     check_same,
+    clippers_and_scopes,
     every_clipper,
-    every_scope,
     small_model,
 )
 
 NAN, INF = math.nan, math.inf
-AHEAD = {
-    name: case
+AHEAD = [
+    name
     for name, case in CLIPPERS.items()
     if "include_current" not in case.code and "Drop" not in case.code
-}
-"""Those whose threshold is known before the norm."""
+]
+"""The clippers whose threshold is known before the norm."""
 
 
 def one_row(make=QuantileClip, **keywords):
     return make([nn.Parameter(torch.ones(2))], **keywords)
 
 
-@every_scope
-@pytest.mark.parametrize("case", AHEAD.values(), ids=list(AHEAD))
+@clippers_and_scopes(AHEAD)
 def test_threshold_then_observe_is_a_step(case, scope):
     """Bit for bit, over a run: thresholds, decisions, states and metrics."""
     model = small_model()
