@@ -1,4 +1,4 @@
-"""`ClipLog`: a bounded record of a run, its summary, its pictures and its files.
+"""`ClipLog`: what a clipper did in a run, as a summary, pictures, files and a page.
 
-It imports `files` and `checks`. Read `clip_log.py` first.
+It imports `record`, `files` and `checks`. Read `clip_log.py` first.
 """

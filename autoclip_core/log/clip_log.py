@@ -9,12 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from autoclip_core.checks import check_count
-
-from .files import past_of, read_csv, read_jsonl, write_csv, write_jsonl
-from .plot import draw, draw_histogram
-from .plot_rows import draw_rows
-from .row_counts import RowCounts
-from .step import (
+from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.step import (
     Step,
     from_decision,
     from_metrics,
@@ -23,7 +19,11 @@ from .step import (
     reduce_rows,
     was_observed,
 )
-from .store import Store
+from autoclip_core.record.store import Store
+
+from .files import past_of, read_csv, read_jsonl, write_csv, write_jsonl
+from .plot import draw, draw_histogram
+from .plot_rows import draw_rows
 from .summary import Summary, number, percent, summarise
 
 Array = npt.NDArray[Any]
@@ -399,7 +399,7 @@ class ClipLog:
           ValueError: what is said of the run is damaged.
 
         >>> import numpy as np
-        >>> from autoclip_core.log.store import STEP
+        >>> from autoclip_core.record.store import STEP
         >>> steps = np.array([(7, 4.0, 2.0, 0.5, 1.0, True, False)], STEP)
         >>> ClipLog.from_steps(steps).steps.tolist()
         [7]

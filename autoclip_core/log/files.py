@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoclip_core.files.formats import numbers_of, read_csv_table, read_jsonl_table
-
-from .row_counts import RowCounts
-from .store import STEP, Store
+from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.store import STEP, Store
 
 Array = npt.NDArray[Any]
 Path = str | PathLike[str]

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoclip_core.record.row_counts import RowCounts
+
 from .plot import new_figure, save
-from .row_counts import RowCounts
 
 Array = npt.NDArray[Any]
 

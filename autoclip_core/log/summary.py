@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .row_counts import RowCounts
-from .store import Store
+from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.store import Store
 
 Array = npt.NDArray[Any]
 

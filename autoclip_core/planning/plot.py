@@ -17,7 +17,7 @@ from autoclip_core.log.plot import (
     new_figure,
     save,
 )
-from autoclip_core.log.store import STEP
+from autoclip_core.record.store import STEP
 
 from .replay import Replay
 

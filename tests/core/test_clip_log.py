@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import autoclip_core.log.store
+import autoclip_core.record.store
 from autoclip_core import ClipLog, Drop, Fixed, Quantile, decide
 
 NAN, INF = math.nan, math.inf
@@ -215,7 +215,7 @@ def test_the_store_grows_and_keeps_what_it_has():
     log = log_of(norms)
     assert log.norms.tolist() == norms
     assert log.norms.itemsize == log.scales.itemsize == 8
-    assert autoclip_core.log.store.STEP.itemsize == 48
+    assert autoclip_core.record.store.STEP.itemsize == 48
 
 
 def test_the_columns_cannot_be_written():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog, Fixed, decide
-from autoclip_core.log import row_counts as log_rows
-from autoclip_core.log import store as log_store
-from autoclip_core.log.totals import Totals
+from autoclip_core.record import row_counts as log_rows
+from autoclip_core.record import store as log_store
+from autoclip_core.record.totals import Totals
 
 NAN, INF = math.nan, math.inf
 

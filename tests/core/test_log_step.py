@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoclip_core.log.step import (
+from autoclip_core.record.step import (
     FIELDS,
     Step,
     from_decision,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.log.store import STEP
 from autoclip_core.log.summary import (
     advise_on_climb,
     advise_on_ratchet,
@@ -19,6 +18,7 @@ from autoclip_core.log.summary import (
     too_early,
     worst_rows,
 )
+from autoclip_core.record.store import STEP
 
 NAN, INF = math.nan, math.inf
 

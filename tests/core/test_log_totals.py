@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from autoclip_core.log.store import STEP
-from autoclip_core.log.totals import Totals, bins_of, centres
+from autoclip_core.record.store import STEP
+from autoclip_core.record.totals import Totals, bins_of, centres
 
 NAN, INF = math.nan, math.inf
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from autoclip_core.log import row_counts as log_rows
-from autoclip_core.log.row_counts import RowCounts
+from autoclip_core.record import row_counts as log_rows
+from autoclip_core.record.row_counts import RowCounts
 
 NAN = math.nan
 

@@ -39,10 +39,10 @@ TESTS = {
     "policies/ema_ratio.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/fixed.py": [*FAST, "policies", "decide"],
     "history/full.py": ["full_history", "policies"],
-    "log/row_counts.py": ["row_counts", "log_bounded"],
-    "log/step.py": ["log_step", "clip_log", "log_bounded"],
+    "record/row_counts.py": ["row_counts", "log_bounded"],
+    "record/step.py": ["log_step", "clip_log", "log_bounded"],
     "log/summary.py": ["log_summary", "clip_log"],
-    "log/totals.py": ["log_totals"],
+    "record/totals.py": ["log_totals"],
     "policies/mean_std.py": [*FAST, "policies", "golden"],
     "clipper/metrics.py": ["metrics", "validation"],
     "history/moments.py": ["moments", "policies", "golden"],
@@ -106,10 +106,10 @@ EQUIVALENT = {
     ],
     # No row joins; an integer beyond all floats is neither 0 nor 1; a device costs
     # transfers, which the tests with torch count, and changes no number.
-    "log/row_counts.py": [
+    "record/row_counts.py": [
         ("rows > len(self.names) -> rows >= len(self.names)", ""),
     ],
-    "log/step.py": [
+    "record/step.py": [
         ("value > 0 -> value >= 0", "math.inf if value > 0 else"),
         ("0 -> 1", "math.inf if value > 0 else"),
         ("norm.device.type == 'cpu' -> norm.device.type != 'cpu'", ""),
