@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autoclip_core.files.read import Series, read_series, read_table, series_of
+from autoclip_core.files.read import Series, read_series, read_table, table_to_series
 from autoclip_core.log.clip_log import ClipLog
-from autoclip_core.log.files import about_run, steps_of, write_csv
+from autoclip_core.log.csv_jsonl import find_run_line, table_to_steps, write_csv
 from autoclip_core.log.report import write_report
-from autoclip_core.planning.plot import as_steps, draw_comparison, draw_replay
+from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
 from autoclip_core.planning.replay import Replay, as_series, replay
 from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
@@ -152,7 +152,7 @@ def run_replay(options: argparse.Namespace) -> None:
     if options.plot:
         draw_replay(report, options.plot)
     if options.output:
-        write_csv(options.output, as_steps(report))
+        write_csv(options.output, replay_to_steps(report))
     if options.json:
         print_json({"column": series.column, **figures(report)})
     else:
@@ -232,15 +232,17 @@ def log_of(options: argparse.Namespace) -> ClipLog:
 
     A policy has to be at work for the page to say anything, and the page says which.
     """
-    table, others = read_table(options.file)
+    table, other_lines = read_table(options.file)
     names = {name.removeprefix("clip/") for name in table}
     if options.column is None and {"norm", "threshold"} <= names:
-        return ClipLog.from_steps(steps_of(table, options.file), about_run(others))
+        return ClipLog.from_steps(
+            table_to_steps(table, options.file), find_run_line(other_lines)
+        )
     policy = Quantile(0.9)
-    series = series_of(table, options.column)
+    series = table_to_series(table, options.column)
     report = replay(as_series(series.norms), policy, progress=progress_bar("replay"))
     told = {"policy": str(policy), "norms": f"column {series.column} of {options.file}"}
-    return ClipLog.from_steps(as_steps(report), {"settings": told})
+    return ClipLog.from_steps(replay_to_steps(report), {"settings": told})
 
 
 def figures(report: Replay) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading logs that other programs wrote.
+"""Reads norms from files that other programs wrote.
 
 It imports nothing of this package. Read `read.py` first.
 """

@@ -1,4 +1,4 @@
-"""Columns out of CSV and JSON lines, as W&B, TensorBoard and our own log write them."""
+"""Reads the columns of CSV and JSON lines from W&B, TensorBoard and `ClipLog`."""
 
 import csv
 import json
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 Table = dict[str, list[Any]]
-"""Cells by column; "" or None where a cell is empty."""
+"""Cells by column; an empty cell is "" or None."""
 
 
 def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
-    """Return the columns of a CSV with a header; short lines have empty cells.
+    """Return the columns of a CSV with a header; short lines end with empty cells.
 
-    A file of a single column without a header is a column named "norm".
+    If a file has a single column and no header, the column is named "norm".
 
     Raises:
-      ValueError: a line is longer than the header, or two columns have one name.
+      ValueError: a line is longer than the header, or two columns have the same name.
 
     >>> read_csv_table(["step,norm", "0,1.5", "1,"])
     {'step': ['0', '1'], 'norm': ['1.5', '']}
@@ -28,12 +28,14 @@ def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
         return {"norm": [row[0] for row in rows]}
     table: Table = {name: [] for name in header}
     if len(table) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise ValueError(f"the columns must have different names, got {twice!r} twice")
-    for place, row in enumerate(rows[1:], start=2):
+        duplicate = next(name for name in header if header.count(name) > 1)
+        raise ValueError(
+            f"the columns must have different names, got {duplicate!r} twice"
+        )
+    for number, row in enumerate(rows[1:], start=2):
         if len(row) > len(header):
             raise ValueError(
-                f"line {place} must have {len(header)} cells as the header, got "
+                f"line {number} must have {len(header)} cells as the header, got "
                 f"{len(row)}"
             )
         row += [""] * (len(header) - len(row))
@@ -43,74 +45,75 @@ def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
 
 
 def read_jsonl_table(lines: Iterable[str]) -> tuple[Table, list[dict[str, Any]]]:
-    """Return the columns of JSON lines, and the lines that hold no plain value.
+    """Return the columns of JSON lines, and the lines that hold only nested values.
 
-    A line is an object, or a number, which is a "norm". What a line lacks is empty.
+    A line is an object, or a number, which goes into the column "norm". If a line lacks
+    a column, the cell is empty.
 
     Raises:
-      ValueError: a line is neither.
+      ValueError: a line is neither an object nor a number.
 
     >>> read_jsonl_table(['{"norm": 1.5}', '{"norm": "inf", "step": 1}'])[0]
     {'norm': [1.5, 'inf'], 'step': [None, 1]}
     """
     table: Table = {}
-    others: list[dict[str, Any]] = []
+    other_lines: list[dict[str, Any]] = []
     count = 0
-    for place, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = parse_line(line, place)
-        plain = {k: v for k, v in row.items() if not isinstance(v, dict | list)}
-        if not plain:
-            others.append(row)
+        row = parse_line(line, number)
+        cells = {k: v for k, v in row.items() if not isinstance(v, dict | list)}
+        if not cells:
+            other_lines.append(row)
             continue
-        for name, value in plain.items():
+        for name, value in cells.items():
             table.setdefault(name, [None] * count).append(value)
         count += 1
         for column in table.values():
             column += [None] * (count - len(column))
-    return table, others
+    return table, other_lines
 
 
-def parse_line(line: str, place: int) -> dict[str, Any]:
-    """Return one JSON line as an object."""
+def parse_line(line: str, number: int) -> dict[str, Any]:
+    """Return one JSON line as an object; `number` is for errors."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {place} is not JSON: {error}") from None
+        raise ValueError(f"line {number} is not JSON: {error}") from None
     if isinstance(row, dict):
         return row
     if isinstance(row, int | float | str):
         return {"norm": row}
     raise ValueError(
-        f"line {place} must be an object or a number, got {line.strip()[:40]!r}"
+        f"line {number} must be an object or a number, got {line.strip()[:40]!r}"
     )
 
 
-def numbers_of(cells: Iterable[Any], name: str) -> list[float]:
+def parse_numbers(cells: Iterable[Any], name: str) -> list[float]:
     """Return the numbers of a column; empty cells are left out.
 
     Raises:
-      ValueError: a cell holds text.
+      ValueError: a cell is not a number.
 
-    >>> numbers_of(["1.5", "", None, "NaN", True], "norm")
+    >>> parse_numbers(["1.5", "", None, "NaN", True], "norm")
     [1.5, nan, 1.0]
     """
     numbers = []
-    for place, cell in enumerate(cells, start=1):
+    for row, cell in enumerate(cells, start=1):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             continue
         try:
             numbers.append(float(cell))
         except (TypeError, ValueError):
             raise ValueError(
-                f"column {name!r} must hold numbers, got {cell!r} in row {place}"
+                f"column {name!r} must hold numbers, got {cell!r} in row {row}"
             ) from None
     return numbers
 
 
 def is_number(text: str) -> bool:
-    """Return whether a cell is a number, NaN and infinity among them."""
+    """Return whether a cell is a number; NaN and infinity are numbers too."""
     try:
         float(text)
     except ValueError:

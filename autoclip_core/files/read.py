@@ -1,4 +1,4 @@
-"""A series of norms out of a file: CSV, JSON lines or .npy, from a path or stdin."""
+"""Reads a series of norms from CSV, JSON lines or .npy, from a path or stdin."""
 
 import io
 import json
@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .formats import Table, numbers_of, read_csv_table, read_jsonl_table
+from .formats import Table, parse_numbers, read_csv_table, read_jsonl_table
 
-INDEX = {"step", "steps", "epoch", "epochs", "time", "timestamp", "runtime"}
-"""What a column is called that tells when, not what."""
+INDEX_WORDS = {"step", "steps", "epoch", "epochs", "time", "timestamp", "runtime"}
+"""Names of columns that hold the step or the time."""
 
 QUALIFIERS = {"global", "wall", "relative", "process", "train", "trainer", "training"}
+"""Words that may stand before the name of such a column, as in "global step"."""
 
 
 class Series(NamedTuple):
-    """The norms of a file."""
+    """The norms in a file."""
 
     column: str
-    """The column they come from."""
+    """The name of their column."""
     norms: list[float]
 
 
@@ -29,20 +30,20 @@ def read_series(path: str, column: str | None = None) -> Series:
     """Return the norms of a file; "-" is stdin.
 
     Args:
-      path: the file; what it holds tells its format, not its name.
-      column: the column; None to find it, by `choose_column`.
+      path: the file; its content determines the format, not its name.
+      column: the column of the norms; None to choose it with `choose_column`.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: no such column, text in it, or nothing at all.
+      ValueError: the column does not exist, contains text, or is empty.
     """
-    return series_of(read_table(path)[0], column)
+    return table_to_series(read_table(path)[0], column)
 
 
-def series_of(table: Table, column: str | None) -> Series:
-    """Return the norms in a table, from the column that `choose_column` finds."""
+def table_to_series(table: Table, column: str | None) -> Series:
+    """Return the norms in a table, from the column that `choose_column` returns."""
     name = choose_column(table, column)
-    norms = numbers_of(table[name], name)
+    norms = parse_numbers(table[name], name)
     if not norms:
         raise ValueError(f"column {name!r} is empty: it must hold at least one norm")
     return Series(name, norms)
@@ -51,7 +52,8 @@ def series_of(table: Table, column: str | None) -> Series:
 def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
     """Return the columns of a file of any of the three formats.
 
-    The second part is the JSON lines without a plain value, such as our log's first.
+    The second value holds the JSON lines with only nested values, such as the first
+    line of `ClipLog.to_jsonl`.
     """
     if path == "-":
         data = sys.stdin.buffer.read()
@@ -59,7 +61,7 @@ def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
         with open(path, "rb") as file:
             data = file.read()
     if data.startswith(b"\x93NUMPY"):
-        return of_array(load_array(data)), []
+        return array_to_table(load_array(data)), []
     text = data.decode("utf-8-sig")
     start = text.lstrip()[:1]
     if start == "[":
@@ -68,20 +70,20 @@ def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
         return read_jsonl_table(text.splitlines())
     header = text.lstrip().partition("\n")[0]
     unquoted = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(",;\t", key=unquoted.count)  # a comma where there is none
+    delimiter = max(",;\t", key=unquoted.count)  # a comma if there is none of them
     return read_csv_table(io.StringIO(text, newline=""), delimiter), []
 
 
 def load_array(data: bytes) -> Any:
-    """Return the array of a .npy file; what a damaged header raises is a ValueError."""
+    """Return the array of a .npy file; a damaged header raises ValueError."""
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (SyntaxError, MemoryError, TokenError) as error:
         raise ValueError(f"the header of the .npy file is damaged: {error}") from None
 
 
-def of_array(array: Any) -> Table:
-    """Return an array as one column, or a structured one as its fields."""
+def array_to_table(array: Any) -> Table:
+    """Return an array as one column, or a structured array as one column per field."""
     if array.ndim != 1:
         raise ValueError(f"the array must have one dimension, got shape {array.shape}")
     if array.dtype.names:
@@ -94,12 +96,12 @@ def of_array(array: Any) -> Table:
 def choose_column(table: Table, column: str | None) -> str:
     """Return the column that holds the norms.
 
-    Without a name: the only column besides step, epoch and time; else the only one
-    whose name contains "norm". The columns __MIN and __MAX that W&B writes beside each
-    column do not count, and W&B's "run - name" is found by its name.
+    Without a name it is the only column except step, epoch and time, or else the only
+    column whose name contains "norm". The columns __MIN and __MAX, which W&B writes for
+    each column, are ignored. A column "run - name" of W&B can be given as "name".
 
     Raises:
-      ValueError: there is none, or several; the message lists them.
+      ValueError: no column or several columns match; the message lists the columns.
 
     >>> choose_column({"Wall time": [], "Step": [], "Value": []}, None)
     'Value'
@@ -113,9 +115,9 @@ def choose_column(table: Table, column: str | None) -> str:
     if column is not None:
         if column in table:
             return column
-        same = [name for name in table if name.rpartition(" - ")[2] == column]
-        if len(same) == 1:
-            return same[0]
+        matching = [name for name in table if name.rpartition(" - ")[2] == column]
+        if len(matching) == 1:
+            return matching[0]
         raise ValueError(f"there is no column {column!r}; the columns are {listed}")
     names = [name for name in table if not is_index(name) and not is_range(name, table)]
     if len(names) == 1:
@@ -127,18 +129,18 @@ def choose_column(table: Table, column: str | None) -> str:
 
 
 def is_index(name: str) -> bool:
-    """Return whether a column tells the step, the epoch or the time.
+    """Return whether a column holds the step, the epoch or the time.
 
     >>> [is_index(n) for n in ("Wall time", "_step", "run - _step", "step_norm")]
     [True, True, True, False]
     """
-    own = name.rpartition(" - ")[2]
-    own = re.sub(r"__(MIN|MAX)$|\(.*\)", "", own)
-    words = set(re.findall("[a-z]+", own.lower())) - QUALIFIERS
-    return bool(words) and words <= INDEX
+    name = name.rpartition(" - ")[2]
+    name = re.sub(r"__(MIN|MAX)$|\(.*\)", "", name)
+    words = set(re.findall("[a-z]+", name.lower())) - QUALIFIERS
+    return bool(words) and words <= INDEX_WORDS
 
 
 def is_range(name: str, table: Table) -> bool:
-    """Return whether W&B wrote this column as the range of another one."""
+    """Return whether W&B wrote this column as the range of another column."""
     base = re.sub(r"__(MIN|MAX)$", "", name)
     return base != name and base in table

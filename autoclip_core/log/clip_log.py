@@ -8,43 +8,35 @@ from typing import Any
 
 import numpy.typing as npt
 
-from autoclip_core.checks import check_count
-from autoclip_core.record.row_counts import RowCounts
-from autoclip_core.record.step import (
-    Step,
-    from_decision,
-    from_metrics,
-    from_numbers,
-    from_one_row,
-    reduce_rows,
-    was_observed,
-)
-from autoclip_core.record.store import Store
+from autoclip_core.record.recorder import StepRecorder
 
-from .files import past_of, read_csv, read_jsonl, write_csv, write_jsonl
-from .plot import draw, draw_histogram
+from .csv_jsonl import parse_past, read_csv, read_jsonl, write_csv, write_jsonl
+from .formatting import format_number, format_percent
+from .plot import draw_histogram, draw_run
 from .plot_rows import draw_rows
-from .summary import Summary, number, percent, summarise
+from .summary import Summary, summarise
 
 Array = npt.NDArray[Any]
 
 
-class ClipLog:
-    """Collects what a clipper did, step by step, for a summary, a file and pictures.
+class ClipLog(StepRecorder):
+    """Records what a clipper did, step by step, for a summary, a file and pictures.
 
-    The memory is bounded, about 15 MB however long the run is: the last 131072 recorded
-    steps are kept exactly, of earlier ones an even sample and the highest, and totals
-    are counted as the steps come. Rows are counted apart, to tell which one is clipped.
+    Memory is bounded to about 15 MB, regardless of the length of the run. The last
+    131072 recorded steps are stored exactly. Older steps are thinned to an even sample
+    and the highest norms. Totals are counted as the steps arrive and stay exact. Clips
+    are also counted per row, to show which row is clipped.
 
     Args:
-      names: what the rows are called, such as a clipper's `names`; otherwise "row 0",
+      names: the names of the rows, such as a clipper's `names`; otherwise "row 0",
         "row 1" and so on.
-      every: record one step of so many, >= 1. Of the others nothing is read, so that a
-        number on an accelerator costs one transfer in `every` steps.
-      settings: what the run was, by name, for the report: the policy, the scope.
+      every: record one step in `every`, >= 1. The other steps are not read, so numbers
+        on an accelerator cost one transfer in `every` steps.
+      settings: the settings of the run by name, such as policy and scope; the report
+        shows them.
 
     Raises:
-      TypeError, ValueError: `every` is no whole number >= 1.
+      TypeError, ValueError: `every` is not a whole number >= 1.
 
     >>> import numpy as np
     >>> from autoclip_core import ClipLog, Fixed, decide
@@ -66,137 +58,12 @@ class ClipLog:
         every: int = 1,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._every = check_count("every", every, 1)
+        super().__init__(names, every=every)
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
-        self._store = Store()
-        self._rows = RowCounts(list(names))
-        self._offered = 0  # steps that record() was called for
-        self._recorded = 0
-        self._several_rows = len(self._rows.names) > 1
-        self._told: dict[str, int] = {}  # totals that metrics brought along
-
-    def record(
-        self,
-        decision: object = None,
-        *,
-        norm: object = None,
-        threshold: object = None,
-        scale: object = None,
-        clipped: object = None,
-    ) -> None:
-        """Take one step: a decision, a clipper's metrics, or numbers from any clip.
-
-        Args:
-          decision: what `decide()` or a clipper's `step()` returned: an object with the
-            fields norm, threshold, scale, clipped, finite and perhaps skipped, each
-            with one entry per row. Or a dict of metrics with the names `clip/...`.
-          norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
-            step a non-finite one.
-          threshold: the norm above which the step is clipped, >= 0; inf for none.
-          scale: norm after / norm before, >= 0; min(1, threshold / norm) if not given.
-          clipped: the fraction clipped, in [0, 1]; norm > threshold if not given.
-
-        Raises:
-          TypeError: something is not a number, or the decision lacks a field.
-          ValueError: both a decision and numbers, or neither; a number out of its
-            range; fields of different shapes. The log is then as it was.
-
-        >>> log = ClipLog()
-        >>> log.record(norm=4.0, threshold=1.0)  # norm: what clip_grad_norm_ returned
-        >>> float(log.scales[0])
-        0.25
-        """
-        if self._offered % self._every:
-            self._offered += 1
-            return
-        if decision is None:
-            step = from_numbers(norm, threshold, scale, clipped)
-        else:
-            _refuse_both(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
-            step = self._take(decision)
-        self._store.add(self._offered, step)
-        self._offered += 1
-        self._recorded += 1
-
-    def _take(self, decision: object) -> Step:
-        """Return the step of a decision or of metrics, and count its rows."""
-        if isinstance(decision, Mapping):
-            step = from_metrics(decision)
-            self._told = {
-                name: int(decision[key])
-                for name, key in TOTALS.items()
-                if key in decision
-            }
-            self._offered = self._told.get("steps", self._offered + 1) - 1
-            return step
-        if not self._rows.names and (one := from_one_row(decision)):
-            return one
-        rows = from_decision(decision)
-        step = reduce_rows(rows)
-        size = rows["norm"].size
-        if size > 1 or self._rows.names:
-            self._rows.add(rows["clipped"], was_observed(rows))
-            self._several_rows |= size > 1
-        return step
-
-    def __len__(self) -> int:
-        """Return the number of recorded steps."""
-        return self._recorded
 
     def __repr__(self) -> str:
         """Return the number of recorded steps."""
         return f"<ClipLog of {self._recorded} steps>"
-
-    @property
-    def steps(self) -> Array:
-        """The number of each kept step, from 0; all of them until steps are thinned."""
-        return self._column("step")
-
-    @property
-    def norms(self) -> Array:
-        """The norm of each kept step before clipping; NaN or inf if none was finite."""
-        return self._column("norm")
-
-    @property
-    def thresholds(self) -> Array:
-        """The threshold of each kept step; +inf where there was none."""
-        return self._column("threshold")
-
-    @property
-    def scales(self) -> Array:
-        """Norm after / norm before of each kept step; NaN if no norm was finite."""
-        return self._column("scale")
-
-    @property
-    def clipped(self) -> Array:
-        """The fraction of each kept step's observed rows that was clipped."""
-        return self._column("clipped")
-
-    @property
-    def finite(self) -> Array:
-        """False where a norm of the step was NaN or infinite."""
-        return self._column("finite")
-
-    @property
-    def skipped(self) -> Array:
-        """True where the whole update was cancelled."""
-        return self._column("skipped")
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the rows that decisions brought; empty with a single row."""
-        return list(self._rows.names)
-
-    @property
-    def row_clip_rates(self) -> Array:
-        """The clip rate of each row over the run, shape (rows,)."""
-        return self._rows.rates()
-
-    def _column(self, name: str) -> Array:
-        """Return one number of each kept step, as an array of its own, read-only."""
-        column = self._store.kept()[name].copy()
-        column.flags.writeable = False
-        return column
 
     def summary(self) -> Summary:
         """Return totals, rates and advice; rates are over steps with a finite norm.
@@ -216,21 +83,21 @@ class ClipLog:
         skipped steps     0
         Stabiliser (5 to 25 %): clipping rate 10 % over 200 steps, mean scale 0.95.
         """
-        return summarise(self._store, self._rows, self._told)
+        return summarise(self._store, self._rows, self._logged_totals)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw norm, threshold and clipped steps over time, on a log axis.
 
-        Above 1000 steps each column of the picture stands for several and shows their
-        smallest, median and largest norm, so that no spike is lost. Norms too small for
-        the axis, as 0 is, are marked at its lower edge, non-finite steps at its upper
-        edge. The strip below shows the clipping rate over time.
+        Above 1000 steps each column of the picture covers several steps. It shows their
+        smallest, median and largest norm, so no spike is lost. Norms too small for the
+        axis, such as 0, are marked at its lower edge, non-finite steps at its upper
+        edge. The panel below shows the clipping rate over time.
 
         Args:
           path: where to save the picture; the suffix is the format (.png, .pdf, .svg).
 
         Returns:
-          The `matplotlib.figure.Figure`; pyplot does not know of it.
+          The `matplotlib.figure.Figure`; it is not registered with pyplot.
 
         Raises:
           ImportError: matplotlib is not installed.
@@ -241,16 +108,21 @@ class ClipLog:
         >>> log.plot().axes[0].get_title()
         'Clipping rate 50 %, mean scale 0.75, 2 steps'
         """
-        told = self.summary()
+        summary = self.summary()
         title = (
-            f"Clipping rate {percent(told.clip_rate)}, mean scale "
-            f"{number(told.mean_scale)}, {told.steps} steps"
+            f"Clipping rate {format_percent(summary.clip_rate)}, mean scale "
+            f"{format_number(summary.mean_scale)}, {summary.steps} steps"
         )
-        kept, highest = self._store.kept(), self._store.highest()
-        return draw(kept, title, self._several_rows, path, highest=highest)
+        return draw_run(
+            self._store.steps(),
+            title,
+            self._has_several_rows,
+            path,
+            highest=self._store.highest(),
+        )
 
     def plot_rows(self, path: str | PathLike[str] | None = None) -> Any:
-        """Draw which row was clipped when: a heat map of clip rates over time.
+        """Draw the clip rate of each row over time as a heat map.
 
         Args:
           path: where to save the picture.
@@ -260,7 +132,7 @@ class ClipLog:
 
         Raises:
           ImportError: matplotlib is not installed.
-          ValueError: the log has no rows: it needs decisions of more than one row.
+          ValueError: no decision with more than one row was recorded.
 
         >>> from autoclip_core import Fixed, decide
         >>> policy, log = Fixed(2.0), ClipLog(["encoder", "head"])
@@ -276,10 +148,10 @@ class ClipLog:
         return draw_rows(self._rows, self._every, path)
 
     def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:
-        """Draw how the norms are distributed, and where the threshold stands now.
+        """Draw the distribution of the norms, with a line at the current threshold.
 
-        Of several rows each has a threshold of its own, which says nothing about the
-        norm of them together: then there is no line.
+        With several rows there is no line: each row has its own threshold, which does
+        not apply to the norm of all rows.
 
         Args:
           path: where to save the picture.
@@ -296,16 +168,17 @@ class ClipLog:
         >>> log.plot_histogram().axes[0].get_title()
         'Norms of 2 steps'
         """
-        threshold = math.inf if self._several_rows else self.summary().threshold
+        threshold = math.inf if self._has_several_rows else self.summary().threshold
         return draw_histogram(self.norms, threshold, path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the kept steps as a table: step, norm, threshold, scale and flags.
+        """Write the stored steps as a table: step, norm, threshold, scale and flags.
 
-        Of a run so long that steps were left out a table has no totals: it warns.
+        A table has no totals. If the run is so long that steps were thinned, this warns
+        that totals computed from the table are not those of the run.
 
         Args:
-          path: where to write it.
+          path: where to write the file.
 
         >>> import pathlib, tempfile
         >>> log = ClipLog()
@@ -317,21 +190,21 @@ class ClipLog:
         step,norm,threshold,scale,clipped,finite,skipped
         0,4.0,2.0,0.5,1.0,1,0
         """
-        kept = self._store.kept()
-        if len(kept) < self._recorded:
+        steps = self._store.steps()
+        if len(steps) < self._recorded:
             warnings.warn(
-                f"{path} holds {len(kept)} of {self._recorded} steps, the recent ones "
-                "and the highest of the past: totals of such a table are not those of "
-                "the run; to_jsonl writes them, too",
+                f"{path} holds {len(steps)} of {self._recorded} steps, because older "
+                "steps are thinned: totals computed from it are not those of the run; "
+                "to_jsonl also writes the totals",
                 stacklevel=2,
             )
-        write_csv(path, kept)
+        write_csv(path, steps)
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
-        """Write a line about the run (settings, rows, totals), then a line per step.
+        """Write a line about the run (settings, rows, totals), then one line per step.
 
         Args:
-          path: where to write them.
+          path: where to write the file.
 
         >>> import pathlib, tempfile
         >>> log = ClipLog(settings={"policy": "Fixed(2.0)"})
@@ -341,11 +214,12 @@ class ClipLog:
         ...     path.read_text().splitlines()[0]
         '{"clip_log": {"settings": {"policy": "Fixed(2.0)"}, "told": {}}}'
         """
-        write_jsonl(path, self._store, self._rows, self.settings, self._told)
+        totals = self._logged_totals
+        write_jsonl(path, self._store, self._rows, self.settings, totals)
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str]) -> "ClipLog":
-        """Return the log of a file that `to_csv` wrote; it has no rows or settings.
+        """Read a file that `to_csv` wrote; the log has no rows and no settings.
 
         Args:
           path: the file.
@@ -366,7 +240,7 @@ class ClipLog:
 
     @classmethod
     def from_jsonl(cls, path: str | PathLike[str]) -> "ClipLog":
-        """Return the log of a file that `to_jsonl` wrote.
+        """Read a file that `to_jsonl` wrote.
 
         Args:
           path: the file.
@@ -389,14 +263,15 @@ class ClipLog:
     def from_steps(
         cls, steps: Array, about: Mapping[str, Any] | None = None
     ) -> "ClipLog":
-        """Return the log of steps that are known already.
+        """Return a log that contains these steps.
 
         Args:
-          steps: an array with the fields of `log_store.STEP`.
-          about: the run's settings, rows and totals, as the first line of JSON lines.
+          steps: an array with the fields of `autoclip_core.record.store.STEP`.
+          about: the settings, rows and totals of the run, as `to_jsonl` writes them in
+            its first line.
 
         Raises:
-          ValueError: what is said of the run is damaged.
+          ValueError: `about` is damaged.
 
         >>> import numpy as np
         >>> from autoclip_core.record.store import STEP
@@ -404,44 +279,15 @@ class ClipLog:
         >>> ClipLog.from_steps(steps).steps.tolist()
         [7]
         """
+        about = about or {}
         try:
-            return cls._restored(steps, about or {})
+            log = cls(settings=about.get("settings"))
+            if "past" in about:
+                about = {**about, "past": parse_past(about["past"])}
+            log._restore(steps, about)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"the line clip_log must be as to_jsonl wrote it, got one without or "
-                f"with another {error}; delete the line, and the steps are read alone"
+                f"the line clip_log must be as to_jsonl wrote it, got a missing or "
+                f"wrong value ({error}); delete the line to read the steps only"
             ) from error
-
-    @classmethod
-    def _restored(cls, steps: Array, about: Mapping[str, Any]) -> "ClipLog":
-        log = cls(settings=about.get("settings"))
-        if "past" in about:
-            log._store.refill(steps, **past_of(about["past"]))
-        else:
-            log._store.extend(steps)
-        if "rows" in about:
-            log._rows = RowCounts.from_plain(about["rows"])
-        log._several_rows = len(log._rows.names) > 1
-        log._told = dict(about.get("told", {}))
-        if "totals" in about:
-            log._store.totals.restore(about["totals"])
-        log._recorded = log._store.totals.counts["steps"]
-        log._offered = int(steps["step"].max(initial=-1)) + 1
         return log
-
-
-TOTALS = {
-    "steps": "clip/steps",
-    "nonfinite": "clip/nonfinite_total",
-    "skipped": "clip/skipped_total",
-}
-"""What metrics say of the whole run, by the names of the summary."""
-
-
-def _refuse_both(**numbers: object) -> None:
-    given = [name for name, value in numbers.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"record takes a decision or numbers, got a decision and "
-            f"{', '.join(given)}; leave one of them out"
-        )

@@ -1,8 +1,8 @@
-"""A clipper's metrics to TensorBoard, W&B, MLflow or a `ClipLog`, every so many steps.
+"""Sends a clipper's metrics to TensorBoard, W&B, MLflow or a `ClipLog`.
 
-Nothing of theirs is imported: what has `add_scalar` is a TensorBoard writer, what has
-`record` is a log of ours, and a function takes a dict and the step, as `wandb.log` and
-`mlflow.log_metrics` do.
+None of these packages is imported. An object with `add_scalar` is a TensorBoard
+writer, one with `record` is a `ClipLog`. A function receives a dict and the step, as
+`wandb.log` and `mlflow.log_metrics` do.
 """
 
 import inspect
@@ -18,21 +18,21 @@ Send = Callable[[dict[str, float], int], object]
 
 
 class MetricsLogger:
-    """Sends a clipper's metrics to any number of places, once in so many steps.
+    """Sends a clipper's metrics to any number of destinations, on one step in `every`.
 
-    In between it does not even ask for them: on an accelerator a step that is not
-    logged costs no transfer, and one that is costs one, however many places there are.
-    A threshold that does not exist yet (+inf) is left out, because no curve shows it.
+    Metrics are read only on logged steps, in one device transfer, regardless of the
+    number of destinations. A threshold of +inf, which means that there is none yet, is
+    left out except in a `ClipLog`, because a curve cannot show it.
 
     Args:
-      places: where to: a TensorBoard `SummaryWriter`, `wandb.log` (or a run's `log`),
-        `mlflow.log_metrics`, a `ClipLog`, or any function of a dict, which may take
-        `step=`.
-      every: log one step in so many, >= 1.
+      places: the destinations: a TensorBoard `SummaryWriter`, `wandb.log` (or a run's
+        `log`), `mlflow.log_metrics`, a `ClipLog`, or any function of a dict; a function
+        may also take `step=`.
+      every: log one step in `every`, >= 1.
 
     Raises:
-      TypeError: a place is none of these.
-      ValueError: there is no place, or `every` is below 1.
+      TypeError: a destination is none of these.
+      ValueError: there is no destination, or `every` is below 1.
 
     >>> from autoclip_core import MetricsLogger
     >>> send = MetricsLogger(lambda values, step: print(step, values), every=2)
@@ -45,22 +45,22 @@ class MetricsLogger:
     def __init__(self, *places: Any, every: int = 50) -> None:
         if not places:
             raise ValueError(
-                "places must be at least one, got none; give a SummaryWriter, "
+                "places must be at least one, got none; pass a SummaryWriter, "
                 "wandb.log, mlflow.log_metrics or a ClipLog"
             )
         self._every = check_count("every", every, 1)
-        self._send = [sender(place) for place in places]
+        self._senders = [make_sender(place) for place in places]
         self._step = 0
 
     def __call__(
         self, metrics: Callable[[], Metrics] | Metrics, *, step: int | None = None
     ) -> None:
-        """Take one step.
+        """Log one step, if it is one in `every`.
 
         Args:
           metrics: a clipper's bound method, `clipper.metrics`, which is called only on
-            a step that is logged; or the metrics themselves.
-          step: the number of the step, from 0; counted here if not given.
+            logged steps; or the metrics themselves.
+          step: the number of the step, from 0; without it the logger counts the calls.
 
         >>> send = MetricsLogger(lambda values, step: print(step, values), every=10)
         >>> send({"clip/norm": 1.5}, step=20)
@@ -71,39 +71,39 @@ class MetricsLogger:
         if number % self._every:
             return
         values = metrics() if callable(metrics) else metrics
-        plain = {name: float(value) for name, value in values.items()}
-        for send in self._send:
-            send(plain, number)
+        numbers = {name: float(value) for name, value in values.items()}
+        for send in self._senders:
+            send(numbers, number)
 
 
-def sender(place: Any) -> Send:
-    """Return how metrics go to a place."""
+def make_sender(place: Any) -> Send:
+    """Return the function that sends metrics to a destination."""
     if hasattr(place, "add_scalar"):
         return lambda values, step: add_scalars(place, values, step)
     if hasattr(place, "record"):
         return lambda values, step: place.record(values)
     if not callable(place):
         rule = "a SummaryWriter, a ClipLog or a function of a dict"
-        way_out = "for W&B give wandb.log, for MLflow mlflow.log_metrics"
+        way_out = "for W&B pass wandb.log, for MLflow mlflow.log_metrics"
         raise TypeError(format_error("places", rule, place, way_out))
-    if takes_step(place):
-        return lambda values, step: place(shown(values), step=step)
-    return lambda values, step: place(shown(values))
+    if accepts_step(place):
+        return lambda values, step: place(drop_infinite(values), step=step)
+    return lambda values, step: place(drop_infinite(values))
 
 
 def add_scalars(writer: Any, values: dict[str, float], step: int) -> None:
-    """Write each number under its name."""
-    for name, value in shown(values).items():
+    """Write each finite or NaN value under its name."""
+    for name, value in drop_infinite(values).items():
         writer.add_scalar(name, value, step)
 
 
-def shown(values: dict[str, float]) -> dict[str, float]:
-    """Return what a curve can show: a NaN norm is a gap, an infinity is left out."""
+def drop_infinite(values: dict[str, float]) -> dict[str, float]:
+    """Return the metrics without infinities; a curve shows NaN as a gap."""
     return {name: value for name, value in values.items() if not math.isinf(value)}
 
 
-def takes_step(function: Any) -> bool:
-    """Return whether a function has an argument `step`; builtins may not tell."""
+def accepts_step(function: Any) -> bool:
+    """Return whether a function has an argument `step`; False if unknown (builtins)."""
     try:
         names = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -9,18 +9,18 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 COLUMNS = 1000
-"""About one per pixel; with more steps than that, a column stands for several."""
+"""Maximum number of columns, about one per pixel; a column may cover many steps."""
 
 BARS = 50
-"""Stretches of the run whose clipping rate is shown."""
+"""Maximum number of bars that show the clipping rate."""
 
-# Colour-blind readers can tell these apart (Okabe and Ito; the purple is Tol's). Shapes
-# differ too, so that the picture can be read without colour.
+# Colour-blind readers can distinguish these colours (Okabe and Ito; the purple is
+# Tol's). Shapes differ too, so that the picture can be read without colour.
 BLUE, ORANGE, PURPLE, BLACK = "#0072B2", "#D55E00", "#AA3377", "#000000"
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """Return an empty figure that pyplot does not know of.
+    """Return an empty figure that is not registered with pyplot.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -34,28 +34,28 @@ def new_figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, dpi=120, layout="constrained")
 
 
-def save(figure: Any, path: str | PathLike[str] | None) -> None:
-    """Save the figure where there is a path; its suffix is the format."""
+def save_figure(figure: Any, path: str | PathLike[str] | None) -> None:
+    """Save the figure unless the path is None; the suffix of the path is the format."""
     if path is not None:
         figure.savefig(path)
 
 
-def draw(
+def draw_run(
     steps: Array,
     title: str,
-    several_rows: bool,
+    has_several_rows: bool,
     path: str | PathLike[str] | None = None,
     *,
     highest: Array | None = None,
 ) -> Any:
-    """Draw recorded steps into a figure of its own; save it where there is a path.
+    """Draw recorded steps into a new figure; save it unless `path` is None.
 
     Args:
-      steps: the recorded steps, with the fields of `log_store.STEP`.
-      title: what stands above the picture.
-      several_rows: whether a step has several rows.
+      steps: the recorded steps, with the fields of `autoclip_core.record.store.STEP`.
+      title: the title of the picture.
+      has_several_rows: whether a step has several rows.
       path: where to save the picture, or None.
-      highest: steps to show beside them, where `steps` is a sample.
+      highest: the highest steps of the intervals, if `steps` is thinned.
 
     Returns:
       The `matplotlib.figure.Figure`.
@@ -69,76 +69,82 @@ def draw(
     above.set_ylabel("L2 norm of the gradient\n(loss per unit of parameter)")
     above.set_yscale("log")
     peaks = steps if highest is None else np.concatenate([highest, steps])
-    above.set_ylim(log_range(peaks))
+    above.set_ylim(log_axis_limits(peaks))
     above.grid(alpha=0.3, linewidth=0.5)
     end = float(steps["step"].max(initial=0))
-    draw_lines(above, steps, peaks, several_rows, end)
-    draw_marks(above, peaks, several_rows, end)
+    draw_lines(above, steps, peaks, has_several_rows, end)
+    draw_marks(above, peaks, has_several_rows, end)
     draw_rate(below, steps, end)
     style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=9, **style)
-    save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
 def draw_lines(
-    axes: Any, steps: Array, peaks: Array, several_rows: bool, end: float
+    axes: Any, steps: Array, peaks: Array, has_several_rows: bool, end: float
 ) -> None:
-    """Draw norm and threshold as lines, and the range of norms in each column."""
+    """Draw norm and threshold as lines, and the range of norms as an area."""
     floor = axes.get_ylim()[0]
     norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
     thresholds = np.where(np.isfinite(steps["threshold"]), steps["threshold"], np.nan)
-    # A line does not show a point between two gaps; its tiny marker does.
+    # The tiny marker shows a point between two gaps, where there is no line.
     style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
     width = column_width(end, COLUMNS)
-    x, low, middle, _ = columns(steps["step"], np.maximum(norms, floor), width)
-    name = "norm (all rows)" if several_rows else "norm"
+    x, low, middle, _ = reduce_to_columns(
+        steps["step"], np.maximum(norms, floor), width
+    )
+    name = "norm (all rows)" if has_several_rows else "norm"
     if len(x) < len(steps):
         area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0.5}
         tops = np.where(np.isfinite(peaks["norm"]), peaks["norm"], np.nan)
-        high = columns(peaks["step"], np.maximum(tops, floor), width)[-1]
+        high = reduce_to_columns(peaks["step"], np.maximum(tops, floor), width)[-1]
         axes.fill_between(x, low, high, label=f"{name}, range of {width} steps", **area)
         name = "median"
     axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
-    x, _, middle, _ = columns(steps["step"], np.maximum(thresholds, floor), width)
-    name = "threshold (median row)" if several_rows else "threshold"
+    x, _, middle, _ = reduce_to_columns(
+        steps["step"], np.maximum(thresholds, floor), width
+    )
+    name = "threshold (median row)" if has_several_rows else "threshold"
     axes.plot(x, middle, color=BLACK, lw=1.3, label=name, zorder=3, **style)
 
 
-def draw_marks(axes: Any, steps: Array, several_rows: bool, end: float) -> None:
+def draw_marks(axes: Any, steps: Array, has_several_rows: bool, end: float) -> None:
     """Mark the clipped steps, the non-finite ones, and norms too small for the axis."""
     number, width = steps["step"], column_width(end, COLUMNS)
     finite = np.isfinite(steps["norm"])
-    clipped = "half the rows clipped" if several_rows else "clipped"
+    label = "half the rows clipped" if has_several_rows else "clipped"
     norms = np.where((steps["clipped"] >= 0.5) & finite, steps["norm"], np.nan)
-    x, _, _, highest = columns(number, norms, width)
-    mark(axes, x, highest, "o", ORANGE, clipped, ms=3)
+    x, _, _, highest = reduce_to_columns(number, norms, width)
+    draw_mark(axes, x, highest, "o", ORANGE, label, ms=3)
     edge = {"transform": axes.get_xaxis_transform()}
-    x, _, _, there = columns(number, np.where(steps["finite"], np.nan, 0.97), width)
-    mark(axes, x, there, "x", PURPLE, "non-finite", ms=7, mew=1.8, **edge)
-    tiny = finite & (steps["norm"] < axes.get_ylim()[0])
-    x, _, _, there = columns(number, np.where(tiny, 0.02, np.nan), width)
-    mark(axes, x, there, "v", BLUE, "0 or below the axis", ms=5, **edge)
+    heights = np.where(steps["finite"], np.nan, 0.97)
+    x, _, _, heights = reduce_to_columns(number, heights, width)
+    draw_mark(axes, x, heights, "x", PURPLE, "non-finite", ms=7, mew=1.8, **edge)
+    is_tiny = finite & (steps["norm"] < axes.get_ylim()[0])
+    heights = np.where(is_tiny, 0.02, np.nan)
+    x, _, _, heights = reduce_to_columns(number, heights, width)
+    draw_mark(axes, x, heights, "v", BLUE, "0 or below the axis", ms=5, **edge)
 
 
-def mark(
+def draw_mark(
     axes: Any, x: Array, y: Array, shape: str, color: str, label: str, **style: Any
 ) -> None:
-    """Draw a mark where y is a number; if it never is, there is no label either."""
-    there = ~np.isnan(y)
-    if there.any():
+    """Draw a mark wherever y is not NaN; without any mark there is no label either."""
+    is_marked = ~np.isnan(y)
+    if is_marked.any():
         style |= {"marker": shape, "color": color, "label": label}
-        axes.plot(x[there], y[there], linestyle="none", **style)
+        axes.plot(x[is_marked], y[is_marked], linestyle="none", **style)
 
 
 def draw_rate(axes: Any, steps: Array, end: float) -> None:
-    """Draw the clipping rate of successive stretches of the run as bars, in percent."""
+    """Draw the clipping rate of successive intervals of the run as bars, in percent."""
     measured = steps[np.isfinite(steps["norm"])]
     width = column_width(end, BARS)
-    place = measured["step"] // width
-    known = np.bincount(place)
-    clipped = np.bincount(place, weights=measured["clipped"])
-    rate = 100 * clipped / np.maximum(known, 1)
+    bars = measured["step"] // width
+    counts = np.bincount(bars)
+    clipped = np.bincount(bars, weights=measured["clipped"])
+    rate = 100 * clipped / np.maximum(counts, 1)
     x = np.arange(len(rate)) * width + (width - 1) / 2
     axes.bar(x, rate, width=width, color=ORANGE)
     axes.set_ylim(0, 1.1 * rate.max(initial=0) or 1.0)
@@ -152,11 +158,12 @@ def draw_rate(axes: Any, steps: Array, end: float) -> None:
 def draw_histogram(
     norms: Array, threshold: float, path: str | PathLike[str] | None = None
 ) -> Any:
-    """Draw how norms are distributed, on a log axis, with a threshold.
+    """Draw the distribution of norms on a log axis, with a line at the threshold.
 
     Args:
-      norms: any; what is not finite and positive is left out, and counted.
-      threshold: where to draw the line; nowhere if it is not finite.
+      norms: any norms; the title counts those that are left out because they are not
+        finite and positive.
+      threshold: where to draw the line; there is none if it is not finite.
       path: where to save the picture, or None.
 
     Returns:
@@ -167,74 +174,74 @@ def draw_histogram(
     """
     figure = new_figure((7, 4))
     axes = figure.subplots()
-    known = norms[np.isfinite(norms) & (norms > 0)]
-    known = np.clip(known, 1e-100, 1e100)  # matplotlib squares what it is given
-    left_out = len(norms) - len(known)
+    shown = norms[np.isfinite(norms) & (norms > 0)]
+    shown = np.clip(shown, 1e-100, 1e100)  # matplotlib squares its input
+    left_out = len(norms) - len(shown)
     axes.set_xscale("log")
-    if len(known):
-        low, high = np.log10(known.min()) - 0.02, np.log10(known.max()) + 0.02
-        bins = np.logspace(low, high, 1 + min(100, max(10, int(len(known) ** 0.5))))
-        axes.hist(known, bins, color=BLUE, alpha=0.75)
-        axes.set_yscale("symlog", linthresh=10)  # so that the few spikes are seen
+    if len(shown):
+        low, high = np.log10(shown.min()) - 0.02, np.log10(shown.max()) + 0.02
+        bins = np.logspace(low, high, 1 + min(100, max(10, int(len(shown) ** 0.5))))
+        axes.hist(shown, bins, color=BLUE, alpha=0.75)
+        axes.set_yscale("symlog", linthresh=10)  # so that single spikes are visible
         axes.set_ylim(bottom=0)
     if np.isfinite(threshold) and threshold > 0:
-        above = float(np.mean(known > threshold)) if len(known) else 0.0
-        name = f"threshold {threshold:.4g}: {100 * above:.3g} % above"
-        axes.axvline(threshold, color=BLACK, ls="--", lw=1.5, label=name)
-    lost = f" ({left_out} of 0, NaN or infinity left out)" * (left_out > 0)
-    axes.set_title(f"Norms of {len(norms)} steps{lost}")
+        above = float(np.mean(shown > threshold)) if len(shown) else 0.0
+        label = f"threshold {threshold:.4g}: {100 * above:.3g} % above"
+        axes.axvline(threshold, color=BLACK, ls="--", lw=1.5, label=label)
+    note = f" ({left_out} of 0, NaN or infinity left out)" * (left_out > 0)
+    axes.set_title(f"Norms of {len(norms)} steps{note}")
     axes.set_xlabel("L2 norm of the gradient (loss per unit of parameter)")
     axes.set_ylabel("steps")
     axes.grid(alpha=0.3, linewidth=0.5)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
-def log_range(steps: Array) -> tuple[float, float]:
-    """Return the ends of the log axis: every spike is on it, 0 and its like are not.
+def log_axis_limits(steps: Array) -> tuple[float, float]:
+    """Return the limits of the log axis; they include every spike, but not 0.
 
-    It reaches down to a millionth of the median at most, or one idle step would press
-    all others together.
+    The lower limit is at least a millionth of the median. Otherwise one tiny norm would
+    compress the rest of the picture.
     """
     values = np.concatenate([steps["norm"], steps["threshold"]])
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return 0.1, 10.0
-    # Farther out the axis itself would overflow; no float32 norm is there.
+    # The axis overflows beyond these limits; no float32 norm lies there.
     logs = np.clip(np.log10(values), -250, 250)
     low, high = max(logs.min(), np.median(logs) - 6), logs.max()
     margin = 0.1 + 0.06 * (high - low)
     return float(10 ** (low - margin)), float(10 ** (high + margin))
 
 
-def column_width(end: float, most: int) -> int:
-    """Return how many steps a column stands for, so that at most so many are needed."""
-    return max(1, -(-int(end + 1) // most))
+def column_width(end: float, count: int) -> int:
+    """Return the steps per column, so that at most `count` columns are needed."""
+    return max(1, -(-int(end + 1) // count))
 
 
-def columns(number: Array, values: Array, width: int) -> tuple[Array, ...]:
+def reduce_to_columns(number: Array, values: Array, width: int) -> tuple[Array, ...]:
     """Return the x of each column, and its smallest, median and largest value.
 
     Args:
       number: the number of each step.
-      values: a value for each; NaN is left out, a column of nothing else is NaN.
-      width: the steps in a column; a column without any step is left out.
+      values: a value per step; NaN is ignored, and a column with only NaN is NaN.
+      width: the steps per column; a column without any step is left out.
 
-    >>> x, low, middle, high = columns(
+    >>> x, low, middle, high = reduce_to_columns(
     ...     np.array([0, 1, 2, 9]), np.array([1.0, 3.0, np.nan, 5.0]), 2)
     >>> x.tolist(), low.tolist(), high.tolist()
     ([0.5, 2.5, 8.5], [1.0, nan, 5.0], [3.0, nan, 5.0])
     """
-    used, place = np.unique(number // width, return_inverse=True)
-    known = ~np.isnan(values)
-    order = np.lexsort((values[known], place[known]))
-    place, values = place[known][order], values[known][order]
-    first = np.searchsorted(place, np.arange(len(used)))
-    last = np.searchsorted(place, np.arange(len(used)), side="right") - 1
-    some = last >= first
-    found = np.full((3, len(used)), np.nan)
-    for row, at in enumerate([first, (first + last) // 2, last]):
-        found[row, some] = values[at[some]]
-    return used * width + (width - 1) / 2, *found
+    used, column = np.unique(number // width, return_inverse=True)
+    is_known = ~np.isnan(values)
+    order = np.lexsort((values[is_known], column[is_known]))
+    column, values = column[is_known][order], values[is_known][order]
+    first = np.searchsorted(column, np.arange(len(used)))
+    last = np.searchsorted(column, np.arange(len(used)), side="right") - 1
+    has_values = last >= first
+    reduced = np.full((3, len(used)), np.nan)
+    for row, index in enumerate([first, (first + last) // 2, last]):
+        reduced[row, has_values] = values[index[has_values]]
+    return used * width + (width - 1) / 2, *reduced

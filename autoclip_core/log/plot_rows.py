@@ -1,4 +1,4 @@
-"""The heat map of a run: which row was clipped when."""
+"""The heat map of a run: the clip rate of each row over time."""
 
 from os import PathLike
 from typing import Any
@@ -8,22 +8,22 @@ import numpy.typing as npt
 
 from autoclip_core.record.row_counts import RowCounts
 
-from .plot import new_figure, save
+from .plot import new_figure, save_figure
 
 Array = npt.NDArray[Any]
 
-MOST_ROWS = 40
-"""Rows that fit with their names; of more, those that were clipped most often."""
+MAX_ROWS = 40
+"""Rows that fit with their names; if there are more, the most clipped are shown."""
 
 
 def draw_rows(
     counts: RowCounts, every: int, path: str | PathLike[str] | None = None
 ) -> Any:
-    """Draw the clip rate of each row in each stretch of the run as a heat map.
+    """Draw the clip rate of each row in each interval of the run as a heat map.
 
     Args:
       counts: how often each row was observed and clipped.
-      every: run steps in a recorded step.
+      every: steps of the run per recorded step.
       path: where to save the picture, or None.
 
     Returns:
@@ -32,47 +32,47 @@ def draw_rows(
     Raises:
       ImportError: matplotlib is not installed.
     """
-    rows = chosen(counts)
+    rows = choose_rows(counts)
     figure = new_figure((10, 1.6 + 0.24 * max(len(rows), 4)))
     axes = figure.subplots()
     end = counts.steps * every
     width = counts.width * every
-    stretches = counts.map().shape[1]
+    intervals = counts.map().shape[1]
     mesh = axes.pcolormesh(
-        np.minimum(np.arange(stretches + 1) * width, end),
+        np.minimum(np.arange(intervals + 1) * width, end),
         np.arange(len(rows) + 1) - 0.5,
         100 * np.ma.masked_invalid(counts.map()[rows]),
-        cmap="cividis",  # even in lightness, made for colour-blind readers
+        cmap="cividis",  # uniform in lightness, suits colour-blind readers
         vmin=0,
         vmax=max(1.0, float(100 * np.nanmax(counts.map(), initial=0.0))),
         rasterized=True,
     )
-    axes.set_facecolor("#cccccc")  # shines through where a row was not observed
+    axes.set_facecolor("#cccccc")  # visible where a row was not observed
     axes.set_yticks(
         np.arange(len(rows)),
-        [short(counts.names[row]).replace("$", r"\$") for row in rows],
+        [shorten(counts.names[row]).replace("$", r"\$") for row in rows],
     )
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.set_xlabel(f"step (one cell: {width} step{'s' * (width > 1)})")
-    among = f", the {len(rows)} most clipped" if len(rows) < len(counts.names) else ""
-    axes.set_title(f"Clipping rate of each of {len(counts.names)} rows{among}")
+    note = f", the {len(rows)} most clipped" if len(rows) < len(counts.names) else ""
+    axes.set_title(f"Clipping rate of each of {len(counts.names)} rows{note}")
     figure.colorbar(mesh, ax=axes, label="clipped (% of steps)", pad=0.01)
-    save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
-def chosen(counts: RowCounts) -> Array:
-    """Return the rows to show, in their order: the most clipped if there are many."""
+def choose_rows(counts: RowCounts) -> Array:
+    """Return the rows to show in their order; the most clipped if there are many."""
     rates = np.nan_to_num(counts.rates(), nan=-1.0)
-    return np.sort(np.argsort(-rates, kind="stable")[:MOST_ROWS])
+    return np.sort(np.argsort(-rates, kind="stable")[:MAX_ROWS])
 
 
-def short(name: str, most: int = 38) -> str:
-    """Return a name that fits, with its ends.
+def shorten(name: str, length: int = 38) -> str:
+    """Shorten a name to at most `length` characters; cut it in the middle.
 
-    >>> short("encoder.weight"), short("a" * 30 + "b" * 30, 11)
+    >>> shorten("encoder.weight"), shorten("a" * 30 + "b" * 30, 11)
     ('encoder.weight', 'aaaaa…bbbbb')
     """
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

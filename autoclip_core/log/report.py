@@ -8,7 +8,8 @@ from os import PathLike
 from typing import Any
 
 from .clip_log import ClipLog
-from .summary import Summary, number, percent
+from .formatting import format_number, format_percent
+from .summary import Summary
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -29,8 +30,8 @@ figcaption { color: #555; font-size: .9rem; }
 @media print { body { margin: 0; max-width: none; } figure { break-inside: avoid; } }
 """
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What the browser may load: nothing that is not on the page."""
+CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""The browser may load nothing from outside the page."""
 
 
 def write_report(
@@ -39,9 +40,9 @@ def write_report(
     """Write a page that needs no network: summary, advice, pictures and settings.
 
     Args:
-      log: what the run recorded; its `settings` are shown.
+      log: the log of the run; the page also shows its `settings`.
       path: where to write the HTML.
-      title: what stands above it.
+      title: the title of the page.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -57,13 +58,13 @@ def write_report(
     ...     "clipping rate 50 %" in path.read_text(encoding="utf-8")
     True
     """
-    page = report_html(log, title)
+    page = make_page(log, title)
     with open(path, "w", encoding="utf-8") as file:
         file.write(page)
 
 
-def report_html(log: ClipLog, title: str = "Gradient clipping report") -> str:
-    """Return the page as text.
+def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
+    """Return the HTML of the page.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -72,25 +73,27 @@ def report_html(log: ClipLog, title: str = "Gradient clipping report") -> str:
     heading = html.escape(title)
     parts = [
         f"<h1>{heading}</h1>",
-        f"<p>{summary.steps} steps, clipping rate {percent(summary.clip_rate)}, "
-        f"mean scale {number(summary.mean_scale)}</p>",
-        "<h2>What it says</h2>",
-        advice(summary.advice),
-        picture(log.plot, "Norm, threshold and clipped steps over the run"),
+        f"<p>{summary.steps} steps, clipping rate {format_percent(summary.clip_rate)}, "
+        f"mean scale {format_number(summary.mean_scale)}</p>",
+        "<h2>Advice</h2>",
+        advice_list(summary.advice),
+        embed_picture(log.plot, "Norm, threshold and clipped steps over the run"),
         "<h2>Numbers</h2>",
-        table(figures(summary)),
-        picture(log.plot_histogram, "How the norms are distributed"),
+        html_table(summary_rows(summary)),
+        embed_picture(log.plot_histogram, "Distribution of the norms"),
     ]
     if log.names:
         parts += [
             "<h2>Rows</h2>",
-            table((name, percent(rate)) for name, rate in summary.worst_rows),
-            picture(log.plot_rows, "Which row was clipped when"),
+            html_table(
+                (name, format_percent(rate)) for name, rate in summary.worst_rows
+            ),
+            embed_picture(log.plot_rows, "Clipping rate of each row over the run"),
         ]
-    parts += ["<h2>Settings</h2>", settings(log)]
+    parts += ["<h2>Settings</h2>", settings_table(log)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{heading}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
@@ -98,50 +101,51 @@ def report_html(log: ClipLog, title: str = "Gradient clipping report") -> str:
     )
 
 
-def advice(sentences: Iterable[str]) -> str:
-    """Return the advice as a list; red lights stand out."""
+def advice_list(sentences: Iterable[str]) -> str:
+    """Return the advice as a list; sentences with a red light are highlighted."""
     items = (
-        f'<li class="red">{html.escape(said)}</li>'
-        if said.startswith("Red light")
-        else f"<li>{html.escape(said)}</li>"
-        for said in sentences
+        f'<li class="red">{html.escape(sentence)}</li>'
+        if sentence.startswith("Red light")
+        else f"<li>{html.escape(sentence)}</li>"
+        for sentence in sentences
     )
     return "<ul>\n" + "\n".join(items) + "\n</ul>"
 
 
-def figures(summary: Summary) -> list[tuple[str, str]]:
-    """Return the numbers of a summary as a person reads them."""
-    lately = f"clipping rate of the last {summary.recent}"
-    none = summary.threshold == float("inf")
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Return the names and the formatted values of a summary."""
+    has_threshold = summary.threshold != float("inf")
+    threshold = format_number(summary.threshold) if has_threshold else "none"
+    recent_rate = format_percent(summary.recent_clip_rate)
     return [
         ("steps", str(summary.steps)),
         ("recorded with a finite norm", str(summary.measured)),
-        ("clipping rate", percent(summary.clip_rate)),
-        (lately, percent(summary.recent_clip_rate)),
-        ("mean scale", number(summary.mean_scale)),
-        ("threshold now", "none" if none else number(summary.threshold)),
-        ("norm, mean", number(summary.mean_norm)),
-        ("norm, median", number(summary.median_norm)),
-        ("norm, p90", number(summary.p90_norm)),
-        ("norm, p99", number(summary.p99_norm)),
-        ("norm, largest", number(summary.max_norm)),
+        ("clipping rate", format_percent(summary.clip_rate)),
+        (f"clipping rate of the last {summary.recent}", recent_rate),
+        ("mean scale", format_number(summary.mean_scale)),
+        ("threshold now", threshold),
+        ("norm, mean", format_number(summary.mean_norm)),
+        ("norm, median", format_number(summary.median_norm)),
+        ("norm, p90", format_number(summary.p90_norm)),
+        ("norm, p99", format_number(summary.p99_norm)),
+        ("norm, largest", format_number(summary.max_norm)),
         ("non-finite steps", str(summary.nonfinite)),
         ("skipped steps", str(summary.skipped)),
     ]
 
 
-def settings(log: ClipLog) -> str:
-    """Return what the log was told of the run."""
+def settings_table(log: ClipLog) -> str:
+    """Return the settings of the log as a table, or how to add some."""
     if log.settings:
-        return table(log.settings.items(), kind="text")
+        return html_table(log.settings.items(), kind="text")
     return (
-        '<p>None were given; <code>ClipLog(settings={"policy": policy})</code> '
-        "keeps them.</p>"
+        '<p>The log has no settings. <code>ClipLog(settings={"policy": policy})</code> '
+        "adds them.</p>"
     )
 
 
-def table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
-    """Return pairs of a name and a value as a table."""
+def html_table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
+    """Return pairs of a name and a value as an HTML table."""
     lines = (
         f'<tr><th scope="row">{html.escape(name)}</th>'
         f'<td class="{kind}">{html.escape(value)}</td></tr>'
@@ -150,13 +154,13 @@ def table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def picture(plot: Callable[..., Any], caption: str) -> str:
-    """Return a picture that is part of the page."""
+def embed_picture(plot: Callable[..., Any], caption: str) -> str:
+    """Return a figure as an HTML element that contains the PNG."""
     buffer = io.BytesIO()
     plot().savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    words = html.escape(caption)
+    caption = html.escape(caption)
     return (
-        f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{words}</figcaption></figure>"
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
     )

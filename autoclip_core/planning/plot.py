@@ -1,4 +1,4 @@
-"""Pictures of replays: one policy as in training, or several against each other."""
+"""Pictures of replays: one policy, or several policies for comparison."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -11,11 +11,11 @@ from autoclip_core.log.plot import (
     BLUE,
     COLUMNS,
     column_width,
-    columns,
-    draw,
-    log_range,
+    draw_run,
+    log_axis_limits,
     new_figure,
-    save,
+    reduce_to_columns,
+    save_figure,
 )
 from autoclip_core.record.store import STEP
 
@@ -23,9 +23,9 @@ from .replay import Replay
 
 Array = npt.NDArray[Any]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles
+# Okabe and Ito's colours, which colour-blind readers can distinguish. The line styles
 # differ too.
-LINES = (
+LINE_STYLES = (
     ("#000000", "-"),
     ("#D55E00", "-"),
     ("#009E73", "-"),
@@ -37,12 +37,12 @@ LINES = (
     ("#000000", "--"),
 )
 
-STRETCHES = 100
-"""Columns of the heat map."""
+INTERVALS = 100
+"""Maximum number of columns of the heat map."""
 
 
-def as_steps(report: Replay) -> Array:
-    """Return a replay as the steps of a log."""
+def replay_to_steps(report: Replay) -> Array:
+    """Return a replay as an array of the steps of a log."""
     steps = np.zeros(len(report.norms), STEP)
     steps["step"] = np.arange(len(steps))
     steps["norm"], steps["threshold"] = report.norms, report.thresholds
@@ -64,16 +64,16 @@ def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
         f"mean scale {report.mean_scale:.3g}, "
         f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
     )
-    return draw(as_steps(report), title, False, path)
+    return draw_run(replay_to_steps(report), title, False, path)
 
 
 def draw_comparison(
     reports: Mapping[str, Replay], path: str | PathLike[str] | None = None
 ) -> Any:
-    """Draw each policy's threshold over the norms, and its clip rate over time below.
+    """Draw the norms with each policy's threshold; below, each clip rate over time.
 
     Args:
-      reports: replays of one series, by a short name; at least one.
+      reports: replays of the same series by a short name; at least one.
       path: where to save the picture, or None.
 
     Returns:
@@ -91,32 +91,33 @@ def draw_comparison(
     figure.colorbar(mesh, ax=below, label="clipped (%)", pad=0.01)
     style = {"ncols": 5, "columnspacing": 1.4, "handlelength": 2.2, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=8.5, **style)
-    save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
 def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
-    """Draw the range of norms as an area, and the thresholds as lines."""
-    steps = as_steps(next(iter(reports.values())))
+    """Draw the range of the norms as an area, and the thresholds as lines."""
+    steps = replay_to_steps(next(iter(reports.values())))
     end = len(steps) - 1
     width = column_width(end, COLUMNS)
-    low, high = log_range(steps)
+    low, high = log_axis_limits(steps)
     norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
-    x, lowest, _, highest = columns(steps["step"], np.maximum(norms, low), width)
+    x, lowest, _, highest = reduce_to_columns(
+        steps["step"], np.maximum(norms, low), width
+    )
     name = "norm" if width == 1 else f"norm, range of {width} steps"
     if width == 1:
         axes.plot(x, lowest, color=BLUE, alpha=0.4, lw=0.7, label=name)
     else:
         area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0}
         axes.fill_between(x, lowest, highest, label=name, **area)
-    for (color, line), (name, report) in zip(
-        [LINES[i % len(LINES)] for i in range(len(reports))],
-        reports.items(),
-        strict=True,
-    ):
+    for i, (name, report) in enumerate(reports.items()):
+        color, line = LINE_STYLES[i % len(LINE_STYLES)]
         known = np.isfinite(report.thresholds)
         values = np.where(known, report.thresholds, np.nan)
-        x, _, middle, _ = columns(steps["step"], np.maximum(values, low), width)
+        x, _, middle, _ = reduce_to_columns(
+            steps["step"], np.maximum(values, low), width
+        )
         axes.plot(x, middle, color=color, ls=line, lw=1.2, label=name)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
@@ -128,10 +129,10 @@ def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
 def draw_rates(axes: Any, reports: Mapping[str, Replay]) -> Any:
     """Draw the clip rate of each policy over time as a heat map."""
     size = len(next(iter(reports.values())).norms)
-    stretches = min(STRETCHES, size)
-    rates = np.stack([report.rates(stretches) for report in reports.values()])
+    intervals = min(INTERVALS, size)
+    rates = np.stack([report.rates(intervals) for report in reports.values()])
     mesh = axes.pcolormesh(
-        np.linspace(0, size, stretches + 1),
+        np.linspace(0, size, intervals + 1),
         np.arange(len(reports) + 1) - 0.5,
         100 * np.ma.masked_invalid(rates),
         cmap="cividis",

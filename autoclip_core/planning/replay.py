@@ -1,7 +1,7 @@
-"""A policy over a logged series of norms: what it would have done, step by step.
+"""Applies a policy to a logged series of norms and reports what it would have done.
 
-Nothing is reimplemented here: each norm goes through `decide`, the code that training
-runs. What this file adds is the report.
+Each norm goes through `decide`, the same code as in training. This file only adds the
+report.
 """
 
 import math
@@ -21,98 +21,98 @@ from .spikes import LevelShift, find_shift, find_spikes
 Array = npt.NDArray[Any]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps an iterable that has a length, and shows how far it is: tqdm does."""
+"""Wraps an iterable that has a length and shows the progress, such as `tqdm`."""
 
 BLOCK = 500
-"""Steps between two reports of progress."""
+"""Steps between two updates of the progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a policy does to a series of norms; arrays have one entry per step."""
+    """The result of a replay; arrays have one entry per step."""
 
     policy: Policy
     """The policy that was replayed."""
     norms: Array
-    """The series, in float32 as the policy saw it."""
+    """The series in float32, as the policy received it."""
     thresholds: Array
-    """T of each step; +inf where there is none."""
+    """The threshold of each step; +inf if there is none."""
     scales: Array
-    """Norm after / norm before: 1 where nothing is clipped, 0 where it is removed."""
+    """Norm after / norm before: 1 if not clipped, 0 if the gradient is set to 0."""
     clipped: Array
     """Whether the finite norm exceeded the threshold."""
     finite: Array
-    """False where the norm is NaN or infinite."""
+    """False if the norm is NaN or infinite."""
     skipped: Array
-    """Whether the whole update would have been cancelled."""
+    """Whether the whole update would have been skipped."""
 
     @property
     def clip_rate(self) -> float:
-        """The clipped fraction of the steps with a finite norm; NaN without any."""
+        """The fraction of steps with a finite norm that was clipped; NaN if none is."""
         measured = int(self.finite.sum())
         return float(self.clipped.sum() / measured) if measured else math.nan
 
     @property
     def mean_scale(self) -> float:
-        """The mean scale of the steps with a finite norm; NaN without any."""
-        known = self.scales[self.finite]
-        return float(known.mean(dtype=np.float64)) if known.size else math.nan
+        """The mean scale of the steps with a finite norm; NaN if there are none."""
+        scales = self.scales[self.finite]
+        return float(scales.mean(dtype=np.float64)) if scales.size else math.nan
 
     @property
     def median_threshold(self) -> float:
-        """The median of the finite thresholds; +inf without any."""
-        known = self.thresholds[np.isfinite(self.thresholds)]
-        return float(np.median(known)) if known.size else math.inf
+        """The median of the finite thresholds; +inf if there are none."""
+        finite = self.thresholds[np.isfinite(self.thresholds)]
+        return float(np.median(finite)) if finite.size else math.inf
 
     @property
     def nonfinite(self) -> int:
-        """Steps whose norm is NaN or infinite."""
+        """The number of steps whose norm is NaN or infinite."""
         return int(np.sum(~self.finite))
 
     @cached_property
     def spikes(self) -> Array:
-        """The steps that stand out from their neighbours, as indices."""
+        """The indices of the steps whose norm is far above that of their neighbours."""
         return find_spikes(self.norms)
 
     @property
     def spikes_caught(self) -> Array:
-        """Which of the `spikes` were clipped, as indices."""
+        """The indices of the `spikes` that were clipped."""
         spikes = self.spikes
         return spikes[self.clipped[spikes]]
 
     @cached_property
     def shift(self) -> LevelShift | None:
-        """The largest lasting change of level, if there is one."""
+        """The largest lasting change of the norms' level, or None."""
         return find_shift(self.norms)
 
     @property
     def recovery(self) -> float:
-        """Steps from the shift until the policy treats the new level as it did the old.
+        """Steps from the shift until the policy has adapted to the new level.
 
-        The first step from which the mean scale over 50 steps is above 90 % of what it
-        was over the 50 steps before the shift; +inf if it never is, NaN without a
-        shift.
+        It has adapted at the first step from which the mean scale over 50 steps is
+        above 90 % of the mean scale over the 50 steps before the shift. +inf if that
+        never happens, NaN if there is no shift.
         """
         shift = self.shift
         if shift is None:
             return math.nan
-        known = np.where(self.finite, self.scales.astype(np.float64), 1.0)
-        before = known[max(shift.step - WINDOW, 0) : shift.step].mean()
-        ahead = known[shift.step :]
-        sums = np.concatenate([[0.0], np.cumsum(ahead)])
-        ends = np.minimum(np.arange(len(ahead)) + WINDOW, len(ahead))
-        means = (sums[ends] - sums[:-1]) / (ends - np.arange(len(ahead)))
-        good = np.flatnonzero(means > 0.9 * before)
-        return float(good[0]) if good.size else math.inf
+        scales = np.where(self.finite, self.scales.astype(np.float64), 1.0)
+        before = scales[max(shift.step - WINDOW, 0) : shift.step].mean()
+        after = scales[shift.step :]
+        sums = np.concatenate([[0.0], np.cumsum(after)])
+        ends = np.minimum(np.arange(len(after)) + WINDOW, len(after))
+        means = (sums[ends] - sums[:-1]) / (ends - np.arange(len(after)))
+        recovered = np.flatnonzero(means > 0.9 * before)
+        return float(recovered[0]) if recovered.size else math.inf
 
     def rates(self, stretches: int = 50) -> Array:
-        """Return the clip rate over time: of so many stretches of equal length.
+        """Return the clip rate over time, for stretches of equal length.
 
         Args:
-          stretches: how many, >= 1.
+          stretches: the number of stretches, >= 1.
 
         Returns:
-          Shape (stretches,), in [0, 1]; NaN where a stretch has no finite norm.
+          Shape (stretches,), in [0, 1]; NaN if a stretch has no finite norm.
 
         >>> from autoclip_core import Fixed
         >>> replay([1.0, 1.0, 1.0, 3.0], Fixed(2.0)).rates(stretches=2).tolist()
@@ -120,13 +120,13 @@ class Replay:
         """
         edges = np.linspace(0, len(self.norms), stretches + 1).astype(int)
         sums = np.concatenate([[0], np.cumsum(self.clipped)])
-        known = np.concatenate([[0], np.cumsum(self.finite)])
-        part, of = np.diff(sums[edges]), np.diff(known[edges])
-        rates: Array = np.where(of > 0, part / np.maximum(of, 1), np.nan)
+        counts = np.concatenate([[0], np.cumsum(self.finite)])
+        clipped, total = np.diff(sums[edges]), np.diff(counts[edges])
+        rates: Array = np.where(total > 0, clipped / np.maximum(total, 1), np.nan)
         return rates
 
     def __str__(self) -> str:
-        """Return the numbers line by line."""
+        """Return one line per number."""
         return "\n".join(
             [
                 f"policy            {self.policy!r}",
@@ -135,25 +135,25 @@ class Replay:
                 f"mean scale        {self.mean_scale:.4g}",
                 f"median threshold  {self.median_threshold:.4g}",
                 f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}",
-                f"level shift       {self._told_shift()}",
+                f"level shift       {self._describe_shift()}",
             ]
         )
 
-    def _told_shift(self) -> str:
+    def _describe_shift(self) -> str:
         shift = self.shift
         if shift is None:
             return "none"
-        steps = f"recovered after {self.recovery:.0f} steps"
-        steps = "not recovered" if math.isinf(self.recovery) else steps
-        return f"x{shift.ratio:.3g} at step {shift.step}, {steps}"
+        result = f"recovered after {self.recovery:.0f} steps"
+        result = "not recovered" if math.isinf(self.recovery) else result
+        return f"x{shift.ratio:.3g} at step {shift.step}, {result}"
 
 
 WINDOW = 50
-"""Steps over which a recovery is judged."""
+"""Steps over which the mean scale of a recovery is arrays."""
 
 
-class Taken(NamedTuple):
-    """The arrays that a replay fills."""
+class ReplayArrays(NamedTuple):
+    """The arrays of a `Replay`, filled step by step."""
 
     thresholds: Array
     scales: Array
@@ -169,14 +169,15 @@ def replay(
     nonfinite: str = "zero",
     progress: Progress | None = None,
 ) -> Replay:
-    """Put a logged series of norms through a policy, by the code that training runs.
+    """Apply a policy to a logged series of norms, with the same code as in training.
 
     Args:
       norms: norms before clipping, in the order of the steps, shape (steps,), >= 0.
         NaN and infinity are non-finite steps.
       policy: any policy that needs no parameter norms.
-      nonfinite: what becomes of a non-finite step, as in `decide`.
-      progress: what to wrap around the loop to show how far it is, such as `tqdm.tqdm`.
+      nonfinite: how a non-finite step is handled, as in `decide`.
+      progress: a function that wraps the loop and shows its progress, such as
+        `tqdm.tqdm`.
 
     Returns:
       A `Replay`: thresholds, scales, clip rate, spikes caught, recovery.
@@ -184,7 +185,7 @@ def replay(
     Raises:
       TypeError: `policy` is not a policy, or the norms are not numbers.
       ValueError: there is no norm, one is negative, the series has two dimensions, or
-        the policy needs the norms of parameters, which a series does not tell.
+        the policy needs the norms of parameters, which a series does not contain.
 
     >>> from autoclip_core import Quantile
     >>> report = replay([1.0, 2.0, 6.0, float("nan")], Quantile(0.5))
@@ -195,31 +196,31 @@ def replay(
     """
     check_policy(policy)
     if policy.needs_param_norms:
-        way_out = "it can be watched in training only: see ClipLog"
+        way_out = "watch this policy in training with ClipLog"
         rule = "a policy of the gradient's norm alone"
         raise ValueError(format_error("policy", rule, policy, way_out))
     series = as_series(norms)
     size = len(series)
     kinds: list[type] = [np.float32, np.float32, np.bool_, np.bool_, np.bool_]
-    taken = Taken(*(np.empty(size, kind) for kind in kinds))
+    arrays = ReplayArrays(*(np.empty(size, kind) for kind in kinds))
     state = policy.init(1)
     starts = range(0, size, BLOCK)
     for start in progress(starts) if progress else starts:
-        for at in range(start, min(start + BLOCK, size)):
+        for step in range(start, min(start + BLOCK, size)):
             state, decision = decide(
-                policy, state, series[at : at + 1], nonfinite=nonfinite
+                policy, state, series[step : step + 1], nonfinite=nonfinite
             )
             _, threshold, scale, clipped, finite, skipped = decision
-            taken.thresholds[at] = threshold[0]
-            taken.scales[at] = scale[0]
-            taken.clipped[at] = clipped[0]
-            taken.finite[at] = finite[0]
-            taken.skipped[at] = skipped[0]
-    return Replay(policy, series, *taken)
+            arrays.thresholds[step] = threshold[0]
+            arrays.scales[step] = scale[0]
+            arrays.clipped[step] = clipped[0]
+            arrays.finite[step] = finite[0]
+            arrays.skipped[step] = skipped[0]
+    return Replay(policy, series, *arrays)
 
 
 def as_series(norms: Any) -> Array:
-    """Return a series of norms as float32; beyond its range a norm is infinite."""
+    """Return a series of norms as float32; norms beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return as_float64(norms).astype(np.float32)
 
@@ -228,12 +229,12 @@ def as_float64(norms: Any) -> Array:
     """Return a series of norms as float64.
 
     Raises:
-      TypeError: they are not real numbers.
-      ValueError: there is none, one is negative, or there are two dimensions.
+      TypeError: the norms are not real numbers.
+      ValueError: there is no norm, one is negative, or there are two dimensions.
     """
     series = np.asarray(norms)
     if series.ndim != 1 or not series.size:
-        way_out = "give one norm per step"
+        way_out = "pass one norm per step"
         raise ValueError(
             format_error("norms", "of shape (steps,)", series.shape, way_out)
         )
@@ -241,8 +242,8 @@ def as_float64(norms: Any) -> Array:
         raise TypeError(f"norms must be real numbers, got dtype {series.dtype}")
     negative = np.flatnonzero(series < 0)
     if negative.size:
-        where = f"a norm is never negative; see step {negative[0]}"
+        way_out = f"a norm is never negative; see step {negative[0]}"
         raise ValueError(
-            format_error("norms", ">= 0", float(series[negative[0]]), where)
+            format_error("norms", ">= 0", float(series[negative[0]]), way_out)
         )
     return series.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What stands out in a series of norms: spikes, and a lasting change of level."""
+"""Finds spikes and lasting changes of level in a series of norms."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,23 +8,23 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-AROUND = 101
-"""Steps whose median and spread tell what is usual around a step."""
+NEIGHBOURS = 101
+"""The local level of a step is the median of this many steps around it."""
 
 DEVIATIONS = 6.0
-"""Robust deviations of the logarithm above the median that make a spike."""
+"""A spike is more than this many robust deviations above the local level."""
 
-LEAST_RATIO = 2.0
-"""A spike is at least so many times the median around it, however calm it is there."""
+MIN_RATIO = 2.0
+"""A spike is at least this many times the local level, even if the spread is 0."""
 
-LEAST_STEPS = 50
-"""Steps on either side that make a change of level a lasting one."""
+MIN_STEPS = 50
+"""A lasting change of level has at least this many steps on either side."""
 
-LEAST_SHIFT = 3.0
-"""The ratio between two levels that counts as a shift."""
+MIN_SHIFT = 3.0
+"""The minimum ratio between the two levels of a shift."""
 
-MOST_STEPS = 2**16
-"""Longer series are looked at in pieces, to bound the memory."""
+MAX_STEPS = 2**16
+"""Longer series are processed in pieces, to bound the memory."""
 
 
 class LevelShift(NamedTuple):
@@ -39,68 +39,67 @@ class LevelShift(NamedTuple):
 def find_spikes(norms: Array) -> Array:
     """Return the indices of spikes: norms far above the median of their neighbours.
 
-    A spike is more than 6 robust deviations (1.4826 times the median absolute
-    deviation, of the logarithm) above the median of the 101 steps around it, and at
-    least twice that median. What is not finite or is 0 is no spike.
+    The logarithm of a spike is more than 6 robust deviations (1.4826 times the median
+    absolute deviation) above the median of the 101 steps around it. A spike is also at
+    least twice that median. A norm that is 0 or not finite is no spike.
 
     >>> norms = np.ones(200)
     >>> norms[[50, 120]] = 9.0
     >>> find_spikes(norms).tolist()
     [50, 120]
     """
-    known = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    if len(known) < 3:
+    positive = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    if len(positive) < 3:
         return np.empty(0, np.intp)
-    logs = np.log(norms[known].astype(np.float64))
-    middle, spread = local_level(logs)
-    above = logs - middle
-    high = (above > DEVIATIONS * spread) & (above >= math.log(LEAST_RATIO))
-    return known[high]
+    logs = np.log(norms[positive].astype(np.float64))
+    level, spread = measure_local_level(logs)
+    above = logs - level
+    is_spike = (above > DEVIATIONS * spread) & (above >= math.log(MIN_RATIO))
+    return positive[is_spike]
 
 
-def local_level(logs: Array) -> tuple[Array, Array]:
+def measure_local_level(logs: Array) -> tuple[Array, Array]:
     """Return the median around each entry, and the robust deviation from it."""
-    half = min(AROUND, len(logs) - 1) // 2
+    half = min(NEIGHBOURS, len(logs) - 1) // 2
     padded = np.pad(logs, half, mode="reflect") if half else logs
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
-    middle, spread = np.empty(len(logs)), np.empty(len(logs))
-    for start in range(0, len(logs), MOST_STEPS):
-        part = windows[start : start + MOST_STEPS]
-        centre = np.median(part, axis=1)
-        middle[start : start + len(part)] = centre
-        apart = np.median(abs(part - centre[:, None]), axis=1)
-        spread[start : start + len(part)] = 1.4826 * apart
-    return middle, spread
+    level, spread = np.empty(len(logs)), np.empty(len(logs))
+    for start in range(0, len(logs), MAX_STEPS):
+        part = windows[start : start + MAX_STEPS]
+        median = np.median(part, axis=1)
+        level[start : start + len(part)] = median
+        deviation = np.median(abs(part - median[:, None]), axis=1)
+        spread[start : start + len(part)] = 1.4826 * deviation
+    return level, spread
 
 
 def find_shift(norms: Array) -> LevelShift | None:
-    """Return the largest lasting change of level, a ratio of 3 or more, or None.
+    """Return the largest lasting change of level by a ratio of 3 or more, or None.
 
-    The step is where the medians of the 50 steps before and after differ most.
+    At its step the medians of the 50 steps before and after differ most.
 
     >>> find_shift(np.repeat([1.0, 10.0], 100))
     LevelShift(step=100, ratio=10.0)
     >>> find_shift(np.ones(200)) is None
     True
     """
-    known = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    if len(known) < 2 * LEAST_STEPS:
+    positive = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    if len(positive) < 2 * MIN_STEPS:
         return None
-    logs = np.log(norms[known].astype(np.float64))
-    windows = np.lib.stride_tricks.sliding_window_view(logs, LEAST_STEPS)
+    logs = np.log(norms[positive].astype(np.float64))
+    windows = np.lib.stride_tricks.sliding_window_view(logs, MIN_STEPS)
     medians = np.concatenate(
         [
-            np.median(windows[start : start + MOST_STEPS], axis=1)
-            for start in range(0, len(windows), MOST_STEPS)
+            np.median(windows[start : start + MAX_STEPS], axis=1)
+            for start in range(0, len(windows), MAX_STEPS)
         ]
     )
-    change = medians[LEAST_STEPS:] - medians[:-LEAST_STEPS]
+    change = medians[MIN_STEPS:] - medians[:-MIN_STEPS]
     largest = abs(change).max()
-    if largest < math.log(LEAST_SHIFT) - 1e-9:
+    if largest < math.log(MIN_SHIFT) - 1e-9:
         return None
-    # Around a sharp edge several places differ as much: the edge is in their middle.
-    places = np.flatnonzero(abs(change) >= largest - 1e-9)
-    place = int(places[len(places) // 2])
-    return LevelShift(
-        int(known[place + LEAST_STEPS]), round(math.exp(change[place]), 6)
-    )
+    # Near a sharp edge several steps have the largest change; the middle one is it.
+    candidates = np.flatnonzero(abs(change) >= largest - 1e-9)
+    middle = int(candidates[len(candidates) // 2])
+    step = int(positive[middle + MIN_STEPS])
+    return LevelShift(step, round(math.exp(change[middle]), 6))

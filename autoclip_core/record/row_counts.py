@@ -1,4 +1,4 @@
-"""Which row is clipped when: counts per row and stretch of the run, bounded."""
+"""How often each row is clipped in each interval of the run, in bounded memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-STRETCHES = 128
-"""The most stretches that a run is cut into; they double in length as it goes on."""
+INTERVALS = 128
+"""The maximum number of intervals; their length doubles as the run goes on."""
 
 
 class RowCounts:
-    """How often each row was observed and clipped, in up to 128 stretches of the run.
+    """Counts how often each row was observed and clipped, in up to 128 intervals.
 
     >>> counts = RowCounts(["weight", "bias"])
     >>> counts.add(np.array([1.0, 0.0]), np.array([True, True]))
@@ -24,43 +24,43 @@ class RowCounts:
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = [str(name) for name in names]
         self.steps = 0
-        self.width = 1  # recorded steps in a stretch
-        self.clipped = np.zeros((STRETCHES, len(self.names)), np.int32)
-        self.observed = np.zeros((STRETCHES, len(self.names)), np.int32)
+        self.width = 1  # recorded steps per interval
+        self.clipped = np.zeros((INTERVALS, len(self.names)), np.int32)
+        self.observed = np.zeros((INTERVALS, len(self.names)), np.int32)
 
     def add(self, clipped: Array, observed: Array) -> None:
-        """Count one step of every row; rows that join later were not observed before.
+        """Count one step of every row; a new row counts as not observed before.
 
         Args:
-          clipped: whether each row was clipped, shape (rows,).
-          observed: whether it had a gradient.
+          clipped: above 0 for each row that was clipped, shape (rows,).
+          observed: whether each row had a gradient.
         """
         rows = len(clipped)
         if rows > len(self.names):
             self._grow(rows)
-        if self.steps == STRETCHES * self.width:
-            self._halve()
-        stretch = self.steps // self.width
-        self.clipped[stretch, :rows] += clipped > 0
-        self.observed[stretch, :rows] += observed
+        if self.steps == INTERVALS * self.width:
+            self._merge_pairs()
+        interval = self.steps // self.width
+        self.clipped[interval, :rows] += clipped > 0
+        self.observed[interval, :rows] += observed
         self.steps += 1
 
     def rates(self) -> Array:
-        """Return the clip rate of each row over the run; NaN where never observed."""
-        return share(self.clipped.sum(axis=0), self.observed.sum(axis=0))
+        """Return each row's clip rate over the run; NaN if it was never observed."""
+        return divide(self.clipped.sum(axis=0), self.observed.sum(axis=0))
 
     def map(self) -> Array:
-        """Return the clip rate of each row in each stretch, (rows, stretches)."""
+        """Return each row's clip rate in each interval, shape (rows, intervals)."""
         used = -(-self.steps // self.width)
-        return share(self.clipped[:used], self.observed[:used]).T
+        return divide(self.clipped[:used], self.observed[:used]).T
 
     def clips(self) -> Array:
-        """Return how often each row was clipped."""
+        """Return in how many steps each row was clipped."""
         counts: Array = self.clipped.sum(axis=0)
         return counts
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return all of it as plain Python."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as plain Python."""
         used = -(-self.steps // self.width)
         return {
             "names": self.names,
@@ -71,31 +71,31 @@ class RowCounts:
         }
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "RowCounts":
-        """Return what `to_plain` described."""
-        counts = cls(plain["names"])
-        counts.steps, counts.width = plain["steps"], plain["width"]
-        used = len(plain["clipped"])
+    def from_dict(cls, saved: dict[str, Any]) -> "RowCounts":
+        """Return the counts that `to_dict` returned."""
+        counts = cls(saved["names"])
+        counts.steps, counts.width = saved["steps"], saved["width"]
+        used = len(saved["clipped"])
         if used:
-            counts.clipped[:used] = plain["clipped"]
-            counts.observed[:used] = plain["observed"]
+            counts.clipped[:used] = saved["clipped"]
+            counts.observed[:used] = saved["observed"]
         return counts
 
     def _grow(self, rows: int) -> None:
         more = rows - len(self.names)
-        self.names += [f"row {place}" for place in range(len(self.names), rows)]
+        self.names += [f"row {index}" for index in range(len(self.names), rows)]
         self.clipped = np.pad(self.clipped, [(0, 0), (0, more)])
         self.observed = np.pad(self.observed, [(0, 0), (0, more)])
 
-    def _halve(self) -> None:
-        """Make one stretch of every two."""
+    def _merge_pairs(self) -> None:
+        """Merge every two neighbouring intervals."""
         for counts in (self.clipped, self.observed):
-            counts[: STRETCHES // 2] = counts[::2] + counts[1::2]
-            counts[STRETCHES // 2 :] = 0
+            counts[: INTERVALS // 2] = counts[::2] + counts[1::2]
+            counts[INTERVALS // 2 :] = 0
         self.width *= 2
 
 
-def share(part: Array, of: Array) -> Array:
-    """Return part / of; NaN where there is nothing."""
-    rates: Array = np.where(of > 0, part / np.maximum(of, 1), np.nan)
+def divide(part: Array, total: Array) -> Array:
+    """Return part / total; NaN where the total is 0."""
+    rates: Array = np.where(total > 0, part / np.maximum(total, 1), np.nan)
     return rates

@@ -1,15 +1,18 @@
-"""One step of a log: from plain numbers, from logged metrics or from a decision.
+"""One step of a log, read from plain numbers, from metrics or from a decision.
 
-| of a step of several rows | is kept                                           |
-|---------------------------|---------------------------------------------------|
-| norm                      | root of the sum of squares of the finite norms    |
-| threshold                 | the median finite one; +inf where no row has one  |
-| scale                     | norm after / norm before; 1 where both are 0      |
-| clipped                   | clipped rows / observed rows, in [0, 1]           |
-| finite                    | False if an observed norm is NaN or infinite      |
+A step of several rows is reduced to one number per field:
 
-A row that was not observed (norm NaN, finite True) counts for nothing. A step without
-any finite norm keeps the NaN or infinity as its norm, with scale NaN and clipped 0.
+| field     | value for several rows                            |
+|-----------|---------------------------------------------------|
+| norm      | root of the sum of squares of the finite norms    |
+| threshold | median of the finite thresholds; +inf if none is  |
+| scale     | norm after / norm before; 1 if both are 0         |
+| clipped   | clipped rows / observed rows, in [0, 1]           |
+| finite    | False if an observed norm is NaN or infinite      |
+| skipped   | True if any row was skipped                       |
+
+A row that was not observed (norm NaN, finite True) is ignored. If no norm of a step is
+finite, the step stores the NaN or infinity as its norm, scale NaN and clipped 0.
 """
 
 import math
@@ -27,7 +30,7 @@ FIELDS = ("norm", "threshold", "scale", "clipped", "finite")
 
 
 class Step(NamedTuple):
-    """What is kept of one step, as plain numbers."""
+    """The stored numbers of one step, as plain Python."""
 
     norm: float
     threshold: float
@@ -37,38 +40,38 @@ class Step(NamedTuple):
     skipped: bool
 
 
-def from_numbers(norm: Any, threshold: Any, scale: Any, clipped: Any) -> Step:
-    """Return plain numbers as a step of one row, with what follows from them."""
+def step_from_numbers(norm: Any, threshold: Any, scale: Any, clipped: Any) -> Step:
+    """Return a step of one row; compute scale and clipped if they are None."""
     if norm is None or threshold is None:
         given = dict(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
         names = [name for name, value in given.items() if value is not None]
         raise ValueError(
             "record needs a decision, or both norm and threshold, got "
-            f"{', '.join(names) or 'nothing'}; where there is no threshold, "
+            f"{', '.join(names) or 'nothing'}; if there is no threshold, "
             "write threshold=float('inf')"
         )
     norm, threshold = as_float("norm", norm), as_float("threshold", threshold)
     finite = math.isfinite(norm)
-    above = norm > threshold
+    is_above = norm > threshold
     scale = as_float("scale", scale) if scale is not None else None
-    share = as_float("clipped", clipped) if clipped is not None else float(above)
+    clipped = as_float("clipped", clipped) if clipped is not None else float(is_above)
     if not finite:
         return Step(norm, threshold, math.nan, 0.0, False, False)
     if scale is None:
-        scale = threshold / norm if above else 1.0
-    return Step(norm, threshold, scale, share, True, False)
+        scale = threshold / norm if is_above else 1.0
+    return Step(norm, threshold, scale, clipped, True, False)
 
 
-def from_metrics(metrics: Mapping[str, Any]) -> Step:
-    """Return the step that a `metrics()` dict tells of; its totals are the log's."""
-    lacks = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
-    if lacks:
+def step_from_metrics(metrics: Mapping[str, Any]) -> Step:
+    """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
+    missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
+    if missing:
         raise TypeError(
             f"a dict of metrics must have clip/norm and clip/threshold, got a "
-            f"{type(metrics).__name__} without {', '.join(lacks)}; "
-            "plain numbers go in as norm=..., threshold=..."
+            f"{type(metrics).__name__} without {', '.join(missing)}; "
+            "pass plain numbers as norm=..., threshold=..."
         )
-    step = from_numbers(
+    step = step_from_numbers(
         metrics["clip/norm"],
         metrics["clip/threshold"],
         None,
@@ -80,16 +83,18 @@ def from_metrics(metrics: Mapping[str, Any]) -> Step:
     return step._replace(scale=as_float("clip/scale", scale))
 
 
-def from_one_row(decision: object) -> Step | None:
-    """Return a NumPy decision of one row as a step; None for any other.
+def step_from_one_row(decision: object) -> Step | None:
+    """Return the step of a NumPy decision with one row; None for any other decision.
 
-    That is what `reduce_rows` returns, without its arrays.
+    The result equals that of `reduce_rows`, without the cost of its arrays.
     """
     fields = [getattr(decision, name, None) for name in (*FIELDS, "skipped")]
     if not all(type(f) is np.ndarray and f.shape == (1,) for f in fields):
         return None
-    values = [as_float(n, f.item()) for n, f in zip(FIELDS, fields, strict=False)]  # type: ignore[union-attr]
-    norm, threshold, scale, clipped, finite = values
+    norm, threshold, scale, clipped, finite = (
+        as_float(name, field.item())  # type: ignore[union-attr]
+        for name, field in zip(FIELDS, fields, strict=False)
+    )
     skipped = bool(fields[-1])
     if not math.isfinite(threshold):
         threshold = math.inf
@@ -98,18 +103,18 @@ def from_one_row(decision: object) -> Step | None:
     return Step(norm, threshold, scale, clipped, True, skipped)
 
 
-def from_decision(decision: object) -> dict[str, Array]:
-    """Return the fields of a decision as float64 arrays of one shape."""
+def read_decision(decision: object) -> dict[str, Array]:
+    """Return the fields of a decision as float64 arrays of shape (rows,)."""
     names = [name for name in (*FIELDS, "skipped") if hasattr(decision, name)]
     missing = [name for name in FIELDS if name not in names]
     if missing:
         raise TypeError(
             f"decision must have the fields {', '.join(FIELDS)}, got a "
             f"{type(decision).__name__} without {', '.join(missing)}; "
-            "plain numbers go in as norm=..., threshold=..."
+            "pass plain numbers as norm=..., threshold=..."
         )
-    fields = {name: getattr(decision, name) for name in names}
-    rows = {name: as_floats(name, value) for name, value in on_host(fields).items()}
+    fields = copy_to_cpu({name: getattr(decision, name) for name in names})
+    rows = {name: as_floats(name, value) for name, value in fields.items()}
     shapes = {name: array.shape for name, array in rows.items()}
     if len(set(shapes.values())) > 1 or rows["norm"].ndim > 1:
         raise ValueError(
@@ -119,33 +124,33 @@ def from_decision(decision: object) -> dict[str, Array]:
     return rows
 
 
-def on_host(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a decision on the host: from a device in one transfer."""
+def copy_to_cpu(fields: dict[str, Any]) -> dict[str, Any]:
+    """Copy a decision's fields from a device to the CPU, all in one transfer."""
     norm = fields["norm"]
     if not hasattr(norm, "new_empty") or norm.device.type == "cpu":
         return fields
     table = norm.detach().float().new_empty((len(fields), *norm.shape))
-    for place, value in enumerate(fields.values()):
-        table[place] = value.detach()
+    for index, value in enumerate(fields.values()):
+        table[index] = value.detach()
     return dict(zip(fields, table.cpu().numpy(), strict=True))
 
 
 def as_float(name: str, value: Any) -> float:
-    """Return one real number in the range of its name; a Python float at no cost."""
+    """Return one real number as a float; raise if it is outside the field's range."""
     if type(value) is not float:
-        if getattr(value, "ndim", None) == 0:  # of NumPy, torch, JAX or TensorFlow
+        if getattr(value, "ndim", None) == 0:  # NumPy, torch, JAX, TensorFlow
             value = value.item() if hasattr(value, "item") else value.numpy().item()
         if not isinstance(value, int | float):
             array = as_floats(name, value)
             if array.size != 1:
-                way_out = "for several rows, give a decision"
+                way_out = "for several rows, pass a decision"
                 raise ValueError(format_error(name, "one number", value, way_out))
             value = array.item()
         try:
             value = float(value)
         except OverflowError:  # an int of hundreds of digits
             value = math.inf if value > 0 else -math.inf
-    if value < 0:  # NaN has its meaning, but not for a fraction
+    if value < 0:  # NaN passes here: it is allowed except for `clipped`
         rule = "in [0, 1]" if name == "clipped" else ">= 0"
         raise ValueError(format_error(name, rule, value, ""))
     if name == "clipped" and not value <= 1:
@@ -155,9 +160,9 @@ def as_float(name: str, value: Any) -> float:
 
 
 def as_floats(name: str, value: object) -> Array:
-    """Return real numbers as float64, with at least one dimension."""
+    """Return real numbers as a float64 array with at least one dimension."""
     try:
-        if hasattr(value, "detach"):  # a torch tensor: of bfloat16, or on a device
+        if hasattr(value, "detach"):  # a torch tensor, perhaps bfloat16 or on a device
             value = value.detach().cpu().double()
         array = np.asarray(value)
         if array.dtype.kind in "OSUMmc":
@@ -166,43 +171,44 @@ def as_floats(name: str, value: object) -> Array:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be real numbers that NumPy can read, got "
-            f"{type(value).__name__} ({error}); give plain numbers or arrays"
+            f"{type(value).__name__} ({error}); pass plain numbers or arrays"
         ) from error
-    rule, wrong = ">= 0", array < 0
+    rule, is_invalid = ">= 0", array < 0
     if name == "clipped":
-        rule, wrong = "in [0, 1]", ~((array >= 0) & (array <= 1))
-    if wrong.any():
-        raise ValueError(format_error(name, rule, float(array[wrong][0]), ""))
+        rule, is_invalid = "in [0, 1]", ~((array >= 0) & (array <= 1))
+    if is_invalid.any():
+        raise ValueError(format_error(name, rule, float(array[is_invalid][0]), ""))
     return array
 
 
 def was_observed(rows: dict[str, Array]) -> Array:
-    """Return which rows had a gradient: the norm of the others is NaN, yet finite."""
+    """Return which rows had a gradient; the others have norm NaN and finite True."""
     observed: Array = ~(np.isnan(rows["norm"]) & (rows["finite"] != 0))
     return observed
 
 
 def reduce_rows(rows: dict[str, Array]) -> Step:
-    """Reduce the rows of one step by the table at the top of this file."""
+    """Reduce the rows of one step as the table at the top of this file says."""
     norm, finite = rows["norm"], rows["finite"] != 0
     observed = was_observed(rows)
-    good = finite & np.isfinite(norm)
+    measured = finite & np.isfinite(norm)
     threshold = median(rows["threshold"][np.isfinite(rows["threshold"])])
     skipped = "skipped" in rows and bool(rows["skipped"].any())
-    flags = bool((good == observed).all()), skipped
-    if not good.any():
-        lost = float(norm[observed].max()) if observed.any() else math.nan
-        return Step(lost, threshold, math.nan, 0.0, *flags)
-    largest = float(norm[good].max())
-    share = norm[good] / largest if largest else np.ones(good.sum())
+    flags = bool((measured == observed).all()), skipped
+    if not measured.any():
+        largest = float(norm[observed].max()) if observed.any() else math.nan
+        return Step(largest, threshold, math.nan, 0.0, *flags)
+    largest = float(norm[measured].max())
+    share = norm[measured] / largest if largest else np.ones(measured.sum())
     before = root_sum_squares(share)
-    scale = root_sum_squares(rows["scale"][good] * share) / before if largest else 1.0
-    clipped = float(rows["clipped"][good].sum() / observed.sum())
+    after = root_sum_squares(rows["scale"][measured] * share)
+    scale = after / before if largest else 1.0
+    clipped = float(rows["clipped"][measured].sum() / observed.sum())
     return Step(largest * before, threshold, scale, clipped, *flags)
 
 
 def median(values: Array) -> float:
-    """Return the median of finite values; +inf of nothing."""
+    """Return the median of finite values; +inf if there are none."""
     if not values.size:
         return math.inf
     middle = [(values.size - 1) // 2, values.size // 2]
@@ -210,6 +216,6 @@ def median(values: Array) -> float:
 
 
 def root_sum_squares(values: Array) -> float:
-    """Return the root of the sum of squares of values >= 0, of which none overflows."""
+    """Return the root of the sum of squares of values >= 0; no square overflows."""
     largest = float(values.max())
     return largest * math.sqrt(((values / largest) ** 2).sum()) if largest else 0.0

@@ -1,9 +1,9 @@
-"""Where a log keeps its steps: the recent ones all, of the past two per stretch.
+"""The steps of a log in bounded memory: all recent steps, two per interval before.
 
-The past is cut into stretches of equal length. Of each its first step is kept (an even
-sample) and its highest (so that no spike is lost; non-finite is the highest of all).
-When the past is full, neighbouring stretches become one. So the memory is bounded, and
-totals, which are counted as the steps come, stay exact.
+Older steps are thinned to intervals of equal length. Each interval keeps its first step
+(an even sample) and the step with its highest norm, so no spike is lost; a non-finite
+norm counts as the highest. When there are too many intervals, neighbours are merged.
+The totals are counted as the steps arrive and stay exact.
 """
 
 from typing import Any
@@ -17,16 +17,16 @@ from .totals import Totals
 Array = npt.NDArray[Any]
 
 RECENT = 2**17
-"""Steps that are always kept exactly."""
+"""The last steps, which are all stored."""
 
 BLOCK = 2**16
-"""Steps that move to the past at a time."""
+"""Steps that are thinned at a time."""
 
-STRETCHES = 2**15
-"""The most stretches that the past is cut into."""
+INTERVALS = 2**15
+"""The maximum number of intervals of older steps."""
 
 PENDING = 1024
-"""Steps that wait as Python numbers: to write each into an array costs more."""
+"""Steps buffered as Python numbers; writing each one into an array costs more."""
 
 STEP = np.dtype(
     {
@@ -35,21 +35,21 @@ STEP = np.dtype(
     },
     align=True,
 )
-"""What is kept of a step: 48 bytes."""
+"""The stored fields of a step: 48 bytes."""
 
 
 class Store:
-    """Takes steps and keeps at most `RECENT + BLOCK` and two per stretch of the past.
+    """Stores at most `RECENT + BLOCK` recent steps and two per older interval.
 
     >>> store = Store()
     >>> store.add(0, Step(3.0, 2.0, 2 / 3, 1.0, True, False))
-    >>> store.kept()["norm"].tolist()
+    >>> store.steps()["norm"].tolist()
     [3.0]
     """
 
     def __init__(self) -> None:
-        self.stride = 1  # steps in a stretch of the past
-        self.moved = 0  # steps that are past
+        self.stride = 1  # steps per interval
+        self.moved = 0  # steps that were thinned
         self._pending: list[tuple[Any, ...]] = []
         self._recent = np.empty(PENDING, STEP)
         self._count = 0
@@ -57,7 +57,7 @@ class Store:
         self._first = self._highest = np.empty(0, STEP)
 
     def add(self, number: int, step: Step) -> None:
-        """Add one step under its number."""
+        """Add one step with its number."""
         self._pending.append((number, *step))
         if len(self._pending) == PENDING:
             self.flush()
@@ -69,43 +69,50 @@ class Store:
             self._append(steps[start : start + PENDING])
 
     def flush(self) -> None:
-        """Write what waits into the arrays."""
+        """Write the buffered steps into the arrays."""
         if self._pending:
             self._append(np.array(self._pending, STEP))
             self._pending.clear()
 
-    def kept(self) -> Array:
-        """Return an even sample of the past, then every recent step."""
+    def steps(self) -> Array:
+        """Return the first step of each interval, then every recent step."""
         self.flush()
         recent = self._recent[: self._count]
         return np.concatenate([self._first, recent]) if self.moved else recent
 
     def recent(self) -> Array:
-        """Return the steps that are kept exactly."""
+        """Return the recent steps, none of which was thinned."""
         self.flush()
         return self._recent[: self._count]
 
     def highest(self) -> Array:
-        """Return the highest step of each stretch of the past."""
+        """Return the step with the highest norm of each interval."""
         self.flush()
         return self._highest
 
     def refill(self, steps: Array, stride: int, moved: int, highest: Array) -> None:
-        """Become the store that kept these steps, after `kept` and `highest`."""
-        past = moved // stride
-        self.extend(steps[past:])
-        self._first, self._highest = steps[:past].copy(), highest
+        """Restore a store that was thinned.
+
+        Args:
+          steps: what `steps()` returned.
+          stride: steps per interval.
+          moved: steps that were thinned.
+          highest: what `highest()` returned.
+        """
+        intervals = moved // stride
+        self.extend(steps[intervals:])
+        self._first, self._highest = steps[:intervals].copy(), highest
         self.stride, self.moved = stride, moved
 
     @property
-    def thinned(self) -> bool:
-        """Whether steps are missing."""
+    def is_thinned(self) -> bool:
+        """Whether some steps are no longer stored."""
         return self.stride > 1
 
     def _append(self, steps: Array) -> None:
         self.totals.add(steps)
         if self._count + len(steps) > RECENT + BLOCK:
-            self._move()
+            self._thin_block()
         if self._count + len(steps) > len(self._recent):
             size = min(max(2 * len(self._recent), PENDING), RECENT + BLOCK)
             grown = np.empty(size, STEP)
@@ -114,30 +121,32 @@ class Store:
         self._recent[self._count : self._count + len(steps)] = steps
         self._count += len(steps)
 
-    def _move(self) -> None:
-        """Move the oldest block to the past, merging stretches until they fit."""
-        while len(self._first) + BLOCK // self.stride > STRETCHES:
+    def _thin_block(self) -> None:
+        """Thin the oldest block of recent steps; merge intervals until they fit."""
+        while len(self._first) + BLOCK // self.stride > INTERVALS:
             self._first = self._first[::2].copy()
-            self._highest = highest_of(self._highest, 2)
+            self._highest = highest_steps(self._highest, 2)
             self.stride *= 2
         block = self._recent[:BLOCK]
         self._first = np.concatenate([self._first, block[:: self.stride]])
-        self._highest = np.concatenate([self._highest, highest_of(block, self.stride)])
+        self._highest = np.concatenate(
+            [self._highest, highest_steps(block, self.stride)]
+        )
         self._count -= BLOCK
         self._recent[: self._count] = self._recent[BLOCK : BLOCK + self._count].copy()
         self.moved += BLOCK
 
 
-def highest_of(steps: Array, width: int) -> Array:
-    """Return of every `width` steps the highest; a non-finite one is the highest.
+def highest_steps(steps: Array, width: int) -> Array:
+    """Return the highest step of every `width` steps; non-finite counts as highest.
 
     >>> steps = np.zeros(4, STEP)
     >>> steps["norm"], steps["finite"] = [1, 5, 2, float("nan")], [1, 1, 1, 0]
-    >>> highest_of(steps, 2)["norm"].tolist()
+    >>> highest_steps(steps, 2)["norm"].tolist()
     [5.0, nan]
     """
     heights = np.where(steps["finite"], np.nan_to_num(steps["norm"]), np.inf)
     groups = heights.reshape(-1, width)
-    places = np.arange(len(groups)), groups.argmax(axis=1)
-    highest: Array = steps.reshape(-1, width)[places]
+    indices = np.arange(len(groups)), groups.argmax(axis=1)
+    highest: Array = steps.reshape(-1, width)[indices]
     return highest

@@ -20,7 +20,7 @@ def small(monkeypatch):
     """Stores that are full soon."""
     monkeypatch.setattr(log_store, "RECENT", 256)
     monkeypatch.setattr(log_store, "BLOCK", 128)
-    monkeypatch.setattr(log_store, "STRETCHES", 128)
+    monkeypatch.setattr(log_store, "INTERVALS", 128)
     monkeypatch.setattr(log_store, "PENDING", 32)
 
 
@@ -115,7 +115,7 @@ def test_a_decision_of_one_row_is_kept_as_any_other(norm, observed, threshold):
     general.record(fields)
     for name in log_store.STEP.names:
         np.testing.assert_array_equal(
-            short._store.kept()[name], general._store.kept()[name]
+            short._store.steps()[name], general._store.steps()[name]
         )
 
 
@@ -139,7 +139,7 @@ def test_rows_are_counted_by_name():
     summary = log.summary()
     assert summary.worst_rows == (("head", 1.0), ("embed", 0.1))
     assert "most clipped rows head 100 %, embed 10 %" in str(summary)
-    assert "One row owns 90.9 % of the 330 clips of 3 rows: head" in str(summary)
+    assert "One row has 90.9 % of the 330 clips of 3 rows: head" in str(summary)
 
 
 def test_the_map_of_rows_is_bounded_and_keeps_its_counts():
@@ -190,7 +190,7 @@ def test_a_threshold_that_climbs_while_most_is_clipped_is_a_red_light():
 def same(one, two):
     for name in log_store.STEP.names:
         np.testing.assert_array_equal(
-            one._store.kept()[name], two._store.kept()[name], err_msg=name
+            one._store.steps()[name], two._store.steps()[name], err_msg=name
         )
 
 

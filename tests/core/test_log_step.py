@@ -8,9 +8,9 @@ import pytest
 from autoclip_core.record.step import (
     FIELDS,
     Step,
-    from_decision,
-    from_numbers,
+    read_decision,
     reduce_rows,
+    step_from_numbers,
 )
 
 NAN, INF = math.nan, math.inf
@@ -27,7 +27,7 @@ def step_of(norm, *, threshold=None, scale=None, clipped=None, finite=None, **mo
         "clipped": [False] * size if clipped is None else clipped,
         "finite": known if finite is None else finite,
     }
-    return reduce_rows(from_decision(SimpleNamespace(**fields, **more)))
+    return reduce_rows(read_decision(SimpleNamespace(**fields, **more)))
 
 
 def test_rows_that_are_all_removed_have_the_scale_0():
@@ -71,10 +71,10 @@ def test_a_row_is_clipped_by_a_fraction(wrong, place):
 def test_a_decision_has_one_entry_per_row():
     wide = SimpleNamespace(**{name: [[1.0, 1.0]] for name in FIELDS})
     with pytest.raises(ValueError, match=r"shape \(rows,\), got .*\(1, 2\)"):
-        from_decision(wide)
+        read_decision(wide)
 
 
 def test_an_integer_below_all_floats_is_negative():
-    assert from_numbers(10**400, 1.0, None, None).norm == INF
+    assert step_from_numbers(10**400, 1.0, None, None).norm == INF
     with pytest.raises(ValueError, match="norm must be >= 0, got -inf"):
-        from_numbers(-(10**400), 1.0, None, None)
+        step_from_numbers(-(10**400), 1.0, None, None)

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.log.summary import (
+from autoclip_core.log.advice import (
     advise_on_climb,
     advise_on_ratchet,
     advise_on_rate,
     advise_on_rows,
     advise_on_thresholds,
-    norm_quantiles,
-    regime,
-    too_early,
-    worst_rows,
+    explain_too_early,
+    name_regime,
 )
+from autoclip_core.log.summary import norm_quantiles, worst_rows
 from autoclip_core.record.store import STEP
 
 NAN, INF = math.nan, math.inf
@@ -58,7 +57,7 @@ def test_lately_is_the_last_thousand_steps():
 def test_the_quantiles_of_all_norms(scale):
     """Of 0 to 100 the quantile q is 100 q; norms may be near the largest float."""
     norms = [*(scale * np.arange(101)), NAN, INF]
-    store = SimpleNamespace(thinned=False)
+    store = SimpleNamespace(is_thinned=False)
     kept = steps_of(range(103), 1.0, norm=norms)
     told = norm_quantiles(store, kept)
     assert told == pytest.approx((50 * scale, 90 * scale, 99 * scale), rel=1e-12)
@@ -67,7 +66,7 @@ def test_the_quantiles_of_all_norms(scale):
 
 def test_the_quantiles_of_a_thinned_log_are_those_of_its_bins():
     totals = SimpleNamespace(quantile=lambda q: f"the quantile {q}")
-    told = norm_quantiles(SimpleNamespace(thinned=True, totals=totals), None)
+    told = norm_quantiles(SimpleNamespace(is_thinned=True, totals=totals), None)
     assert told == ("the quantile 0.5", "the quantile 0.9", "the quantile 0.99")
 
 
@@ -99,7 +98,7 @@ def test_the_five_most_clipped_rows():
     ],
 )
 def test_the_regime(rate, steps, told):
-    assert regime(rate, steps).startswith(told)
+    assert name_regime(rate, steps).startswith(told)
 
 
 def advice(measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0):
@@ -123,9 +122,9 @@ def test_a_hundred_steps_that_could_be_clipped_are_enough():
     assert told.startswith("Too early to judge: 99 steps had a finite norm and a thr")
     assert told.endswith("a clipping rate needs at least 100.")
     assert "Too early" not in advice(armed=100)[0]
-    assert too_early(100, 0).startswith("Nothing could be clipped: in all 100")
-    assert too_early(99, 0).startswith("Too early to judge: 0 steps")
-    assert too_early(100, 1).startswith("Too early to judge: 1 steps")
+    assert explain_too_early(100, 0).startswith("Nothing could be clipped: in all 100")
+    assert explain_too_early(99, 0).startswith("Too early to judge: 0 steps")
+    assert explain_too_early(100, 1).startswith("Too early to judge: 1 steps")
 
 
 # The thresholds.
@@ -198,9 +197,9 @@ def test_steps_that_were_all_told_as_the_same_have_no_thirds():
         ([100], None),
         ([50, 50], None),
         ([51, 48], None),
-        ([499, 501], "One row owns 50.1 % of the 1000 clips of 2 rows: row 1;"),
-        ([49, 51], "One row owns 51 % of the 100 clips of 2 rows: row 1;"),
-        ([20, 90, 40], "One row owns 60 % of the 150 clips of 3 rows: row 1;"),
+        ([499, 501], "One row has 50.1 % of the 1000 clips of 2 rows: row 1."),
+        ([49, 51], "One row has 51 % of the 100 clips of 2 rows: row 1."),
+        ([20, 90, 40], "One row has 60 % of the 150 clips of 3 rows: row 1."),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoclip_core.record.store import STEP
-from autoclip_core.record.totals import Totals, bins_of, centres
+from autoclip_core.record.totals import Totals, bin_centres, bin_indices
 
 NAN, INF = math.nan, math.inf
 
@@ -47,14 +47,14 @@ def test_nothing_has_no_mean_and_no_quantile():
 def test_there_are_64_bins_between_powers_of_2():
     norms = [0.0, 1e-300, 2.0**-150, 2.0**-149, 1.0, 2.0, 2.0**129, 1e300]
     places = [0, 0, 0, 64, 150 * 64, 151 * 64, 279 * 64, 279 * 64]
-    assert bins_of(np.array(norms)).tolist() == places
-    assert centres()[150 * 64] == 2 ** (0.5 / 64)
-    assert len(centres()) == len(Totals().histogram) == 280 * 64
+    assert bin_indices(np.array(norms)).tolist() == places
+    assert bin_centres()[150 * 64] == 2 ** (0.5 / 64)
+    assert len(bin_centres()) == len(Totals().histogram) == 280 * 64
 
 
 def test_every_norm_is_half_a_bin_from_the_middle_of_its_own():
     logs = np.random.default_rng(0).uniform(-149, 129, 10_000)
-    apart = np.log2(centres()[bins_of(2.0**logs)]) - logs
+    apart = np.log2(bin_centres()[bin_indices(2.0**logs)]) - logs
     assert abs(apart).max() == pytest.approx(1 / 128, rel=1e-3)
 
 
@@ -68,6 +68,6 @@ def test_a_quantile_is_the_bin_of_its_rank():
 
 def test_totals_read_back_as_they_were():
     totals, other = totals_of([1.0, 1.0, 9.0]), totals_of([5.0])
-    other.restore(totals.to_plain())
-    assert other.to_plain() == totals.to_plain()
+    other.restore(totals.to_dict())
+    assert other.to_dict() == totals.to_dict()
     np.testing.assert_array_equal(other.histogram, totals.histogram)

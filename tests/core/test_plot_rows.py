@@ -90,7 +90,7 @@ def test_a_comparison_has_a_line_and_a_strip_for_each_policy(tmp_path, steps):
 def test_a_thinned_log_still_shows_its_spikes(monkeypatch):
     from autoclip_core.record import store as log_store
 
-    for name, value in dict(RECENT=256, BLOCK=128, STRETCHES=64, PENDING=32).items():
+    for name, value in dict(RECENT=256, BLOCK=128, INTERVALS=64, PENDING=32).items():
         monkeypatch.setattr(log_store, name, value)
     log = ClipLog()
     for step in range(8000):

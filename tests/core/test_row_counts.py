@@ -29,7 +29,7 @@ def rate_by_hand(steps, row):
 @pytest.mark.parametrize("steps", [*range(1, 10), 16, 17, 31, 33])
 def test_the_map_of_a_run(monkeypatch, steps):
     """Three rows, of which the last joins at step 6."""
-    monkeypatch.setattr(log_rows, "STRETCHES", 8)
+    monkeypatch.setattr(log_rows, "INTERVALS", 8)
     rng = np.random.default_rng(steps)
     counts, history = RowCounts(["a", "b"]), []
     for step in range(steps):
@@ -47,10 +47,10 @@ def test_the_map_of_a_run(monkeypatch, steps):
     np.testing.assert_array_equal(counts.rates(), rates)
     clips = [sum(int(c[row]) for c, _ in history if row < len(c)) for row in rows]
     assert counts.clips().tolist() == clips
-    plain = counts.to_plain()
+    plain = counts.to_dict()
     assert len(plain["clipped"]) == len(plain["observed"]) == len(stretches)
-    again = RowCounts.from_plain(plain)
-    assert again.to_plain() == plain
+    again = RowCounts.from_dict(plain)
+    assert again.to_dict() == plain
     np.testing.assert_array_equal(again.map(), expected)
 
 
@@ -78,4 +78,4 @@ def test_several_rows_may_join_at_once():
 def test_nothing_has_an_empty_map():
     counts = RowCounts(["a"])
     assert counts.map().shape == (1, 0)
-    assert RowCounts.from_plain(counts.to_plain()).to_plain() == counts.to_plain()
+    assert RowCounts.from_dict(counts.to_dict()).to_dict() == counts.to_dict()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core.planning import spikes
-from autoclip_core.planning.spikes import find_shift, find_spikes, local_level
+from autoclip_core.planning.spikes import find_shift, find_spikes, measure_local_level
 
 from ..support.cases import few, positive
 
@@ -33,16 +33,18 @@ def levels_by_hand(logs):
 def test_the_level_around_each_step(size, seed):
     logs = np.random.default_rng(seed).normal(size=size)
     expected = list(zip(*levels_by_hand(logs.tolist()), strict=True))
-    np.testing.assert_allclose(local_level(logs), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        measure_local_level(logs), expected, rtol=1e-12, atol=1e-15
+    )
 
 
 def test_a_long_series_is_looked_at_in_pieces(monkeypatch):
     """Which changes no number."""
     logs = np.random.default_rng(0).normal(size=300)
     logs[150:] += 2
-    found = local_level(logs), find_shift(np.exp(logs))
-    monkeypatch.setattr(spikes, "MOST_STEPS", 7)
-    np.testing.assert_array_equal(local_level(logs), found[0])
+    found = measure_local_level(logs), find_shift(np.exp(logs))
+    monkeypatch.setattr(spikes, "MAX_STEPS", 7)
+    np.testing.assert_array_equal(measure_local_level(logs), found[0])
     assert find_shift(np.exp(logs)) == found[1]
 
 
@@ -71,7 +73,7 @@ def test_a_spike_is_twice_the_level():
 
 
 def test_nothing_stands_out_among_equals(monkeypatch):
-    monkeypatch.setattr(spikes, "LEAST_RATIO", 1.0)
+    monkeypatch.setattr(spikes, "MIN_RATIO", 1.0)
     assert find_spikes(np.ones(200)).tolist() == []
 
 

@@ -9,7 +9,12 @@ import pytest
 
 from autoclip_core import Quantile, replay, suggest_threshold
 from autoclip_core.planning import suggest
-from autoclip_core.planning.suggest import choose_policy, divergence, drift_of, noise_of
+from autoclip_core.planning.suggest import (
+    choose_policy,
+    find_divergence,
+    measure_drift,
+    measure_noise,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -187,10 +192,10 @@ def test_noise_is_told_from_step_to_step():
     logs = [math.log(norm) for norm in norms if norm > 0]
     squares = [(b - a) ** 2 for a, b in itertools.pairwise(logs)]
     expected = math.sqrt(statistics.fmean(squares) / 2)
-    assert noise_of(np.array(norms)) == pytest.approx(expected)
-    assert noise_of(np.array([1.0, math.e])) == pytest.approx(math.sqrt(0.5))
+    assert measure_noise(np.array(norms)) == pytest.approx(expected)
+    assert measure_noise(np.array([1.0, math.e])) == pytest.approx(math.sqrt(0.5))
     for norms in ([], [3.0], [0.0, 3.0]):
-        assert noise_of(np.array(norms)) == 0
+        assert measure_noise(np.array(norms)) == 0
 
 
 @pytest.mark.parametrize("size", [100, 101, 102, 200])
@@ -199,13 +204,18 @@ def test_drift_is_from_the_first_third_to_the_last(size):
     first, last = norms[: size // 3], norms[-(size // 3) :]
     expected = statistics.median(last) / statistics.median(first)
     for scale in (1e-9, 1.0, 1e9):
-        assert drift_of(scale * np.array(norms)) == pytest.approx(expected)
-    assert drift_of(np.array(norms[:99])) == 1
+        assert measure_drift(scale * np.array(norms)) == pytest.approx(expected)
+    assert measure_drift(np.array(norms[:99])) == 1
 
 
 def test_there_is_no_drift_from_0_or_to_0():
     norms = np.repeat([0.0, 1.0], 60)
-    assert drift_of(norms) == drift_of(norms[::-1]) == drift_of(0 * norms) == 1
+    assert (
+        measure_drift(norms)
+        == measure_drift(norms[::-1])
+        == measure_drift(0 * norms)
+        == 1
+    )
 
 
 @pytest.mark.parametrize("level", [2.0, 0.5])
@@ -221,32 +231,32 @@ def test_a_tail_is_heavy_above_a_deviation_of_1(monkeypatch):
     for noise, policy in [(0.995, Quantile(0.9)), (1.005, Quantile(0.5))]:
         norms = np.exp(np.tile([0.0, noise * math.sqrt(2)], 100))
         assert choose_policy(norms)[0] == policy
-    monkeypatch.setattr(suggest, "HEAVY_TAIL", noise_of(norms))
+    monkeypatch.setattr(suggest, "HEAVY_TAIL", measure_noise(norms))
     assert choose_policy(norms)[0] == Quantile(0.9)
 
 
 def test_a_run_diverged_if_its_end_is_a_thousand_times_the_usual():
     norms = np.repeat([1.0, 10.0, 10.5, 1000.0], [110, 1, 1, 10])
-    assert divergence(norms) is None
+    assert find_divergence(norms) is None
     norms[-10:] = 1001.0
-    assert divergence(norms) == 111  # 10 is still as usual
+    assert find_divergence(norms) == 111  # 10 is still as usual
     norms[3:5] = NAN, INF  # the step is one of the whole series
-    assert divergence(norms) == 111
+    assert find_divergence(norms) == 111
     # The median of the last ten lies between two halves, or in the larger one.
-    assert divergence(np.repeat([1.0, 1e5], [115, 5])) == 115
-    assert divergence(np.repeat([1.0, 1e5], [116, 4])) is None
+    assert find_divergence(np.repeat([1.0, 1e5], [115, 5])) == 115
+    assert find_divergence(np.repeat([1.0, 1e5], [116, 4])) is None
 
 
 def test_the_usual_is_the_median_of_the_first_half():
     norms = np.repeat([1e-3, 1.0, 500.0], [25, 85, 10])
-    assert divergence(norms) is None
+    assert find_divergence(norms) is None
     norms[:31] = 1e-3
-    assert divergence(norms) == 31
-    assert divergence(np.repeat([0.0, 1.0], 60)) is None
+    assert find_divergence(norms) == 31
+    assert find_divergence(np.repeat([0.0, 1.0], 60)) is None
 
 
 def test_a_hundred_norms_are_enough_to_diverge():
     norms = np.repeat([1.0, 1e6], [80, 20])
     for scale in (1e-9, 1.0, 1e9):
-        assert divergence(scale * norms) == 80
-        assert divergence(scale * norms[1:]) is None
+        assert find_divergence(scale * norms) == 80
+        assert find_divergence(scale * norms[1:]) is None

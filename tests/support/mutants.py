@@ -41,6 +41,7 @@ TESTS = {
     "history/full.py": ["full_history", "policies"],
     "record/row_counts.py": ["row_counts", "log_bounded"],
     "record/step.py": ["log_step", "clip_log", "log_bounded"],
+    "log/advice.py": ["log_summary", "clip_log"],
     "log/summary.py": ["log_summary", "clip_log"],
     "record/totals.py": ["log_totals"],
     "policies/mean_std.py": [*FAST, "policies", "golden"],
@@ -100,7 +101,7 @@ EQUIVALENT = {
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
     # Where all norms are 0, by what they are divided.
     "planning/suggest.py": [
-        ("1.0 -> 1.01", "float(known.max()) or 1.0"),
+        ("1.0 -> 1.01", "float(finite.max()) or 1.0"),
         # By what both are divided.
         ("2 -> 3", "halves = norms / 2"),
     ],
@@ -115,7 +116,7 @@ EQUIVALENT = {
         ("norm.device.type == 'cpu' -> norm.device.type != 'cpu'", ""),
     ],
     # What equals the end of a regime was told as within it.
-    "log/summary.py": [("rate > b -> rate >= b", "")],
+    "log/advice.py": [("rate > b -> rate >= b", "")],
     # The size of a buffer: when norms are merged changes no number.
     "history/full.py": [
         ("1024 -> 1025", "RECENT = 1024"),
@@ -128,15 +129,15 @@ EQUIVALENT = {
     ],
     # The size of the pieces that a long series is looked at in.
     "planning/spikes.py": [
-        ("2 -> 3", "MOST_STEPS = 2"),
-        ("16 -> 17", "MOST_STEPS = 2"),
+        ("2 -> 3", "MAX_STEPS = 2"),
+        ("16 -> 17", "MAX_STEPS = 2"),
         # What is left to rounding.
         ("1e-09 -> 1.01e-09", "if largest <"),
         ("1e-09 -> 1.01e-09", "abs(change) >= largest"),
         ("abs(change) >= largest - 1e-09 -> abs(change) > largest - 1e-09", ""),
         (
-            "largest < math.log(LEAST_SHIFT) - 1e-09 -> "
-            "largest <= math.log(LEAST_SHIFT) - 1e-09",
+            "largest < math.log(MIN_SHIFT) - 1e-09 -> "
+            "largest <= math.log(MIN_SHIFT) - 1e-09",
             "",
         ),
     ],

@@ -1,0 +1,172 @@
+"""Advice about a run: sentences about its clipping rate, thresholds and rows.
+
+Each sentence contains the numbers that support it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoclip_core.record.row_counts import RowCounts
+
+from .formatting import format_number, format_percent
+
+Array = npt.NDArray[Any]
+
+MIN_STEPS = 100
+"""Fewer steps than this do not support a statement about the clipping rate."""
+
+REGIMES = (
+    ("spike filter", 0.001, 0.02),
+    ("stabiliser", 0.05, 0.25),
+    ("normaliser", 0.5, 1.0),
+)
+"""Names of ranges of the clipping rate: name, lowest rate, highest rate."""
+
+
+def mean(values: Array) -> float:
+    """Return the mean in float64; NaN if there are no values."""
+    return float(values.mean(dtype=np.float64)) if values.size else math.nan
+
+
+def advise_on_rate(
+    counts: Mapping[str, int], sums: Mapping[str, float], mean_scale: float
+) -> list[str]:
+    """Name the regime of the run, and what looks wrong.
+
+    Args:
+      counts: the steps that are "measured" and "armed", as `Totals` counts them.
+      sums: the sums of their clipped fractions: "clipped" and "armed_clipped".
+      mean_scale: mean of norm after / norm before.
+    """
+    measured, armed = counts["measured"], counts["armed"]
+    rate = sums["clipped"] / measured if measured else math.nan
+    if armed < MIN_STEPS:
+        return [explain_too_early(measured, armed)]
+    advice = [f"{name_regime(rate, measured)}, mean scale {format_number(mean_scale)}."]
+    if rate > 0.5:
+        advice += [
+            f"Clipping rate {format_percent(rate)} is above 50 %: under SGD this acts "
+            "like a smaller learning rate, so lower the learning rate instead. Under "
+            "Adam and its variants, or if gradients explode, it can be intended."
+        ]
+    if mean_scale < 0.3:
+        advice += [
+            f"Red light: mean scale {format_number(mean_scale)} is below 0.3: clipping "
+            "removes most of the gradient. Raise the threshold or lower the learning "
+            "rate."
+        ]
+    if armed < 0.9 * measured:
+        armed_rate = format_percent(sums["armed_clipped"] / armed)
+        advice += [
+            f"{measured - armed} of {measured} steps had no threshold; over the other "
+            f"{armed} the clipping rate is {armed_rate}."
+        ]
+    return advice
+
+
+def explain_too_early(measured: int, armed: int) -> str:
+    """Explain why the clipping rate cannot be judged yet."""
+    if measured >= MIN_STEPS and not armed:
+        return (
+            f"Nothing could be clipped: in all {measured} steps with a finite norm "
+            "there was no threshold (warm-up, or no clipping)."
+        )
+    return (
+        f"Too early to judge: {armed} steps had a finite norm and a threshold; a "
+        f"clipping rate needs at least {MIN_STEPS}."
+    )
+
+
+def name_regime(rate: float, steps: int) -> str:
+    """Name the regime of a clipping rate, with the numbers that support it.
+
+    >>> name_regime(0.1, 5000)
+    'Stabiliser (5 to 25 %): clipping rate 10 % over 5000 steps'
+    """
+    names = [f"{name} ({100 * a:g} to {100 * b:g} %)" for name, a, b in REGIMES]
+    within = [n for n, (_, a, b) in zip(names, REGIMES, strict=True) if a <= rate <= b]
+    below = sum(rate > b for _, _, b in REGIMES)
+    basis = f"clipping rate {format_percent(rate)} over {steps} steps"
+    if within:
+        return f"{within[0].capitalize()}: {basis}"
+    if below:
+        return f"Between {names[below - 1]} and {names[below]}: {basis}"
+    if steps < 1000:
+        return f"Inert so far: {basis} (fewer than 1000 cannot show a rate of 0.1 %)"
+    return f"Inert: {basis}, below 0.1 %: the threshold has almost no effect, lower it"
+
+
+def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
+    """Name the number of NaN and infinite norms and their usual causes, if any."""
+    if not nonfinite:
+        return []
+    return [
+        f"{nonfinite} of {steps} steps ({format_percent(nonfinite / steps)}) had a NaN "
+        "or infinite norm, which no threshold repairs: check the loss, the data of the "
+        "steps and, in float16, the loss scale."
+    ]
+
+
+def advise_on_thresholds(steps: Array) -> list[str]:
+    """Warn if the threshold rose or fell far while many steps were clipped."""
+    armed = steps[np.isfinite(steps["norm"]) & np.isfinite(steps["threshold"])]
+    if len(armed) < MIN_STEPS:
+        return []
+    # The thirds are thirds of the run, not of the array: most stored steps are recent.
+    start, end = int(armed["step"][0]), int(armed["step"][-1]) + 1
+    third = (end - start) / 3
+    first = armed[armed["step"] < start + third]
+    last = armed[armed["step"] >= end - third]
+    if not len(first) or not len(last):
+        return []
+    return [*advise_on_climb(first, last), *advise_on_ratchet(first, last)]
+
+
+def advise_on_climb(first: Array, last: Array) -> list[str]:
+    """Warn if the threshold rose tenfold although most steps were clipped."""
+    before, after = (float(np.median(part["threshold"])) for part in (first, last))
+    rate = mean(last["clipped"])
+    if not (after > 10 * before and rate > 0.5):
+        return []
+    return [
+        f"Red light: from the first third of the run to the last, the threshold rose "
+        f"from {format_number(before)} to {format_number(after)}, and "
+        f"{format_percent(rate)} of the last steps were clipped: the run may be "
+        "diverging, and the threshold follows it. Lower the learning rate, or set a "
+        "maximum threshold."
+    ]
+
+
+def advise_on_ratchet(first: Array, last: Array) -> list[str]:
+    """Warn if the threshold fell by 30 % while the clipping rate rose."""
+    if min(len(first), len(last)) < MIN_STEPS:
+        return []
+    before, after = (float(np.median(part["threshold"])) for part in (first, last))
+    low, high = mean(first["clipped"]), mean(last["clipped"])
+    if not (after < 0.7 * before and high > low + 0.1):
+        return []
+    return [
+        f"Red light: from the first third of the run to the last, the threshold fell "
+        f"from {format_number(before)} to {format_number(after)} while the clipping "
+        f"rate rose from {format_percent(low)} to {format_percent(high)}: the policy "
+        "may record norms after clipping, which can only fall. Record raw or "
+        "winsorized norms."
+    ]
+
+
+def advise_on_rows(rows: RowCounts) -> list[str]:
+    """Warn if more than half of the clips are of one row."""
+    clips = rows.clips()
+    total = int(clips.sum())
+    if len(clips) < 2 or total < MIN_STEPS or clips.max() <= 0.5 * total:
+        return []
+    row = int(clips.argmax())
+    return [
+        f"One row has {format_percent(clips[row] / total)} of the {total} clips of "
+        f"{len(clips)} rows: {rows.names[row]}. Check that layer, give it its own "
+        "policy, or exclude it."
+    ]
