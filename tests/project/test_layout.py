@@ -19,7 +19,6 @@ HEAVY = (
 )
 
 KNOWN = (
-    *("autoclip_core/log/clip_log.py has", "autoclip_core/log/summary.py has"),
     *("autoclip_torch/named.py has", "autoclip_jax/factories.py has"),
     *(f"autoclip_{name}/__init__.py" for name in ("core", "jax")),
     "autoclip_torch/rows/__init__.py",
