@@ -75,7 +75,7 @@ def _digests(clipper: Clipper) -> dict[str, bytes]:
 
     Parameters and their names are none of them: stages of a pipeline hold others.
     """
-    state, (decision, _) = clipper.state_dict(), clipper._policy_states.on_host()
+    state, (decision, _) = clipper.state_dict(), clipper._policy_states.read()
     settings = ("class", "scope", "policies", "settings")
     parts = {
         "settings": {name: state[name] for name in settings},

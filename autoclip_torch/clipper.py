@@ -148,12 +148,12 @@ class Clipper(Observer):
         scale = unscale_once(scaler, optimizer)
         if scale.overflow is None:  # the scaler is not enabled
             return self._stepper.step()
-        optimizer, parameters = unwrap(optimizer), self._stepper.parameters
-        check_unscaled(parameters.rows.parameters, scaler, optimizer)
+        optimizer, stepper = unwrap(optimizer), self._stepper
+        check_unscaled(stepper.rows.parameters, scaler, optimizer)
         if is_fused(optimizer):  # the scaler may cancel its first step
             start_from_zero(optimizer)
-        decision = self._stepper.step(scale)
-        if parameters.ranks is not None:
+        decision = stepper.step(scale)
+        if stepper.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
         return decision
 

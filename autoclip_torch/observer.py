@@ -30,7 +30,7 @@ from .rows.settings import check_keys
 from .state.compatibility import check_fit, describe
 from .state.policy_states import PolicyStates
 from .state.series import as_series
-from .step.looks import refuse_nonfinite
+from .step.run_checks import check_finite
 from .step.stepper import Stepper
 
 
@@ -92,7 +92,7 @@ class Observer:
     @property
     def process_group(self) -> Any:
         """The ranks that hold different parameters of one model, or None."""
-        return self._stepper.parameters.process_group
+        return self._stepper.process_group
 
     @torch.no_grad()
     def threshold(self) -> Tensor:
@@ -111,8 +111,8 @@ class Observer:
         >>> clipper.threshold()
         tensor([2.])
         """
-        states, parameters = self._policy_states, self._stepper.parameters
-        return torch.as_tensor(states.thresholds(parameters.norms(states.device)))
+        weights = self._stepper.parameter_norms()
+        return torch.as_tensor(self._policy_states.thresholds(weights))
 
     @torch.no_grad()
     def observe(self, norms: Any) -> Decision:
@@ -140,15 +140,15 @@ class Observer:
         tensor([0.2500])
         """
         states = self._policy_states
-        weights = self._stepper.parameters.norms(states.device)
-        found = map(states.here, as_series(norms, len(self.names)))
-        steps = list(zip(*found, strict=True))
+        weights = self._stepper.parameter_norms()
+        arrays = map(states.as_array, as_series(norms, len(self.names)))
+        steps = list(zip(*arrays, strict=True))
         if self.nonfinite == "raise":
             for step, observed in steps:
-                refuse_nonfinite(states, step, observed)
+                check_finite(states, step, observed)
         for step, observed in steps:
             decision = states.decide(step, observed, weights)
-        self._stepper.checks.overflows.leave_out()
+        self._stepper.checks.overflows.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
@@ -174,7 +174,7 @@ class Observer:
         >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
         (3.0, 0.5)
         """
-        decision, tally = self._policy_states.on_host()
+        decision, tally = self._policy_states.read()
         stepper = self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
         found = {
@@ -258,7 +258,7 @@ class Observer:
         """
         check_fit(state, self.state_dict(), strict)
         self._policy_states.from_plain(state)
-        self._stepper.checks.overflows.leave_out()
+        self._stepper.checks.overflows.ignore_earlier_steps()
 
     @property
     def _policy_states(self) -> PolicyStates:

@@ -1,4 +1,4 @@
-"""Clip every element of a gradient to an interval."""
+"""`ValueClip`: limit every element of a gradient to an interval."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypedDict, Unpack
@@ -13,8 +13,7 @@ from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.scale import as_norms
 
 from .clipper import Clipper
-from .gradients.layout import real, writable
-from .gradients.measure import Gradients
+from .gradients.layout import Gradients, real, writable
 from .gradients.sharded import is_partial, without_partial
 from .rows.groups import Given
 from .rows.settings import check_keys
@@ -23,7 +22,7 @@ from .step.stepper import Stepper
 
 
 class _Keywords(TypedDict, total=False):
-    """What `Clipper` has that makes sense without a policy."""
+    """The keywords of `Clipper` that apply without a policy."""
 
     scope: str | None
     global_clipping: bool | None
@@ -34,42 +33,41 @@ class _Keywords(TypedDict, total=False):
     process_group: Any
 
 
-class _ValueStepper(Stepper):
-    """A step in which each element has a limit of its own."""
+class ValueStepper(Stepper):
+    """The steps of a clipper that limits each element of a gradient."""
 
     @property
-    def one_factor(self) -> bool:
-        """No: each element has its own."""
+    def has_one_factor(self) -> bool:
+        """False: each element has its own factor."""
         return False
 
-    def _learn(self, gradients: list[Tensor | None], scale: LossScale) -> Decision:
-        """Decide on true gradients, each element of which is compared."""
-        if (factor := scale.factor) is not None:  # of a dry run, which leaves them
+    def measure(
+        self,
+        gradients: Sequence[Tensor | None],
+        loss_scale: LossScale,
+        *others: Gradients,
+    ) -> list[Any]:
+        """Return norms, which rows have one, and the norms of what is kept and cut."""
+        if (factor := loss_scale.factor) is not None:  # only a dry run leaves one
             gradients = [
                 None if g is None else g / factor.to(g.device) for g in gradients
             ]
-        # The sums of a `Partial` are clamped, and not its summands.
+        # The limit holds for the sums of a `Partial`, not for its summands.
         gradients = [without_partial(gradient) for gradient in gradients]
-        return super()._learn(gradients, scale._replace(factor=None))
-
-    def decide(
-        self,
-        gradients: Sequence[Tensor | None],
-        norms: Any,
-        observed: Any,
-        weights: Any,
-    ) -> Decision:
-        """Compare the norms of what clamping would leave, and of what it would cut."""
-        states = self.policy_states
-        (after, _), (cut, _) = self.parameters.measure(
-            states.device,
+        return super().measure(
+            gradients,
+            loss_scale._replace(factor=None),
             self._each(_clamped, gradients),
             self._each(_cut_off, gradients),
         )
-        return states.count(
+
+    def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
+        """Return the decision that describes what clamping does; record no norm."""
+        states, (kept, cut) = self.policy_states, others
+        return states.count_step(
             decide_by_value(
                 norms,
-                after,
+                kept,
                 as_norms(cut, states.xp) > 0,
                 thresholds=states.thresholds(None),
                 observed=observed,
@@ -78,55 +76,55 @@ class _ValueStepper(Stepper):
             )
         )
 
-    def rescale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
-        """Set to 0 what is not finite, then clamp all there is."""
-        xp, rows = self.policy_states.xp, self.policy_states.rows
+    def scale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
+        """Set rows that are not finite to 0, then clamp every element."""
         if self.policy_states.nonfinite == "zero":
             one = decision.scale * 0 + 1
-            only_finite = xp.where(decision.finite, one, 0.0)
-            super().rescale(gradients, decision._replace(scale=only_finite))
-        for entry, most in zip(rows.by_parameter, self._values(), strict=True):
+            scales = self.policy_states.xp.where(decision.finite, one, 0.0)
+            super().scale(gradients, decision._replace(scale=scales))
+        for entry, limit in zip(self.rows.by_parameter, self._limits(), strict=True):
             gradient = entry.parameter.grad
             if gradient is not None and gradient.is_sparse:
-                entry.parameter.grad = _clamped(gradient, most)
+                entry.parameter.grad = _clamped(gradient, limit)
             elif is_partial(gradient):
-                entry.parameter.grad = _clamp_(without_partial(gradient), most)
+                entry.parameter.grad = _clamp_(without_partial(gradient), limit)
             elif gradient is not None:
-                _clamp_(writable(entry, gradient), most)
+                _clamp_(writable(entry, gradient), limit)
 
     def _each(
         self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
     ) -> Gradients:
-        """Yield what the function makes of each gradient, never all at a time."""
-        for gradient, most in zip(gradients, self._values(), strict=True):
-            yield None if gradient is None else function(gradient, most)
+        """Yield the result of a function for each gradient, one at a time."""
+        for gradient, limit in zip(gradients, self._limits(), strict=True):
+            yield None if gradient is None else function(gradient, limit)
 
-    def _values(self) -> list[float]:
-        """Return the clip value of each entry."""
-        rows, values = self.policy_states.rows, []
-        for entry in rows.by_parameter:
-            own = (
+    def _limits(self) -> list[float]:
+        """Return the clip value of each parameter."""
+        limits = []
+        for entry in self.rows.by_parameter:
+            blocks = (
                 block
-                for block in rows.by_policy
+                for block in self.rows.by_policy
                 if block.start <= entry.start < block.stop
             )
-            # An entry without rows has nothing to clip, and maybe no policy rows.
-            policy: Any = next(own, rows.by_policy[0]).policy
-            values.append(policy.max_norm)
-        return values
+            # A parameter without rows has nothing to clip, and perhaps no policy.
+            policy: Any = next(blocks, self.rows.by_policy[0]).policy
+            limits.append(policy.max_norm)
+        return limits
 
 
 class ValueClip(Clipper):
-    """Clip each element to [-clip_value, clip_value], and say what it did to the norms.
+    """Clip each element to [-clip_value, clip_value], and report the change of norm.
 
-    This is no policy: a direction changes, too. Of the decision, `norm` is the norm
-    before, `threshold` the clip value, `scale` the norm after over the norm before, and
-    `clipped` whether any element of the row changed. With `nonfinite="propagate"` an
-    infinite element is clipped as any other, and a NaN stays.
+    This is not a policy: the direction of a gradient changes, too. In the decision,
+    `norm` is the norm before clipping, `threshold` is the clip value, `scale` is the
+    norm after divided by the norm before, and `clipped` says whether any element of the
+    row changed. With `nonfinite="propagate"`, an infinite element is clipped like any
+    other, and a NaN stays.
 
     Args:
       parameters: see `Clipper`.
-      clip_value: the largest magnitude, > 0; of complex elements, for each part.
+      clip_value: the largest magnitude, > 0. It limits each part of a complex element.
       **keywords: scope, global_clipping, nonfinite, exclude, dry_run and
         max_consecutive_skips, as in `Clipper`.
 
@@ -141,7 +139,7 @@ class ValueClip(Clipper):
     (tensor([3.0000, 3.5000]), tensor([5.]))
     """
 
-    _stepper_class = _ValueStepper
+    _stepper_class = ValueStepper
 
     def __init__(
         self, parameters: Given, clip_value: float, **keywords: Unpack[_Keywords]
@@ -152,12 +150,12 @@ class ValueClip(Clipper):
         super().__init__(parameters, policy, **keywords)
 
     def observe(self, norms: Any) -> NoReturn:
-        """Refuse: there is nothing to learn from a norm.
+        """Raise: no threshold depends on a norm.
 
         Raises:
           TypeError: always.
         """
-        raise TypeError("ValueClip learns nothing from norms: it clips each element")
+        raise TypeError("ValueClip records no norms: it clips each element")
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         check_keys(overrides, ["clip_value"])
@@ -166,24 +164,24 @@ class ValueClip(Clipper):
         return Fixed(check_positive("clip_value", overrides["clip_value"]))
 
 
-def _clamped(gradient: Tensor, most: float) -> Tensor:
-    """Return a copy with every element, or part of a complex one, in [-most, most]."""
+def _clamped(gradient: Tensor, limit: float) -> Tensor:
+    """Return a copy with every element in [-limit, limit], complex ones by part."""
     copy = gradient.coalesce().clone() if gradient.is_sparse else gradient.clone()
-    return _clamp_(copy, most)
+    return _clamp_(copy, limit)
 
 
-def _cut_off(gradient: Tensor, most: float) -> Tensor:
-    """Return what clamping takes away, with any sign; 0 where it changes nothing."""
+def _cut_off(gradient: Tensor, limit: float) -> Tensor:
+    """Return what clamping removes, with any sign: 0 in each unchanged element."""
     if not gradient.is_sparse:
-        return gradient - _clamped(gradient, most)
-    # Of a coalesced tensor: added up in another order, duplicates may differ in a bit.
+        return gradient - _clamped(gradient, limit)
+    # Coalesced once: summed in another order, duplicates may differ in a bit.
     gradient = gradient.coalesce()
-    rest = _clamped(gradient, most)
-    rest._values().sub_(gradient._values())
-    return rest
+    removed = _clamped(gradient, limit)
+    removed._values().sub_(gradient._values())
+    return removed
 
 
-def _clamp_(gradient: Tensor, most: float) -> Tensor:
-    """Clamp every element of a dense or a coalesced gradient in place."""
-    real(gradient).clamp_(-most, most)
+def _clamp_(gradient: Tensor, limit: float) -> Tensor:
+    """Clamp every element of a dense or coalesced gradient in place."""
+    real(gradient).clamp_(-limit, limit)
     return gradient

@@ -19,12 +19,8 @@ from models import MODELS, make_parameters, set_gradients, tiny
 from targets import ALL, REGIMES
 from timing import Timed, alternate
 
-PARTS = {
-    "norms": ("parameters", "measure"),
-    "decide": ("policy_states", "decide"),
-    "scale": ("parameters", "rescale"),
-}
-"""The methods of what a step uses; recording and counting are in `decide`."""
+PARTS = {"norms": "norms", "decide": "decide", "scale": "scale"}
+"""The methods of a stepper; recording and counting are in `decide`."""
 SHOWN = (
     "NormClip",
     "QuantileClip, global",
@@ -65,9 +61,9 @@ def logged(
     """Return a timed step that logs the seconds of its parts."""
     seen = clipper.state_dict()
     took: dict[str, float] = {}
-    for part, (owner, method) in PARTS.items():
-        where = getattr(clipper._stepper, owner)
-        setattr(where, method, noted(getattr(where, method), part, took))
+    stepper = clipper._stepper
+    for part, method in PARTS.items():
+        setattr(stepper, method, noted(getattr(stepper, method), part, took))
 
     def timed() -> float:
         clipper.load_state_dict(seen)

@@ -1,4 +1,5 @@
-"""Measuring and scaling: the norm of each row, and gradients times a scale.
+"""Measure and scale gradients: the norm of each row, and gradients times a scale.
 
-It imports `rows`. Read `measure.py` first.
+`cpu.py`, `device.py` and `sharded.py` do the same for plain CPU tensors, accelerators
+and DTensors. This folder imports only `rows`. Read `cpu.py` first.
 """

@@ -1,17 +1,18 @@
-"""On an accelerator nothing is read back: everything is decided where it lies.
+"""Measure and scale on an accelerator, without reading anything back.
 
-What shares a norm is measured and scaled in a few launches, however many tensors it is:
+Tensors that share a norm are measured and scaled in a few launches, regardless of their
+number. Bytes that each float32 number moves:
 
-| bytes a number of float32 takes | measured | made 0, if it is to go | scaled   |
-|---------------------------------|----------|------------------------|----------|
-| alone or with others            | 4        | 4 + 4                  | 4 + 4    |
-| in units                        | 4 + 8 + 8| 4 + 4                  | 4 + 4    |
+| scope               | measured  | set to 0 | scaled |
+|---------------------|-----------|----------|--------|
+| one norm per tensor | 4         | 4 + 4    | 4 + 4  |
+| units               | 4 + 8 + 8 | 4 + 4    | 4 + 4  |
 
-What is to go is made 0 apart from the product, since 0 * inf is NaN. Units are widened
-to float64 first, as a copy; what has one norm is widened where it is added up.
+Setting to 0 is a separate pass, because 0 * inf is NaN. Units are copied to float64
+first. Tensors with one norm are widened while they are summed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .layout import (
+    Gradients,
     norm_over,
     norms_in,
     real,
@@ -32,12 +34,28 @@ from .layout import (
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def decision_device(tensors: Sequence[Tensor]) -> torch.device | None:
+    """Return the device on which to decide about tensors; None is NumPy on the CPU.
+
+    NumPy decides if all of them are plain tensors on the CPU, which it can view.
+    """
+    plain = (Tensor, torch.nn.Parameter)
+    if not torch.compiler.is_compiling() and all(
+        tensor.is_cpu and type(tensor) in plain for tensor in tensors
+    ):
+        return None
+    accelerators = (t.device for t in tensors if t.device.type != "cpu")
+    return next(accelerators, tensors[0].device)
+
+
 def wide_type(device: torch.device) -> torch.dtype:
-    """Return the type in which squares are added up on a device."""
+    """Return the type in which squares are summed on a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+def measure(
+    rows: Rows, tensors: Gradients, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return on the device the norm of each row, and which rows have one.
 
     Squares are summed in float64, so that neither large nor small finite gradients lose
@@ -46,12 +64,12 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
     wide = wide_type(device)
     absent = torch.zeros((), dtype=wide, device=device)
     yes = torch.ones((), dtype=torch.bool, device=device)
-    # Slots stand in the order of their rows, and so do the keys.
+    # Parameters are in the order of their rows, so the keys are, too.
     vectors: dict[int, list[Tensor]] = {entry.start: [] for entry in rows.by_parameter}
     widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
-    for entry, own in slot_norms(rows, tensors, wide):
-        vectors[entry.start].append(own.to(device, non_blocking=True))
-    found = [
+    for entry, norms in _parameter_norms(rows, tensors, wide):
+        vectors[entry.start].append(norms.to(device, non_blocking=True))
+    norms_of_rows = [
         combined(parts) if parts else absent.expand(widths[start])
         for start, parts in vectors.items()
     ]
@@ -59,13 +77,13 @@ def norms(rows: Rows, tensors: Any, device: torch.device) -> tuple[Tensor, Tenso
         (yes if parts else ~yes).expand(widths[start])
         for start, parts in vectors.items()
     ]
-    return torch.cat(found), torch.cat(observed)
+    return torch.cat(norms_of_rows), torch.cat(observed)
 
 
-def slot_norms(
-    rows: Rows, tensors: Any, wide: torch.dtype
+def _parameter_norms(
+    rows: Rows, tensors: Gradients, wide: torch.dtype
 ) -> Iterator[tuple[ParameterRows, Tensor]]:
-    """Yield each entry that has a tensor, and the norms of its rows there."""
+    """Yield each parameter that has a tensor, with the norms of its rows."""
     whole: list[tuple[ParameterRows, Tensor]] = []
     for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
         if tensor is None or entry.start == entry.stop:
@@ -74,22 +92,22 @@ def slot_norms(
             whole.append((entry, tensor))
         else:
             yield entry, norms_in(tensor, entry.units, wide).reshape(-1)
-    found = whole_norms([tensor for _, tensor in whole], wide)
-    for (entry, _), norm in zip(whole, found, strict=True):
+    norms = whole_norms([tensor for _, tensor in whole], wide)
+    for (entry, _), norm in zip(whole, norms, strict=True):
         yield entry, norm.reshape(1)
 
 
 def whole_norms(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
-    """Return the norm of each tensor, those of one kind measured in one call."""
+    """Return the norm of each tensor; one call measures all tensors of a type."""
     values = [real(t.coalesce() if t.is_sparse else t) for t in tensors]
-    found = values.copy()
-    for places in _alike(values):
-        some = [values[place] for place in places]
-        dtype = torch.promote_types(wide, some[0].dtype)
-        norms = torch._foreach_norm(some, 2, dtype)
-        for place, norm in zip(places, norms, strict=True):
-            found[place] = norm
-    return found
+    norms = values.copy()
+    for indices in _by_type(values):
+        batch = [values[index] for index in indices]
+        dtype = torch.promote_types(wide, batch[0].dtype)
+        batch_norms = torch._foreach_norm(batch, 2, dtype)
+        for index, norm in zip(indices, batch_norms, strict=True):
+            norms[index] = norm
+    return norms
 
 
 def combined(norms: list[Tensor]) -> Tensor:
@@ -99,8 +117,15 @@ def combined(norms: list[Tensor]) -> Tensor:
     return norm_over(torch.stack(norms), (0,), norms[0].dtype)
 
 
-def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
-    """Scale in place without reading a value back."""
+def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
+    """Multiply the gradients by the scale of their row, without reading it back.
+
+    Args:
+      rows: which gradient belongs to which row.
+      gradients: one per parameter.
+      scales: float32, one per row. 1 leaves a gradient unchanged bit for bit. 0 sets it
+        to 0, even if it is not finite.
+    """
     whole: dict[int, list[Tensor]] = {}
     for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
         if gradient is None:
@@ -109,50 +134,51 @@ def scale_(rows: Rows, gradients: Any, scales: Tensor) -> None:
         if entry.units is None:
             whole.setdefault(entry.start, []).append(gradient)
         else:
-            own = scales[entry.start : entry.stop].to(gradient.device)
-            select_(*unit_scales(gradient, own, entry.units))
+            entry_scales = scales[entry.start : entry.stop].to(gradient.device)
+            select_(*unit_scales(gradient, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
 def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
-    """Scale in place what lies in some rows, all of a row by the same number."""
-    gone = scales == 0
-    kept = {size: (~gone).to(integer) for size, integer in _INTEGERS.items()}
-    factors = scales.masked_fill(gone, 1.0)
+    """Scale tensors in place, given by row; one scale holds for all of a row."""
+    is_zero = scales == 0
+    masks = {size: (~is_zero).to(integer) for size, integer in _INTEGERS.items()}
+    factors = scales.masked_fill(is_zero, 1.0)
     for row, tensors in gradients.items():
         values = [real(tensor) for tensor in tensors]
-        for places in _alike(values):
-            some = [values[place] for place in places]
-            there = some[0].device
-            # Compiled code makes one pass of it all. A negated view has no integers.
-            if torch.compiler.is_compiling() or any(one.is_neg() for one in some):
-                for one in some:
-                    select_(with_an_axis(one), scales[row].to(there).reshape(1))
+        for indices in _by_type(values):
+            batch = [values[index] for index in indices]
+            device = batch[0].device
+            # Compiled code fuses this into one pass. A negated view has no integers.
+            if torch.compiler.is_compiling() or any(v.is_neg() for v in batch):
+                for tensor in batch:
+                    select_(with_an_axis(tensor), scales[row].to(device).reshape(1))
             else:
-                _keep_(some, kept[some[0].dtype.itemsize][row].to(there))
-                _multiply_(some, factors[row].to(there))
+                _mask_(batch, masks[batch[0].dtype.itemsize][row].to(device))
+                _multiply_(batch, factors[row].to(device))
 
 
-def _keep_(values: list[Tensor], one_or_zero: Tensor) -> None:
-    """Keep all numbers as they are, or set them to 0, in a few launches.
+def _mask_(values: list[Tensor], mask: Tensor) -> None:
+    """Leave all numbers unchanged (mask 1) or set them to 0 (mask 0), in few launches.
 
-    Multiplied as an integer, NaN becomes 0 too, and keeps its bits if it is to stay.
+    The numbers are multiplied as integers: so NaN becomes 0, too, and a number that
+    stays is unchanged bit for bit.
     """
-    torch._foreach_mul_([one.view(one_or_zero.dtype) for one in values], one_or_zero)
+    torch._foreach_mul_([value.view(mask.dtype) for value in values], mask)
 
 
 def _multiply_(values: list[Tensor], factor: Tensor) -> None:
-    """Scale in a few launches; half precision one by one, so as not to round first."""
+    """Scale in few launches; half precision one by one, to round only the product."""
     if values[0].dtype.itemsize >= 4:
         torch._foreach_mul_(values, factor)
     else:
-        for one in values:
-            with_an_axis(one).mul_(factor.reshape(1))
+        for value in values:
+            with_an_axis(value).mul_(factor.reshape(1))
 
 
-def _alike(tensors: list[Tensor]) -> list[list[int]]:
-    """Return the places of tensors of one type on one device, together."""
+def _by_type(tensors: list[Tensor]) -> list[list[int]]:
+    """Return the indices of the tensors, grouped by device and type."""
     kinds: dict[Any, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
+    for index, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
     return list(kinds.values())

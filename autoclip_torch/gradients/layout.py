@@ -1,6 +1,6 @@
-"""The numbers of one gradient, be it dense, sparse, complex, strided or narrow."""
+"""Access the numbers of a gradient: dense, sparse, complex, strided or narrow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,23 @@ from autoclip_core.checks import format_error
 from autoclip_core.clipper.units import Units, split_shape, unit_shape
 from autoclip_torch.rows.rows import ParameterRows
 
-# So many numbers are copied at a time, where they have to be.
+Gradients = Iterable[Tensor | None]
+"""One tensor per parameter; None if a parameter has no gradient."""
+
+# If numbers have to be copied, at most this many are copied at a time.
 PIECE = 2**20
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """Return the numbers that a tensor holds; writing to them writes to the tensor."""
+    """Return the stored numbers of a tensor, as a view that may be written."""
     return tensor._values() if tensor.is_sparse else tensor
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the stored numbers as a real view: complex ones get an axis of parts.
+    """Return the stored numbers as a real view: complex numbers get one more axis.
 
     Raises:
-      TypeError: they are of 8 bits, which torch can neither measure nor scale.
+      TypeError: the numbers have 8 bits; torch can neither measure nor scale these.
     """
     values = stored(tensor)
     if values.dtype.itemsize == 1:
@@ -36,25 +39,25 @@ def real(tensor: Tensor) -> Tensor:
         raise TypeError(format_error("a gradient", rule, values.dtype, way_out))
     if not values.is_complex():
         return values
-    # The conjugate of a conjugated view is no copy: what clamps it clamps the tensor.
+    # The conjugate of a conjugated view is a view: writing to it writes to the tensor.
     return torch.view_as_real(values.conj() if values.is_conj() else values)
 
 
 def with_an_axis(values: Tensor) -> Tensor:
-    """Return the same numbers, a single one as a vector."""
+    """Return the same numbers; a single number becomes a vector."""
     return values if values.ndim else values.view(1)
 
 
 def norm_over(
     values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return norms over axes, with None over all of them, accumulated in `dtype`."""
+    """Return norms over axes, or over all axes if None, accumulated in `dtype`."""
     norms: Tensor = torch.linalg.vector_norm(values, dim=axes, dtype=dtype)
     return norms
 
 
 def norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
-    """Return the tensor's norm, or one per unit, accumulated in `dtype` or wider."""
+    """Return the norm of a tensor or of its units, accumulated in `dtype` or wider."""
     if tensor.is_sparse:
         tensor = tensor.coalesce() if units is None else tensor.to_dense()
     values = real(tensor)
@@ -63,21 +66,21 @@ def norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
         return norm_over(values, None, dtype)
     if not units.axes:
         return tensor.abs().to(dtype)
-    if tensor.is_complex():  # real() has added an axis of real and imaginary parts
+    if tensor.is_complex():  # real() adds an axis of real and imaginary parts
         axes = (*units.axes, len(split_shape(tensor.shape, units)))
         units = Units(axes, units.groups)
     return norm_over(split(values, units), units.axes, dtype)
 
 
 def split(values: Tensor, units: Units) -> Tensor:
-    """Return a view with the groups of the units as an axis, where there are some."""
+    """Return a view with the groups of the units, if any, as the first axis."""
     return values.view(split_shape(values.shape, units)) if units.groups > 1 else values
 
 
-def by_first_axis(units: Units, tensor: Tensor) -> bool:
-    """Tell whether each index of the first axis is a unit; no axes are one unit."""
-    first = units.groups == 1 and 0 not in units.axes
-    return first and len(units.axes) == tensor.ndim - 1
+def is_cut_by_first_axis(units: Units, tensor: Tensor) -> bool:
+    """Return whether the units are the indices of the first axis."""
+    is_first = units.groups == 1 and 0 not in units.axes
+    return is_first and len(units.axes) == tensor.ndim - 1
 
 
 def unit_scales(
@@ -86,35 +89,34 @@ def unit_scales(
     """Return a gradient's numbers and its units' scales, in shapes that broadcast."""
     scales = scales.reshape(unit_shape(gradient.shape, units))
     if gradient.is_sparse:
-        # Each stored value has the scale of its place; expanded, they take no memory.
-        among = gradient.sparse_dim()
-        places = tuple(gradient._indices())
-        expanded = scales.expand(*gradient.shape[:among], *scales.shape[among:])
-        values, scales = gradient._values(), expanded[places]
+        # Each stored value needs the scale at its index. Expanding takes no memory.
+        axes = gradient.sparse_dim()
+        expanded = scales.expand(*gradient.shape[:axes], *scales.shape[axes:])
+        values, scales = gradient._values(), expanded[tuple(gradient._indices())]
     else:
         values = split(gradient, units)
-    if values.is_complex():  # as a complex number 1 would make NaN of inf + 1j
+    if values.is_complex():  # a complex 1 would turn inf + 1j into NaN
         return real(values), scales.unsqueeze(-1)
     return values, scales
 
 
 def select_(values: Tensor, scales: Tensor) -> None:
-    """Write scale * value, and 0 where the scale is 0, whatever was there.
+    """Multiply values by scales in place. A scale of 0 sets any value to 0, even NaN.
 
     Args:
-      values: numbers that are written in place.
-      scales: float32, in a shape that broadcasts against them, of one axis at least:
-        then the product is taken in float32 or wider, and rounded once. A scale rounded
-        to bfloat16 would be off by up to 0.4 %. A scale of 1 changes no bit.
+      values: the numbers to multiply.
+      scales: float32, in a shape that broadcasts, with at least one axis. The product
+        is then computed in float32 or wider, and rounded once. A scale rounded to
+        bfloat16 would be off by up to 0.4 %. A scale of 1 changes no bit.
     """
-    gone = scales == 0
-    values.masked_fill_(gone, 0.0)  # as 0 * inf is NaN
-    values.mul_(scales.masked_fill(gone, 1.0))
+    is_zero = scales == 0
+    values.masked_fill_(is_zero, 0.0)  # 0 * inf is NaN
+    values.mul_(scales.masked_fill(is_zero, 1.0))
 
 
 def writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
-    """Return the gradient, or a copy put in its place where memory overlaps."""
-    # An expanded gradient has an axis of stride 0, a dense one never has.
+    """Return the gradient, or replace it by a copy if its numbers share memory."""
+    # Only an expanded gradient has an axis of stride 0.
     if gradient.is_sparse or 0 not in gradient.stride():
         return gradient
     pairs = zip(gradient.shape, gradient.stride(), strict=True)
@@ -123,15 +125,33 @@ def writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
     return gradient
 
 
+def copy_shared(
+    entries: Sequence[ParameterRows], gradients: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the gradients; a tensor that two parameters share is copied for one.
+
+    Otherwise it would be scaled twice.
+    """
+    present = [id(gradient) for gradient in gradients if gradient is not None]
+    if len(set(present)) == len(present):
+        return gradients
+    seen: set[int] = set()
+    for entry, gradient in zip(entries, gradients, strict=True):
+        if gradient is not None and id(gradient) in seen:
+            entry.parameter.grad = gradient.clone()
+        seen.add(id(gradient))
+    return [entry.parameter.grad for entry in entries]
+
+
 def rows_of_a_piece(values: Tensor) -> int:
-    """Return how many entries of the first axis have about `PIECE` numbers."""
+    """Return how many indices of the first axis have about `PIECE` numbers."""
     return max(1, PIECE * values.shape[0] // max(1, values.numel()))
 
 
 def pieces(
     rows: np.ndarray[Any, Any], values: Tensor
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the rows in parts, so that a copy of each takes little memory."""
+    """Yield the rows in pieces, so that a copy of a piece takes little memory."""
     step = rows_of_a_piece(values)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]

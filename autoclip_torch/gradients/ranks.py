@@ -1,4 +1,4 @@
-"""Which ranks hold parts of a model, which hold copies, and whom to add up with."""
+"""Which ranks hold parts of a model, which hold copies, and which sum norms."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,63 +13,69 @@ from autoclip_core.checks import format_error
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether it is a `DTensor`, without the second its import would take."""
+    """Return whether it is a `DTensor`. Importing that class would take a second."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes that hold parts of one model."""
 
     groups: tuple[Any, ...]
-    """Those to add up over, one after the other."""
+    """The process groups to sum over, one after the other."""
     process_group: Any
     """The ranks that hold different parameters, or None."""
     sharding: int
     """The number of ranks of all meshes; 1 without a DTensor."""
     copies: int
-    """How many of the ranks added up hold one and the same plain tensor."""
+    """How many of the ranks in a sum hold the same plain tensor."""
+    has_checked_rows: bool = False
+    """Whether `check_rows` has run."""
 
     def sum_(self, vector: Tensor) -> None:
-        """Add up the vectors of all ranks, in place; every rank must come here."""
+        """Sum the vectors of all ranks in place. Every rank must call this."""
         for group in self.groups:
             dist.all_reduce(vector, group=group)
 
     def check_rows(self, rows: int, device: torch.device) -> None:
-        """Raise on every rank if those with different parameters differ in rows.
+        """Check once that ranks with different parameters have equally many rows.
 
         Raises:
-          ValueError: they do, and adding up their vectors would abort the process.
+          ValueError: the numbers differ, on every rank. Summing vectors of different
+            lengths would abort the process.
         """
+        if self.process_group is None or self.has_checked_rows:
+            return
         extremes = torch.tensor([rows, -rows], device=device)
         for group in self.groups:
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
         most, least = extremes.tolist()
         if most != -least:
             raise ValueError(
-                f"process_group must be of ranks with equally many rows, got {rows} on "
-                f'this one and {-least} to {most} on all; set scope="global", or leave '
-                "process_group out"
+                f"process_group must have ranks with equally many rows, got {rows} on "
+                f'this rank and {-least} to {most} on all; set scope="global", or '
+                "leave process_group out"
             )
+        self.has_checked_rows = True
 
     def weight(self, tensor: Tensor) -> float:
-        """Return one over the number of ranks that hold the same part as this one."""
+        """Return 1 / n, if n ranks hold the same part of the tensor as this rank."""
         if is_sharded(tensor):
             return _shards(tensor) / self.sharding
         return 1 / self.copies
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
-        """Stay the same: a group of processes has no copy."""
+        """Return the same object: a group of processes cannot be copied."""
         return self
 
 
 def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None:
-    """Return whom to add up norms with, or None where everything is here."""
+    """Return the ranks that sum norms, or None if this rank holds everything."""
     parameters = list(parameters)
     if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
         raise ValueError(
             "parameters must not be those of FSDP1, which flattens them: each rank "
-            "sees another part; use fully_shard (FSDP2), or let FSDP1 clip at the "
+            "holds another part; use fully_shard (FSDP2), or let FSDP1 clip at the "
             "threshold() of a clipper made before wrapping, and observe() its norm"
         )
     tensors: Iterable[Any] = filter(is_sharded, parameters)
@@ -84,23 +90,23 @@ def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None
 
 
 def _among_shards(mesh_group: Any, process_group: Any) -> Ranks:
-    """Return whom to add up with where some ranks hold different parameters, too."""
+    """Return the ranks that sum norms if some ranks also hold different parameters."""
     sharing = set(dist.get_process_group_ranks(mesh_group))
     differing = set(dist.get_process_group_ranks(process_group))
     size = len(sharing)
-    if sharing & differing == {dist.get_rank()}:  # stages, each of them sharded
+    if sharing & differing == {dist.get_rank()}:  # stages, each of which is sharded
         return Ranks((mesh_group, process_group), process_group, size, size)
-    if differing <= sharing:  # experts, one or more per rank, beside what is sharded
+    if differing <= sharing:  # experts on each rank, and sharded parameters
         copies = size // len(differing)
         return Ranks((mesh_group,), process_group, size, copies)
     rule = "within the ranks of the sharded parameters, or share this one with them"
-    way_out = "make one clipper of what is sharded, and another of the rest"
-    got = f"ranks {sorted(differing)} beside shards on ranks {sorted(sharing)}"
+    way_out = "make one clipper of the sharded parameters, and another of the rest"
+    got = f"ranks {sorted(differing)} and shards on ranks {sorted(sharing)}"
     raise ValueError(format_error("process_group", rule, got, way_out))
 
 
 def _shards(tensor: Any) -> int:
-    """Return into how many different parts a tensor is cut."""
+    """Return the number of different parts of a tensor."""
     if not is_sharded(tensor):
         return 1
     sizes = enumerate(tensor.placements)
@@ -110,12 +116,12 @@ def _shards(tensor: Any) -> int:
 
 
 def _group_of(meshes: Sequence[Any]) -> Any:
-    """Return a group of all ranks of the meshes, made only where there is none.
+    """Return a group of all ranks of the meshes; a new one only if none exists.
 
-    Of several meshes each rank may hold others, as the rows and columns of a grid are:
-    then it is the part of their common root that has the axes of all of them.
+    With several meshes, such as the rows and columns of a grid, each rank may be in
+    others. The group is then the part of their root mesh that has all their axes.
     """
-    if len(meshes) > 1 and (part := _spanned(meshes)) is not None:
+    if len(meshes) > 1 and (part := _common_mesh(meshes)) is not None:
         meshes = [part]
     ranks = sorted({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
     if len(ranks) == dist.get_world_size():
@@ -125,8 +131,8 @@ def _group_of(meshes: Sequence[Any]) -> Any:
     return dist.new_group(ranks, use_local_synchronization=True)
 
 
-def _spanned(meshes: Sequence[Any]) -> Any:
-    """Return the mesh over the named axes of all meshes, if they have one root."""
+def _common_mesh(meshes: Sequence[Any]) -> Any:
+    """Return the mesh over the named axes of all meshes, if they share a root."""
     roots = list(dict.fromkeys(map(_root, meshes)))
     names = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
     known = tuple(n for n in roots[0].mesh_dim_names or () if n in names)
@@ -136,7 +142,7 @@ def _spanned(meshes: Sequence[Any]) -> Any:
 
 
 def _root(mesh: Any) -> Any:
-    """Return the mesh that a mesh was cut out of; nothing public tells it."""
+    """Return the mesh that a mesh is a part of. There is no public way to ask."""
     if hasattr(mesh, "_get_root_mesh"):
         return mesh._get_root_mesh()
     from torch.distributed.device_mesh import _mesh_resources

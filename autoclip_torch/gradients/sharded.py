@@ -1,8 +1,8 @@
-"""Gradients in parts on many ranks: squared norms, one reduction, the part held here.
+"""Measure and scale gradients that are distributed over ranks.
 
-A `DTensor` (FSDP2, tensor parallel) is measured by its local part. The squares of all
-rows are summed over the ranks in one vector, so every rank sees the same numbers and
-decides alike. What several ranks hold a copy of is counted once.
+Each rank measures the local part of a `DTensor` (FSDP2, tensor parallel). One reduction
+sums the squares of all rows over the ranks, so every rank receives the same numbers and
+makes the same decision. A part that several ranks hold counts once.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_sha
 from autoclip_torch.rows.rows import Rows
 
 from .device import combined, scale_whole_, whole_norms, wide_type
-from .layout import norms_in, select_, unit_scales, writable
-from .measure import Gradients
+from .layout import Gradients, norms_in, select_, unit_scales, writable
 from .ranks import Ranks, is_sharded
 
 
@@ -27,35 +26,37 @@ def measure(
     ranks: Ranks,
     overflow: Tensor | None = None,
 ) -> list[tuple[Any, Any]]:
-    """Return norms and which rows have one, of each sequence, in one reduction.
+    """Return for each sequence the norm of each row, and which rows have one.
 
     Args:
       rows: which tensor belongs to which row.
-      sequences: gradients, or gradients and parameters: one tensor per entry in each.
-      device: where the norms are wanted; None is the host, as NumPy arrays.
-      ranks: whom to add up with.
-      overflow: not 0 where this rank's gradients overflowed; it becomes 1 where those
-        of any rank did, and what overflowed on one of them is observed on none.
+      sequences: gradients, or gradients and parameters: one tensor per parameter.
+      device: the device of the norms; None returns NumPy arrays on the CPU.
+      ranks: the ranks that sum their squares.
+      overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of any
+        rank did; then no rank observes the step.
     """
-    where = torch.device("cpu") if device is None else device
-    parts = [_own_squares(rows, tensors, where, ranks) for tensors in sequences]
-    # All ranks send as much, whether they have a loss scale or not.
-    own = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
-    vector = torch.cat([*parts, own.reshape(1)])
+    place = torch.device("cpu") if device is None else device
+    if not torch.compiler.is_compiling():
+        ranks.check_rows(len(rows.names), place)
+    parts = [_local_squares(rows, tensors, place, ranks) for tensors in sequences]
+    # All ranks send vectors of the same length, with or without a loss scale.
+    flag = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
+    vector = torch.cat([*parts, flag.reshape(1)])
     ranks.sum_(vector)
     if overflow is not None:
-        overflow.copy_(vector[-1] != 0)  # fused kernels know 1, and no other number
-    found = []
+        overflow.copy_(vector[-1] != 0)  # a fused kernel compares it with 1
+    results = []
     for squares, count in vector[:-1].view(len(sequences), 2, -1):
         norms, observed = squares.sqrt(), (count > 0) & (vector[-1] == 0)
-        found.append(
+        results.append(
             (norms.numpy(), observed.numpy()) if device is None else (norms, observed)
         )
-    return found
+    return results
 
 
 def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
-    """Scale the parts of the gradients that are here, in place."""
+    """Multiply the local parts of the gradients by the scale of their row, in place."""
     scales = torch.as_tensor(scales)
     whole: dict[int, list[Tensor]] = {}
     for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
@@ -67,18 +68,18 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
         if entry.units is None:
             whole.setdefault(entry.start, []).append(local)
             continue
-        own = scales[entry.start : entry.stop].to(local.device)
+        entry_scales = scales[entry.start : entry.stop].to(local.device)
         if is_sharded(gradient):
-            select_(local, _own_scales(gradient, own, entry.units))
+            select_(local, _local_scales(gradient, entry_scales, entry.units))
         else:
-            select_(*unit_scales(local, own, entry.units))
+            select_(*unit_scales(local, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
-def _own_squares(
+def _local_squares(
     rows: Rows, tensors: Gradients, device: torch.device, ranks: Ranks
 ) -> Tensor:
-    """Return this rank's share of the squared norms, and what it observed."""
+    """Return this rank's share of the squared norms, and which rows it observed."""
     wide = wide_type(device)
     share = torch.zeros(2, len(rows.names), dtype=wide, device=device)
     squares, observed = share
@@ -91,8 +92,8 @@ def _own_squares(
         if entry.units is None:
             whole.setdefault((entry.start, weight), []).append(_local(tensor))
             continue
-        own = _squares(tensor, entry.units, wide).to(device, non_blocking=True)
-        squares[entry.start : entry.stop] += weight * own
+        part = _squares(tensor, entry.units, wide).to(device, non_blocking=True)
+        squares[entry.start : entry.stop] += weight * part
         observed[entry.start : entry.stop] = 1
     for (row, weight), parts in whole.items():
         norms = [norm.to(device) for norm in whole_norms(parts, wide)]
@@ -102,25 +103,25 @@ def _own_squares(
 
 
 def _squares(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
-    """Return the squares of the part held here, one per unit."""
+    """Return the sum of squares of the local part of each unit."""
     local = _local(tensor)
     if not is_sharded(tensor):
         return norms_in(local, units, wide).square().reshape(-1)
     if local.numel() == 0:
         return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
     region = _region(tensor)
-    if units.groups > 1:  # groups may be cut across: measured in the frame of the whole
+    if units.groups > 1:  # a shard may cut through a group: measure the whole shape
         whole = local.new_zeros(tensor.shape)
         whole[region] = local
         return norms_in(whole, units, wide).square().reshape(-1)
     grid = torch.zeros(unit_shape(tensor.shape, units), dtype=wide, device=local.device)
-    place = grid[_along(region, units)]
-    place.copy_(norms_in(local, units, wide).square().reshape(place.shape))
+    target = grid[_along(region, units)]
+    target.copy_(norms_in(local, units, wide).square().reshape(target.shape))
     return grid.reshape(-1)
 
 
-def _own_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
-    """Return the units' scales, in a shape that broadcasts against the local part."""
+def _local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
+    """Return the scales of the units, in a shape that broadcasts to the local part."""
     grid, region = scales.reshape(unit_shape(gradient.shape, units)), _region(gradient)
     if units.groups == 1:
         return grid[_along(region, units)]
@@ -129,20 +130,20 @@ def _own_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
 
 
 def _along(region: tuple[slice, ...], units: Units) -> tuple[slice, ...]:
-    """Return the region of a grid of units that a region of the tensor belongs to."""
+    """Return the part of a grid of units that belongs to a region of the tensor."""
     return tuple(
         slice(None) if axis in units.axes else part for axis, part in enumerate(region)
     )
 
 
 def _local(tensor: Any) -> Tensor:
-    """Return the part of a tensor that is here; writing to it writes to the tensor."""
+    """Return the local part of a tensor, as a view that may be written."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local
 
 
 def _region(tensor: Any) -> tuple[slice, ...]:
-    """Return which part of the whole tensor is here."""
+    """Return which region of the whole tensor is local."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh, placements = tensor.device_mesh, tensor.placements
@@ -154,12 +155,12 @@ def _region(tensor: Any) -> tuple[slice, ...]:
 
 
 def is_partial(tensor: Any) -> bool:
-    """Tell whether each rank holds summands of the tensor, as of a layer's norm."""
+    """Return whether each rank holds a summand of the tensor, as for a norm layer."""
     return is_sharded(tensor) and any(p.is_partial() for p in tensor.placements)
 
 
 def without_partial(tensor: Any) -> Any:
-    """Return the tensor with its pending sums done: squares of summands do not add."""
+    """Return the tensor with its pending sums computed; summands have no norm."""
     if not is_partial(tensor):
         return tensor
     from torch.distributed.tensor import Replicate

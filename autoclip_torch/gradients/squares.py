@@ -1,12 +1,14 @@
-"""Sums of squares on the host: each number is read once, by whoever reads it fastest.
+"""Sums of squares on the CPU. Each number is read once, in the fastest way.
 
-| numbers in a tensor | who reads them                                               |
-|---------------------|--------------------------------------------------------------|
-| up to 2^13          | NumPy, many tensors at a time, after a copy side by side     |
-| up to 2^18          | NumPy's `vecdot`: one thread, as a second one comes too late |
-| more                | torch, in all its threads                                    |
+| numbers in a tensor | summed by                       |
+|---------------------|---------------------------------|
+| up to 2^13          | NumPy, many tensors at a time   |
+| up to 2^18          | NumPy's `vecdot`, in one thread |
+| more                | torch, in all its threads       |
 
-float32 comes first; where its squares are not safe, float64 does it again.
+Tensors of the first kind are copied side by side. For those of the second kind, a
+second thread would start too late. Sums are computed in float32. If a sum may have lost
+squares to overflow or underflow, it is computed again in float64.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from autoclip_core.clipper.units import Units
 
 from .layout import (
     PIECE,
-    by_first_axis,
+    is_cut_by_first_axis,
     norm_over,
     norms_in,
     pieces,
@@ -29,20 +31,21 @@ from .layout import (
     rows_of_a_piece,
 )
 
-# Between these, the squares of float32 numbers lost nothing to overflow or to subnormal
-# numbers when they were summed; outside, and only there, they are summed in float64.
+# A float32 sum of squares between these limits has lost nothing to overflow or to
+# subnormal numbers. Sums outside the limits, and only these, are computed in float64.
 _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
 
-# As many squares are summed in float32 at most. The norm of 10 million numbers would be
-# off by up to 1e-3; what is longer is cut into strips, and float64 adds up their sums.
+# At most this many squares are summed in float32. Longer tensors are cut into strips,
+# whose sums are added in float64. Without strips, the norm of 10 million numbers would
+# be off by up to 1e-3.
 _SHORT = 2**13
 
-# So long is a strip. Beside one large number in each of the few sums that torch keeps
-# of a row, the small ones get lost: of 2**13 numbers 3e-5 of the norm, of so many 4e-6,
-# and of twice as many, which a unit may have, 8e-6.
+# The length of a strip. torch keeps a few partial sums for each row. If each of them
+# holds a large number, small numbers are lost: 3e-5 of the norm of 2**13 numbers, 4e-6
+# of a strip, 8e-6 of two strips, which a unit may have.
 _STRIP = 2**10
 
-# Up to here one thread has read a tensor before another one is awake.
+# Up to this length, one thread reads a tensor before a second thread starts.
 _ONE_THREAD = 2**18
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,26 +54,26 @@ _Array = np.ndarray[Any, Any]
 
 
 def is_short(tensor: Tensor, units: Units | None) -> bool:
-    """Tell whether `of_short` may measure it together with others."""
+    """Return whether `of_short` may measure a tensor together with others."""
     return (
         0 < tensor.numel() <= _SHORT
         and not tensor.is_sparse
         and tensor.dtype in _NARROW
-        and (units is None or by_first_axis(units, tensor))
+        and (units is None or is_cut_by_first_axis(units, tensor))
     )
 
 
 def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
-    """Return the sums of squares of short tensors, each cut evenly into its rows."""
+    """Return the sums of squares of short tensors, each cut into rows of equal size."""
     side_by_side: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     flat = side_by_side.float().numpy(force=True)
     sizes = np.array([tensor.numel() for tensor in tensors])
     lengths = (sizes // rows).repeat(rows)
     starts = lengths.cumsum() - lengths
     sums = np.add.reduceat(flat * flat, starts).astype(np.float64)
-    if len(unsafe := _unsafe(sums)):  # the others keep their bits
-        again = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
-        sums[unsafe] = again[unsafe]
+    if len(unsafe := _unsafe(sums)):  # safe sums stay unchanged bit for bit
+        wide = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
+        sums[unsafe] = wide[unsafe]
     return sums
 
 
@@ -84,7 +87,7 @@ def of_all(tensor: Tensor) -> float:
     values = real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flat(values)
     if flat is not None and values.dtype in _NARROW:
-        # A narrow type is widened as a copy, so in pieces.
+        # Widening a narrow type copies it, so it is done in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
         total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
         if _LEAST_SAFE < total < _MOST_SAFE:
@@ -93,7 +96,7 @@ def of_all(tensor: Tensor) -> float:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Tell whether NumPy may read it as it is: most are so, and take the short way."""
+    """Return whether NumPy can read a tensor directly. This is the common case."""
     return (
         tensor.dtype == torch.float32
         and not tensor.is_sparse
@@ -106,7 +109,7 @@ def of_units(tensor: Tensor, units: Units) -> _Array:
     """Return the sum of squares of each unit of one tensor."""
     tensor = tensor.to_dense() if tensor.is_sparse else tensor
     values = real(tensor)
-    if not by_first_axis(units, tensor):
+    if not is_cut_by_first_axis(units, tensor):
         return _squared(norms_in(tensor, units, torch.float64).reshape(-1))
     table = _table(values)
     if table is None or values.dtype not in _NARROW:
@@ -117,19 +120,19 @@ def of_units(tensor: Tensor, units: Units) -> _Array:
         parts = torch.split(table, rows_of_a_piece(table))
         sums = np.concatenate([_by_row(part) for part in parts])
     if len(unsafe := _unsafe(sums)):
-        for some in pieces(unsafe, table):
-            sums[some] = _wide(table[torch.from_numpy(some)], (1,))
+        for piece in pieces(unsafe, table):
+            sums[piece] = _wide(table[torch.from_numpy(piece)], (1,))
     return sums
 
 
 def _unsafe(sums: _Array) -> _Array:
-    """Return where sums, taken in float32, are to be taken again in float64."""
-    safe = (sums > _LEAST_SAFE) & (sums < _MOST_SAFE)
-    return (~safe).nonzero()[0]
+    """Return which float32 sums have to be computed again in float64."""
+    is_safe = (sums > _LEAST_SAFE) & (sums < _MOST_SAFE)
+    return (~is_safe).nonzero()[0]
 
 
 def _flat(values: Tensor) -> Tensor | None:
-    """Return the numbers in the order of memory, or None where it has gaps."""
+    """Return the numbers in memory order, or None if the memory has gaps."""
     if values.is_contiguous():
         return values.view(-1)
     order = sorted(range(values.ndim), key=values.stride, reverse=True)
@@ -138,7 +141,7 @@ def _flat(values: Tensor) -> Tensor | None:
 
 
 def _table(values: Tensor) -> Tensor | None:
-    """Return the numbers of each index of the first axis, if they lie side by side."""
+    """Return a view as a matrix, one row per index of the first axis, or None."""
     rows, size = values.shape[0], values.numel()
     flat = _flat(values)
     if flat is None or values.stride(0) * rows != size:
@@ -147,8 +150,8 @@ def _table(values: Tensor) -> Tensor | None:
 
 
 def _wide(values: Tensor, axes: tuple[int, ...] | None) -> _Array:
-    """Return sums of squares in float64: one per row, or with None one per piece."""
-    # torch widens what it is given as a copy, so in pieces.
+    """Return sums of squares in float64: one per row, or one per piece if None."""
+    # torch copies what it widens, so it is done in pieces.
     parts = torch.split(values, rows_of_a_piece(values))
     norms = [norm_over(part, axes, torch.float64).reshape(-1) for part in parts]
     return _squared(torch.cat(norms))
@@ -163,12 +166,12 @@ def _by_row(table: Tensor) -> _Array:
 
 
 def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Array:
-    """Return the sum of squares of each row, in float64 over strips of long ones."""
+    """Return the sum of squares of each row. Long rows are summed in strips."""
     rows, length = table.shape
     if length <= most:
         return squares(table).astype(np.float64)
     strip, parts = _STRIP, -(-length // most)
-    if length <= _SHORT and length % parts == 0:  # a unit, without a remainder
+    if length <= _SHORT and length % parts == 0:  # a unit, in equal strips
         strip = length // parts
     whole = length // strip * strip
     strips = squares(table[:, :whole].reshape(rows, -1, strip))
@@ -186,6 +189,6 @@ def _by_torch(table: Tensor) -> _Array:
 
 
 def _squared(norms: Tensor) -> _Array:
-    """Return squares in float64, of which a norm in float32 is never too large."""
+    """Return squares in float64: there, no float32 norm has a square that overflows."""
     squares: _Array = np.square(norms.numpy(force=True), dtype=np.float64)
     return squares

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.gradients.parameters import Parameters
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
@@ -23,7 +23,7 @@ class Attachment:
 
     def __init__(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Register the hooks."""
-        check_steps_all(stepper.parameters, optimizer)
+        check_steps_all(stepper.rows.parameters, optimizer)
         self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
         others = _attachments(optimizer)
@@ -96,13 +96,12 @@ class Attachment:
         self._stepper.step()
 
 
-def check_steps_all(parameters: Parameters, optimizer: Optimizer) -> None:
+def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
     """Refuse an optimizer of only some of what a clipper holds.
 
     The gradients of the others belong to another backward, as in a GAN, or are not
     there yet, as where each parameter is stepped within the backward pass.
     """
-    clipped = parameters.rows.parameters
     trained = [parameter for parameter in clipped if parameter.requires_grad]
     stepped = stepped_parameter_ids(optimizer)
     here = sum(id(parameter) in stepped for parameter in trained or clipped)

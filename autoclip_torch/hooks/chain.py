@@ -82,7 +82,7 @@ class ClipperChain:
         groups = enumerate(optimizer.param_groups)
         new = [p for i, group in groups for p in group["params"][before.get(i, 0) :]]
         self._known = sizes
-        clipped = [group for each in self._steppers for group in each.parameters.groups]
+        clipped = [group for each in self._steppers for group in each.groups]
         known = {id(named.parameter) for group in clipped for named in group.parameters}
         if added := [p for p in new if id(p) not in known]:
             warn(

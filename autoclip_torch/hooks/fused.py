@@ -145,9 +145,9 @@ def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
 
 def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     """Tell whether one row holds exactly what the optimizer steps."""
-    if not stepper.one_factor:
+    if not stepper.has_one_factor:
         return False
-    clipped = stepper.parameters.rows.parameters
+    clipped = stepper.rows.parameters
     plain = all(type(parameter) is torch.nn.Parameter for parameter in clipped)
     return plain and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
 

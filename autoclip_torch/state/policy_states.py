@@ -1,4 +1,4 @@
-"""What a clipper has learned: its policies' state, on the host or on one device."""
+"""The policy states of a clipper and its counts, on the CPU or on a device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,15 +18,15 @@ from .trees import leaves, moved, overlaid, read
 
 
 class PolicyStates:
-    """One decision per step over all rows; one call of `decide` per policy.
+    """Decide on all rows in a step, with one call of `decide` per policy.
 
     Args:
       rows: the rows and the policy of each.
-      nonfinite: what becomes of a row whose norm is not finite.
+      nonfinite: what happens to a row whose norm is not finite.
     """
 
     def __init__(self, rows: Rows, nonfinite: str) -> None:
-        """Start with no history, on the host."""
+        """Start without history, on the CPU."""
         self.rows = rows
         self.nonfinite = nonfinite
         self._namespace: TorchNamespace | None = None
@@ -36,77 +36,77 @@ class PolicyStates:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the history is; None is the host."""
+        """The device of the states; None is NumPy on the CPU."""
         return None if self._namespace is None else self._namespace.device
 
     @property
     def xp(self) -> Any:
-        """NumPy on the host, else the namespace of torch on the device."""
+        """The array namespace: NumPy on the CPU, or torch on the device."""
         return self._namespace or np
 
-    def here(self, values: Tensor) -> Any:
-        """Return a tensor where decisions are taken."""
+    def as_array(self, values: Tensor) -> Any:
+        """Return a tensor as an array of the namespace `xp`."""
         if self.device is None:
             return values.cpu().numpy()
         return values.to(self.device, non_blocking=True)
 
     def reset(self) -> None:
-        """Forget every norm and count."""
-        self.states = self._keep(self._fresh(), self.states)
-        self.tally = self._keep(empty_tally(len(self.rows.names), self.xp), self.tally)
-        self.decision = self._nothing_seen()
+        """Delete the recorded norms and the counts."""
+        self.states = self._stored(self._empty_states(), self.states)
+        self.tally = self._stored(
+            empty_tally(len(self.rows.names), self.xp), self.tally
+        )
+        self.decision = self._empty_decision()
 
     def _start(self) -> None:
-        """Make the memory for what will be learned, where decisions are taken."""
-        self.states = self._fresh()
+        """Create empty states on the device; find out whether updates are skipped."""
+        self.states = self._empty_states()
         self.tally = empty_tally(len(self.rows.names), self.xp)
-        self.decision = self._nothing_seen()
-        # Asked once here: whether an update may be cancelled. On a device this also
-        # brings the policies' tables there, so that no step has to.
+        self.decision = self._empty_decision()
+        # A trial call of each policy tells whether it can cancel an update. It also
+        # copies the tables of the policy to the device, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []
-        for block, state, part in self._each(ones):
+        for block, state, part in self._by_policy(ones):
             limit = block.policy.limit(state, part, param_norms=part, xp=self.xp)
             block.policy.record(state, part, limit, self.xp)
             limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
 
-    def _fresh(self) -> list[Any]:
-        """Return the states of policies that have seen nothing."""
+    def _empty_states(self) -> list[Any]:
+        """Return the states of the policies before the first step."""
         return [
             block.policy.init(block.stop - block.start, self.xp)
             for block in self.rows.by_policy
         ]
 
-    # `torch.compile` does this once, when it traces, and not in the compiled code.
+    # `torch.compile` calls this once, when it traces, and not in the compiled code.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def place(self, device: torch.device | None) -> None:
-        """Move to the host (None) or to a device, history and all."""
+    def move_to(self, device: torch.device | None) -> None:
+        """Move states, counts and decision to a device, or to NumPy arrays (None)."""
         if device == self.device:
             return
         namespace = None if device is None else TorchNamespace(device)
-        for block in self.rows.by_policy:
-            block.policy.init(
-                1, namespace or np
-            )  # refuses a history that only the host can keep
+        for block in self.rows.by_policy:  # refuses a history that needs the CPU
+            block.policy.init(1, namespace or np)
         states, tally, decision = self.states, self.tally, self.decision
         self._namespace = namespace
         self._start()
         self.states = [moved(state, device) for state in states]
         self.tally, self.decision = moved(tally, device), moved(decision, device)
 
-    def decide(self, norms: Any, observed: Any, param_norms: Any) -> Decision:
-        """Decide on one step and learn from it.
+    def decide(self, norms: Any, observed: Any, param_norms: Any = None) -> Decision:
+        """Decide on one step, and record its norms.
 
         Args:
-          norms: shape (rows,), an array of this states's namespace.
+          norms: shape (rows,), an array of the namespace `xp`.
           observed: booleans of shape (rows,).
-          param_norms: shape (rows,), or None where no policy needs them.
+          param_norms: shape (rows,), or None if no policy needs them.
         """
         states, decisions = [], []
-        # The clipper has looked at the norms if it is to raise; once is enough.
+        # With "raise", the clipper has checked the norms already.
         nonfinite = "propagate" if self.nonfinite == "raise" else self.nonfinite
-        for block, state, part in self._each(norms):
+        for block, state, part in self._by_policy(norms):
             rows = slice(block.start, block.stop)
             after, decision = decide(
                 block.policy,
@@ -119,33 +119,35 @@ class PolicyStates:
             )
             states.append(after)
             decisions.append(decision)
-        states, decision = self._agree(states, decisions, observed)
-        if self.device is not None:  # a threshold may lie in the state, overwritten now
+        states, decision = self._joined(states, decisions, observed)
+        if self.device is not None:  # the state may share its memory
             decision = decision._replace(threshold=decision.threshold.clone())
-        self.states = self._keep(states, self.states)
-        return self.count(decision)
+        self.states = self._stored(states, self.states)
+        return self.count_step(decision)
 
-    def count(self, decision: Decision) -> Decision:
-        """Count one step, decided here or by a rule that has no history."""
+    def count_step(self, decision: Decision) -> Decision:
+        """Add a decision to the counts, whether it comes from a policy or not."""
         self.decision = decision
         tally = count_step(self.tally, decision, self.xp)
-        self.tally = self._keep(tally, self.tally)
+        self.tally = self._stored(tally, self.tally)
         return decision
 
     def thresholds(self, param_norms: Any) -> Any:
-        """Return the threshold of each row for a norm that is not known yet."""
+        """Return the threshold of each row before its norm is known."""
         parts, xp = [], self.xp
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
-        for block, state, _ in self._each(self.tally.observed):
-            own = None if param_norms is None else param_norms[block.start : block.stop]
-            limit = block.policy.limit(state, None, param_norms=own, xp=self.xp)
-            # A policy without state gives one number for all rows.
+        for block, state, _ in self._by_policy(self.tally.observed):
+            part = (
+                None if param_norms is None else param_norms[block.start : block.stop]
+            )
+            limit = block.policy.limit(state, None, param_norms=part, xp=self.xp)
+            # A policy without state returns one number for all rows.
             rows = self.xp.zeros((block.stop - block.start,), dtype=self.xp.float32)
             parts.append(limit.threshold + rows)
         return self.xp.concatenate(parts)
 
-    def on_host(self) -> tuple[Decision, Tally]:
+    def read(self) -> tuple[Decision, Tally]:
         """Return the last decision and the tally as NumPy arrays, in one transfer."""
         arrays = [*self.decision, *self.tally]
         if self.device is not None:
@@ -155,9 +157,9 @@ class PolicyStates:
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
 
     def extended(self, rows: Rows) -> "PolicyStates":
-        """Return a states of more rows, in which these keep what they learned."""
+        """Return the states for more rows; the present rows keep their history."""
         more = PolicyStates(rows, self.nonfinite)
-        more.place(self.device)
+        more.move_to(self.device)
         old = {
             block.policy: (block, state)
             for block, state in zip(self.rows.by_policy, self.states, strict=True)
@@ -165,10 +167,10 @@ class PolicyStates:
         for index, block in enumerate(rows.by_policy):
             if block.policy not in old:
                 continue
-            old_band, state = old[block.policy]
+            old_block, state = old[block.policy]
             more.states[index] = overlaid(state, more.states[index], self.xp)
-            source = slice(old_band.start, old_band.stop)
-            target = slice(block.start, block.start + old_band.stop - old_band.start)
+            source = slice(old_block.start, old_block.stop)
+            target = slice(block.start, block.start + old_block.stop - old_block.start)
             for name in ("observed", "clipped"):
                 getattr(more.tally, name)[target] = getattr(self.tally, name)[source]
         kept = ("steps", "nonfinite", "skipped", "skipped_in_a_row")
@@ -176,24 +178,24 @@ class PolicyStates:
         return more
 
     def to_plain(self) -> dict[str, Any]:
-        """Return states and counts as tensors of their own."""
+        """Return copies of states and counts as tensors, for a checkpoint."""
         return {
             "states": [state_to_plain(state) for state in self.states],
             "tally": state_to_plain(self.tally),
         }
 
     def from_plain(self, plain: Mapping[str, Any]) -> None:
-        """Take over states and counts; all or, with a ValueError, nothing."""
+        """Load states and counts. On a ValueError nothing changes."""
         states = states_from_plain(plain["states"], self.states)
         tally = state_from_plain(plain["tally"], self.tally, "tally")
-        self.states = self._keep(states, self.states)
-        self.tally = self._keep(tally, self.tally)
-        self.decision = self._nothing_seen()
+        self.states = self._stored(states, self.states)
+        self.tally = self._stored(tally, self.tally)
+        self.decision = self._empty_decision()
 
-    def _keep(self, new: Any, old: Any) -> Any:
-        """Return a new state; on a device in the memory of the old one.
+    def _stored(self, new: Any, old: Any) -> Any:
+        """Return the new state; on a device, in the memory of the old one.
 
-        A captured CUDA graph writes where it wrote when it was captured.
+        A captured CUDA graph always writes to the same memory.
         """
         if self.device is None:
             return new
@@ -201,17 +203,17 @@ class PolicyStates:
             torch._foreach_copy_(memory, leaves(new))
         return old
 
-    def _each(self, rows: Any) -> list[tuple[Any, Any, Any]]:
-        """Return each block with its state and its part of an array over the rows."""
+    def _by_policy(self, rows: Any) -> list[tuple[Any, Any, Any]]:
+        """Return the rows of each policy, its state, and its part of an array."""
         return [
             (block, state, rows[block.start : block.stop])
             for block, state in zip(self.rows.by_policy, self.states, strict=True)
         ]
 
-    def _agree(
+    def _joined(
         self, states: list[Any], decisions: list[Decision], observed: Any
     ) -> tuple[list[Any], Decision]:
-        """Join the policies' decisions: what cancels the update cancels it for all."""
+        """Join the decisions of the policies. If one cancels the update, all do."""
         if len(decisions) == 1:
             return states, decisions[0]
         decision = Decision(*map(self.xp.concatenate, zip(*decisions, strict=True)))
@@ -220,16 +222,16 @@ class PolicyStates:
         skipped = decision.skipped | self.xp.any(decision.skipped)
         scale = self.xp.where(skipped & observed, 0.0, decision.scale)
         if self.nonfinite == "skip":
-            learns = decision.finite & ~self.xp.any(~decision.finite)
+            is_recorded = decision.finite & ~self.xp.any(~decision.finite)
             states = [
                 select_rows(part, new, band_and_state[1], self.xp)
                 for new, (*band_and_state, part) in zip(
-                    states, self._each(learns), strict=True
+                    states, self._by_policy(is_recorded), strict=True
                 )
             ]
         return states, decision._replace(skipped=skipped, scale=scale)
 
-    def _nothing_seen(self) -> Decision:
+    def _empty_decision(self) -> Decision:
         xp, rows = self.xp, (len(self.rows.names),)
         number = {
             name: xp.full(rows, value, dtype=xp.float32)

@@ -1,29 +1,35 @@
-"""What a run must not do unnoticed: see no gradient, skip for ever, hide overflows."""
+"""Checks around a step: missing gradients, endless skips, overflows, norms not finite.
 
+A run that does nothing useful warns or raises, instead of continuing in silence.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from autoclip_core import Decision
 from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
-from autoclip_torch.gradients.parameters import Parameters
+from autoclip_core.scale import as_norms
+from autoclip_torch.rows.groups import Group
+from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.policy_states import PolicyStates
 
-from .overflows import Overflows
-from .partial import warn_of_partial_norms
 from .warn import warn
 
 
 class RunChecks:
-    """What is checked in every step, and what has to be remembered for that.
+    """The checks of each step, and the counts that they need.
 
     Args:
-      most_skips: so many updates may be cancelled in a row, or None.
-      may_skip: whether anything cancels an update.
+      most_skips: how many updates in a row may be cancelled, or None.
+      may_skip: whether anything can cancel an update.
     """
 
     def __init__(self, most_skips: int | None, may_skip: bool) -> None:
-        """Refuse a limit on skipped updates where nothing skips one."""
+        """Refuse a limit on skipped updates if nothing can skip one."""
         if most_skips is not None:
             check_count("max_consecutive_skips", most_skips, 1)
             if not may_skip:
@@ -33,53 +39,67 @@ class RunChecks:
                     format_error("max_consecutive_skips", rule, most_skips, way_out)
                 )
         self._most_skips = most_skips
-        self.overflows = Overflows()
-        self._saw_gradient = False
+        self.overflows = OverflowCheck()
+        self._has_had_gradient = False
 
     def reset(self) -> None:
-        """Forget the steps so far."""
-        self.overflows = Overflows()
+        """Restart the counts."""
+        self.overflows = OverflowCheck()
 
-    def check_gradients(self, parameters: Parameters, observed: Any) -> None:
-        """Warn if there never was a gradient: the parameters may be others."""
-        if torch.compiler.is_compiling() or self._saw_gradient:
-            return  # what a compiled step has seen would compile the next one anew
-        gradients = parameters.gradients()
-        self._saw_gradient = any(gradient is not None for gradient in gradients)
-        warn_of_partial_norms(parameters.rows)
-        # Of stages and shards, this rank's may have none where those of others do.
-        elsewhere = parameters.ranks is not None and bool(observed.any())
-        if replaced := parameters.replaced():
+    def check_gradients(
+        self,
+        groups: Sequence[Group],
+        rows: Rows,
+        gradients: Sequence[Tensor | None],
+        observed: Any,
+    ) -> None:
+        """Warn until the first gradient exists: the clipper may hold other parameters.
+
+        Args:
+          groups: all parameters of the update.
+          rows: the clipped parameters.
+          gradients: their gradients.
+          observed: the rows that have a gradient on any rank, or None if there is only
+            this rank.
+        """
+        if torch.compiler.is_compiling() or self._has_had_gradient:
+            return  # a flag that a compiled step set would cause another compilation
+        self._has_had_gradient = any(gradient is not None for gradient in gradients)
+        _warn_of_partial_norms(rows)
+        # Other stages and shards may have gradients although this rank has none.
+        is_elsewhere = observed is not None and bool(observed.any())
+        if replaced := _replaced_parameters(groups):
             warn(
                 f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
-                "left the model, and what is trained instead is not clipped: "
-                "fully_shard, among others, puts new ones in their place; make the "
-                "clipper after it, as the optimizer",
+                "left the model, and the parameters that are trained instead are not "
+                "clipped: fully_shard, among others, replaces parameters; make the "
+                "clipper after it, like the optimizer",
             )
-        elif not self._saw_gradient and not elsewhere:
+        elif not self._has_had_gradient and not is_elsewhere:
             warn(
                 "the clipper has not seen a gradient yet: none of its parameters has "
                 "one; call backward() first, and make the clipper of the parameters "
-                "that are trained: fully_shard, among others, puts new ones in their "
-                "place",
+                "that are trained: fully_shard, among others, replaces parameters",
             )
 
-    def check_run(self, states: PolicyStates, dry_run: bool, cancelled: bool) -> None:
-        """Check what the run has counted, where the host need not wait for it now."""
+    def check_run(
+        self, states: PolicyStates, dry_run: bool, is_cancelled: bool
+    ) -> None:
+        """Check the counts of a run, if reading them does not wait for a device."""
         if states.device is None:
             self.check_counts(states.tally, states.nonfinite, dry_run)
-        elif states.device.type == "cpu" or cancelled:  # it has just waited
+        elif states.device.type == "cpu" or is_cancelled:  # the wait is over
             self.check_skips(states.tally)
 
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
-        """Check counts that are on the host."""
+        """Check counts that are on the CPU."""
         self.check_skips(tally)
-        # Whoever only observes hides no overflow from a GradScaler.
+        # A dry run sets no infinity to 0, so it hides no overflow from a GradScaler.
         if nonfinite == "zero" and not dry_run:
-            self.overflows.look(tally)
+            self.overflows.check(tally)
 
     def check_skips(self, tally: Tally) -> None:
-        """Stop a run that only skips."""
+        """Stop a run that skips every update."""
         most = self._most_skips
         if most is not None and tally.skipped_in_a_row > most:
             raise RuntimeError(
@@ -87,3 +107,113 @@ class RunChecks:
                 f"than max_consecutive_skips={most}: the run is not training; "
                 "look at the loss and the learning rate"
             )
+
+
+class OverflowCheck:
+    """Warns once if 10 of the last 100 steps are not finite: a hidden loss scale.
+
+    A calibrating `GradScaler` halves its scale at most as often.
+
+    The check keeps two earlier counts of the run: one from 50 to 100 steps ago and one
+    from at most 50 steps ago. If it runs less often, these are the counts of its last
+    two runs, and it warns if a tenth of the steps between is not finite.
+    """
+
+    def __init__(self) -> None:
+        """Start at the beginning of a run."""
+        self._earlier: list[tuple[int, int]] = [(0, 0), (0, 0)]
+        self._has_warned = False
+
+    def check(self, tally: Tally) -> None:
+        """Check counts that are on the CPU."""
+        now = int(tally.steps), int(tally.nonfinite)
+        if not self._earlier:
+            self._earlier = [now, now]
+        steps, nonfinite = (a - b for a, b in zip(now, self._earlier[0], strict=True))
+        limit = max(_NONFINITE_STEPS, _NONFINITE_STEPS * steps / _RECENT_STEPS)
+        if nonfinite >= limit and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"the gradients of {nonfinite} of the last {steps} steps were not "
+                "finite; with a GradScaler, call step(scaler=scaler, "
+                "optimizer=optimizer) or unscale_ before it, else its scale never "
+                "falls; without one, look at the loss"
+            )
+        if now[0] - self._earlier[1][0] >= _RECENT_STEPS // 2:
+            self._earlier = [self._earlier[1], now]
+
+    def ignore_earlier_steps(self) -> None:
+        """Ignore the steps so far: they were observed, or belong to another run."""
+        self._earlier = []
+
+
+_NONFINITE_STEPS, _RECENT_STEPS = 10, 100
+
+
+def check_finite(states: PolicyStates, norms: Any, observed: Any) -> None:
+    """Raise a FloatingPointError that names the rows whose norm is not finite."""
+    _refuse_to_compile('nonfinite="raise"')
+    is_bad = (observed & ~states.xp.isfinite(as_norms(norms, states.xp))).tolist()
+    names = [name for name, bad in zip(states.rows.names, is_bad, strict=True) if bad]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise FloatingPointError(
+            f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
+            'nonfinite="raise"; to go on without such gradients, set '
+            'nonfinite="zero" or "skip"'
+        )
+
+
+def is_skipped(decision: Decision) -> bool:
+    """Return on the CPU whether the update is cancelled."""
+    _refuse_to_compile("what cancels updates")
+    return bool(torch.as_tensor(decision.skipped).any())
+
+
+def _refuse_to_compile(setting: str) -> None:
+    """Refuse a setting that reads a value: traced code has no values."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{setting} must read the norms on the CPU, which a compiled step cannot; "
+            'set nonfinite="zero" or "propagate", or call clipper.step() outside of '
+            "torch.compile"
+        )
+
+
+def _replaced_parameters(groups: Sequence[Group]) -> list[str]:
+    """Return the names of parameters that their layer does not hold any more.
+
+    A parameter with a gradient does not count: FSDP2 may keep the whole parameter in
+    place of its shard.
+    """
+    return [
+        str(named.name)
+        for group in groups
+        for named in group.parameters
+        if named.parameter.requires_grad
+        and named.parameter.grad is None
+        and named.layer is not None
+        and all(p is not named.parameter for p in named.layer.parameters())
+    ]
+
+
+def _warn_of_partial_norms(rows: Rows) -> None:
+    """Warn inside a backward pass that has not computed all gradients of a row."""
+    if torch._C._current_graph_task_id() == -1:  # there is no public way to ask
+        return
+    entries = rows.by_parameter
+    begun = {entry.start for entry in entries if entry.parameter.grad is not None}
+    missing = [
+        entry.parameter
+        for entry in entries
+        if entry.start in begun
+        and entry.parameter.requires_grad
+        and entry.parameter.grad is None
+    ]
+    if missing:
+        warn(
+            "the clipper was stepped within the backward pass, before "
+            f"{len(missing)} gradients of the norms that it measures were computed, so "
+            "each of its steps measures partial norms; within the backward pass, make "
+            "a clipper for each parameter, or step after it"
+        )

@@ -1,4 +1,4 @@
-"""One step: measure the gradients, decide, and scale them or have them scaled."""
+"""One step of a clipper: measure the gradients, decide, and scale the gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,25 +7,26 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision
-from autoclip_torch.gradients.parameters import Parameters, where
+from autoclip_torch.gradients import cpu, device, sharded
+from autoclip_torch.gradients.layout import Gradients, copy_shared
+from autoclip_torch.gradients.ranks import find_ranks
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .amp import NO_SCALE, LossScale
-from .looks import is_skipped, refuse_nonfinite
-from .run_checks import RunChecks
+from .run_checks import RunChecks, check_finite, is_skipped
 
 
 class Stepper:
-    """What a clipper does in a step: by hand, attached, or with a fused optimizer.
+    """The steps of one clipper: by hand, attached, or with a fused optimizer.
 
     Args:
-      groups: all parameters of the update.
-      rows: those that are clipped.
-      nonfinite: what becomes of a row whose norm is not finite.
-      dry_run: whether to leave every gradient alone.
-      most_skips: so many updates may be cancelled in a row, or None.
+      groups: all parameters of the update, the excluded ones too.
+      rows: the clipped parameters, cut into rows.
+      nonfinite: what happens to a row whose norm is not finite.
+      dry_run: whether the gradients stay as they are.
+      most_skips: how many updates in a row may be cancelled, or None.
       process_group: the ranks that hold different parameters, or None.
     """
 
@@ -39,114 +40,172 @@ class Stepper:
         most_skips: int | None,
         process_group: Any,
     ) -> None:
-        """Start with no history, where the parameters are."""
+        """Start without history, on the device of the parameters."""
         self.dry_run = dry_run
+        self.groups = groups
+        self.rows = rows
         self.policy_states = PolicyStates(rows, nonfinite)
-        self.parameters = Parameters(groups, rows, process_group)
-        self.policy_states.place(where(rows.parameters))
+        self.ranks = find_ranks(rows.parameters, process_group)
+        self.policy_states.move_to(device.decision_device(rows.parameters))
         self.checks = RunChecks(most_skips, self.policy_states.may_skip)
 
     @property
     def process_group(self) -> Any:
         """The ranks that hold different parameters of one model, or None."""
-        return self.parameters.process_group
+        return None if self.ranks is None else self.ranks.process_group
 
     @property
-    def one_factor(self) -> bool:
+    def has_one_factor(self) -> bool:
         """Whether one number scales every gradient."""
-        return self.parameters.rows.scope == "global"
+        return self.rows.scope == "global"
 
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
-        """Go on with more parameters; the rows that are there keep their history."""
-        parameters = Parameters(groups, rows, self.process_group)
+        """Continue with more parameters; the existing rows keep their history."""
+        ranks = find_ranks(rows.parameters, self.process_group)
         self.policy_states = self.policy_states.extended(rows)
-        self.parameters = parameters
+        self.groups, self.rows, self.ranks = groups, rows, ranks
 
     def reset(self) -> None:
-        """Forget every norm and count."""
+        """Delete the recorded norms and the counts."""
         self.policy_states.reset()
         self.checks.reset()
 
-    def step(self, scale: LossScale = NO_SCALE) -> Decision:
-        """Clip, and take every gradient away where the update is to be cancelled."""
-        decision = self.clip(scale)
-        if cancels := self.cancels(decision):
-            self.parameters.cancel()
-        self.check(cancels)
+    def step(self, loss_scale: LossScale = NO_SCALE) -> Decision:
+        """Clip the gradients, and remove all of them if the update is cancelled."""
+        decision = self.clip(loss_scale)
+        if is_cancelled := self.cancels(decision):
+            self.remove_gradients()
+        self.check(is_cancelled)
         return decision
 
     @torch.no_grad()
-    def clip(self, scale: LossScale = NO_SCALE, *, in_place: bool = True) -> Decision:
-        """Measure, decide, learn and scale; return the decision as tensors.
+    def clip(
+        self, loss_scale: LossScale = NO_SCALE, *, in_place: bool = True
+    ) -> Decision:
+        """Measure, decide and scale; return the decision as tensors.
 
         Args:
-          scale: what a loss scale has left in the gradients.
-          in_place: whether to scale them here; if not, the optimizer's kernel does.
+          loss_scale: the part of a loss scale that is still in the gradients.
+          in_place: whether to scale the gradients here. If not, the kernel of a fused
+            optimizer scales them.
         """
-        own = not self.dry_run
-        parameters = self.parameters
-        gradients = parameters.own_gradients() if own else parameters.gradients()
-        decision = self._learn(gradients, scale)
+        gradients = self.gradients()
+        norms, observed, *others = self.measure(gradients, loss_scale)
+        decision = self.decide(norms, observed, *others)
         if in_place and not self.dry_run:
-            self.rescale(gradients, self._kept(decision))
+            self.scale(gradients, decision)
         return Decision(*map(torch.as_tensor, decision))
 
-    def cancels(self, decision: Decision) -> bool:
-        """Tell on the host, which may have to wait, whether to cancel the update."""
-        may = self.policy_states.may_skip and not self.dry_run
-        return may and is_skipped(decision)
+    def gradients(self) -> list[Tensor | None]:
+        """Return the gradient of each parameter. What is scaled shares no memory."""
+        gradients = [entry.parameter.grad for entry in self.rows.by_parameter]
+        # While compiling, an id would tie the compiled code to these gradients.
+        if self.dry_run or torch.compiler.is_compiling():
+            return gradients
+        return copy_shared(self.rows.by_parameter, gradients)
 
-    def check(self, cancelled: bool = False) -> None:
-        """Check the run, after a step that may have been cancelled on the host."""
-        self.checks.check_run(self.policy_states, self.dry_run, cancelled)
-
-    def decide(
+    def measure(
         self,
         gradients: Sequence[Tensor | None],
-        norms: Any,
-        observed: Any,
-        weights: Any,
-    ) -> Decision:
-        """Decide on one step and learn from it.
+        loss_scale: LossScale,
+        *others: Gradients,
+    ) -> list[Any]:
+        """Return the norm of each row, whether the row has one, and further norms.
 
         Args:
-          gradients: one per entry.
-          norms: shape (rows,), where decisions are taken.
-          observed: booleans of shape (rows,).
-          weights: the norms of the parameters, shape (rows,), or None.
+          gradients: one per parameter.
+          loss_scale: the part of a loss scale that is still in the gradients.
+          *others: further sequences of one tensor per parameter. By default these are
+            the parameters themselves, if a policy needs their norms.
         """
-        return self.policy_states.decide(norms, observed, weights)
-
-    def rescale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
-        """Scale the gradients in place, as decided."""
-        self.parameters.rescale(gradients, decision)
-
-    def _learn(self, gradients: list[Tensor | None], scale: LossScale) -> Decision:
-        """Decide and learn; touch no gradient."""
-        parameters, states = self.parameters, self.policy_states
-        if present := parameters.present(gradients):  # else nothing moves
-            states.place(where(present))
-        (norms, observed), *weights = parameters.measure(
-            states.device, gradients, *parameters.weights(), overflow=scale.overflow
+        self.move_states(gradients)
+        states = self.policy_states
+        (norms, observed), *further = self.norms(
+            gradients, *(others or self._weights()), overflow=loss_scale.overflow
         )
-        if scale.factor is not None:
-            norms = norms / states.here(scale.factor)
-        if scale.overflow is not None:
-            observed = observed & (states.here(scale.overflow) == 0)
-        self.checks.check_gradients(parameters, observed)
+        if loss_scale.factor is not None:
+            norms = norms / states.as_array(loss_scale.factor)
+        if loss_scale.overflow is not None:
+            observed = observed & (states.as_array(loss_scale.overflow) == 0)
+        on_any_rank = None if self.ranks is None else observed
+        self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
         if states.nonfinite == "raise":
-            refuse_nonfinite(states, norms, observed)
-        return self.decide(
-            gradients, norms, observed, weights[0][0] if weights else None
-        )
+            check_finite(states, norms, observed)
+        return [norms, observed, *[norms for norms, _ in further]]
 
-    def _kept(self, decision: Decision) -> Decision:
-        """Return the decision without the zeros of a cancelled update.
+    def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
+        """Decide, and record the norms. The arguments are what `measure` returned."""
+        return self.policy_states.decide(norms, observed, *others)
 
-        It is cancelled as a whole, and whoever else clips has to see the gradients.
+    def scale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
+        """Multiply the gradients by the scale of their row, in place."""
+        states, scales = self.policy_states, decision.scale
+        # A cancelled update is not scaled to 0: its gradients are removed later, and
+        # other clippers of the same optimizer have to measure them before.
+        if states.may_skip:
+            scales = states.xp.where(decision.skipped, 1.0, scales)
+        if self.ranks is not None:
+            sharded.scale_(self.rows, gradients, scales)
+        elif states.device is not None:
+            device.scale_(self.rows, gradients, scales)
+        else:
+            cpu.scale_(self.rows, gradients, scales)
+
+    def cancels(self, decision: Decision) -> bool:
+        """Return whether the update is cancelled. On a device, this waits for it."""
+        may_cancel = self.policy_states.may_skip and not self.dry_run
+        return may_cancel and is_skipped(decision)
+
+    def check(self, is_cancelled: bool = False) -> None:
+        """Check the counts of the run after a step."""
+        self.checks.check_run(self.policy_states, self.dry_run, is_cancelled)
+
+    def remove_gradients(self) -> None:
+        """Set every gradient to None, so that the optimizer skips the parameters.
+
+        It then leaves moments, step count and weight decay alone. After a gradient of 0
+        it would not. The excluded parameters belong to the same update.
         """
-        if not self.policy_states.may_skip:
-            return decision
-        xp = self.policy_states.xp
-        scale = xp.where(decision.skipped, 1.0, decision.scale)
-        return decision._replace(scale=scale)
+        for group in self.groups:
+            for named in group.parameters:
+                named.parameter.grad = None
+
+    def parameter_norms(self) -> Any:
+        """Return the norm of the parameters of each row, or None if no policy needs it.
+
+        The norms are where decisions are taken, as those of the gradients.
+        """
+        if not (weights := self._weights()):
+            return None
+        ((norms, _),) = self.norms(*weights)
+        return norms
+
+    def norms(
+        self, *sequences: Gradients, overflow: Tensor | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Return for each sequence the norm of each row, and which rows have one.
+
+        Args:
+          *sequences: gradients, or parameters: one tensor per parameter in each.
+          overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of
+            any rank did; then no rank observes the step.
+        """
+        rows, place = self.rows, self.policy_states.device
+        if self.ranks is not None:
+            return sharded.measure(rows, sequences, place, self.ranks, overflow)
+        if place is not None:
+            return [device.measure(rows, tensors, place) for tensors in sequences]
+        return [cpu.measure(rows, tensors) for tensors in sequences]
+
+    def move_states(self, gradients: Sequence[Tensor | None]) -> None:
+        """Move the policy states to the device of the gradients, if there are any."""
+        # A rank whose shards have no gradient must decide on the device of the others.
+        tensors = gradients if self.ranks is None else self.rows.parameters
+        if present := [tensor for tensor in tensors if tensor is not None]:
+            self.policy_states.move_to(device.decision_device(present))
+
+    def _weights(self) -> list[list[Tensor]]:
+        """Return the parameters as the only item of a list, if a policy needs them."""
+        if not any(block.policy.needs_param_norms for block in self.rows.by_policy):
+            return []
+        return [[entry.parameter.detach() for entry in self.rows.by_parameter]]

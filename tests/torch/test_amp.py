@@ -207,8 +207,8 @@ def test_a_rare_infinity_is_no_reason_to_warn():
 def test_on_a_device_it_is_seen_in_the_metrics(every):
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
-    clipper._stepper.parameters.present = lambda gradients: []
-    clipper._policy_states.place(torch.device("cpu"))  # as on an accelerator
+    clipper._stepper.move_states = lambda gradients: None
+    clipper._policy_states.move_to(torch.device("cpu"))  # as on an accelerator
     every_second(clipper, weight, every)
     if every == 10:
         clipper.metrics()  # 5 of 10

@@ -602,7 +602,7 @@ def test_thresholds_that_need_the_norm_are_refused_with_the_reason():
 
 
 def test_a_value_clip_has_nothing_to_learn_from_norms():
-    with pytest.raises(TypeError, match="ValueClip learns nothing from norms"):
+    with pytest.raises(TypeError, match="ValueClip records no norms"):
         ValueClip(weights(), clip_value=1.0).observe(1.0)
 
 

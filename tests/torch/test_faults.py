@@ -65,7 +65,7 @@ def run(case, way, policy, scope):
             parameter.grad = grad
         before = [parameter.detach().clone() for parameter in parameters]
         step()
-        decision, tally = clipper._policy_states.on_host()
+        decision, tally = clipper._policy_states.read()
         steps.append(Seen(decision, tally, list(map(gradient_of, parameters))))
         if kernel_scales and not decision.finite.all():
             assert all(map(torch.equal, parameters, before))

@@ -520,7 +520,7 @@ def test_a_failed_load_changes_nothing(spoil, device):
     model, optimizer = trained(steps=3)
     other_model, other = trained(steps=3)
     for one in (optimizer, other):  # a history on a device is loaded in its place
-        one.clipper._policy_states.place(device)
+        one.clipper._policy_states.move_to(device)
     state = copy.deepcopy(source.state_dict())
     spoil(state)
     with pytest.raises(

@@ -1,0 +1,153 @@
+"""Measure and scale plain CPU tensors, in NumPy: only clipped gradients are written.
+
+`squares.py` sums the squares.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoclip_core.clipper.units import Units
+from autoclip_torch.rows.rows import ParameterRows, Rows
+
+from . import squares
+from .layout import (
+    is_cut_by_first_axis,
+    pieces,
+    real,
+    select_,
+    unit_scales,
+    with_an_axis,
+    writable,
+)
+
+# At most this many numbers of short tensors are copied side by side: the cache size.
+_BATCH_NUMBERS = 2**18
+
+# Fewer short tensors than this are faster to read one by one than to copy.
+_LEAST_BATCH = 32
+
+_Array = np.ndarray[Any, Any]
+
+
+def measure(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
+    """Return the norm of each row as float64, and which rows have one."""
+    tensors = list(tensors)
+    sums = np.zeros(len(rows.names))
+    short: list[int] = []
+    with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
+        pairs = zip(rows.by_parameter, tensors, strict=True)
+        for index, (entry, tensor) in enumerate(pairs):
+            if tensor is None or entry.start == entry.stop:
+                continue
+            if squares.is_short(tensor, entry.units):
+                short.append(index)
+            else:
+                _add_one(sums, entry, tensor)
+        if len(short) < _LEAST_BATCH:
+            for index in short:
+                _add_one(sums, rows.by_parameter[index], tensors[index])
+        else:
+            _add_short(sums, rows, tensors, short)
+        return np.sqrt(sums), _observed(rows, tensors)
+
+
+def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
+    """Multiply the gradients by the scale of their row, in place.
+
+    A gradient whose scale is 1 is neither read nor written.
+    """
+    is_touched = scales != 1
+    if not is_touched.any():
+        return
+    index = rows.index
+    factors = index.parts(torch.from_numpy(scales))
+    touched = index.count(is_touched).tolist()
+    is_multiplied = index.count(is_touched & (scales != 0)) == index.counts
+    products: list[Tensor] = []
+    product_factors: list[Tensor] = []
+    entries = zip(
+        rows.by_parameter, gradients, touched, is_multiplied.tolist(), strict=True
+    )
+    for entry, gradient, is_clipped, is_product in entries:
+        if gradient is None or not is_clipped:
+            continue
+        gradient, factor = writable(entry, gradient), factors[entry.start]
+        values, factor = _aligned(gradient, factor, entry.units)
+        # A negated view, such as the imaginary part of a conjugate, is scaled alone.
+        if is_product and values.dtype.itemsize >= 4 and not values.is_neg():
+            products.append(values)
+            product_factors.append(factor)
+        elif entry.units is None:
+            _scale_whole_(values, float(factor))
+        else:
+            _scale_units_(gradient, entry.units, values, factor)
+    if products:
+        torch._foreach_mul_(products, product_factors)
+
+
+def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
+    """Add the sums of squares of one tensor to those of its rows."""
+    if entry.units is None:
+        sums[entry.start] += squares.of_all(tensor)
+    else:
+        sums[entry.start : entry.stop] += squares.of_units(tensor, entry.units)
+
+
+def _add_short(sums: _Array, rows: Rows, tensors: list[Any], short: list[int]) -> None:
+    """Add the sums of squares of short tensors, many at a time."""
+    ends = np.cumsum([tensors[index].numel() for index in short])
+    cuts = np.flatnonzero(np.diff(ends // _BATCH_NUMBERS)) + 1
+    for batch in np.split(short, cuts):
+        is_in_batch = np.zeros(len(tensors), np.bool_)
+        is_in_batch[batch] = True
+        counts = rows.index.counts[batch]
+        batch_sums = squares.of_short([tensors[index] for index in batch], counts)
+        np.add.at(sums, rows.index.rows(is_in_batch), batch_sums)
+
+
+def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
+    """Return which rows have a tensor."""
+    is_present = np.array([tensor is not None for tensor in tensors], np.bool_)
+    observed: _Array = np.full(len(rows.names), is_present.all())
+    if not is_present.all():
+        observed[rows.index.rows(is_present)] = True
+    return observed
+
+
+def _aligned(
+    gradient: Tensor, scales: Tensor, units: Units | None
+) -> tuple[Tensor, Tensor]:
+    """Return a gradient's numbers and its scales, in shapes that broadcast."""
+    if units is not None:
+        return unit_scales(gradient, scales, units)
+    return with_an_axis(real(gradient)), scales
+
+
+def _scale_whole_(values: Tensor, scale: float) -> None:
+    """Scale one gradient, or set it to 0.
+
+    Half precision is scaled alone: together with others, the scale would be rounded to
+    half precision first.
+    """
+    if scale == 0:
+        values.zero_()
+    else:
+        values.mul_(scale)
+
+
+def _scale_units_(
+    gradient: Tensor, units: Units, values: Tensor, scales: Tensor
+) -> None:
+    """Scale only those units of a gradient that exceed their threshold."""
+    if gradient.is_sparse or not is_cut_by_first_axis(units, gradient):
+        select_(values, scales)
+        return
+    touched = (scales != 1).view(-1).numpy().nonzero()[0]
+    for piece in pieces(touched, values):
+        index = torch.from_numpy(piece)
+        copy = values[index]
+        select_(copy, scales[index])
+        values[index] = copy
