@@ -86,8 +86,7 @@ def test_a_step_takes_one_reduction(results, world, layout, case):
     counts = {
         tuple(rank["reductions"]) for rank in of(results, world, f"{layout}: {case}")
     }
-    # A value clip knows what it cuts only once it has seen the gradients.
-    each = 0 if layout == "ddp" else 2 if "value" in case else 1
+    each = 0 if layout == "ddp" else 1
     assert counts == {(each,) * torch_ranks.STEPS}
 
 
@@ -255,7 +254,7 @@ def test_a_checkpoint_of_four_ranks_goes_on_with_two(results):
 @pytest.mark.parametrize("world", RANKS)
 def test_stages_with_other_rows_are_refused_on_every_rank(results, world):
     for number, rank in enumerate(of(results, world, "stages_with_other_rows")):
-        words = f"got {2 + 2 * number} on this one and 2 to {2 * world} on all"
+        words = f"got {2 + 2 * number} on this rank and 2 to {2 * world} on all"
         assert words in rank["error"]
         assert rank["grad"] == 1.0
 
