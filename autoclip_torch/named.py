@@ -1,5 +1,6 @@
 """The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
+from inspect import Parameter, signature
 from typing import Any, Unpack
 
 from autoclip_core import (
@@ -33,6 +34,15 @@ class _Named(Clipper):
         """Refuse unknown keywords, and create the clipper."""
         check_keywords(type(self).__name__, keywords, self._keywords)
         super().__init__(parameters, policy, **keywords)
+
+    def _arguments(self) -> dict[str, Any]:
+        parameters = signature(type(self.policy)).parameters
+        return {
+            name: value
+            for name, value in get_arguments(self.policy).items()
+            if parameters[name].kind is not Parameter.KEYWORD_ONLY
+            or value != parameters[name].default
+        }
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         defaults = get_arguments(self.policy)
@@ -161,6 +171,10 @@ class AGC(_Named):
         if self.rule == "layer":
             return one_unit(named.parameter.shape)
         return super()._units(named)
+
+    def _arguments(self) -> dict[str, Any]:
+        rule = {} if self.rule == "unit" else {"rule": self.rule}
+        return {**super()._arguments(), **rule}
 
     def _describe(self) -> dict[str, Any]:
         described = super()._describe()

@@ -1,4 +1,4 @@
-"""What a clipper has learned, and the thresholds it sets: no gradient is touched."""
+"""`Observer`: rows, thresholds and checkpoints of a clipper; it touches no gradient."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.clipper.units import Units
-from autoclip_core.policy import check_policy
+from autoclip_core.policy import as_code, check_policy
 from autoclip_core.scale import NONFINITE
 
 from .rows.groups import (
@@ -35,18 +35,18 @@ from .step.stepper import Stepper
 
 
 class Observer:
-    """Rows of parameters, and what their policies have learned of their norms.
+    """The rows of parameters, and the policy states of their norms.
 
-    It is the part of a `Clipper` for stacks that clip by themselves.
+    This is the part of a `Clipper` for stacks that clip by themselves.
 
     Args:
-      parameters: see `Clipper`, as for all of these.
-      policy: the policy of all groups without one of their own.
+      parameters: see `Clipper`, as for the other arguments.
+      policy: the policy of all groups that do not set their own.
       scope: which gradients share a norm.
-      nonfinite: what becomes of a row whose norm is not finite.
+      nonfinite: what happens to a row whose norm is not finite.
       bounds: the warm-up, the floor and the cap of each policy.
-      exclude: what to leave out.
-      **stepping: how steps are taken; see `Stepper`.
+      exclude: the parameters to leave out.
+      **stepping: the other arguments of `Stepper`.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
@@ -81,12 +81,12 @@ class Observer:
 
     @property
     def names(self) -> list[str]:
-        """What each row is, in the order of a decision's entries."""
+        """The name of each row, in the order of a decision's entries."""
         return list(self._policy_states.rows.names)
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Every parameter it was given, the excluded ones too."""
+        """Every parameter of the first argument, the excluded ones too."""
         return [named.parameter for group in self._groups for named in group.parameters]
 
     @property
@@ -98,8 +98,7 @@ class Observer:
     def threshold(self) -> Tensor:
         """Return each row's threshold for the next step, before its norm is known.
 
-        For stacks that clip by themselves: give them this limit, and `observe` the norm
-        they report afterwards.
+        Pass it to a stack that clips by itself, then `observe` the norm it reports.
 
         Raises:
           ValueError: the policy needs the current norm to set its threshold.
@@ -116,21 +115,21 @@ class Observer:
 
     @torch.no_grad()
     def observe(self, norms: Any) -> Decision:
-        """Learn norms that were measured elsewhere, without touching a gradient.
+        """Record norms that were measured elsewhere, without touching a gradient.
 
         Args:
           norms: one step, a number or shape (rows,); or a series of steps, shape
-            (steps,) for one row or (steps, rows), such as yesterday's history. Negative
-            and non-finite ones count as non-finite steps and are not recorded. None is
-            a step whose norm nobody tells: it is counted, and nothing else.
+            (steps,) for one row or (steps, rows), such as the history of an earlier
+            run. Negative and non-finite norms count as non-finite steps and are not
+            recorded. None counts a step without a norm, and records nothing.
 
         Returns:
           The decision on the last step.
 
         Raises:
           ValueError: the shape does not fit the rows, or the series is empty.
-          FloatingPointError: a norm is not finite and `nonfinite="raise"`; none of the
-            series was learned.
+          FloatingPointError: a norm is not finite and `nonfinite="raise"`; no norm of
+            the series was recorded.
 
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -152,10 +151,10 @@ class Observer:
         return Decision(*map(torch.as_tensor, decision))
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return what to log of the last step and of the run, in one transfer.
+        """Return the metrics of the last step and of the run, in one transfer.
 
-        Right after `load_state_dict` there is no last step yet: until the next one the
-        norm is 0 and the threshold +inf; the counts go on.
+        After `load_state_dict` there is no last step. Until the next step, the norm is
+        0 and the threshold is +inf. The counts continue.
 
         Args:
           per_row: whether to add norm, threshold, scale and clip rate of every row, as
@@ -177,18 +176,12 @@ class Observer:
         decision, tally = self._policy_states.read()
         stepper = self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
-        found = {
-            name: float(value)
-            for name, value in compute_metrics(decision, tally).items()
-        }
-        return (
-            found | compute_row_metrics(self.names, decision, tally)
-            if per_row
-            else found
-        )
+        logged = {k: float(v) for k, v in compute_metrics(decision, tally).items()}
+        rows = compute_row_metrics(self.names, decision, tally) if per_row else {}
+        return logged | rows
 
     def reset(self) -> None:
-        """Forget every norm and count, as if no step had been taken.
+        """Delete the recorded norms and the counts, as if no step had been taken.
 
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -201,14 +194,14 @@ class Observer:
         self._stepper.reset()
 
     def add_param_group(self, group: dict[str, Any] | Group) -> None:
-        """Add a group of parameters; the rows that are there keep their history.
+        """Add a group of parameters; the existing rows keep their history.
 
         Args:
-          group: `{"params": ...}`, with what the constructor accepts in a group.
+          group: `{"params": ...}`, with the keys that the constructor accepts.
 
         Raises:
-          TypeError, ValueError: a parameter is here already, or a setting breaks its
-            rule; nothing was changed.
+          TypeError, ValueError: a parameter is not new, or a setting breaks its rule;
+            nothing was changed.
 
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -224,7 +217,7 @@ class Observer:
         self._groups = groups
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides later thresholds: tensors and plain Python.
+        """Return everything that later thresholds depend on: tensors and plain Python.
 
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -235,13 +228,15 @@ class Observer:
         """
         return {**self._describe(), **self._policy_states.to_plain()}
 
-    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
-        """Go on where another clipper stopped; a resumed run has the same bits.
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> None:
+        """Continue from a saved state. A resumed run is identical bit for bit.
 
         Args:
-          state: what `state_dict()` returned.
+          state_dict: the result of `state_dict()`.
           strict: whether plain settings (a quantile, a cap) must agree. If not, this
-            clipper's are kept; class, scope, shapes and history length must still fit.
+            clipper keeps its own; class, scope, shapes and history length must fit.
 
         Raises:
           ValueError: the state does not fit; the message names the difference, and
@@ -256,26 +251,40 @@ class Observer:
         >>> other.threshold()
         tensor([2.])
         """
-        check_fit(state, self.state_dict(), strict)
-        self._policy_states.from_plain(state)
+        check_fit(state_dict, self.state_dict(), strict)
+        self._policy_states.from_plain(state_dict)
         self._stepper.checks.overflows.ignore_earlier_steps()
+
+    def __repr__(self) -> str:
+        """Return the class, its arguments that are not defaults, and the rows."""
+        settings = {"nonfinite": self.nonfinite, **vars(self._bounds)}
+        settings |= {"exclude": self._exclude, "dry_run": self._stepper.dry_run}
+        changed = {k: v for k, v in settings.items() if v and v != "zero"}
+        shown = self._arguments() | {"scope": self.scope} | changed
+        shown |= {"rows": len(self.names)}
+        inside = ", ".join(f"{name}={as_code(value)}" for name, value in shown.items())
+        return f"{type(self).__name__}({inside})"
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments of this class that its repr shows."""
+        return {"policy": self.policy}
 
     @property
     def _policy_states(self) -> PolicyStates:
-        """What was learned so far."""
+        """The policy states and the counts."""
         return self._stepper.policy_states
 
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
-        """Return the rows of what is not excluded, each group under its own policy."""
+        """Return the rows of the parameters that are not excluded."""
 
         def policy_of(overrides: dict[str, Any]) -> Policy:
             return self._bounds.apply(self._group_policy(overrides))
 
-        left = exclude_from(groups, self._exclude)
-        return make_rows(left, self.scope, policy_of, self._units)
+        clipped = exclude_from(groups, self._exclude)
+        return make_rows(clipped, self.scope, policy_of, self._units)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        """Return the policy of a group; the named clippers accept its arguments."""
+        """Return the policy of a group. Named clippers accept its arguments instead."""
         check_keys(overrides, ["policy"])
         policy: Policy = overrides.get("policy", self.policy)
         check_policy(policy)
@@ -286,5 +295,5 @@ class Observer:
         return units_of(named)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what a state must agree with; a clipper adds settings of its own."""
+        """Return what a state must agree with. Subclasses add settings."""
         return describe(type(self).__name__, self.nonfinite, self._policy_states.rows)

@@ -10,6 +10,7 @@ from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.policy import get_arguments
 from autoclip_core.scale import as_norms
 
 from .clipper import Clipper
@@ -156,6 +157,9 @@ class ValueClip(Clipper):
           TypeError: always.
         """
         raise TypeError("ValueClip records no norms: it clips each element")
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"clip_value": get_arguments(self.policy)["max_norm"]}
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         check_keys(overrides, ["clip_value"])

@@ -739,3 +739,12 @@ def test_a_file_of_this_format_can_be_read_for_ever():
     expected = np.quantile(norms[-8:], 0.75) * np.array([1, 2])
     np.testing.assert_allclose(clipper.threshold(), expected, rtol=1e-6)
     assert clipper.metrics()["clip/steps"] == 12
+
+
+def test_a_state_loads_by_the_keyword_of_torch():
+    weight = nn.Parameter(torch.ones(2))
+    saved = QuantileClip([weight], quantile=0.5)
+    saved.observe([1.0, 3.0])
+    loaded = QuantileClip([weight], quantile=0.5)
+    loaded.load_state_dict(state_dict=saved.state_dict())
+    assert loaded.threshold().tolist() == [2.0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_array
 from torch import nn
 
-from autoclip_core import Decision
+from autoclip_core import Cap, Decision, Quantile
 from autoclip_torch import (
     AGC,
     AdaGC,
@@ -526,3 +526,35 @@ def test_a_value_clip_clamps_and_says_what_it_did(scope):
         )
     assert clipped > 5
     assert left_alone > 5
+
+
+def test_a_clipper_prints_its_arguments_its_scope_and_its_rows():
+    model, cap = small_model(), Cap(Quantile(0.9), max_norm=10.0)
+    shown = {
+        "QuantileClip(quantile=0.9, scope='parameter', rows=6)": QuantileClip(model),
+        "QuantileClip(quantile=0.5, history_length=10, scope='global', "
+        "nonfinite='skip', max_threshold=2.0, exclude=['*bias'], dry_run=True, "
+        "rows=1)": QuantileClip(
+            model,
+            quantile=0.5,
+            history_length=10,
+            scope="global",
+            nonfinite="skip",
+            max_threshold=2.0,
+            exclude="*bias",
+            dry_run=True,
+        ),
+        "AGC(clipping=0.01, rule='layer', scope='unit', rows=6)": AGC(
+            model, rule="layer"
+        ),
+        "NormClip(max_norm=1.0, scope='global', rows=1)": NormClip(model, max_norm=1.0),
+        "ValueClip(clip_value=0.5, scope='parameter', rows=6)": ValueClip(
+            model, clip_value=0.5
+        ),
+        "Clipper(policy=Cap(policy=Quantile(quantile=0.9, history_length=1000, "
+        "include_current=False), max_norm=10.0), scope='group', rows=1)": Clipper(
+            model, cap, scope="group"
+        ),
+    }
+    for text, clipper in shown.items():
+        assert repr(clipper) == text
