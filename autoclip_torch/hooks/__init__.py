@@ -1,4 +1,4 @@
 """Clipping inside `optimizer.step()`, and what follows a model that changes.
 
-It imports `step` and what lies below it. Read `attach.py` first.
+It imports `observer` and what lies below it. Read `attach.py` first.
 """

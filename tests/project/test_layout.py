@@ -235,9 +235,19 @@ def silent_folders(root):
             yield f"{file} holds logic"
 
 
+def missing_paths(root):
+    """A path that docs/design.md or CONTRIBUTING.md names must exist."""
+    for page in ("docs/design.md", "CONTRIBUTING.md"):
+        if (root / page).is_file():
+            paths = r"\b(?:autoclip_\w+|tests|docs|examples|benchmarks)/[\w./]*\w"
+            for path in sorted(set(re.findall(paths, read(root, page)))):
+                if not (root / path).exists():
+                    yield f"{page} names {path}, which does not exist"
+
+
 RULES = [
     *(crowded_folders, long_files, import_cycles, upward_imports, unlisted_folders),
-    *(late_imports, private_imports, silent_folders),
+    *(late_imports, private_imports, silent_folders, missing_paths),
 ]
 
 
@@ -334,6 +344,11 @@ BROKEN = [
         private_imports,
         {JAX: "import autoclip_core.policies"},
         "policies, which is private",
+    ),
+    (
+        missing_paths,
+        {"CONTRIBUTING.md": "`tests/gone.py`"},
+        "CONTRIBUTING.md names tests/gone",
     ),
     (silent_folders, {HISTORY: '"""Past norms."""'}, "has 1 sentences"),
     (silent_folders, {HISTORY: '"""A. B. Read `window.py` first."""'}, "may import"),
