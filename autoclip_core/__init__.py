@@ -1,7 +1,8 @@
-"""Threshold policies for adaptive gradient clipping, in NumPy alone.
+"""Threshold policies for adaptive gradient clipping, and records of their decisions.
 
-`decide(policy, state, norms)` is the one step: it limits, scales and records.
-Everything else here is a policy, or tells what a run did.
+The package imports NumPy alone, and matplotlib inside the functions that draw. Read
+`policy.py` first: `decide(policy, state, norms)` is the one step; it limits, scales and
+records.
 """
 
 __version__ = "0.1.0"

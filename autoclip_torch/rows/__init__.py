@@ -1,5 +1,5 @@
-"""What is clipped: the parameters in groups, cut into rows.
+"""What is clipped: parameters in groups, and the rows of their gradients.
 
-A row is the gradient values that share one norm. This folder imports only
-`autoclip_core`. Read `rows.py` first. `groups.py` reads a clipper's first argument.
+This folder imports `autoclip_core` alone. Read `rows.py` first: it says which gradient
+values share a norm; `groups.py` reads the first argument of a clipper.
 """
