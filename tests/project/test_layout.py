@@ -230,7 +230,9 @@ def silent_folders(root):
 
 def missing_paths(root):
     """A path in docs/design.md or CONTRIBUTING.md exists, and defines what it names."""
-    paths = r"\b((?:autoclip_\w+|tests|docs|examples|benchmarks)/[\w./]*\w)(?:`: `(\w+))?"
+    paths = (
+        r"\b((?:autoclip_\w+|tests|docs|examples|benchmarks)/[\w./]*\w)(?:`: `(\w+))?"
+    )
     for page in ("docs/design.md", "CONTRIBUTING.md"):
         if not (root / page).is_file():
             continue
