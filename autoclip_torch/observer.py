@@ -27,7 +27,7 @@ from .rows.groups import (
 )
 from .rows.rows import Rows, make_rows
 from .rows.settings import check_keys
-from .state.compatibility import check_fit, describe
+from .state.compatibility import check_state_matches, describe_clipper
 from .state.policy_states import PolicyStates
 from .state.series import as_series
 from .step.run_checks import check_finite
@@ -251,7 +251,7 @@ class Observer:
         >>> other.threshold()
         tensor([2.])
         """
-        check_fit(state_dict, self.state_dict(), strict)
+        check_state_matches(state_dict, self.state_dict(), strict)
         self._policy_states.from_plain(state_dict)
         self._stepper.checks.overflows.ignore_earlier_steps()
 
@@ -296,4 +296,5 @@ class Observer:
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with. Subclasses add settings."""
-        return describe(type(self).__name__, self.nonfinite, self._policy_states.rows)
+        rows = self._stepper.rows
+        return describe_clipper(type(self).__name__, self.nonfinite, rows)

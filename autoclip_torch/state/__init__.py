@@ -1,4 +1,4 @@
-"""The policy state of a clipper, on the CPU or on a device, and its checkpoints.
+"""The policy states of a clipper, on the CPU or on a device, and their checkpoints.
 
-It imports `rows` and `gradients`. Read `policy_states.py` first.
+This folder imports `rows` and `gradients`. Read `policy_states.py` first.
 """

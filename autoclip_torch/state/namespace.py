@@ -1,4 +1,4 @@
-"""The array namespace that lets a core policy run on torch tensors."""
+"""The array namespace with which a core policy runs on torch tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,23 +10,24 @@ from autoclip_core.history.lookup import Columns, get_tables
 
 
 class TorchNamespace:
-    """The verbs of `autoclip_core.policy.NAMESPACE_NAMES`, on one device.
+    """The functions of `autoclip_core.policy.NAMESPACE_NAMES`, on one device.
 
-    They come from array-api-compat; what is here makes new arrays on the device, and
-    keeps a policy's constant tables there: copying one in every step would synchronise.
+    array-api-compat provides most of them. This class creates arrays on the device. It
+    keeps the lookup tables of policies there: copying them in each step would
+    synchronize.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Make new arrays on the device."""
+        """Create new arrays on the device."""
         self.device = device
         self._tables: dict[Any, tuple[torch.Tensor, ...]] = {}
 
-    def __getattr__(self, verb: str) -> Any:
-        """Return the verb as array-api-compat has it."""
-        return getattr(array_api, verb)
+    def __getattr__(self, name: str) -> Any:
+        """Return the function of array-api-compat."""
+        return getattr(array_api, name)
 
     def __reduce__(self) -> Any:
-        """Copy and pickle the device alone: the tables can be made again."""
+        """Copy and pickle only the device: the tables can be computed again."""
         return TorchNamespace, (self.device,)
 
     def full(self, shape: Sequence[int], value: float, dtype: Any) -> torch.Tensor:
@@ -53,12 +54,12 @@ class TorchNamespace:
         """Return the lookup tables of `autoclip_core.history` on the device."""
         key = columns, most, *constants
         if key not in self._tables:
-            made = get_tables(columns, most, *constants)
-            self._tables[key] = tuple(map(self.asarray, made))
+            computed = get_tables(columns, most, *constants)
+            self._tables[key] = tuple(map(self.asarray, computed))
         return self._tables[key]
 
     def take_along_axis(
-        self, array: torch.Tensor, places: torch.Tensor, axis: int
+        self, array: torch.Tensor, indices: torch.Tensor, axis: int
     ) -> torch.Tensor:
-        """Return one element per place; torch wants 64-bit places."""
-        return torch.take_along_dim(array, places.long(), axis)
+        """Return one element per index; torch requires 64-bit indices."""
+        return torch.take_along_dim(array, indices.long(), axis)

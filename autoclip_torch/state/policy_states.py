@@ -14,7 +14,7 @@ from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
-from .trees import leaves, moved, overlaid, read
+from .trees import list_arrays, move, overlay, read_arrays
 
 
 class PolicyStates:
@@ -92,8 +92,8 @@ class PolicyStates:
         states, tally, decision = self.states, self.tally, self.decision
         self._namespace = namespace
         self._start()
-        self.states = [moved(state, device) for state in states]
-        self.tally, self.decision = moved(tally, device), moved(decision, device)
+        self.states = [move(state, device) for state in states]
+        self.tally, self.decision = move(tally, device), move(decision, device)
 
     def decide(self, norms: Any, observed: Any, param_norms: Any = None) -> Decision:
         """Decide on one step, and record its norms.
@@ -151,7 +151,7 @@ class PolicyStates:
         """Return the last decision and the tally as NumPy arrays, in one transfer."""
         arrays = [*self.decision, *self.tally]
         if self.device is not None:
-            arrays = read(arrays)
+            arrays = read_arrays(arrays)
         decision = Decision(*arrays[: len(self.decision)])
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
@@ -168,7 +168,7 @@ class PolicyStates:
             if block.policy not in old:
                 continue
             old_block, state = old[block.policy]
-            more.states[index] = overlaid(state, more.states[index], self.xp)
+            more.states[index] = overlay(state, more.states[index], self.xp)
             source = slice(old_block.start, old_block.stop)
             target = slice(block.start, block.start + old_block.stop - old_block.start)
             for name in ("observed", "clipped"):
@@ -199,8 +199,8 @@ class PolicyStates:
         """
         if self.device is None:
             return new
-        if memory := leaves(old):
-            torch._foreach_copy_(memory, leaves(new))
+        if memory := list_arrays(old):
+            torch._foreach_copy_(memory, list_arrays(new))
         return old
 
     def _by_policy(self, rows: Any) -> list[tuple[Any, Any, Any]]:

@@ -1,4 +1,4 @@
-"""Norms that were measured elsewhere, as a series of steps."""
+"""Read the norms that `observe` receives, as a series of steps."""
 
 from typing import Any
 
@@ -10,12 +10,13 @@ from autoclip_torch.gradients.ranks import is_sharded
 
 
 def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """Return norms as a series of steps, with NaN for negative, and which were seen.
+    """Return norms as a series of steps, and which of them were observed.
 
-    Both have the shape (steps, rows). None is one step in which no norm was seen.
+    Both have the shape (steps, rows). A negative norm becomes NaN. None is one step in
+    which no norm was observed.
     """
-    seen = norms is not None
-    if not seen:
+    is_observed = norms is not None
+    if not is_observed:
         norms = torch.zeros(rows)
     if is_sharded(norms):  # such as `clip_grad_norm_` returns under FSDP2
         norms = norms.full_tensor()
@@ -24,11 +25,11 @@ def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:
     if values.ndim < 2:
         series = values.reshape(-1, 1) if rows == 1 else values[None]
     if series.ndim != 2 or series.shape[1] != rows or len(series) == 0:
-        one = "a number" if rows == 1 else f"of shape ({rows},)"
-        rule = f"{one}, or a series of shape (steps, {rows})"
+        step = "a number" if rows == 1 else f"of shape ({rows},)"
+        rule = f"{step}, or a series of shape (steps, {rows})"
         shape = tuple(values.shape)
         raise ValueError(
-            format_error("norms", rule, shape, "clipper.names tells the rows")
+            format_error("norms", rule, shape, "clipper.names lists the rows")
         )
     series = torch.where(series < 0, float("nan"), series)
-    return series, torch.full_like(series, seen, dtype=torch.bool)
+    return series, torch.full_like(series, is_observed, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""One step: measure, decide, scale, and the checks around it.
+"""One step: measure, decide and scale, with the checks of the run.
 
-It imports `state`, `gradients` and `rows`. Read `stepper.py` first.
+This folder imports `state`, `gradients` and `rows`. Read `stepper.py` first.
 """

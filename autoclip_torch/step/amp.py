@@ -1,4 +1,4 @@
-"""Mixed precision: what a `GradScaler` has done to the gradients so far."""
+"""Mixed precision: the loss scale of a `GradScaler` in the gradients."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,26 +10,26 @@ from torch.optim import Optimizer
 from .unwrap import stepped_parameter_ids, unwrap
 
 CONTROLS = ("grad_scale", "found_inf")
-"""What a `GradScaler` tells an optimizer for the time of a step, as its attributes."""
+"""The attributes that a `GradScaler` sets on an optimizer during a step."""
 
 _EVERY_STEP = "_step_supports_amp_scaling"
 
 
 class LossScale(NamedTuple):
-    """The trace of a loss scale in the gradients."""
+    """The part of a loss scale that is still in the gradients."""
 
     factor: Tensor | None = None
-    """The gradients are still multiplied by this."""
+    """The gradients are still multiplied by this number. None if they are not."""
     overflow: Tensor | None = None
-    """Not 0 where the scaled gradients overflowed: no step to learn from."""
+    """Not 0 if the scaled gradients overflowed. Such a step is not observed."""
 
 
 NO_SCALE = LossScale()
-"""There is none, or it has left no trace."""
+"""There is no loss scale, or nothing of it is left."""
 
 
 def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
-    """Unscale an optimizer's gradients, unless somebody has done it in this step.
+    """Unscale an optimizer's gradients, unless it was done in this step already.
 
     Raises:
       TypeError: one of the two is missing.
@@ -44,7 +44,7 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     optimizer = unwrap(optimizer)
     if not scaler.is_enabled():
         return NO_SCALE
-    # `unscale_` refuses a second call, and nothing public tells whether it was called.
+    # `unscale_` refuses a second call. There is no public way to ask for the first.
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "STEPPED":
         raise RuntimeError(
@@ -53,10 +53,10 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
         )
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
-    found = state["found_inf_per_device"].values()  # empty without any gradient
     none = torch.zeros_like(scaler._scale)
-    own = (overflow.to(none.device, non_blocking=True) for overflow in found)
-    return LossScale(None, sum(own, none))
+    overflows = state["found_inf_per_device"].values()  # empty without any gradient
+    moved = (overflow.to(none.device, non_blocking=True) for overflow in overflows)
+    return LossScale(None, sum(moved, none))
 
 
 def check_unscaled(
@@ -64,7 +64,7 @@ def check_unscaled(
 ) -> None:
     """Refuse gradients of another optimizer that are still multiplied by the scale."""
     states = scaler._per_optimizer_states.items()
-    others = any(
+    is_other_unscaled = any(
         key != id(optimizer) and state["stage"].name == "UNSCALED"
         for key, state in states
     )
@@ -74,7 +74,7 @@ def check_unscaled(
         for parameter in parameters
         if id(parameter) not in stepped and parameter.grad is not None
     ]
-    if outside and not others:
+    if outside and not is_other_unscaled:
         raise ValueError(
             f"optimizer must step all parameters of its clipper, got one that leaves "
             f"out {len(outside)} with a gradient, which is still multiplied by the "
@@ -84,33 +84,34 @@ def check_unscaled(
 
 
 def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None:
-    """Let a scaler do on this rank what it does on the one that overflowed.
+    """Let a scaler do on this rank what it does on the rank that overflowed.
 
     Args:
-      scaler: it skips the update and lowers its scale, or does neither.
+      scaler: it will skip the update and lower its scale, or do neither.
       optimizer: the optimizer whose gradients it has unscaled.
-      overflow: not 0 where the gradients of any rank overflowed.
+      overflow: not 0 if the gradients of any rank overflowed.
     """
     if overflow is None:
         return
     state = scaler._per_optimizer_states[id(unwrap(optimizer))]
-    found = state["found_inf_per_device"]
-    found.setdefault(overflow.device, overflow)
-    for own in found.values():
-        own.copy_(overflow, non_blocking=True)
+    overflows = state["found_inf_per_device"]
+    overflows.setdefault(overflow.device, overflow)
+    for rank_overflow in overflows.values():
+        rank_overflow.copy_(overflow, non_blocking=True)
 
 
 def pop_controls(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what the optimizer is told, and tell it nothing."""
-    own = vars(optimizer)
-    return {name: own.pop(name) for name in CONTROLS if name in own}
+    """Remove and return the attributes of `CONTROLS` that are set."""
+    attributes = vars(optimizer)
+    return {name: attributes.pop(name) for name in CONTROLS if name in attributes}
 
 
 def require_every_step(optimizer: Optimizer) -> bool:
-    """Have a GradScaler step the optimizer on every rank, also where one overflows.
+    """Make a GradScaler step the optimizer on every rank, even after an overflow.
 
-    It would leave it out on that rank alone, and the others would wait for its norms.
-    Called everywhere, a clipper can refuse it. Return whether that was not so before.
+    Otherwise it would leave out the step on the rank that overflowed, and the other
+    ranks would wait for its norms. If all ranks step, a clipper can refuse the scaler.
+    Return whether this changed the optimizer.
     """
     if getattr(optimizer, _EVERY_STEP, False):
         return False
@@ -124,10 +125,10 @@ def allow_skipped_steps(optimizer: Optimizer) -> None:
 
 
 def refuse_scaler(optimizer: Optimizer) -> None:
-    """Raise if a GradScaler steps the optimizer: each rank's own would go its own way.
+    """Refuse a GradScaler: those of different ranks would take different decisions.
 
     Raises:
-      RuntimeError: it does.
+      RuntimeError: a GradScaler steps the optimizer.
     """
     if pop_controls(optimizer):
         raise RuntimeError(

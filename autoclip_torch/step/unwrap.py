@@ -1,4 +1,4 @@
-"""The torch optimizer inside a wrapper, and what it steps."""
+"""Find the torch optimizer inside a wrapper, and the parameters that it steps."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ def unwrap(optimizer: Any) -> Optimizer:
       TypeError: there is no torch optimizer inside.
     """
     inner = optimizer
-    # What torch itself has constructed has hooks of its own; a wrapper has none, or
-    # forwards to those of the optimizer inside.
+    # An optimizer of torch has its own hooks. A wrapper has none, or forwards to
+    # the hooks of the optimizer inside.
     while "_optimizer_step_pre_hooks" not in getattr(inner, "__dict__", {}):
         inner = getattr(inner, "optimizer", None)
         if inner is None:

@@ -1,11 +1,11 @@
-"""Warnings that point at the user's line, however many hooks lie between."""
+"""Warn at the line of the user's code, regardless of the hooks between."""
 
 import sys
 import warnings
 
 
 def warn(text: str) -> None:
-    """Warn at the first line outside of this package and of torch that led here."""
+    """Warn at the nearest caller outside of this package and of torch."""
     frame = sys._getframe(1)
     while _is_inside(frame.f_globals) and frame.f_back is not None:
         frame = frame.f_back

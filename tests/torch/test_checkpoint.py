@@ -285,74 +285,74 @@ STRUCTURE = [
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: StandardClip(pair(), history_length=10),
-        "class is 'QuantileClip' there and 'StandardClip' here",
+        "class is 'QuantileClip' in the state and 'StandardClip' in the clipper",
     ),
     (
         lambda: Clipper(pair(), Quantile(0.5, history_length=10)),
         lambda: QuantileClip(pair(), **Q10),
-        "class is 'Clipper' there and 'QuantileClip' here",
+        "class is 'Clipper' in the state and 'QuantileClip' in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10, global_clipping=True),
         lambda: QuantileClip(pair(), **Q10),
-        "scope is 'global' there and 'parameter' here",
+        "scope is 'global' in the state and 'parameter' in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair(), quantile=0.5, history_length=20),
-        r"(policies\[0\].history_length is 10 there and 20 here"
-        r"|the shape of states\[0\].ring is \(2, 10\) there and \(2, 20\) here)",
+        r"(policies\[0\].history_length is 10 in the state and 20 in the clipper"
+        r"|the shape of states\[0\].ring is \(2, 10\) in the state and \(2, 20\))",
     ),
     (
         lambda: QuantileClip(pair(), quantile=0.5, history_length=None),
         lambda: QuantileClip(pair(), **Q10),
-        r"(policies\[0\].history_length is None there and 10 here"
-        r"|states\[0\] is \['count', 'old', .*'settled'\] there and .*'ring'\] here)",
+        r"(policies\[0\].history_length is None in the state and 10 in the clipper"
+        r"|states\[0\] is \['count', 'old', .*'settled'\] in the state and .*'ring'\])",
     ),
     (
         lambda: QuantileClip(pair((3, 2), (2,)), **Q10),
         lambda: QuantileClip(pair((3, 4), (2,)), **Q10),
-        r"parameters\[0\]\[1\] is 2 there and 4 here",
+        r"parameters\[0\]\[1\] is 2 in the state and 4 in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10, global_clipping=True),
         lambda: QuantileClip(pair((3, 3)), **Q10, global_clipping=True),
-        r"parameters\[0\]\[1\] is 2 there and 3 here",
+        r"parameters\[0\]\[1\] is 2 in the state and 3 in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair()[:1], **Q10),
-        r"parameters is \[\[3, 2\], \[2\]\] there and \[\[3, 2\]\] here",
+        r"parameters is \[\[3, 2\], \[2\]\] in the state and \[\[3, 2\]\]",
     ),
     (
         lambda: Clipper(pair(), Quantile(0.5, history_length=10)),
         lambda: Clipper(pair(), MeanStd(history_length=10)),
-        r"policies\[0\] is 'Quantile' there and 'MeanStd' here",
+        r"policies\[0\] is 'Quantile' in the state and 'MeanStd' in the clipper",
     ),
     (
         lambda: Clipper(pair(), Cap(Quantile(0.5, history_length=10), max_norm=1.0)),
         lambda: Clipper(pair(), Cap(MeanStd(history_length=10), max_norm=1.0)),
-        r"policies\[0\] is 'Quantile' there and 'MeanStd' here",
+        r"policies\[0\] is 'Quantile' in the state and 'MeanStd' in the clipper",
     ),
     (
         lambda: QuantileClip(groups(1), **Q10, scope="group"),
         lambda: QuantileClip(groups(2), **Q10, scope="group"),
-        r"rows\[1\]\[0\] is 1 there and 0 here",
+        r"rows\[1\]\[0\] is 1 in the state and 0 in the clipper",
     ),
     (
         lambda: QuantileClip(groups(1), **Q10),
         lambda: QuantileClip(groups(1, quantile=0.9), **Q10),
-        r"policies is \['Quantile'\] there and \['Quantile', 'Quantile'\] here",
+        r"policies is \['Quantile'\] in the state and \['Quantile', 'Quantile'\]",
     ),
     (
         lambda: QuantileClip(groups(1, quantile=0.9), **Q10),
         lambda: QuantileClip(groups(2, quantile=0.9), **Q10),
-        r"the shape of states\[0\].ring is \(1, 10\) there and \(2, 10\) here",
+        r"the shape of states\[0\].ring is \(1, 10\) in the state and \(2, 10\)",
     ),
     (
         lambda: AGC(pair(), rule="nfnets"),
         lambda: AGC(pair()),
-        r"rows\[0\]\[1\] is 2 there and 3 here",
+        r"rows\[0\]\[1\] is 2 in the state and 3 in the clipper",
     ),
 ]
 
@@ -361,57 +361,57 @@ SETTINGS = [
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair(), quantile=0.9, history_length=10),
-        r"policies\[0\].quantile is 0.5 there and 0.9 here",
+        r"policies\[0\].quantile is 0.5 in the state and 0.9 in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair(), **Q10, include_current=True),
-        r"policies\[0\].include_current is False there and True here",
+        r"policies\[0\].include_current is False in the state and True in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair(), **Q10, max_threshold=2.0),
-        r"policies\[0\].type is 'Quantile' there and 'Cap' here",
+        r"policies\[0\].type is 'Quantile' in the state and 'Cap' in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10, max_threshold=2.0),
         lambda: QuantileClip(pair(), **Q10, max_threshold=3.0),
-        r"policies\[0\].max_norm is 2.0 there and 3.0 here",
+        r"policies\[0\].max_norm is 2.0 in the state and 3.0 in the clipper",
     ),
     (
         lambda: StandardClip(pair()),
         lambda: StandardClip(pair(), deviations=1.0),
-        r"policies\[0\].deviations is 2.0 there and 1.0 here",
+        r"policies\[0\].deviations is 2.0 in the state and 1.0 in the clipper",
     ),
     (
         lambda: ZClip(pair()),
         lambda: ZClip(pair(), alpha=0.9),
-        r"policies\[0\].alpha is 0.97 there and 0.9 here",
+        r"policies\[0\].alpha is 0.97 in the state and 0.9 in the clipper",
     ),
     (
         lambda: NormClip(pair(), max_norm=1.0),
         lambda: NormClip(pair(), max_norm=2.0),
-        r"policies\[0\].max_norm is 1.0 there and 2.0 here",
+        r"policies\[0\].max_norm is 1.0 in the state and 2.0 in the clipper",
     ),
     (
         lambda: ValueClip(pair(), clip_value=1.0),
         lambda: ValueClip(pair(), clip_value=2.0),
-        r"policies\[0\].max_norm is 1.0 there and 2.0 here",
+        r"policies\[0\].max_norm is 1.0 in the state and 2.0 in the clipper",
     ),
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair(), **Q10, nonfinite="skip"),
-        "settings.nonfinite is 'zero' there and 'skip' here",
+        "settings.nonfinite is 'zero' in the state and 'skip' in the clipper",
     ),
     (
         lambda: AGC([("w", norm(4, 1))], rule="nfnets"),
         lambda: AGC([("w", norm(4, 1))], rule="layer"),
-        "settings.rule is 'nfnets' there and 'layer' here",
+        "settings.rule is 'nfnets' in the state and 'layer' in the clipper",
     ),
     (
         lambda: QuantileClip([("a", norm(2)), ("b", norm(2))], **Q10),
         lambda: QuantileClip([("b", norm(2)), ("a", norm(2))], **Q10),
-        r"names\[0\] is 'a' there and 'b' here",
+        r"names\[0\] is 'a' in the state and 'b' in the clipper",
     ),
 ]
 
@@ -545,7 +545,7 @@ FOREIGN = [
 def test_what_is_no_state_is_refused(state, strict):
     clipper = used(QuantileClip(pair(), **Q10))
     before = clipper.state_dict()
-    with pytest.raises(ValueError, match="state must be what state_dict"):
+    with pytest.raises(ValueError, match="state_dict must be a result of clipper"):
         clipper.load_state_dict(state, strict=strict)
     check_same(clipper.state_dict(), before)
 
@@ -563,7 +563,7 @@ def test_another_type_is_refused(dtype):
     clipper = used(QuantileClip(pair(), **Q10))
     state = clipper.state_dict()
     state["states"][0]["ordered"] = state["states"][0]["ordered"].to(dtype)
-    words = rf"the type of states\[0\].ordered is '{dtype}' there and 'float32' here"
+    words = rf"the type of states\[0\].ordered is '{dtype}' in the state and 'float32'"
     with pytest.raises(ValueError, match=words.replace("torch.", "")):
         clipper.load_state_dict(state)
 

@@ -101,7 +101,7 @@ def test_a_quantile_of_the_global_norm_is_saved_loaded_and_refused(tmp_path):
         global_clipping=True,
     )
     with pytest.raises(
-        ValueError, match=r"parameters\[0\]\[0\] is 24 there and 27 her"
+        ValueError, match=r"parameters\[0\]\[0\] is 24 in the state and 27 in"
     ):
         other.load_state_dict(state)
     assert other.threshold().item() == float("inf")
