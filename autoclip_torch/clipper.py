@@ -1,4 +1,4 @@
-"""`Clipper`: the gradients are clipped in `step()`, by hand or in an optimizer's."""
+"""`Clipper` clips gradients in its own `step()`, or inside an optimizer's `step()`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
-from .hooks.momentum import start_from_zero
+from .hooks.momentum import initialize_momentum
 from .observer import Observer
 from .rows.groups import Given, optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
@@ -26,29 +26,31 @@ class Clipper(Observer):
     Call `step()` after `backward()` and before `optimizer.step()`.
 
     Args:
-      parameters: a module, or an iterable of parameters, of (name, parameter) pairs or
-        of groups `{"params": ..., "policy": ...}`, each with a policy of its own.
+      parameters: a module, or an iterable. The iterable yields parameters,
+        (name, parameter) pairs, or groups `{"params": ..., "policy": ...}`; a group may
+        have its own policy.
       policy: any policy of `autoclip_core`.
-      scope: the gradients that share one norm: each "parameter" (the default), each
-        "group", all of them ("global"), or each output "unit" of each parameter.
+      scope: the gradients that share one norm: those of each "parameter" (the default),
+        of each "group", of each output "unit" of each parameter, or all ("global").
       global_clipping: the older spelling of `scope="global"`.
-      nonfinite: what becomes of a row whose norm is NaN or infinite: "zero" sets its
-        gradient to 0, "skip" cancels the whole update (every gradient becomes None,
-        those of excluded parameters too), "raise" raises, "propagate" leaves it as it
-        came. It is never recorded.
-      warmup_steps: norms that each row records before the policy takes over, >= 0.
+      nonfinite: what happens to a row whose norm is NaN or infinite. "zero" sets its
+        gradient to 0. "skip" cancels the whole update: every gradient becomes None,
+        also those of excluded parameters. "raise" raises an error. "propagate" leaves
+        the gradient unchanged. The norm is never recorded.
+      warmup_steps: norms that each row records before the policy applies, >= 0.
       warmup_threshold: the threshold until then, > 0; by default nothing is clipped.
       min_threshold: the threshold is never below this, > 0.
-      max_threshold: the threshold is never above this, > 0, the warm-up included.
+      max_threshold: the threshold is never above this, > 0, also during the warm-up.
       exclude: parameters to leave out: names, names of modules, patterns with `*`,
         compiled regular expressions, or functions of (name, parameter).
-      dry_run: observe, decide and learn, but touch no gradient.
-      max_consecutive_skips: how many updates may be cancelled in a row before `step`
-        (on an accelerator: `metrics`) raises a RuntimeError.
+      dry_run: measure, decide and record, but change no gradient.
+      max_consecutive_skips: if more updates in a row are cancelled, `step` raises a
+        RuntimeError (on an accelerator, `metrics` does).
       process_group: the ranks that hold different parameters of one model, such as the
-        stages of a pipeline, or experts: squared norms are summed over them, and every
-        one must call `step`. The rows must be the same on all, as with scope="global".
-        Sharded parameters (`DTensor`) bring their ranks along and need none.
+        stages of a pipeline, or experts. Squared norms are summed over these ranks, and
+        every rank must call `step`. All ranks must have the same rows, as with
+        scope="global". Sharded parameters (`DTensor`) know their ranks and need no
+        group.
 
     Raises:
       ValueError, TypeError: an argument breaks its rule; the message says which.
@@ -81,7 +83,7 @@ class Clipper(Observer):
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
     ) -> None:
-        """Check the arguments and lay out the rows."""
+        """Check the arguments and create the rows."""
         super().__init__(
             parameters,
             policy,
@@ -99,7 +101,7 @@ class Clipper(Observer):
 
     @property
     def dry_run(self) -> bool:
-        """Whether every gradient is left alone; it may be set between steps."""
+        """Whether gradients stay unchanged; it may be set between steps."""
         return self._stepper.dry_run
 
     @dry_run.setter
@@ -107,27 +109,27 @@ class Clipper(Observer):
         self._stepper.dry_run = check_flag("dry_run", value)
 
     def step(self, *, scaler: Any = None, optimizer: Any = None) -> Decision:
-        """Measure the gradients, decide, scale them in place, and learn their norms.
+        """Measure the gradients, decide, scale them in place, and record their norms.
 
         Args:
-          scaler: a `torch.amp.GradScaler`, given together with `optimizer`. It unscales
-            the gradients first if it has not, and a step that overflowed is no norm to
-            learn from. Without it, call `scaler.unscale_(optimizer)` before this:
-            scaled gradients have no threshold, and an infinity that is set to 0 before
-            `unscale_` would never lower the loss scale.
+          scaler: a `torch.amp.GradScaler`, together with `optimizer`. It unscales the
+            gradients first, unless it already has. A step that overflowed is not
+            recorded. Without this argument, call `scaler.unscale_(optimizer)` first:
+            a threshold has no meaning for scaled gradients, and an infinity that is set
+            to 0 before `unscale_` would never lower the loss scale.
           optimizer: the optimizer whose gradients the scaler unscales.
 
         Returns:
           A `Decision` of tensors with one entry per row (see `names`), on the
-          gradients' device. On an accelerator nothing is read back to the host, except
-          with `nonfinite="raise"` or where an update may have to be skipped.
+          gradients' device. On an accelerator nothing is read back, except with
+          `nonfinite="raise"` or if an update may have to be skipped.
 
         Raises:
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; no gradient
             and no history was changed.
-          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped;
-            the scaler has stepped the optimizer already; or the clipper is attached and
-            clips inside the optimizer's step.
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+          RuntimeError: the scaler has stepped the optimizer already.
+          RuntimeError: the clipper is attached and clips inside the optimizer's step.
           ValueError: a gradient of another optimizer is still multiplied by the scale.
 
         >>> from autoclip_core import Fixed
@@ -139,9 +141,9 @@ class Clipper(Observer):
         """
         if not torch.compiler.is_compiling() and self._is_attached:
             raise RuntimeError(
-                "an attached clipper clips inside optimizer.step(), and a second time "
-                "in a step it would clip what it has clipped; leave clipper.step() "
-                "out, or call clipper.detach() first"
+                "an attached clipper clips inside optimizer.step(), so clipper.step() "
+                "would clip the gradients twice; leave clipper.step() out, or call "
+                "clipper.detach() first"
             )
         if scaler is None and optimizer is None:
             return self._stepper.step()
@@ -151,33 +153,35 @@ class Clipper(Observer):
         optimizer, stepper = unwrap(optimizer), self._stepper
         check_unscaled(stepper.rows.parameters, scaler, optimizer)
         if is_fused(optimizer):  # the scaler may cancel its first step
-            start_from_zero(optimizer)
+            initialize_momentum(optimizer)
         decision = stepper.step(scale)
         if stepper.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
         return decision
 
     def attach(self, optimizer: Any) -> Attachment:
-        """Clip inside `optimizer.step()`; the loop has no other line to add.
+        """Clip inside `optimizer.step()`; the training loop needs no other line.
 
-        With a closure (LBFGS, Lightning) clipping follows each backward in it. Wrappers
-        such as Accelerate's are looked through. After a `GradScaler` overflow nothing
-        is learned. With `fused=True`, gradients that share one norm are scaled in the
-        optimizer's own kernel, and a cancelled update is cancelled there: no pass over
-        the gradients, nothing read back; there, nonfinite="zero" cancels the update.
-        A cancelled update cancels all that the optimizer steps, once every clipper that
-        is attached to it has seen its gradients.
+        With a closure (LBFGS, Lightning), each backward pass in it is clipped. The
+        optimizer inside a wrapper, such as Accelerate's, is used. After a `GradScaler`
+        overflow nothing is recorded.
+
+        With `fused=True`, the optimizer's kernel cancels updates, so nothing is read
+        back. If all gradients share one norm, the kernel also scales them, without
+        another pass over them; nonfinite="zero" then cancels the update. A cancelled
+        update is cancelled for all parameters of the optimizer, after every clipper
+        that is attached to it has measured its gradients.
 
         Args:
           optimizer: the torch optimizer of these parameters, or a wrapper around it.
 
         Returns:
           A handle; `remove()` ends the attachment. A copied or unpickled optimizer has
-          no hooks: attach to it anew.
+          no hooks: attach to it again.
 
         Raises:
           RuntimeError: the clipper is attached already.
-          ValueError: the optimizer does not step all that the clipper has and trains.
+          ValueError: the optimizer does not step all trained parameters of the clipper.
           TypeError: it is no torch optimizer.
 
         >>> from autoclip_core import Fixed
@@ -191,9 +195,9 @@ class Clipper(Observer):
         """
         if self._is_attached:
             raise RuntimeError(
-                "the clipper is attached already, and twice in a step it would clip "
-                "what it has clipped; call remove() on the handle first, or make a "
-                "clipper for each optimizer"
+                "the clipper is attached already, and would clip the gradients twice; "
+                "call remove() on the handle first, or make a clipper for each "
+                "optimizer"
             )
         optimizer = unwrap(optimizer)
         if getattr(optimizer, "clipper", None) is self:
@@ -205,7 +209,7 @@ class Clipper(Observer):
         return self._attachment
 
     def detach(self) -> None:
-        """End the attachment, if there is one.
+        """End the attachment, if the clipper is attached.
 
         >>> from autoclip_core import Fixed
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -234,12 +238,12 @@ class Clipper(Observer):
         """Return an optimizer that clips, then steps.
 
         Args:
-          optimizer: any torch optimizer; each of its groups is a group here, and none
-            of its settings is read.
+          optimizer: any torch optimizer. Each of its groups is a group of the clipper;
+            none of its settings is read.
           *policy: the policy of a `Clipper`; of a named clipper the argument that may
             follow the parameters by position, such as the quantile.
           model: the module the parameters belong to, for their names and layers.
-          **keywords: what the constructor accepts.
+          **keywords: the keywords of the constructor.
 
         Raises:
           TypeError, ValueError: an argument breaks its rule; the message says which.

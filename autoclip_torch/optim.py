@@ -13,15 +13,13 @@ from .rows.groups import optimizer_groups
 class AGC(ClippedOptimizer):
     """Adaptive gradient clipping around an optimizer: `AGC(optimizer, 0.04, 0.003)`.
 
-    T = clipping * max(|w|, eps), with |w| the norm of the unit's weights.
-
     Args:
       optimizer: any torch optimizer.
-      clipping: see `autoclip_torch.AGC`.
-      eps: see `autoclip_torch.AGC`.
-      model: the module the parameters belong to; with it `exclude` may name parameters,
-        and the units of transposed convolutions are right.
-      **keywords: see `autoclip_torch.AGC`.
+      clipping: see `autoclip_core.ParamRatio`.
+      eps: see `autoclip_core.ParamRatio`.
+      model: the module of the parameters. With it, `exclude` may name parameters, and
+        the units of transposed convolutions are correct.
+      **keywords: those of `autoclip_torch.AGC`.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
@@ -45,7 +43,7 @@ class AGC(ClippedOptimizer):
         model: torch.nn.Module | None = None,
         **keywords: Any,
     ) -> None:
-        """Make the clipper of the optimizer's parameters."""
+        """Create the clipper of the optimizer's parameters."""
         groups = optimizer_groups(optimizer, model)
         clipper = named.AGC(groups, clipping=clipping, eps=eps, **keywords)
         super().__init__(optimizer, clipper)

@@ -1,4 +1,4 @@
-"""The clippers attached to one optimizer: each sees its gradients, then one update."""
+"""The clippers attached to one optimizer: each measures, then one update follows."""
 
 from torch.optim import Optimizer
 
@@ -15,55 +15,55 @@ from .fused import Controls, is_fused
 
 
 class ClipperChain:
-    """Those that clip in the step of one optimizer, in the order of attaching.
+    """The clippers that act in the step of one optimizer, in the order of attaching.
 
-    The optimizer is passed to every method: whoever holds it here would keep it alive.
+    Every method takes the optimizer: a reference from here would keep it alive.
     """
 
     def __init__(self) -> None:
-        """Start with nobody."""
+        """Start without a clipper."""
         self._steppers: list[Stepper] = []
         self._controls = Controls()
         self._is_cancelled = False
-        self._is_marked = False
-        self._known: list[int] = []
+        self._requires_every_step = False
+        self._group_sizes: list[int] = []
 
     def add(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Let another clip after those that are here."""
+        """Append a clipper."""
         if not self._steppers:
-            self._known = _sizes(optimizer)
+            self._group_sizes = _group_sizes(optimizer)
         self._steppers.append(stepper)
-        if self._has_stages:
-            self._is_marked |= require_every_step(optimizer)
+        if self._has_process_group:
+            self._requires_every_step |= require_every_step(optimizer)
 
     def remove(self, stepper: Stepper) -> None:
-        """Let one clip no more."""
+        """Remove a clipper."""
         self._steppers.remove(stepper)
 
     def restore(self, optimizer: Optimizer) -> None:
-        """Take back what the optimizer was told for a step, or for those who left."""
+        """Remove from the optimizer what was set for a step or for removed clippers."""
         self._controls.restore(optimizer)
-        if self._is_marked and not self._has_stages:
+        if self._requires_every_step and not self._has_process_group:
             allow_skipped_steps(optimizer)
-            self._is_marked = False
+            self._requires_every_step = False
 
     def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Forget a step that has failed."""
+        """Begin a step; remove what a failed step has left."""
         self._controls.begin(stepper, optimizer)
 
     def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Clip, and cancel the update if anybody who has clipped wants that."""
-        self._check_parameters(optimizer)
-        if stepper.process_group is not None and not self._controls.telling:
+        """Clip; cancel the update if this clipper or one before it requires that."""
+        self._warn_of_new_parameters(optimizer)
+        if stepper.process_group is not None and not self._controls.are_set:
             refuse_scaler(optimizer)
         if is_fused(optimizer):
-            alone = len(self._steppers) == 1
-            self._controls.clip(stepper, optimizer, alone)
+            is_alone = len(self._steppers) == 1
+            self._controls.clip(stepper, optimizer, is_alone)
         else:
-            self._clip_here(stepper, optimizer)
+            self._clip_in_place(stepper, optimizer)
 
-    def _clip_here(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Clip gradients, and take all of them away once everybody has seen his."""
+    def _clip_in_place(self, stepper: Stepper, optimizer: Optimizer) -> None:
+        """Clip gradients; if the update is cancelled, the last clipper removes them."""
         if stepper is self._steppers[0]:
             self._is_cancelled = False
         decision = stepper.clip()
@@ -74,28 +74,28 @@ class ClipperChain:
                 parameter.grad = None
         stepper.check(cancels)
 
-    def _check_parameters(self, optimizer: Optimizer) -> None:
-        """Warn of parameters that the optimizer was given since, and nobody clips."""
-        if (sizes := _sizes(optimizer)) == self._known:
+    def _warn_of_new_parameters(self, optimizer: Optimizer) -> None:
+        """Warn of parameters that were added to the optimizer only, and not clipped."""
+        if (sizes := _group_sizes(optimizer)) == self._group_sizes:
             return
-        before = dict(enumerate(self._known))
+        before = dict(enumerate(self._group_sizes))
         groups = enumerate(optimizer.param_groups)
         new = [p for i, group in groups for p in group["params"][before.get(i, 0) :]]
-        self._known = sizes
+        self._group_sizes = sizes
         clipped = [group for each in self._steppers for group in each.groups]
         known = {id(named.parameter) for group in clipped for named in group.parameters}
-        if added := [p for p in new if id(p) not in known]:
+        if unclipped := [p for p in new if id(p) not in known]:
             warn(
-                f"the optimizer was given {len(added)} parameters after attach() that "
-                "no clipper has, so they are not clipped; call "
+                f"the optimizer was given {len(unclipped)} parameters after attach() "
+                "that no clipper has, so they are not clipped; call "
                 'clipper.add_param_group({"params": ...}) with them, too'
             )
 
     @property
-    def _has_stages(self) -> bool:
+    def _has_process_group(self) -> bool:
         return any(each.process_group is not None for each in self._steppers)
 
 
-def _sizes(optimizer: Optimizer) -> list[int]:
-    """Return how many parameters each group has."""
+def _group_sizes(optimizer: Optimizer) -> list[int]:
+    """Return the number of parameters of each group."""
     return [len(group["params"]) for group in optimizer.param_groups]

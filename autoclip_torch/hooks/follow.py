@@ -1,4 +1,4 @@
-"""A clipper of all that an optimizer steps, also of what it is given later."""
+"""Keep a clipper up to date with an optimizer that gets parameters later."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,26 +14,26 @@ from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
 C = TypeVar("C", bound=Observer)
 
 
-def clipper_of(
+def make_clipper(
     make: Callable[..., C],
     keywords: Mapping[str, Any],
     optimizer: Any,
     model: nn.Module,
 ) -> C:
-    """Make a clipper of what an optimizer steps, in its groups, named as in the model.
+    """Create a clipper of the optimizer's groups, with the names of the model.
 
     Args:
-      make: a class of clippers, or a function that makes one of groups.
-      keywords: what it accepts. `exclude` may name whatever the model has: what another
-        optimizer steps, too, and what is frozen as yet.
+      make: a class of clippers, or a function that takes groups and returns a clipper.
+      keywords: the keywords of `make`. `exclude` may name any parameter of the model,
+        also if another optimizer steps it or if it is still frozen.
       optimizer: a torch optimizer, or a wrapper that holds one.
       model: the module whose parameters it steps.
 
     Raises:
       ValueError: it steps none of them, or `exclude` names nothing in the model.
     """
-    optimizer, members = unwrap(optimizer), list(model.named_parameters())
-    if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in members):
+    optimizer, parameters = unwrap(optimizer), list(model.named_parameters())
+    if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in parameters):
         raise ValueError(
             f"optimizer must step parameters of the model, got a "
             f"{type(optimizer).__name__} that steps none of them; make it after the "
@@ -41,21 +41,22 @@ def clipper_of(
         )
     patterns = as_patterns(keywords.get("exclude"))
     match = partial(matches, separator=".")
-    check_names(patterns, members, match, "name those of the model")
+    check_names(patterns, parameters, match, "name those of the model")
 
-    def excluded(name: str | None, parameter: Tensor) -> bool:
+    def is_excluded(name: str | None, parameter: Tensor) -> bool:
         return any(match(pattern, name, parameter) for pattern in patterns)
 
-    groups = optimizer_groups(optimizer, model)
-    return make(groups, **{**keywords, "exclude": excluded} if patterns else keywords)
+    if patterns:
+        keywords = {**keywords, "exclude": is_excluded}
+    return make(optimizer_groups(optimizer, model), **keywords)
 
 
-def follow(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
-    """Add what the optimizer has been given since; the rows that are there stay."""
+def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
+    """Add what the optimizer has been given since; present rows keep their state."""
     optimizer = unwrap(optimizer)
     known = set(map(id, clipper.parameters))
     if stepped_parameter_ids(optimizer) <= known:
         return
     for group in optimizer_groups(optimizer, model):
-        if new := [m for m in group.parameters if id(m.parameter) not in known]:
+        if new := [p for p in group.parameters if id(p.parameter) not in known]:
             clipper.add_param_group(Group(new))

@@ -1,8 +1,9 @@
-"""Fused optimizers: the scale rides in their kernel, and a rejected step stays there.
+"""Clipping with a fused optimizer: its kernel scales gradients and cancels updates.
 
-With `fused=True` Adam, AdamW, SGD and Adagrad divide each gradient by
-`optimizer.grad_scale` and change nothing where `optimizer.found_inf` is not 0. Both are
-tensors on the device, which `GradScaler` sets for the time of a step; so does this.
+With `fused=True`, Adam, AdamW, SGD and Adagrad divide each gradient by
+`optimizer.grad_scale`, and change nothing if `optimizer.found_inf` is not 0. Both
+controls are tensors on the device. `GradScaler` sets them for the duration of a step,
+and so does this module.
 """
 
 from collections.abc import Iterable
@@ -18,133 +19,135 @@ from autoclip_torch.step.amp import CONTROLS, LossScale, pop_controls
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
-from .momentum import forget_unwritten, without_momentum
+from .momentum import find_parameters_without_momentum, remove_unwritten_momentum
 
 
 def is_fused(optimizer: Optimizer) -> bool:
     """Tell whether the optimizer's kernel obeys `grad_scale` and `found_inf`."""
-    obeys = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return obeys and all(group.get("fused") for group in optimizer.param_groups)
+    is_capable = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return is_capable and all(group.get("fused") for group in optimizer.param_groups)
 
 
 class Controls:
-    """What a fused optimizer is told for one step, by all clippers attached to it.
+    """The controls that the attached clippers set on a fused optimizer for one step.
 
-    It is passed to every method: whoever holds it here would keep it alive.
+    Every method takes the optimizer: a reference from here would keep it alive.
     """
 
     def __init__(self) -> None:
         """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
-        self._told: dict[str, Tensor] = {}
+        self._current: dict[str, Tensor] = {}
         self._overflow: Tensor | None = None
         self._without_momentum: list[Tensor] = []
         self._clipped: list[Stepper] = []
 
     def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Take back what the last step was told, if it has failed and left it there."""
+        """Remove the controls of the last step if it failed before it restored them."""
         if not any(stepper is other for other in self._clipped):
             return
-        now, told = pop_controls(optimizer).items(), self._told
-        new = {name: value for name, value in now if value is not told.get(name)}
+        present, previous = pop_controls(optimizer).items(), self._current
+        new = {key: value for key, value in present if value is not previous.get(key)}
         if "found_inf" in new:
-            # A GradScaler has set it for the new step, and has multiplied by its scale
-            # what it found as `grad_scale`.
-            new = _without(told.get("grad_scale"), **new)
-        self._forget()
+            # A GradScaler has set it for the new step. It has also multiplied the
+            # `grad_scale` of the failed step by its own scale.
+            new = _remove_factor(previous.get("grad_scale"), **new)
+        self._clear()
         vars(optimizer).update(new)
 
     @property
-    def telling(self) -> bool:
-        """Whether the optimizer has been told something for the step it is in."""
+    def are_set(self) -> bool:
+        """Whether a clipper has set the controls in the current step."""
         return bool(self._clipped)
 
     @torch.no_grad()
-    def clip(self, stepper: Stepper, optimizer: Optimizer, alone: bool) -> None:
-        """Decide, and tell the optimizer, without reading anything back.
+    def clip(self, stepper: Stepper, optimizer: Optimizer, is_alone: bool) -> None:
+        """Decide and set the controls, without reading anything back.
 
-        With one row for all that the optimizer steps, and no other clipper, there is no
-        pass over the gradients: the kernel scales them. Else rows are scaled in place.
+        If one row holds all that the optimizer steps, and no other clipper is attached,
+        the kernel scales the gradients, and no other pass over them is needed.
+        Otherwise the rows are scaled in place.
         """
         if any(stepper is other for other in self._clipped):
-            self.restore(optimizer)  # a closure computes gradients again
-        factor, told = (_told(optimizer, name) for name in CONTROLS)
+            self.restore(optimizer)  # a closure has computed gradients again
+        factor, found_inf = (_get_control(optimizer, name) for name in CONTROLS)
         if not self._clipped:
-            self._overflow = told  # later it is also what a clipper has cancelled
+            self._overflow = found_inf  # later it includes updates that clippers cancel
         scale = LossScale(factor, self._overflow)
-        folds = alone and _holds_all(stepper, optimizer)
-        if scale.factor is not None and not folds and not stepper.dry_run:
-            # No one factor for the kernel to divide by: what a GradScaler has left to
-            # it is done here, for all that it steps, so that thresholds meet true
-            # gradients.
+        in_kernel = is_alone and _holds_all(stepper, optimizer)
+        if scale.factor is not None and not in_kernel and not stepper.dry_run:
+            # The kernel takes only one factor. The loss scale is therefore removed
+            # from all gradients of the optimizer here, before they are measured.
             _unscale_(_gradients(optimizer), scale.factor)
             scale = scale._replace(factor=None)
         try:
-            decision = stepper.clip(scale, in_place=not folds)
+            decision = stepper.clip(scale, in_place=not in_kernel)
             stepper.check()
         except Exception:
             pop_controls(optimizer)  # or they would multiply the next loss scale
-            self._forget()
+            self._clear()
             raise
         factor = scale.factor
         if not stepper.dry_run:
-            if folds:
-                factor = _folded(factor, decision)
-            told = _either(told, _cancelled(decision, folds))
-        self._without_momentum = without_momentum(optimizer)
-        self._tell(optimizer, factor, told)
+            if in_kernel:
+                factor = _kernel_factor(factor, decision)
+            found_inf = _maximum(found_inf, _cancellation(decision, in_kernel))
+        self._without_momentum = find_parameters_without_momentum(optimizer)
+        self._set(optimizer, factor, found_inf)
         self._clipped.append(stepper)
 
     def restore(self, optimizer: Optimizer) -> None:
-        """Put back what was there before the step: `GradScaler` removes its own."""
+        """Set the controls as before the step; a `GradScaler` removes its own."""
         if self._before is not None:
-            told = pop_controls(optimizer)
-            if (cancelled := told.get("found_inf")) is not None:
-                forget_unwritten(optimizer, self._without_momentum, cancelled)
+            current = pop_controls(optimizer)
+            if (cancelled := current.get("found_inf")) is not None:
+                parameters = self._without_momentum
+                remove_unwritten_momentum(optimizer, parameters, cancelled)
             vars(optimizer).update(self._before)
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._before, self._told, self._clipped = None, {}, []
+    def _clear(self) -> None:
+        self._before, self._current, self._clipped = None, {}, []
         self._without_momentum = []
 
-    def _tell(self, optimizer: Optimizer, *values: Tensor | None) -> None:
+    def _set(self, optimizer: Optimizer, *values: Tensor | None) -> None:
         before = pop_controls(optimizer)
         if self._before is None:
             self._before = before
         pairs = zip(CONTROLS, values, strict=True)
-        self._told = {name: value for name, value in pairs if value is not None}
-        vars(optimizer).update(self._told)
+        self._current = {name: value for name, value in pairs if value is not None}
+        vars(optimizer).update(self._current)
 
 
-def _without(
-    told: Tensor | None, *, found_inf: Any, grad_scale: Tensor | None = None
+def _remove_factor(
+    factor: Tensor | None, *, found_inf: Any, grad_scale: Tensor | None = None
 ) -> dict[str, Any]:
-    """Return what a GradScaler meant, without a factor that it found there.
+    """Return the controls of a GradScaler, which has multiplied its scale by a factor.
 
-    Where that was infinite, of a row dropped to 0, its own is lost: no update then.
+    If the factor was infinite, because a row was dropped to 0, the loss scale is lost:
+    the update is then cancelled.
     """
-    if grad_scale is None or told is None:  # of gradients that it has unscaled, None
+    if grad_scale is None or factor is None:  # None: the gradients are unscaled
         return {"grad_scale": grad_scale, "found_inf": found_inf}
-    own = grad_scale / told
-    lost = torch.where(own.isfinite(), found_inf, 1.0)
-    return {"grad_scale": own.nan_to_num(1.0), "found_inf": lost}
+    loss_scale = grad_scale / factor
+    found_inf = torch.where(loss_scale.isfinite(), found_inf, 1.0)
+    return {"grad_scale": loss_scale.nan_to_num(1.0), "found_inf": found_inf}
 
 
-def _told(optimizer: Optimizer, name: str) -> Tensor | None:
-    """Return what a GradScaler has told; of no gradient at all, it tells a plain 0."""
+def _get_control(optimizer: Optimizer, name: str) -> Tensor | None:
+    """Return a control if it is a tensor: without gradients, a GradScaler sets 0."""
     value = getattr(optimizer, name, None)
     return value if isinstance(value, Tensor) else None
 
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
-    """Return every gradient once, also one that two parameters share."""
-    found = (parameter.grad for parameter in stepped_parameters(optimizer))
-    return {id(grad): grad for grad in found if grad is not None}.values()
+    """Return every gradient once, even if two parameters share it."""
+    gradients = (parameter.grad for parameter in stepped_parameters(optimizer))
+    return {id(grad): grad for grad in gradients if grad is not None}.values()
 
 
 def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
-    """Tell whether one row holds exactly what the optimizer steps."""
+    """Tell whether one row holds exactly the parameters that the optimizer steps."""
     if not stepper.has_one_factor:
         return False
     clipped = stepper.rows.parameters
@@ -152,30 +155,30 @@ def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     return plain and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
 
 
-def _folded(factor: Tensor | None, decision: Decision) -> Tensor:
-    """Return what the kernel is to divide by: the loss scale over the clip's scale."""
+def _kernel_factor(loss_scale: Tensor | None, decision: Decision) -> Tensor:
+    """Return the divisor of the gradients: the loss scale over the clipping scale."""
     scale: Tensor = decision.scale[0]
     one = torch.ones_like(scale)
-    return (one if factor is None else factor.to(scale.device)) / scale
+    return (one if loss_scale is None else loss_scale.to(scale.device)) / scale
 
 
-def _cancelled(decision: Decision, folds: bool) -> Tensor:
-    """Return whether the kernel is to change nothing, as 0 or 1.
+def _cancellation(decision: Decision, in_kernel: bool) -> Tensor:
+    """Return 1 if the kernel must change nothing, and 0 if not.
 
-    A gradient that is not finite cannot be divided to 0, so where the kernel scales,
-    nonfinite="zero" cancels, too.
+    Division cannot set a gradient that is not finite to 0. If the kernel scales,
+    nonfinite="zero" therefore cancels the update, too.
     """
     cancelled: Tensor = decision.skipped
-    if folds:
+    if in_kernel:
         cancelled = cancelled | (~decision.finite & (decision.scale == 0))
     return cancelled.any().float()
 
 
-def _either(a: Tensor | None, b: Tensor) -> Tensor:
+def _maximum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
 
 
-def _unscale_(gradients: Iterable[Tensor], factor: Tensor) -> None:
-    """Divide every gradient in place by a loss scale, on its device."""
+def _unscale_(gradients: Iterable[Tensor], loss_scale: Tensor) -> None:
+    """Divide every gradient in place by a loss scale, on the gradient's device."""
     for gradient in gradients:
-        stored(gradient).div_(factor.to(gradient.device, non_blocking=True))
+        stored(gradient).div_(loss_scale.to(gradient.device, non_blocking=True))

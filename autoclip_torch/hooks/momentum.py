@@ -1,7 +1,7 @@
-"""A fused SGD whose first step is cancelled has a momentum that nobody has written.
+"""The momentum of a fused SGD whose first step is cancelled.
 
-It makes `momentum_buffer` of empty memory, for its kernel to fill; told to change
-nothing, the kernel leaves in it whatever was there, and the next step goes on with it.
+The optimizer allocates `momentum_buffer` without a value, and its kernel fills it. A
+cancelled kernel writes nothing, and the next step would read undefined values.
 """
 
 from typing import Any
@@ -13,26 +13,26 @@ from torch.optim import Optimizer
 from autoclip_torch.gradients.ranks import is_sharded
 
 
-def without_momentum(optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters whose momentum the next step makes."""
+def find_parameters_without_momentum(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters whose momentum buffer the next step creates."""
     groups = (group for group in optimizer.param_groups if group.get("momentum"))
-    return [parameter for group in groups for parameter in _unset(optimizer, group)]
+    return [p for group in groups for p in _without_momentum(optimizer, group)]
 
 
-def forget_unwritten(
+def remove_unwritten_momentum(
     optimizer: Optimizer, parameters: list[Tensor], cancelled: Tensor
 ) -> None:
-    """Take away the momentum that a cancelled step has made.
+    """Remove the momentum buffers that a cancelled step has created.
 
     Args:
       optimizer: it has taken a step.
-      parameters: those that had no momentum before.
-      cancelled: not 0 where the step was cancelled; on a device it is not read.
+      parameters: those that had no momentum before the step.
+      cancelled: not 0 if the step was cancelled; on a device it is not read.
     """
     if not parameters or (cancelled.is_cpu and not cancelled.any()):
         return
     for parameter in parameters:
-        momentum = _momentum(optimizer, parameter)
+        momentum = _get_momentum(optimizer, parameter)
         if momentum is None:
             continue
         if cancelled.is_cpu:
@@ -41,34 +41,36 @@ def forget_unwritten(
             if not state:
                 del optimizer.state[parameter]
         else:
-            # From 0 the next step makes what a first one does, if dampening is 0; else
-            # it damps that, too. To leave it out, the host would have to wait.
-            where = cancelled.to(momentum.device, non_blocking=True) != 0
-            own = momentum.to_local() if is_sharded(momentum) else momentum
-            own.masked_fill_(where, 0.0)
+            # To remove it, the CPU would have to wait for the device: it is set to 0.
+            # With dampening 0 the next step then equals a first step; otherwise the
+            # gradient of that step is damped, too.
+            is_cancelled = cancelled.to(momentum.device, non_blocking=True) != 0
+            local = momentum.to_local() if is_sharded(momentum) else momentum
+            local.masked_fill_(is_cancelled, 0.0)
 
 
-def start_from_zero(optimizer: Optimizer) -> None:
-    """Write the momentum before a first step that somebody else may cancel.
+def initialize_momentum(optimizer: Optimizer) -> None:
+    """Create momentum of 0 before a first step that a GradScaler may cancel.
 
-    A first step makes the same of it, but where dampening is not 0: that is left alone.
+    The result of a first step is the same, unless dampening is not 0: such a group is
+    left unchanged.
     """
     for group in optimizer.param_groups:
         if group.get("momentum") and not group["dampening"]:
-            for parameter in _unset(optimizer, group):
+            for parameter in _without_momentum(optimizer, group):
                 zero = torch.zeros_like(parameter.grad)
                 optimizer.state[parameter]["momentum_buffer"] = zero
 
 
-def _unset(optimizer: Optimizer, group: dict[str, Any]) -> list[Any]:
-    """Return what a step of the group gives a momentum that it has not."""
+def _without_momentum(optimizer: Optimizer, group: dict[str, Any]) -> list[Any]:
+    """Return the parameters of a group whose momentum its next step creates."""
     return [
         parameter
         for parameter in group["params"]
-        if parameter.grad is not None and _momentum(optimizer, parameter) is None
+        if parameter.grad is not None and _get_momentum(optimizer, parameter) is None
     ]
 
 
-def _momentum(optimizer: Optimizer, parameter: Tensor) -> Any:
-    # Asked by its key, the mapping would make an empty state.
+def _get_momentum(optimizer: Optimizer, parameter: Tensor) -> Any:
+    # `optimizer.state[parameter]` would create an empty state.
     return optimizer.state.get(parameter, {}).get("momentum_buffer")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
 )
 
 from autoclip_torch import NormClip, QuantileClip  # noqa: E402
-from autoclip_torch.hooks.follow import clipper_of, follow  # noqa: E402
+from autoclip_torch.hooks.follow import add_new_parameters, make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
 
@@ -289,16 +289,16 @@ def test_a_quantized_weight_that_is_frozen_does_not_matter(tmp_path):
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(Net().parameters(), lr=LR)
     with pytest.raises(ValueError, match="got a SGD that steps none of them"):
-        clipper_of(QuantileClip, {}, optimizer, Net())
+        make_clipper(QuantileClip, {}, optimizer, Net())
 
 
 def test_the_kind_of_layer_is_known_of_what_is_added():
     model = nn.Sequential(nn.Linear(2, 4), nn.ConvTranspose1d(4, 6, 2))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=LR)
-    clipper = clipper_of(QuantileClip, {"scope": "unit"}, optimizer, model)
+    clipper = make_clipper(QuantileClip, {"scope": "unit"}, optimizer, model)
     optimizer.add_param_group({"params": list(model[1].parameters())})
-    follow(clipper, optimizer, model)
+    add_new_parameters(clipper, optimizer, model)
     assert sum(name.startswith("1.weight") for name in clipper.names) == 6
     kept = clipper.names
-    follow(clipper, optimizer, model)
+    add_new_parameters(clipper, optimizer, model)
     assert clipper.names == kept
