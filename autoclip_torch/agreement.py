@@ -1,4 +1,4 @@
-"""Whether the clippers of all ranks have learned and decided the same."""
+"""Check that the clippers of all ranks have the same state and last decision."""
 
 import hashlib
 from collections import Counter
@@ -13,22 +13,23 @@ from .clipper import Clipper
 
 
 def check_agreement(clipper: Clipper, group: Any = None) -> None:
-    """Raise an error on every rank if the clipper of one differs from the others'.
+    """Raise an error on every rank if the clippers of the ranks differ.
 
-    Settings, history, counts and last decision are compared bit by bit, by their
-    digests, in one small collective. Ranks that stop agreeing scale one gradient
-    differently, and their models drift apart unnoticed. Call it now and then, on every
-    rank of the group: what is on an accelerator is read back to the host for it.
-    Without torch.distributed it does nothing.
+    Settings, history, counts and last decision are compared bit by bit. One small
+    collective exchanges their digests. Ranks that do not agree scale the same gradient
+    differently, and their models drift apart silently.
+
+    Call it from time to time, on every rank of the group: it reads a state back from an
+    accelerator. Without torch.distributed it does nothing.
 
     Args:
       clipper: this rank's clipper, after `step()`.
-      group: the ranks that must agree; all of them by default. The stages of a pipeline
-        agree only with scope="global" and a `process_group`; otherwise name the copies
-        of one stage.
+      group: the ranks that must agree, by default all. The stages of a pipeline agree
+        only with scope="global" and a `process_group`; otherwise pass the group of the
+        copies of one stage.
 
     Raises:
-      RuntimeError: the clippers differ; the message names the ranks, and what differs.
+      RuntimeError: the clippers differ; the message names the ranks and the parts.
 
     >>> from autoclip_torch import NormClip
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -42,25 +43,25 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
     digests = _digests(clipper)
-    own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
-    own = own.to(clipper._policy_states.device or "cpu")
+    local = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
+    local = local.to(clipper._policy_states.device or "cpu")
     group = group or dist.group.WORLD
     ranks = dist.get_process_group_ranks(group)
-    gathered = [torch.empty_like(own) for _ in ranks]
-    dist.all_gather(gathered, own, group=group)
+    gathered = [torch.empty_like(local) for _ in ranks]
+    dist.all_gather(gathered, local, group=group)
     shape = (len(digests), -1)
-    of_rank = [tuple(map(tuple, d.view(shape).tolist())) for d in gathered]
-    (most, _), *others = Counter(of_rank).most_common()
+    rank_digests = [tuple(map(tuple, d.view(shape).tolist())) for d in gathered]
+    (majority, _), *others = Counter(rank_digests).most_common()
     if others:
-        told = [
-            f"rank {rank} ({', '.join(_different(list(digests), digest, most))})"
-            for rank, digest in zip(ranks, of_rank, strict=True)
-            if digest != most
+        differences = [
+            f"rank {rank} ({', '.join(_different(list(digests), digest, majority))})"
+            for rank, digest in zip(ranks, rank_digests, strict=True)
+            if digest != majority
         ]
         raise RuntimeError(
             "the clippers of all ranks must agree, but these differ from the others: "
-            f"{'; '.join(told)}; was a step left out there, another checkpoint loaded, "
-            "or the clipper made with other arguments?"
+            f"{'; '.join(differences)}; did these ranks leave out a step, load another "
+            "checkpoint, or make the clipper with other arguments?"
         )
 
 
@@ -71,9 +72,10 @@ def _different(names: list[str], one: Any, other: Any) -> list[str]:
 
 
 def _digests(clipper: Clipper) -> dict[str, bytes]:
-    """Return the digest of each part that has to be the same on all ranks.
+    """Return the digest of each part that must be the same on all ranks.
 
-    Parameters and their names are none of them: stages of a pipeline hold others.
+    Parameters and their names are left out: the stages of a pipeline hold different
+    ones.
     """
     state, (decision, _) = clipper.state_dict(), clipper._policy_states.read()
     settings = ("class", "scope", "policies", "settings")
@@ -87,7 +89,7 @@ def _digests(clipper: Clipper) -> dict[str, bytes]:
 
 
 def _digest(part: Any) -> bytes:
-    """Return what differs, but for one chance in 2**256, where a bit does."""
+    """Return a SHA-256 digest of every bit of a part."""
     if isinstance(part, Mapping):
         content = b"".join(repr(name).encode() + _digest(part[name]) for name in part)
     elif isinstance(part, list):

@@ -1,4 +1,4 @@
-"""Measure a model's gradient norms before training, and change nothing of it."""
+"""Measure the gradient norms of a model before training, without changing the model."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,21 +24,24 @@ def find_clipping_threshold(
 ) -> Suggestion:
     """Return the norms' statistics over some batches, a threshold and advice.
 
-    The batches go forward and backward in training mode, without an update. Parameters,
-    gradients (None stays None), buffers, the mode of each module and the random numbers
-    of Python, NumPy, torch and the loader are afterwards as before, also if the loss
-    raises. The norms are those of the model as it is: at initialisation they are often
-    larger than later, so prefer a model that has trained for some hundred steps.
+    Each batch runs forward and backward in training mode, without an update. Afterwards
+    everything is restored, even if the loss raises: parameters, gradients (None stays
+    None), buffers, the mode of each module, and the random states of Python, NumPy,
+    torch and the loader.
+
+    The norms depend on the state of the model. At initialisation they are often larger
+    than later, so prefer a model that has trained for a few hundred steps.
 
     Args:
       model: the model; batches are moved to its device.
-      dataloader: yields pairs `(inputs, target)`, or dicts of what `model` takes. An
-        iterator is consumed as far as it is read.
-      loss: of `(model(inputs), target)`; of `(model(**batch), batch)` for a dict.
-      num_batches: at most so many batches, >= 1.
+      dataloader: yields pairs `(inputs, target)`, or dicts of the arguments of `model`.
+        An iterator is consumed as far as it is read.
+      loss: a function of `(model(inputs), target)`; for a dict, of
+        `(model(**batch), batch)`.
+      num_batches: the largest number of batches, >= 1.
 
     Returns:
-      What `suggest_threshold` says of the norms of the whole gradient.
+      The result of `suggest_threshold` for the norms of the whole gradient.
 
     Raises:
       TypeError: a batch is neither a pair nor a dict.
@@ -48,30 +51,31 @@ def find_clipping_threshold(
     >>> data = TensorDataset(torch.ones(8, 3), torch.zeros(8, 1))
     >>> model = nn.Linear(3, 1)
     >>> loader = DataLoader(data, batch_size=2)
-    >>> found = find_clipping_threshold(model, loader, nn.functional.mse_loss)
-    >>> found.steps, model.weight.grad
+    >>> suggestion = find_clipping_threshold(model, loader, nn.functional.mse_loss)
+    >>> suggestion.steps, model.weight.grad
     (4, None)
     """
     check_count("num_batches", num_batches, 1)
     meter = NormClip(model.parameters(), max_norm=1.0, dry_run=True)
     device = next(model.parameters()).device
     norms = []
-    with as_it_was(model, dataloader), torch.enable_grad():
+    with restore_model(model, dataloader), torch.enable_grad():
         model.train()
         for batch in islice(dataloader, num_batches):
             for parameter in model.parameters():
                 parameter.grad = None
-            batch_loss(model, moved(batch, device), loss).backward()  # type: ignore[no-untyped-call]
+            value = compute_loss(model, move_batch(batch, device), loss)
+            value.backward()  # type: ignore[no-untyped-call]
             norms.append(float(meter.step().norm))
     if not norms:
         raise ValueError(
             "dataloader must yield at least one batch, got none; an iterator that was "
-            "read before is empty: give the DataLoader itself"
+            "read before is empty: pass the DataLoader itself"
         )
     return suggest_threshold(norms)
 
 
-def batch_loss(
+def compute_loss(
     model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]
 ) -> Tensor:
     """Return the loss of one batch, a pair or a dict."""
@@ -86,21 +90,21 @@ def batch_loss(
     )
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch on a device, whatever holds its tensors."""
+def move_batch(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device; its tensors may be in dicts, lists and tuples."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        values = [moved(value, device) for value in batch]
+        values = [move_batch(value, device) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else values
     return batch
 
 
 @contextmanager
-def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
-    """Restore gradients, buffers, modes and random numbers at the end."""
+def restore_model(model: nn.Module, dataloader: Any) -> Iterator[None]:
+    """Restore gradients, buffers, modes and random states at the end."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
@@ -108,7 +112,7 @@ def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    with random_as_it_was(model, dataloader):
+    with restore_random_states(model, dataloader):
         try:
             yield
         finally:
@@ -124,20 +128,21 @@ def as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
 
 
 @contextmanager
-def random_as_it_was(model: nn.Module, dataloader: Any) -> Iterator[None]:
-    """Restore all random numbers that a loader or a layer may draw."""
+def restore_random_states(model: nn.Module, dataloader: Any) -> Iterator[None]:
+    """Restore, at the end, the generators that a loader or a layer may use."""
     batches = getattr(dataloader, "batch_sampler", None)
     samplers = [getattr(owner, "sampler", None) for owner in (dataloader, batches)]
-    owned = [getattr(o, "generator", None) for o in (dataloader, batches, *samplers)]
-    states = [(g, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
+    owners = (dataloader, batches, *samplers)
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = {p.device for p in model.parameters() if p.device.type != "cpu"}
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             for kind in {device.type for device in devices}:
-                places = [d.index for d in devices if d.type == kind]
-                fork = torch.random.fork_rng(devices=places, device_type=kind)
+                indices = [d.index for d in devices if d.type == kind]
+                fork = torch.random.fork_rng(devices=indices, device_type=kind)
                 stack.enter_context(fork)
             yield
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .clipper import Clipper
-from .hooks.follow import clipper_of, follow
+from .hooks.follow import add_new_parameters, make_clipper
 from .step.unwrap import unwrap
 from .step.warn import warn
 
@@ -21,20 +21,22 @@ except ModuleNotFoundError as error:
 class ClipCallback(pl.Callback):
     """Clip the gradients of every optimizer of a `LightningModule`.
 
-    Works with automatic and manual optimization, with any precision, and with any
-    strategy whose optimizers step in this process, but FSDP1. Each optimizer has a
-    clipper of its own, which follows it: what is unfrozen and added to it later is
-    clipped from then on. The history is saved in the checkpoint. What `metrics()`
-    returns is logged whenever the trainer logs; of several optimizers as
-    `clip/optimizer0/norm` and so on.
+    It works with automatic and manual optimization and with any precision. It works
+    with any strategy whose optimizers step in this process, except FSDP1.
+
+    Each optimizer has its own clipper. Parameters that are unfrozen and added to the
+    optimizer later are clipped from then on. The history is saved in the checkpoint.
+    The trainer logs the result of `metrics()` whenever it logs. With several
+    optimizers, the names are `clip/optimizer0/norm` and so on.
 
     Args:
-      clipper: a class of `autoclip_torch`, or a function that takes what a clipper's
-        first argument may be and returns a clipper.
-      optimizer: the number of the one optimizer to clip, as `configure_optimizers`
-        returns them; by default each. For another rule per optimizer, give the trainer
-        a callback for each.
-      **keywords: what `clipper` accepts; `exclude` may name what is frozen as yet.
+      clipper: a class of `autoclip_torch`, or a function that takes the first argument
+        of a clipper and returns a clipper.
+      optimizer: the number of the only optimizer to clip, in the order of
+        `configure_optimizers`; by default all are clipped. For a different rule per
+        optimizer, give the trainer several callbacks.
+      **keywords: the keywords of `clipper`; `exclude` may name parameters that are
+        still frozen.
 
     Raises:
       ValueError: when training starts: there is no such optimizer, `exclude` names no
@@ -54,48 +56,49 @@ class ClipCallback(pl.Callback):
         optimizer: int | None = None,
         **keywords: Any,
     ) -> None:
-        """Remember what to make when the optimizers are there."""
+        """Keep the arguments until the optimizers exist."""
         self._make = clipper
         self._keywords = keywords
         self._only = optimizer
         self._saved: list[dict[str, Any]] | None = None
         self._optimizers: dict[int, Optimizer] = {}
         self.clippers: list[Clipper] = []
-        """One per optimizer that is clipped, from the start of training on."""
+        """One per clipped optimizer, from the start of training."""
 
     @property
     def state_key(self) -> str:
-        """Name the state by class, optimizer, scope and exclude: there may be several.
+        """The name of the state: class, optimizer, scope and exclude.
 
-        Other settings do not count: a state that differs in them is refused with what
-        differs, where one under another name would be ignored.
+        A trainer may have several of these callbacks. Other settings are not part of
+        the name: a state that differs in them is refused with the difference, while a
+        state under another name would be ignored.
         """
         name = getattr(self._make, "__name__", type(self._make).__name__)
         exclude = self._keywords.get("exclude")
-        # A function has an address, which is another one in the next process.
-        told = {
+        # The repr of a function has an address, which differs in the next process.
+        settings = {
             "scope": self._keywords.get("scope"),
             "exclude": getattr(exclude, "__qualname__", exclude),
         }
         if self._only is not None:
-            told["optimizer"] = self._only
-        return self._generate_state_key(clipper=name, **told)
+            settings["optimizer"] = self._only
+        return self._generate_state_key(clipper=name, **settings)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
-        """Make the clippers and attach each to its optimizer."""
-        _warn_of_another(trainer, pl_module)
+        """Create the clippers and attach each to its optimizer."""
+        _warn_of_other_clipping(trainer, pl_module)
         self._optimizers = _choose(trainer.optimizers, self._only)
         self.clippers = [
-            clipper_of(self._make, self._keywords, optimizer, pl_module)
+            make_clipper(self._make, self._keywords, optimizer, pl_module)
             for optimizer in self._optimizers.values()
         ]
         if self._saved is not None:
             self._restore(self._saved)
         elif trainer.ckpt_path is not None:
             warn(
-                f"{trainer.ckpt_path} has no history for ClipCallback, which starts "
-                "without one: it was saved without this callback, or with another "
-                "class, scope or exclude"
+                f"{trainer.ckpt_path} has no history for ClipCallback, so clipping "
+                "starts without one: it was saved without this callback, or with "
+                "another class, scope or exclude"
             )
         for clipper, optimizer in self._pairs():
             clipper.attach(optimizer)
@@ -103,31 +106,31 @@ class ClipCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
-        """Follow the optimizer: a callback may have given it what was frozen."""
-        for clipper, ours in self._pairs():
-            if ours is unwrap(optimizer):
-                follow(clipper, ours, pl_module)
+        """Add parameters that a callback has unfrozen and given to the optimizer."""
+        for clipper, clipped_optimizer in self._pairs():
+            if clipped_optimizer is unwrap(optimizer):
+                add_new_parameters(clipper, clipped_optimizer, pl_module)
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Log, as often as the trainer does."""
+        """Log the metrics, as often as the trainer logs."""
         if not trainer._logger_connector.should_update_logs:
             return
         for index, clipper in zip(self._optimizers, self.clippers, strict=True):
-            several = len(trainer.optimizers) > 1
-            prefix = f"clip/optimizer{index}/" if several else "clip/"
-            found = clipper.metrics().items()
-            pl_module.log_dict({k.replace("clip/", prefix, 1): v for k, v in found})
+            has_several = len(trainer.optimizers) > 1
+            prefix = f"clip/optimizer{index}/" if has_several else "clip/"
+            metrics = clipper.metrics().items()
+            pl_module.log_dict({k.replace("clip/", prefix, 1): v for k, v in metrics})
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: Any) -> None:
-        """Leave the optimizers as they were; the history stays."""
+        """Detach the clippers from the optimizers; the history stays."""
         self._detach()
 
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: Any, exception: BaseException
     ) -> None:
-        """Do as at the end, which an interrupted run does not reach."""
+        """Detach as in `on_train_end`, which an interrupted run does not reach."""
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,52 +139,52 @@ class ClipCallback(pl.Callback):
         return {"clippers": saved or self._saved or []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the optimizers are there."""
+        """Keep the state until the optimizers exist."""
         self._saved = state_dict["clippers"]
 
     def _pairs(self) -> list[tuple[Clipper, Optimizer]]:
         return list(zip(self.clippers, self._optimizers.values(), strict=True))
 
     def _restore(self, saved: list[dict[str, Any]]) -> None:
-        """Go on with the history of the checkpoint."""
+        """Load the history of the checkpoint."""
         if len(saved) != len(self.clippers):
             raise ValueError(
                 "the checkpoint must hold one history per optimizer that is clipped, "
-                f"got {len(saved)} for {len(self.clippers)}; resume with as many as it "
-                "was saved with"
+                f"got {len(saved)} for {len(self.clippers)}; resume with as many "
+                "optimizers as it was saved with"
             )
         for clipper, state in zip(self.clippers, saved, strict=True):
             clipper.load_state_dict(state)
-        self._saved = None  # the next run begins anew
+        self._saved = None  # the next run starts without a history
 
     def _detach(self) -> None:
         for clipper in self.clippers:
             clipper.detach()
 
 
-def _warn_of_another(trainer: "pl.Trainer", pl_module: Any) -> None:
-    """Warn where Lightning or the module clips, too: both do so before us."""
-    own = type(pl_module).configure_gradient_clipping
+def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
+    """Warn if Lightning or the module clips, too: both clip before this callback."""
+    method = type(pl_module).configure_gradient_clipping
     other = None
     if trainer.gradient_clip_val:
         other = f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"
-    elif own is not pl.LightningModule.configure_gradient_clipping:
+    elif method is not pl.LightningModule.configure_gradient_clipping:
         other = f"{type(pl_module).__name__}.configure_gradient_clipping"
     if other is not None:
         warn(
-            f"{other} clips before ClipCallback, which then sees clipped norms; leave "
-            "it out"
+            f"{other} clips before ClipCallback, which then measures clipped norms; "
+            "leave it out"
         )
 
 
 def _choose(optimizers: list[Optimizer], only: int | None) -> dict[int, Optimizer]:
     """Return the optimizers to clip, by number."""
-    found = dict(enumerate(optimizers))
+    numbered = dict(enumerate(optimizers))
     if only is None:
-        return found
-    if only not in found:
+        return numbered
+    if only not in numbered:
         raise ValueError(
-            f"optimizer must be the number of one of the {len(found)} that "
+            f"optimizer must be the number of one of the {len(numbered)} that "
             f"configure_optimizers returns, counted from 0, got {only!r}"
         )
-    return {only: found[only]}
+    return {only: numbered[only]}

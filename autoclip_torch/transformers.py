@@ -11,7 +11,7 @@ from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from . import named
 from .clipper import Clipper
-from .hooks.follow import clipper_of, follow
+from .hooks.follow import add_new_parameters, make_clipper
 from .step.warn import warn
 from .value import ValueClip
 
@@ -40,55 +40,55 @@ _CLASSES: dict[str, type[Clipper]] = {
 
 
 class ClipCallback(TrainerCallback, ExportableState):
-    """Clip in the `Trainer`, and log `clip/...` beside its `grad_norm`.
+    """Clip in the `Trainer`, and log `clip/...` together with its `grad_norm`.
 
-    What the optimizer steps is clipped, in the optimizer's groups, and what is unfrozen
-    and added to it later, from then on. The trainer itself clips first, at
-    `max_grad_norm=1.0` by default: set it to 0. To go on with the history after a
-    checkpoint, set `restore_callback_states_from_checkpoint=True`.
+    All parameters of the optimizer are clipped, in the optimizer's groups. Parameters
+    that are unfrozen and added to it later are clipped from then on. The trainer itself
+    clips first, at `max_grad_norm=1.0` by default: set it to 0. To keep the history
+    when a run is resumed, set `restore_callback_states_from_checkpoint=True`.
 
     Args:
       clipper: a class of `autoclip_torch`, or its name.
-      **keywords: what it accepts: plain Python and policies, which are saved as JSON;
-        `exclude` may name what is frozen as yet.
+      **keywords: the keywords of the class: plain Python and policies, which are saved
+        as JSON. `exclude` may name parameters that are still frozen.
 
     Raises:
-      ValueError, TypeError: a class or a setting that no checkpoint can hold; when
-        training starts, what does not fit the model or the checkpoint.
+      ValueError, TypeError: a class or a setting that no checkpoint can hold.
+      ValueError: when training starts: a setting or the checkpoint does not fit.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
     """
 
     def __init__(self, clipper: type[Clipper] | str, **keywords: Any) -> None:
-        """Remember what to make when the model and the optimizer are there."""
+        """Keep the arguments until the model and the optimizer exist."""
         name = clipper if isinstance(clipper, str) else clipper.__name__
         if name not in _CLASSES or clipper not in (name, _CLASSES[name]):
             raise ValueError(
                 f"clipper must be one of {', '.join(sorted(_CLASSES))}, got {name!r}; "
-                "a checkpoint can hold no class of your own: use clipper.attach(...)"
+                "a checkpoint cannot hold a class of your own: use clipper.attach(...)"
             )
         self._name = name
         self._keywords = {k: _from_json(value) for k, value in keywords.items()}
         for key, value in self._keywords.items():
             _check_json(key, value)
         self.clipper: Clipper | None = None
-        """The clipper, from the beginning of training on."""
+        """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
-        """The state to begin with; the trainer sets it from a checkpoint."""
+        """The state to start with; the trainer sets it from a checkpoint."""
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Make the clipper of the model's parameters and attach it."""
+        """Create the clipper of the model's parameters and attach it."""
         _check_arguments(args)
         if self.clipper is not None:  # a run that was interrupted never ended
             self.clipper.detach()
         make, optimizer = _CLASSES[self._name], kwargs["optimizer"]
-        clipper = clipper_of(make, self._keywords, optimizer, kwargs["model"])
+        clipper = make_clipper(make, self._keywords, optimizer, kwargs["model"])
         if self.saved is not None:
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
-            self.saved = None  # the next run begins anew
+            self.saved = None  # the next run starts without a history
         elif state.global_step > 0:
             _warn_of_no_history(args)
         clipper.attach(optimizer)
@@ -97,22 +97,22 @@ class ClipCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Follow the optimizer: a callback may have given it what was frozen."""
+        """Add parameters that a callback has unfrozen and given to the optimizer."""
         if self.clipper is not None:
-            follow(self.clipper, kwargs["optimizer"], kwargs["model"])
+            add_new_parameters(self.clipper, kwargs["optimizer"], kwargs["model"])
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Add the metrics to what is logged of a training step."""
+        """Add the metrics to the logs of a training step."""
         if self.clipper is None or not logs or "grad_norm" not in logs:
             return
-        found = self.clipper.metrics()
-        logs.update(found)  # for the callbacks after this one
-        state.log_history[-1].update(found)
+        metrics = self.clipper.metrics()
+        logs.update(metrics)  # for the callbacks after this one
+        state.log_history[-1].update(metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the optimizer as it was; the history stays."""
+        """Detach the clipper from the optimizer; the history stays."""
         if self.clipper is not None:
             self.clipper.detach()
 
@@ -125,7 +125,7 @@ class ClipCallback(TrainerCallback, ExportableState):
 
 
 def _check_arguments(args: Any) -> None:
-    """Warn of a second clipper, and refuse an engine that steps within backward."""
+    """Warn if the trainer clips, too; refuse an engine that steps within backward."""
     if getattr(args, "deepspeed", None):
         raise RuntimeError(
             "under DeepSpeed the engine clips and steps within backward, before any "
@@ -135,8 +135,8 @@ def _check_arguments(args: Any) -> None:
     if args.max_grad_norm and args.max_grad_norm > 0:
         warn(
             f"TrainingArguments(max_grad_norm={args.max_grad_norm}) clips before "
-            "ClipCallback, which then sees clipped norms, while grad_norm is the norm "
-            "before both; set max_grad_norm=0"
+            "ClipCallback, which then measures clipped norms, while grad_norm is the "
+            "norm before both; set max_grad_norm=0"
         )
 
 
@@ -145,13 +145,13 @@ def _warn_of_no_history(args: Any) -> None:
     if args.restore_callback_states_from_checkpoint:
         way_out = (
             "its checkpoint holds none, or those of several ClipCallbacks, which "
-            "Transformers cannot tell apart: give the trainer one"
+            "Transformers cannot distinguish: give the trainer one"
         )
     warn(f"this run was resumed, but the clipper starts without its history; {way_out}")
 
 
 def _check_json(key: str, value: Any) -> None:
-    """Refuse what the first checkpoint could not hold."""
+    """Refuse a setting that a checkpoint cannot hold."""
     try:
         json.dumps(_to_json(value))
     except TypeError:
@@ -163,7 +163,7 @@ def _check_json(key: str, value: Any) -> None:
 
 
 def _to_json(value: Any) -> Any:
-    """Return policies as descriptions, tensors as lists and NumPy's numbers as ours."""
+    """Return policies as dicts, tensors as lists and NumPy numbers as Python's."""
     if isinstance(value, torch.Tensor | np.generic):
         return value.tolist()
     if isinstance(value, dict):
@@ -176,15 +176,14 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """Return a policy where there is the description of one."""
+    """Return a policy if the value describes one, otherwise the value."""
     if isinstance(value, dict) and "type" in value:
-        find = vars(autoclip_core).get
-        return policy_from_dict(value, find)
+        return policy_from_dict(value, vars(autoclip_core).get)
     return value
 
 
 def _as_tensors(saved: Any, like: Any) -> Any:
-    """Return a state read from JSON, with tensors where this clipper's has them."""
+    """Return a state read from JSON, with tensors at the places of those in `like`."""
     if isinstance(like, torch.Tensor):
         return torch.tensor(saved, dtype=like.dtype)
     if isinstance(like, dict) and isinstance(saved, dict):

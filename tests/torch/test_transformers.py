@@ -207,7 +207,7 @@ def test_two_callbacks_cannot_be_resumed_and_are_told_so(tmp_path):
 
     run(save_strategy="steps", save_steps=3, max_steps=3).train()
     again = run(restore_callback_states_from_checkpoint=True)
-    with pytest.warns(UserWarning, match="cannot tell apart: give the trainer one"):
+    with pytest.warns(UserWarning, match="cannot distinguish: give the trainer one"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
