@@ -59,7 +59,7 @@ class ClipCallback(pl.Callback):
         """Keep the arguments until the optimizers exist."""
         self._make = clipper
         self._keywords = keywords
-        self._only = optimizer
+        self._index = optimizer
         self._saved: list[dict[str, Any]] | None = None
         self._optimizers: dict[int, Optimizer] = {}
         self.clippers: list[Clipper] = []
@@ -80,14 +80,14 @@ class ClipCallback(pl.Callback):
             "scope": self._keywords.get("scope"),
             "exclude": getattr(exclude, "__qualname__", exclude),
         }
-        if self._only is not None:
-            settings["optimizer"] = self._only
+        if self._index is not None:
+            settings["optimizer"] = self._index
         return self._generate_state_key(clipper=name, **settings)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Create the clippers and attach each to its optimizer."""
         _warn_of_other_clipping(trainer, pl_module)
-        self._optimizers = _choose(trainer.optimizers, self._only)
+        self._optimizers = _choose(trainer.optimizers, self._index)
         self.clippers = [
             make_clipper(self._make, self._keywords, optimizer, pl_module)
             for optimizer in self._optimizers.values()
@@ -177,14 +177,14 @@ def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
         )
 
 
-def _choose(optimizers: list[Optimizer], only: int | None) -> dict[int, Optimizer]:
+def _choose(optimizers: list[Optimizer], index: int | None) -> dict[int, Optimizer]:
     """Return the optimizers to clip, by number."""
     numbered = dict(enumerate(optimizers))
-    if only is None:
+    if index is None:
         return numbered
-    if only not in numbered:
+    if index not in numbered:
         raise ValueError(
             f"optimizer must be the number of one of the {len(numbered)} that "
-            f"configure_optimizers returns, counted from 0, got {only!r}"
+            f"configure_optimizers returns, counted from 0, got {index!r}"
         )
-    return {only: numbered[only]}
+    return {index: numbered[index]}

@@ -3,15 +3,7 @@
 from inspect import Parameter, signature
 from typing import Any, Unpack
 
-from autoclip_core import (
-    EmaRatio,
-    Fixed,
-    MeanStd,
-    ParamRatio,
-    Policy,
-    Quantile,
-    ZScore,
-)
+from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.clipper.units import Units, nfnets_units, one_unit

@@ -2,11 +2,7 @@
 
 from torch.optim import Optimizer
 
-from autoclip_torch.step.amp import (
-    allow_skipped_steps,
-    refuse_scaler,
-    require_every_step,
-)
+from autoclip_torch.step import amp
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
@@ -34,7 +30,7 @@ class ClipperChain:
             self._group_sizes = _group_sizes(optimizer)
         self._steppers.append(stepper)
         if self._has_process_group:
-            self._requires_every_step |= require_every_step(optimizer)
+            self._requires_every_step |= amp.require_every_step(optimizer)
 
     def remove(self, stepper: Stepper) -> None:
         """Remove a clipper."""
@@ -44,7 +40,7 @@ class ClipperChain:
         """Remove from the optimizer what was set for a step or for removed clippers."""
         self._controls.restore(optimizer)
         if self._requires_every_step and not self._has_process_group:
-            allow_skipped_steps(optimizer)
+            amp.allow_skipped_steps(optimizer)
             self._requires_every_step = False
 
     def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
@@ -55,7 +51,7 @@ class ClipperChain:
         """Clip; cancel the update if this clipper or one before it requires that."""
         self._warn_of_new_parameters(optimizer)
         if stepper.process_group is not None and not self._controls.are_set:
-            refuse_scaler(optimizer)
+            amp.refuse_scaler(optimizer)
         if is_fused(optimizer):
             is_alone = len(self._steppers) == 1
             self._controls.clip(stepper, optimizer, is_alone)

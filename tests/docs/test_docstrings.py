@@ -1,9 +1,9 @@
-"""A public docstring says what goes in and what is raised, and shows an example.
+"""A public docstring documents arguments and errors, and shows an example.
 
-Public is what a package's `__init__` and the modules below offer, with the methods.
-What our docstring of an overridden method says need not be said again, but for what is
-raised. Something is raised where the source has a `raise`, or calls a function of ours
-that is named after a check or says `Raises:` itself.
+Public are the names in a package's `__init__` and in the modules below, with their
+methods. A docstring may leave out what our docstring of the overridden method says,
+except errors. A function raises an error if its source has a `raise`, or if it calls a
+function of ours that is named after a check or has a `Raises:` section.
 """
 
 import ast
@@ -35,13 +35,13 @@ MODULES = {
 
 EXPLAINED = {
     r"(Decision|Limit|Replay|Suggestion|ClipState|SkipState) lacks (Args|an example)":
-        "a result, which nobody makes; each of its fields has a docstring",
-    r"Policy lacks Args": "a protocol: what derives from it has arguments",
-    r"\.on_\w+ lacks": "a hook, which the trainer alone calls and documents",
+        "a result, which users do not create; each of its fields has a docstring",
+    r"Policy lacks Args": "a protocol: the classes that derive from it have arguments",
+    r"\.on_\w+ lacks": "a hook, which only the trainer calls; the trainer documents it",
     r"\.ClipCallback\.(state|state_dict|load_state_dict) lacks":
         "the trainer calls it for its checkpoint",
     r"\.(GradientTransformersMixin|_OfKeras)\.\w+ lacks":
-        "Keras calls it in a step, or documents it as that of an optimizer",
+        "Keras calls it in a step, or documents it as a method of an optimizer",
     r"\.((Quantile|Standard|Z|Norm|Value)Clip|AGC|AdaGC|clip_by_\w+) lacks "
     r"(Args|Raises|the formula)":
         "a named clipper: its policy documents arguments, errors and formula",
@@ -58,20 +58,20 @@ def test_public_docstrings_are_whole(package):
     faults = [
         f"{name} lacks {part}"
         for name, (thing, owner) in public(package).items()
-        for part in lacking(thing, owner)
+        for part in missing_parts(thing, owner)
     ]
-    left = [
+    unexplained = [
         fault for fault in faults if not any(re.search(e, fault) for e in EXPLAINED)
     ]
-    assert not left, "\n".join(left)
+    assert not unexplained, "\n".join(unexplained)
 
 
-def test_what_is_lacking_is_found():
+def test_missing_parts_are_found():
     def bare(rows):
         """Do it."""
         raise ValueError(rows)
 
-    def sourced():
+    def cites_a_source():
         """Do it.
 
         >>> 1
@@ -79,8 +79,8 @@ def test_what_is_lacking_is_found():
         Reference: https://arxiv.org/abs/2007.14469
         """
 
-    assert list(lacking(bare, None)) == ["Args", "Raises", "an example"]
-    assert list(lacking(sourced, None)) == ["the formula"]
+    assert list(missing_parts(bare, None)) == ["Args", "Raises", "an example"]
+    assert list(missing_parts(cites_a_source, None)) == ["the formula"]
 
 
 def public(package):
@@ -89,19 +89,19 @@ def public(package):
     for name in [package, *MODULES[package]]:
         if name in OPTIONAL and not found(OPTIONAL[name]):
             continue
-        for own, thing in vars(importlib.import_module(name)).items():
-            here = name in (package, getattr(thing, "__module__", ""))
-            if own.startswith("_") or not here or not is_ours(thing):
+        for attribute, thing in vars(importlib.import_module(name)).items():
+            is_defined = name in (package, getattr(thing, "__module__", ""))
+            if attribute.startswith("_") or not is_defined or not is_ours(thing):
                 continue
             if inspect.isclass(thing):
                 parts |= methods(thing)
             if callable(thing):
-                parts[f"{thing.__module__}.{own}"] = inspect.unwrap(thing), None
+                parts[f"{thing.__module__}.{attribute}"] = inspect.unwrap(thing), None
     return parts
 
 
 def methods(kind):
-    """Return the public methods of a class and of our classes that it derives from."""
+    """Return the public methods of a class and of its base classes in our packages."""
     return {
         f"{base.__module__}.{base.__qualname__}.{name}": (method, kind)
         for base in inspect.getmro(kind)
@@ -115,26 +115,26 @@ def is_method(member):
     return inspect.isfunction(member) or inspect.ismethod(member)
 
 
-def lacking(thing, owner):
-    """Yield what the docstring of a class, a function or a method lacks."""
-    own = inspect.cleandoc(thing.__doc__ or "")
-    said = own + inherited(thing, owner)
+def missing_parts(thing, owner):
+    """Yield the parts that the docstring of a class, a function or a method lacks."""
+    text = inspect.cleandoc(thing.__doc__ or "")
+    all_text = text + inherited(thing, owner)
     parameters = set(inspect.signature(thing).parameters) - {"self"}
-    if parameters and "Args:\n" not in said:
+    if parameters and "Args:\n" not in all_text:
         yield "Args"
-    if may_raise(thing) and "Raises:\n" not in own:
+    if may_raise(thing) and "Raises:\n" not in text:
         yield "Raises"
-    if ">>>" not in said:
+    if ">>>" not in all_text:
         yield "an example"
-    if "https://" in own and " = " not in own.partition("Args:\n")[0]:
+    if "https://" in text and " = " not in text.partition("Args:\n")[0]:
         yield "the formula"
 
 
 def inherited(method, owner):
-    """Return what the classes of ours that a class derives from say of its method."""
+    """Return the docstrings of a method in our classes that its class derives from."""
     bases = inspect.getmro(owner) if owner else ()
     overridden = (vars(base).get(method.__name__) for base in bases if is_ours(base))
-    return "".join(getattr(one, "__doc__", None) or "" for one in overridden)
+    return "".join(getattr(base, "__doc__", None) or "" for base in overridden)
 
 
 def may_raise(thing):
@@ -142,7 +142,7 @@ def may_raise(thing):
     if not inspect.isclass(thing):
         return raises(inspect.unwrap(thing))
     constructors = (vars(thing).get(name) for name in ("__init__", "__post_init__"))
-    return any(raises(one) for one in constructors if is_written(one))
+    return any(raises(method) for method in constructors if is_written(method))
 
 
 def raises(function):
@@ -155,15 +155,15 @@ def raises(function):
 
 
 def is_checked(called, function):
-    """Tell whether what a function calls is ours and raises, as its name or it says."""
+    """Tell by name or docstring whether a called function of ours may raise."""
     name = called.id if isinstance(called, ast.Name) else ""
-    known = getattr(function, "__globals__", {}).get(name)
-    says = "Raises:\n" in (getattr(known, "__doc__", None) or "")
-    return is_ours(known) and (says or bool(CHECK.match(name)))
+    target = getattr(function, "__globals__", {}).get(name)
+    has_section = "Raises:\n" in (getattr(target, "__doc__", None) or "")
+    return is_ours(target) and (has_section or bool(CHECK.match(name)))
 
 
 def is_written(function):
-    """Tell whether one of us wrote it: what a dataclass makes lies in no file."""
+    """Tell whether its source is in our files: a dataclass generates methods."""
     code = getattr(function, "__code__", None)
     return is_ours(function) and not code.co_filename.startswith("<")
 
