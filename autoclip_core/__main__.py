@@ -1,4 +1,4 @@
-"""`python -m autoclip_core` is the command line."""
+"""Run the command line: `python -m autoclip_core` does what `autoclip` does."""
 
 import sys
 

@@ -1,14 +1,15 @@
-"""What a policy is, and `decide()`: the one step that every adapter calls.
+"""Define what a policy is, and `decide()`: the one step that every adapter calls.
 
-A policy is a frozen dataclass of plain numbers with three pure methods over a vector of
-rows. They are written once, against an array namespace `xp`, and run in NumPy, in
-PyTorch, under `jax.jit` and in TensorFlow with XLA. A namespace must have:
+A policy is a frozen dataclass of plain numbers. It has three pure methods over a vector
+of rows: `init`, `limit` and `record`. They are written once, against an array namespace
+`xp`, and run in NumPy, in PyTorch, under `jax.jit` and in TensorFlow with XLA. A
+namespace must have:
 
     where minimum maximum isfinite sqrt log exp sum any
     full zeros arange asarray concatenate take take_along_axis    float32 int32
 
-beside arithmetic, comparisons, `& | ~` on booleans and basic slicing. A policy uses
-nothing else: no branch on data, no write in place, no `float()`.
+It also supports arithmetic, comparisons, `& | ~` on booleans and basic slicing. A
+policy uses nothing else: no branch on data, no write in place, no `float()`.
 """
 
 from contextlib import nullcontext
@@ -18,53 +19,52 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from .checks import check_choice, format_error
-from .history.full import History, widen
 from .scale import NONFINITE, Array, as_norms, scale_rows
 
 NAMESPACE_NAMES = tuple(
     "where minimum maximum isfinite sqrt log exp sum any full zeros arange asarray "
     "concatenate take take_along_axis float32 int32".split()
 )
-"""The names a policy may use of its array namespace."""
+"""The names that a policy may use from its array namespace."""
 
 State = TypeVar("State")
 
 
 class Limit(NamedTuple):
-    """What a policy allows: rows above the threshold are scaled to the target."""
+    """The limit of each row: a norm above the threshold is scaled to the target."""
 
     threshold: Array
-    """T, shape (rows,): norms up to here are left alone; +inf where there is none."""
+    """T, shape (rows,): norms up to T are not clipped; +inf without a threshold."""
     target: Array
-    """R <= T, shape (rows,): the norm of a row after it was clipped."""
+    """R <= T, shape (rows,): the norm of a clipped row after scaling."""
     inner: "Limit | None" = None
-    """The limit of the policy inside a combinator: what that policy records against."""
+    """The limit of the inner policy of a combinator; that policy records against it."""
     cancels: bool = False
-    """A row above its threshold whose target is 0 cancels the whole update."""
+    """Whether a row above its threshold with target 0 cancels the whole update."""
 
 
 class Decision(NamedTuple):
-    """What happened in one step; every field has one entry per row."""
+    """The result of one step; every field has one entry per row."""
 
     norm: Array
-    """The norm before scaling; NaN where the row was not observed."""
+    """The norm before scaling; NaN if the row was not observed."""
     threshold: Array
-    """T, the norm above which the row is clipped; +inf where there is none yet."""
+    """T, the norm above which the row is clipped; +inf without a threshold."""
     scale: Array
-    """The factor for the row's gradient: 1 leaves it alone, 0 removes it."""
+    """The factor for the gradient of the row: 1 keeps it, 0 removes it."""
     clipped: Array
-    """Whether the finite norm exceeded the threshold."""
+    """Whether the norm is finite and exceeds the threshold."""
     finite: Array
-    """False where the observed norm is NaN or infinite."""
+    """False if the observed norm is NaN or infinite."""
     skipped: Array
-    """Whether the whole update is to be cancelled; the same in every row."""
+    """Whether the whole update must be skipped; the same in every row."""
 
 
 class Policy(Protocol):
-    """How a threshold follows from what was seen; derive from it to write your own.
+    """Compute a threshold from past norms; derive from this class to write a policy.
 
-    A policy must be a frozen dataclass (with `repr=False`), its constructor checks its
-    arguments, and its state is a NamedTuple of arrays whose first axis is the rows.
+    A policy must be a frozen dataclass (with `repr=False`). Its constructor checks its
+    arguments. Its state is a NamedTuple of arrays whose first axis is the rows.
 
     >>> from dataclasses import dataclass
     >>> from autoclip_core import Fixed, Limit, decide
@@ -81,7 +81,7 @@ class Policy(Protocol):
 
     @property
     def expected_clip_rate(self) -> float | None:
-        """The fraction of steps this policy clips on stationary norms, if known."""
+        """The fraction of steps that are clipped on stationary norms, if known."""
         return None
 
     @property
@@ -90,10 +90,10 @@ class Policy(Protocol):
         return False
 
     def init(self, rows: int, xp: Any = np) -> Any:
-        """Return the state that has seen nothing.
+        """Return the state before the first norm.
 
         Args:
-          rows: how many rows it is for, >= 0.
+          rows: the number of rows, >= 0.
           xp: the array namespace.
 
         Returns:
@@ -116,10 +116,10 @@ class Policy(Protocol):
         """Return the threshold and the target of each row.
 
         Args:
-          state: what `init` or `record` returned.
-          norms: the current norms, shape (rows,), 0 where a row has none. None asks for
-            a threshold before the norm is known; a policy that cannot say raises a
-            ValueError.
+          state: the result of `init` or `record`.
+          norms: the current norms, shape (rows,), 0 for a row without a norm. With None
+            the caller asks for a threshold before the norm is known; a policy that
+            needs the norm raises a ValueError.
           param_norms: norms of the parameters, shape (rows,), if the policy needs them.
           xp: the array namespace.
 
@@ -133,12 +133,12 @@ class Policy(Protocol):
         ...
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
-        """Return the state that has learned the norms; `decide` says for which rows.
+        """Return the state with the norms recorded; `decide` selects the rows.
 
         Args:
-          state: what `init` or `record` returned.
-          norms: the current norms, shape (rows,), finite, 0 where a row has none.
-          limit: what `limit` returned for them.
+          state: the result of `init` or `record`.
+          norms: the current norms, shape (rows,), finite, 0 for a row without a norm.
+          limit: the result of `limit` for these norms.
           xp: the array namespace.
 
         >>> from autoclip_core import EmaRatio
@@ -150,21 +150,21 @@ class Policy(Protocol):
         ...
 
     def __repr__(self) -> str:
-        """Return code that makes this policy again, and what it is expected to do."""
+        """Return code that makes an equal policy, and the expected clip rate."""
         rate = self.expected_clip_rate
         comment = "" if rate is None else f"  # clips about {100 * rate:g} % of steps"
         return as_code(self) + comment
 
 
 def check_policy(value: Any) -> None:
-    """Refuse what is not a policy, such as a policy's class."""
+    """Raise a TypeError if the value is not a policy, for example a policy class."""
     if isinstance(value, type) or not hasattr(value, "limit"):
         way_out = "write a policy, such as Quantile(0.9)"
         raise TypeError(format_error("policy", "a policy", value, way_out))
 
 
 def get_arguments(policy: Policy) -> dict[str, Any]:
-    """Return the constructor's arguments, by name, that make this policy again."""
+    """Return the arguments of the constructor, by name, that make an equal policy."""
     assert is_dataclass(policy)
     return {
         f.metadata.get("argument", f.name): getattr(policy, f.name)
@@ -173,7 +173,7 @@ def get_arguments(policy: Policy) -> dict[str, Any]:
 
 
 def as_code(value: Any) -> str:
-    """Return the expression that evaluates to a policy or to a number in it."""
+    """Return an expression that evaluates to a policy, or to a number in it."""
     if is_dataclass(value):
         pairs = get_arguments(value).items()  # type: ignore[arg-type]
         inside = (f"{name}={as_code(argument)}" for name, argument in pairs)
@@ -191,20 +191,20 @@ def decide(
     nonfinite: str = "zero",
     xp: Any = np,
 ) -> tuple[State, Decision]:
-    """Take one step: limit, scale, record, under the numeric rules of `scale.py`.
+    """Take one step: limit, scale, record, with the numeric rules of `scale.py`.
 
-    The threshold is taken before the norm is recorded (unless the policy includes the
-    current norm). Only finite, positive norms of observed rows are recorded; a policy
-    cannot forget this rule, because it is applied here, to all of them.
+    The policy sets the threshold before it records the norm, unless it includes the
+    current norm. Only finite, positive norms of observed rows are recorded. This
+    function applies that rule to every policy, so a policy need not check it.
 
     Args:
       policy: any `Policy`.
-      state: its state, from `policy.init(rows)` or from the previous step.
+      state: the state of the policy, from `policy.init(rows)` or from the last step.
       norms: the norm of each row, shape (rows,), any float type.
       observed: which rows have a gradient, booleans of shape (rows,); None means all.
-      param_norms: norms of the parameters of the same rows, if the policy needs them.
-      nonfinite: what becomes of a row whose norm is NaN or infinite: "zero" (scale 0),
-        "skip" (every scale 0 and no row learns), "propagate" (scale 1), "raise".
+      param_norms: norms of the parameters, shape (rows,), if the policy needs them.
+      nonfinite: the rule for a row whose norm is NaN or infinite: "zero" (scale 0),
+        "skip" (every scale is 0 and no row records), "propagate" (scale 1), "raise".
       xp: the array namespace; `state` and `norms` belong to it.
 
     Returns:
@@ -212,7 +212,7 @@ def decide(
 
     Raises:
       FloatingPointError: a norm is not finite and `nonfinite="raise"`.
-      ValueError: `nonfinite` is not one of the four words.
+      ValueError: `nonfinite` is another word, or a shape is not (rows,).
 
     >>> from autoclip_core import Quantile
     >>> policy = Quantile(0.5, history_length=3)
@@ -228,46 +228,46 @@ def decide(
     check_choice("nonfinite", nonfinite, NONFINITE)
     norms = as_norms(norms, xp)
     finite = xp.isfinite(norms)
-    seen = finite | ~finite if observed is None else xp.asarray(observed)
-    _check_shapes(norms, observed=seen, param_norms=param_norms)
-    bad = seen & ~finite
-    if nonfinite == "raise" and bool(xp.any(bad)):
+    is_observed = finite | ~finite if observed is None else xp.asarray(observed)
+    _check_shapes(norms, observed=is_observed, param_norms=param_norms)
+    is_nonfinite = is_observed & ~finite
+    if nonfinite == "raise" and bool(xp.any(is_nonfinite)):
         raise FloatingPointError(
             'a gradient norm is not finite and nonfinite="raise"; '
-            'to go on without that gradient, set nonfinite="zero" or "skip"'
+            'to continue without that gradient, set nonfinite="zero" or "skip"'
         )
-    # No policy ever meets a NaN, an infinity or a row without a gradient: it meets 0.
-    known = xp.where(seen & finite, norms, 0.0)
+    # A policy receives 0 instead of NaN, infinity and a row without a gradient.
+    valid_norms = xp.where(is_observed & finite, norms, 0.0)
     if param_norms is not None:
         param_norms = xp.asarray(param_norms, dtype=xp.float32)
-    # Beyond the range of float32 a threshold is +inf, and NumPy need not say so.
+    # A threshold beyond the range of float32 is +inf; NumPy need not warn about it.
     with np.errstate(over="ignore") if xp is np else nullcontext():
-        limit = policy.limit(state, known, param_norms=param_norms, xp=xp)
-        learned = policy.record(state, known, limit, xp)
-    scale, clipped = scale_rows(known, limit.threshold, limit.target, xp)
+        limit = policy.limit(state, valid_norms, param_norms=param_norms, xp=xp)
+        recorded = policy.record(state, valid_norms, limit, xp)
+    scale, clipped = scale_rows(valid_norms, limit.threshold, limit.target, xp)
 
-    learns = known > 0
-    skipped = seen & ~seen
+    records = valid_norms > 0
+    skipped = is_observed & ~is_observed
     if limit.cancels:
         skipped = skipped | xp.any(clipped & (limit.target <= 0))
     if nonfinite == "skip":
-        skipped = skipped | xp.any(bad)
-        learns = learns & ~xp.any(bad)
+        skipped = skipped | xp.any(is_nonfinite)
+        records = records & ~xp.any(is_nonfinite)
     if nonfinite == "zero":
-        scale = xp.where(bad, 0.0, scale)
-    state = select_rows(learns, learned, state, xp)
+        scale = xp.where(is_nonfinite, 0.0, scale)
+    state = select_rows(records, recorded, state, xp)
     return state, Decision(
-        norm=xp.where(seen, norms, float("nan")),
+        norm=xp.where(is_observed, norms, float("nan")),
         threshold=limit.threshold,
-        scale=xp.where(skipped & seen, 0.0, scale),
+        scale=xp.where(skipped & is_observed, 0.0, scale),
         clipped=clipped,
-        finite=~bad,
+        finite=~is_nonfinite,
         skipped=skipped,
     )
 
 
 def _check_shapes(norms: Array, **others: Array) -> None:
-    """Refuse arrays that do not have one entry per row; shapes are known in a trace."""
+    """Raise a ValueError unless every array has shape (rows,); a trace knows shapes."""
     rows = tuple(norms.shape)
     if len(rows) != 1:
         raise ValueError(
@@ -276,21 +276,24 @@ def _check_shapes(norms: Array, **others: Array) -> None:
     for name, array in others.items():
         shape = rows if array is None else np.shape(array)
         if tuple(shape) != rows:
-            way_out = "it has one entry per row, as norms has"
+            way_out = "give one entry per row, as in norms"
             raise ValueError(
                 format_error(name, f"of shape {rows}", tuple(shape), way_out)
             )
 
 
 def select_rows(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
-    """Return the new state in the given rows and the old one in the others."""
+    """Return the new state in the given rows and the old state in the others.
+
+    A state may define its own rule, a method `select_rows(rows, old)`.
+    """
     if new is old or (xp is np and rows.all()):
-        return new  # on the host a copy of every window is worth avoiding
-    if isinstance(new, History):  # it merges all rows at once, also those that are idle
-        rows = rows | (new.count == old.count)
+        return new  # in NumPy a copy of every window is worth avoiding
+    if hasattr(new, "select_rows"):
+        return new.select_rows(rows, old)
     if isinstance(new, tuple):
         return type(new)(
             *(select_rows(rows, n, o, xp) for n, o in zip(new, old, strict=True))
         )
     mask = rows[:, None] if len(new.shape) == 2 else rows
-    return xp.where(mask, widen(new, old), widen(old, new))
+    return xp.where(mask, new, old)

@@ -1,4 +1,4 @@
-"""Norm and limit to scale: the zero, infinity and NaN rules, the same everywhere.
+"""Compute a scale from a norm and a limit: the rules for zero, infinity and NaN.
 
 | case                     | scale                                            |
 |--------------------------|--------------------------------------------------|
@@ -9,7 +9,8 @@
 | n is NaN or infinite     | 0 ("zero"), 1 ("propagate"), all rows 0 ("skip") |
 | row not observed         | 1                                                |
 
-This file imports nothing of ours, so that an adapter can be checked against it alone.
+These rules are the same in every framework. This file imports no other file of the
+package, so it can serve alone as the reference for an adapter.
 """
 
 from contextlib import nullcontext
@@ -20,14 +21,14 @@ import numpy as np
 Array = Any
 
 NONFINITE = ("zero", "skip", "raise", "propagate")
-"""What may become of a row whose norm is NaN or infinite."""
+"""The choices for a row whose norm is NaN or infinite."""
 
 SMALLEST_NORMAL = 1.1754943508222875e-38
 """Norms below the smallest normal float32 count as 0: XLA and TensorFlow flush them."""
 
 
 def as_norms(norms: Array, xp: Any = np) -> Array:
-    """Return norms as float32, subnormal ones as 0, those above its range as inf."""
+    """Return the norms as float32: subnormal as 0, above the float32 range as inf."""
     with np.errstate(over="ignore") if xp is np else nullcontext():
         norms = xp.asarray(norms, dtype=xp.float32)
     return xp.where(norms < SMALLEST_NORMAL, 0.0, norms)
@@ -39,13 +40,13 @@ def scale_rows(
     """Scale each row that exceeds its threshold to its target: s = R/n where n > T.
 
     Args:
-      norms: finite norms, shape (rows,); 0 where there is nothing to scale.
-      threshold: T, shape (rows,); +inf where there is none.
+      norms: finite norms, shape (rows,); 0 for a row without a gradient.
+      threshold: T, shape (rows,); +inf for a row without a threshold.
       target: R, shape (rows,), at most T.
       xp: the array namespace.
 
     Returns:
-      The scale, exactly 1 where n <= T, and whether the row is clipped.
+      The scale, exactly 1 if n <= T, and whether the row is clipped.
 
     >>> scale, clipped = scale_rows(
     ...     np.float32([1, 4]), np.float32([2, 2]), np.float32([2, 2]))
@@ -53,6 +54,6 @@ def scale_rows(
     ([1.0, 0.5], [False, True])
     """
     clipped = norms > threshold
-    # The divisor is guarded first: NumPy warns of a division that `where` discards.
+    # NumPy would warn about a division by 0, even if `where` discards its result.
     divisor = xp.where(clipped, norms, 1.0)
     return xp.where(clipped, target / divisor, 1.0), clipped

@@ -11,7 +11,8 @@ from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.policies.ema_ratio import EmaRatio
 from autoclip_core.policies.fixed import Fixed
 from autoclip_core.policies.mean_std import MeanStd
-from autoclip_core.policies.quantile import Quantile, StreamingQuantile
+from autoclip_core.policies.quantile import Quantile
+from autoclip_core.policies.streaming_quantile import StreamingQuantile
 from autoclip_core.policies.zscore import ZScore
 from autoclip_core.policy import Policy
 

@@ -1,5 +1,5 @@
-"""What a policy keeps of past norms, and how it is read.
+"""The past norms of each row: how a policy state stores and evaluates them.
 
-It imports `scale` and `checks` alone. Read `window.py` first: the last H norms, in
-arrival order and sorted.
+It imports only `scale` and `checks`. Read `window.py` first: it holds the last H norms
+in arrival order and in ascending order.
 """

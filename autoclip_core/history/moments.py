@@ -1,11 +1,11 @@
 """Mean and deviation of all norms of each row, in constant memory.
 
-By Welford's recurrence, in float64, for the norms x and for their logarithms:
+Welford's recurrence, in float64, for the norms x and for their logarithms:
 
     d = x - m        m <- m + d / n        S <- S + d * (x - m)
 
-Equal norms have exactly the mean x and S = 0, which a plain sum does not grant. Where
-float64 may be missing, off the host, there are no such moments.
+Equal norms have exactly the mean x and S = 0; a plain sum does not guarantee this.
+The moments exist only in NumPy, because float64 may be missing elsewhere.
 
 Reference:
   Welford, "Note on a method for calculating corrected sums of squares and products",
@@ -18,39 +18,39 @@ import numpy as np
 
 from autoclip_core.scale import Array
 
-from .full import check_on_host
+from .full import check_is_numpy
 from .validation import find_invalid_mean, find_invalid_value
 
 
 class Moments(NamedTuple):
-    """What all norms of each row leave behind, for the host only."""
+    """The moments of all norms of each row, in NumPy only."""
 
     mean: Array
     """Shape (rows, 2), float64: m of the norms, and of their logarithms."""
     squares: Array
     """Shape (rows, 2), float64: S of the norms, and of their logarithms."""
     count: Array
-    """Shape (rows,): norms recorded."""
+    """Shape (rows,): the number of norms recorded."""
 
     def find_problem(self) -> str:
-        """Return what is wrong with moments that were read from somewhere, or ""."""
+        """Return why loaded moments are invalid, or ""."""
         mean, squares, count = self
-        known = np.isfinite(mean[:, 1])
-        spread = np.isfinite(squares) & (squares >= 0)
+        is_finite = np.isfinite(mean[:, 1])
+        is_valid = np.isfinite(squares) & (squares >= 0)
         return (
             find_invalid_mean(mean[:, 0], count)
-            or find_invalid_value("mean of logarithms", mean[:, 1], "finite", known)
-            or find_invalid_value("squares", squares, ">= 0 and finite", spread)
+            or find_invalid_value("mean of logarithms", mean[:, 1], "finite", is_finite)
+            or find_invalid_value("squares", squares, ">= 0 and finite", is_valid)
         )
 
 
 def empty(rows: int, length: None = None, xp: Any = np) -> Moments:
-    """Return the moments of no norm.
+    """Return the moments before the first norm.
 
     Raises:
-      ValueError: they would be off the host.
+      ValueError: the arrays are not NumPy arrays.
     """
-    check_on_host(xp)
+    check_is_numpy(xp)
     return Moments(np.zeros((rows, 2)), np.zeros((rows, 2)), np.zeros(rows, np.int32))
 
 
@@ -58,20 +58,20 @@ def push(moments: Moments, norms: Array, xp: Any = np) -> Moments:
     """Return the moments after one more norm in each row."""
     mean, squares, count = moments
     values = np.empty_like(mean)
-    values[:, 0] = np.where(norms > 0, norms, 1.0)  # `decide` drops what is not a norm
+    values[:, 0] = np.where(norms > 0, norms, 1.0)  # `decide` discards 0
     np.log(values[:, 0], out=values[:, 1])
     count = count + np.int32(1)
-    apart = values - mean
-    mean = mean + apart / count[:, None]
-    return Moments(mean, squares + apart * (values - mean), count)
+    distance = values - mean
+    mean = mean + distance / count[:, None]
+    return Moments(mean, squares + distance * (values - mean), count)
 
 
 def mean_std(
     moments: Moments, *, log: bool, ddof: int, xp: Any = np
 ) -> tuple[Array, Array, Array]:
-    """Return for each row what `window.mean_std` does, measured from the mean itself.
+    """Return the results of `window.mean_std`; the middle norm is the mean itself.
 
-    Rows with fewer than max(2, ddof + 1) norms have no deviation: theirs is +inf.
+    The deviation of a row with fewer than max(2, ddof + 1) norms is +inf.
     """
     mean, squares, n = (
         moments.mean[:, int(log)],
@@ -80,5 +80,5 @@ def mean_std(
     )
     middle = (np.exp(mean) if log else mean).astype(np.float32)
     std = np.sqrt(squares / np.maximum(n - ddof, 1)).astype(np.float32)
-    enough = n >= max(2, ddof + 1)
-    return middle, np.zeros_like(middle), np.where(enough, std, np.float32(np.inf))
+    has_std = n >= max(2, ddof + 1)
+    return middle, np.zeros_like(middle), np.where(has_std, std, np.float32(np.inf))

@@ -1,8 +1,8 @@
-"""Policies around a policy: they change what is applied, never what is learned.
+"""Combinators: policies that change the limit of an inner policy.
 
-The inner policy records against its own limit, which `Limit.inner` carries along.
-Otherwise a policy that learns what it applied would learn the cap, or learn the 0 of
-`Drop` and drop everything for ever.
+A combinator changes what is applied, never what is recorded: the inner policy records
+against its own limit, which `Limit.inner` holds. Otherwise a policy that records the
+norm after clipping would record the cap, or the 0 of `Drop`, and then drop every norm.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -18,40 +18,42 @@ from autoclip_core.scale import Array
 
 @dataclass(frozen=True, repr=False)
 class Combinator(Policy):
-    """What all of them share: the inner policy, its state and its needs."""
+    """A policy around an inner policy; it uses the state of the inner policy."""
 
     policy: Policy
 
     def __post_init__(self) -> None:
-        """Check that there is a policy inside."""
+        """Check that `policy` is a policy."""
         check_policy(self.policy)
 
     @property
     def needs_param_norms(self) -> bool:
-        """Whether the inner policy needs them."""
+        """Whether the inner policy needs the norms of the parameters."""
         return self.policy.needs_param_norms
 
     def init(self, rows: int, xp: Any = np) -> Any:
-        """Return the inner policy's state."""
+        """Return the state of the inner policy."""
         return self.policy.init(rows, xp)
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
-        """Return the inner policy's next state, recorded against its own limit."""
-        return self.policy.record(state, norms, _inner(limit), xp)
+        """Return the next state of the inner policy, recorded against its limit."""
+        return self.policy.record(state, norms, _get_inner(limit), xp)
 
 
 @dataclass(frozen=True, repr=False)
 class Cap(Combinator):
     """Keep the threshold at or below a constant: T = min(T, max_norm).
 
-    Put it outermost, so that it also holds while the inner policy warms up.
+    The target is capped in the same way. Put `Cap` outermost: then it also applies
+    during the warm-up of the inner policy.
 
     Args:
-      policy: the policy to cap.
-      max_norm: the largest threshold, > 0.
+      policy: the inner policy.
+      max_norm: the largest threshold, > 0, in the unit of a gradient norm.
 
     Raises:
-      TypeError, ValueError: `policy` is no policy; `max_norm` is not > 0.
+      TypeError: `policy` is not a policy, or `max_norm` is not a number.
+      ValueError: `max_norm` is not positive and finite.
 
     >>> from autoclip_core import Quantile, decide
     >>> policy = Cap(Quantile(0.9), max_norm=2.0)
@@ -76,7 +78,7 @@ class Cap(Combinator):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the inner limit, capped."""
+        """Return the inner limit, at most `max_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
         threshold = xp.where(
             inner.threshold > self.max_norm, self.max_norm, inner.threshold
@@ -89,15 +91,16 @@ class Cap(Combinator):
 class Floor(Combinator):
     """Keep the threshold at or above a constant: T = max(T, min_norm).
 
-    Norms up to `min_norm` are left alone, and nothing is scaled below it, except by
-    `Drop`, whose target stays 0.
+    Norms up to `min_norm` are not clipped, and no norm is scaled to less than
+    `min_norm`. The exception is an inner `Drop`, whose target stays 0.
 
     Args:
-      policy: the policy to hold up.
-      min_norm: the smallest threshold, > 0.
+      policy: the inner policy.
+      min_norm: the smallest threshold, > 0, in the unit of a gradient norm.
 
     Raises:
-      TypeError, ValueError: `policy` is no policy; `min_norm` is not > 0.
+      TypeError: `policy` is not a policy, or `min_norm` is not a number.
+      ValueError: `min_norm` is not positive and finite.
 
     >>> from autoclip_core import Fixed, decide
     >>> policy = Floor(Fixed(1.0), min_norm=2.0)
@@ -122,27 +125,30 @@ class Floor(Combinator):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the inner limit, held up."""
+        """Return the inner limit, at least `min_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
-        low = inner.threshold < self.min_norm
-        threshold = xp.where(low, self.min_norm, inner.threshold)
-        short = (inner.target < self.min_norm) & (inner.target > 0)
-        target = xp.where(short, self.min_norm, inner.target)
+        is_low = inner.threshold < self.min_norm
+        threshold = xp.where(is_low, self.min_norm, inner.threshold)
+        is_low_target = (inner.target < self.min_norm) & (inner.target > 0)
+        target = xp.where(is_low_target, self.min_norm, inner.target)
         return Limit(threshold, target, inner, inner.cancels)
 
 
 @dataclass(frozen=True, repr=False)
 class Drop(Combinator):
-    """Remove what exceeds the threshold, instead of scaling it: R = 0 beyond T.
+    """Remove a gradient above the threshold, instead of scaling it: R = 0 if n > T.
+
+    The inner policy records all norms, also those of removed gradients. So its
+    threshold can follow a lasting change of level.
 
     Args:
-      policy: the policy that sets the threshold.
-      action: "zero" removes the row's gradient; "skip" cancels the whole update if any
-        row exceeds its threshold. Either way the inner policy learns the norms, so that
-        a lasting change of level is not dropped for ever.
+      policy: the inner policy, which sets the threshold.
+      action: "zero" sets the gradient of the row to 0. "skip" cancels the whole update
+        if any row exceeds its threshold.
 
     Raises:
-      TypeError, ValueError: `policy` is no policy; `action` is another word.
+      TypeError: `policy` is not a policy.
+      ValueError: `action` is neither "zero" nor "skip".
 
     >>> from autoclip_core import Fixed, decide
     >>> policy = Drop(Fixed(1.0), action="skip")
@@ -165,7 +171,7 @@ class Drop(Combinator):
 
     @property
     def expected_clip_rate(self) -> float | None:
-        """As the inner policy; here a row beyond its threshold is dropped."""
+        """The rate of the inner policy: Drop removes what that policy would clip."""
         return self.policy.expected_clip_rate
 
     def limit(
@@ -179,13 +185,13 @@ class Drop(Combinator):
         """Return the inner threshold with a target of 0.
 
         Raises:
-          ValueError: `norms` is None: a norm that is not known yet cannot be dropped.
+          ValueError: `norms` is None. Drop cannot remove a gradient before its norm is
+            known.
         """
         if norms is None:
             raise ValueError(
-                "Drop needs the current norm, and a threshold was asked for before it "
-                "is known: whoever clips to that threshold cannot drop; clip without "
-                "Drop"
+                "Drop needs the current norm, but the caller asked for a threshold "
+                "before the norm is known; use the policy without Drop"
             )
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
         target = xp.where(inner.target > 0, 0.0, inner.target)
@@ -197,12 +203,12 @@ class WarmingUp(NamedTuple):
     """The state of `Warmup`."""
 
     inner: Any
-    """The state of the inner policy, which learns from the first norm."""
+    """The state of the inner policy, which records from the first norm on."""
     recorded: Array
-    """Shape (rows,): norms recorded so far, up to the number of warm-up steps."""
+    """Shape (rows,): norms recorded so far, up to `steps`."""
 
     def find_problem(self) -> str:
-        """Return what is wrong with a count that was read from somewhere, or ""."""
+        """Return why a loaded count is invalid, or ""."""
         return find_invalid_value("recorded", self.recorded, ">= 0", self.recorded >= 0)
 
 
@@ -210,17 +216,20 @@ class WarmingUp(NamedTuple):
 class Warmup(Combinator):
     """Use a constant threshold until a row has recorded `steps` norms.
 
-    T = R = threshold meanwhile; afterwards the inner policy sets both.
-    Each row counts for itself: a step without a gradient, or with one that is zero or
-    not finite, does not count. The inner policy learns meanwhile.
+    T = R = threshold during the warm-up; afterwards the inner policy sets both. The
+    inner policy records from the first norm on.
+
+    Each row has its own count. A step does not count for a row if the gradient is
+    missing, zero or not finite.
 
     Args:
-      policy: the policy that takes over.
-      steps: norms to record first, >= 0.
-      threshold: the constant, > 0; +inf clips nothing.
+      policy: the inner policy.
+      steps: the number of norms of a row before the inner policy sets the limit, >= 0.
+      threshold: the constant, > 0, in the unit of a gradient norm; +inf clips nothing.
 
     Raises:
-      TypeError, ValueError: `policy` is no policy; a number is out of its range.
+      TypeError: `policy` is not a policy, or a number has the wrong type.
+      ValueError: a number is outside its range.
 
     >>> from autoclip_core import Quantile, decide
     >>> policy = Warmup(Quantile(0.5), steps=2, threshold=1.0)
@@ -246,11 +255,11 @@ class Warmup(Combinator):
 
     @property
     def expected_clip_rate(self) -> float | None:
-        """As the inner policy, once it has taken over."""
+        """The rate of the inner policy, after the warm-up."""
         return self.policy.expected_clip_rate
 
     def init(self, rows: int, xp: Any = np) -> WarmingUp:
-        """Return the inner policy's state and a count of 0."""
+        """Return the state of the inner policy and a count of 0."""
         return WarmingUp(self.policy.init(rows, xp), xp.zeros((rows,), dtype=xp.int32))
 
     def limit(
@@ -261,23 +270,23 @@ class Warmup(Combinator):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the constant for rows that warm up, else the inner limit."""
+        """Return the constant for rows in their warm-up, else the inner limit."""
         inner = self.policy.limit(state.inner, norms, param_norms=param_norms, xp=xp)
-        warming = state.recorded < self.steps
-        threshold = xp.where(warming, self.threshold, inner.threshold)
-        target = xp.where(warming, self.threshold, inner.target)
+        is_warming = state.recorded < self.steps
+        threshold = xp.where(is_warming, self.threshold, inner.threshold)
+        target = xp.where(is_warming, self.threshold, inner.target)
         return Limit(threshold, target, inner, inner.cancels)
 
     def record(
         self, state: WarmingUp, norms: Array, limit: Limit, xp: Any = np
     ) -> WarmingUp:
-        """Return the inner policy's next state and the next count."""
-        inner = self.policy.record(state.inner, norms, _inner(limit), xp)
-        more = xp.where(state.recorded < self.steps, state.recorded + 1, self.steps)
-        return WarmingUp(inner, more)
+        """Return the next state of the inner policy and the next count."""
+        inner = self.policy.record(state.inner, norms, _get_inner(limit), xp)
+        count = xp.where(state.recorded < self.steps, state.recorded + 1, self.steps)
+        return WarmingUp(inner, count)
 
 
-def _inner(limit: Limit) -> Limit:
-    """Return the limit that the inner policy made."""
-    assert limit.inner is not None, "a combinator records against a limit of its own"
+def _get_inner(limit: Limit) -> Limit:
+    """Return the limit of the inner policy."""
+    assert limit.inner is not None, "`limit` must come from a combinator"
     return limit.inner

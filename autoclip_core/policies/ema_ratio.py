@@ -1,4 +1,4 @@
-"""AdaGC: a ratio of the moving average of the applied norm."""
+"""A ratio to the moving average of the norm after clipping: AdaGC."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -15,42 +15,47 @@ class Average(NamedTuple):
     """The state of `EmaRatio`."""
 
     mean: Array
-    """Shape (rows,): the moving average of the applied norm."""
+    """Shape (rows,): the moving average of the norm after clipping."""
     count: Array
-    """Shape (rows,): norms recorded, up to the length of the warm-up."""
+    """Shape (rows,): norms recorded, up to max(warmup_steps, 1)."""
 
     def find_problem(self) -> str:
-        """Return what is wrong with an average that was read from somewhere, or ""."""
+        """Return why a loaded average is invalid, or ""."""
         return find_invalid_mean(self.mean, self.count)
 
 
 @dataclass(frozen=True, repr=False)
 class EmaRatio(Policy):
-    """Clip to a ratio of the moving average of the applied norm: T = R = ratio * gamma.
+    """Clip to a ratio of the moving average of clipped norms: T = R = ratio * gamma.
 
     During the first `warmup_steps` norms of a row the threshold is `warmup_threshold`,
-    and gamma is the smallest applied norm so far. Afterwards, with y = min(n, T) the
-    norm after clipping,
+    and gamma is the smallest norm after clipping so far. Afterwards, with y = min(n, T)
+    the norm after clipping,
 
         gamma <- beta * gamma + (1 - beta) * y
 
-    so gamma rises by at most (1 - beta) * (ratio - 1) a step, 0.1 % by default: a
-    tenfold rise takes about 2300 steps. With a ratio near 1 most steps are clipped,
-    a little (42 % of them for a log-deviation of 0.1, 71 % for 0.3); for rare spikes
-    alone take a ratio of 2 or 3.
+    So gamma rises by at most (1 - beta) * (ratio - 1) per step, 0.1 % by default. A
+    tenfold rise takes about 2300 steps.
 
-    The paper clips the global norm during its warm-up, and freezes a layer whose
-    gradient is 0 there. Here each row is limited by itself (put a global norm clip
-    before it to have the paper's), and a row starts at its first positive norm.
+    With a ratio near 1 the policy is a soft normaliser: it clips most steps by a small
+    amount (42 % of the steps if ln n has a deviation of 0.1, and 71 % for 0.3). Use a
+    ratio of 2 or 3 to clip only rare spikes.
+
+    The paper clips the global norm during its warm-up, and it freezes a layer whose
+    gradient is 0 there. This policy limits each row separately, and a row starts at its
+    first positive norm. For the paper's warm-up, clip the global norm with `Fixed`
+    before this policy.
 
     Args:
-      ratio: T over gamma, > 1; 1.03 to 3.
-      beta: the memory, in [0, 1).
-      warmup_steps: norms of a row before the average takes over, >= 0; with 0 the first
-        norm is not limited.
-      warmup_threshold: the threshold until then, > 0, in the unit of a gradient norm.
+      ratio: T / gamma, > 1; usually 1.03 to 3.
+      beta: the weight of the previous average, in [0, 1).
+      warmup_steps: the number of norms of a row before its average sets the threshold,
+        >= 0. With 0 the first norm is not limited.
+      warmup_threshold: the threshold during the warm-up, > 0, in the unit of a gradient
+        norm; +inf clips nothing.
 
     Raises:
+      TypeError: an argument has the wrong type.
       ValueError: an argument is outside its range.
 
     >>> from autoclip_core import decide
@@ -101,20 +106,20 @@ class EmaRatio(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return ratio * gamma, or the threshold of the warm-up."""
-        known = xp.where(state.count > 0, self.ratio * state.mean, float("inf"))
-        warming = state.count < self.warmup_steps
-        threshold = xp.where(warming, self.warmup_threshold, known)
+        """Return ratio * gamma, or `warmup_threshold` during the warm-up."""
+        level = xp.where(state.count > 0, self.ratio * state.mean, float("inf"))
+        is_warming = state.count < self.warmup_steps
+        threshold = xp.where(is_warming, self.warmup_threshold, level)
         return Limit(threshold, threshold)
 
     def record(
         self, state: Average, norms: Array, limit: Limit, xp: Any = np
     ) -> Average:
-        """Return the average after the applied norm."""
+        """Return the average that includes the norm after clipping."""
         mean, count = state
         applied = xp.minimum(norms, limit.target)
-        warming = count < self.warmup_steps
+        is_warming = count < self.warmup_steps
         average = mean + (1 - self.beta) * (applied - mean)
-        later = xp.where(warming, xp.minimum(mean, applied), average)
-        more = xp.where(warming | (count == 0), count + 1, count)
-        return Average(xp.where(count == 0, applied, later), more)
+        next_mean = xp.where(is_warming, xp.minimum(mean, applied), average)
+        next_count = xp.where(is_warming | (count == 0), count + 1, count)
+        return Average(xp.where(count == 0, applied, next_mean), next_count)

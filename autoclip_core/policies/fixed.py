@@ -11,22 +11,23 @@ from autoclip_core.scale import Array
 
 
 class NoState(NamedTuple):
-    """The state of a policy that remembers nothing."""
+    """The state of a policy without a history: it holds nothing."""
 
 
 @dataclass(frozen=True, repr=False)
 class Fixed(Policy):
     """Clip every norm above one constant: T = R = max_norm.
 
-    The threshold has the unit of a gradient norm: it depends on the loss, on its scale
-    and on the model, and does not follow them.
+    The threshold has the unit of a gradient norm. A good value depends on the loss, on
+    the scale of the loss and on the model. The threshold does not adapt to any of them.
 
     Args:
-      max_norm: the threshold, > 0; in the field between half and ten times the mean
-        norm of a healthy run.
+      max_norm: the threshold, > 0. Usual values are 0.5 to 10 times the mean norm of a
+        healthy run.
 
     Raises:
-      ValueError: `max_norm` is not a positive number.
+      TypeError: `max_norm` is not a number.
+      ValueError: `max_norm` is not positive and finite.
 
     >>> from autoclip_core import decide
     >>> policy = Fixed(1.0)
@@ -59,7 +60,7 @@ class Fixed(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the constant; without norms one value that stands for every row."""
+        """Return the constant; without norms, one value that applies to every row."""
         shape = (1,) if norms is None else tuple(norms.shape)
         threshold = xp.full(shape, self.max_norm, dtype=xp.float32)
         return Limit(threshold, threshold)
@@ -67,5 +68,5 @@ class Fixed(Policy):
     def record(
         self, state: NoState, norms: Array, limit: Limit, xp: Any = np
     ) -> NoState:
-        """Return the state as it is."""
+        """Return the same state."""
         return state

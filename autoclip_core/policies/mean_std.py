@@ -11,31 +11,34 @@ from autoclip_core.history import moments, window
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import Array
 
-from .quantile import check_history_length, with_current
+from .quantile import check_history_length, include_norms
 
 
 @dataclass(frozen=True, repr=False)
 class MeanStd(Policy):
     """Clip to mean + k standard deviations of the last H norms: T = R = m + k * s.
 
-    With `log=True` mean and deviation are those of the logarithms, T = exp(m + k * s):
-    gradient norms are closer to log-normal than to normal, and the clip rate then
-    depends less on their spread.
+    With `log=True`, m and s are the mean and the deviation of the logarithms, and
+    T = exp(m + k * s). Gradient norms are closer to log-normal than to normal, so the
+    clip rate then depends less on their spread.
 
-    The norms are recorded raw, and there is no choice. A raw spike of size S in a
-    window hides spikes below about k * S / sqrt(H) until it leaves; with `log=True`, or
-    with `Quantile`, it does not.
+    The policy always records the norm before clipping. A spike of size S in the window
+    hides spikes below about k * S / sqrt(H) until it leaves the window. With
+    `log=True`, or with `Quantile`, a spike does not hide others.
 
     Args:
-      deviations: k, >= 0, with `log` any finite number; 1 to 4.
-      history_length: H, steps that are remembered, >= 1; None remembers all (NumPy, and
-        plain tensors of PyTorch on the CPU).
-      log: whether to take the logarithms.
-      ddof: the deviation divides by n - ddof; 0 or more. With fewer than
-        max(2, ddof + 1) norms there is no threshold.
-      include_current: whether the current norm belongs to the window that limits it.
+      deviations: k, usually 1 to 4. It must be >= 0; with `log` any finite number is
+        allowed.
+      history_length: H, the number of norms in the window, >= 1. None includes all
+        norms of the run, which needs NumPy or plain CPU tensors of PyTorch.
+      log: whether to use the logarithms of the norms.
+      ddof: the deviation divides by n - ddof, where n is the number of norms; >= 0.
+        With fewer than max(2, ddof + 1) norms there is no threshold (T = +inf).
+      include_current: whether the window includes the current norm when it sets the
+        threshold for it.
 
     Raises:
+      TypeError: an argument has the wrong type.
       ValueError: an argument is outside its range.
 
     >>> from autoclip_core import decide
@@ -65,7 +68,7 @@ class MeanStd(Policy):
         check_flag("log", self.log)
         check_flag("include_current", self.include_current)
         rule = "finite" if self.log else ">= 0 and finite"
-        way_out = "" if self.log else "below the mean a threshold needs log=True"
+        way_out = "" if self.log else "a threshold below the mean needs log=True"
         number = check_number(
             "deviations",
             self.deviations,
@@ -80,7 +83,7 @@ class MeanStd(Policy):
 
     def init(self, rows: int, xp: Any = np) -> Any:
         """Return the empty window."""
-        return self._memory.empty(rows, self.history_length, xp)
+        return self._history.empty(rows, self.history_length, xp)
 
     def limit(
         self,
@@ -92,21 +95,21 @@ class MeanStd(Policy):
     ) -> Limit:
         """Return mean + k standard deviations of the window."""
         if self.include_current:
-            state = with_current(self._memory, state, norms, xp)
+            state = include_norms(self._history, state, norms, xp)
         settings = {"log": self.log, "ddof": self.ddof}
-        middle, mean, std = self._memory.mean_std(state, **settings, xp=xp)
-        # No deviation, no threshold; k * inf would be NaN for k = 0.
-        known = xp.isfinite(std)
-        above = mean + self.deviations * xp.where(known, std, 0.0)
-        level = middle * xp.exp(above) if self.log else middle + above
-        threshold = xp.where(known, level, float("inf"))
+        middle, mean, std = self._history.mean_std(state, **settings, xp=xp)
+        # Without a deviation there is no threshold; k * inf would be NaN for k = 0.
+        has_std = xp.isfinite(std)
+        offset = mean + self.deviations * xp.where(has_std, std, 0.0)
+        level = middle * xp.exp(offset) if self.log else middle + offset
+        threshold = xp.where(has_std, level, float("inf"))
         return Limit(threshold, threshold)
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
-        """Return the window after the raw norm."""
-        return self._memory.push(state, norms, xp)
+        """Return the window with the norm before clipping."""
+        return self._history.push(state, norms, xp)
 
     @property
-    def _memory(self) -> Any:
-        """What owns the state: the last norms, or the moments of all of them."""
+    def _history(self) -> Any:
+        """The module of the state: the last norms, or the moments of all norms."""
         return moments if self.history_length is None else window

@@ -16,15 +16,19 @@ from .fixed import NoState
 class ParamRatio(Policy):
     """Clip to a fraction of the parameters' norm: T = R = clipping * max(|w|, eps).
 
-    At scope "unit" (each output unit its own row) this is AGC. It has no history; it
-    limits how far one step may move a unit, relative to its size.
+    |w| is the norm of the parameters in the row. At scope "unit", where each output
+    unit is a row, this policy is AGC. It limits how far one step may move a unit,
+    relative to the size of the unit. It has no history.
+
+    The paper does not clip the weight of the classifier: exclude it by name.
 
     Args:
-      clipping: the ratio, > 0; 0.01 for batches of 1024 and more, up to 0.16 for small
-        ones.
-      eps: the floor of |w|, > 0, so that a unit that starts at zero can move.
+      clipping: the ratio, > 0. Use 0.01 for batches of 1024 and more, and up to 0.16
+        for small batches.
+      eps: the lower bound of |w|, > 0. It lets a unit that starts at zero move.
 
     Raises:
+      TypeError: an argument is not a number.
       ValueError: an argument is outside its range.
 
     >>> from autoclip_core import decide
@@ -51,7 +55,7 @@ class ParamRatio(Policy):
 
     @property
     def needs_param_norms(self) -> bool:
-        """True: the threshold is a ratio to them."""
+        """True: the threshold is a fraction of the norms of the parameters."""
         return True
 
     def init(self, rows: int, xp: Any = np) -> NoState:
@@ -66,7 +70,7 @@ class ParamRatio(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the ratio of the parameters' norm.
+        """Return `clipping` times the norm of the parameters.
 
         Raises:
           ValueError: `param_norms` is None.
@@ -76,13 +80,13 @@ class ParamRatio(Policy):
                 "param_norms must be given, got None: ParamRatio limits a gradient by "
                 "the norm of its parameters; pass param_norms=, one per row"
             )
-        # A norm that is not a number has no ratio; the comparison takes the floor then.
-        known = xp.isfinite(param_norms) & (param_norms > self.eps)
-        threshold = self.clipping * xp.where(known, param_norms, self.eps)
+        # A norm that is NaN or infinite gives no threshold: eps replaces it.
+        is_valid = xp.isfinite(param_norms) & (param_norms > self.eps)
+        threshold = self.clipping * xp.where(is_valid, param_norms, self.eps)
         return Limit(threshold, threshold)
 
     def record(
         self, state: NoState, norms: Array, limit: Limit, xp: Any = np
     ) -> NoState:
-        """Return the state as it is."""
+        """Return the same state."""
         return state

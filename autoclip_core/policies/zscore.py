@@ -1,4 +1,4 @@
-"""ZClip: a moving mean of the norm plus z moving deviations."""
+"""A moving mean of the norm plus z moving deviations: ZClip."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,17 +24,17 @@ class Moments(NamedTuple):
     """The state of `ZScore`."""
 
     mean: Array
-    """Shape (rows,): the moving average of what was recorded."""
+    """Shape (rows,): mu, the moving average of the recorded norms."""
     deviation: Array
-    """Shape (rows,): its deviation; sigma, not its square, which could overflow."""
+    """Shape (rows,): sigma, their deviation. Its square could overflow."""
     count: Array
-    """Shape (rows,): norms recorded, up to the length of the warm-up."""
+    """Shape (rows,): norms recorded, up to max(warmup_steps, 1)."""
 
     def find_problem(self) -> str:
-        """Return what is wrong with moments that were read from somewhere, or ""."""
-        sound = np.isfinite(self.deviation) & (self.deviation >= 0)
+        """Return why loaded moments are invalid, or ""."""
+        is_valid = np.isfinite(self.deviation) & (self.deviation >= 0)
         return find_invalid_mean(self.mean, self.count) or find_invalid_value(
-            "deviation", self.deviation, ">= 0 and finite", sound
+            "deviation", self.deviation, ">= 0 and finite", is_valid
         )
 
 
@@ -42,32 +42,32 @@ class Moments(NamedTuple):
 class ZScore(Policy):
     """Clip norms more than z deviations above a moving average: T = mu + z * sigma.
 
-    During the first `warmup_steps` norms, mu and sigma are their mean and (population)
-    deviation, and nothing is clipped. Afterwards, with y the recorded norm,
+    During the first `warmup_steps` norms of a row, nothing is clipped; mu and sigma are
+    the mean and the (population) deviation of these norms. Afterwards, with y the
+    recorded norm,
 
         mu <- alpha * mu + (1 - alpha) * y
         sigma^2 <- alpha * sigma^2 + (1 - alpha) * (y - mu)^2        (mu is the new one)
 
-    A norm n above T is scaled to the target R: "reciprocal" mu + z^2 * sigma / z_n with
-    z_n = (n - mu) / sigma, so that the larger the spike, the closer to mu; "mean" mu;
-    "threshold" T.
-
-    What is recorded decides whether the threshold can follow a change of level.
-    "winsorized", min(n, T), does: sigma grows by about 7 % at each clipped step.
-    "applied", the norm after clipping, is the paper's rule; it never follows a tenfold
-    rise, because a clipped spike lies less than one sigma from mu. "raw" n lets one
-    spike hide the next; "none" learns nothing from a clipped step. A history without
-    any spread (sigma = 0, constant norms) would make "winsorized" as blind: there the
-    recorded norm is at most 2 * T.
+    A norm n above T is scaled to the target R. The recorded norm y decides whether the
+    threshold can follow a change of level.
 
     Args:
-      z: deviations above the mean, > 0; 2 to 3.
-      alpha: the memory, in [0, 1); 0.9 to 0.99. It spans about 1 / (1 - alpha) steps.
-      warmup_steps: norms recorded before anything is clipped, >= 0.
-      target: "reciprocal", "mean" or "threshold".
-      record: "winsorized", "applied", "raw" or "none".
+      z: the number of deviations above the mean, > 0; usually 2 to 3.
+      alpha: the weight of the previous moments, in [0, 1); usually 0.9 to 0.99. The
+        average spans about 1 / (1 - alpha) steps.
+      warmup_steps: the number of norms of a row before anything is clipped, >= 0.
+      target: R. "reciprocal" is mu + z^2 * sigma / z_n with z_n = (n - mu) / sigma, so
+        a larger spike ends closer to mu. "mean" is mu. "threshold" is T.
+      record: y. "winsorized" is min(n, T); T follows a change of level, because sigma
+        grows by about 7 % at each clipped step. If sigma = 0 (constant norms), y is at
+        most 2 * T, because T could not rise otherwise. "applied" is the norm after
+        clipping, the paper's rule; T never follows a tenfold rise, because a clipped
+        spike lies less than one sigma from mu. "raw" is n; one spike hides the next.
+        "none" records nothing at a clipped step.
 
     Raises:
+      TypeError: a number has the wrong type.
       ValueError: an argument is outside its range.
 
     >>> from autoclip_core import decide
@@ -87,7 +87,7 @@ class ZScore(Policy):
     alpha: float
     warmup_steps: int
     target: str
-    # The argument is `record`; a field of that name would hide the method.
+    # The argument is `record`. A field of that name would hide the method.
     recorded: str = field(metadata={"argument": "record"})
 
     def __init__(
@@ -99,7 +99,7 @@ class ZScore(Policy):
         target: str = "reciprocal",
         record: str = "winsorized",
     ) -> None:
-        """Check and keep the arguments."""
+        """Check and store the arguments."""
         checked = {
             "z": check_positive("z", z),
             "alpha": check_number("alpha", alpha, "in [0, 1)", lambda x: 0 <= x < 1),
@@ -113,7 +113,9 @@ class ZScore(Policy):
     def init(self, rows: int, xp: Any = np) -> Moments:
         """Return the state before the first norm."""
         mean = xp.zeros((rows,), dtype=xp.float32)
-        deviation = xp.zeros((rows,), dtype=xp.float32)  # its own: buffers are donated
+        deviation = xp.zeros(
+            (rows,), dtype=xp.float32
+        )  # a separate array: JAX donates buffers
         return Moments(mean, deviation, xp.zeros((rows,), dtype=xp.int32))
 
     def limit(
@@ -126,77 +128,84 @@ class ZScore(Policy):
     ) -> Limit:
         """Return mu + z * sigma and the target; without norms the target is T."""
         mean, deviation, count = state
-        ready = count >= max(self.warmup_steps, 1)
-        threshold = xp.where(ready, mean + self.z * deviation, float("inf"))
+        is_ready = count >= max(self.warmup_steps, 1)
+        threshold = xp.where(is_ready, mean + self.z * deviation, float("inf"))
         if norms is None or self.target == "threshold":
             return Limit(threshold, threshold)
-        above = norms > threshold
+        is_above = norms > threshold
         if self.target == "mean":
-            return Limit(threshold, xp.where(above, mean, threshold))
-        # sigma / (n - mu) is at most 1 / z where n is clipped; elsewhere R is T.
-        # Without any deviation R is mu, and n - mu may be so small that XLA takes it
-        # for 0.
-        spread = xp.where(above, deviation, 0.0)
+            return Limit(threshold, xp.where(is_above, mean, threshold))
+        # If n is clipped, sigma / (n - mu) is at most 1 / z. Otherwise R is T.
+        # If sigma = 0, R is mu: n - mu may be so small that XLA flushes it to 0.
+        spread = xp.where(is_above, deviation, 0.0)
         excess = xp.where(spread > 0, norms - mean, 1.0)
         reciprocal = mean + self.z * self.z * (spread * (spread / excess))
-        target = xp.minimum(reciprocal, threshold)  # which rounding may exceed
-        return Limit(threshold, xp.where(above, target, threshold))
+        target = xp.minimum(reciprocal, threshold)  # rounding may exceed T
+        return Limit(threshold, xp.where(is_above, target, threshold))
 
     def record(
         self, state: Moments, norms: Array, limit: Limit, xp: Any = np
     ) -> Moments:
-        """Return the moments after one norm: their mean at first, then the average."""
+        """Return the moments with the recorded norm: a mean first, then an average."""
         mean, deviation, count = state
-        new = self._recorded(norms, deviation, limit, xp)
-        # In the warm-up the n-th norm has the weight 1/n, and later 1 - alpha. The mean
-        # of squares takes (y - old mean)^2 times `weight - weight^2` (Welford), later
-        # times `weight * alpha^2`, which makes it the square around the new mean.
-        young = (count < self.warmup_steps) | (count == 0)
-        weight = xp.where(young, _share(count, self.warmup_steps, xp), 1 - self.alpha)
-        spread = weight * xp.where(young, 1 - weight, self.alpha * self.alpha)
-        apart = xp.maximum(new - mean, mean - new)
-        moved = Moments(
+        new = self._choose_recorded(norms, deviation, limit, xp)
+        # During the warm-up the n-th norm has the weight 1/n, afterwards 1 - alpha. The
+        # square (y - old mean)^2 has the weight w - w^2 during the warm-up (Welford).
+        # Afterwards it has w * alpha^2, which makes it the square around the new mean.
+        is_warming = (count < self.warmup_steps) | (count == 0)
+        mean_weight = _look_up_weight(count, self.warmup_steps, xp)
+        weight = xp.where(is_warming, mean_weight, 1 - self.alpha)
+        square_weight = weight * xp.where(
+            is_warming, 1 - weight, self.alpha * self.alpha
+        )
+        distance = xp.maximum(new - mean, mean - new)
+        updated = Moments(
             mean + weight * (new - mean),
-            _blend(deviation, weight, apart, spread, xp),
-            xp.where(young, count + 1, count),
+            _update_deviation(deviation, weight, distance, square_weight, xp),
+            xp.where(is_warming, count + 1, count),
         )
         if self.recorded == "none":
-            moved = select_rows(norms <= limit.threshold, moved, state, xp)
-        return moved
+            updated = select_rows(norms <= limit.threshold, updated, state, xp)
+        return updated
 
-    def _recorded(self, norms: Array, deviation: Array, limit: Limit, xp: Any) -> Array:
-        """Return what the history learns of a norm."""
+    def _choose_recorded(
+        self, norms: Array, deviation: Array, limit: Limit, xp: Any
+    ) -> Array:
+        """Return the recorded norms y, as the argument `record` chooses them."""
         if self.recorded == "applied":
             return xp.where(norms > limit.threshold, limit.target, norms)
         if self.recorded == "winsorized":
-            most = limit.threshold
-            return xp.minimum(norms, xp.where(deviation > 0, most, 2 * most))
+            threshold = limit.threshold
+            ceiling = xp.where(deviation > 0, threshold, 2 * threshold)
+            return xp.minimum(norms, ceiling)
         return norms
 
 
-def _share(count: Array, most: int, xp: Any) -> Array:
-    """Return 1 / (count + 1), the weight of the next norm in a mean of up to `most`."""
-    (share,) = look_up_constants(
-        _shares, most, n=xp.where(count < most, count, most), xp=xp
-    )
-    return share
+def _look_up_weight(count: Array, max_count: int, xp: Any) -> Array:
+    """Return 1 / (min(count, max_count) + 1), the weight of the next norm in a mean."""
+    n = xp.where(count < max_count, count, max_count)
+    (weight,) = look_up_constants(_compute_weights, max_count, n=n, xp=xp)
+    return weight
 
 
-def _shares(n: Array) -> tuple[Array]:
+def _compute_weights(n: Array) -> tuple[Array]:
     return (np.float32(1) / (n + 1).astype(np.float32),)
 
 
-def _blend(sigma: Array, weight: Array, apart: Array, spread: Array, xp: Any) -> Array:
-    """Return sqrt((1 - weight) * sigma^2 + spread * apart^2), as sigma plus a change.
+def _update_deviation(
+    sigma: Array, weight: Array, distance: Array, square_weight: Array, xp: Any
+) -> Array:
+    """Return sqrt((1 - weight) * sigma^2 + square_weight * distance^2).
 
-    The change is a fraction of sigma, and so is its rounding: a root that is always off
-    by one unit (torch's is) would add up over the memory of the average. Both numbers
-    are divided by the larger one first: a raw norm is never squared.
+    The result is sigma plus a change. The change is a fraction of sigma, and so is its
+    rounding error. A root that is always off by one unit (torch's is) would add up over
+    the span of the average. Both numbers are first divided by the larger one, so no
+    norm is squared.
     """
-    largest = xp.maximum(sigma, apart)
+    largest = xp.maximum(sigma, distance)
     unit = xp.where(largest > 0, largest, 1.0)
-    old, new = sigma / unit, apart / unit
-    gain, loss = spread * (new * new), weight * (old * old)
+    old, new = sigma / unit, distance / unit
+    gain, loss = square_weight * (new * new), weight * (old * old)
     total = old + xp.sqrt(old * old - loss + gain)
     change = (gain - loss) / xp.where(total > 0, total, 1.0)
     return unit * (old + change)

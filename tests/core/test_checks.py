@@ -71,8 +71,8 @@ NUMBERS = [
     ),
 ]
 COUNTS = [
-    (("Quantile", {}), "history_length", 1, "use None to remember every step"),
-    (("MeanStd", {}), "history_length", 1, "use None to remember every step"),
+    (("Quantile", {}), "history_length", 1, "use None to keep the norms of all steps"),
+    (("MeanStd", {}), "history_length", 1, "use None to keep the norms of all steps"),
     (("MeanStd", {}), "ddof", 0, ""),
     (("ZScore", {}), "warmup_steps", 0, ""),
     (("EmaRatio", {}), "warmup_steps", 0, ""),
@@ -246,7 +246,7 @@ def test_a_negative_deviation_could_turn_a_gradient_round():
         policy_of("MeanStd(-1.0)")
     assert str(raised.value) == (
         "deviations must be >= 0 and finite, got -1.0; "
-        "below the mean a threshold needs log=True"
+        "a threshold below the mean needs log=True"
     )
     policy_of("MeanStd(-1.0, log=True)")
     policy_of("MeanStd(0)")

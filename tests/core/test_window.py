@@ -66,7 +66,7 @@ def test_the_last_norms_in_order_between_sentinels(length, norms):
             state.ordered[row, : len(last) + 1], [-np.inf, *sorted(last[:, row])]
         )
         assert np.isposinf(state.ordered[row, len(last) + 1 :]).all()
-    assert window.filled(state).tolist() == [len(last)] * 2
+    assert window.count_norms(state).tolist() == [len(last)] * 2
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -79,7 +79,7 @@ def test_the_ring_holds_the_last_norms_and_the_count_stays_small(length):
             norms[max(step - length, 0) : step]
         )
         assert min(step, length) <= state.count[0] < 2 * length
-        assert window.filled(state)[0] == min(step, length)
+        assert window.count_norms(state)[0] == min(step, length)
 
 
 def test_rows_of_different_age_do_not_mix():
@@ -88,7 +88,7 @@ def test_rows_of_different_age_do_not_mix():
     series = [[1, 5, 0], [2, 0, 0], [3, 7, 0], [4, 9, 6]]
     for norms in series:
         state, _ = decide(policy, state, np.float32(norms))
-    assert window.filled(state).tolist() == [3, 3, 1]
+    assert window.count_norms(state).tolist() == [3, 3, 1]
     np.testing.assert_array_equal(state.ordered[:, 1:-1], [
         [2, 3, 4], [5, 7, 9], [6, np.inf, np.inf],
     ])  # fmt: skip
@@ -184,8 +184,8 @@ def test_a_rank_in_float32_would_be_wrong():
 
 def test_tables_are_made_once():
     """A table made anew in every step would be copied to the device in every step."""
-    first = get_tables(window.ranks, 50, 0.9)
-    assert get_tables(window.ranks, 50, 0.9) is first
+    first = get_tables(window.compute_ranks, 50, 0.9)
+    assert get_tables(window.compute_ranks, 50, 0.9) is first
 
 
 # Trap 2: norms below the smallest normal number. (In XLA: test_parity.py.)
@@ -314,7 +314,7 @@ def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
     """A single row takes a way of its own; what it returns has the same shape."""
     state = window.empty(rows, length)
     for _ in range(2):
-        found = window.quantile(state, 0.5), window.filled(state)
+        found = window.quantile(state, 0.5), window.count_norms(state)
         assert [array.shape for array in found] == [(rows,)] * 2
         assert found[0].dtype == np.float32
         assert (found[0] == np.where(found[1] > 0, 3, np.inf)).all()
@@ -351,7 +351,7 @@ def test_a_window_above_one_gib_is_refused():
         Quantile(0.9, history_length=1000).init(rows=1_000_000)
     assert str(refused.value) == (
         "history_length=1000 for 1000000 rows takes 7.5 GiB, more than 1 GiB; shorten "
-        "history_length, choose a coarser scope, or use StreamingQuantile, which keeps "
+        "history_length, choose a coarser scope, or use StreamingQuantile, which needs "
         "one number per row"
     )
     with pytest.raises(ValueError, match=r"takes 1\.0 GiB, more than 1 GiB"):

@@ -51,6 +51,13 @@ TESTS = {
     "clipper/patterns.py": ["patterns"],
     "policy.py": [*FAST, "policies", "decide", "laws", "full_history"],
     "policies/quantile.py": [*FAST, "validation", "policies", "golden", "laws"],
+    "policies/streaming_quantile.py": [
+        *FAST,
+        "validation",
+        "policies",
+        "golden",
+        "laws",
+    ],
     "planning/replay.py": ["replay", "spikes"],
     "scale.py": [*FAST, "decide", "policies"],
     "clipper/settings.py": ["settings"],
@@ -65,17 +72,17 @@ TESTS = {
 
 EQUIVALENT = {
     # One more entry, which is never looked up.
-    "history/lookup.py": [("1 -> 2", "np.arange(most + 1)")],
+    "history/lookup.py": [("1 -> 2", "np.arange(maximum + 1)")],
     # What `where` discards, or `decide` drops.
     "scale.py": [("1.0 -> 1.01", "divisor = xp.where(clipped, norms, 1.0)")],
-    "policies/mean_std.py": [("0.0 -> 1.0", "xp.where(known, std, 0.0)")],
+    "policies/mean_std.py": [("0.0 -> 1.0", "xp.where(has_std, std, 0.0)")],
     "history/moments.py": [("1.0 -> 1.01", "np.where(norms > 0, norms, 1.0)")],
     "history/window.py": [
-        ("0.0 -> 1.0", "below = xp.where(some, below, 0.0)"),
-        ("0.0 -> 1.0", "above = xp.where(some, above, 0.0)"),
-        ("1.0 -> 1.01", "largest = xp.where(some, ends[:, 0], 1.0)"),
-        ("1.0 -> 1.01", "middle = xp.where(some, ends[:, 1], 1.0)"),
-        ("1.0 -> 1.01", "smallest = xp.where(some, values[:, 0], 1.0)"),
+        ("0.0 -> 1.0", "below = xp.where(has_norms, below, 0.0)"),
+        ("0.0 -> 1.0", "above = xp.where(has_norms, above, 0.0)"),
+        ("1.0 -> 1.01", "largest = xp.where(has_norms, picked[:, 0], 1.0)"),
+        ("1.0 -> 1.01", "middle = xp.where(has_norms, picked[:, 1], 1.0)"),
+        ("1.0 -> 1.01", "smallest = xp.where(has_norms, values[:, 0], 1.0)"),
         # One norm lies 0 from its own middle, by whatever that is divided.
         ("1 -> 2", "return np.maximum(n, 1).astype"),
         # By what is divided, and multiplied again.
@@ -146,7 +153,7 @@ EQUIVALENT = {
         ("param_norms > self.eps -> param_norms >= self.eps", "")
     ],
     "policies/zscore.py": [
-        ("count < most -> count <= most", ""),
+        ("count < max_count -> count <= max_count", ""),
         # The target of a norm that is not above its threshold is never used.
         ("norms > threshold -> norms >= threshold", "above ="),
         ("norms > limit.threshold -> norms >= limit.threshold", ""),

@@ -180,7 +180,7 @@ ROWS = {
         "history_length",
         "must be a whole number >= 1",
         "got -5",
-        "use None to remember every step",
+        "use None to keep the norms of all steps",
     ),
     "no parameters": Bad(
         of(list),
