@@ -65,7 +65,7 @@ class History(NamedTuple):
             new if new is old else np.where(mask, widen(new, old), widen(old, new))
             for new, old in zip(self[:3], old[:3], strict=True)
         ]
-        return History(*parts, np.where(rows, self.count, old.count))
+        return History._make([*parts, np.where(rows, self.count, old.count)])
 
 
 def empty(rows: int, length: None = None, xp: Any = np) -> History:

@@ -93,7 +93,11 @@ class MeanStd(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return mean + k standard deviations of the window."""
+        """Return mean + k standard deviations of the window.
+
+        Raises:
+          ValueError: `include_current` is True and `norms` is None.
+        """
         if self.include_current:
             state = include_norms(self._history, state, norms, xp)
         settings = {"log": self.log, "ddof": self.ddof}

@@ -79,7 +79,11 @@ class Quantile(Policy):
         param_norms: Array = None,
         xp: Any = np,
     ) -> Limit:
-        """Return the quantile of the window."""
+        """Return the quantile of the window.
+
+        Raises:
+          ValueError: `include_current` is True and `norms` is None.
+        """
         if self.include_current:
             state = include_norms(self._history, state, norms, xp)
         threshold = self._history.quantile(state, self.quantile, xp)

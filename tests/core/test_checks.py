@@ -277,14 +277,14 @@ def test_param_ratio_asks_for_the_norms_of_the_parameters():
     [
         ("Quantile(include_current=True)", "set include_current=False"),
         ("MeanStd(include_current=True)", "set include_current=False"),
-        ("Drop(Quantile())", "clip without Drop"),
-        ("Cap(Drop(Fixed(1.0)), max_norm=1.0)", "clip without Drop"),
+        ("Drop(Quantile())", "use the policy without Drop"),
+        ("Cap(Drop(Fixed(1.0)), max_norm=1.0)", "use the policy without Drop"),
         ("Warmup(Quantile(include_current=True), steps=3)", "include_current=False"),
     ],
 )
 def test_who_needs_the_norm_says_so_before_it_is_known(code, way_out):
     policy = policy_of(code)
-    with pytest.raises(ValueError, match="before it is known") as raised:
+    with pytest.raises(ValueError, match="before the norm is known") as raised:
         policy.limit(policy.init(1))
     assert str(raised.value).endswith(way_out)
 
