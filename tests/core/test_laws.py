@@ -201,7 +201,7 @@ def test_the_threshold_may_be_taken_before_the_norm_is_known(policy, series):
     state, _ = run(policy, series)
     norms, param_norms = np.float32([1, 100]), series.param_norms[-1]
     if not threshold_first(policy):
-        with pytest.raises(ValueError, match="before it is known"):
+        with pytest.raises(ValueError, match="before the norm is known"):
             policy.limit(state, param_norms=param_norms)
         return
     with np.errstate(over="ignore"):

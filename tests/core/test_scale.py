@@ -172,7 +172,7 @@ def test_raise_says_what_to_do_and_an_unobserved_nan_does_not_raise():
         decide(policy, state, [1.0, NAN], nonfinite="raise")
     assert str(raised.value) == (
         'a gradient norm is not finite and nonfinite="raise"; '
-        'to go on without that gradient, set nonfinite="zero" or "skip"'
+        'to continue without that gradient, set nonfinite="zero" or "skip"'
     )
     assert state.norm.tolist() == [-1, -1]
     state, decision = decide(
