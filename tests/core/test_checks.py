@@ -1,4 +1,4 @@
-"""Bad arguments: the error names argument, rule, value and way out."""
+"""Bad arguments: the error names the argument, the rule, the value and a way out."""
 
 import math
 
@@ -29,7 +29,7 @@ NOT_POSITIVE = [0, 0.0, -1, -0.5, INF, -INF, NAN]
 POSITIVE = "> 0 and finite"
 UNIT_INTERVAL = "in [0, 1)"
 
-# (class, other arguments it needs), argument, rule, values out of range, way out.
+# (class, its other required arguments), argument, rule, invalid values, way out.
 NUMBERS = [
     (
         ("Fixed", {}),
@@ -91,7 +91,7 @@ CHOICES = [
 
 
 def refused(kind, argument, value, error):
-    """What the error says when an argument is given a value."""
+    """Return the text of the error for a value of an argument."""
     name, others = kind
     with pytest.raises(error) as raised:
         getattr(autoclip_core, name)(**others, **{argument: value})
@@ -99,7 +99,7 @@ def refused(kind, argument, value, error):
 
 
 def each(*tables):
-    """One case for each row of the tables and each of its values, named after them."""
+    """Return one case per row of the tables and value, named after both."""
     return [
         pytest.param(*row, value, id=f"{row[0][0]}-{row[1]}-{value!r:.20}")
         for table, values in tables
@@ -241,7 +241,7 @@ def test_numbers_of_any_kind_become_floats(value):
 
 
 def test_a_negative_deviation_could_turn_a_gradient_round():
-    """mean + k * std may be negative; with log=True it cannot."""
+    """mean + k * std may be negative; with log=True the threshold is positive."""
     with pytest.raises(ValueError, match="deviations must be") as raised:
         policy_of("MeanStd(-1.0)")
     assert str(raised.value) == (
@@ -259,7 +259,7 @@ def test_deviations_are_a_finite_number(value):
             policy_of("MeanStd")(value, log=log)
 
 
-# What a step asks for.
+# Errors of a step.
 
 
 def test_param_ratio_asks_for_the_norms_of_the_parameters():

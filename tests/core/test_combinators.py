@@ -1,6 +1,6 @@
-"""Combinators: what is applied, while the inner policy learns as if it were alone.
+"""Combinators change what is applied; the inner policy records as if it were alone.
 
-That it does is a law of all policies: test_laws.py.
+test_laws.py tests the second half for all policies.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def thresholds_and_scales(policy, norms):
     return decision.threshold[:, 0].tolist(), decision.scale[:, 0].tolist()
 
 
-# By hand: the median of 4 is 4, of 4 and 6 it is 5, of 4, 6 and 10 it is 6.
+# By hand: the median of 4 is 4, that of 4 and 6 is 5, that of 4, 6 and 10 is 6.
 
 NORMS = [4.0, 6.0, 10.0, 3.0]
 ALONE = [INF, 4.0, 5.0, 6.0]
@@ -82,7 +82,7 @@ def test_by_hand(policy, thresholds, left):
 
 
 def test_a_floor_lifts_a_target_below_it_but_not_that_of_drop():
-    """A z-score may scale to the mean; nothing is scaled below the floor."""
+    """`ZScore` may scale to the mean, but never below the floor."""
     inner = ZScore(2.0, warmup_steps=4, target="mean")
     norms = [1.0, 3.0, 1.0, 3.0, 50.0]  # mean 2, deviation 1, threshold 4
     for policy, left in [
@@ -119,7 +119,7 @@ def test_drop_zero_removes_the_row_and_drop_skip_the_whole_update():
 
 
 def test_a_bad_norm_is_not_above_a_threshold():
-    """What becomes of it, `nonfinite` says; it does not cancel the update."""
+    """`nonfinite` decides about the row; it does not cancel the update."""
     policy = Drop(Fixed(1.0), action="skip")
     norms = np.float32([0.5, np.inf, np.nan])
     _, decision = decide(policy, policy.init(3), norms)
@@ -137,7 +137,7 @@ def test_an_outer_combinator_still_cancels(wrapped):
 
 @pytest.mark.parametrize("unit", [1.0, 0.125])
 def test_a_warm_up_around_drop_clips_and_does_not_cancel(unit):
-    """Until it takes over, the inner policy has no say, however small the target."""
+    """During the warm-up the inner policy has no effect, for any target."""
     policy = Warmup(Drop(MEDIAN, action="skip"), steps=1, threshold=2 * unit)
     state, decision = decide(policy, policy.init(2), [1 * unit, 4 * unit])
     assert decision.scale.tolist() == [1.0, 0.5]
@@ -161,7 +161,7 @@ def test_a_lasting_change_of_level_is_not_dropped_for_ever(inner, action):
 
 
 def test_warm_up_counts_the_recorded_norms_of_each_row():
-    """Not the steps: a zero, a NaN, a missing gradient do not count."""
+    """A zero, a NaN and a missing gradient do not count."""
     policy = Warmup(Fixed(9.0), steps=2, threshold=1.0)
     bad, zero = np.nan, 0.0
     norms = [[4, bad, 4], [4, 4, zero], [4, zero, 4], [4, 4, 4], [4, 4, 4]]
@@ -182,14 +182,14 @@ def test_the_count_of_a_warm_up_stays_where_it_ends():
 
 
 def test_warm_ups_nest():
-    """The inner one is 3 steps, of which the outer one covers the first 2."""
+    """The inner warm-up has 3 steps; the outer one covers the first 2."""
     policy = Warmup(Warmup(Fixed(3.0), steps=3, threshold=2.0), steps=2, threshold=1.0)
     thresholds, _ = thresholds_and_scales(policy, [9.0] * 5)
     assert thresholds == [1, 1, 2, 3, 3]
 
 
 def test_what_was_learned_under_a_cap_is_seen_without_it():
-    """A policy that learned the cap would keep a threshold of 2 after it is gone."""
+    """A policy that recorded the cap would keep a threshold of 2 without it."""
     inner = EmaRatio(2.0, beta=0.5, warmup_steps=0)
     capped = Cap(inner, max_norm=2.0)
     state, decision = run(capped, series_of([8.0] * 10))

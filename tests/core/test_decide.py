@@ -1,6 +1,6 @@
-"""Runs of many steps: what a bad batch, a bad start, an absent gradient leave behind.
+"""`decide` in runs of many steps: bad batches, bad starts, missing gradients.
 
-What one step does to one row is a table: test_scale.py.
+The table in test_scale.py defines the result of one step for one row.
 """
 
 from dataclasses import dataclass
@@ -39,14 +39,14 @@ ROWS = 3
 
 @pytest.fixture(scope="module")
 def healthy():
-    """200 steps of three rows, and parameters that grow."""
+    """Return 200 steps of three rows, with growing parameters."""
     rng = np.random.default_rng(4)
     norms = log_normal(rng, (200, ROWS), 0.5)
     return series_of(norms, param_norms=np.float32(5 + np.cumsum(norms, axis=0)))
 
 
 def without(series, step):
-    """The series as if a step had never been."""
+    """Return the series without a step."""
     return Series(*(np.delete(field, step, axis=0) for field in series))
 
 
@@ -55,7 +55,7 @@ def without(series, step):
 
 @every_policy
 def test_a_bad_batch_leaves_nothing_behind(policy, healthy):
-    """All rows bad: later thresholds are those of a run that never saw the batch."""
+    """All rows are bad: later thresholds equal those of a run without the batch."""
     norms = healthy.norms.copy()
     norms[100] = np.nan, np.inf, np.nan
     for nonfinite in ("zero", "propagate"):
@@ -72,7 +72,7 @@ def test_a_bad_batch_leaves_nothing_behind(policy, healthy):
 
 @every_policy
 def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, healthy):
-    """One row bad: it goes on as if it had no gradient there, the others as always."""
+    """One row is bad: it acts as a row without a gradient, the others as usual."""
     norms, observed = healthy.norms.copy(), healthy.observed.copy()
     norms[100, 1] = np.nan
     observed[100, 1] = False
@@ -155,7 +155,7 @@ def test_no_threshold_yet_is_infinite_and_never_zero():
 
 @every_policy
 def test_an_absent_gradient_is_not_a_norm_of_zero(policy, healthy):
-    """Neither is recorded, but only one was seen."""
+    """Neither is recorded, but only the norm of zero is observed."""
     healthy = cut(healthy, 60)
     idle = np.arange(60) % 3 == 1
     zero, absent = healthy.norms.copy(), healthy.observed.copy()
@@ -204,14 +204,14 @@ def test_the_number_of_rows_may_be_none_at_all():
 
 
 def test_a_state_is_copied_only_where_some_rows_keep_theirs():
-    """On the host: a copy of every window would cost more than the step."""
+    """In NumPy a copy of every window would cost more than the step."""
     old, new = (Quantile(history_length=2).init(2) for _ in range(2))
     assert select_rows(np.array([True, True]), new, old) is new
     assert select_rows(np.array([True, False]), old, old) is old
     assert select_rows(np.array([True, False]), new, old) is not new
 
 
-# A policy of one's own.
+# A policy that a user writes.
 
 
 class Largest(NamedTuple):
@@ -220,7 +220,7 @@ class Largest(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Record(Policy):
-    """Clip to the largest norm so far: three methods are all that a policy needs."""
+    """Clip to the largest norm so far; a policy needs only three methods."""
 
     factor: float = 1.0
 

@@ -1,4 +1,4 @@
-"""The fault battery in NumPy, and what table and account themselves must be like."""
+"""The fault battery in NumPy, and tests of the battery and its account."""
 
 import pathlib
 
@@ -39,12 +39,12 @@ def test_any_series(case, policy, scope):
 
 
 def run(case, policy, scope):
-    """Take a series through `decide`, and check it."""
+    """Run `decide` on a series and check the results."""
     check(case, policy, seen(case, policy, scope), scope)
 
 
 def seen(case, policy, scope="parameter"):
-    """What `decide` makes of each step."""
+    """Return the results of `decide` for each step."""
     rows, (policy, _) = SCOPES[scope](len(case.layout)), POLICIES[policy]
     row_of = {place: row for row, members in enumerate(rows) for place in members}
     state, tally, steps = policy.init(len(rows)), empty_tally(len(rows)), []
@@ -60,7 +60,7 @@ def seen(case, policy, scope="parameter"):
 
 
 def scaled(gradient, scale, dtype):
-    """What an adapter makes of a gradient."""
+    """Return the gradient as an adapter scales it."""
     if gradient is None or scale == 1:
         return gradient
     finite = np.zeros_like(gradient) if scale == 0 else gradient
@@ -73,7 +73,7 @@ LEVELS = {"a level ten times as high": 10.0, "a level of a tenth": 0.1}
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_new_level_is_learned_within_the_window(name, policy):
-    """After as many steps as are remembered the old level counts for nothing."""
+    """After `HISTORY` steps the old level has no influence."""
     case = CASES[name]
     norms = np.array([step.norms[0] for step in account(case, policy, "parameter")])
     thresholds = [step.decision.threshold[0] for step in seen(case, policy)]
@@ -85,7 +85,7 @@ def test_a_new_level_is_learned_within_the_window(name, policy):
 
 @pytest.mark.parametrize("name", ["constant norms", "ties"])
 def test_exact_cases_meet_their_thresholds(name):
-    """And what is as large as its threshold keeps its bits: `check` asserts it."""
+    """`check` asserts that a norm equal to its threshold is unchanged bit for bit."""
     steps = account(CASES[name], "quantile", "global")
     assert sum(step.norms == step.limits for step in steps) > 5
 
@@ -105,7 +105,7 @@ POISONED = {
 
 @pytest.mark.parametrize("field", POISONED)
 def test_the_account_notices_a_wrong_number(field):
-    """The check can fail, whichever number is wrong."""
+    """The check fails for a wrong number in any field."""
     case = CASES["nan, then absent, then back"]
 
     def poisoned(part):

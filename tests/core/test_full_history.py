@@ -1,4 +1,4 @@
-"""All norms of a row, against a plain list: quantiles, and what a step costs."""
+"""All norms of a row compared with a plain list: quantiles, and the cost of a step."""
 
 import tracemalloc
 
@@ -37,12 +37,12 @@ norms_with_gaps = st.integers(1, 40).flatmap(
 
 @pytest.fixture
 def merged_often(monkeypatch):
-    """Fewer than 4 recent norms, fewer than 16 settled ones, and the others."""
+    """Merge often: at most 3 recent norms and 15 settled norms."""
     monkeypatch.setattr(history, "RECENT", 4)
 
 
 def after(norms, rows=1):
-    """The history of all rows after these norms, of shape (steps, rows)."""
+    """Return the history after these norms, of shape (steps, rows)."""
     state = history.empty(rows)
     for new in np.asarray(norms, np.float32).reshape(-1, rows):
         state = history.push(state, new)
@@ -50,7 +50,7 @@ def after(norms, rows=1):
 
 
 def ascending(state, row):
-    """What a row holds, in order."""
+    """Return the norms of a row in ascending order."""
     held = np.concatenate([part[row] for part in parts_of(state)])
     return np.sort(held[np.isfinite(held)])
 
@@ -60,12 +60,12 @@ def parts_of(state):
 
 
 def in_part(part):
-    """How many norms each row has in a part."""
+    """Return the number of norms of each row in a part."""
     return np.isfinite(part).sum(axis=1)
 
 
 def ordered(*rows):
-    """A part of a history from what its rows hold."""
+    """Return a part of a history with the given rows."""
     part = np.full((len(rows), max(map(len, rows)) + 2), np.inf, np.float32)
     part[:, 0] = -np.inf
     for row, norms in zip(part, rows, strict=True):
@@ -79,7 +79,7 @@ any_fraction = st.floats(0, 1) | st.sampled_from(FRACTIONS)
 @few
 @given(norms=norms_with_gaps, q=any_fraction, recent=st.integers(1, 4))
 def test_a_quantile_of_all_norms_is_exact_whenever_rows_merge(norms, q, recent):
-    """Rows learn in different steps, and hold other numbers of norms in each part."""
+    """Rows record in different steps, and their parts differ in length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "RECENT", recent)
         policy = Quantile(q, history_length=None)
@@ -97,7 +97,7 @@ def test_a_quantile_of_all_norms_is_exact_whenever_rows_merge(norms, q, recent):
 
 @st.composite
 def any_parts(draw):
-    """The norms of two rows in three parts: with ties, or far apart."""
+    """Draw the norms of two rows in three parts: with ties, or on different levels."""
     norm = st.sampled_from([1.0, 2.0, 3.0]) | positive(1e-20, 1e20)
     most = draw(st.sampled_from([(6, 6, 6), (6, 40, 40), (6, 3, 40), (6, 40, 3)]))
     level = draw(st.permutations([1.0, 1.0, 1e10]))
@@ -113,7 +113,7 @@ def any_parts(draw):
 @few
 @given(parts=any_parts(), q=any_fraction)
 def test_a_quantile_is_exact_wherever_the_norms_are(parts, q):
-    """Whichever part is the longest, and if one holds larger norms than all others."""
+    """This holds whichever part is the longest or has the largest norms."""
     recent, settled, old = parts
     rows = [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)]
     state = history.History(
@@ -128,7 +128,7 @@ def test_a_quantile_is_exact_wherever_the_norms_are(parts, q):
 
 @pytest.mark.parametrize("q", FRACTIONS)
 def test_a_quantile_of_many_norms_is_exact(q):
-    """Across merges of the length that is used."""
+    """The norms merge at the real length."""
     norms = np.float32(log_normal(np.random.default_rng(0), 3 * history.RECENT + 7))
     state = history.empty(1)
     assert history.quantile(state, q).tolist() == [np.inf]
@@ -140,7 +140,7 @@ def test_a_quantile_of_many_norms_is_exact(q):
 
 
 def test_a_million_settled_norms_move_on():
-    """Across a merge into the old ones of the length that is used."""
+    """The settled norms merge into the old norms at the real length."""
     most = history.RECENT**2
     norms = log_normal(np.random.default_rng(0), 2 * most).astype(np.float32)
     start = 2 * most - history.RECENT
@@ -159,7 +159,7 @@ def test_a_million_settled_norms_move_on():
 
 
 def check_quantiles(state, norms):
-    """As `linear_quantile` has them, which sorts a list."""
+    """Compare the quantiles with `linear_quantile`, which sorts a list."""
     norms = np.sort(norms)
     for q in FRACTIONS:
         rank = (len(norms) - 1) * q
@@ -201,7 +201,7 @@ def test_old_rows_are_shared_until_the_settled_one_is_full(merged_often):
 
 
 def test_an_old_state_stays_as_it_was(merged_often):
-    """Two runs may go on from one state, and neither disturbs it or the other."""
+    """Two runs may continue from one state; they change neither it nor each other."""
     norms = np.float32(log_normal(np.random.default_rng(1), (40, 2)))
     states = [history.empty(2)]
     for new in norms:
@@ -216,7 +216,7 @@ def test_an_old_state_stays_as_it_was(merged_often):
 
 
 def test_no_row_merges_but_those_that_learn(merged_often):
-    """An idle row with one free place would otherwise merge them all in every step."""
+    """Otherwise an idle row with one free place would merge all rows in every step."""
     state = after([[1, 1], [2, 2], [3, 3]], rows=2)
     state = history.push(state, np.float32([0, 0]))
     assert state.settled.shape == (2, 2)
@@ -224,9 +224,10 @@ def test_no_row_merges_but_those_that_learn(merged_often):
 
 
 def test_rows_that_learn_in_other_steps_merge_together():
-    """A row that is idle when another one merges need not merge all rows again.
+    """A row that is idle during a merge does not cause another merge of all rows.
 
-    Here each row in turn learns alone just when it is full, and all learn in between.
+    In this test each row in turn records alone when it is full. Between these steps all
+    rows record.
     """
     policy, rows, steps = Quantile(0.5, history_length=None), 10, 200
     with pytest.MonkeyPatch.context() as patch:
@@ -242,7 +243,7 @@ def test_rows_that_learn_in_other_steps_merge_together():
 
 
 def written(before, after):
-    """How many numbers a step has written."""
+    """Return how many numbers a step has written."""
     pairs = zip(before, after, strict=True)
     return sum(new.size for old, new in pairs if new is not old)
 
@@ -250,7 +251,7 @@ def written(before, after):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_what_a_step_writes_grows_as_the_logarithm_of_all_norms(parts, rows):
-    """With each part of a history 16 times as long as the newer one, so many norms."""
+    """Each part is 16 times as long as the newer one."""
     rng, recent = np.random.default_rng(0), 16
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "RECENT", recent)
@@ -280,7 +281,7 @@ def test_a_part_is_as_wide_as_its_fullest_row(norms):
 
 @pytest.mark.parametrize("include_current", [False, True])
 def test_a_step_copies_no_history(include_current):
-    """What it allocates does not grow with what is remembered, idle rows or not."""
+    """The memory that a step allocates does not grow with the number of norms."""
     inner = Quantile(history_length=None, include_current=include_current)
     policy = Warmup(inner, steps=1)
     many = 10**6
@@ -316,7 +317,7 @@ def test_a_row_that_does_not_learn_in_a_merge_keeps_its_own(merged_often):
 
 @pytest.mark.parametrize("steps", [3, 15])
 def test_a_row_may_stay_as_it_was_where_others_merge(steps, merged_often):
-    """Neither has room in the arrays of the other: the settled ones grow and shrink."""
+    """The arrays of both states differ in width: the settled part grows and shrinks."""
     before = after(np.arange(2 * steps) + 1, rows=2)
     more = history.push(before, np.float32([100, 200]))
     for learns in ([True, False], [False, True]):
@@ -348,7 +349,7 @@ def test_a_history_is_for_the_host():
         history.empty(1, None, object())
 
 
-# What a checkpoint may hold.
+# Loaded histories.
 
 
 def test_a_history_has_no_fault(merged_often):
@@ -391,7 +392,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("breaking", BROKEN.values(), ids=BROKEN)
 def test_a_broken_history_has_a_fault(breaking, merged_often):
-    """Though another row is sound."""
+    """The other row is valid."""
     state = after(np.arange(1, 24).repeat(2), rows=2)
     held = [in_part(part).tolist() for part in parts_of(state)]
     assert held == [[16, 16], [4, 4], [3, 3]]

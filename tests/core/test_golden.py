@@ -1,4 +1,4 @@
-"""Every policy answers as the independent oracle in `golden/` does, in NumPy."""
+"""Every policy in NumPy gives the results of the independent oracle in `golden/`."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_file_is_what_the_script_writes(tmp_path, monkeypatch):
 
 
 def same(new, old):
-    """Equal, numbers to 1e-5: NumPy before 2.4 rounds the rank of a quantile."""
+    """Compare; numbers to 1e-5, because NumPy before 2.4 rounds the rank."""
     if isinstance(new, dict):
         assert new.keys() == old.keys()
         for key in new:

@@ -1,4 +1,4 @@
-"""The laws that hold for every policy, on any series of norms."""
+"""Laws that hold for every policy, on any series of norms."""
 
 import math
 from typing import NamedTuple
@@ -48,7 +48,7 @@ UNIT = 2.0**-23  # the distance of float32 numbers around 1
 
 
 class Step(NamedTuple):
-    """One step: what was there before it, and what came of it."""
+    """One step: the state before it, its results, and the state after it."""
 
     policy: object
     before: tuple
@@ -56,7 +56,7 @@ class Step(NamedTuple):
     decision: Decision
     after: tuple
     untouched: tuple
-    """A copy of `before` from before the step."""
+    """A copy of the arrays of `before`, made before the step."""
 
 
 def steps(policy, series):
@@ -76,7 +76,7 @@ def steps(policy, series):
 
 
 def identity(step):
-    """At and below the threshold the scale is exactly 1, and above it never."""
+    """Up to the threshold the scale is exactly 1, and the row is not clipped."""
     _, threshold, scale, clipped, finite, skipped = step.decision
     below = ~(step.decision.norm > threshold) & finite & ~skipped
     assert (scale[below] == 1).all()
@@ -84,7 +84,7 @@ def identity(step):
 
 
 def boundedness(step):
-    """What is left of a clipped norm is its target, and at most the threshold."""
+    """A clipped norm is scaled to its target, which is at most the threshold."""
     norm, threshold, scale, clipped, finite, skipped = step.decision
     norm = np.where(finite, norm, 0)
     left = np.float64(scale) * norm
@@ -95,26 +95,26 @@ def boundedness(step):
 
 
 def no_amplification(step):
-    """A scale is in [0, 1], and a target at most the threshold."""
+    """A scale is in [0, 1], and a target is at most the threshold."""
     assert ((step.decision.scale >= 0) & (step.decision.scale <= 1)).all()
     assert (step.limit.target <= step.limit.threshold).all()
     assert (step.limit.target >= 0).all()
 
 
 def threshold_is_a_number(step):
-    """Never NaN, never 0, +inf at most: a finite gradient cannot become NaN."""
+    """A threshold is never NaN or 0, so a finite gradient cannot become NaN."""
     assert (step.decision.threshold > 0).all()
     assert (step.decision.threshold == step.limit.threshold).all()
 
 
 def purity(step):
-    """A step leaves the state it was given as it was."""
+    """A step does not change the state that it received."""
     for leaf, copy in zip(leaves(step.before), step.untouched, strict=True):
         assert leaf.tobytes() == copy.tobytes()
 
 
 def only_observed_finite_and_positive_norms_are_learned(step):
-    """All other rows keep their state bit for bit (a buffer may have grown)."""
+    """All other rows keep their state bit for bit, but a buffer may grow."""
     kept = ~(step.decision.norm > 0) | ~step.decision.finite
     for new, old in zip(leaves(step.after), leaves(step.before), strict=True):
         assert new.dtype == old.dtype
@@ -146,7 +146,7 @@ def test_each_step_obeys(policy, series):
 
 @every_policy
 def test_each_step_obeys_in_a_long_run(policy):
-    """The same where the windows are full and the counts have wrapped."""
+    """The laws hold after the windows are full and the counts have wrapped."""
     rng = np.random.default_rng(0)
     norms = log_normal(rng, (150, 3), 1.0)
     norms[rng.random(norms.shape) < 0.05] = np.nan
@@ -163,7 +163,7 @@ def test_each_step_obeys_in_a_long_run(policy):
 
 
 def threshold_first(policy):
-    """Whether a threshold can be had before the norm is known."""
+    """Return whether a policy has a threshold before the norm is known."""
     return "include_current=True" not in repr(policy) and "Drop" not in repr(policy)
 
 
@@ -171,7 +171,7 @@ def threshold_first(policy):
 @few
 @given(series=any_series(rows=1, most=20), other=positive(), data=st.data())
 def test_a_threshold_does_not_depend_on_its_norm(policy, series, other, data):
-    """Nor on anything later."""
+    """It does not depend on later norms either."""
     at = data.draw(st.integers(0, len(series.norms) - 1))
     changed = series.norms.copy()
     changed[at:] = other
@@ -285,7 +285,7 @@ def test_rows_do_not_know_of_each_other(policy, series):
             np.testing.assert_array_equal(leaf, other)
 
 
-# A combinator changes what is applied, never what is learned.
+# A combinator changes what is applied, never what is recorded.
 
 
 COMBINATORS = [
@@ -313,7 +313,7 @@ def test_the_inner_policy_learns_as_if_alone(policy, series):
 
 
 def drift(policy, series):
-    """ln(C_T / C_0) as it is, and as it has to be; and how many norms made it so."""
+    """Return the actual and the expected ln(C_t / C_0), and the number t of norms."""
     state, decision = run(policy, series)
     first = int(np.argmax(decision.norm[:, 0] > 0))
     above = int(decision.clipped[first + 1 :, 0].sum())
@@ -330,7 +330,7 @@ def drift(policy, series):
     rate=st.floats(1e-3, 0.5),
 )
 def test_the_streaming_quantile_keeps_its_account(norms, q, rate):
-    """clip rate = (1 - q) + ln(C_T / C_0) / (rate * T), for any series."""
+    """clip rate = (1 - q) + ln(C_t / C_0) / (rate * t), for any series."""
     actual, expected, seen = drift(StreamingQuantile(q, rate=rate), series_of(norms))
     assert actual == pytest.approx(expected, abs=(seen + 1) * 1.5 * UNIT)
 
@@ -338,7 +338,7 @@ def test_the_streaming_quantile_keeps_its_account(norms, q, rate):
 @pytest.mark.parametrize("rate", [0.02, 0.05])
 @pytest.mark.parametrize("norm", [1e-30, 1e30])
 def test_its_rounding_does_not_add_up_in_one_direction(rate, norm):
-    """Falling (or rising) by one factor all the time: the worst case for a bias."""
+    """The worst case for a bias: every step falls (or rises) by the same factor."""
     steps = 3000 if norm < 1 else int(60 / rate)
     policy = StreamingQuantile(0.9, rate=rate)
     norms = np.full(steps, norm)
@@ -373,7 +373,7 @@ def test_one_norm_moves_it_by_a_bounded_factor():
     ids=repr,
 )
 def test_the_expected_clip_rate_is_the_clip_rate(policy):
-    """Whatever the spread of the norms."""
+    """This holds for every spread of the norms."""
     log_std = np.repeat([0.1, 0.5, 1.0], 40)
     norms = log_normal(np.random.default_rng(1), (600, 120), log_std)
     _, decision = run(policy, series_of(norms))
@@ -397,7 +397,7 @@ def test_the_expected_clip_rate_is_the_clip_rate(policy):
 def test_clip_rates_are_those_of_an_independent_simulation(
     policy, expected, mean_scale
 ):
-    """Log-deviation 0.3; the figures were computed by another program."""
+    """The log-deviation is 0.3; another program computed the expected numbers."""
     norms = log_normal(np.random.default_rng(2), (1500, 30))
     _, decision = run(policy, series_of(norms))
     assert decision.clipped[500:].mean() == pytest.approx(expected, rel=0.12)
@@ -418,14 +418,14 @@ SHIFTS = {
     "Warmup(Quantile(history_length=100), steps=100)": (20, 100),
     "Drop(ZScore())": (50, 300),
 }
-"""Policy -> steps that it may take after norms x 10, and after norms / 10."""
+"""Policy -> the allowed number of steps after norms x 10, and after norms / 10."""
 
 
 def steps_to_follow(policy, most):
-    """Steps after a shift by ten, up and down, until the policy has followed.
+    """Return the steps until the policy follows a shift by ten, up and down.
 
-    Up: the mean scale is back above 0.9 of what it was. Down: the threshold has come
-    down to at most 1.5 times what belongs to the new norms.
+    Up: the mean scale is above 0.9 of its earlier value again. Down: the threshold is
+    at most 1.5 times the threshold for the new norms.
     """
     norms = log_normal(np.random.default_rng(5), (BEFORE + most + 30, 2 * ROWS))
     norms[BEFORE:, :ROWS] *= 10
@@ -446,7 +446,6 @@ def steps_to_follow(policy, most):
 @pytest.mark.parametrize("code", SHIFTS)
 def test_every_policy_follows_a_level_shift(code):
     taken = steps_to_follow(policy_of(code), max(SHIFTS[code]))
-    print(code, taken)
     for steps, most in zip(taken, SHIFTS[code], strict=True):
         assert most / 2 < steps <= most
 
@@ -467,7 +466,7 @@ def test_known_exceptions_do_not(policy):
 
 
 def test_a_clipped_step_widens_the_z_score_by_seven_percent():
-    """T was recorded: sigma^2 <- alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
+    """The step records T: sigma^2 <- alpha sigma^2 + (1 - alpha) (alpha z sigma)^2."""
     norms = log_normal(np.random.default_rng(0), 200)
     state, _ = run(ZScore(), series_of(norms))
     before = float(state.deviation[0])
@@ -486,12 +485,12 @@ CONSTANT = {
     "EmaRatio(2.0, warmup_steps=0)": 90,
     "StreamingQuantile()": 55,
 }
-"""Policy -> steps that it may take after constant norms x 10 or x 3."""
+"""Policy -> the allowed number of steps after constant norms x 10 or x 3."""
 
 
 @pytest.mark.parametrize("code", CONSTANT)
 def test_a_history_without_any_spread_is_no_trap(code):
-    """Exactly constant norms: sigma is 0, and every quantile the same number."""
+    """With constant norms sigma is 0, and every quantile is the same number."""
     norms = np.ones((BEFORE + CONSTANT[code], 2))
     norms[BEFORE:] = 10, 3
     _, decision = run(policy_of(code), series_of(norms))
@@ -515,7 +514,7 @@ def test_a_floor_leaves_small_norms_alone():
 
 
 def test_the_table_is_complete():
-    """Every policy and combinator is in the tables that these tests run over."""
+    """Every policy and combinator is in the tables of these tests."""
     import autoclip_core
 
     kinds = [

@@ -1,4 +1,4 @@
-"""Running moments of all norms, against NumPy over a list, and their memory."""
+"""The running moments of all norms: compared with NumPy, and their memory."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_they_are_those_of_numpy(log, ddof, norms):
 @pytest.mark.parametrize("deviations", [0.0, 2.0])
 @given(norm=positive(1.2e-38, 3.4e38))
 def test_equal_norms_are_their_own_threshold(log, deviations, norm):
-    """Exactly, or a constant run would be clipped in every step."""
+    """Without exact equality a constant run would be clipped in every step."""
     policy = MeanStd(deviations, history_length=None, log=log)
     _, decision = run(policy, series_of([norm] * 20))
     assert (decision.threshold[2:] == np.float32(norm)).all()

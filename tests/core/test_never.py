@@ -1,8 +1,7 @@
-"""What the library never does, and which test would notice.
+"""Promises of the library, and the tests that hold each of them.
 
-The first table holds the lines of the design under that name, the second the defects of
-other such packages. Each line names tests by file and function, and the functions are
-looked up, so that no line outlives its guard.
+`NEVER` lists what the library never does, `DEFECTS` lists defects of similar packages.
+Each line names tests by file and function. A test checks that these functions exist.
 """
 
 import ast
@@ -10,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -271,16 +271,20 @@ DEFECTS = {
 
 
 def missing(guards):
-    """Those of these tests that are nowhere defined."""
-    found = []
-    for guard in guards:
-        file, _, name = guard.partition("::")
-        path = HERE / file
-        tree = ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")
-        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        if name not in names:
-            found.append(guard)
-    return found
+    """Return the tests that are not defined."""
+    pairs = [guard.split("::") for guard in guards]
+    return [
+        guard
+        for guard, (file, name) in zip(guards, pairs, strict=True)
+        if name not in functions_of(HERE / file)
+    ]
+
+
+@cache
+def functions_of(path):
+    """Return the names of the functions of a file; none if there is no such file."""
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_the_page_of_promises_names_tests_that_exist():
@@ -314,10 +318,10 @@ BROAD = {"Exception", "BaseException"}
 
 
 def swallowed(source):
-    """The lines of a source at which an exception may vanish.
+    """Yield the lines of a source at which an exception may vanish.
 
-    A handler of all exceptions has to raise at its end, one of some must do something,
-    and `suppress` does not come into question.
+    A handler of all exceptions must end with `raise`. A handler of certain exceptions
+    must do something. `suppress` is never allowed.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler):
@@ -343,7 +347,7 @@ def idle(statement):
 
 
 def leaves_finally(statement):
-    """Whether a `finally` ends in a way that drops the exception."""
+    """Return whether a statement in `finally` drops the exception."""
     return any(
         isinstance(node, ast.Return | ast.Break | ast.Continue)
         for node in ast.walk(statement)
@@ -397,7 +401,7 @@ def test_one_that_does_not_vanish_is_left_in_peace(source):
 
 
 def run_of_torch(torch, wrap):
-    """A training with all that one may put a hook on; the objects that took part."""
+    """Train a model; return all objects on which a hook could be registered."""
     nn, optim = torch.nn, torch.optim
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     optimizer = optim.Adam(model.parameters())
@@ -419,7 +423,7 @@ def run_of_torch(torch, wrap):
 
 
 def use_everything(model, optimizer):
-    """Our part in such a run: every clipper, and all that can be asked of it."""
+    """Use every clipper in the run, and all of its methods."""
     import autoclip_torch as ours
 
     needed = {"NormClip": {"max_norm": 0.1}, "ValueClip": {"clip_value": 0.1}}
@@ -442,8 +446,10 @@ def use_everything(model, optimizer):
 
 
 def attributes(torch, objects):
-    """What every class and module of torch that one might patch has, by identity, and
-    the names of what the objects have."""
+    """Return the identity of each attribute of torch's classes and modules.
+
+    The attributes of the given objects count by name only.
+    """
     optim, nn = torch.optim, torch.nn
     owners = [
         *(torch.Tensor, nn.Parameter, nn.Module, nn.Linear, nn.LayerNorm),
@@ -465,11 +471,12 @@ def attributes(torch, objects):
     return found
 
 
-def probe(patch=""):
-    """In a fresh interpreter: print what is other after a run of ours than before.
+def probe(*patches):
+    """Print the attributes that a run with our clippers changed, then with patches.
 
-    A plain run comes first, because torch itself patches its optimizers when they are
-    made. `patch` is a statement that is executed too, to show that it is noticed.
+    It runs in a new interpreter. A run without clippers comes first, because torch
+    patches its optimizers when they are constructed. The patches are statements; they
+    show that a change is noticed.
     """
     import torch
 
@@ -480,33 +487,22 @@ def probe(patch=""):
     def nothing(model, optimizer):
         return lambda: None, Nothing()
 
+    def print_changes():
+        after = attributes(torch, objects)
+        changed = {name for name, value in before.items() if after.get(name) != value}
+        print(*sorted(changed | (after.keys() - before.keys())), sep="\n")
+
     run_of_torch(torch, nothing)
     before = attributes(torch, run_of_torch(torch, nothing))
     objects = run_of_torch(torch, use_everything)
-    exec(patch, {"torch": torch, "model": objects[0]})
-    after = attributes(torch, objects)
-    changed = {name for name, value in before.items() if after.get(name) != value}
-    print(*sorted(changed | (after.keys() - before.keys())), sep="\n")
+    print_changes()
+    print(PATCHED)
+    for patch in patches:
+        exec(patch, {"torch": torch, "model": objects[0]})
+    print_changes()
 
 
-def changed_by_a_run(patch=""):
-    run = subprocess.run(
-        [sys.executable, "-c", f"import {__name__} as t; t.probe({patch!r})"],
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout.split("\n")[:-1]
-
-
-@pytest.mark.needs("torch")
-def test_torch_is_after_a_run_as_it_was_before():
-    """No method of a class or an object is another, no attribute is new, no hook is
-    left, and gradients are plain tensors."""
-    assert changed_by_a_run() == [""]
-
-
+PATCHED = "-- patched --"
 PATCHES = {
     "torch.Tensor.clip_ = torch.Tensor.mul_": "Tensor.clip_",
     "torch.optim.Adam.step = lambda self: None": "Adam.step",
@@ -516,6 +512,25 @@ PATCHES = {
 }
 
 
+@pytest.fixture(scope="module")
+def changes():
+    """The changed attributes after a run, and after the patches."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {__name__} as t; t.probe(*t.PATCHES)"],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [part.strip().splitlines() for part in run.stdout.split(PATCHED)]
+
+
 @pytest.mark.needs("torch")
-def test_what_is_patched_is_noticed():
-    assert changed_by_a_run("\n".join(PATCHES)) == sorted(PATCHES.values())
+def test_torch_is_after_a_run_as_it_was_before(changes):
+    """No attribute is new or different, no hook is left, gradients are plain."""
+    assert changes[0] == []
+
+
+@pytest.mark.needs("torch")
+def test_what_is_patched_is_noticed(changes):
+    assert changes[1] == sorted(PATCHES.values())

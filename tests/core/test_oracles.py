@@ -1,8 +1,8 @@
-"""Policies against implementations that are not ours: NumPy, `statistics`, smartclip.
+"""Compare the policies with independent code: NumPy, `statistics` and smartclip.
 
-Each test says how the settings map. smartclip 0.1.1 learns a norm before it limits it,
-and is compared where it is right: its rolling window and its moving moments. Its P2
-median and its EMA quantile are not a median and not a quantile.
+Each test states how the settings map. smartclip 0.1.1 records a norm before it limits
+it. The tests use its rolling window and its moving moments, which are correct. They do
+not use its P2 median and its EMA quantile, which are not a median and a quantile.
 """
 
 import math
@@ -18,7 +18,7 @@ from ..support.cases import log_normal, run, series_of
 
 @pytest.fixture(scope="module")
 def norms():
-    """Finite norms with spikes and a change of level, exact in float32."""
+    """Return finite norms with spikes and a change of level, exact in float32."""
     rng = np.random.default_rng(4)
     norms = log_normal(rng, 250, 0.5)
     norms[rng.random(250) < 0.04] *= 30
@@ -27,7 +27,7 @@ def norms():
 
 
 def histories(norms, length, current=False):
-    """For each step the last norms, as Python floats."""
+    """Yield the last norms of each step, as Python floats."""
     for step in range(len(norms)):
         end = step + current
         start = 0 if length is None else max(end - length, 0)
@@ -40,7 +40,7 @@ def thresholds(policy, norms):
 
 
 def check(policy, norms, expected, rtol):
-    """Compare all thresholds; +inf, which is none yet, is among them at the start."""
+    """Compare all thresholds, also the +inf before the first threshold."""
     found = thresholds(policy, norms)
     assert (norms > found).any()
     np.testing.assert_allclose(found, np.array(list(expected)), rtol=rtol)
@@ -63,14 +63,14 @@ def test_a_quantile_is_that_of_numpy(norms, q, length, current):
 @every_window
 @pytest.mark.parametrize("tenths", range(1, 10))
 def test_a_quantile_is_that_of_statistics(norms, tenths, length, current):
-    """Its method "inclusive" is the linear one; the fifth tenth is the median, too."""
+    """The method "inclusive" is linear; the fifth tenth is also the median."""
     policy = Quantile(tenths / 10, history_length=length, include_current=current)
     windows = histories(norms, length, current)
     check(policy, norms, (tenth(w, tenths) for w in windows), 1e-6)
 
 
 def tenth(values, tenths):
-    if len(values) < 2:  # `statistics` wants two before Python 3.13
+    if len(values) < 2:  # `statistics` needs two values before Python 3.13
         return values[0] if values else math.inf
     cut = statistics.quantiles(values, n=10, method="inclusive")[tenths - 1]
     if tenths == 5:
@@ -100,7 +100,7 @@ def test_mean_and_deviation_are_those_of_statistics(
 
 
 def test_the_warm_up_of_the_z_score_is_that_of_statistics(norms):
-    """Mean and population deviation of what came so far, whatever its length is."""
+    """The moments are the mean and the population deviation, for every length."""
     for steps in (1, 2, 25, 100):
         first = norms[:steps].tolist()
         expected = statistics.fmean(first) + 2.0 * statistics.pstdev(first)
@@ -114,7 +114,7 @@ def test_the_warm_up_of_the_z_score_is_that_of_statistics(norms):
 def test_a_window_is_that_of_smartclip(norms, percentile):
     """percentile = 100 q, window_size = history_length; it includes the current norm.
 
-    Its gates (warmup_steps, min_history) are in its adapters, not in the threshold.
+    The gates of smartclip (warmup_steps, min_history) are in its adapters only.
     """
     from smartclip import AutoClip
 
@@ -136,9 +136,9 @@ def test_a_window_is_that_of_smartclip(norms, percentile):
 def test_moving_moments_are_those_of_smartclip(norms, alpha):
     """ema_decay = alpha, zmax = z sqrt(alpha), and its threshold is one step ahead.
 
-    It takes E[x^2] - E[x]^2, which grows by alpha (1 - alpha) d^2 for a norm that is d
-    from the mean; ZClip's rule squares the distance to the new mean, alpha d. So sigma
-    is sqrt(alpha) times smaller there, from a first norm without any deviation on.
+    smartclip computes E[x^2] - E[x]^2, which grows by alpha (1 - alpha) d^2 for a norm
+    at distance d from the mean. ZClip squares the distance to the new mean, alpha d. So
+    the sigma of ZClip is sqrt(alpha) times smaller, if the first norm has no deviation.
     """
     from smartclip import ZScoreClip
 

@@ -1,4 +1,4 @@
-"""What each policy computes, what it is as an object, and what it may use for that."""
+"""Each policy: its formula, its behaviour as an object, and its namespace."""
 
 import copy
 import math
@@ -46,7 +46,7 @@ from ..support.cases import (
 
 
 def troubled(seed, steps=150):
-    """Norms with everything in them; some seeds are heavy-tailed."""
+    """Return norms with NaN, zeros and spikes; odd seeds are heavy-tailed."""
     rng = np.random.default_rng(seed)
     norms = log_normal(rng, steps, 1.0 if seed % 2 else 0.3)
     norms[rng.random(steps) < 0.05] = np.nan
@@ -57,7 +57,7 @@ def troubled(seed, steps=150):
 
 @pytest.mark.parametrize("code", POLICIES)
 def test_the_formula_is_that_of_the_oracle(code):
-    """Each row up to the first step in which rounding could decide."""
+    """The test compares each row up to the first step that rounding could decide."""
     rows = [troubled(seed) for seed in range(6)]
     param_norms = np.float32(10 * log_normal(np.random.default_rng(9), (150, 6)))
     series = series_of(np.transpose(rows), param_norms=param_norms)
@@ -81,7 +81,7 @@ def test_the_formula_is_that_of_the_oracle(code):
 
 
 def first_tie(norms, thresholds):
-    """The first step in which rounding decides whether a norm is clipped."""
+    """Return the first step in which rounding decides whether a norm is clipped."""
     for step, (norm, threshold) in enumerate(zip(norms, thresholds, strict=True)):
         if norm != threshold and math.isclose(norm, threshold, rel_tol=2e-5):
             return step
@@ -92,7 +92,7 @@ def first_tie(norms, thresholds):
 
 
 def growing_lists(norms):
-    """For each step and row: the finite, positive norms up to here, this included."""
+    """Yield, for each step, the finite, positive norms of each row up to this step."""
     kept = [[] for _ in norms[0]]
     for row_norms in norms:
         for row, norm in enumerate(row_norms):
@@ -103,7 +103,7 @@ def growing_lists(norms):
 
 @pytest.fixture(scope="module")
 def long_series():
-    """Rows of different counts: steady, not finite at times, idle at times, late."""
+    """Return four rows: steady, sometimes not finite, sometimes idle, and late."""
     rng = np.random.default_rng(8)
     norms = np.float32(log_normal(rng, (300, 4), 0.7))
     norms[rng.random(300) < 0.2, 1] = np.nan
@@ -132,7 +132,7 @@ def test_percentile_ninety_of_all_history_after_a_hundred_steps(long_series):
             linear_quantile(row, 0.9) if len(row) >= 100 else 1.0 for row in rows
         ]
         np.testing.assert_array_equal(decision.threshold[step], np.float32(expected))
-    assert decision.threshold[-1].tolist().count(1.0) == 1  # of the row that came late
+    assert decision.threshold[-1].tolist().count(1.0) == 1  # only the late row
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -171,7 +171,7 @@ def test_all_history_is_for_the_host_only(code):
 
 
 def test_zscore_reciprocal_never_exceeds_its_threshold():
-    """R/n would amplify where rounding puts R above T, and n is the next number."""
+    """R/n would amplify if rounding put R above T, and n is the next float above T."""
     rng = np.random.default_rng(0)
     policy = ZScore(2.5, warmup_steps=1)
     rows = 200_000
@@ -190,7 +190,7 @@ def test_zscore_reciprocal_never_exceeds_its_threshold():
 
 
 def test_a_combination_of_tiny_and_huge_norms_warns_of_nothing():
-    """NumPy would tell of an overflow in a branch that `where` discards."""
+    """NumPy would warn about an overflow in a branch that `where` discards."""
     norms = np.float32([1, 1e20, 1e-20, 1.2e-38, 3.4e38, 1, 3.3e38, 1e-30, 2] * 4)
     for policy in POLICIES.values():
         _, decision = run(policy, series_of(np.stack([norms, norms[::-1]], axis=1)))
@@ -209,7 +209,7 @@ def test_a_norm_at_the_threshold_is_learned_and_one_above_it_is_not():
 
 
 def test_a_row_that_wakes_late_is_not_frozen():
-    """AdaGC starts from the minimum of its warm-up, which is 0 for an idle row."""
+    """The paper takes the minimum of the warm-up, which is 0 for an idle row."""
     norms = np.ones((60, 2))
     norms[:30, 1] = 0
     for policy in (EmaRatio(2.0, warmup_steps=10), EmaRatio(2.0, warmup_steps=0)):
@@ -235,7 +235,7 @@ def test_a_memory_of_nothing_is_the_last_norm():
     """alpha = 0 and beta = 0: the average is what was recorded last."""
     policy = ZScore(2.0, alpha=0, warmup_steps=2)
     _, decision = run(policy, series_of([1, 3, 3.5, 10, 20, 2, 1]))
-    # Of 1 and 3: 2 + 2 * 1. From then on without a deviation, and at most doubling.
+    # After 1 and 3: 2 + 2 * 1. Then sigma is 0, and T at most doubles.
     assert decision.threshold[2:, 0].tolist() == [4, 3.5, 7, 14, 2]
     _, decision = run(EmaRatio(2.0, beta=0, warmup_steps=0), series_of([1, 3, 9, 1, 1]))
     assert decision.threshold[1:, 0].tolist() == [2, 4, 8, 2]
@@ -278,7 +278,7 @@ EXTREME = [
 
 @pytest.mark.parametrize("policy", [*POLICIES.values(), *EXTREME], ids=as_code)
 def test_the_repr_makes_the_policy_again(policy):
-    """Of plain Python numbers only, also where NumPy's were given."""
+    """The repr holds plain Python numbers, also for NumPy arguments."""
     assert policy_of(repr(policy)) == policy
     assert policy_of(as_code(policy)) == policy
     assert "np." not in repr(policy)
@@ -360,11 +360,11 @@ def test_who_needs_the_norms_of_the_parameters():
     assert len(needing) > 1
 
 
-# What a policy may use: a namespace and arrays that have nothing else.
+# A policy uses only the documented names: the sealed namespace has no others.
 
 
 class Sealed:
-    """An array of which only arithmetic, comparison, slicing and the shape are left."""
+    """An array that supports only arithmetic, comparison, slicing and its shape."""
 
     __array_ufunc__ = None  # NumPy leaves its operators to this class
     __hash__ = None
@@ -411,21 +411,21 @@ Sealed.__invert__ = lambda self: Sealed(~self._array)
 
 
 def opened(value):
-    """What is in a sealed array, or in a list of them."""
+    """Return the content of a sealed array, or of a list of sealed arrays."""
     if isinstance(value, list):
         return [opened(one) for one in value]
     return value._array if isinstance(value, Sealed) else value
 
 
 class SealedNamespace:
-    """The documented verbs and no other, on sealed arrays."""
+    """The documented names and no others, on sealed arrays."""
 
     def __init__(self):
         self.used = set()
         self.copied = {}
 
     def __getattr__(self, verb):
-        if verb == "get_tables":  # it may hold copies of its own, and this one has none
+        if verb == "get_tables":  # optional: it returns copies on a device
             raise AttributeError(verb)
         if verb not in NAMESPACE_NAMES:
             raise AssertionError(f"xp.{verb} is not in NAMESPACE_NAMES")
@@ -444,7 +444,7 @@ class SealedNamespace:
 
 
 def sealed_run(policy, series, **settings):
-    """As `run`, with what was used."""
+    """Do as `run`; return the namespace and the number of copied tables, too."""
     xp = SealedNamespace()
     state = policy.init(series.norms.shape[1], xp)
     decisions, tables = [], []
@@ -460,7 +460,7 @@ def sealed_run(policy, series, **settings):
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
 @each(STATIC)
 def test_a_policy_uses_the_documented_verbs_and_never_looks(policy, nonfinite):
-    """No other verb, no branch on data, no method of an array, no write in place."""
+    """No other name, no branch on data, no method of an array, no write in place."""
     series = cut(parity_series(), 25)
     _, _, decision = sealed_run(policy, series, nonfinite=nonfinite)
     _, expected = run(policy, series, nonfinite=nonfinite)
@@ -477,7 +477,7 @@ def test_every_documented_verb_is_used():
 
 @each(STATIC)
 def test_tables_are_the_same_objects_in_every_step(policy):
-    """A namespace copies a table to its device once: a new one a step would pile up."""
+    """A namespace copies each table to its device once, not once per step."""
     _, tables, _ = sealed_run(policy, cut(parity_series(), 6))
     assert tables == [tables[0]] * 6
 

@@ -1,4 +1,4 @@
-"""The numeric rules: one table, the same in every framework."""
+"""The numeric rules: one table for all frameworks."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ NEXT = float(np.nextafter(np.float32(1), np.float32(2)))
 
 
 class Rule(NamedTuple):
-    """One row of one step, and what has to come out of it."""
+    """One row of one step, and the expected results."""
 
     name: str
     norm: float
@@ -32,9 +32,9 @@ class Rule(NamedTuple):
     observed: bool = True
     finite: bool = True
     propagated: float | None = None
-    """The scale with nonfinite="propagate", where it is another one."""
+    """The scale with nonfinite="propagate", if it differs."""
     known_as: float | None = None
-    """The norm in the decision, where it is another one."""
+    """The norm in the decision, if it differs."""
 
 
 RULES = [
@@ -65,14 +65,14 @@ BAD = [not rule.finite for rule in RULES]
 
 
 class Learned(NamedTuple):
-    """What `Given` remembers: the last norm it learned, -1 before."""
+    """The state of `Given`: the last recorded norm, -1 before the first."""
 
     norm: np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
 class Given(Policy):
-    """A policy of a user: thresholds and targets as they are given."""
+    """A policy with given thresholds and targets, as a user may write it."""
 
     thresholds: tuple[float, ...]
     targets: tuple[float, ...]
@@ -91,7 +91,7 @@ class Given(Policy):
 
 
 def decision_on(rules, framework, **settings):
-    """What comes out of one step, one row for each rule, as lists."""
+    """Return what one step records and decides, with one row per rule."""
     policy = Given(
         tuple(rule.threshold for rule in rules), tuple(rule.target for rule in rules)
     )
@@ -110,12 +110,12 @@ def decision_on(rules, framework, **settings):
 
 
 def names(rules, flags):
-    """Which rules a flag is set for: a failure then names them."""
+    """Return the names of the rules with a set flag, so that a failure shows them."""
     return [rule.name for rule, flag in zip(rules, flags, strict=True) if flag]
 
 
 def check(rules, framework, scales, learns, skipped=False, **settings):
-    """One step against the table."""
+    """Compare one step with the table."""
     learned, decision = decision_on(rules, framework, **settings)
     expected = [rule.norm if rule.known_as is None else rule.known_as for rule in rules]
     np.testing.assert_array_equal(decision.norm, np.float32(expected))
@@ -158,7 +158,7 @@ def test_skip_cancels_the_update_and_no_row_records(framework):
 
 @every_framework
 def test_skip_does_nothing_where_all_is_finite(framework):
-    """Also not for an unobserved NaN."""
+    """An unobserved NaN does not cancel the update either."""
     good = [rule for rule in RULES if rule.finite]
     scales = [rule.scale for rule in good]
     learns = [rule.learns for rule in good]
@@ -245,7 +245,7 @@ def test_nothing_is_added_to_the_divisor():
 
 
 def test_scaling_to_the_norm_itself_is_exact():
-    """`max_norm / (norm + 1e-6)` would shrink a gradient that is just at its limit."""
+    """`max_norm / (norm + 1e-6)` would shrink a gradient exactly at its limit."""
     rng = np.random.default_rng(0)
     norms = np.float32(10.0 ** rng.uniform(-30, 30, 1000))
     scale, clipped = scale_rows(norms, norms, norms)

@@ -1,6 +1,6 @@
-"""What no run leaves behind in a state is refused, in every framework.
+"""Every framework refuses a state that no run can produce.
 
-One table: a policy, and what is written into a place of its state after eight norms.
+One table lists a policy, a place in its state after eight norms, and invalid values.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from ..support.cases import every_policy, policy_of
 
 WINDOW = ["Quantile(0.5, history_length=5)", "MeanStd(2.0, history_length=5)"]
 NAN, INF = float("nan"), float("inf")
-# Policies, where in their state, the values that stand there instead.
+# Policies, a place in their state, and the invalid values for it.
 TABLE = [
     (WINDOW, "ring", [NAN, INF, -5.0, 0.0, 1e9]),
     (WINDOW, "ordered", [NAN, INF, -5.0, 0.0, 1e9]),
@@ -39,7 +39,7 @@ BROKEN = [
     for value in values
 ]
 every_broken_state = pytest.mark.parametrize(("policy", "path", "value"), BROKEN)
-# The counts of a run: eight steps, in which half of the norms at most were clipped.
+# The counts of a run of eight steps, which clips at most half of the norms.
 TALLIES = [
     ("steps", -1),
     ("observed", -1),
@@ -59,7 +59,7 @@ NORMS = np.float32([3, 1, 4, 1.5, 5, 9, 2, 6])
 
 
 def learned(policy):
-    """The state after all norms, and what was counted."""
+    """Return the state and the tally after all norms."""
     state, tally = policy.init(rows=1), empty_tally(1)
     for norm in NORMS:
         state, decision = decide(policy, state, [norm])
@@ -68,14 +68,14 @@ def learned(policy):
 
 
 def spoiled(array, value):
-    """A copy with another value in the middle."""
+    """Return a copy with another value in the middle."""
     copy = np.array(array)
     copy.reshape(-1)[copy.size // 2] = value
     return copy
 
 
 def broken(state, path, value):
-    """The state with another value at a place, inside of other states or not."""
+    """Return the state with another value at a place, also in an inner state."""
     name, _, rest = path.partition(".")
     part = getattr(state, name)
     new = broken(part, rest, value) if rest else spoiled(part, value)
@@ -125,7 +125,7 @@ def test_one_broken_row_among_sound_ones_is_told():
 
 
 class Bare(NamedTuple):
-    """The state of a policy of your own that has no rule, around one that has."""
+    """A state without a rule, which contains a state with a rule."""
 
     level: Any
     inner: Any
@@ -161,7 +161,7 @@ def test_torch_refuses_a_broken_tally(name, value):
 
 
 def of_torch(policy):
-    """A clipper that has learned, and how to ask for its state."""
+    """Return a clipper after all norms, and its method `state_dict`."""
     import torch
 
     from autoclip_torch import Clipper
@@ -231,7 +231,7 @@ def test_jax_refuses_a_state_without_a_clipper():
 
 
 def of_jax(policy):
-    """The state of a clipper that has learned."""
+    """Return the state of a clipper after all norms."""
     from autoclip_jax import ClipState
 
     state, tally = learned(policy)
@@ -252,7 +252,7 @@ def test_keras_refuses_a_broken_tally(name, value):
 
 
 def check_keras_refuses(policy, name, value):
-    """In a file, before a variable is written; and in the variables, when asked."""
+    """Loading refuses the file before it writes a variable; so does `check_state`."""
     import keras
 
     from autoclip_tf import Clipper
@@ -284,6 +284,6 @@ def check_keras_refuses(policy, name, value):
 
 
 def variable(clip, name):
-    """The variable of a clipper's memory that has this name."""
+    """Return the variable of a clipper with this name."""
     [found] = [v for v in clip._variables if v.name == name]
     return found

@@ -1,7 +1,7 @@
-"""The window against a plain list: order, quantile, mean and deviation.
+"""The window compared with a plain list: order, quantile, mean and deviation.
 
-Three traps have to be kept out (each was seen to catch somebody): a rank computed in
-float32, subnormal norms, and norms that are not finite.
+The tests cover three known traps: a rank computed in float32, subnormal norms, and
+norms that are not finite.
 """
 
 import math
@@ -29,7 +29,7 @@ EXACT_RANK = tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
 
 
 def filled(norms, length):
-    """The window after these norms, of shape (steps, rows)."""
+    """Return the window after these norms, of shape (steps, rows)."""
     norms = np.asarray(norms, np.float32)
     state = window.empty(norms.shape[1], length)
     for new in norms:
@@ -42,7 +42,7 @@ def column(norms):
 
 
 def units_apart(actual, expected):
-    """The distance in units in the last place of float32."""
+    """Return the distance in units in the last place of float32."""
     return abs(float(actual) - float(expected)) / np.spacing(np.float32(expected))
 
 
@@ -100,7 +100,7 @@ QUANTILES = (0.0, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0
 
 
 def streams(rng, steps):
-    """Norms of all kinds, (steps, kinds)."""
+    """Return norms of all kinds, of shape (steps, kinds)."""
     steady = log_normal(rng, steps)
     return np.float32([
         steady,
@@ -116,7 +116,7 @@ def streams(rng, steps):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 32, 100, 333, 1000])
 def test_quantiles_are_exact(length):
-    """While the window fills, when it is full, and after the oldest began to leave."""
+    """The test covers a partly filled window, a full one, and one that wraps."""
     rng = np.random.default_rng(length)
     norms = streams(rng, min(2 * length + 3, length + 40))
     state = window.empty(norms.shape[1], length)
@@ -137,7 +137,7 @@ def test_the_formula_is_that_of_numpy(norms, q):
     norms = np.float32(norms)
     formula = linear_quantile(norms, q)
     assert formula.dtype == np.float32
-    # Three roundings in float32, against none that shows in float64.
+    # Three roundings in float32; those in float64 do not show.
     assert units_apart(formula, np.quantile(np.float64(norms), q)) <= 2
     if EXACT_RANK:
         assert formula == np.quantile(norms, q)
@@ -167,7 +167,7 @@ def test_a_window_that_was_pushed_to_is_as_it_was():
 
 
 def test_a_rank_in_float32_would_be_wrong():
-    """The positive control: the tests above would notice."""
+    """The positive control: the tests above notice a float32 rank."""
     norms = np.sort(log_normal(np.random.default_rng(0), 1000, 1.0)).astype(np.float32)
     state = filled(column(norms), 1000)
     worst = 0
@@ -183,7 +183,7 @@ def test_a_rank_in_float32_would_be_wrong():
 
 
 def test_tables_are_made_once():
-    """A table made anew in every step would be copied to the device in every step."""
+    """A new table in every step would be copied to the device in every step."""
     first = get_tables(window.compute_ranks, 50, 0.9)
     assert get_tables(window.compute_ranks, 50, 0.9) is first
 
@@ -227,7 +227,7 @@ def test_a_norm_that_is_not_finite_is_not_recorded(bad, length):
 
 
 def levels(norms, deviations=1.0, **settings):
-    """The threshold of MeanStd after these norms, and what NumPy makes of them."""
+    """Return the threshold of MeanStd after these norms, and that of NumPy."""
     policy = MeanStd(deviations, **settings)
     state = policy.init(1)
     for norm in np.float32(norms):
@@ -261,7 +261,7 @@ def test_mean_and_deviation_are_those_of_numpy(log, ddof, length, norms, deviati
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("deviations", [0.0, 1.0])
 def test_no_raw_norm_is_squared(scale, log, deviations):
-    """The square of 3e30 is infinite in float32, that of 1e-30 is 0."""
+    """The square of 3e30 is infinite in float32, and the square of 1e-30 is 0."""
     norms = scale * log_normal(np.random.default_rng(0), 20)
     actual, expected = levels(norms, deviations, log=log)
     assert actual == pytest.approx(expected, rel=1e-5)
@@ -278,7 +278,7 @@ def test_one_window_may_hold_the_smallest_and_the_largest_norm(log, deviations):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("norm", [1.0, 3.0, 0.1, 1e30, 1.7e-20])
 def test_equal_norms_have_no_deviation_and_are_their_own_mean(log, norm):
-    """A plain sum over n is off by a unit for some n, and would clip constant norms."""
+    """sum / n has a rounding error for some n, and would clip constant norms."""
     norm = np.float32(norm)
     for steps in (2, 3, 7, 49, 50, 51):
         for deviations in (0.0, 0.5, 2.0):
@@ -296,7 +296,7 @@ def test_one_norm_is_its_own_middle(log):
 
 
 def test_no_deviation_of_one_norm_and_no_nan():
-    """Peers: the deviation of one value is NaN, and so is every gradient after it."""
+    """In other packages the deviation of one value is NaN, and so are all gradients."""
     for ddof, least in [(0, 2), (1, 2), (2, 3), (5, 6)]:
         policy = MeanStd(2.0, ddof=ddof)
         state = policy.init(rows=1)
@@ -311,7 +311,7 @@ def test_no_deviation_of_one_norm_and_no_nan():
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("length", [1, 5])
 def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
-    """A single row takes a way of its own; what it returns has the same shape."""
+    """A single row has its own code; the result has the same shape."""
     state = window.empty(rows, length)
     for _ in range(2):
         found = window.quantile(state, 0.5), window.count_norms(state)
@@ -321,7 +321,7 @@ def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
         state = window.push(state, np.full(rows, 3, np.float32))
 
 
-# What it may take.
+# The size limit.
 
 
 @pytest.mark.parametrize(
@@ -359,14 +359,14 @@ def test_a_window_above_one_gib_is_refused():
 
 
 def test_a_window_of_known_contents():
-    """Of 1, 2, 6, 9 the median is 4, the mean 4.5, the deviation sqrt(41/3)."""
+    """For 1, 2, 6, 9 the median is 4, the mean 4.5, the deviation sqrt(41/3)."""
     norms = [50, 9, 1, 6, 2]
     assert window.quantile(filled(column(norms), 4), 0.5).tolist() == [4.0]
     threshold, _ = levels(norms, 2.0, history_length=4)
     assert threshold == pytest.approx(4.5 + 2 * math.sqrt(41 / 3))
 
 
-# Windows that were read from somewhere.
+# Loaded windows.
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])

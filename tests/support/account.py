@@ -1,9 +1,11 @@
-"""What must hold of a series of the fault battery, by an account of its own.
+"""Check the results of a series of the fault battery by an independent account.
 
-It knows plain lists of norms, `np.quantile` and `statistics`. A gradient within its
-threshold keeps its bits, one above it is scaled to it, one that is not finite becomes
-0, all that comes out is finite; the threshold is that of the finite, positive norms
-seen before, and of nothing else; every step is counted as what it was.
+The account uses plain lists of norms, `np.quantile` and `statistics`. It checks:
+- A gradient within its threshold is unchanged bit for bit.
+- A gradient above the threshold is scaled to it.
+- A gradient that is not finite becomes 0, and all results are finite.
+- The threshold follows only from the finite, positive norms of earlier steps.
+- The tally counts every step correctly.
 """
 
 import math
@@ -19,22 +21,22 @@ from autoclip_core.clipper.metrics import Tally
 HISTORY = 8
 SMALLEST_NORMAL, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 RTOL = 1e-6
-"""Of thresholds, norms and scales: they are float32."""
+"""The tolerance of thresholds, norms and scales, which are float32."""
 ROUNDING = {"float16": 1e-3, "bfloat16": 2.0**-7, "float32": 2e-6, "float64": 2e-6}
-"""Of an element that was scaled; in float16 it may be subnormal, too."""
+"""The tolerance of a scaled element; in float16 it may also be subnormal."""
 
 
 def quantile_of(norms):
-    """The threshold after these norms."""
+    """Return the quantile threshold after these norms."""
     return float(np.quantile(norms[-HISTORY:], 0.75)) if norms else math.inf
 
 
 def mean_std_of(norms):
-    """The same of a mean and two deviations."""
+    """Return the threshold of mean plus two deviations after these norms."""
     norms = norms[-HISTORY:]
     if len(norms) < 2:
         return math.inf
-    largest = max(norms)  # whose square may be too large
+    largest = max(norms)  # its square may overflow
     unit = [norm / largest for norm in norms]
     return largest * (statistics.fmean(unit) + 2 * statistics.stdev(unit))
 
@@ -47,20 +49,20 @@ SCOPES = {
     "parameter": lambda parameters: [[place] for place in range(parameters)],
     "global": lambda parameters: [[*range(parameters)]],
 }
-"""From the number of parameters to the places of those in each row."""
+"""A function of the number of parameters; it returns the parameters of each row."""
 
 
 class Seen(NamedTuple):
-    """What a framework made of a step, in NumPy."""
+    """The results of a framework for one step, in NumPy."""
 
     decision: Decision
     tally: Tally
     results: list
-    """One gradient per parameter; None where there was none."""
+    """One gradient per parameter, or None."""
 
 
 class Expected(NamedTuple):
-    """What comes into a step, and the account's norms and thresholds of its rows."""
+    """The gradients of a step, and the norms and thresholds of the account."""
 
     grads: list
     norms: list
@@ -69,7 +71,7 @@ class Expected(NamedTuple):
 
 @lru_cache(8)  # several ways to clip are compared with it
 def account(case, policy, scope):
-    """What to expect of each step."""
+    """Return the expected results of each step."""
     _, threshold_of = POLICIES[policy]
     rows = SCOPES[scope](len(case.layout))
     past, steps = [[] for _ in rows], []
@@ -83,9 +85,9 @@ def account(case, policy, scope):
 
 
 def norm_of(gradients):
-    """The norm of a row in float64, as far as float32 has it: 0 below, infinite above.
+    """Return the norm of a row in float64; 0 below and infinity above float32's range.
 
-    It is infinite if an element is not finite, and NaN of no gradient.
+    The norm is infinite if an element is not finite, and NaN without a gradient.
     """
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
@@ -97,15 +99,15 @@ def norm_of(gradients):
 
 
 def check(case, policy, seen, scope="parameter", *, kernel_scales=False):
-    """Compare what a framework made of a series with the account.
+    """Compare the results of a framework for a series with the account.
 
     Args:
       case: the series.
       policy: a name of `POLICIES`.
       seen: one per step; None for a step in which the framework calls no clipper.
       scope: a name of `SCOPES`.
-      kernel_scales: whether the optimizer's kernel scales what is one row: it cannot
-        divide to 0, so a row that is not finite stays, and the update is cancelled.
+      kernel_scales: whether the optimizer's kernel scales a single row. It cannot
+        scale to 0, so a row that is not finite stays, and the update is skipped.
     """
     rows = SCOPES[scope](len(case.layout))
     counts = Counts(len(rows))
@@ -134,20 +136,18 @@ def check(case, policy, seen, scope="parameter", *, kernel_scales=False):
 
 
 def check_decision(decision, norm, limit, exact, where):
-    """A row's numbers follow from its norm and its threshold."""
+    """Check that the decision follows from the norm and the threshold."""
     assert near(decision.threshold, limit), where
     assert decision.finite == (norm != math.inf), where
     assert not decision.skipped, where
     if not math.isfinite(norm):
-        told = (
-            math.isnan if math.isnan(norm) else lambda found: not math.isfinite(found)
-        )
-        assert told(decision.norm), where
+        is_same = math.isnan if math.isnan(norm) else lambda n: not math.isfinite(n)
+        assert is_same(decision.norm), where
         assert not decision.clipped, where
         assert decision.scale == (1 if math.isnan(norm) else 0), where
         return
     assert near(decision.norm, norm), where
-    # Else either may be said to be larger.
+    # If they are almost equal, either may count as larger.
     if not near(norm, limit) or (exact and norm == limit):
         assert decision.clipped == (norm > limit), where
     scale = limit / norm if decision.clipped else 1
@@ -155,7 +155,7 @@ def check_decision(decision, norm, limit, exact, where):
 
 
 def check_gradient(before, after, decision, rtol, kernel_scales, where):
-    """A gradient becomes what was decided."""
+    """Check that a gradient is scaled as the decision says."""
     if before is None:
         assert after is None, where
         return
@@ -170,13 +170,13 @@ def check_gradient(before, after, decision, rtol, kernel_scales, where):
         assert not after.any(), where
     else:
         wanted = np.float64(before) * float(decision.scale)
-        # What is subnormal may be flushed; float16 has steps of 6e-8 there.
+        # Subnormal values may be flushed; float16 has steps of 6e-8 there.
         least = 6e-8 if before.dtype == np.float16 else SMALLEST_NORMAL
         assert np.allclose(np.float64(after), wanted, rtol, least), where
 
 
 class Counts:
-    """What a run has counted."""
+    """The counts of a run."""
 
     def __init__(self, rows):
         self.steps = self.nonfinite = 0
@@ -198,5 +198,5 @@ class Counts:
 
 
 def near(a, b, rtol=RTOL):
-    """Whether two numbers agree; infinities do."""
+    """Return whether two numbers agree; equal infinities do."""
     return a == b or abs(a - b) <= rtol * abs(b) < math.inf

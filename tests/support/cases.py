@@ -1,7 +1,7 @@
-"""The table that drives the tests: policies, norms, frameworks, and golden traces.
+"""The tables of the tests: policies, norms, frameworks, and golden traces.
 
-Whoever has a new way to run a policy, an adapter say, takes the policies from here and
-hands `check_traces` a function of its own.
+To test another way to run a policy, such as a new adapter, use the policies of this
+file and pass a function to `check_traces`.
 """
 
 import importlib.util
@@ -27,12 +27,12 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def policy_of(code):
-    """The policy that an expression in the names of `autoclip_core` makes."""
+    """Return the policy of an expression in the names of `autoclip_core`."""
     return eval(code, dict(vars(autoclip_core)))
 
 
 def table_of(*codes):
-    """Expression to policy; the expression is also the name of the case."""
+    """Return a dict from expression to policy; the expression names the case."""
     return {code: policy_of(code) for code in codes}
 
 
@@ -46,7 +46,7 @@ ZSCORES = [
     for record in records
 ]
 
-# Windows and warm-ups are short here, so that a short series fills and leaves them.
+# Windows and warm-ups are short, so that a short series fills and leaves them.
 STATIC = table_of(
     "Fixed(1.0)",
     "Quantile(0.9)",
@@ -84,7 +84,7 @@ POLICIES = STATIC | table_of(
     "MeanStd(2.0, history_length=None)",
     "Warmup(Quantile(0.9, history_length=None), steps=6, threshold=1.0)",
 )
-"""All, also those that keep every norm and therefore run on the host only."""
+"""All policies, also those that keep every norm and therefore need NumPy."""
 
 
 def each(policies):
@@ -99,7 +99,7 @@ few = settings(max_examples=settings.default.max_examples // 10)
 
 
 class Series(NamedTuple):
-    """What comes in: each of shape (steps, rows)."""
+    """The inputs of a run, each of shape (steps, rows)."""
 
     norms: np.ndarray
     observed: np.ndarray
@@ -107,7 +107,7 @@ class Series(NamedTuple):
 
 
 def series_of(norms, observed=None, param_norms=None):
-    """A series from the norms alone: all rows observed, parameters of norm 10."""
+    """Return a series with these norms, all rows observed, parameters of norm 10."""
     norms = np.asarray(norms, np.float32)
     norms = norms.reshape(len(norms), -1)
     if observed is None:
@@ -118,7 +118,7 @@ def series_of(norms, observed=None, param_norms=None):
 
 
 def any_series(rows=2, most=16, norms=None):
-    """Hypothesis: any series, with ties, zeros, NaN, infinity and rows unobserved."""
+    """Draw a series with ties, zeros, NaN, infinity and unobserved rows."""
     if norms is None:
         special = [0.0, 1.0, float("nan"), float("inf"), 1e-40, 1.2e-38, 1e-20, 1e30]
         norms = positive() | st.sampled_from(np.float32(special).tolist())
@@ -134,18 +134,18 @@ def any_series(rows=2, most=16, norms=None):
 
 
 def positive(least=1e-3, most=1e3):
-    """Hypothesis: an ordinary norm, exact in float32."""
+    """Draw an ordinary norm, exact in float32."""
     least, most = float(np.float32(least)), float(np.float32(most))
     return st.floats(least, most, width=32)
 
 
 def log_normal(rng, shape, log_std=0.3):
-    """Norms of mean 1: what a healthy run looks like (0.1 to 0.5; 1 is heavy)."""
+    """Return norms of mean 1, as in a healthy run (log_std 0.1 to 0.5; 1 is heavy)."""
     return np.exp(log_std * rng.standard_normal(shape) - log_std**2 / 2)
 
 
 def parity_series():
-    """Rows for everything that can happen to a norm, for all frameworks to agree on."""
+    """Return a series whose rows cover every kind of norm, to compare frameworks."""
     rng, steps = np.random.default_rng(0), 80
     rows = {
         name: log_normal(rng, steps, 1.0 if name == "heavy" else 0.3)
@@ -172,12 +172,12 @@ def parity_series():
 
 
 def cut(series, steps):
-    """The first steps of a series."""
+    """Return the first steps of a series."""
     return Series(*(field[:steps] for field in series))
 
 
 class Framework(NamedTuple):
-    """Where a policy runs: its namespace, its arrays, and its compiler."""
+    """A framework: its namespace, its arrays, and its compiler."""
 
     xp: object
     array: Callable
@@ -185,7 +185,7 @@ class Framework(NamedTuple):
 
 
 def changed(field, place, value):
-    """Return what puts a value into an array of a state."""
+    """Return a function that puts a value into an array of a state."""
 
     def breaking(state):
         array = getattr(state, field).copy()
@@ -242,7 +242,7 @@ UNCOMPILED = {
 
 
 def frameworks(table):
-    """Run a test once for each framework that is here; it calls what it is given."""
+    """Run a test once per framework; the test calls its argument to get it."""
     return pytest.mark.parametrize(
         "framework",
         [
@@ -253,12 +253,12 @@ def frameworks(table):
 
 
 def run(policy, series, framework=in_numpy, **settings):
-    """Take the steps; the last state, and a `Decision` of arrays (steps, rows)."""
+    """Return the last state and a `Decision` of arrays of shape (steps, rows)."""
     return run_all([policy], series, framework, **settings)[0]
 
 
 def run_all(policies, series, framework=in_numpy, **settings):
-    """As `run` for several policies side by side: one compilation for all of them."""
+    """Do as `run` for several policies in one compilation."""
     xp, array, compiled = framework()
 
     def step(states, norms, observed, param_norms):
@@ -281,14 +281,14 @@ def run_all(policies, series, framework=in_numpy, **settings):
 
 
 def leaves(state):
-    """The arrays of a state, in order."""
+    """Return the arrays of a state, in order."""
     if isinstance(state, tuple):
         return [leaf for part in state for leaf in leaves(part)]
     return [state]
 
 
 def assert_same(actual, expected):
-    """Equal bit for bit, NaN included: two states, decisions or arrays."""
+    """Assert that two states, decisions or arrays are equal; NaN equals NaN."""
     pairs = zip(leaves(actual), leaves(expected), strict=True)
     for one, other in pairs:
         one, other = np.asarray(one), np.asarray(other)
@@ -297,11 +297,10 @@ def assert_same(actual, expected):
 
 
 def linear_quantile(values, q):
-    """The linear quantile of float32 numbers, as NumPy 2.4 rounds it.
+    """Return the linear quantile of float32 numbers, as NumPy 2.4 rounds it.
 
-    Other versions of NumPy round in other places, those from 2.0 to 2.3 by up to 44
-    units: they take the rank in float32. `test_window.py` compares this to the NumPy
-    that is there.
+    NumPy 2.0 to 2.3 computes the rank in float32 and differs by up to 44 units in the
+    last place. `test_window.py` compares this function with the installed NumPy.
     """
     values = sorted(np.float32(value) for value in values)
     rank = (len(values) - 1) * q
@@ -318,28 +317,28 @@ def linear_quantile(values, q):
 
 @cache
 def oracle():
-    """The script that made the traces, as a module."""
+    """Return the script that wrote the traces, as a module."""
     path = GOLDEN / "make_traces.py"
     spec = importlib.util.spec_from_file_location("make_traces", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_traces"] = module  # where its dataclasses look for it
+    sys.modules["make_traces"] = module  # its dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 
 
 @cache
 def golden():
-    """What `make_traces.py` wrote."""
+    """Return the file that `make_traces.py` wrote."""
     return json.loads((GOLDEN / "traces.json").read_text(encoding="utf-8"))
 
 
 def traced_policies():
-    """The expressions of all policies that have traces."""
+    """Return the expressions of all policies with traces."""
     return list(dict.fromkeys(trace["policy"] for trace in golden()["traces"]))
 
 
 def check_traces(run, code):
-    """Compare all golden traces of one policy with what `run` makes of their norms.
+    """Compare all golden traces of one policy with the results of `run`.
 
     Args:
       run: a function of a policy and a `Series` that returns thresholds and scales, of
@@ -349,7 +348,7 @@ def check_traces(run, code):
     traces = [trace for trace in golden()["traces"] if trace["policy"] == code]
     groups = {}
     for trace in traces:
-        # All series of one length are rows of one run, unless one row cancels them all.
+        # Series of one length are rows of one run, unless a row can cancel the others.
         alone = trace["series"] if "skip" in code else None
         key = len(trace["scales"]), trace.get("param_norms"), alone
         groups.setdefault(key, []).append(trace)
@@ -373,7 +372,7 @@ def check_traces(run, code):
 
 
 def of_another_process(module):
-    """What the `digest()` of a module of tests prints in a fresh process."""
+    """Return the output of `digest()` of a test module in a new process."""
     child = subprocess.run(
         [sys.executable, "-c", f"from {module} import digest; print(digest())"],
         cwd=pathlib.Path(__file__).parents[2],

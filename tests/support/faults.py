@@ -1,7 +1,7 @@
-"""The fault battery: what a training run can do to a clipper.
+"""The fault battery: series of gradients with faults, as they occur in training.
 
-Each case is a series of steps; a step is one gradient per parameter, or None. It goes
-through each framework, and `account.check` says what must hold.
+Each case is a series of steps. A step is one gradient per parameter, or None. The tests
+run each case in each framework, and `account.check` checks the results.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ SHAPES = [(4, 3), (5,), (2, 2, 2), (0, 3)]
 
 
 def alike(dtype):
-    """The parameters of most cases, of one type."""
+    """Return the parameters of most cases, all of one type."""
     return tuple((shape, dtype) for shape in SHAPES)
 
 
 def rounded(array, dtype):
-    """The array in another type; NumPy has no bfloat16, so that stays float32."""
+    """Return the array in another type; bfloat16 values stay in a float32 array."""
     if dtype != "bfloat16":
         return array.astype(dtype)
     return (array.astype("float32").view("uint32") & 0xFFFF0000).view("float32")
@@ -32,13 +32,13 @@ class Case:
 
     steps: int
     fault: Callable[[int, list], list]
-    """From the number of a step and sound gradients to what arrives in that step."""
+    """A function of a step and its sound gradients; it returns the gradients to use."""
     layout: tuple = alike("float32")
     """Shape and type of each parameter."""
     sizes: Callable[[int], float] = lambda step: 1.0
     """The level of the gradients at a step."""
     exact: bool = False
-    """Whether every norm is a whole number times the level, without any rounding."""
+    """Whether every norm is a whole number times the level, without rounding."""
 
     def series(self):
         """Yield the gradients of each step."""
@@ -68,19 +68,19 @@ def norm_or_one(direction):
 
 
 def even(row, shape, rng):
-    """Four equal elements: the norms are 2, 4 and 4, and 6 of all together."""
+    """Return four equal elements: the norms are 2, 4 and 4, and 6 in total."""
     grad = np.zeros(shape)
     grad.flat[:4] = 1.0 if row == 0 else 2.0
     return grad
 
 
 def at(steps, change):
-    """A fault at these steps, and sound gradients at the others."""
+    """Return a fault at these steps, with sound gradients at the others."""
     return lambda step, grads: change(grads) if step in steps else grads
 
 
 def element(value, tensor=0):
-    """One element of one tensor is `value`."""
+    """Return a change: one element of one tensor becomes `value`."""
 
     def change(grads):
         grads[tensor].flat[1] = value
@@ -90,7 +90,7 @@ def element(value, tensor=0):
 
 
 def tensor(value, which=1):
-    """One tensor holds nothing else."""
+    """Return a change: all elements of one tensor become `value`."""
 
     def change(grads):
         grads[which][...] = value
@@ -100,12 +100,12 @@ def tensor(value, which=1):
 
 
 def everything(value):
-    """All tensors hold nothing else."""
+    """Return a change: all elements of all tensors become `value`."""
     return lambda grads: [np.full_like(grad, value) for grad in grads]
 
 
 def absent(*which):
-    """These parameters have no gradient."""
+    """Return a change: these parameters have no gradient."""
     return lambda grads: [None if i in which else g for i, g in enumerate(grads)]
 
 
@@ -203,12 +203,12 @@ LAYOUTS = [
     (SCALAR, EMPTY, MATRIX, HALF),
     (CUBE, VECTOR, HALF, VECTOR),
 ]
-"""For frameworks that compile for each shape and type."""
+"""A few layouts, for frameworks that compile for each shape and type."""
 
 
 @st.composite
 def layouts(draw):
-    """Any shapes, each in any type."""
+    """Draw any shapes, each of any type."""
     shape = st.lists(st.integers(0, 6), max_size=3).map(tuple)
     dtype = st.sampled_from(["float32", "float16", "bfloat16", "float64"])
     return tuple(draw(st.lists(st.tuples(shape, dtype), min_size=1, max_size=5)))
@@ -216,7 +216,7 @@ def layouts(draw):
 
 @st.composite
 def drawn(draw, layouts=st.sampled_from(LAYOUTS)):  # noqa: B008
-    """Any case: each parameter at each step may be anything."""
+    """Draw any case: each parameter has any kind of gradient at each step."""
     layout = draw(layouts)
     kind = st.sampled_from([*KINDS, *["sound"] * len(KINDS)])
     step = st.tuples(*(kind for _ in layout))

@@ -1,12 +1,12 @@
-"""Change the core one operator at a time; say which changes no test notices.
+"""Change the core one operator at a time, and print the changes that no test detects.
 
-Run it as `python tests/support/mutants.py`, or for some files as
-`python tests/support/mutants.py scale.py history/window.py`. Each mutant is a copy of
-the package in a temporary folder with one comparison, operator, constant or choice
-replaced. The tests run there until the first fails; a mutant that survives them all is
-printed, unless the table below explains it. The working tree is only read. A mutant
-that is noticed takes one or two seconds, one that survives as long as its tests; all of
-them an hour.
+Run `python tests/support/mutants.py` for all files, or name some files:
+`python tests/support/mutants.py scale.py history/window.py`. A mutant is a copy of the
+package in a temporary folder, in which one comparison, operator, constant or choice is
+replaced. The tests run there until one fails. A mutant that survives all tests is
+printed, unless `EQUIVALENT` explains it. The working tree is only read. A detected
+mutant takes one or two seconds, a survivor takes as long as its tests. All mutants
+together take an hour.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hypothesis import Phase, settings
 ROOT = Path(__file__).parents[2]
 PACKAGE = "autoclip_core"
 SECONDS = 300
-"""Of computing, after which the tests of a mutant are taken for endless."""
+"""CPU seconds after which the tests of a mutant count as endless."""
 
 FAST = ["checks", "scale", "combinators"]
 TESTS = {
@@ -68,12 +68,12 @@ TESTS = {
     "clipper/by_value.py": ["by_value"],
     "history/window.py": ["window", "policies"],
 }
-"""What decides or tells a number, and the tests that have to notice a change."""
+"""The files that compute or report a number, and the tests that detect a change."""
 
 EQUIVALENT = {
-    # One more entry, which is never looked up.
+    # The table gets one more entry, which is never read.
     "history/lookup.py": [("1 -> 2", "np.arange(maximum + 1)")],
-    # What `where` discards, or `decide` drops.
+    # `where` or `decide` discards the value.
     "scale.py": [("1.0 -> 1.01", "divisor = xp.where(clipped, norms, 1.0)")],
     "policies/mean_std.py": [("0.0 -> 1.0", "xp.where(has_std, std, 0.0)")],
     "history/moments.py": [("1.0 -> 1.01", "np.where(norms > 0, norms, 1.0)")],
@@ -83,37 +83,37 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "largest = xp.where(has_norms, picked[:, 0], 1.0)"),
         ("1.0 -> 1.01", "middle = xp.where(has_norms, picked[:, 1], 1.0)"),
         ("1.0 -> 1.01", "smallest = xp.where(has_norms, values[:, 0], 1.0)"),
-        # One norm lies 0 from its own middle, by whatever that is divided.
+        # A single norm is its own middle: its offset is 0 with any divisor.
         ("1 -> 2", "return np.maximum(n, 1).astype"),
-        # By what is divided, and multiplied again.
+        # The unit is divided out and multiplied in again.
         ("divisor / divisor -> divisor * divisor", ""),
-        # Where both are equal, either branch gives that number.
+        # If both are equal, either branch gives that number.
         ("window.count < length -> window.count <= length", ""),
-        # From where a mean is measured: of an even number either middle one will do.
+        # The mean may be measured from either middle norm of an even number.
         ("1 -> 2", "half = (n[:, None] + 1) // 2"),
     ],
-    # What is no number gets no hint, and 1 does not either.
+    # A value that is not a number gets no hint, and 1 gets none either.
     "checks.py": [("0.0 -> 1.0", "isinstance(value, numbers.Real) else 0.0")],
     "clipper/metrics.py": [
-        # What `where` discards, or is the same in every row, or is all of one.
+        # `where` discards the value, or it is the same in every row.
         ("xp.any -> xp.all", "one(xp.any(decision.skipped))"),
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("0 -> 1", "xp.where(total > 0, total, 1)"),
         ("1 -> 2", "xp.where(total > 0, total, 1)"),
-        # Of no threshold every place holds +inf, of one both are the first.
+        # Without a threshold every place holds +inf; with one, both are the first.
         ("count > 0 -> count >= 0", ""),
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
     ],
-    # A row beside the first, which alone is told.
+    # Only the first row is reported; a second row changes nothing.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
-    # Where all norms are 0, by what they are divided.
+    # If all norms are 0, their divisor does not matter.
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(finite.max()) or 1.0"),
-        # By what both are divided.
+        # Both are divided by the same number.
         ("2 -> 3", "halves = norms / 2"),
     ],
-    # No row joins; an integer beyond all floats is neither 0 nor 1; a device costs
-    # transfers, which the tests with torch count, and changes no number.
+    # No row joins. An integer beyond all floats is neither 0 nor 1. A device costs
+    # transfers, which the torch tests count, but it changes no number.
     "record/row_counts.py": [
         ("rows > len(self.names) -> rows >= len(self.names)", ""),
     ],
@@ -122,23 +122,23 @@ EQUIVALENT = {
         ("0 -> 1", "math.inf if value > 0 else"),
         ("norm.device.type == 'cpu' -> norm.device.type != 'cpu'", ""),
     ],
-    # What equals the end of a regime was told as within it.
+    # A rate that equals the end of a range counts as within the range.
     "log/advice.py": [("rate > b -> rate >= b", "")],
-    # The size of a buffer: when norms are merged changes no number.
+    # The size of a buffer: the time of a merge changes no number.
     "history/full.py": [
         ("1024 -> 1025", "RECENT = 1024"),
-        # A part without norms is asked as well, and has none of them.
+        # A part without norms contributes nothing.
         ("old.shape[1] > 2 -> old.shape[1] >= 2", ""),
-        # A bisection that begins lower ends where it did.
+        # A bisection with a lower start ends at the same place.
         ("first + 1 -> first - 1", "least = 0 if between else"),
-        # Of equal norms either comes first.
+        # Two equal norms may come in either order.
         ("longest[rest] <= norm -> longest[rest] < norm", ""),
     ],
-    # The size of the pieces that a long series is looked at in.
+    # The size of the pieces of a long series.
     "planning/spikes.py": [
         ("2 -> 3", "MAX_STEPS = 2"),
         ("16 -> 17", "MAX_STEPS = 2"),
-        # What is left to rounding.
+        # A tolerance for rounding.
         ("1e-09 -> 1.01e-09", "if largest <"),
         ("1e-09 -> 1.01e-09", "abs(change) >= largest"),
         ("abs(change) >= largest - 1e-09 -> abs(change) > largest - 1e-09", ""),
@@ -148,16 +148,16 @@ EQUIVALENT = {
             "",
         ),
     ],
-    # Where both are equal, either branch gives that number.
+    # If both are equal, either branch gives that number.
     "policies/param_ratio.py": [
         ("param_norms > self.eps -> param_norms >= self.eps", "")
     ],
     "policies/zscore.py": [
         ("count < max_count -> count <= max_count", ""),
-        # The target of a norm that is not above its threshold is never used.
+        # The target of a norm up to its threshold is never used.
         ("norms > threshold -> norms >= threshold", "above ="),
         ("norms > limit.threshold -> norms >= limit.threshold", ""),
-        # What `where` discards, or 0 is divided by.
+        # `where` discards the value, or 0 is divided by it.
         ("1.0 -> 1.01", "excess = xp.where(spread > 0, norms - mean, 1.0)"),
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
@@ -170,7 +170,7 @@ EQUIVALENT = {
         ("inner.target > 0 -> inner.target >= 0", "where(inner.target > 0, 0.0"),
     ],
 }
-"""Mutants that compute the same: a change, and what its line says besides."""
+"""Mutants that compute the same: the change, and a part of the changed line."""
 
 COMPARISONS = {
     ast.Lt: [ast.LtE, ast.GtE],
@@ -200,7 +200,7 @@ Slot = tuple[ast.AST, Callable[[ast.AST], None]]
 
 
 def slots(node: ast.AST) -> Iterator[Slot]:
-    """Yield what a change can replace, and how.
+    """Yield each node that a change can replace, and a function that replaces it.
 
     Errors, annotations and the `strict=True` of a zip are left out.
     """
@@ -216,13 +216,13 @@ def slots(node: ast.AST) -> Iterator[Slot]:
 
 
 def left_out(node: ast.AST) -> bool:
-    """Return whether nothing is to be changed in a node."""
+    """Return whether a node is left out."""
     strict = isinstance(node, ast.keyword) and node.arg == "strict"
     return strict or isinstance(node, ast.Raise)
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what stands in the place of a node in each of its mutants."""
+    """Yield the nodes that replace a node in its mutants."""
     match node:
         case ast.Compare(left, ops, rights):
             for place, op in enumerate(ops):
@@ -249,7 +249,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """Yield what each mutant changes, and its source."""
+    """Yield the change and the source of each mutant."""
     tree = ast.parse(source)
     for node, put in list(slots(tree)):
         for changed in changes(node):
@@ -259,12 +259,12 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
 
 
 def words(node: ast.AST, changed: ast.AST) -> str:
-    """Return in words what a mutant changes."""
+    """Return the change of a mutant as a line of text."""
     return f"{node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(changed)}"
 
 
 def explained(file: str, source: str, what: str) -> bool:
-    """Return whether a mutant is one that computes the same."""
+    """Return whether `EQUIVALENT` explains a mutant."""
     number, change = what.split(": ", 1)
     change, line = (
         change.replace("  ->  ", " -> "),
@@ -275,7 +275,7 @@ def explained(file: str, source: str, what: str) -> bool:
 
 
 def survives(folder: Path, tests: list[str]) -> bool:
-    """Return whether all tests pass; a mutant that makes them endless does not."""
+    """Return whether all tests pass in time."""
     child = multiprocessing.get_context("fork").Process(
         target=run_tests,
         args=(folder, [f"tests/core/test_{name}.py" for name in tests]),
@@ -286,36 +286,36 @@ def survives(folder: Path, tests: list[str]) -> bool:
 
 
 def run_tests(folder: Path, files: list[str]) -> None:
-    """Run in a child: the package of the folder is the only one there is."""
+    """Run the tests in a child process, with the package of the folder."""
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    sys.dont_write_bytecode = True  # two mutants of one second have the same time
+    sys.dont_write_bytecode = True  # two mutants may have the same time stamp
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    # The tests that noticed the mutants before run first: one of them often does again.
+    # Tests that detected earlier mutants run first: one of them often fails again.
     options = ["-x", "-q", "-m", "not needs", "--failed-first"]
-    # pytest would rewrite what the parent has imported for it.
+    # The parent has already imported modules that pytest would rewrite.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     os._exit(pytest.main([*options, *files], plugins=[AnyFailure()]))
 
 
 class AnyFailure:
-    """A plugin for pytest: an example that fails is not made smaller, for nobody looks.
+    """A plugin for pytest: Hypothesis does not shrink a failing example.
 
-    It takes the settings as the tests made them; so there are as many examples.
+    The number of examples stays as the tests set it.
     """
 
     def pytest_configure(self) -> None:
-        """Leave out what follows a failure."""
+        """Leave out the phases after a failure."""
         phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.target]
         settings.register_profile("any failure", settings.default, phases=phases)
         settings.load_profile("any failure")
 
 
 def copied(folder: Path) -> Path:
-    """Return the folder, with a copy of what the tests of the package need."""
+    """Copy the files that the tests need into the folder, and return it."""
     for part in (PACKAGE, "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, folder / part)
@@ -323,7 +323,7 @@ def copied(folder: Path) -> Path:
 
 
 def survivors(folder: Path, file: str, every: int) -> int:
-    """Try the mutants of a file, print and count those that survive unexplained."""
+    """Try the mutants of a file; print and count the unexplained survivors."""
     path = folder / PACKAGE / file
     source = path.read_text(encoding="utf-8")
     if not survives(folder, TESTS[file]):
@@ -343,11 +343,11 @@ def survivors(folder: Path, file: str, every: int) -> int:
 
 
 def main() -> int:
-    """Try the mutants and return the exit status."""
+    """Try the mutants of the given files and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("files", nargs="*", choices=[*TESTS, []], default=list(TESTS))
-    add("--every", type=int, default=1, help="try one in so many (default all)")
+    add("--every", type=int, default=1, help="try every n-th mutant (default all)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = copied(Path(name))

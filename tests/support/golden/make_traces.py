@@ -1,7 +1,7 @@
-"""Write traces.json: what each policy has to answer to known series of norms.
+"""Write traces.json: the expected results of each policy for known series of norms.
 
-This is an oracle, not a part of the library, and it imports none of it. Each policy is
-written here once more, for one row, in float64, with lists and `if`, from its formula:
+This oracle is not a part of the library and imports nothing of it. It implements each
+policy again, for one row, in float64, with lists and `if`, from its formula:
 
     Fixed              Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063
     Quantile           AutoClip, Seetharaman et al. 2020, arXiv:2007.14469
@@ -11,17 +11,17 @@ written here once more, for one row, in float64, with lists and `if`, from its f
     ParamRatio         AGC, Brock et al. 2021, arXiv:2102.06171
     StreamingQuantile  Andrew et al. 2021, arXiv:1905.03871
 
-A trace is meant for an implementation in float32, so three things are seen to:
+A trace serves an implementation in float32. Therefore:
 
 - Norms are exact float32 numbers, and a quantile is `np.quantile` of a float32 array.
 - No norm lies so close to its threshold that rounding could decide whether it is
-  clipped: a series that has such a step is drawn again, from the next seed. Equality
-  is kept where it is exact in float32 too: the threshold is a past norm or a constant
+  clipped. A series with such a step is drawn again, from the next seed. Equality is
+  allowed if it is exact in float32, too: the threshold is a past norm or a constant
   (order statistics, constant histories, fixed thresholds).
 - A trace that float32 cannot hold is left out: a scale below its smallest normal
   number or a threshold above its largest, which only `tiny_and_huge` can reach
-  (`too_extreme`). `UNDECIDED` names what no seed could mend, and what would say
-  nothing. What was left out, and why, is printed.
+  (`too_extreme`). `UNDECIDED` lists cases that no seed can repair, and cases without
+  information. The script prints what it left out, and why.
 """
 
 import json
@@ -42,8 +42,8 @@ LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-# The policies. `limit` says threshold and target for this norm from what was recorded
-# before it; `learn` is given finite norms above 0 only.
+# The policies. `limit` returns threshold and target for a norm, from the norms recorded
+# before it. `learn` receives only finite norms above 0.
 
 
 @dataclass
@@ -51,11 +51,11 @@ class Policy:
     """One row of a policy: the state is in the object."""
 
     def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
-        """Threshold and target."""
+        """Return threshold and target."""
         raise NotImplementedError
 
     def learn(self, norm: float) -> None:
-        """Learn from a norm; a policy without a state learns nothing."""
+        """Record a norm; a policy without a state does nothing."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class ParamRatio(Policy):
 
 
 def window(recorded: Norms, norm: float, current: bool, length: int | None) -> Norms:
-    """The last norms; with `current`, this one is the last if it can be recorded."""
+    """Return the last norms; with `current`, also this norm if it can be recorded."""
     history = list(recorded)
     if current and math.isfinite(norm) and norm > 0:
         history.append(norm)
@@ -91,7 +91,7 @@ def window(recorded: Norms, norm: float, current: bool, length: int | None) -> N
 
 @dataclass
 class Quantile(Policy):
-    """A quantile of the last norms as they came."""
+    """A quantile of the last norms before clipping."""
 
     quantile: float = 0.9
     _: KW_ONLY
@@ -115,7 +115,7 @@ class Quantile(Policy):
 
 @dataclass
 class MeanStd(Policy):
-    """Mean and standard deviations of the last norms as they came, or of their logs."""
+    """Mean plus deviations of the last norms before clipping, or of their logs."""
 
     deviations: float = 2.0
     _: KW_ONLY
@@ -180,7 +180,7 @@ class ZScore(Policy):
             if self.record == "applied":
                 learned = target
             if self.record == "winsorized":
-                # Not in the paper: a constant history has to be able to rise.
+                # Not in the paper: the threshold must rise after constant norms.
                 learned = min(norm, threshold if self.variance > 0 else 2 * threshold)
         # alpha·mean + (1 − alpha)·learned, written so that a constant stays constant.
         self.mean += (1 - self.alpha) * (learned - self.mean)
@@ -218,7 +218,7 @@ class EmaRatio(Policy):
 
 @dataclass
 class StreamingQuantile(Policy):
-    """A quantile followed by one number, which starts at the first norm."""
+    """A quantile tracked in one number, which starts at the first norm."""
 
     quantile: float = 0.9
     _: KW_ONLY
@@ -241,7 +241,7 @@ class StreamingQuantile(Policy):
 
 @dataclass
 class Combinator(Policy):
-    """A policy around another one."""
+    """A policy around another policy."""
 
     policy: Policy
 
@@ -251,7 +251,7 @@ class Combinator(Policy):
 
 @dataclass
 class Warmup(Combinator):
-    """A constant until so many norms have been recorded."""
+    """A constant until a number of norms have been recorded."""
 
     _: KW_ONLY
     steps: int
@@ -270,7 +270,7 @@ class Warmup(Combinator):
 
 @dataclass
 class Cap(Combinator):
-    """Never above."""
+    """A threshold that is never above a constant."""
 
     _: KW_ONLY
     max_norm: float
@@ -282,7 +282,7 @@ class Cap(Combinator):
 
 @dataclass
 class Floor(Combinator):
-    """Never below; a target of 0 stays 0."""
+    """A threshold that is never below a constant; a target of 0 stays 0."""
 
     _: KW_ONLY
     min_norm: float
@@ -296,7 +296,7 @@ class Floor(Combinator):
 
 @dataclass
 class Drop(Combinator):
-    """Nothing is left of what exceeds the threshold.
+    """A norm above the threshold is scaled to 0.
 
     On a single row, which is what a trace has, both actions give the same numbers.
     """
@@ -315,7 +315,7 @@ NAMES = {policy.__name__: policy for policy in STATELESS + STATEFUL + COMBINATOR
 
 
 def evaluate(expression: str) -> Policy:
-    """The policy of this file that an expression of the library's names stands for."""
+    """Return the policy of this file for an expression in the names of the library."""
     policy: Policy = eval(expression, dict(NAMES))
     return policy
 
@@ -323,7 +323,7 @@ def evaluate(expression: str) -> Policy:
 def run(
     policy: Policy, norms: Norms, param_norms: Norms | None = None
 ) -> tuple[Norms, Norms]:
-    """Thresholds and scales, one of each per step."""
+    """Return thresholds and scales, one of each per step."""
     thresholds, scales = [], []
     for norm, param_norm in zip(norms, param_norms or norms, strict=True):
         threshold, target = policy.limit(norm, param_norm)
@@ -407,7 +407,7 @@ def log_normal(rng: np.random.Generator, log_std: float, steps: int = STEPS) -> 
 
 
 def shifted(rng: np.random.Generator, factor: float) -> Norms:
-    """Norms around 1, from the middle on around `factor`."""
+    """Norms around 1, and around `factor` in the second half."""
     norms = log_normal(rng, 0.3)
     return norms[: STEPS // 2] + [factor * norm for norm in norms[STEPS // 2 :]]
 
@@ -420,7 +420,7 @@ def spikes(rng: np.random.Generator) -> Norms:
 
 
 def fp16_start(rng: np.random.Generator) -> Norms:
-    """How a run in float16 begins: the loss scale is too large at first."""
+    """The start of a run in float16: the loss scale is too large at first."""
     return [math.inf, math.inf, 1.0, 1.0, *log_normal(rng, 0.3, STEPS - 4)]
 
 
@@ -435,12 +435,12 @@ def nan_in_the_middle(rng: np.random.Generator) -> Norms:
 
 
 def ties(rng: np.random.Generator) -> Norms:
-    """A handful of levels with few binary digits, so that equality is exact."""
+    """A few levels with few binary digits, so that equality is exact."""
     return [float(rng.choice([0.5, 0.75, 1.0, 1.5, 2.0, 3.0])) for _ in range(STEPS)]
 
 
 def zeros(rng: np.random.Generator) -> Norms:
-    """Norms of exactly 0 at the start, in a row, and here and there."""
+    """Norms of exactly 0: at the start, in a row, and single."""
     norms = log_normal(rng, 0.3)
     return [
         0.0 if step < 3 or 100 <= step < 105 or rng.random() < 0.1 else norm
@@ -454,12 +454,12 @@ def constant(rng: np.random.Generator) -> Norms:
 
 
 def constant_then_shift(rng: np.random.Generator) -> Norms:
-    """A history without any spread, then ten times as much."""
+    """Constant norms, then ten times as much."""
     return [3.0] * 40 + [30.0 * norm for norm in log_normal(rng, 0.1, STEPS - 40)]
 
 
 def tiny_and_huge(rng: np.random.Generator) -> Norms:
-    """From 1e-20 to 1e20: the square of neither is a float32 number."""
+    """From 1e-20 to 1e20: neither square is a float32 number."""
     return [1.0, 1e20, 1e-20, *(10.0 ** rng.uniform(-20, 20, STEPS - 3))]
 
 
@@ -491,17 +491,18 @@ PARAM_NORMS: dict[str, Norms] = {
 }
 
 
-# What float32 can and cannot be asked.
+# The limits of float32.
 
 
 def tolerance(expression: str, series: str) -> float:
-    """The relative error to allow an implementation in float32.
+    """Return the allowed relative error of an implementation in float32.
 
-    A half unit in the last place is 6e-8. A window starts afresh at each step. What
-    multiplies its own past by one of a few factors adds up the roundings of factor and
-    product, five half units a step: the streaming quantile, AdaGC above its threshold.
-    The z-score forgets at the rate 1 − alpha, which leaves 4e-6, but remembers while it
-    climbs, some 25 steps, and while it falls from 1e20, which takes the whole series.
+    A half unit in the last place is 6e-8. A window does not accumulate errors. The
+    streaming quantile, and AdaGC above its threshold, multiply their last value by one
+    of a few factors. They accumulate the rounding errors of factor and product, five
+    half units per step. The errors of the z-score decay at the rate 1 − alpha, which
+    leaves 4e-6. They do not decay while it climbs, about 25 steps, and while it falls
+    from 1e20, which takes the whole series.
     """
     steps = SHORT if series == "constant" else STEPS
     if "MeanStd" in expression:
@@ -516,7 +517,7 @@ def tolerance(expression: str, series: str) -> float:
 def near_tie(
     expression: str, norms: Norms, thresholds: Norms, rtol: float
 ) -> str | None:
-    """The first step that rounding could decide, if any."""
+    """Return the first step that rounding could decide, if any."""
     margin = max(2e-5, 2 * rtol)
     for step, (norm, threshold) in enumerate(zip(norms, thresholds, strict=True)):
         if not (math.isfinite(norm) and math.isfinite(threshold)):
@@ -532,7 +533,7 @@ def near_tie(
 
 
 def too_extreme(thresholds: Norms, scales: Norms) -> str | None:
-    """Why float32 cannot hold the answer, if it cannot."""
+    """Return why float32 cannot hold the results, or None."""
     if any(LARGEST < threshold < math.inf for threshold in thresholds):
         return "a threshold is above the largest float32"
     if any(0 < threshold < SMALLEST for threshold in thresholds):
@@ -543,7 +544,7 @@ def too_extreme(thresholds: Norms, scales: Norms) -> str | None:
 
 
 def undecided(expression: str, series: str) -> str | None:
-    """Why a case says nothing on a series, if it does not."""
+    """Return why a case gives no information on a series, or None."""
     for (part, name), reason in UNDECIDED.items():
         if part in expression and name == series:
             return reason
@@ -554,17 +555,17 @@ def undecided(expression: str, series: str) -> str | None:
 
 
 def float32(values: Norms) -> Norms:
-    """The nearest float32 numbers."""
+    """Return the nearest float32 numbers."""
     return [float(np.float32(value)) for value in values]
 
 
 def nine_digits(values: Norms) -> Norms:
-    """As many as tell float32 numbers apart."""
+    """Return the values with nine digits, which distinguish float32 numbers."""
     return [float(f"{value:.9g}") for value in values]
 
 
 def traces_of(series: str, norms: Norms) -> Iterator[dict[str, Any]]:
-    """One trace per case; those that were left out hold the reason instead."""
+    """Yield one trace per case; a case that is left out holds the reason instead."""
     for expression, of_params in CASES:
         trace: dict[str, Any] = {"policy": expression, "series": series}
         if of_params is not None:
@@ -583,7 +584,7 @@ def traces_of(series: str, norms: Norms) -> Iterator[dict[str, Any]]:
 
 
 def draw(series: str) -> tuple[Norms, list[dict[str, Any]]]:
-    """The series from the first seed without a near tie, and its traces."""
+    """Return the series of the first seed without a near tie, and its traces."""
     for seed in range(1000):
         rng = np.random.default_rng([seed, list(SERIES).index(series)])
         norms = float32(SERIES[series](rng))
@@ -637,7 +638,7 @@ def close(value: float, expected: float) -> bool:
 
 
 def check_by_hand() -> None:
-    """What can be said without this file."""
+    """Compare the policies with calculations by hand."""
     # Of 0 … 31 the mean is 15.5 and, with 31 in the divisor, the standard deviation
     # √(32·33/12) = 9.3808315. A norm of 0 is not recorded, hence 1 … 32.
     norms = [float(n) for n in range(1, 33)]
