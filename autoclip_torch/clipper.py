@@ -15,7 +15,7 @@ from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .observer import Observer
-from .rows.groups import Given, optimizer_groups
+from .rows.groups import Given, read_optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
@@ -257,5 +257,5 @@ class Clipper(Observer):
         >>> weight.grad
         tensor([0.6000, 0.8000])
         """
-        clipper = cls(optimizer_groups(optimizer, model), *policy, **keywords)
+        clipper = cls(read_optimizer_groups(optimizer, model), *policy, **keywords)
         return ClippedOptimizer(optimizer, clipper)

@@ -21,9 +21,9 @@ from .rows.groups import (
     NamedParameter,
     check_patterns,
     exclude_from,
+    find_units,
     read_groups,
     refuse_shared,
-    units_of,
 )
 from .rows.rows import Rows, make_rows
 from .rows.settings import check_keys
@@ -110,8 +110,8 @@ class Observer:
         >>> clipper.threshold()
         tensor([2.])
         """
-        weights = self._stepper.parameter_norms()
-        return torch.as_tensor(self._policy_states.thresholds(weights))
+        weights = self._stepper.measure_parameters()
+        return torch.as_tensor(self._policy_states.get_thresholds(weights))
 
     @torch.no_grad()
     def observe(self, norms: Any) -> Decision:
@@ -139,7 +139,7 @@ class Observer:
         tensor([0.2500])
         """
         states = self._policy_states
-        weights = self._stepper.parameter_norms()
+        weights = self._stepper.measure_parameters()
         arrays = map(states.as_array, as_series(norms, len(self.names)))
         steps = list(zip(*arrays, strict=True))
         if self.nonfinite == "raise":
@@ -292,7 +292,7 @@ class Observer:
 
     def _units(self, named: NamedParameter) -> Units:
         """Return how a parameter is cut into units."""
-        return units_of(named)
+        return find_units(named)
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with. Subclasses add settings."""

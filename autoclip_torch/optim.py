@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from . import named
 from .hooks.clipped_optimizer import ClippedOptimizer as ClippedOptimizer
-from .rows.groups import optimizer_groups
+from .rows.groups import read_optimizer_groups
 
 
 class AGC(ClippedOptimizer):
@@ -44,6 +44,6 @@ class AGC(ClippedOptimizer):
         **keywords: Any,
     ) -> None:
         """Create the clipper of the optimizer's parameters."""
-        groups = optimizer_groups(optimizer, model)
+        groups = read_optimizer_groups(optimizer, model)
         clipper = named.AGC(groups, clipping=clipping, eps=eps, **keywords)
         super().__init__(optimizer, clipper)

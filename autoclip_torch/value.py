@@ -14,8 +14,8 @@ from autoclip_core.policy import get_arguments
 from autoclip_core.scale import as_norms
 
 from .clipper import Clipper
-from .gradients.layout import Gradients, real, writable
-from .gradients.sharded import is_partial, without_partial
+from .gradients.layout import Gradients, as_real, make_writable
+from .gradients.sharded import is_partial, sum_partial
 from .rows.groups import Given
 from .rows.settings import check_keys
 from .step.amp import LossScale
@@ -54,12 +54,12 @@ class ValueStepper(Stepper):
                 None if g is None else g / factor.to(g.device) for g in gradients
             ]
         # The limit holds for the sums of a `Partial`, not for its summands.
-        gradients = [without_partial(gradient) for gradient in gradients]
+        gradients = [sum_partial(gradient) for gradient in gradients]
         return super().measure(
             gradients,
             loss_scale._replace(factor=None),
-            self._each(_clamped, gradients),
-            self._each(_cut_off, gradients),
+            self._map(_clamp_copy, gradients),
+            self._map(_cut_off, gradients),
         )
 
     def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
@@ -70,7 +70,7 @@ class ValueStepper(Stepper):
                 norms,
                 kept,
                 as_norms(cut, states.xp) > 0,
-                thresholds=states.thresholds(None),
+                thresholds=states.get_thresholds(None),
                 observed=observed,
                 nonfinite=states.nonfinite,
                 xp=states.xp,
@@ -83,23 +83,25 @@ class ValueStepper(Stepper):
             one = decision.scale * 0 + 1
             scales = self.policy_states.xp.where(decision.finite, one, 0.0)
             super().scale(gradients, decision._replace(scale=scales))
-        for entry, limit in zip(self.rows.by_parameter, self._limits(), strict=True):
+        for entry, limit in zip(
+            self.rows.by_parameter, self._get_limits(), strict=True
+        ):
             gradient = entry.parameter.grad
             if gradient is not None and gradient.is_sparse:
-                entry.parameter.grad = _clamped(gradient, limit)
+                entry.parameter.grad = _clamp_copy(gradient, limit)
             elif is_partial(gradient):
-                entry.parameter.grad = _clamp_(without_partial(gradient), limit)
+                entry.parameter.grad = _clamp_(sum_partial(gradient), limit)
             elif gradient is not None:
-                _clamp_(writable(entry, gradient), limit)
+                _clamp_(make_writable(entry, gradient), limit)
 
-    def _each(
+    def _map(
         self, function: Callable[[Tensor, float], Tensor], gradients: Gradients
     ) -> Gradients:
         """Yield the result of a function for each gradient, one at a time."""
-        for gradient, limit in zip(gradients, self._limits(), strict=True):
+        for gradient, limit in zip(gradients, self._get_limits(), strict=True):
             yield None if gradient is None else function(gradient, limit)
 
-    def _limits(self) -> list[float]:
+    def _get_limits(self) -> list[float]:
         """Return the clip value of each parameter."""
         limits = []
         for entry in self.rows.by_parameter:
@@ -168,7 +170,7 @@ class ValueClip(Clipper):
         return Fixed(check_positive("clip_value", overrides["clip_value"]))
 
 
-def _clamped(gradient: Tensor, limit: float) -> Tensor:
+def _clamp_copy(gradient: Tensor, limit: float) -> Tensor:
     """Return a copy with every element in [-limit, limit], complex ones by part."""
     copy = gradient.coalesce().clone() if gradient.is_sparse else gradient.clone()
     return _clamp_(copy, limit)
@@ -177,15 +179,15 @@ def _clamped(gradient: Tensor, limit: float) -> Tensor:
 def _cut_off(gradient: Tensor, limit: float) -> Tensor:
     """Return what clamping removes, with any sign: 0 in each unchanged element."""
     if not gradient.is_sparse:
-        return gradient - _clamped(gradient, limit)
+        return gradient - _clamp_copy(gradient, limit)
     # Coalesced once: summed in another order, duplicates may differ in a bit.
     gradient = gradient.coalesce()
-    removed = _clamped(gradient, limit)
+    removed = _clamp_copy(gradient, limit)
     removed._values().sub_(gradient._values())
     return removed
 
 
 def _clamp_(gradient: Tensor, limit: float) -> Tensor:
     """Clamp every element of a dense or coalesced gradient in place."""
-    real(gradient).clamp_(-limit, limit)
+    as_real(gradient).clamp_(-limit, limit)
     return gradient

@@ -14,13 +14,13 @@ from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import squares
 from .layout import (
+    align_unit_scales,
+    as_real,
     is_cut_by_first_axis,
-    pieces,
-    real,
+    make_writable,
     select_,
-    unit_scales,
-    with_an_axis,
-    writable,
+    split_pieces,
+    with_axis,
 )
 
 # At most this many numbers of short tensors are copied side by side: the cache size.
@@ -51,7 +51,7 @@ def measure(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
                 _add_one(sums, rows.by_parameter[index], tensors[index])
         else:
             _add_short(sums, rows, tensors, short)
-        return np.sqrt(sums), _observed(rows, tensors)
+        return np.sqrt(sums), _find_observed(rows, tensors)
 
 
 def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
@@ -63,7 +63,7 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     if not is_touched.any():
         return
     index = rows.index
-    factors = index.parts(torch.from_numpy(scales))
+    factors = index.split(torch.from_numpy(scales))
     touched = index.count(is_touched).tolist()
     is_multiplied = index.count(is_touched & (scales != 0)) == index.counts
     products: list[Tensor] = []
@@ -74,8 +74,8 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     for entry, gradient, is_clipped, is_product in entries:
         if gradient is None or not is_clipped:
             continue
-        gradient, factor = writable(entry, gradient), factors[entry.start]
-        values, factor = _aligned(gradient, factor, entry.units)
+        gradient, factor = make_writable(entry, gradient), factors[entry.start]
+        values, factor = _align(gradient, factor, entry.units)
         # A negated view, such as the imaginary part of a conjugate, is scaled alone.
         if is_product and values.dtype.itemsize >= 4 and not values.is_neg():
             products.append(values)
@@ -91,9 +91,9 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
 def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
     """Add the sums of squares of one tensor to those of its rows."""
     if entry.units is None:
-        sums[entry.start] += squares.of_all(tensor)
+        sums[entry.start] += squares.sum_tensor(tensor)
     else:
-        sums[entry.start : entry.stop] += squares.of_units(tensor, entry.units)
+        sums[entry.start : entry.stop] += squares.sum_units(tensor, entry.units)
 
 
 def _add_short(sums: _Array, rows: Rows, tensors: list[Any], short: list[int]) -> None:
@@ -104,26 +104,26 @@ def _add_short(sums: _Array, rows: Rows, tensors: list[Any], short: list[int]) -
         is_in_batch = np.zeros(len(tensors), np.bool_)
         is_in_batch[batch] = True
         counts = rows.index.counts[batch]
-        batch_sums = squares.of_short([tensors[index] for index in batch], counts)
-        np.add.at(sums, rows.index.rows(is_in_batch), batch_sums)
+        batch_sums = squares.sum_short([tensors[index] for index in batch], counts)
+        np.add.at(sums, rows.index.get_rows(is_in_batch), batch_sums)
 
 
-def _observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
+def _find_observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
     """Return which rows have a tensor."""
     is_present = np.array([tensor is not None for tensor in tensors], np.bool_)
     observed: _Array = np.full(len(rows.names), is_present.all())
     if not is_present.all():
-        observed[rows.index.rows(is_present)] = True
+        observed[rows.index.get_rows(is_present)] = True
     return observed
 
 
-def _aligned(
+def _align(
     gradient: Tensor, scales: Tensor, units: Units | None
 ) -> tuple[Tensor, Tensor]:
     """Return a gradient's numbers and its scales, in shapes that broadcast."""
     if units is not None:
-        return unit_scales(gradient, scales, units)
-    return with_an_axis(real(gradient)), scales
+        return align_unit_scales(gradient, scales, units)
+    return with_axis(as_real(gradient)), scales
 
 
 def _scale_whole_(values: Tensor, scale: float) -> None:
@@ -146,7 +146,7 @@ def _scale_units_(
         select_(values, scales)
         return
     touched = (scales != 1).view(-1).numpy().nonzero()[0]
-    for piece in pieces(touched, values):
+    for piece in split_pieces(touched, values):
         index = torch.from_numpy(piece)
         copy = values[index]
         select_(copy, scales[index])

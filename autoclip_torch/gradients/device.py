@@ -22,19 +22,19 @@ from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .layout import (
     Gradients,
-    norm_over,
-    norms_in,
-    real,
+    align_unit_scales,
+    as_real,
+    compute_norm,
+    compute_norms,
+    make_writable,
     select_,
-    unit_scales,
-    with_an_axis,
-    writable,
+    with_axis,
 )
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def decision_device(tensors: Sequence[Tensor]) -> torch.device | None:
+def choose_device(tensors: Sequence[Tensor]) -> torch.device | None:
     """Return the device on which to decide about tensors; None is NumPy on the CPU.
 
     NumPy decides if all of them are plain tensors on the CPU, which it can view.
@@ -48,7 +48,7 @@ def decision_device(tensors: Sequence[Tensor]) -> torch.device | None:
     return next(accelerators, tensors[0].device)
 
 
-def wide_type(device: torch.device) -> torch.dtype:
+def get_wide_type(device: torch.device) -> torch.dtype:
     """Return the type in which squares are summed on a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -61,16 +61,16 @@ def measure(
     Squares are summed in float64, so that neither large nor small finite gradients lose
     their norm; on a device without float64, in float32.
     """
-    wide = wide_type(device)
+    wide = get_wide_type(device)
     absent = torch.zeros((), dtype=wide, device=device)
     yes = torch.ones((), dtype=torch.bool, device=device)
     # Parameters are in the order of their rows, so the keys are, too.
     vectors: dict[int, list[Tensor]] = {entry.start: [] for entry in rows.by_parameter}
     widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
-    for entry, norms in _parameter_norms(rows, tensors, wide):
+    for entry, norms in _measure_parameters(rows, tensors, wide):
         vectors[entry.start].append(norms.to(device, non_blocking=True))
     norms_of_rows = [
-        combined(parts) if parts else absent.expand(widths[start])
+        combine(parts) if parts else absent.expand(widths[start])
         for start, parts in vectors.items()
     ]
     observed = [
@@ -80,7 +80,7 @@ def measure(
     return torch.cat(norms_of_rows), torch.cat(observed)
 
 
-def _parameter_norms(
+def _measure_parameters(
     rows: Rows, tensors: Gradients, wide: torch.dtype
 ) -> Iterator[tuple[ParameterRows, Tensor]]:
     """Yield each parameter that has a tensor, with the norms of its rows."""
@@ -91,17 +91,17 @@ def _parameter_norms(
         if entry.units is None:
             whole.append((entry, tensor))
         else:
-            yield entry, norms_in(tensor, entry.units, wide).reshape(-1)
-    norms = whole_norms([tensor for _, tensor in whole], wide)
+            yield entry, compute_norms(tensor, entry.units, wide).reshape(-1)
+    norms = measure_whole([tensor for _, tensor in whole], wide)
     for (entry, _), norm in zip(whole, norms, strict=True):
         yield entry, norm.reshape(1)
 
 
-def whole_norms(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
+def measure_whole(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
     """Return the norm of each tensor; one call measures all tensors of a type."""
-    values = [real(t.coalesce() if t.is_sparse else t) for t in tensors]
+    values = [as_real(t.coalesce() if t.is_sparse else t) for t in tensors]
     norms = values.copy()
-    for indices in _by_type(values):
+    for indices in _group_by_type(values):
         batch = [values[index] for index in indices]
         dtype = torch.promote_types(wide, batch[0].dtype)
         batch_norms = torch._foreach_norm(batch, 2, dtype)
@@ -110,11 +110,11 @@ def whole_norms(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
     return norms
 
 
-def combined(norms: list[Tensor]) -> Tensor:
+def combine(norms: list[Tensor]) -> Tensor:
     """Return the norm of a row that holds several tensors."""
     if len(norms) == 1:
         return norms[0]
-    return norm_over(torch.stack(norms), (0,), norms[0].dtype)
+    return compute_norm(torch.stack(norms), (0,), norms[0].dtype)
 
 
 def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
@@ -130,12 +130,12 @@ def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
     for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
         if gradient is None:
             continue
-        gradient = writable(entry, gradient)
+        gradient = make_writable(entry, gradient)
         if entry.units is None:
             whole.setdefault(entry.start, []).append(gradient)
         else:
             entry_scales = scales[entry.start : entry.stop].to(gradient.device)
-            select_(*unit_scales(gradient, entry_scales, entry.units))
+            select_(*align_unit_scales(gradient, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
@@ -145,14 +145,14 @@ def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
     masks = {size: (~is_zero).to(integer) for size, integer in _INTEGERS.items()}
     factors = scales.masked_fill(is_zero, 1.0)
     for row, tensors in gradients.items():
-        values = [real(tensor) for tensor in tensors]
-        for indices in _by_type(values):
+        values = [as_real(tensor) for tensor in tensors]
+        for indices in _group_by_type(values):
             batch = [values[index] for index in indices]
             device = batch[0].device
             # Compiled code fuses this into one pass. A negated view has no integers.
             if torch.compiler.is_compiling() or any(v.is_neg() for v in batch):
                 for tensor in batch:
-                    select_(with_an_axis(tensor), scales[row].to(device).reshape(1))
+                    select_(with_axis(tensor), scales[row].to(device).reshape(1))
             else:
                 _mask_(batch, masks[batch[0].dtype.itemsize][row].to(device))
                 _multiply_(batch, factors[row].to(device))
@@ -173,10 +173,10 @@ def _multiply_(values: list[Tensor], factor: Tensor) -> None:
         torch._foreach_mul_(values, factor)
     else:
         for value in values:
-            with_an_axis(value).mul_(factor.reshape(1))
+            with_axis(value).mul_(factor.reshape(1))
 
 
-def _by_type(tensors: list[Tensor]) -> list[list[int]]:
+def _group_by_type(tensors: list[Tensor]) -> list[list[int]]:
     """Return the indices of the tensors, grouped by device and type."""
     kinds: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):

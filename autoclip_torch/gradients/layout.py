@@ -18,18 +18,18 @@ Gradients = Iterable[Tensor | None]
 PIECE = 2**20
 
 
-def stored(tensor: Tensor) -> Tensor:
+def get_stored(tensor: Tensor) -> Tensor:
     """Return the stored numbers of a tensor, as a view that may be written."""
     return tensor._values() if tensor.is_sparse else tensor
 
 
-def real(tensor: Tensor) -> Tensor:
+def as_real(tensor: Tensor) -> Tensor:
     """Return the stored numbers as a real view: complex numbers get one more axis.
 
     Raises:
       TypeError: the numbers have 8 bits; torch can neither measure nor scale these.
     """
-    values = stored(tensor)
+    values = get_stored(tensor)
     if values.dtype.itemsize == 1:
         rule = "of 16 bits or more"
         way_out = (
@@ -43,12 +43,12 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(values.conj() if values.is_conj() else values)
 
 
-def with_an_axis(values: Tensor) -> Tensor:
+def with_axis(values: Tensor) -> Tensor:
     """Return the same numbers; a single number becomes a vector."""
     return values if values.ndim else values.view(1)
 
 
-def norm_over(
+def compute_norm(
     values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype
 ) -> Tensor:
     """Return norms over axes, or over all axes if None, accumulated in `dtype`."""
@@ -56,23 +56,23 @@ def norm_over(
     return norms
 
 
-def norms_in(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
+def compute_norms(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
     """Return the norm of a tensor or of its units, accumulated in `dtype` or wider."""
     if tensor.is_sparse:
         tensor = tensor.coalesce() if units is None else tensor.to_dense()
-    values = real(tensor)
+    values = as_real(tensor)
     dtype = torch.promote_types(dtype, values.dtype)
     if units is None:
-        return norm_over(values, None, dtype)
+        return compute_norm(values, None, dtype)
     if not units.axes:
         return tensor.abs().to(dtype)
-    if tensor.is_complex():  # real() adds an axis of real and imaginary parts
+    if tensor.is_complex():  # as_real() adds an axis of real and imaginary parts
         axes = (*units.axes, len(split_shape(tensor.shape, units)))
         units = Units(axes, units.groups)
-    return norm_over(split(values, units), units.axes, dtype)
+    return compute_norm(split_groups(values, units), units.axes, dtype)
 
 
-def split(values: Tensor, units: Units) -> Tensor:
+def split_groups(values: Tensor, units: Units) -> Tensor:
     """Return a view with the groups of the units, if any, as the first axis."""
     return values.view(split_shape(values.shape, units)) if units.groups > 1 else values
 
@@ -83,7 +83,7 @@ def is_cut_by_first_axis(units: Units, tensor: Tensor) -> bool:
     return is_first and len(units.axes) == tensor.ndim - 1
 
 
-def unit_scales(
+def align_unit_scales(
     gradient: Tensor, scales: Tensor, units: Units
 ) -> tuple[Tensor, Tensor]:
     """Return a gradient's numbers and its units' scales, in shapes that broadcast."""
@@ -94,9 +94,9 @@ def unit_scales(
         expanded = scales.expand(*gradient.shape[:axes], *scales.shape[axes:])
         values, scales = gradient._values(), expanded[tuple(gradient._indices())]
     else:
-        values = split(gradient, units)
+        values = split_groups(gradient, units)
     if values.is_complex():  # a complex 1 would turn inf + 1j into NaN
-        return real(values), scales.unsqueeze(-1)
+        return as_real(values), scales.unsqueeze(-1)
     return values, scales
 
 
@@ -114,7 +114,7 @@ def select_(values: Tensor, scales: Tensor) -> None:
     values.mul_(scales.masked_fill(is_zero, 1.0))
 
 
-def writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
+def make_writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
     """Return the gradient, or replace it by a copy if its numbers share memory."""
     # Only an expanded gradient has an axis of stride 0.
     if gradient.is_sparse or 0 not in gradient.stride():
@@ -143,15 +143,15 @@ def copy_shared(
     return [entry.parameter.grad for entry in entries]
 
 
-def rows_of_a_piece(values: Tensor) -> int:
+def count_piece_rows(values: Tensor) -> int:
     """Return how many indices of the first axis have about `PIECE` numbers."""
     return max(1, PIECE * values.shape[0] // max(1, values.numel()))
 
 
-def pieces(
+def split_pieces(
     rows: np.ndarray[Any, Any], values: Tensor
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the rows in pieces, so that a copy of a piece takes little memory."""
-    step = rows_of_a_piece(values)
+    """Yield the rows in split_pieces, so that a copy of a piece takes little memory."""
+    step = count_piece_rows(values)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]

@@ -58,10 +58,10 @@ class Ranks:
             )
         self.has_checked_rows = True
 
-    def weight(self, tensor: Tensor) -> float:
+    def get_weight(self, tensor: Tensor) -> float:
         """Return 1 / n, if n ranks hold the same part of the tensor as this rank."""
         if is_sharded(tensor):
-            return _shards(tensor) / self.sharding
+            return _count_shards(tensor) / self.sharding
         return 1 / self.copies
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
@@ -82,14 +82,14 @@ def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
     if not meshes:
         return process_group and Ranks((process_group,), process_group, 1, 1)
-    mesh_group = _group_of(meshes)
+    mesh_group = _find_group(meshes)
     size = dist.get_world_size(mesh_group)
     if process_group is None:
         return Ranks((mesh_group,), None, size, size)
-    return _among_shards(mesh_group, process_group)
+    return _find_ranks_with_shards(mesh_group, process_group)
 
 
-def _among_shards(mesh_group: Any, process_group: Any) -> Ranks:
+def _find_ranks_with_shards(mesh_group: Any, process_group: Any) -> Ranks:
     """Return the ranks that sum norms if some ranks also hold different parameters."""
     sharing = set(dist.get_process_group_ranks(mesh_group))
     differing = set(dist.get_process_group_ranks(process_group))
@@ -105,7 +105,7 @@ def _among_shards(mesh_group: Any, process_group: Any) -> Ranks:
     raise ValueError(format_error("process_group", rule, got, way_out))
 
 
-def _shards(tensor: Any) -> int:
+def _count_shards(tensor: Any) -> int:
     """Return the number of different parts of a tensor."""
     if not is_sharded(tensor):
         return 1
@@ -115,13 +115,13 @@ def _shards(tensor: Any) -> int:
     )
 
 
-def _group_of(meshes: Sequence[Any]) -> Any:
+def _find_group(meshes: Sequence[Any]) -> Any:
     """Return a group of all ranks of the meshes; a new one only if none exists.
 
     With several meshes, such as the rows and columns of a grid, each rank may be in
     others. The group is then the part of their root mesh that has all their axes.
     """
-    if len(meshes) > 1 and (part := _common_mesh(meshes)) is not None:
+    if len(meshes) > 1 and (part := _find_common_mesh(meshes)) is not None:
         meshes = [part]
     ranks = sorted({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
     if len(ranks) == dist.get_world_size():
@@ -131,9 +131,9 @@ def _group_of(meshes: Sequence[Any]) -> Any:
     return dist.new_group(ranks, use_local_synchronization=True)
 
 
-def _common_mesh(meshes: Sequence[Any]) -> Any:
+def _find_common_mesh(meshes: Sequence[Any]) -> Any:
     """Return the mesh over the named axes of all meshes, if they share a root."""
-    roots = list(dict.fromkeys(map(_root, meshes)))
+    roots = list(dict.fromkeys(map(_find_root, meshes)))
     names = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
     known = tuple(n for n in roots[0].mesh_dim_names or () if n in names)
     if len(roots) > 1 or not names or len(known) < len(names):
@@ -141,7 +141,7 @@ def _common_mesh(meshes: Sequence[Any]) -> Any:
     return roots[0] if len(known) == roots[0].ndim else roots[0][known]
 
 
-def _root(mesh: Any) -> Any:
+def _find_root(mesh: Any) -> Any:
     """Return the mesh that a mesh is a part of. There is no public way to ask."""
     if hasattr(mesh, "_get_root_mesh"):
         return mesh._get_root_mesh()

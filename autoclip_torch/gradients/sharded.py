@@ -14,8 +14,8 @@ from torch import Tensor
 from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 from autoclip_torch.rows.rows import Rows
 
-from .device import combined, scale_whole_, whole_norms, wide_type
-from .layout import Gradients, norms_in, select_, unit_scales, writable
+from .device import combine, get_wide_type, measure_whole, scale_whole_
+from .layout import Gradients, align_unit_scales, compute_norms, make_writable, select_
 from .ranks import Ranks, is_sharded
 
 
@@ -39,7 +39,7 @@ def measure(
     place = torch.device("cpu") if device is None else device
     if not torch.compiler.is_compiling():
         ranks.check_rows(len(rows.names), place)
-    parts = [_local_squares(rows, tensors, place, ranks) for tensors in sequences]
+    parts = [_measure_squares(rows, tensors, place, ranks) for tensors in sequences]
     # All ranks send vectors of the same length, with or without a loss scale.
     flag = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
     vector = torch.cat([*parts, flag.reshape(1)])
@@ -63,86 +63,91 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
         if gradient is None:
             continue
         if not is_sharded(gradient):
-            gradient = writable(entry, gradient)
-        local = _local(gradient)
+            gradient = make_writable(entry, gradient)
+        local = _get_local(gradient)
         if entry.units is None:
             whole.setdefault(entry.start, []).append(local)
             continue
         entry_scales = scales[entry.start : entry.stop].to(local.device)
         if is_sharded(gradient):
-            select_(local, _local_scales(gradient, entry_scales, entry.units))
+            select_(local, _find_local_scales(gradient, entry_scales, entry.units))
         else:
-            select_(*unit_scales(local, entry_scales, entry.units))
+            select_(*align_unit_scales(local, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
-def _local_squares(
+def _measure_squares(
     rows: Rows, tensors: Gradients, device: torch.device, ranks: Ranks
 ) -> Tensor:
     """Return this rank's share of the squared norms, and which rows it observed."""
-    wide = wide_type(device)
+    wide = get_wide_type(device)
     share = torch.zeros(2, len(rows.names), dtype=wide, device=device)
     squares, observed = share
     whole: dict[tuple[int, float], list[Tensor]] = {}
     for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
         if tensor is None:
             continue
-        tensor = without_partial(tensor)
-        weight = ranks.weight(tensor)
+        tensor = sum_partial(tensor)
+        weight = ranks.get_weight(tensor)
         if entry.units is None:
-            whole.setdefault((entry.start, weight), []).append(_local(tensor))
+            whole.setdefault((entry.start, weight), []).append(_get_local(tensor))
             continue
-        part = _squares(tensor, entry.units, wide).to(device, non_blocking=True)
+        part = _sum_unit_squares(tensor, entry.units, wide).to(
+            device, non_blocking=True
+        )
         squares[entry.start : entry.stop] += weight * part
         observed[entry.start : entry.stop] = 1
     for (row, weight), parts in whole.items():
-        norms = [norm.to(device) for norm in whole_norms(parts, wide)]
-        squares[row] += weight * combined(norms).square()
+        norms = [norm.to(device) for norm in measure_whole(parts, wide)]
+        squares[row] += weight * combine(norms).square()
         observed[row] = 1
     return share.reshape(-1)
 
 
-def _squares(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
+def _sum_unit_squares(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
     """Return the sum of squares of the local part of each unit."""
-    local = _local(tensor)
+    local = _get_local(tensor)
     if not is_sharded(tensor):
-        return norms_in(local, units, wide).square().reshape(-1)
+        return compute_norms(local, units, wide).square().reshape(-1)
     if local.numel() == 0:
         return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
-    region = _region(tensor)
+    region = _find_region(tensor)
     if units.groups > 1:  # a shard may cut through a group: measure the whole shape
         whole = local.new_zeros(tensor.shape)
         whole[region] = local
-        return norms_in(whole, units, wide).square().reshape(-1)
+        return compute_norms(whole, units, wide).square().reshape(-1)
     grid = torch.zeros(unit_shape(tensor.shape, units), dtype=wide, device=local.device)
-    target = grid[_along(region, units)]
-    target.copy_(norms_in(local, units, wide).square().reshape(target.shape))
+    target = grid[_find_grid_region(region, units)]
+    target.copy_(compute_norms(local, units, wide).square().reshape(target.shape))
     return grid.reshape(-1)
 
 
-def _local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
+def _find_local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
     """Return the scales of the units, in a shape that broadcasts to the local part."""
-    grid, region = scales.reshape(unit_shape(gradient.shape, units)), _region(gradient)
+    grid, region = (
+        scales.reshape(unit_shape(gradient.shape, units)),
+        _find_region(gradient),
+    )
     if units.groups == 1:
-        return grid[_along(region, units)]
+        return grid[_find_grid_region(region, units)]
     whole = grid.expand(split_shape(gradient.shape, units)).reshape(gradient.shape)
     return whole[region]
 
 
-def _along(region: tuple[slice, ...], units: Units) -> tuple[slice, ...]:
+def _find_grid_region(region: tuple[slice, ...], units: Units) -> tuple[slice, ...]:
     """Return the part of a grid of units that belongs to a region of the tensor."""
     return tuple(
         slice(None) if axis in units.axes else part for axis, part in enumerate(region)
     )
 
 
-def _local(tensor: Any) -> Tensor:
+def _get_local(tensor: Any) -> Tensor:
     """Return the local part of a tensor, as a view that may be written."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local
 
 
-def _region(tensor: Any) -> tuple[slice, ...]:
+def _find_region(tensor: Any) -> tuple[slice, ...]:
     """Return which region of the whole tensor is local."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -159,7 +164,7 @@ def is_partial(tensor: Any) -> bool:
     return is_sharded(tensor) and any(p.is_partial() for p in tensor.placements)
 
 
-def without_partial(tensor: Any) -> Any:
+def sum_partial(tensor: Any) -> Any:
     """Return the tensor with its pending sums computed; summands have no norm."""
     if not is_partial(tensor):
         return tensor

@@ -23,12 +23,12 @@ from autoclip_core.clipper.units import Units
 
 from .layout import (
     PIECE,
+    as_real,
+    compute_norm,
+    compute_norms,
+    count_piece_rows,
     is_cut_by_first_axis,
-    norm_over,
-    norms_in,
-    pieces,
-    real,
-    rows_of_a_piece,
+    split_pieces,
 )
 
 # A float32 sum of squares between these limits has lost nothing to overflow or to
@@ -54,7 +54,7 @@ _Array = np.ndarray[Any, Any]
 
 
 def is_short(tensor: Tensor, units: Units | None) -> bool:
-    """Return whether `of_short` may measure a tensor together with others."""
+    """Return whether `sum_short` may measure a tensor together with others."""
     return (
         0 < tensor.numel() <= _SHORT
         and not tensor.is_sparse
@@ -63,7 +63,7 @@ def is_short(tensor: Tensor, units: Units | None) -> bool:
     )
 
 
-def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
+def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
     """Return the sums of squares of short tensors, each cut into rows of equal size."""
     side_by_side: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     flat = side_by_side.float().numpy(force=True)
@@ -71,28 +71,28 @@ def of_short(tensors: list[Tensor], rows: _Array) -> _Array:
     lengths = (sizes // rows).repeat(rows)
     starts = lengths.cumsum() - lengths
     sums = np.add.reduceat(flat * flat, starts).astype(np.float64)
-    if len(unsafe := _unsafe(sums)):  # safe sums stay unchanged bit for bit
+    if len(unsafe := _find_unsafe(sums)):  # safe sums stay unchanged bit for bit
         wide = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
         sums[unsafe] = wide[unsafe]
     return sums
 
 
-def of_all(tensor: Tensor) -> float:
+def sum_tensor(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
     if _is_plain(tensor):
         row = tensor.numpy(force=True).reshape(1, -1)
-        total = float(_in_strips(row, _by_numpy, _SHORT)[0])
+        total = float(_sum_in_strips(row, _sum_by_numpy, _SHORT)[0])
         if _LEAST_SAFE < total < _MOST_SAFE:
             return total
-    values = real(tensor.coalesce() if tensor.is_sparse else tensor)
-    flat = _flat(values)
+    values = as_real(tensor.coalesce() if tensor.is_sparse else tensor)
+    flat = _flatten(values)
     if flat is not None and values.dtype in _NARROW:
         # Widening a narrow type copies it, so it is done in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
-        total = sum(float(_by_row(part.view(1, -1))[0]) for part in parts)
+        total = sum(float(_sum_rows(part.view(1, -1))[0]) for part in parts)
         if _LEAST_SAFE < total < _MOST_SAFE:
             return total
-    return float(_wide(values if flat is None else flat, None).sum())
+    return float(_sum_wide(values if flat is None else flat, None).sum())
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -105,33 +105,33 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def of_units(tensor: Tensor, units: Units) -> _Array:
+def sum_units(tensor: Tensor, units: Units) -> _Array:
     """Return the sum of squares of each unit of one tensor."""
     tensor = tensor.to_dense() if tensor.is_sparse else tensor
-    values = real(tensor)
+    values = as_real(tensor)
     if not is_cut_by_first_axis(units, tensor):
-        return _squared(norms_in(tensor, units, torch.float64).reshape(-1))
-    table = _table(values)
+        return _square(compute_norms(tensor, units, torch.float64).reshape(-1))
+    table = _as_matrix(values)
     if table is None or values.dtype not in _NARROW:
-        return _wide(values, tuple(range(1, values.ndim)))
+        return _sum_wide(values, tuple(range(1, values.ndim)))
     if table.dtype == torch.float32:
-        sums = _by_row(table)
+        sums = _sum_rows(table)
     else:
-        parts = torch.split(table, rows_of_a_piece(table))
-        sums = np.concatenate([_by_row(part) for part in parts])
-    if len(unsafe := _unsafe(sums)):
-        for piece in pieces(unsafe, table):
-            sums[piece] = _wide(table[torch.from_numpy(piece)], (1,))
+        parts = torch.split(table, count_piece_rows(table))
+        sums = np.concatenate([_sum_rows(part) for part in parts])
+    if len(unsafe := _find_unsafe(sums)):
+        for piece in split_pieces(unsafe, table):
+            sums[piece] = _sum_wide(table[torch.from_numpy(piece)], (1,))
     return sums
 
 
-def _unsafe(sums: _Array) -> _Array:
+def _find_unsafe(sums: _Array) -> _Array:
     """Return which float32 sums have to be computed again in float64."""
     is_safe = (sums > _LEAST_SAFE) & (sums < _MOST_SAFE)
     return (~is_safe).nonzero()[0]
 
 
-def _flat(values: Tensor) -> Tensor | None:
+def _flatten(values: Tensor) -> Tensor | None:
     """Return the numbers in memory order, or None if the memory has gaps."""
     if values.is_contiguous():
         return values.view(-1)
@@ -140,32 +140,32 @@ def _flat(values: Tensor) -> Tensor | None:
     return values.view(-1) if values.is_contiguous() else None
 
 
-def _table(values: Tensor) -> Tensor | None:
+def _as_matrix(values: Tensor) -> Tensor | None:
     """Return a view as a matrix, one row per index of the first axis, or None."""
     rows, size = values.shape[0], values.numel()
-    flat = _flat(values)
+    flat = _flatten(values)
     if flat is None or values.stride(0) * rows != size:
         return None
     return flat.view(rows, size // rows)
 
 
-def _wide(values: Tensor, axes: tuple[int, ...] | None) -> _Array:
+def _sum_wide(values: Tensor, axes: tuple[int, ...] | None) -> _Array:
     """Return sums of squares in float64: one per row, or one per piece if None."""
     # torch copies what it widens, so it is done in pieces.
-    parts = torch.split(values, rows_of_a_piece(values))
-    norms = [norm_over(part, axes, torch.float64).reshape(-1) for part in parts]
-    return _squared(torch.cat(norms))
+    parts = torch.split(values, count_piece_rows(values))
+    norms = [compute_norm(part, axes, torch.float64).reshape(-1) for part in parts]
+    return _square(torch.cat(norms))
 
 
-def _by_row(table: Tensor) -> _Array:
+def _sum_rows(table: Tensor) -> _Array:
     """Return the sum of squares of each row, in one pass."""
     table = table.float()
     if table.numel() <= _ONE_THREAD:
-        return _in_strips(table.numpy(force=True), _by_numpy, _SHORT)
-    return _in_strips(table, _by_torch, 2 * _STRIP)
+        return _sum_in_strips(table.numpy(force=True), _sum_by_numpy, _SHORT)
+    return _sum_in_strips(table, _sum_by_torch, 2 * _STRIP)
 
 
-def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Array:
+def _sum_in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Array:
     """Return the sum of squares of each row. Long rows are summed in strips."""
     rows, length = table.shape
     if length <= most:
@@ -179,16 +179,16 @@ def _in_strips(table: Any, squares: Callable[[Any], _Array], most: int) -> _Arra
     return sums if whole == length else sums + squares(table[:, whole:])
 
 
-def _by_numpy(table: _Array) -> _Array:
+def _sum_by_numpy(table: _Array) -> _Array:
     sums: _Array = np.vecdot(table, table)
     return sums
 
 
-def _by_torch(table: Tensor) -> _Array:
-    return _squared(norm_over(table, (-1,), torch.float32))
+def _sum_by_torch(table: Tensor) -> _Array:
+    return _square(compute_norm(table, (-1,), torch.float32))
 
 
-def _squared(norms: Tensor) -> _Array:
+def _square(norms: Tensor) -> _Array:
     """Return squares in float64: there, no float32 norm has a square that overflows."""
     squares: _Array = np.square(norms.numpy(force=True), dtype=np.float64)
     return squares

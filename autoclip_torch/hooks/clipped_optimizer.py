@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from autoclip_torch.rows.groups import params_only
+from autoclip_torch.rows.groups import keep_params
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
 
 _STATE_HOOKS = (
@@ -176,7 +176,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             return
         self.optimizer.add_param_group(param_group)
         try:
-            self.clipper.add_param_group(params_only(self.optimizer.param_groups[-1]))
+            self.clipper.add_param_group(keep_params(self.optimizer.param_groups[-1]))
         except Exception:
             self.optimizer.param_groups.pop()
             raise

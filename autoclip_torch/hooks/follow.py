@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autoclip_core.clipper.patterns import as_patterns, check_names, matches
 from autoclip_torch.observer import Observer
-from autoclip_torch.rows.groups import Group, optimizer_groups
+from autoclip_torch.rows.groups import Group, read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
 
 C = TypeVar("C", bound=Observer)
@@ -48,7 +48,7 @@ def make_clipper(
 
     if patterns:
         keywords = {**keywords, "exclude": is_excluded}
-    return make(optimizer_groups(optimizer, model), **keywords)
+    return make(read_optimizer_groups(optimizer, model), **keywords)
 
 
 def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
@@ -57,6 +57,6 @@ def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> N
     known = set(map(id, clipper.parameters))
     if stepped_parameter_ids(optimizer) <= known:
         return
-    for group in optimizer_groups(optimizer, model):
+    for group in read_optimizer_groups(optimizer, model):
         if new := [p for p in group.parameters if id(p.parameter) not in known]:
             clipper.add_param_group(Group(new))

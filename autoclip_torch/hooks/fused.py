@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_core import Decision
-from autoclip_torch.gradients.layout import stored
+from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.amp import CONTROLS, LossScale, pop_controls
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
@@ -181,4 +181,4 @@ def _maximum(a: Tensor | None, b: Tensor) -> Tensor:
 def _unscale_(gradients: Iterable[Tensor], loss_scale: Tensor) -> None:
     """Divide every gradient in place by a loss scale, on the gradient's device."""
     for gradient in gradients:
-        stored(gradient).div_(loss_scale.to(gradient.device, non_blocking=True))
+        get_stored(gradient).div_(loss_scale.to(gradient.device, non_blocking=True))

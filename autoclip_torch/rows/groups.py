@@ -46,18 +46,18 @@ def read_groups(given: Given) -> list[Group]:
       ValueError: it holds no parameter, a parameter that can have no gradient, or the
         same parameter in two groups.
     """
-    items = _items(given)
+    items = _as_list(given)
     if items and all(isinstance(item, Group) for item in items):
         return items
     if items and all(isinstance(item, dict) for item in items):
-        groups = [_group(item) for item in items]
+        groups = [_read_group(item) for item in items]
     else:
-        groups = [Group(_named_parameters(given, items))]
+        groups = [Group(_read_parameters(given, items))]
     refuse_shared(groups)
     return groups
 
 
-def optimizer_groups(
+def read_optimizer_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module | None
 ) -> list[Group]:
     """Return an optimizer's groups, with names and layers if a model is given."""
@@ -66,7 +66,7 @@ def optimizer_groups(
         return groups
     # Other parameters of the model are not checked: they may be quantized or lazy.
     names = {id(p): name for name, p in model.named_parameters()}
-    layers = _layers(model)
+    layers = _find_layers(model)
     return [
         Group([_name_as_in_model(m, names, layers) for m in group.parameters])
         for group in groups
@@ -137,7 +137,7 @@ def refuse_shared(groups: Sequence[Group]) -> None:
                 )
 
 
-def units_of(named: NamedParameter) -> Units:
+def find_units(named: NamedParameter) -> Units:
     """Return the parameter's output units; the type of its layer decides, if known.
 
     | layer                                  | a unit is                         |
@@ -165,13 +165,13 @@ _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GAINS = (nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
-def _items(given: Given) -> list[Any]:
+def _as_list(given: Given) -> list[Any]:
     """Return the argument as a list. It is iterated once, so a generator works."""
     if isinstance(given, nn.Module):
         return list(given.named_parameters())
     if isinstance(given, torch.optim.Optimizer):
         # Empty groups are common: no decay, nothing frozen.
-        return [params_only(g) for g in given.param_groups if g["params"]]
+        return [keep_params(g) for g in given.param_groups if g["params"]]
     if isinstance(given, torch.Tensor | dict):
         return [given]
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -183,7 +183,7 @@ def _items(given: Given) -> list[Any]:
     return list(given)
 
 
-def params_only(group: dict[str, Any]) -> dict[str, Any]:
+def keep_params(group: dict[str, Any]) -> dict[str, Any]:
     """Return an optimizer's group without its own settings, such as lr and eps."""
     names = group.get("param_names")
     if names is None:
@@ -191,19 +191,19 @@ def params_only(group: dict[str, Any]) -> dict[str, Any]:
     return {"params": list(zip(names, group["params"], strict=True))}
 
 
-def _group(item: dict[str, Any]) -> Group:
+def _read_group(item: dict[str, Any]) -> Group:
     if "params" not in item:
         raise ValueError(
             f'a group must have the key "params", got the keys {sorted(item)}; '
             'write {"params": module.parameters(), ...}'
         )
     overrides = {key: value for key, value in item.items() if key != "params"}
-    return Group(_named_parameters(item["params"], _items(item["params"])), overrides)
+    return Group(_read_parameters(item["params"], _as_list(item["params"])), overrides)
 
 
-def _named_parameters(given: Given, items: list[Any]) -> list[NamedParameter]:
+def _read_parameters(given: Given, items: list[Any]) -> list[NamedParameter]:
     """Return each parameter once: tied parameters share one gradient."""
-    layers = _layers(given) if isinstance(given, nn.Module) else {}
+    layers = _find_layers(given) if isinstance(given, nn.Module) else {}
     parameters: dict[int, NamedParameter] = {}
     for index, item in enumerate(items):
         name, parameter = _as_pair(item)
@@ -227,7 +227,7 @@ def _as_pair(item: Any) -> tuple[Any, Any]:
     return item
 
 
-def _layers(module: nn.Module) -> dict[int, nn.Module]:
+def _find_layers(module: nn.Module) -> dict[int, nn.Module]:
     """Return each parameter's layer: the first module that holds or computes it."""
     layers: dict[int, nn.Module] = {}
     for layer in module.modules():

@@ -28,7 +28,7 @@ class RowIndex:
         self._rows = np.arange(len(shift)) + shift
         self._widths = {start: stop - start for start, stop in pairs}
 
-    def rows(self, is_selected: _Array) -> _Array:
+    def get_rows(self, is_selected: _Array) -> _Array:
         """Return the rows of the selected parameters, one parameter after the other."""
         rows: _Array = self._rows[is_selected.repeat(self.counts)]
         return rows
@@ -41,7 +41,7 @@ class RowIndex:
         counts: _Array = before[self._stops] - before[self._starts]
         return counts
 
-    def parts(self, values: Tensor) -> dict[int, Tensor]:
+    def split(self, values: Tensor) -> dict[int, Tensor]:
         """Return a vector over the rows as views, by first row of each parameter."""
         widths = list(self._widths.values())
         return dict(zip(self._widths, torch.split(values, widths), strict=True))

@@ -94,7 +94,7 @@ def make_rows(
             if group_policy == policy:
                 _add_group(by_parameter, names, group, scope, units_of)
         by_policy.append(PolicyRows(policy, first, len(names)))
-    return Rows(by_parameter, by_policy, _distinct(names), scope)
+    return Rows(by_parameter, by_policy, _make_unique(names), scope)
 
 
 def _refuse_overrides(groups: Sequence[Group]) -> None:
@@ -105,7 +105,7 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
             raise ValueError(format_error("a group", rule, group.overrides, way_out))
 
 
-def _distinct(names: list[str]) -> list[str]:
+def _make_unique(names: list[str]) -> list[str]:
     """Return the names; the row number is added to names that occur twice."""
     count = Counter(names)
     return [

@@ -52,28 +52,26 @@ class PolicyStates:
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts."""
-        self.states = self._stored(self._empty_states(), self.states)
-        self.tally = self._stored(
-            empty_tally(len(self.rows.names), self.xp), self.tally
-        )
-        self.decision = self._empty_decision()
+        self.states = self._store(self._make_states(), self.states)
+        self.tally = self._store(empty_tally(len(self.rows.names), self.xp), self.tally)
+        self.decision = self._make_decision()
 
     def _start(self) -> None:
         """Create empty states on the device; find out whether updates are skipped."""
-        self.states = self._empty_states()
+        self.states = self._make_states()
         self.tally = empty_tally(len(self.rows.names), self.xp)
-        self.decision = self._empty_decision()
+        self.decision = self._make_decision()
         # A trial call of each policy tells whether it can cancel an update. It also
         # copies the tables of the policy to the device, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []
-        for block, state, part in self._by_policy(ones):
+        for block, state, part in self._split(ones):
             limit = block.policy.limit(state, part, param_norms=part, xp=self.xp)
             block.policy.record(state, part, limit, self.xp)
             limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
 
-    def _empty_states(self) -> list[Any]:
+    def _make_states(self) -> list[Any]:
         """Return the states of the policies before the first step."""
         return [
             block.policy.init(block.stop - block.start, self.xp)
@@ -106,7 +104,7 @@ class PolicyStates:
         states, decisions = [], []
         # With "raise", the clipper has checked the norms already.
         nonfinite = "propagate" if self.nonfinite == "raise" else self.nonfinite
-        for block, state, part in self._by_policy(norms):
+        for block, state, part in self._split(norms):
             rows = slice(block.start, block.stop)
             after, decision = decide(
                 block.policy,
@@ -119,25 +117,25 @@ class PolicyStates:
             )
             states.append(after)
             decisions.append(decision)
-        states, decision = self._joined(states, decisions, observed)
+        states, decision = self._join(states, decisions, observed)
         if self.device is not None:  # the state may share its memory
             decision = decision._replace(threshold=decision.threshold.clone())
-        self.states = self._stored(states, self.states)
+        self.states = self._store(states, self.states)
         return self.count_step(decision)
 
     def count_step(self, decision: Decision) -> Decision:
         """Add a decision to the counts, whether it comes from a policy or not."""
         self.decision = decision
         tally = count_step(self.tally, decision, self.xp)
-        self.tally = self._stored(tally, self.tally)
+        self.tally = self._store(tally, self.tally)
         return decision
 
-    def thresholds(self, param_norms: Any) -> Any:
+    def get_thresholds(self, param_norms: Any) -> Any:
         """Return the threshold of each row before its norm is known."""
         parts, xp = [], self.xp
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
-        for block, state, _ in self._by_policy(self.tally.observed):
+        for block, state, _ in self._split(self.tally.observed):
             part = (
                 None if param_norms is None else param_norms[block.start : block.stop]
             )
@@ -156,7 +154,7 @@ class PolicyStates:
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
         return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
 
-    def extended(self, rows: Rows) -> "PolicyStates":
+    def extend_to(self, rows: Rows) -> "PolicyStates":
         """Return the states for more rows; the present rows keep their history."""
         more = PolicyStates(rows, self.nonfinite)
         more.move_to(self.device)
@@ -188,11 +186,11 @@ class PolicyStates:
         """Load states and counts. On a ValueError nothing changes."""
         states = states_from_plain(plain["states"], self.states)
         tally = state_from_plain(plain["tally"], self.tally, "tally")
-        self.states = self._stored(states, self.states)
-        self.tally = self._stored(tally, self.tally)
-        self.decision = self._empty_decision()
+        self.states = self._store(states, self.states)
+        self.tally = self._store(tally, self.tally)
+        self.decision = self._make_decision()
 
-    def _stored(self, new: Any, old: Any) -> Any:
+    def _store(self, new: Any, old: Any) -> Any:
         """Return the new state; on a device, in the memory of the old one.
 
         A captured CUDA graph always writes to the same memory.
@@ -203,14 +201,14 @@ class PolicyStates:
             torch._foreach_copy_(memory, list_arrays(new))
         return old
 
-    def _by_policy(self, rows: Any) -> list[tuple[Any, Any, Any]]:
+    def _split(self, rows: Any) -> list[tuple[Any, Any, Any]]:
         """Return the rows of each policy, its state, and its part of an array."""
         return [
             (block, state, rows[block.start : block.stop])
             for block, state in zip(self.rows.by_policy, self.states, strict=True)
         ]
 
-    def _joined(
+    def _join(
         self, states: list[Any], decisions: list[Decision], observed: Any
     ) -> tuple[list[Any], Decision]:
         """Join the decisions of the policies. If one cancels the update, all do."""
@@ -226,12 +224,12 @@ class PolicyStates:
             states = [
                 select_rows(part, new, band_and_state[1], self.xp)
                 for new, (*band_and_state, part) in zip(
-                    states, self._by_policy(is_recorded), strict=True
+                    states, self._split(is_recorded), strict=True
                 )
             ]
         return states, decision._replace(skipped=skipped, scale=scale)
 
-    def _empty_decision(self) -> Decision:
+    def _make_decision(self) -> Decision:
         xp, rows = self.xp, (len(self.rows.names),)
         number = {
             name: xp.full(rows, value, dtype=xp.float32)

@@ -46,7 +46,7 @@ class Stepper:
         self.rows = rows
         self.policy_states = PolicyStates(rows, nonfinite)
         self.ranks = find_ranks(rows.parameters, process_group)
-        self.policy_states.move_to(device.decision_device(rows.parameters))
+        self.policy_states.move_to(device.choose_device(rows.parameters))
         self.checks = RunChecks(most_skips, self.policy_states.may_skip)
 
     @property
@@ -62,7 +62,7 @@ class Stepper:
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
         """Continue with more parameters; the existing rows keep their history."""
         ranks = find_ranks(rows.parameters, self.process_group)
-        self.policy_states = self.policy_states.extended(rows)
+        self.policy_states = self.policy_states.extend_to(rows)
         self.groups, self.rows, self.ranks = groups, rows, ranks
 
     def reset(self) -> None:
@@ -89,14 +89,14 @@ class Stepper:
           in_place: whether to scale the gradients here. If not, the kernel of a fused
             optimizer scales them.
         """
-        gradients = self.gradients()
+        gradients = self.read_gradients()
         norms, observed, *others = self.measure(gradients, loss_scale)
         decision = self.decide(norms, observed, *others)
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
         return Decision(*map(torch.as_tensor, decision))
 
-    def gradients(self) -> list[Tensor | None]:
+    def read_gradients(self) -> list[Tensor | None]:
         """Return the gradient of each parameter. What is scaled shares no memory."""
         gradients = [entry.parameter.grad for entry in self.rows.by_parameter]
         # While compiling, an id would tie the compiled code to these gradients.
@@ -120,7 +120,7 @@ class Stepper:
         """
         self.move_states(gradients)
         states = self.policy_states
-        (norms, observed), *further = self.norms(
+        (norms, observed), *further = self.measure_rows(
             gradients, *(others or self._weights()), overflow=loss_scale.overflow
         )
         if loss_scale.factor is not None:
@@ -170,17 +170,17 @@ class Stepper:
             for named in group.parameters:
                 named.parameter.grad = None
 
-    def parameter_norms(self) -> Any:
+    def measure_parameters(self) -> Any:
         """Return the norm of the parameters of each row, or None if no policy needs it.
 
         The norms are where decisions are taken, as those of the gradients.
         """
         if not (weights := self._weights()):
             return None
-        ((norms, _),) = self.norms(*weights)
+        ((norms, _),) = self.measure_rows(*weights)
         return norms
 
-    def norms(
+    def measure_rows(
         self, *sequences: Gradients, overflow: Tensor | None = None
     ) -> list[tuple[Any, Any]]:
         """Return for each sequence the norm of each row, and which rows have one.
@@ -202,7 +202,7 @@ class Stepper:
         # A rank whose shards have no gradient must decide on the device of the others.
         tensors = gradients if self.ranks is None else self.rows.parameters
         if present := [tensor for tensor in tensors if tensor is not None]:
-            self.policy_states.move_to(device.decision_device(present))
+            self.policy_states.move_to(device.choose_device(present))
 
     def _weights(self) -> list[list[Tensor]]:
         """Return the parameters as the only item of a list, if a policy needs them."""
