@@ -15,10 +15,10 @@ from autoclip_torch.rows.rows import ParameterRows, Rows
 from . import squares
 from .layout import (
     align_unit_scales,
+    apply_scale_,
     as_real,
     is_cut_by_first_axis,
     make_writable,
-    select_,
     split_pieces,
     with_axis,
 )
@@ -143,11 +143,11 @@ def _scale_units_(
 ) -> None:
     """Scale only those units of a gradient that exceed their threshold."""
     if gradient.is_sparse or not is_cut_by_first_axis(units, gradient):
-        select_(values, scales)
+        apply_scale_(values, scales)
         return
     touched = (scales != 1).view(-1).numpy().nonzero()[0]
     for piece in split_pieces(touched, values):
         index = torch.from_numpy(piece)
         copy = values[index]
-        select_(copy, scales[index])
+        apply_scale_(copy, scales[index])
         values[index] = copy

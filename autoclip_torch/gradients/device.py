@@ -23,11 +23,11 @@ from autoclip_torch.rows.rows import ParameterRows, Rows
 from .layout import (
     Gradients,
     align_unit_scales,
+    apply_scale_,
     as_real,
     compute_norm,
-    compute_norms,
+    get_unit_norms,
     make_writable,
-    select_,
     with_axis,
 )
 
@@ -91,7 +91,7 @@ def _measure_parameters(
         if entry.units is None:
             whole.append((entry, tensor))
         else:
-            yield entry, compute_norms(tensor, entry.units, wide).reshape(-1)
+            yield entry, get_unit_norms(tensor, entry.units, wide).reshape(-1)
     norms = measure_whole([tensor for _, tensor in whole], wide)
     for (entry, _), norm in zip(whole, norms, strict=True):
         yield entry, norm.reshape(1)
@@ -135,7 +135,7 @@ def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
             whole.setdefault(entry.start, []).append(gradient)
         else:
             entry_scales = scales[entry.start : entry.stop].to(gradient.device)
-            select_(*align_unit_scales(gradient, entry_scales, entry.units))
+            apply_scale_(*align_unit_scales(gradient, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
@@ -152,7 +152,7 @@ def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
             # Compiled code fuses this into one pass. A negated view has no integers.
             if torch.compiler.is_compiling() or any(v.is_neg() for v in batch):
                 for tensor in batch:
-                    select_(with_axis(tensor), scales[row].to(device).reshape(1))
+                    apply_scale_(with_axis(tensor), scales[row].to(device).reshape(1))
             else:
                 _mask_(batch, masks[batch[0].dtype.itemsize][row].to(device))
                 _multiply_(batch, factors[row].to(device))

@@ -56,7 +56,7 @@ def compute_norm(
     return norms
 
 
-def compute_norms(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
+def get_unit_norms(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
     """Return the norm of a tensor or of its units, accumulated in `dtype` or wider."""
     if tensor.is_sparse:
         tensor = tensor.coalesce() if units is None else tensor.to_dense()
@@ -100,7 +100,7 @@ def align_unit_scales(
     return values, scales
 
 
-def select_(values: Tensor, scales: Tensor) -> None:
+def apply_scale_(values: Tensor, scales: Tensor) -> None:
     """Multiply values by scales in place. A scale of 0 sets any value to 0, even NaN.
 
     Args:
@@ -128,7 +128,7 @@ def make_writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
 def copy_shared(
     entries: Sequence[ParameterRows], gradients: list[Tensor | None]
 ) -> list[Tensor | None]:
-    """Return the gradients; a tensor that two parameters share is copied for one.
+    """Return the gradients. If two parameters share one, the second gets a copy.
 
     Otherwise it would be scaled twice.
     """
@@ -151,7 +151,7 @@ def count_piece_rows(values: Tensor) -> int:
 def split_pieces(
     rows: np.ndarray[Any, Any], values: Tensor
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the rows in split_pieces, so that a copy of a piece takes little memory."""
+    """Yield the rows in pieces, so that a copy of a piece takes little memory."""
     step = count_piece_rows(values)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]

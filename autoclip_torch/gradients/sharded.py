@@ -15,7 +15,13 @@ from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_sha
 from autoclip_torch.rows.rows import Rows
 
 from .device import combine, get_wide_type, measure_whole, scale_whole_
-from .layout import Gradients, align_unit_scales, compute_norms, make_writable, select_
+from .layout import (
+    Gradients,
+    align_unit_scales,
+    apply_scale_,
+    get_unit_norms,
+    make_writable,
+)
 from .ranks import Ranks, is_sharded
 
 
@@ -70,9 +76,9 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
             continue
         entry_scales = scales[entry.start : entry.stop].to(local.device)
         if is_sharded(gradient):
-            select_(local, _find_local_scales(gradient, entry_scales, entry.units))
+            apply_scale_(local, _find_local_scales(gradient, entry_scales, entry.units))
         else:
-            select_(*align_unit_scales(local, entry_scales, entry.units))
+            apply_scale_(*align_unit_scales(local, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 
@@ -92,9 +98,7 @@ def _measure_squares(
         if entry.units is None:
             whole.setdefault((entry.start, weight), []).append(_get_local(tensor))
             continue
-        part = _sum_unit_squares(tensor, entry.units, wide).to(
-            device, non_blocking=True
-        )
+        part = _sum_units(tensor, entry.units, wide).to(device, non_blocking=True)
         squares[entry.start : entry.stop] += weight * part
         observed[entry.start : entry.stop] = 1
     for (row, weight), parts in whole.items():
@@ -104,30 +108,28 @@ def _measure_squares(
     return share.reshape(-1)
 
 
-def _sum_unit_squares(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
+def _sum_units(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
     """Return the sum of squares of the local part of each unit."""
     local = _get_local(tensor)
     if not is_sharded(tensor):
-        return compute_norms(local, units, wide).square().reshape(-1)
+        return get_unit_norms(local, units, wide).square().reshape(-1)
     if local.numel() == 0:
         return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
     region = _find_region(tensor)
     if units.groups > 1:  # a shard may cut through a group: measure the whole shape
         whole = local.new_zeros(tensor.shape)
         whole[region] = local
-        return compute_norms(whole, units, wide).square().reshape(-1)
+        return get_unit_norms(whole, units, wide).square().reshape(-1)
     grid = torch.zeros(unit_shape(tensor.shape, units), dtype=wide, device=local.device)
     target = grid[_find_grid_region(region, units)]
-    target.copy_(compute_norms(local, units, wide).square().reshape(target.shape))
+    target.copy_(get_unit_norms(local, units, wide).square().reshape(target.shape))
     return grid.reshape(-1)
 
 
 def _find_local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
     """Return the scales of the units, in a shape that broadcasts to the local part."""
-    grid, region = (
-        scales.reshape(unit_shape(gradient.shape, units)),
-        _find_region(gradient),
-    )
+    grid = scales.reshape(unit_shape(gradient.shape, units))
+    region = _find_region(gradient)
     if units.groups == 1:
         return grid[_find_grid_region(region, units)]
     whole = grid.expand(split_shape(gradient.shape, units)).reshape(gradient.shape)

@@ -25,8 +25,8 @@ from .layout import (
     PIECE,
     as_real,
     compute_norm,
-    compute_norms,
     count_piece_rows,
+    get_unit_norms,
     is_cut_by_first_axis,
     split_pieces,
 )
@@ -110,7 +110,7 @@ def sum_units(tensor: Tensor, units: Units) -> _Array:
     tensor = tensor.to_dense() if tensor.is_sparse else tensor
     values = as_real(tensor)
     if not is_cut_by_first_axis(units, tensor):
-        return _square(compute_norms(tensor, units, torch.float64).reshape(-1))
+        return _square(get_unit_norms(tensor, units, torch.float64).reshape(-1))
     table = _as_matrix(values)
     if table is None or values.dtype not in _NARROW:
         return _sum_wide(values, tuple(range(1, values.ndim)))

@@ -57,7 +57,7 @@ class PolicyStates:
         self.decision = self._make_decision()
 
     def _start(self) -> None:
-        """Create empty states on the device; find out whether updates are skipped."""
+        """Create empty states on the device. Find out if updates may be skipped."""
         self.states = self._make_states()
         self.tally = empty_tally(len(self.rows.names), self.xp)
         self.decision = self._make_decision()

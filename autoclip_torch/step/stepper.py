@@ -97,7 +97,7 @@ class Stepper:
         return Decision(*map(torch.as_tensor, decision))
 
     def read_gradients(self) -> list[Tensor | None]:
-        """Return the gradient of each parameter. What is scaled shares no memory."""
+        """Return the gradients, one per parameter; a shared gradient is copied."""
         gradients = [entry.parameter.grad for entry in self.rows.by_parameter]
         # While compiling, an id would tie the compiled code to these gradients.
         if self.dry_run or torch.compiler.is_compiling():
@@ -121,7 +121,7 @@ class Stepper:
         self.move_states(gradients)
         states = self.policy_states
         (norms, observed), *further = self.measure_rows(
-            gradients, *(others or self._weights()), overflow=loss_scale.overflow
+            gradients, *(others or self._get_weights()), overflow=loss_scale.overflow
         )
         if loss_scale.factor is not None:
             norms = norms / states.as_array(loss_scale.factor)
@@ -173,9 +173,9 @@ class Stepper:
     def measure_parameters(self) -> Any:
         """Return the norm of the parameters of each row, or None if no policy needs it.
 
-        The norms are where decisions are taken, as those of the gradients.
+        The norms are an array of the namespace of the policy states.
         """
-        if not (weights := self._weights()):
+        if not (weights := self._get_weights()):
             return None
         ((norms, _),) = self.measure_rows(*weights)
         return norms
@@ -204,7 +204,7 @@ class Stepper:
         if present := [tensor for tensor in tensors if tensor is not None]:
             self.policy_states.move_to(device.choose_device(present))
 
-    def _weights(self) -> list[list[Tensor]]:
+    def _get_weights(self) -> list[list[Tensor]]:
         """Return the parameters as the only item of a list, if a policy needs them."""
         if not any(block.policy.needs_param_norms for block in self.rows.by_policy):
             return []
