@@ -1,6 +1,6 @@
-# Two commands from a clean clone: `make demo` and `make test`. They need Python 3.11 or
-# newer and make; each makes .venv, installs what it needs and no more, and a second call
-# installs nothing. `make test PYTHON=python3.12` takes another Python for .venv.
+# Two commands work in a clean clone: `make demo` and `make test`. They need Python 3.11 or
+# newer and make. Each makes .venv and installs only what it needs; a second call installs
+# nothing. `make test PYTHON=python3.12` uses another Python for .venv.
 
 PYTHON ?= python3
 FRAMEWORK ?= torch
@@ -35,8 +35,8 @@ quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autocl
 
 BENCHMARKS := run fixed_cost fused memory growth jax_steps keras_steps gpu
 
-# `benchmarks/page.py --write build/bench/*.json` puts tables and picture into docs.
-bench: .venv/.bench  ## time the clippers against what the frameworks have, into build/bench
+# `benchmarks/page.py --write build/bench/*.json` writes tables and picture into docs.
+bench: .venv/.bench  ## compare the clippers' times with the frameworks'; results in build/bench
 	rm -rf build/bench
 	mkdir -p build/bench
 	@set -e; start=$$(date +%s); \
@@ -48,20 +48,20 @@ bench: .venv/.bench  ## time the clippers against what the frameworks have, into
 	$(BIN)/python benchmarks/page.py build/bench/*.json > build/bench/tables.md; \
 	echo "All is in build/bench, after $$(( $$(date +%s) - start )) seconds"
 
-lint: .venv/.dev  ## ruff: lint and format, changing nothing
+lint: .venv/.dev  ## ruff: check lint and format; nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.dev  ## mypy --strict over the four packages and the typed examples of the tests
+types: .venv/.dev  ## mypy --strict: the four packages, right and wrong uses
 	$(BIN)/mypy
 
-mutants: .venv/.test  ## change the core line by line and see the tests notice; an hour
+mutants: .venv/.test  ## change the core line by line; the tests must fail each time (an hour)
 	$(BIN)/python tests/support/mutants.py
 
 docs: .venv/.docs  ## build the site into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# What a wheel can get wrong is what it holds, not what it computes: some files will do.
+# A wheel can lack files, but it computes what the tree computes. So a few tests suffice.
 AWAY_core := project/imports docs/doctests docs/readme project/packaging core/decide \
   core/golden core/window core/policies core/clip_log core/replay core/suggest \
   core/report core/cli
@@ -70,15 +70,15 @@ AWAY_torch := torch/clipper torch/checkpoint torch/attach docs/readme docs/docte
 AWAY_jax := jax/faults docs/readme docs/doctests
 AWAY_tf := tf/gradients tf/layouts docs/readme docs/doctests
 
-wheel: archives $(addprefix away-,core plot torch jax tf)  ## build it, check what it holds, test it away from the tree
+wheel: archives $(addprefix away-,core plot torch jax tf)  ## build the wheel, check its files, test it outside the tree
 
 archives: .venv/.dev
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/check-wheel-contents dist/*.whl
 
-# In a new environment for each extra. The tests come from the source archive with the
-# packages deleted, so only the installed wheel can answer.
+# Each extra has a new environment. The tests come from the source archive, whose packages
+# are deleted, so the tests import the installed wheel.
 away-%: archives
 	@echo "== the wheel with $(if $(filter core,$*),NumPy alone,the extra '$*')"
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
@@ -89,12 +89,12 @@ away-%: archives
 	cd "$$away"; AUTOCLIP_TEST=core,$* "$$python" -m pytest $(SIDE_BY_SIDE) \
 	  $(foreach t,$(AWAY_$*),tests/$(dir $t)test_$(notdir $t).py)
 
-clean:  ## remove what was built and cached; .venv stays
+clean:  ## remove build results and caches, except .venv
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp is newer than the files that say what to install. An environment that is here
-# already, half made or made by hand, is completed and never cleared.
+# A stamp is newer than the files that say what to install. An environment that exists
+# already, incomplete or made by hand, is completed and never cleared.
 
 .venv/.pip: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -110,7 +110,7 @@ clean:  ## remove what was built and cached; .venv stays
 
 .venv/.test: .venv/.pip pyproject.toml
 	$(PIP) --editable '.[all]' --group test --group stacks --group demo
-	$(PIP) --no-deps --group peers  # timm asks for torchvision, whose torch is another
+	$(PIP) --no-deps --group peers  # timm requires torchvision, which requires another torch
 	@touch $@
 
 .venv/.dev: .venv/.test

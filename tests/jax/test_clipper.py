@@ -64,6 +64,7 @@ def through_optax(policy, series):
     return np.stack(thresholds), np.stack(scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", STATIC)
 def test_a_transformation_answers_as_the_oracle(code):
     check_traces(through_optax, code)

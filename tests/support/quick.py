@@ -24,13 +24,17 @@ TESTS = {
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
     "core/metrics_logger core/report",
+    "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
+    "core/log_totals core/row_counts",
     "autoclip_core/planning": "core/replay core/suggest core/spikes core/cli",
     "autoclip_core/cli": "core/cli",
     "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
     "torch/errors torch/agreement torch/find_threshold torch/uses",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reads torch/units "
-    "torch/value torch/edges torch/sharded",
+    "torch/value torch/edges",
+    "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
+    "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/clipper torch/nonfinite torch/amp torch/errors",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/follow "
@@ -43,7 +47,7 @@ TESTS = {
     "tests": "project/conftest core/never",
     "": "project/citation project/packaging docs/readme",
 }
-"""Each folder, and the tests that belong to its files; "" is the root."""
+"""Each folder or file, and the tests that belong to it; "" is the root."""
 
 
 def tests_for(path):
@@ -78,6 +82,7 @@ def main():
     files = [test for path in paths for test in tests_for(path)]
     files += [file_of(name) for name in ALWAYS.split()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+    command += ["--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder"]
     sys.exit(subprocess.call([*command, *dict.fromkeys(files)], cwd=ROOT))
 
 

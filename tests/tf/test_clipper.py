@@ -77,6 +77,7 @@ def through_keras(mode):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", STATIC)
 def test_a_transformer_answers_as_the_oracle_under_xla(code):
     check_traces(through_keras("xla"), code)
