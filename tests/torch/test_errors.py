@@ -526,7 +526,7 @@ FAILED = {
     "observe no steps": (
         lambda c, m: c.observe(np.ones((0, 6))),
         ValueError,
-        SIX + r"\(0, 6\); clipper.names tells the rows",
+        SIX + r"\(0, 6\); clipper.names lists the rows",
     ),
     "observe a column": (
         lambda c, m: c.observe(np.ones((6, 1))),
