@@ -16,7 +16,7 @@ def fit(optimizer, callbacks, epochs=3):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(32, 4)).astype("float32")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile(optimizer, loss="mse", jit_compile=False)
+    model.compile(optimizer, loss="mse", run_eagerly=True, jit_compile=False)
     y = x.sum(1, keepdims=True)
     settings = {"batch_size": 8, "epochs": epochs, "verbose": 0, "shuffle": False}
     return model.fit(x, y, callbacks=callbacks, **settings).history

@@ -71,11 +71,11 @@ def test_legacy_and_newer_optimizers_see_the_same_norms(mode):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_with_the_clipper_resumes_bit_for_bit(kind, tmp_path):
     clip, other = clipper(), clipper()
-    model = compiled(KINDS[kind](clip), "graph")
+    model = compiled(KINDS[kind](clip), "eager")
     go_on(model, 2)
     saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer, clipper=clip)
     path = saved.save(tmp_path / "state")
-    again = compiled(KINDS[kind](other), "graph")
+    again = compiled(KINDS[kind](other), "eager")
     loaded = tf.train.Checkpoint(model=again, optimizer=again.optimizer, clipper=other)
     status = loaded.restore(path)
     assert go_on(model)["loss"] == go_on(again)["loss"]
@@ -98,7 +98,7 @@ def test_a_saved_model_of_a_newer_optimizer_resumes_bit_for_bit(tmp_path):
 
 def test_a_callback_of_tf_keras_logs_it_in_one_line():
     clip = clipper()
-    model = compiled(KINDS["legacy"](clip), "graph")
+    model = compiled(KINDS["legacy"](clip), "eager")
     log = tf_keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: logs.update(clip.metrics())
     )
