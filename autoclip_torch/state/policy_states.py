@@ -18,7 +18,7 @@ from .trees import list_arrays, move, overlay, read_arrays
 
 
 class PolicyStates:
-    """Decide on all rows in a step, with one call of `decide` per policy.
+    """The states of all policies of a clipper. A step calls `decide` once per policy.
 
     Args:
       rows: the rows and the policy of each.
