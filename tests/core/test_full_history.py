@@ -15,7 +15,7 @@ from autoclip_core.policy import select_rows
 
 from ..support.cases import (
     changed,
-    few,
+    fewer_examples,
     linear_quantile,
     log_normal,
     positive,
@@ -51,8 +51,8 @@ def after(norms, rows=1):
 
 def ascending(state, row):
     """Return the norms of a row in ascending order."""
-    held = np.concatenate([part[row] for part in parts_of(state)])
-    return np.sort(held[np.isfinite(held)])
+    norms = np.concatenate([part[row] for part in parts_of(state)])
+    return np.sort(norms[np.isfinite(norms)])
 
 
 def parts_of(state):
@@ -76,7 +76,7 @@ def ordered(*rows):
 any_fraction = st.floats(0, 1) | st.sampled_from(FRACTIONS)
 
 
-@few
+@fewer_examples
 @given(norms=norms_with_gaps, q=any_fraction, recent=st.integers(1, 4))
 def test_a_quantile_of_all_norms_is_exact_whenever_rows_merge(norms, q, recent):
     """Rows record in different steps, and their parts differ in length."""
@@ -110,7 +110,7 @@ def any_parts(draw):
     ]
 
 
-@few
+@fewer_examples
 @given(parts=any_parts(), q=any_fraction)
 def test_a_quantile_is_exact_wherever_the_norms_are(parts, q):
     """This holds whichever part is the longest or has the largest norms."""
@@ -264,7 +264,7 @@ def test_what_a_step_writes_grows_as_the_logarithm_of_all_norms(parts, rows):
     assert total / recent**parts <= 2 * recent * parts * rows
 
 
-@few
+@fewer_examples
 @given(norms=norms_with_gaps)
 @example(norms=np.float32([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]))
 def test_a_part_is_as_wide_as_its_fullest_row(norms):
@@ -288,8 +288,8 @@ def test_a_step_copies_no_history(include_current):
     norms = np.sort(log_normal(np.random.default_rng(0), many)).astype(np.float32)
     row = np.concatenate([[-np.inf], norms, [np.inf]]).astype(np.float32)
     part, state = np.stack([row, row]), policy.init(2)
-    held = state.inner._replace(old=part, settled=part, count=np.int32([2 * many] * 2))
-    state, _ = decide(policy, state._replace(inner=held), [1.0, 1.0])
+    large = state.inner._replace(old=part, settled=part, count=np.int32([2 * many] * 2))
+    state, _ = decide(policy, state._replace(inner=large), [1.0, 1.0])
     tracemalloc.start()
     try:
         state, decision = decide(policy, state, [2.0, 0.0])
@@ -297,8 +297,8 @@ def test_a_step_copies_no_history(include_current):
     finally:
         tracemalloc.stop()
     assert most < 100_000
-    assert state.inner.settled is held.settled
-    assert state.inner.old is held.old
+    assert state.inner.settled is large.settled
+    assert state.inner.old is large.old
     expected = pytest.approx(np.quantile(norms, 0.9), rel=1e-4)
     assert decision.threshold[0] == expected
 
@@ -394,8 +394,8 @@ BROKEN = {
 def test_a_broken_history_has_a_fault(breaking, merged_often):
     """The other row is valid."""
     state = after(np.arange(1, 24).repeat(2), rows=2)
-    held = [in_part(part).tolist() for part in parts_of(state)]
-    assert held == [[16, 16], [4, 4], [3, 3]]
+    counts = [in_part(part).tolist() for part in parts_of(state)]
+    assert counts == [[16, 16], [4, 4], [3, 3]]
     assert state.find_problem() == ""
     assert breaking(state).find_problem()
 

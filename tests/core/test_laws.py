@@ -32,7 +32,7 @@ from ..support.cases import (
     assert_same,
     each,
     every_policy,
-    few,
+    fewer_examples,
     leaves,
     log_normal,
     policy_of,
@@ -136,7 +136,7 @@ STEP_LAWS = [
 
 
 @every_policy
-@few
+@fewer_examples
 @given(series=any_series())
 def test_each_step_obeys(policy, series):
     for step in steps(policy, series):
@@ -168,7 +168,7 @@ def threshold_first(policy):
 
 
 @every_policy
-@few
+@fewer_examples
 @given(series=any_series(rows=1, most=20), other=positive(), data=st.data())
 def test_a_threshold_does_not_depend_on_its_norm(policy, series, other, data):
     """It does not depend on later norms either."""
@@ -195,7 +195,7 @@ def test_with_include_current_it_does(policy):
 
 
 @every_policy
-@few
+@fewer_examples
 @given(series=any_series(most=15))
 def test_the_threshold_may_be_taken_before_the_norm_is_known(policy, series):
     state, _ = run(policy, series)
@@ -227,7 +227,7 @@ NOT_EQUIVARIANT = {
 
 
 @each(EQUIVARIANT)
-@few
+@fewer_examples
 @given(series=any_series(norms=positive() | st.just(0.0)), k=st.integers(-60, 60))
 def test_powers_of_two_change_no_scale(policy, series, k):
     """Bit for bit: the unit of the loss does not matter."""
@@ -251,7 +251,7 @@ def test_absolute_constants_do_change_it(code):
         assert not np.array_equal(after.scale, before.scale)
 
 
-@few
+@fewer_examples
 @given(series=any_series(norms=positive()), k=st.integers(-9, 60))
 def test_agc_follows_gradients_and_parameters_together(series, k):
     factor = np.float32(2.0**k)
@@ -267,7 +267,7 @@ def test_agc_follows_gradients_and_parameters_together(series, k):
 
 
 @every_policy
-@few
+@fewer_examples
 @given(series=any_series(rows=3, most=12))
 def test_rows_do_not_know_of_each_other(policy, series):
     state, together = run(policy, series)
@@ -299,7 +299,7 @@ COMBINATORS = [
 
 
 @every_policy
-@few
+@fewer_examples
 @given(series=any_series(most=10))
 def test_the_inner_policy_learns_as_if_alone(policy, series):
     inner, _ = run(policy, series)

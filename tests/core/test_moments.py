@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from autoclip_core import MeanStd, decide
 from autoclip_core.history import moments
 
-from ..support.cases import few, leaves, log_normal, positive, run, series_of
+from ..support.cases import fewer_examples, leaves, log_normal, positive, run, series_of
 
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("ddof", [0, 1, 3])
-@few
+@fewer_examples
 @given(norms=st.lists(positive(1e-30, 1e30), min_size=1, max_size=60))
 def test_they_are_those_of_numpy(log, ddof, norms):
     state = moments.empty(1)

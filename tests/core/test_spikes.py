@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoclip_core.planning import spikes
 from autoclip_core.planning.spikes import find_shift, find_spikes, measure_local_level
 
-from ..support.cases import few, positive
+from ..support.cases import fewer_examples, positive
 
 NAN, INF = math.nan, math.inf
 
@@ -28,7 +28,7 @@ def levels_by_hand(logs):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100, 101, 102, 103, 104, 200])
-@few
+@fewer_examples
 @given(seed=st.integers(0, 1000))
 def test_the_level_around_each_step(size, seed):
     logs = np.random.default_rng(seed).normal(size=size)
@@ -115,7 +115,7 @@ def shift_by_hand(norms):
     return places[at], math.exp(change[at])
 
 
-@few
+@fewer_examples
 @given(
     seed=st.integers(0, 1000),
     ratio=positive(0.05, 20),

@@ -107,8 +107,8 @@ def test_a_broken_state_has_a_fault(policy, path, value):
     state, _ = learned(policy)
     assert list(find_problems(state, "state")) == []
     inner = path.rpartition(".")[0]
-    [told] = find_problems(broken(state, path, value), "state")
-    assert told.startswith(f"state.{inner}: " if inner else "state: ")
+    [problem] = find_problems(broken(state, path, value), "state")
+    assert problem.startswith(f"state.{inner}: " if inner else "state: ")
 
 
 @every_broken_tally
@@ -135,8 +135,8 @@ def test_a_state_without_a_rule_is_sound():
     inner, _ = learned(policy_of("ZScore()"))
     state = Bare(np.float32([NAN]), inner)
     assert list(find_problems(state, "state")) == []
-    [told] = find_problems(broken(state, "inner.mean", NAN), "state")
-    assert told.startswith("state.inner: mean must be finite")
+    [problem] = find_problems(broken(state, "inner.mean", NAN), "state")
+    assert problem.startswith("state.inner: mean must be finite")
 
 
 @pytest.mark.needs("torch")
@@ -275,8 +275,8 @@ def check_keras_refuses(policy, name, value):
     part = file | {str(place): spoiled(file[str(place)], value)}
     with pytest.raises(ValueError, match=r"state of a clipper is invalid: state\."):
         optimizer.load_own_variables(part)
-    for held, old in zip(optimizer.variables, before, strict=True):
-        np.testing.assert_array_equal(held.numpy(), old)
+    for variable_now, old in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable_now.numpy(), old)
     optimizer.load_own_variables(file)
     variable(clip, name).assign(part[str(place)])
     with pytest.raises(ValueError, match=r"state of a clipper is invalid: state\."):

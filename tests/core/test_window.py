@@ -19,7 +19,7 @@ from autoclip_core.history.lookup import get_tables
 from ..support.cases import (
     assert_same,
     changed,
-    few,
+    fewer_examples,
     linear_quantile,
     log_normal,
     positive,
@@ -246,7 +246,7 @@ def levels(norms, deviations=1.0, **settings):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("ddof", [0, 1, 3])
 @pytest.mark.parametrize("length", [2, 5, 40, None])
-@few
+@fewer_examples
 @given(
     norms=st.lists(positive(), max_size=60),
     deviations=st.sampled_from([0.0, 0.5, 1.0, 4.0]),
@@ -394,20 +394,20 @@ BROKEN = {
     "no highest": (changed("ordered", (0, -1), 9.0), "ascending order"),
 }
 broken = pytest.mark.parametrize(
-    ("breaking", "told"), BROKEN.values(), ids=list(BROKEN)
+    ("breaking", "expected_text"), BROKEN.values(), ids=list(BROKEN)
 )
 
 
 @broken
-def test_a_broken_window_has_a_fault(breaking, told):
+def test_a_broken_window_has_a_fault(breaking, expected_text):
     state = filled(column([3, 1, 4, 2]), 5)
     assert state.find_problem() == ""
-    assert told in breaking(state).find_problem()
+    assert expected_text in breaking(state).find_problem()
 
 
 @broken
 @pytest.mark.needs("torch")
-def test_a_broken_window_is_not_loaded(breaking, told):
+def test_a_broken_window_is_not_loaded(breaking, expected_text):
     import torch
 
     from autoclip_torch import QuantileClip
@@ -419,6 +419,6 @@ def test_a_broken_window_is_not_loaded(breaking, told):
         window.Window(**{n: a.numpy() for n, a in state["states"][0].items()})
     )
     state["states"][0] = {n: torch.from_numpy(a) for n, a in spoiled._asdict().items()}
-    with pytest.raises(ValueError, match=rf"states\[0\].*{told}"):
+    with pytest.raises(ValueError, match=rf"states\[0\].*{expected_text}"):
         clipper.load_state_dict(state)
     assert torch.equal(clipper.threshold(), before)

@@ -17,7 +17,7 @@ from autoclip_core import Decision
 from autoclip_jax import clip_by_policy
 
 from ..support.account import POLICIES, SCOPES, Seen, check
-from ..support.cases import few
+from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
 NARROW = [  # JAX has no float64 unless it is told to
@@ -127,7 +127,7 @@ def test_scan(name, policy, scope):
     check_one(name, policy, scope, in_one_scan(name))
 
 
-@few
+@fewer_examples
 @given(drawn(), st.sampled_from([*CLIPPERS]))
 def test_any_series(case, how):
     """What is jitted anew for each None would take long; `learn` is in any case."""

@@ -95,7 +95,7 @@ def each(policies):
 every_policy = each(POLICIES)
 
 # A property that is tested for each policy needs fewer examples of each.
-few = settings(max_examples=settings.default.max_examples // 10)
+fewer_examples = settings(max_examples=settings.default.max_examples // 10)
 
 
 class Series(NamedTuple):

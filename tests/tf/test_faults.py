@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from autoclip_tf import Clipper
 
 from ..support.account import POLICIES, SCOPES, Seen, check
-from ..support.cases import few
+from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
 MODES = {
@@ -116,7 +116,7 @@ def test_eagerly(name, policy, scope):
     run(CASES[name], (policy, scope))
 
 
-@few
+@fewer_examples
 @given(drawn(), st.sampled_from(PAIRS))
 def test_any_series(case, pair):
     run(case, pair)

@@ -22,7 +22,7 @@ from autoclip_torch import (
     ZClip,
 )
 
-from ..support.cases import few, linear_quantile, policy_of
+from ..support.cases import fewer_examples, linear_quantile, policy_of
 from ..support.torch_models import (
     CLIPPERS,
     SCOPES,
@@ -178,7 +178,7 @@ gradient_steps = st.lists(
 )
 
 
-@few
+@fewer_examples
 @every_scope
 @given(steps=gradient_steps)
 @pytest.mark.filterwarnings("ignore:the gradients of ")
