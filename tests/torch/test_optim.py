@@ -788,6 +788,18 @@ def test_a_copy_is_a_copy():
     assert_same_state(same.state_dict(), state)
 
 
+def test_a_pickle_may_name_the_class_in_optim():
+    """As pickles do that were made before it moved to a private folder."""
+    assert optim.ClippedOptimizer is ClippedOptimizer
+    _, optimizer = trained()
+    module = ClippedOptimizer.__module__.encode()
+    pickled = pickle.dumps(optimizer, protocol=0)
+    assert pickled.count(module) == 1
+    same = pickle.loads(pickled.replace(module, b"autoclip_torch.optim"))
+    assert type(same) is ClippedOptimizer
+    assert_same_clipper(same.clipper, optimizer.clipper)
+
+
 def test_a_copy_of_what_a_scheduler_drives():
     """A scheduler replaces `step` on the object it drives; the copy has its own."""
     model = network()
