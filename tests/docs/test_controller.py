@@ -1,4 +1,4 @@
-"""The controller bench: its page is what it computes, and that is what theory says.
+"""The controller benchmark computes what its page and the theory say.
 
 Each expected figure is a closed formula of log-normal norms, or a published one.
 """
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(path):
-    """A script as a module."""
+    """Return a script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,7 +33,7 @@ def series():
 
 @pytest.fixture(scope="module")
 def runs(series):
-    """Every policy of the page on every series; taken once, it is 15 seconds."""
+    """Run every policy of the page on every series, once: it takes 15 seconds."""
     return {code: bench.run(bench.policy_of(code), series) for code in bench.POLICIES}
 
 
@@ -48,8 +48,11 @@ def words(text):
 
 
 def agree(made, page):
-    """Up to what the exp of another platform may change: the last digit, or 2 % of a
-    count, as that of steps until a first crossing."""
+    """Return whether all numbers agree, up to the last digit or 2 % of a count.
+
+    The exp of another platform may change that much, for example the number of steps
+    until a first crossing.
+    """
     pairs = zip(re.findall(NUMBER, made), re.findall(NUMBER, page), strict=True)
     for one, other in pairs:
         _, point, decimals = other.partition(".")
@@ -86,7 +89,7 @@ def tail(threshold, s):
 
 
 def part_below(threshold, s):
-    """E[n; n <= T]: the tilted law is log-normal again, its mean s^2 further up."""
+    """E[n; n <= T]: the tilted law is log-normal again, with a mean s^2 larger."""
     return NormalDist(s * s / 2, s).cdf(math.log(threshold))
 
 
@@ -121,7 +124,7 @@ def test_a_full_window_clips_what_its_order_statistics_say(runs, q, s):
 
 @every_spread
 def test_a_short_window_clips_a_little_more(runs, s):
-    """0.9/129 more, which is 0.7 of the 5 percent: the bench is fine enough for it."""
+    """0.9/129 more, which is 0.7 of the 5 percent; the benchmark can resolve it."""
     rate = rate_of(runs, "Quantile(0.95, history_length=128)", s)
     assert rate == pytest.approx(0.05 + 0.9 / 129, abs=0.003)
 
@@ -176,7 +179,7 @@ def fixed_point(ratio, s):
     ],
 )
 def test_adagc_settles_where_what_it_learns_is_its_average(runs, ratio, s, published):
-    """At log-std 1.0 and ratio 1.05 it has not arrived: it rises 0.1 percent a step."""
+    """At log-std 1.0 and ratio 1.05 it still rises, by 0.1 percent a step."""
     code = "EmaRatio()" if ratio == 1.05 else f"EmaRatio({ratio})"
     expected = tail(ratio * fixed_point(ratio, s), s)
     assert expected == pytest.approx(published, abs=0.005)
@@ -215,7 +218,7 @@ def test_another_simulation_of_spikes_agrees(runs, code):
 def test_another_simulation_of_wild_norms_agrees_late_in_the_run(
     runs, code, rate, scale
 ):
-    """Both are still on their way at step 1000."""
+    """Both still change at step 1000."""
     taken = runs[code]["log-std 1.0"]
     assert bench.clip_rate(taken, 3000) == pytest.approx(rate, abs=0.03)
     assert taken.scales[3000:].mean() == pytest.approx(scale, abs=0.03)
@@ -239,7 +242,7 @@ PUBLISHED_CHANGES = {
 
 @pytest.mark.parametrize("code", PUBLISHED_CHANGES)
 def test_another_simulation_of_changes_agrees(series, runs, code):
-    """At its slope: half the factor, in the logarithm, in half the steps."""
+    """At its slope: half of the logarithm of the factor, in half the steps."""
     steady, time = series["log-std 0.3"], np.arange(bench.STEPS)[:, None] / bench.STEPS
     drifts = {
         "fall": steady * np.float32(100 ** (-time / 2)),
@@ -271,7 +274,7 @@ def test_the_drift_is_paid_by_the_tracked_quantile(runs, q):
 
 
 def times(runs, code):
-    """Steps to recover from a rise and to settle after a fall."""
+    """Return the steps to recover from a rise and to settle after a fall."""
     done = runs[code]
     steady = done["log-std 0.3"]
     rise = bench.recovery(done["shift ×10"], steady)
@@ -315,14 +318,14 @@ def test_adagc_rises_a_thousandth_a_step(runs):
     ],
 )
 def test_a_window_turns_when_its_quantile_is_of_the_new_level(runs, code, length, q):
-    """No earlier than with a share 1 - q of new norms up, and with a share q down."""
+    """Not before a share 1 - q of the norms is new on a rise, and q on a fall."""
     rise, fall = times(runs, code)
     assert (1 - q) * length <= rise <= 0.25 * length + (1 - q) * length
     assert q * length <= fall <= length
 
 
 def test_a_factor_of_the_loss_changes_what_holds_a_constant(runs):
-    """Deviations of logarithms round; everything else is the same bit for bit."""
+    """Deviations of logarithms change by rounding; the others are equal bit for bit."""
     constants = "Fixed ParamRatio EmaRatio Warmup Cap Floor".split()
     for code, done in runs.items():
         changed = bench.change_cells(done)[4]
@@ -333,7 +336,7 @@ def test_a_factor_of_the_loss_changes_what_holds_a_constant(runs):
         assert (changed == "changes") == (expected == "changes"), code
 
 
-# The measures themselves, on what they must tell apart.
+# The measures themselves, on runs that they must distinguish.
 
 
 def constant(threshold, scale, norm=1.0):

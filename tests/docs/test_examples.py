@@ -1,4 +1,4 @@
-"""Every example runs as a user would run it, and clips what it says."""
+"""Every example runs as a user runs it, and clips what it says."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(example, *arguments):
-    """What an example prints."""
+    """Run an example in a new process and return what it prints."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / example, *arguments],
         capture_output=True,
@@ -30,19 +30,19 @@ def run(example, *arguments):
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
-    """What an example prints, run in this process: its framework is imported once."""
+def run_script(monkeypatch, capsys):
+    """Return a function that runs an example in this process, to save the imports."""
 
-    def run_here(example, *arguments):
+    def run_in_process(example, *arguments):
         monkeypatch.setattr(sys, "argv", [example, *arguments])
         runpy.run_path(str(EXAMPLES / example), run_name="__main__")
         return capsys.readouterr().out
 
-    return run_here
+    return run_in_process
 
 
 def load(example):
-    """An example as a module, for a look at its parts."""
+    """Return an example as a module, to test its functions."""
     spec = importlib.util.spec_from_file_location(example, EXAMPLES / f"{example}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -50,26 +50,26 @@ def load(example):
 
 
 def number(pattern, text):
-    """The number at `#` of a pattern in which any run of spaces is one."""
+    """Return the number at `#` of a pattern. A space stands for any whitespace."""
     places = pattern.replace(" ", r"\s+").replace("#", r"([\d.e+-]+|nan|inf)")
     return float(re.search(places, text)[1])
 
 
 def rows(text, columns):
-    """The lines that hold `columns` numbers; a percentage is a number."""
+    """Return the lines that hold `columns` numbers; a percentage is a number."""
     lines = [line.replace("%", "").split() for line in text.splitlines()]
     numbers = [line for line in lines if len(line) == columns]
     return [[float(n) for n in line] for line in numbers if line[0][0].isdigit()]
 
 
 @pytest.mark.needs("torch")
-def test_seq2seq_learns_where_the_decoder_is_clipped(here):
-    free = here("seq2seq.py", "--clip", "none", "--steps", "200")
-    told = here("seq2seq.py", "--clip", "decoder", "--steps", "200")
+def test_seq2seq_learns_where_the_decoder_is_clipped(run_script):
+    free = run_script("seq2seq.py", "--clip", "none", "--steps", "200")
+    output = run_script("seq2seq.py", "--clip", "decoder", "--steps", "200")
     assert number("none: #%", free) < 50
-    assert number("decoder: #%", told) > 80
-    assert number("decoder clipped #%", told) > 20
-    assert "encoder" not in told
+    assert number("decoder: #%", output) > 80
+    assert number("decoder clipped #%", output) > 20
+    assert "encoder" not in output
 
 
 @pytest.mark.needs("torch")
@@ -92,15 +92,15 @@ def test_seq2seq_scales_the_parts_it_names_and_no_other(parts):
 
 
 @pytest.mark.needs("torch")
-def test_seq2seq_has_a_clipper_for_each(here):
-    told = here("seq2seq.py", "--clip", "both", "--steps", "60")
-    thresholds = [number(f"{n} .* now at #", told) for n in ("encoder", "decoder")]
+def test_seq2seq_has_a_clipper_for_each(run_script):
+    output = run_script("seq2seq.py", "--clip", "both", "--steps", "60")
+    thresholds = [number(f"{n} .* now at #", output) for n in ("encoder", "decoder")]
     assert thresholds[0] != thresholds[1]
 
 
 @pytest.fixture
 def adam():
-    """Of each Adam: the norm of every gradient, and of what its mean took in of it."""
+    """For each Adam and step: the norms of the gradient and of what the mean added."""
     from torch import cat
     from torch.optim import optimizer as hooked
 
@@ -135,7 +135,7 @@ def adam():
 
 
 def assert_at_most_the_quantile(found, quantile, length):
-    """Adam took in each gradient up to the quantile of the norms before it."""
+    """Adam received each gradient, clipped to the quantile of the earlier norms."""
     norms, taken = np.transpose(found)
     clipped = 0
     for step in range(1, len(norms)):
@@ -156,14 +156,14 @@ def test_the_players_of_a_gan_are_clipped_by_their_own_history(adam):
 
 
 @pytest.mark.needs("torch")
-def test_a_gan_tells_of_its_players(here):
-    told = here("gan.py", "--steps", "40")
-    assert number(r"generator clipped \S+ of #", told) == 40
-    assert number(r"discriminator clipped \S+ of #", told) == 40
+def test_a_gan_tells_of_its_players(run_script):
+    output = run_script("gan.py", "--steps", "40")
+    assert number(r"generator clipped \S+ of #", output) == 40
+    assert number(r"discriminator clipped \S+ of #", output) == 40
 
 
 def clipped_by_hand(model, batches, lr, quantile):
-    """Plain SGD, torch's own clipping and the quantile of NumPy."""
+    """Train with plain SGD, torch's clipping and NumPy's quantile."""
     import torch
 
     norms, weights = [], list(model.parameters())
@@ -181,7 +181,7 @@ def clipped_by_hand(model, batches, lr, quantile):
 
 
 def assert_clipped(found, expected, free):
-    """The weights are those that were clipped by hand; unclipped, they are others."""
+    """The weights equal those clipped by hand, and differ from the unclipped ones."""
     for name, weight in expected.items():
         np.testing.assert_allclose(found[name], weight, rtol=1e-3, atol=1e-4)
     assert not all(np.allclose(free[n], w, atol=0.05) for n, w in expected.items())
@@ -192,9 +192,9 @@ def test_sharded_weights_become_those_of_one_process(tmp_path):
     import torch
 
     path, steps = tmp_path / "weights.pt", 40
-    told = run("fsdp2.py", "--steps", str(steps), "--save", str(path))
-    assert number("sharded to gathered #", told) < 1e-5
-    assert number("both halves #", told) == steps
+    output = run("fsdp2.py", "--steps", str(steps), "--save", str(path))
+    assert number("sharded to gathered #", output) < 1e-5
+    assert number("both halves #", output) == steps
     example = load("fsdp2")
     batches = [[example.batch(step, rank) for rank in (0, 1)] for step in range(steps)]
     expected, free = (
@@ -221,15 +221,15 @@ def test_lightning_trains_as_a_loop_that_is_clipped_by_hand(tmp_path):
 
 
 @pytest.mark.needs("torch", "stacks")
-def test_lightning_tells_how_it_went_on(here):
-    half, whole = rows(here("lightning_trainer.py", "--epochs", "2"), 5)
+def test_lightning_tells_how_it_went_on(run_script):
+    half, whole = rows(run_script("lightning_trainer.py", "--epochs", "2"), 5)
     assert [half[2], whole[2]] == [40, 80]
     assert whole[1] < half[1]
 
 
 @pytest.mark.needs("torch", "stacks")
-def test_the_trainer_gives_adam_what_it_logs(adam, here):
-    logged = rows(here("hf_trainer.py", "--steps", "40"), 6)
+def test_the_trainer_gives_adam_what_it_logs(adam, run_script):
+    logged = rows(run_script("hf_trainer.py", "--steps", "40"), 6)
     (found,) = adam.values()
     assert_at_most_the_quantile(found, quantile=0.5, length=1000)
     for step, _, norm, _, after, _ in logged:
@@ -239,16 +239,16 @@ def test_the_trainer_gives_adam_what_it_logs(adam, here):
 
 
 @pytest.mark.needs("tf")
-def test_fit_clips_and_goes_on_from_a_file(here):
-    told = here("keras_fit.py", "--epochs", "4")
-    assert len(rows(told, 4)) == 4
-    assert number("unclipped #", told) > 5
-    assert number(": clipped #", told) < 0.5
+def test_fit_clips_and_goes_on_from_a_file(run_script):
+    output = run_script("keras_fit.py", "--epochs", "4")
+    assert len(rows(output, 4)) == 4
+    assert number("unclipped #", output) > 5
+    assert number(": clipped #", output) < 0.5
 
 
 @pytest.mark.needs("tf")
-def test_a_custom_loop_goes_on_from_a_checkpoint(here):
-    half, whole = rows(here("keras_custom_loop.py"), 6)
+def test_a_custom_loop_goes_on_from_a_checkpoint(run_script):
+    half, whole = rows(run_script("keras_custom_loop.py"), 6)
     assert [half[0], whole[0]] == [100, 200]
     assert whole[1] < half[1] < 0.5
 
@@ -277,9 +277,9 @@ def test_a_custom_loop_moves_the_weights_by_the_clipped_gradient():
 
 @pytest.mark.needs("jax", "stacks")
 @pytest.mark.parametrize("example", ["flax_training.py", "equinox_training.py"])
-def test_a_chain_with_a_clipper_learns(example, here):
-    told = here(example, "--steps", "150")
-    assert not number("unclipped loss #", told) < 10  # or NaN
-    assert number("\nclipped loss #", told) < 0.5
-    assert number("clip/steps #", told) == 150
-    assert number("clip/norm #", told) > 100 * number("clip/norm_after #", told)
+def test_a_chain_with_a_clipper_learns(example, run_script):
+    output = run_script(example, "--steps", "150")
+    assert not number("unclipped loss #", output) < 10  # or NaN
+    assert number("\nclipped loss #", output) < 0.5
+    assert number("clip/steps #", output) == 150
+    assert number("clip/norm #", output) > 100 * number("clip/norm_after #", output)

@@ -1,4 +1,4 @@
-"""The pages of the site are true: code runs, pictures and public names are there."""
+"""The pages of the site are true: code runs; pictures and public names exist."""
 
 import importlib.util
 import pathlib
@@ -13,7 +13,7 @@ from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
 from autoclip_core.policy import NAMESPACE_NAMES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-# test_jax_docs.py and test_tf_docs.py run two of these; two show lines of trainers.
+# test_jax_docs.py and test_tf_docs.py run two of these. Two show code of trainers.
 ELSEWHERE = {"jax.md", "keras.md", "stacks.md", "watching.md"}
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
@@ -26,19 +26,20 @@ FENCE = re.compile(
 
 
 def fences(text):
-    """Title and code of each block."""
+    """Return title and code of each block."""
     return [(f["title"], textwrap.dedent(f["code"])) for f in FENCE.finditer(text)]
 
 
 def blocks(text):
-    """The code to run, block by block; "before" is another library's code."""
+    """Return the code to run, block by block, without another library's ("before")."""
     return [code for title, code in fences(text) if title != "before"]
 
 
 def by_framework(sources):
-    """The blocks of each framework; one that imports none goes with the one above.
+    """Return the blocks of each framework.
 
-    Blocks of the core that come first belong to all: a reader has read them.
+    A block that imports no framework belongs to the framework of the block above. The
+    first blocks, of the core, belong to all frameworks.
     """
     found, framework = {"core": []}, "core"
     for source in sources:
@@ -49,7 +50,7 @@ def by_framework(sources):
 
 
 def runs():
-    """A case for each page and framework that has code."""
+    """Yield a case for each page and framework that has code."""
     for page, text in PAGES.items():
         if page not in ELSEWHERE:
             for framework, sources in by_framework(blocks(text)).items():
@@ -61,7 +62,7 @@ def runs():
 
 @pytest.mark.parametrize(("page", "sources"), list(runs()))
 def test_the_code_runs(page, sources, tmp_path, monkeypatch):
-    # In order and in one namespace, as a reader would; it may write files.
+    # In order and in one namespace, as a reader runs it. It may write files.
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for source in sources:
@@ -83,7 +84,7 @@ model(torch.ones(1, 4)).sum().backward()
 """
 
 
-# timm imports torchvision; its one file does not.
+# timm imports torchvision, but this file of it does not.
 TIMM = """
 import importlib.util, pathlib, types
 folder = importlib.util.find_spec("timm").submodule_search_locations[0]
@@ -128,7 +129,7 @@ def test_a_block_of_another_library_is_not_run():
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_its_links_lead_to_files(page):
-    # The build of the site checks their anchors, too; this needs none of its packages.
+    # The build of the site also checks anchors. This test needs none of its packages.
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", PAGES[page])
     folder = (DOCS / page).parent
     assert [link for link in links if not (folder / link).is_file()] == []
@@ -151,7 +152,7 @@ def test_the_page_lists_the_names_a_policy_may_use():
 
 
 def is_policy(value):
-    """Whether a public name of the core is a policy."""
+    """Return whether a public name of the core is a policy."""
     return isinstance(value, type) and hasattr(value, "limit")
 
 

@@ -15,13 +15,13 @@ PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
 
 
 def blocks(language, text=README):
-    """The code of each block of a language, moved down to its own line numbers."""
+    """Return the code of each block of a language, at its line number in the page."""
     found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in found]
 
 
 def by_framework(sources):
-    """The blocks of each framework; one that imports none goes with the one above."""
+    """Return the blocks of each framework; one without an import joins the last one."""
     found, framework = {}, "core"
     for source in sources:
         adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
@@ -38,7 +38,7 @@ BLOCKS = by_framework(blocks("python"))
     [pytest.param(name, marks=pytest.mark.needs(name)) for name in BLOCKS],
 )
 def test_the_code_runs(framework, tmp_path, monkeypatch):
-    # In order and in one namespace, as a reader would; it may write files.
+    # In order and in one namespace, as a reader runs it. It may write files.
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
     for source in BLOCKS[framework]:

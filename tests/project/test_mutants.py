@@ -44,7 +44,7 @@ def test_every_operator_and_constant_is_changed_once():
     )
 
 
-def test_a_mutant_differs_in_one_line_and_the_next_starts_afresh():
+def test_each_mutant_differs_from_the_source_in_one_line():
     plain = ast.unparse(ast.parse(SOURCE)).splitlines()
     for what, source in mutants.mutants(SOURCE):
         lines = zip(plain, source.splitlines(), strict=True)
