@@ -10,6 +10,9 @@ import torch
 
 pl = pytest.importorskip("lightning.pytorch")
 
+from lightning.fabric.plugins.environments import (  # noqa: E402
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 from lightning.pytorch.strategies import (  # noqa: E402
@@ -351,34 +354,48 @@ def test_a_run_that_failed_leaves_the_optimizer_free(tmp_path):
     assert callback.clippers[0].metrics()["clip/steps"] == 2
 
 
-def in_another_process(*arguments):
-    root = Path(__file__).parents[2]
+# What needs other processes: one child imports Lightning, resumes a run, and forks the
+# two ranks.
+
+
+@pytest.fixture(scope="module")
+def child_results(tmp_path_factory):
+    """The folder in which the child continues `half.ckpt` and the ranks leave files."""
+    folder = tmp_path_factory.mktemp("lightning")
+    half = trainer(folder, ClipCallback(QuantileClip, **QUANTILE), epochs=1)
+    half.fit(TwoOptimizers())
+    half.save_checkpoint(folder / "half.ckpt")
+    code = f"import sys; from {__name__} import run_child; run_child(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.torch.test_lightning", *map(str, arguments)],
+        [sys.executable, "-c", code, str(folder)],
         capture_output=True,
         text=True,
-        timeout=200,
-        cwd=root,
+        timeout=600,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def run_child(folder):
+    torch.set_num_threads(1)
+    start = torch.multiprocessing.start_processes
+    start(rank_of_two, args=(folder,), nprocs=2, start_method="fork")
+    resume(folder)
 
 
 @pytest.mark.slow
-def test_another_process_goes_on_bit_by_bit(tmp_path):
+def test_another_process_goes_on_bit_by_bit(tmp_path, child_results):
     whole, through = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
     trainer(tmp_path, through, epochs=2).fit(whole)
-    half = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE), epochs=1)
-    half.fit(TwoOptimizers())
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    in_another_process("resume", tmp_path)
-    weights, states = torch.load(tmp_path / "resumed.pt")
+    weights, states = torch.load(child_results / "resumed.pt")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weights[name], weight)
-    for ours, clipper in zip(states, through.clippers, strict=True):
-        theirs = clipper.state_dict()
-        assert torch.equal(ours["states"][0]["ring"], theirs["states"][0]["ring"])
-        assert torch.equal(ours["tally"]["clipped"], theirs["tally"]["clipped"])
+    for resumed, clipper in zip(states, through.clippers, strict=True):
+        expected = clipper.state_dict()
+        assert torch.equal(resumed["states"][0]["ring"], expected["states"][0]["ring"])
+        assert torch.equal(resumed["tally"]["clipped"], expected["tally"]["clipped"])
 
 
 def resume(folder):
@@ -391,26 +408,32 @@ def resume(folder):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
-    """Both ranks see the same data, so both must be the plain loop."""
-    in_another_process("one_rank_of_two", tmp_path)
+def test_two_processes(child_results):
+    """Both ranks get the same batches, so both must equal the plain loop."""
     expected, clipper = plain_loop()
-    theirs = clipper.state_dict()["states"][0]["ring"]
+    ring = clipper.state_dict()["states"][0]["ring"]
     for strategy in ("ddp", "fsdp2"):
         for rank in range(2):
-            weight, state = torch.load(tmp_path / f"{strategy}{rank}.pt")
+            weight, state = torch.load(child_results / f"{strategy}{rank}.pt")
             torch.testing.assert_close(weight, expected.net.weight.data)
-            torch.testing.assert_close(state["states"][0]["ring"], theirs)
+            torch.testing.assert_close(state["states"][0]["ring"], ring)
 
 
 class Sharded(Automatic):
-    """Its one row of weights lies on the first rank: the other has an empty shard."""
+    """The first rank holds the only row of the weight; the other shard is empty."""
 
     def configure_model(self):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
-def one_rank_of_two(folder):
+def rank_of_two(rank, folder):
+    """Train as one of two ranks, as if `torchrun` had started it."""
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+    # The ranks meet in a file: a port that was free may be taken a moment later.
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group(
+        "gloo", init_method=meet, rank=rank, world_size=2
+    )
     gloo = {"process_group_backend": "gloo"}
     for name, module, strategy in (
         ("ddp", Automatic(), DDPStrategy(**gloo)),
@@ -418,13 +441,11 @@ def one_rank_of_two(folder):
     ):
         callback = ClipCallback(QuantileClip, **QUANTILE)
         settings = {"strategy": strategy, "use_distributed_sampler": False}
+        settings["plugins"] = [TorchElasticEnvironment()]
         run = trainer(folder, callback, devices=2, **settings)
         run.fit(module)
         weight = module.net.weight.data
         whole = weight.full_tensor() if name == "fsdp2" else weight
         found = [whole, callback.clippers[0].state_dict()]
         torch.save(found, f"{folder}/{name}{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]](sys.argv[2])
+    torch.distributed.destroy_process_group()
