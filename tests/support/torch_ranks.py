@@ -1,7 +1,7 @@
-"""The processes of `tests/torch/test_sharded.py`: `torch_ranks.py WORLD FOLDER`.
+"""The ranks of `test_sharded.py`: `python -m tests.support.torch_ranks DIR`.
 
-Each rank writes `FOLDER/WORLD.RANK.json`: what every case gave, and what went wrong.
-Without processes the same cases run on the whole model: `run(case, whole)`.
+It starts four ranks and then two, which load what the four have saved. Each rank writes
+`DIR/WORLD.RANK.json`: the result of each case, or its traceback.
 """
 
 import copy
@@ -17,180 +17,33 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
+from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
+
+from autoclip_core import Drop, Fixed
+from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
+
+from .torch_layouts import (
+    CLIPPERS,
+    LAYOUTS,
+    RUNS,
+    STEPS,
+    Net,
+    batch,
+    fsdp,
+    full,
+    run,
+    train,
+    weights,
+    whole,
 )
-from torch.nn.parallel import DistributedDataParallel
 
-from autoclip_core import Drop, Fixed, Quantile
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, ValueClip
-
-STEPS = 4
-
-
-class Net(nn.Module):
-    """Uneven shapes; the last bias has one element, so most shards of it are empty."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(6, 8)
-        self.b = nn.Linear(8, 4)
-        self.c = nn.ConvTranspose1d(4, 6, 3, groups=2)
-        self.d = nn.Linear(18, 1)
-
-    def forward(self, x):
-        x = self.b(torch.tanh(self.a(x)))
-        return self.d(torch.tanh(self.c(x[:, :, None])).flatten(1))
-
-
-def whole(model):
-    return model
-
-
-def ddp(model):
-    return DistributedDataParallel(model)
-
-
-def fsdp(model):
-    for layer in (model.a, model.b):
-        fully_shard(layer)
-    return fully_shard(model)
-
-
-def hsdp(model):
-    mesh = init_device_mesh(
-        "cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("r", "s")
-    )
-    fully_shard(model.a, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-PLAN = {"a": ColwiseParallel(), "b": RowwiseParallel()}
-
-
-def tensor_parallel(model):  # c and d stay plain: both kinds in one clipper
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return parallelize_module(model, mesh, PLAN)
-
-
-def tensor_parallel_and_fsdp(model):
-    """Three meshes: that of a and b, that of the others, and none."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
-    parallelize_module(model, mesh["model"], PLAN)
-    for layer in (model.a, model.b, model.c):
-        fully_shard(layer, mesh=mesh["data"])
-    return model
-
-
-def two_flat_meshes(model):
-    """Tensor parallel in pairs, another layer sharded across them: no common mesh."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
-    parallelize_module(model, mesh["model"], PLAN)
-    fully_shard(model.d, mesh=mesh["data"])
-    return model
-
-
-def two_roots(model):
-    """Layers on their own: nothing that is sharded holds them both."""
-    fully_shard(model.a)
-    fully_shard(model.c)
-    return model
-
-
-def a_flat_mesh_and_a_grid(model):
-    """Two meshes of the same ranks, neither of which was cut out of the other."""
-    fully_shard(model.a, mesh=init_device_mesh("cpu", (4,)))
-    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
-    for layer in (model.b, model.c, model.d):
-        fully_shard(layer, mesh=grid)
-    return model
-
-
-def only_a_part(model):
-    fully_shard(model.a)
-    return model
-
-
-LAYOUTS = {
-    "ddp": (ddp, (2,)),
-    "fsdp": (fsdp, (2, 4)),
-    "hsdp": (hsdp, (4,)),
-    "tensor parallel": (tensor_parallel, (2, 4)),
-    "tensor parallel and fsdp": (tensor_parallel_and_fsdp, (4,)),
-    "two flat meshes": (two_flat_meshes, (4,)),
-    "only a part": (only_a_part, (2,)),
-    "two roots": (two_roots, (2,)),
-    "a flat mesh and a grid": (a_flat_mesh_and_a_grid, (4,)),
-}
-
-CLIPPERS = {
-    "global": lambda m: QuantileClip(m, quantile=0.5, history_length=4, scope="global"),
-    "parameter": lambda m: QuantileClip(m, quantile=0.5, history_length=4),
-    "group": lambda m: Clipper(
-        [
-            {"params": m.a.parameters()},
-            {"params": [*m.b.parameters(), *m.d.parameters()]},
-        ],
-        Quantile(0.5, history_length=4),
-        scope="group",
-    ),
-    "agc": lambda m: AGC(m, clipping=0.02),
-    "value": lambda m: ValueClip(m, clip_value=0.05, scope="global"),
-    "value of each": lambda m: ValueClip(m, clip_value=0.05),
-}
-
-
-def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def weights(model):
-    return torch.cat([full(p.detach()).flatten() for p in model.parameters()]).tolist()
-
-
-def batch(step):
-    torch.manual_seed(step)
-    return torch.randn(8, 6), torch.randn(8, 1) * 4 ** (step % 3)
-
-
-def train(model, clipper, optimizer, steps, spoil=lambda step: None):
-    decisions, reductions = [], []
-    for step in steps:
-        x, y = batch(step)
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        spoil(step)
-        if dist.is_initialized():
-            with CommDebugMode() as seen:
-                decision = clipper.step()
-            reductions.append(seen.get_total_counts())
-        else:
-            decision = clipper.step()
-        decisions.append(
-            [getattr(decision, n).tolist() for n in ("norm", "threshold", "scale")]
-        )
-        optimizer.step()
-    return {"decisions": decisions, "reductions": reductions}
-
-
-def run(case, layout):
-    torch.manual_seed(0)
-    net = Net()
-    model = layout(net)
-    clipper = CLIPPERS[case](net)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    found = train(model, clipper, optimizer, range(STEPS))
-    return found | {"weights": weights(net), "names": clipper.names}
+WORLDS = (4, 2)
 
 
 def skip_on_a_nan_of_one_rank():
-    """A NaN in one shard cancels the update of all."""
+    """A NaN in one shard cancels the update on all ranks."""
     torch.manual_seed(0)
     model = fsdp(Net())
     clipper = Clipper(
@@ -215,7 +68,7 @@ def skip_on_a_nan_of_one_rank():
 
 
 def too_many_skips_of_shards():
-    """Six bad steps; how many of them until the run is stopped."""
+    """Return which of six steps with NaN stops the run, and the error."""
     model = fsdp(Net())
     clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -232,7 +85,7 @@ def too_many_skips_of_shards():
 
 
 def too_many_skips_of_a_fused_optimizer():
-    """The same where the kernel is told to skip: nothing else looks at the norms."""
+    """The same if the kernel skips: nothing else reads the norms."""
     model = fsdp(Net())
     clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=True)
@@ -248,9 +101,9 @@ def too_many_skips_of_a_fused_optimizer():
 
 
 def an_overflow_on_one_rank():
-    """Stages with a GradScaler each, of which one overflows, and one has no gradient.
+    """Stages with a GradScaler each: one overflows, and one has no gradient.
 
-    Momentum and weight decay would move what is merely given a gradient of 0.
+    Momentum and weight decay would move a weight whose gradient is only set to 0.
     """
     rank = dist.get_rank()
     parameter = nn.Parameter(torch.ones(2))
@@ -262,8 +115,8 @@ def an_overflow_on_one_rank():
     weights, scales = [], []
     for size in (1.0, float("inf"), 100.0):
         optimizer.zero_grad()
-        mine = size if rank == 0 else 1.0
-        scaled = scaler.scale((parameter * mine).sum())
+        factor = size if rank == 0 else 1.0
+        scaled = scaler.scale((parameter * factor).sum())
         if rank != 1:
             scaled.backward()
         clipper.step(scaler=scaler, optimizer=optimizer)
@@ -271,8 +124,7 @@ def an_overflow_on_one_rank():
         scaler.update()
         weights.append(parameter.tolist())
         scales.append(scaler.get_scale())
-    found = clipper.metrics()
-    return {"weights": weights, "scales": scales, "metrics": found}
+    return {"weights": weights, "scales": scales, "metrics": clipper.metrics()}
 
 
 def a_scaler_of_shards():
@@ -288,7 +140,7 @@ def a_scaler_of_shards():
         if way != "by hand":
             clipper.attach(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        seen = []
+        steps = []
         for step in range(3):
             x, y = batch(step)
             optimizer.zero_grad()
@@ -299,14 +151,15 @@ def a_scaler_of_shards():
                 clipper.step(scaler=scaler, optimizer=optimizer)
             scaler.step(optimizer)
             scaler.update()
-            seen.append(weights(model))
+            steps.append(weights(model))
         metrics = clipper.metrics()
-        found.append({"weights": seen, "scale": scaler.get_scale(), "metrics": metrics})
+        scale = scaler.get_scale()
+        found.append({"weights": steps, "scale": scale, "metrics": metrics})
     return {"ways": found}
 
 
 def a_scaler_around_attached_stages():
-    """On the rank that overflows no optimizer would be stepped, and no clipper."""
+    """The rank that overflows would step neither its optimizer nor its clipper."""
     errors, left = [], []
     group = dist.group.WORLD
     for way in ("attached", "fused", "as optimizer"):
@@ -334,7 +187,7 @@ def a_scaler_around_attached_stages():
 
 
 def attached_stages():
-    """Without a scaler they clip to one norm."""
+    """Without a scaler, attached stages clip to one norm."""
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD).attach(
@@ -354,7 +207,7 @@ def a_copy_of_a_clipper_of_stages():
 
 
 def made_before_sharding():
-    """What it warns of: of the model, and of a list of its parameters."""
+    """Return the warnings: for a model, for a list of its parameters, for one layer."""
     found = []
     for given in (lambda m: m, lambda m: m.parameters()):
         model = Net()
@@ -362,32 +215,32 @@ def made_before_sharding():
         fsdp(model)
         x, y = batch(0)
         nn.functional.mse_loss(model(x), y).backward()
-        with warnings.catch_warnings(record=True) as seen:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             clipper.step()
-        found.append([str(warning.message) for warning in seen])
+        found.append([str(warning.message) for warning in caught])
     model = Net()
     clipper = NormClip(model, max_norm=1.0)
     fully_shard(model.a)
     nn.functional.mse_loss(model(x), y).backward()
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         clipper.step()
         clipper.step()
-    return {"warnings": [*found, [str(warning.message) for warning in seen]]}
+    return {"warnings": [*found, [str(warning.message) for warning in caught]]}
 
 
 def experts_beside_shards():
-    """Each rank of a group has an expert, a plain tensor; the rest is sharded."""
+    """Each rank of a group has one expert, a plain tensor; the rest is sharded."""
     world = dist.get_world_size()
     found = {}
-    for ranks in {2, world}:  # in pairs, the experts of one pair are those of another
+    for ranks in {2, world}:  # every pair of ranks has the same two experts
         mesh = init_device_mesh(
             "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
         )
         torch.manual_seed(0)
         dense = fully_shard(nn.Linear(3, 5))
-        own = mesh.get_local_rank("expert")
+        number = mesh.get_local_rank("expert")
         expert = nn.Parameter(torch.zeros(2))
         clipper = NormClip(
             [*dense.parameters(), expert],
@@ -396,15 +249,15 @@ def experts_beside_shards():
         )
         for p in dense.parameters():
             p.grad = torch.full_like(p, 2.0)
-        expert.grad = torch.full((2,), own + 1.0)
-        wanted = 4.0 * 20 + sum(2 * (one + 1.0) ** 2 for one in range(ranks))
+        expert.grad = torch.full((2,), number + 1.0)
+        wanted = 4.0 * 20 + sum(2 * (expert + 1.0) ** 2 for expert in range(ranks))
         norm = clipper.step().norm.item()
-        found[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, own + 1.0]
+        found[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, number + 1.0]
     return {"found": list(found.values())}
 
 
 def sharded_stages():
-    """Two stages, each sharded over its ranks, with a plain tensor beside."""
+    """Two stages, each sharded over its ranks, and each with one plain tensor."""
     world = dist.get_world_size()
     mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("stage", "data"))
     stage = mesh.get_local_rank("stage")
@@ -423,7 +276,7 @@ def sharded_stages():
 
 
 def a_process_group_across_shards():
-    """Its ranks overlap with those of the shards, and have others: which are copies?"""
+    """The group overlaps with the ranks of the shards: which ranks hold copies?"""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
     dense = fully_shard(nn.Linear(3, 5), mesh=mesh["s"])
     try:
@@ -434,7 +287,7 @@ def a_process_group_across_shards():
 
 
 def frozen_on_all_ranks():
-    """What is frozen has no gradient on any rank, as in one process."""
+    """Frozen parameters have no gradient on any rank, as in one process."""
     found = []
     for layout in (whole, fsdp):
         torch.manual_seed(0)
@@ -465,11 +318,11 @@ def raise_on_a_nan_of_one_rank():
 
 
 def a_rank_without_gradients():
-    """It enters the reduction all the same, and learns what the others learn."""
+    """A rank without gradients enters the reduction and records the same norm."""
     torch.manual_seed(0)
     model = fsdp(Net())
     clipper = CLIPPERS["global"](model)
-    norms, own = [], []
+    norms, local_norms = [], []
     for step in range(3):
         x, y = batch(step)
         nn.functional.mse_loss(model(x), y).backward()
@@ -481,24 +334,25 @@ def a_rank_without_gradients():
             for p in model.parameters()
             if p.grad is not None
         ]
-        own.append(torch.cat(parts).double().norm().item() if parts else 0.0)
+        local = torch.cat(parts).double().norm().item() if parts else 0.0
+        local_norms.append(local)
         norms += clipper.step().norm.tolist()
         for p in model.parameters():
             p.grad = None
     return {
         "norms": norms,
-        "own": own,
+        "local norms": local_norms,
         "state": clipper.state_dict()["states"][0]["ring"].tolist(),
     }
 
 
 def stages_of_a_pipeline():
-    """Each rank has other plain parameters; one global norm and one scale for all."""
+    """Each rank has its own plain parameters; all share one norm and one scale."""
     rank = dist.get_rank()
     torch.manual_seed(rank)
     stage = nn.Linear(3 + rank, 2)
     clipper = NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD)
-    norms, own, after = [], [], []
+    norms, squares, after = [], [], []
     for step in range(3):
         for p in stage.parameters():
             p.grad = (
@@ -507,14 +361,14 @@ def stages_of_a_pipeline():
                 else torch.full_like(p, rank + step + 1.0)
             )
         grads = [p.grad for p in stage.parameters() if p.grad is not None]
-        own.append(sum(float(g.square().sum()) for g in grads))
+        squares.append(sum(float(g.square().sum()) for g in grads))
         norms += clipper.step().norm.tolist()
         after.append(sum(float(g.square().sum()) for g in grads))
-    return {"norms": norms, "own": own, "after": after}
+    return {"norms": norms, "squares": squares, "after": after}
 
 
 def stages_with_other_rows():
-    """A layer more on each rank: their vectors of norms have no sum."""
+    """Each rank has one layer more: their vectors of norms cannot be summed."""
     layers = [nn.Linear(3, 3) for _ in range(1 + dist.get_rank())]
     stage = nn.Sequential(*layers)
     clipper = QuantileClip(stage, process_group=dist.group.WORLD)
@@ -528,7 +382,7 @@ def stages_with_other_rows():
 
 
 def two_clippers_of_stages():
-    """Removing one leaves the other what it needs."""
+    """Removing one clipper keeps the mark that the other needs."""
     stage = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
     before, marked = set(vars(optimizer)), []
@@ -543,20 +397,20 @@ def two_clippers_of_stages():
 
 
 def sequence_parallel():
-    """Gradients of norms whose input is sharded are sums yet to be done: `Partial`."""
+    """Gradients of a LayerNorm with sharded input are unfinished sums: `Partial`."""
     torch.manual_seed(0)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    whole = nn.LayerNorm(6)
-    parts = parallelize_module(copy.deepcopy(whole), mesh, SequenceParallel())
+    plain = nn.LayerNorm(6)
+    parts = parallelize_module(copy.deepcopy(plain), mesh, SequenceParallel())
     torch.manual_seed(1)
     x = torch.randn(8, 4, 6)
     found = []
     for scope in ("parameter", "unit"):
-        for model in (whole, parts):
+        for model in (plain, parts):
             model.zero_grad()
             if model is parts:
-                own = x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
-                y = model(own).full_tensor(grad_placements=[Replicate()])
+                local = x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+                y = model(local).full_tensor(grad_placements=[Replicate()])
             else:
                 y = model(x)
             (y * torch.arange(6.0)).sum().backward()
@@ -573,7 +427,7 @@ def sequence_parallel():
 
 
 def observe_a_sharded_norm():
-    """What `clip_grad_norm_` returns under FSDP2 is a DTensor."""
+    """Under FSDP2, `clip_grad_norm_` returns a DTensor."""
     torch.manual_seed(0)
     model = fsdp(Net())
     clipper = CLIPPERS["global"](model)
@@ -606,7 +460,7 @@ def load_half_way(folder):
 
 
 def stages_with_two_meshes_each():
-    """Two stages on a grid of three axes: their ranks are no copies of each other."""
+    """Two stages on a grid of three axes: their ranks hold no copies."""
     size = dist.get_world_size() // 2
     names = ("stage", "data", "model")
     mesh = init_device_mesh("cpu", (2, size, 1), mesh_dim_names=names)
@@ -625,8 +479,6 @@ def stages_with_two_meshes_each():
 
 
 def flat_parameters_of_fsdp1():
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
     model = FullyShardedDataParallel(
         Net(), use_orig_params=True, device_id=torch.device("cpu")
     )
@@ -665,7 +517,7 @@ SPECIAL = [
 def attempt(function, *arguments):
     try:
         return function(*arguments)
-    except Exception:  # noqa: BLE001  it is shown by the test of this case
+    except Exception:  # noqa: BLE001  the test of this case shows the traceback
         return {"failed": traceback.format_exc()}
 
 
@@ -675,10 +527,9 @@ def main(rank, world, folder):
         "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
     )
     found = {}
-    for name, (layout, worlds) in LAYOUTS.items():
-        if world in worlds:
-            for case in CLIPPERS:
-                found[f"{name}: {case}"] = attempt(run, case, layout)
+    for size, name, case in RUNS:
+        if size == world:
+            found[f"{name}: {case}"] = attempt(run, case, LAYOUTS[name])
     if world == 4:
         across = attempt(a_process_group_across_shards)
         found["a_process_group_across_shards"] = across
@@ -693,9 +544,9 @@ def main(rank, world, folder):
 
 
 if __name__ == "__main__":
-    world, folder = int(sys.argv[1]), Path(sys.argv[2])
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    # Forked, the ranks need not import torch again.
-    torch.multiprocessing.start_processes(
-        main, args=(world, folder), nprocs=world, start_method="fork"
-    )
+    for world in WORLDS:
+        # Forked ranks do not import torch again.
+        torch.multiprocessing.start_processes(
+            main, args=(world, Path(sys.argv[1])), nprocs=world, start_method="fork"
+        )
