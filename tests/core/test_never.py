@@ -22,31 +22,30 @@ NEVER = {
         "core/test_window.py::test_a_norm_that_is_not_finite_is_not_recorded",
         "core/test_parity.py::test_a_norm_that_is_not_finite_changes_no_state",
         "torch/test_nonfinite.py::test_zero_removes_the_row_and_no_other",
-        "torch/test_nonfinite.py::test_a_batch_of_nan_might_as_well_not_have_been",
+        "torch/test_nonfinite.py::test_a_run_with_a_batch_of_nan_equals_the_run_without_it",
         "torch/test_observe.py::test_a_negative_norm_counts_as_not_finite",
     ],
     "never turns a finite gradient into NaN": [
-        "torch/test_clipper.py"
-        "::test_a_finite_gradient_stays_finite_within_bounds_or_as_it_was",
+        "torch/test_clipper.py::test_a_finite_gradient_stays_finite",
         "torch/test_gradients.py::test_finite_gradients_whose_squares_are_not_in_range",
         "torch/test_nonfinite.py::test_zero_removes_the_row_and_no_other",
     ],
     "never reads a device value back to the host in step() on an accelerator": [
-        "torch/test_device.py::test_a_step_reads_nothing_and_decides_as_on_the_host",
+        "torch/test_device.py::test_a_step_reads_nothing_and_decides_as_on_the_cpu",
         "torch/test_cuda.py::test_on_cuda_a_step_does_not_synchronise",
         "core/test_policies.py::test_a_policy_uses_the_documented_verbs_and_never_looks",
     ],
     "never stores an id, a pickled object or a NumPy scalar in a checkpoint": [
         "torch/test_checkpoint.py::test_a_state_is_tensors_and_plain_python",
         "torch/test_checkpoint.py::test_a_state_holds_no_identity",
-        "torch/test_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
+        "torch/test_resume.py::test_all_runs_resume_in_a_new_process_bit_for_bit",
     ],
     "never monkey-patches a framework object": [
         "core/test_never.py::test_torch_is_after_a_run_as_it_was_before",
     ],
     "never changes a gradient that is within its limit": [
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
-        "torch/test_gradients.py::test_a_row_within_its_limit_keeps_its_bits",
+        "torch/test_gradients.py::test_a_row_within_its_limit_is_unchanged",
     ],
     "never swallows an exception": [
         "core/test_never.py::test_no_exception_is_swallowed",
@@ -91,8 +90,8 @@ DEFECTS = {
     # What is not finite.
     "a NaN that stays in the history for good, or for its length": [
         "core/test_window.py::test_a_norm_that_is_not_finite_is_not_recorded",
-        "torch/test_nonfinite.py::test_a_batch_of_nan_might_as_well_not_have_been",
-        "torch/test_nonfinite.py::test_nan_in_some_parameters_concerns_their_rows_alone",
+        "torch/test_nonfinite.py::test_a_run_with_a_batch_of_nan_equals_the_run_without_it",
+        "torch/test_nonfinite.py::test_nan_in_one_layer_changes_no_other_row",
     ],
     "overflows at the start of an fp16 run that poison it": [
         "torch/test_nonfinite.py::test_a_run_that_starts_with_overflows_is_not_harmed",
@@ -102,7 +101,7 @@ DEFECTS = {
         "torch/test_nonfinite.py::test_zero_removes_the_row_and_no_other",
     ],
     "a non-finite norm that silently switches clipping off, or skips every step": [
-        "torch/test_nonfinite.py::test_a_batch_of_nan_might_as_well_not_have_been",
+        "torch/test_nonfinite.py::test_a_run_with_a_batch_of_nan_equals_the_run_without_it",
         "torch/test_nonfinite.py::test_too_many_skips_in_a_row_are_an_error",
     ],
     "NaN replaced by a number that is then recorded": [
@@ -110,7 +109,7 @@ DEFECTS = {
     ],
     "what becomes of it is nowhere decided: zero, skip, raise, propagate": [
         "core/test_scale.py::test_zero_is_the_default",
-        "torch/test_nonfinite.py::test_propagate_leaves_the_row_as_it_came",
+        "torch/test_nonfinite.py::test_propagate_leaves_the_row_unchanged",
         "torch/test_nonfinite.py::test_raise_changes_nothing_and_names_the_row",
         "torch/test_nonfinite.py::test_a_skipped_update_leaves_the_optimizer_bit_for_bit",
     ],
@@ -134,7 +133,7 @@ DEFECTS = {
         "torch/test_nonfinite.py"
         "::test_a_step_without_any_gradient_counts_and_changes_nothing_else",
         "torch/test_nonfinite.py"
-        "::test_a_frozen_parameter_wakes_with_the_history_it_had",
+        "::test_an_unfrozen_parameter_continues_with_its_history",
     ],
     "a generator that is used up after the first step": [
         "torch/test_groups.py::test_a_generator_lasts_for_the_whole_run",
@@ -142,7 +141,7 @@ DEFECTS = {
     ],
     # Precision.
     "norms in half precision, infinite from 256 on": [
-        "torch/test_gradients.py::test_a_narrow_type_is_no_limit_to_the_norm",
+        "torch/test_gradients.py::test_a_narrow_type_does_not_limit_the_norm",
         "torch/test_gradients.py::test_a_large_gradient_is_measured_to_five_digits",
     ],
     "something added to the divisor, so that tiny norms are shrunk": [
@@ -166,7 +165,7 @@ DEFECTS = {
         "torch/test_units.py::test_agc_in_a_training_loop",
     ],
     "an exclusion that excludes nothing, or everything: the root module": [
-        "torch/test_groups.py::test_the_root_module_is_no_name",
+        "torch/test_groups.py::test_the_root_module_cannot_be_excluded",
         "torch/test_groups.py::test_what_is_excluded_is_neither_measured_nor_scaled",
     ],
     "the last two tensors for the head, which has no bias": [
@@ -211,15 +210,14 @@ DEFECTS = {
     ],
     "an argument that a mode ignores": [
         "torch/test_errors.py::test_the_message_says_what_is_wrong_and_what_to_do",
-        "torch/test_groups.py::test_a_key_that_means_nothing_is_refused",
-        "torch/test_groups.py"
-        "::test_settings_of_a_group_are_refused_where_all_is_one_row",
+        "torch/test_groups.py::test_an_unknown_key_of_a_group_is_refused",
+        "torch/test_groups.py::test_group_settings_are_refused_at_scope_global",
     ],
     "a scope that a clipper ignores": [
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
     ],
     "what the constructor accepts and the first step refuses": [
-        "torch/test_errors.py::test_nothing_is_refused_that_is_in_order",
+        "torch/test_errors.py::test_valid_arguments_are_accepted",
     ],
     "the settings of an optimizer's groups lost, or taken for ours": [
         "torch/test_groups.py::test_a_group_may_have_settings_of_its_own",
@@ -235,27 +233,27 @@ DEFECTS = {
     ],
     "keys that mean nothing in another process": [
         "torch/test_checkpoint.py::test_a_state_holds_no_identity",
-        "torch/test_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
+        "torch/test_resume.py::test_all_runs_resume_in_a_new_process_bit_for_bit",
     ],
     "keys by position, so that a parameter that is unfrozen shifts histories": [
         "torch/test_nonfinite.py"
-        "::test_a_frozen_parameter_wakes_with_the_history_it_had",
+        "::test_an_unfrozen_parameter_continues_with_its_history",
         "torch/test_groups.py::test_a_later_group_may_have_the_policy_of_an_earlier_one",
     ],
     "a state that does not fit, or is none, loaded in silence": [
         "torch/test_checkpoint.py::test_a_broken_part_is_refused",
-        "torch/test_checkpoint.py::test_what_is_no_state_is_refused",
+        "torch/test_checkpoint.py::test_a_value_that_is_not_a_state_is_refused",
     ],
     "a state that is lost: the warm-up begins anew after a restart": [
-        "torch/test_resume.py::test_all_runs_go_on_in_a_new_process_bit_for_bit",
+        "torch/test_resume.py::test_all_runs_resume_in_a_new_process_bit_for_bit",
     ],
     "a clipper that cannot be copied or pickled": [
-        "torch/test_checkpoint.py::test_a_copy_of_a_run_goes_on_as_the_run",
+        "torch/test_checkpoint.py::test_a_copy_of_a_run_continues_like_the_run",
         "torch/test_optim.py::test_a_copy_of_what_a_scheduler_drives",
     ],
     # Speed.
     "a synchronisation for each parameter": [
-        "torch/test_device.py::test_a_step_reads_nothing_and_decides_as_on_the_host",
+        "torch/test_device.py::test_a_step_reads_nothing_and_decides_as_on_the_cpu",
     ],
     "a history that is sorted, or grows, in every step": [
         "core/test_window.py::test_the_ring_holds_the_last_norms_and_the_count_stays_small",

@@ -1,4 +1,4 @@
-"""The benchmarks run, and their numbers are complete; how large is not promised."""
+"""The benchmarks run and save complete numbers; their values are not tested."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from ..support.trials import marks, numbers, trial
 
 @pytest.fixture(autouse=True)
 def _threads():
-    """A script sets them, and other tests go on in this process."""
+    """Restore the number of threads, which a script sets."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -112,7 +112,7 @@ def test_what_fails_after_the_last_round_is_not_reported(scripts):
 
 
 def test_the_script_for_a_device_measures_on_what_there_is(scripts):
-    """What needs no CUDA in it runs here as it is, on a small decoder."""
+    """The parts that need no CUDA run on the CPU, with a small decoder."""
     import gpu
 
     sizes = [sum(map(math.prod, shapes())) / 1e6 for shapes in gpu.MODELS.values()]
@@ -249,11 +249,11 @@ def test_a_trial_does_not_get_into_the_docs(scripts, monkeypatch, tmp_path):
         ("MeanStd(history_length=100)", 0.0),
         ("EmaRatio()", 1e-6),
         ("ZScore()", 1e-6),
-        ("StreamingQuantile()", 0.05),  # where it started, it moves in such steps
+        ("StreamingQuantile()", 0.05),  # it moves in such steps from where it started
     ],
 )
 def test_a_late_state_is_that_of_all_steps(code, tolerance, scripts):
-    """What forgets is run over the last norms only; it is what a whole run leaves."""
+    """A policy with a bounded history is run over the last norms only."""
     import numpy as np
 
     import growth

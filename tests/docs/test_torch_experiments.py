@@ -1,4 +1,4 @@
-"""Every experiment runs as a trial, and what docs/evidence.md says is what was saved.
+"""Every experiment runs as a trial, and docs/evidence.md shows what was saved.
 
 The trials run in this process: starting Python and torch six times would take longer.
 """
@@ -30,7 +30,7 @@ NAMES = [
 
 @pytest.fixture
 def load(monkeypatch):
-    """A function that imports a module of the experiments, as a script there would."""
+    """Return a function that imports a module of the experiments, as a script would."""
     before = set(sys.modules)
     threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
@@ -44,7 +44,7 @@ def load(monkeypatch):
 
 @pytest.fixture
 def trial(load, tmp_path, capsys):
-    """A function that runs an experiment's trial and returns what it saved."""
+    """Return a function that runs an experiment's trial and returns what it saved."""
 
     def run(name):
         arguments = ["--quick", "--workers", "1", "--output", str(tmp_path)]
@@ -60,7 +60,7 @@ def trial(load, tmp_path, capsys):
 
 
 def numbers(text):
-    """The numbers in the cells of a Markdown table, without heads and first column."""
+    """Return the numbers of a Markdown table, without its head and first column."""
     rows = [line.split(" | ")[1:] for line in text.splitlines()[2:]]
     return [
         float(n) for row in rows for n in re.findall(r"-?\d+\.?\d*(?:e.\d+)?", str(row))

@@ -35,18 +35,18 @@ READS = set(
     "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ "
     "__format__ __repr__ __dlpack__ data_ptr".split()
 )
-"""What tells the host a value of a tensor."""
+"""The functions that read a value of a tensor."""
 
 KERNELS = set("_local_scalar_dense nonzero masked_select _unique2 equal item".split())
-"""The same, further down."""
+"""The kernels that read one."""
 
 
 class HostReadError(Exception):
-    """A value was read back to the host."""
+    """A value was read on the CPU."""
 
 
 class Watched(torch.Tensor):
-    """A tensor that raises when its values are looked at, or counts who looks."""
+    """A tensor that raises if its value is read, or counts the reads."""
 
     looks = None
 
@@ -62,7 +62,7 @@ class Watched(torch.Tensor):
 
 
 class NoFunctionReads(TorchFunctionMode):
-    """No tensor is read, also no plain one that an operation made of a watched one."""
+    """No function reads a tensor, not even a plain one computed from a watched one."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
@@ -72,7 +72,7 @@ class NoFunctionReads(TorchFunctionMode):
 
 
 class NoKernelReads(TorchDispatchMode):
-    """Nor does any kernel; an index by booleans has to count them first."""
+    """No kernel reads a value; an index by booleans has to count them."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -93,7 +93,7 @@ def nothing_read():
 
 @contextmanager
 def looks_counted():
-    """Lets everybody look, and lists who did."""
+    """Allow reads, and list them."""
     Watched.looks = []
     try:
         yield Watched.looks
@@ -106,17 +106,17 @@ def watched(tensor):
 
 
 def unwatched(tensor):
-    """The same tensor, for the test to look at."""
+    """Return the same tensor, readable."""
     return tensor.as_subclass(torch.Tensor) if isinstance(tensor, Watched) else tensor
 
 
 def seen(decision):
-    """A decision as NumPy arrays."""
+    """Return the fields of a decision as NumPy arrays."""
     return [unwatched(field).numpy() for field in decision]
 
 
 class NoCopies(TorchDispatchMode):
-    """Nothing is copied from one device to another: that would synchronise, too."""
+    """No copy between devices, which would synchronize, too."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -128,7 +128,7 @@ class NoCopies(TorchDispatchMode):
         return result
 
 
-# Clippers, a model and gradients, to run on the CPU and on a device.
+# Clippers, a model and gradients, for the CPU and a device.
 
 INF, NAN = float("inf"), float("nan")
 
@@ -185,10 +185,10 @@ clippers_and_modes = pytest.mark.parametrize(
 
 
 def rtol_of(make):
-    """How far thresholds and scales may be apart.
+    """Return how far thresholds and scales may differ.
 
-    A mean of logarithms is exponentiated, and the square root of torch may differ in
-    its last bit, which a moving average adds up.
+    A mean of logarithms is exponentiated. The square root of torch may differ in its
+    last bit, which a moving average accumulates.
     """
     loose = {"standard": 1e-5, "standard, log": 1e-5, "zclip": 5e-6}
     return {CLIPPERS[name]: rtol for name, rtol in loose.items()}.get(make, 1e-6)
@@ -204,7 +204,7 @@ def model():
 
 
 def gradients(parameters, steps=12, seed=1):
-    """For each step one gradient per parameter; all that can happen to one does."""
+    """Yield one gradient per parameter for each step, with every kind of fault."""
     rng = np.random.default_rng(seed)
     for step in range(steps):
         scale = np.exp(rng.standard_normal())

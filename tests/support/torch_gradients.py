@@ -14,14 +14,14 @@ TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def normal(*shape, dtype=torch.float32, seed=0):
-    """Normal numbers, always the same; of complex ones, both parts."""
+    """Return reproducible normal numbers; complex ones have two such parts."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
 
 
 def sparse(places, values, shape, dtype=torch.float32, *, coalesced=False):
-    """A sparse gradient, with duplicates unless it is coalesced."""
+    """Return a sparse gradient, with duplicates unless it is coalesced."""
     indices = torch.tensor(places, dtype=torch.long)
     values = torch.as_tensor(values).to(dtype)
     tensor = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
@@ -31,7 +31,7 @@ def sparse(places, values, shape, dtype=torch.float32, *, coalesced=False):
 TOKENS = [[1, 3, 1, 0]], [[3.0, 0.0], [1.0, 2.0], [4.0, 0.0], [0.0, 0.0]], (5, 2)
 PLACES = [[0, 2, 0], [1, 1, 1]], [[2.0, 1.0], [1.0, 1.0], [0.5, -3.0]], (3, 2, 2)
 
-# Each makes the same gradient anew: what is there before a step.
+# Each call makes the same gradient again, as before a step.
 GRADIENTS = {
     **{
         str(dtype)[6:]: (lambda dtype=dtype: normal(4, 6, dtype=dtype))
@@ -77,21 +77,21 @@ every_scope = pytest.mark.parametrize("scope", ["parameter", "global", "unit"])
 
 
 def parameter(gradient):
-    """A parameter that has this gradient."""
+    """Return a parameter that has this gradient."""
     made = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
     made.grad = gradient
     return made
 
 
 def numbers(gradient):
-    """A gradient's numbers as a dense array of float64 or complex128."""
+    """Return a gradient as a dense array of float64 or complex128."""
     dense = gradient.detach().to_dense()
     wide = torch.complex128 if dense.is_complex() else torch.float64
     return dense.to(wide).resolve_conj().resolve_neg().numpy().copy()
 
 
 def true_norms(array, scope):
-    """The norm of each row, by the definition; a vector is one unit."""
+    """Return the norm of each row, by definition; a vector is one unit."""
     squares = np.abs(array) ** 2
     if scope == "unit" and array.ndim > 1:
         return np.sqrt(squares.sum(axis=tuple(range(1, array.ndim))))
@@ -99,7 +99,7 @@ def true_norms(array, scope):
 
 
 def spread(values, array):
-    """One value per row, in a shape that broadcasts against the gradient."""
+    """Return one value per row, in a shape that broadcasts against the gradient."""
     values = np.asarray(values)
     if len(values) == 1:
         return values.reshape(())
@@ -107,7 +107,7 @@ def spread(values, array):
 
 
 def scaled(dense, scale, clipped):
-    """where(clipped, s * g, g): in float32, or wider if the gradient is; cast back."""
+    """Return where(clipped, s * g, g), in float32 or a wider type, then cast back."""
     wide = dense.to(torch.float32) if dense.dtype.itemsize == 2 else dense
     array = wide.resolve_conj().resolve_neg().numpy()
     assert scale.dtype == np.float32
@@ -121,7 +121,7 @@ def scaled(dense, scale, clipped):
 
 
 def bits(tensor):
-    """A tensor's bits, to compare: NaN payloads and signs of zero, too."""
+    """Return a tensor's bits to compare, with NaN payloads and signs of zero."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -135,7 +135,7 @@ def assert_same_bits(actual, expected):
 
 
 def odd_numbers(dtype):
-    """Zeros of both signs, subnormal numbers, and ordinary ones."""
+    """Return zeros of both signs, subnormal numbers, and ordinary ones."""
     tiny = torch.finfo(dtype).tiny
     ordinary = [0.1, -0.3, 1 / 3, 0.0, -0.0]
     return torch.tensor([*ordinary, tiny / 2, -tiny / 4, tiny], dtype=dtype)

@@ -1,4 +1,4 @@
-"""Runs scripts of benchmarks in this process, as their imports are dear."""
+"""Runs benchmark scripts in this process, because their imports are slow."""
 
 import json
 import re
@@ -13,7 +13,7 @@ SCRIPTS = ROOT / "benchmarks"
 
 @contextmanager
 def scripts_on_path(monkeypatch):
-    """The benchmarks' folder on the path, and none of their modules left behind."""
+    """Put the benchmarks' folder on the path; afterwards, remove its modules."""
     own = {path.stem for path in SCRIPTS.glob("*.py")}
     before = {name: sys.modules.pop(name, None) for name in own}
     monkeypatch.syspath_prepend(SCRIPTS)
@@ -24,7 +24,7 @@ def scripts_on_path(monkeypatch):
 
 
 def trial(script, folder, monkeypatch):
-    """What the trial run of a script saves."""
+    """Return what the trial run of a script saves."""
     path = folder / f"{script}.json"
     monkeypatch.setattr(sys, "argv", [script, "--quick", "--json", str(path)])
     runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
@@ -32,7 +32,7 @@ def trial(script, folder, monkeypatch):
 
 
 def numbers(node):
-    """Every number in what was saved."""
+    """Return every number in what was saved."""
     if isinstance(node, dict | list):
         parts = node.values() if isinstance(node, dict) else node
         return [number for part in parts for number in numbers(part)]
@@ -40,6 +40,6 @@ def numbers(node):
 
 
 def marks():
-    """The names of the tables that have a place in the docs."""
+    """Return the names of the tables that the docs have marks for."""
     pages = (path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     return re.findall(r"<!-- table: (.+?) -->", "".join(pages))

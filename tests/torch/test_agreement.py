@@ -1,4 +1,4 @@
-"""Ranks that agree pass the check; one that does not is named, on every rank."""
+"""Ranks that agree pass the check; a rank that differs is named on every rank."""
 
 import json
 import os
@@ -21,7 +21,7 @@ WORLD = 3
 
 
 def stepped(clipper, norms):
-    """The same clipper, after a step of each of these norms."""
+    """Return the clipper after one step per norm."""
     for norm in norms:
         for entry in clipper._policy_states.rows.by_parameter:
             entry.parameter.grad = torch.full_like(entry.parameter, norm)
@@ -55,7 +55,7 @@ def several_policies(rank):
 
 
 def stages(rank):
-    """Other parameters on every rank, and one norm of all."""
+    """Each rank has its own parameters; all ranks share one norm."""
     stage = nn.Linear(3 + rank, 2)
     clipper = ZClip(stage, warmup_steps=2, process_group=dist.group.WORLD)
     return stepped(clipper, [1.0, 2.0, 3.0 + rank])
@@ -95,7 +95,7 @@ DIFFER = {
 
 
 def attempt(clipper, group=None):
-    """What the check says."""
+    """Return what the check returns, or its error message."""
     try:
         return check_agreement(clipper, group)
     except RuntimeError as error:
@@ -103,7 +103,7 @@ def attempt(clipper, group=None):
 
 
 def found_by(rank):
-    """What this rank is told in each case."""
+    """Return what this rank's check says in each case."""
     found = {case.__name__: attempt(case(rank)) for case in [*AGREE, *DIFFER]}
     pairs = [dist.new_group([0, 2]), dist.new_group([1])]
     found["a group"] = attempt(another_norm(rank), pairs[rank % 2])
@@ -120,7 +120,7 @@ def main(rank, folder):
 
 
 def start(folder):
-    """Run the ranks; forked, they need not import torch again."""
+    """Start the ranks; forked ranks do not import torch again."""
     torch.multiprocessing.start_processes(
         main, args=(folder,), nprocs=WORLD, start_method="fork"
     )
@@ -128,7 +128,7 @@ def start(folder):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What each rank was told: told[rank][case]."""
+    """Return what each rank's check says: reports[rank][case]."""
     folder = tmp_path_factory.mktemp("agreement")
     there = f"import sys; from {__name__} import start; start(sys.argv[1])"
     done = subprocess.run(
@@ -149,17 +149,17 @@ def test_ranks_that_agree_pass(told, case):
 
 
 @pytest.mark.parametrize("case", DIFFER, ids=lambda case: case.__name__)
-def test_every_rank_is_told_which_one_differs_and_in_what(told, case):
+def test_every_rank_reports_which_rank_differs_and_how(told, case):
     for rank in told:
         assert f"differ from the others: {DIFFER[case]};" in rank[case.__name__]
 
 
-def test_a_group_is_asked_alone(told):
-    """Rank 1 has seen another norm, and is not of the group of 0 and 2."""
+def test_only_the_ranks_of_a_group_are_compared(told):
+    """Rank 1 has another norm and is not in the group of ranks 0 and 2."""
     assert [rank["a group"] for rank in told] == [None] * WORLD
 
 
-def test_one_process_has_nobody_to_disagree_with():
+def test_one_process_passes():
     assert check_agreement(untouched(0)) is None
 
 

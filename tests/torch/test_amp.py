@@ -1,4 +1,4 @@
-"""A real `torch.amp.GradScaler("cpu")` around the clippers, in every order of calls."""
+"""A real `torch.amp.GradScaler("cpu")` with the clippers, in every order of calls."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
 
 OVERFLOWS = [2, 3, 8]
-"""The steps at which the scaled gradient overflows."""
+"""The steps whose scaled gradient overflows."""
 
 
 def make(fused=False, scope="global", **keywords):
@@ -21,7 +21,7 @@ def make(fused=False, scope="global", **keywords):
 
 
 def backward(weight, optimizer, scaler, step, bad=OVERFLOWS):
-    """A gradient of norm `step + 1`, or an infinite one."""
+    """Compute a gradient of norm `step + 1`, or an infinite one."""
     optimizer.zero_grad()
     size = float("inf") if step in bad else step + 1.0
     scaler.scale(weight @ torch.tensor([0.6, 0.8]) * size).backward()
@@ -145,7 +145,7 @@ def test_a_disabled_scaler_changes_nothing():
     ).norm.item() == pytest.approx(5)
 
 
-def test_one_without_the_other_is_refused():
+def test_a_scaler_without_an_optimizer_is_refused():
     _, optimizer, clipper, scaler = make()
     with pytest.raises(TypeError, match="got no optimizer"):
         clipper.step(scaler=scaler)
@@ -153,7 +153,7 @@ def test_one_without_the_other_is_refused():
         clipper.step(optimizer=optimizer)
 
 
-def test_after_the_step_it_is_too_late():
+def test_a_clip_after_the_scaler_s_step_is_refused():
     weight, optimizer, clipper, scaler = make()
     backward(weight, optimizer, scaler, 0)
     scaler.step(optimizer)
@@ -161,8 +161,8 @@ def test_after_the_step_it_is_too_late():
         clipper.step(scaler=scaler, optimizer=optimizer)
 
 
-def test_zeroing_infinities_before_unscale_is_warned_of():
-    """The scaler never learns of the overflow: its scale stays where it overflows."""
+def test_zeroing_infinities_before_unscale_warns():
+    """The scaler does not notice the overflow, so its scale stays too high."""
     weight, optimizer, clipper, scaler = make()
 
     def wrong_order(step):
@@ -171,7 +171,7 @@ def test_zeroing_infinities_before_unscale_is_warned_of():
         scaler.step(optimizer)
         scaler.update()
 
-    for step in range(14):  # the scale has grown until it overflowed
+    for step in range(14):  # after a growth of the scale, gradients overflow
         wrong_order(step)
     assert scaler.get_scale() == 2.0**10
     with pytest.warns(UserWarning, match="10 of the last 15 steps were not finite"):
@@ -184,8 +184,8 @@ def every_second(clipper, weight, steps, first=0):
         clipper.step()
 
 
-def test_infinities_every_now_and_then_are_warned_of_once():
-    """As where a loss scale overflows, grows no more, and never falls."""
+def test_frequent_infinities_warn_once():
+    """A loss scale that overflows, no longer grows and never falls looks like this."""
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
     every_second(clipper, weight, 19)
@@ -194,7 +194,7 @@ def test_infinities_every_now_and_then_are_warned_of_once():
     every_second(clipper, weight, 180, 20)
 
 
-def test_a_rare_infinity_is_no_reason_to_warn():
+def test_a_rare_infinity_does_not_warn():
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
     for step in range(600):
@@ -204,11 +204,11 @@ def test_a_rare_infinity_is_no_reason_to_warn():
 
 
 @pytest.mark.parametrize("every", [10, 400])
-def test_on_a_device_it_is_seen_in_the_metrics(every):
+def test_on_a_device_metrics_warns_of_infinities(every):
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
     clipper._stepper.move_states = lambda gradients: None
-    clipper._policy_states.move_to(torch.device("cpu"))  # as on an accelerator
+    clipper._policy_states.move_to(torch.device("cpu"))  # like an accelerator
     every_second(clipper, weight, every)
     if every == 10:
         clipper.metrics()  # 5 of 10
@@ -220,7 +220,7 @@ def test_on_a_device_it_is_seen_in_the_metrics(every):
 
 
 @pytest.mark.parametrize("what", ["observed", "loaded"])
-def test_what_was_counted_elsewhere_is_not_warned_of(what):
+def test_counts_that_were_observed_or_loaded_do_not_warn(what):
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
     clipper.observe([float("inf")] * 20 + [1.0])
@@ -236,7 +236,7 @@ def test_what_was_counted_elsewhere_is_not_warned_of(what):
         every_second(clipper, weight, 1, 19)
 
 
-def test_whoever_only_observes_hides_no_overflow():
+def test_a_dry_run_does_not_warn_of_infinities():
     weight = torch.nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0, dry_run=True)
     for _ in range(20):
@@ -246,7 +246,7 @@ def test_whoever_only_observes_hides_no_overflow():
 
 
 def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
-    """The gradients of the others are still multiplied by the loss scale."""
+    """The other gradients are still multiplied by the loss scale."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     optimizer, other = (torch.optim.SGD([p], lr=0.1) for p in (a, b))

@@ -1,4 +1,4 @@
-"""`clipper.attach(optimizer)`: clipping inside `optimizer.step()`, however called."""
+"""`clipper.attach(optimizer)` clips inside `optimizer.step()`, however it is called."""
 
 import copy
 import pickle
@@ -61,7 +61,7 @@ def assert_same(ours, theirs):
 
 
 class Wrapper:
-    """Steps the optimizer it holds, as many trainers' own do."""
+    """Steps the optimizer it holds, like many trainers' wrappers."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
@@ -75,7 +75,7 @@ def wrapped_twice(optimizer):
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, Wrapper, wrapped_twice], ids="012")
-def test_it_is_step_before_step(wrap):
+def test_an_attached_clipper_steps_before_the_optimizer(wrap):
     model, x, y = model_and_data()
     optimizer, clipper = adam(model), clip(model)
     clipper.attach(wrap(optimizer))
@@ -113,7 +113,7 @@ def test_lbfgs_is_clipped_after_every_backward():
     norms = []
 
     def closure():
-        # What LBFGS used since the last call was clipped.
+        # LBFGS used the clipped gradient after the last call.
         if norms:
             left = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
             assert left <= 0.5 * (1 + 1e-6)
@@ -145,7 +145,7 @@ def test_remove_restores_the_optimizer():
     assert not handle.active
 
 
-def test_attaching_twice_is_an_error_and_after_remove_it_is_none():
+def test_attaching_twice_is_an_error_unless_it_was_removed():
     model, _, _ = model_and_data()
     optimizer, clipper = adam(model), clip(model)
     handle = clipper.attach(optimizer)
@@ -156,7 +156,7 @@ def test_attaching_twice_is_an_error_and_after_remove_it_is_none():
     assert clipper.attach(optimizer).active
 
 
-def test_what_clips_already_is_refused():
+def test_an_optimizer_that_clips_already_is_refused():
     model, _, _ = model_and_data()
     optimizer = NormClip.as_optimizer(adam(model), max_norm=1.0)
     with pytest.raises(RuntimeError, match="as_optimizer"):
@@ -179,7 +179,7 @@ def test_two_clippers_may_share_an_optimizer_in_the_order_of_attaching():
 @pytest.mark.parametrize("clippers", ["part", "skips first", "skips last"])
 @pytest.mark.parametrize("bad", [float("nan"), 100.0], ids=["nan", "dropped"])
 def test_a_cancelled_update_cancels_all_that_the_optimizer_steps(bad, clippers, fused):
-    """And every clipper learns of its own gradients first."""
+    """Before that, every clipper records its gradients."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     optimizer = torch.optim.AdamW([a, b], lr=0.1, fused=fused)
     skips = Clipper([a], Drop(Fixed(50.0), action="skip"), nonfinite="skip")
@@ -203,7 +203,7 @@ def test_a_cancelled_update_cancels_all_that_the_optimizer_steps(bad, clippers, 
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_two_clippers_of_the_same_gradients_both_see_what_is_cancelled(fused):
+def test_two_clippers_of_a_gradient_both_measure_a_cancelled_update(fused):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1, fused=fused)
     Clipper([weight], Drop(Fixed(50.0), action="skip")).attach(optimizer)
@@ -226,12 +226,12 @@ def test_an_optimizer_of_other_parameters_is_refused():
 
 
 @pytest.mark.parametrize("wrong", [3, None, "adam"])
-def test_what_is_no_optimizer_is_refused(wrong):
+def test_an_argument_that_is_not_an_optimizer_is_refused(wrong):
     with pytest.raises(TypeError, match="must be a torch"):
         clip(model_and_data()[0]).attach(wrong)
 
 
-def test_it_warns_once_if_it_never_saw_a_gradient():
+def test_it_warns_once_if_there_was_no_gradient():
     model, x, y = model_and_data()
     optimizer, clipper = adam(model), clip(model)
     clipper.attach(optimizer)
@@ -244,7 +244,7 @@ def test_it_warns_once_if_it_never_saw_a_gradient():
         optimizer.step()
 
 
-def test_parameters_that_the_optimizer_is_given_later_are_told_of_once():
+def test_parameters_that_are_added_to_the_optimizer_warn_once():
     model, x, y = model_and_data()
     first, last = model[0], model[2]
     optimizer = torch.optim.Adam(first.parameters(), lr=0.1)
@@ -261,7 +261,7 @@ def test_parameters_that_the_optimizer_is_given_later_are_told_of_once():
     assert norms.norm() <= clipper.metrics()["clip/threshold"] * (1 + 1e-5)
 
 
-def test_a_parameter_appended_to_a_group_is_told_of_once():
+def test_a_parameter_appended_to_a_group_warns_once():
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
     optimizer = torch.optim.SGD([{"params": [w]} for w in weights[:2]], lr=0.1)
     NormClip(weights[:2], max_norm=1.0).attach(optimizer)
@@ -275,7 +275,7 @@ def test_a_parameter_appended_to_a_group_is_told_of_once():
     optimizer.step()
 
 
-def test_what_another_clipper_has_may_be_given_to_the_optimizer_later():
+def test_another_clipper_s_parameters_may_be_added_to_the_optimizer():
     model, x, y = model_and_data()
     optimizer = torch.optim.Adam(model[0].parameters(), lr=0.1)
     clip(model[0]).attach(optimizer)
@@ -285,8 +285,8 @@ def test_what_another_clipper_has_may_be_given_to_the_optimizer_later():
     train(optimizer, model, x, y, steps=2)
 
 
-def test_what_the_clipper_has_may_be_given_to_the_optimizer_later():
-    """As where layers thaw one after the other; what is excluded, too."""
+def test_the_clipper_s_parameters_may_be_added_to_the_optimizer():
+    """This happens when layers are unfrozen one by one; one parameter is excluded."""
     model, x, y = model_and_data()
     for p in model[2].parameters():
         p.requires_grad_(False)
@@ -312,14 +312,14 @@ def test_copies_are_not_attached_and_can_be_attached_to_each_other(copied):
     train(optimizer, model, x, y, steps=2)
     other, step, twin = copied((model, optimizer, clipper))
     before = twin.metrics()["clip/steps"]
-    train(step, copy.deepcopy(other), x, y, steps=1)  # the copy's hooks are gone
+    train(step, copy.deepcopy(other), x, y, steps=1)  # a copy has no hooks
     assert twin.metrics()["clip/steps"] == before == 2
     twin.attach(step)
     assert_same(train(step, other, x, y, 3), train(optimizer, model, x, y, 3))
     assert twin.metrics() == clipper.metrics()
 
 
-def test_a_clipper_whose_optimizer_is_gone_can_be_attached_anew():
+def test_a_clipper_whose_optimizer_was_deleted_can_be_attached_again():
     model, x, y = model_and_data()
     clipper = clip(model)
     handle = clipper.attach(adam(model))
@@ -355,8 +355,8 @@ def test_a_skipped_update_leaves_a_plain_optimizer_alone():
     assert clipper.metrics()["clip/skipped_total"] == 1
 
 
-def test_a_clipper_of_two_networks_is_no_clipper_of_one_optimizer():
-    """In a GAN the other's gradients would be clipped, recorded, and clipped again."""
+def test_an_optimizer_of_some_of_the_parameters_is_refused():
+    """In a GAN, each optimizer's step would clip and record both networks."""
     g, d = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     clipper = NormClip([g, d], max_norm=1.0, scope="parameter")
     optimizer = torch.optim.SGD([g], lr=0.1)
@@ -364,7 +364,7 @@ def test_a_clipper_of_two_networks_is_no_clipper_of_one_optimizer():
         ValueError, match="all parameters of its clipper, got 1 of the 2"
     ):
         clipper.attach(optimizer)
-    d.requires_grad_(False)  # what is frozen may be left out
+    d.requires_grad_(False)  # frozen parameters may be left out
     clipper.attach(optimizer)
 
 
@@ -381,7 +381,7 @@ def test_a_step_by_hand_of_an_attached_clipper_is_refused():
 
 
 def warned_at(function):
-    """Return the lines that the warnings of one call point at."""
+    """Return the files and lines that the warnings of a call point at."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         function()
@@ -414,13 +414,13 @@ def closed(optimizer):
 
 @pytest.mark.parametrize("way", STEPS_OF)
 def test_a_warning_points_at_the_line_that_stepped(way):
-    """Not at a file of torch or of this package, however many hooks lie between."""
+    """It does not point at torch or this package, whatever the number of hooks."""
     step = STEPS_OF[way]([torch.nn.Parameter(torch.zeros(2))])
     ((file, _),) = warned_at(step)
     assert file == __file__
 
 
-def test_a_warning_of_many_steps_points_there_too():
+def test_a_warning_of_many_steps_points_at_the_line_that_stepped():
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = attached([weight])
 

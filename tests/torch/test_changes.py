@@ -1,7 +1,7 @@
-"""The fault battery's changes of a model in the midst of a run, clipped in four ways.
+"""A model changes during a run: dtype, device, freezing, groups, a second clipper.
 
-Each step compares thresholds and gradients with plain lists of norms, one for each
-parameter: whatever changes, the lists go on.
+Each step compares thresholds and gradients with plain lists of norms, one list per
+parameter. A change of the model does not interrupt the lists.
 """
 
 import math
@@ -26,9 +26,9 @@ class Run:
     """A model that is trained and clipped in one of the ways.
 
     Args:
-      model: its parameters are clipped one by one.
-      way: one of the above.
-      most: a second clipper, which comes after the first, holds each norm below this.
+      model: each of its parameters is one row.
+      way: one of `WAYS`.
+      most: if finite, a second clipper limits each norm to this after the first.
     """
 
     def __init__(self, model, way, most=math.inf):
@@ -44,14 +44,14 @@ class Run:
                 clipper.attach(self.optimizer)
 
     def clip(self, policy):
-        """A clipper that comes before what there is."""
+        """Return a clipper that runs before the existing ones."""
         if self.way != "as optimizer":
             return Clipper(self.model, policy)
         self.optimizer = Clipper.as_optimizer(self.optimizer, policy)
         return self.optimizer.clipper
 
     def add(self, parameter):
-        """A group for one more parameter."""
+        """Add a group with one more parameter."""
         self.parameters.append(parameter)
         self.optimizer.add_param_group({"params": [parameter]})
         if self.way != "as optimizer":
@@ -64,7 +64,7 @@ class Run:
         self.optimizer.step()
 
     def take(self, steps):
-        """Take steps, and check each."""
+        """Take steps and check each."""
         for _ in range(steps):
             self.steps += 1
             for place, parameter in enumerate(self.parameters):
@@ -86,7 +86,7 @@ class Run:
                     past.append(grad.double().norm().item())
 
     def check(self, parameter, grad, limit):
-        """A gradient keeps its bits or has the norm of its limit."""
+        """Check that a gradient is unchanged or has the norm of its limit."""
         assert parameter.isfinite().all()
         if grad is None:
             assert parameter.grad is None
@@ -101,7 +101,7 @@ class Run:
 
 
 def gradient(step, place, parameter):
-    """Any gradient of heavy tails; none where nothing is trained."""
+    """Return a gradient with heavy tails, or None for a frozen parameter."""
     if not parameter.requires_grad:
         return None
     rng = torch.Generator().manual_seed(100 * step + place)
@@ -152,7 +152,7 @@ def test_another_device_keeps_the_history(way):
 
 
 @every_way
-def test_what_is_frozen_wakes_with_its_history(way):
+def test_an_unfrozen_parameter_keeps_its_history(way):
     run = Run(network(), way)
     run.take(10)
     run.model[0].requires_grad_(False)
@@ -162,7 +162,7 @@ def test_what_is_frozen_wakes_with_its_history(way):
 
 
 @every_way
-def test_a_group_that_comes_later_starts_afresh_beside_the_others(way):
+def test_a_later_group_starts_with_an_empty_history(way):
     run = Run(network(), way)
     run.take(10)
     run.add(nn.Parameter(torch.ones(5)))
@@ -175,13 +175,13 @@ def test_two_clippers_on_one_model_clip_one_after_the_other(way):
 
 
 @every_way
-def test_an_empty_tensor_is_no_row_that_matters(way):
+def test_an_empty_tensor_does_not_change_other_rows(way):
     model = network()
     model.empty = nn.Parameter(torch.ones(0, 3))
     Run(model, way).take(20)
 
 
-def test_threads_know_nothing_of_each_other():
-    """Eight runs side by side, each checked as if it were alone."""
+def test_runs_in_parallel_threads_are_independent():
+    """Eight runs in parallel, each checked as if it ran alone."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda way: Run(network(), way).take(30), WAYS * 2))

@@ -1,4 +1,4 @@
-"""A run that was saved and resumed has the same bits; what does not fit is refused."""
+"""A saved and resumed run has the same bits; a state that does not fit is refused."""
 
 import copy
 import io
@@ -39,13 +39,13 @@ N = 20
 
 
 def start(make, dtype=torch.float32, seed=0):
-    """A model, its optimizer and its clipper, which `make` makes of the model."""
+    """Return a model, its optimizer, and the clipper `make(model)`."""
     model = small_model(seed).to(dtype)
     return model, torch.optim.Adam(model.parameters(), lr=0.02), make(model)
 
 
 def go_on(run, data):
-    """Train on the batches; the thresholds and scales of all steps."""
+    """Train on the batches; return the thresholds and scales of all steps."""
     model, optimizer, clipper = run
     found = []
     for batch in data:
@@ -61,7 +61,7 @@ def states_of(run):
 
 
 def through_a_file(state):
-    """Saved, and loaded as one loads what one does not trust."""
+    """Save a state, and load it with `weights_only=True`."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -74,7 +74,7 @@ def load(run, states):
 
 
 def check_resumed(make, dtype):
-    """N steps, save, load into a run that began elsewhere, N steps: as 2N steps."""
+    """N steps, saved and loaded into another run, plus N steps equal 2N steps."""
     data = list(batches(2 * N))
     run = start(make, dtype)
     go_on(run, data[:N])
@@ -92,20 +92,20 @@ def check_resumed(make, dtype):
 
 @pytest.mark.parametrize("code", POLICIES)
 def test_a_resumed_run_of_bfloat16_has_the_same_bits(code):
-    """Parameters, moments, thresholds, scales and counts; one scope for each policy.
+    """Parameters, moments, thresholds, scales and counts; one scope per policy.
 
-    `test_torch_resume.py` has all scopes and formats, in a new process.
+    `test_resume.py` has the formats and a new process.
     """
     policy, scope = policy_of(code), SCOPES[list(POLICIES).index(code) % len(SCOPES)]
     check_resumed(lambda m: Clipper(m, policy, scope=scope), torch.bfloat16)
 
 
 @every_clipper
-def test_so_it_is_for_the_named_clippers(case):
+def test_a_resumed_run_of_a_named_clipper_has_the_same_bits(case):
     check_resumed(lambda model: case(model), torch.float32)
 
 
-def test_so_it_is_for_several_policies():
+def test_a_resumed_run_of_several_policies_has_the_same_bits():
     def make(model):
         return Clipper(
             [
@@ -121,7 +121,7 @@ def test_so_it_is_for_several_policies():
 
 
 def test_without_loading_the_bits_would_differ():
-    """The positive control."""
+    """The control of the tests above."""
     data = list(batches(2 * N))
     run = start(QuantileClip)
     go_on(run, data[:N])
@@ -133,13 +133,13 @@ def test_without_loading_the_bits_would_differ():
         check_same(go_on(forgetful, data[N:]), whole)
 
 
-# What a state is made of.
+# The contents of a state.
 
 PLAIN = (dict, list, str, int, float, bool, type(None), torch.Tensor)
 
 
 def check_plain(node, path="state"):
-    """Plain Python and tensors of their own, nothing derived from them."""
+    """Check that a state is plain Python and tensors with storage of their own size."""
     assert type(node) in PLAIN, f"{path} is a {type(node)}"
     if isinstance(node, dict):
         for key, value in node.items():
@@ -181,7 +181,7 @@ def test_a_state_is_tensors_and_plain_python(make):
 
 
 def test_a_state_holds_no_identity():
-    """Two clippers of equal models that saw the same have the same state."""
+    """Two clippers of equal models with equal gradients have equal states."""
     runs = [start(CLIPPERS["QuantileClip"]) for _ in range(2)]
     for run in runs:
         go_on(run, batches(5))
@@ -199,7 +199,7 @@ def tensors_of(node):
 
 @every_clipper
 def test_a_state_is_a_copy_in_both_directions(case):
-    """Later steps do not change it; and who writes into it changes no clipper."""
+    """Later steps do not change a state, and writing to a state changes no clipper."""
     data = list(batches(30))
     run, untouched = start(case), start(case)
     for one in (run, untouched):
@@ -231,8 +231,8 @@ def by_pickle(run):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
 @every_clipper
-def test_a_copy_of_a_run_goes_on_as_the_run(case, copied):
-    """And they do not disturb each other."""
+def test_a_copy_of_a_run_continues_like_the_run(case, copied):
+    """The original and the copy do not affect each other."""
     data = list(batches(30))
     run = start(case)
     go_on(run, data[:15])
@@ -261,7 +261,7 @@ def halves(n):
     return (n / 2,)
 
 
-# What does not fit.
+# States that do not fit.
 
 
 def norm(*shape):
@@ -273,14 +273,15 @@ def pair(first=(3, 2), second=(2,)):
 
 
 def groups(cut, **override):
-    """Three parameters of one shape in two groups."""
+    """Return two groups of three parameters with the same shape."""
     parameters = [norm(2) for _ in range(3)]
     return [{"params": parameters[:cut]}, {"params": parameters[cut:], **override}]
 
 
 Q10 = {"quantile": 0.5, "history_length": 10}
 
-# Each: what saves, what loads, and the words that name the difference.
+# Each: the clipper that saves, the one that loads, and how the message names the
+# difference.
 STRUCTURE = [
     (
         lambda: QuantileClip(pair(), **Q10),
@@ -356,7 +357,7 @@ STRUCTURE = [
     ),
 ]
 
-# These fit after all, with strict=False: the last is the field that is looked at.
+# These fit with strict=False.
 SETTINGS = [
     (
         lambda: QuantileClip(pair(), **Q10),
@@ -417,7 +418,7 @@ SETTINGS = [
 
 
 def used(clipper, seed=0):
-    """The same clipper after some steps of random gradients."""
+    """Return the clipper after six steps of random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(6):
         for entry in clipper._policy_states.rows.by_parameter:
@@ -433,7 +434,7 @@ def used(clipper, seed=0):
     + [(*row, True) for row in SETTINGS],
 )
 def test_a_state_that_does_not_fit_is_refused(saves, loads, words, strict):
-    """The message names the difference and both values; nothing is changed."""
+    """The message names the difference and both values. Nothing is changed."""
     saved, clipper = used(saves()).state_dict(), used(loads(), seed=1)
     before, metrics = clipper.state_dict(), clipper.metrics()
     with pytest.raises(ValueError, match=f"does not fit this clipper: .*{words}"):
@@ -444,7 +445,7 @@ def test_a_state_that_does_not_fit_is_refused(saves, loads, words, strict):
 
 @pytest.mark.parametrize(("saves", "loads", "words"), SETTINGS)
 def test_other_settings_are_accepted_if_asked(saves, loads, words):
-    """The history is taken over, and this clipper's settings are kept."""
+    """With `strict=False` the history is loaded, and the clipper keeps its settings."""
     saved, clipper = used(saves()).state_dict(), used(loads(), seed=1)
     own = clipper.state_dict()
     clipper.load_state_dict(saved, strict=False)
@@ -456,7 +457,7 @@ def test_other_settings_are_accepted_if_asked(saves, loads, words):
 
 
 def test_the_constructor_s_quantile_is_kept():
-    """Thresholds are its quantile of the norms that were loaded."""
+    """The threshold is the constructor's quantile of the loaded norms."""
     weight = nn.Parameter(torch.ones(1))
     saved = QuantileClip([weight], quantile=0.5, history_length=8)
     saved.observe([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -466,8 +467,8 @@ def test_the_constructor_s_quantile_is_kept():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_names_are_compared_where_both_have_them(strict):
-    """Without names the order and the shapes of the parameters count."""
+def test_names_are_compared_if_both_have_them(strict):
+    """Without names, the order and shapes of the parameters decide."""
     named, unnamed = (
         QuantileClip(pair(), **Q10),
         used(QuantileClip([parameter for _, parameter in pair()], **Q10)),
@@ -476,7 +477,7 @@ def test_names_are_compared_where_both_have_them(strict):
     check_same(named.state_dict()["states"], unnamed.state_dict()["states"])
 
 
-def test_all_of_history_may_have_grown_to_any_size():
+def test_a_full_history_of_any_length_loads():
     weight = nn.Parameter(torch.ones(1))
     long, short = (
         QuantileClip([weight], quantile=0.5, history_length=None) for _ in range(2)
@@ -491,13 +492,13 @@ def test_all_of_history_may_have_grown_to_any_size():
 
 @pytest.fixture
 def merged_often(monkeypatch):
-    """Fewer than 16 recent norms, fewer than 256 settled ones, and the others."""
+    """Keep fewer than 16 recent norms and fewer than 256 settled ones."""
     monkeypatch.setattr(history, "RECENT", 16)
 
 
 @pytest.mark.parametrize("steps", [1, 15, 16, 255, 256, 300, 555])
-def test_all_of_history_goes_on_from_any_step_with_the_same_bits(steps, merged_often):
-    """What is merged when belongs to the state, too."""
+def test_a_full_history_resumes_at_any_step_with_the_same_bits(steps, merged_often):
+    """The state holds which norms are merged, too."""
     weight, norms = nn.Parameter(torch.ones(1)), np.random.default_rng(0).random(600)
     saved, resumed = (
         QuantileClip([weight], quantile=0.9, history_length=None) for _ in range(2)
@@ -515,7 +516,7 @@ def test_all_of_history_goes_on_from_any_step_with_the_same_bits(steps, merged_o
     assert held == {"old": 512, "settled": 80, "recent": 8}
 
 
-def test_a_parameter_that_joins_late_has_a_history_of_its_own(merged_often):
+def test_a_later_parameter_has_its_own_history(merged_often):
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
     clipper = QuantileClip(weights[:1], quantile=0.5, history_length=None)
     clipper.observe(np.arange(1.0, 400.0))
@@ -526,7 +527,7 @@ def test_a_parameter_that_joins_late_has_a_history_of_its_own(merged_often):
     clipper.load_state_dict(clipper.state_dict())
 
 
-# States that are broken.
+# Corrupt states.
 
 FOREIGN = [
     None,
@@ -542,7 +543,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("state", FOREIGN)
-def test_what_is_no_state_is_refused(state, strict):
+def test_a_value_that_is_not_a_state_is_refused(state, strict):
     clipper = used(QuantileClip(pair(), **Q10))
     before = clipper.state_dict()
     with pytest.raises(ValueError, match="state_dict must be a result of clipper"):
@@ -601,7 +602,7 @@ BROKEN_MOMENTS = {
         for name, breaking in cases.items()
     ],
 )
-def test_a_broken_memory_of_all_norms_is_refused(policy, breaking, merged_often):
+def test_a_corrupt_full_history_is_refused(policy, breaking, merged_often):
     clipper = Clipper([nn.Parameter(torch.ones(1))], policy)
     clipper.observe(np.arange(1.0, 1100.0))
     state = clipper.state_dict()
@@ -613,7 +614,7 @@ def test_a_broken_memory_of_all_norms_is_refused(policy, breaking, merged_often)
 
 
 def test_moments_of_all_norms_fit_either_choice_of_logarithms():
-    """As a window of them does: what was learned is not what is made of it."""
+    """The moments do not depend on `log`; only the threshold does."""
     weight, norms = nn.Parameter(torch.ones(1)), np.arange(1.0, 50.0)
     saved, other = (
         Clipper([weight], MeanStd(1.0, history_length=None, log=log))
@@ -634,7 +635,7 @@ JUNK = [
 
 
 def places(node, path=()):
-    """The path to every part of a state but the whole."""
+    """Yield the path to every part of a state."""
     inside = []
     if isinstance(node, dict):
         inside = node.items()
@@ -667,9 +668,9 @@ PATHS = list(places(several_policies().state_dict()))
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
 def test_a_broken_part_is_refused(path):
-    """Whatever stands there instead, or nothing: a ValueError, and nothing is changed.
+    """Any other value, or none, raises ValueError and changes nothing.
 
-    But for settings, which `strict=False` does not compare.
+    Settings are the exception: `strict=False` does not compare them.
     """
     good, clipper = used(several_policies()).state_dict(), several_policies()
     before = clipper.state_dict()
@@ -695,14 +696,14 @@ def test_a_broken_part_is_refused(path):
     assert refused >= len(others) - 1
 
 
-# The state of a clipper on a device, here played by a subclass of the tensor.
+# The state of a clipper on a device, for which a tensor subclass stands.
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that NumPy must not view."""
+    """A tensor that NumPy must not view; it stands for a tensor on a device."""
 
 
-def test_a_state_from_a_device_goes_on_on_the_host_and_back():
+def test_a_state_moves_from_a_device_to_the_cpu_and_back():
     weight = nn.Parameter(torch.ones(2))
     host, device = (
         Clipper([weight], Cap(Quantile(0.5, history_length=6), max_norm=50.0))
@@ -727,15 +728,15 @@ def test_a_state_from_a_device_goes_on_on_the_host_and_back():
     assert device.threshold().item() == 5.0
 
 
-def test_a_file_of_this_format_can_be_read_for_ever():
-    """It was saved when the format was new; a later format has to read it, too."""
+def test_a_file_of_format_1_loads():
+    """The file was saved when the format was new. Later formats must load it, too."""
     parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
     clipper = QuantileClip(parameters, quantile=0.75, history_length=8)
     path = (
         pathlib.Path(__file__).parents[1] / "support" / "states" / "torch-format-1.pt"
     )
     clipper.load_state_dict(torch.load(path, weights_only=True))
-    norms = [step * 7 % 11 + 1 for step in range(1, 13)]  # what it had seen
+    norms = [step * 7 % 11 + 1 for step in range(1, 13)]  # the recorded norms
     expected = np.quantile(norms[-8:], 0.75) * np.array([1, 2])
     np.testing.assert_allclose(clipper.threshold(), expected, rtol=1e-6)
     assert clipper.metrics()["clip/steps"] == 12

@@ -1,4 +1,4 @@
-"""What a clipper measures, decides, scales and reports, step by step."""
+"""What a clipper measures, decides, scales and reports at each step."""
 
 import math
 
@@ -53,9 +53,9 @@ STEPS = 70
 
 @clippers_and_scopes()
 def test_a_run_follows_the_formulas(case, scope):
-    """Norms, thresholds, scales and gradients are those of the reference, each step.
+    """At each step, norms, thresholds, scales and gradients equal the reference's.
 
-    What is within its limit keeps its bits, and something is clipped.
+    Gradients within their limit are unchanged bit for bit, and something is clipped.
     """
     model = small_model()
     parameters = list(model.parameters())
@@ -75,7 +75,7 @@ def test_a_run_follows_the_formulas(case, scope):
 
 
 def check_identity(rows, before, parameters, decision):
-    """What has the scale 1 has the bits it had."""
+    """Check that a row with scale 1 is unchanged bit for bit."""
     for row, scale in zip(rows, decision.scale.tolist(), strict=True):
         for place, index in row if scale == 1 else []:
             after = parameters[place].grad[index]
@@ -86,7 +86,7 @@ def check_identity(rows, before, parameters, decision):
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
 @pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
 def test_a_rough_run_follows_the_formulas_too(case, scope, nonfinite):
-    """With NaN, infinities, zeros and missing gradients, at random."""
+    """Some gradients are NaN, infinite, zero or missing, at random."""
     rng = np.random.default_rng(7)
     model = small_model()
     parameters = list(model.parameters())
@@ -112,7 +112,7 @@ def test_a_rough_run_follows_the_formulas_too(case, scope, nonfinite):
 
 
 def check_metrics(clipper, past):
-    """The metrics against their documented formulas, over the decisions so far."""
+    """Check the metrics against their formulas, for all decisions so far."""
     last = past[-1]
     seen = ~np.isnan(last.norm) | ~last.finite
     known = seen & last.finite
@@ -155,7 +155,7 @@ def check_metrics(clipper, past):
 
 @pytest.mark.parametrize("scope", ["parameter", "unit"])
 def test_quantiles_are_those_of_numpy_bit_for_bit(scope):
-    """Not only nearly: of the norms that were measured."""
+    """The quantiles are taken of the measured norms."""
     model = small_model()
     clipper = QuantileClip(model, quantile=0.85, history_length=20, scope=scope)
     norms = []
@@ -184,8 +184,8 @@ gradient_steps = st.lists(
 @pytest.mark.filterwarnings("ignore:the gradients of ")
 @pytest.mark.parametrize("name", ["QuantileClip", "ZClip", "AdaGC", "AGC", "Drop"])
 @pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
-def test_a_finite_gradient_stays_finite_within_bounds_or_as_it_was(name, scope, steps):
-    """Also beside rows that are not finite, and after any number of them."""
+def test_a_finite_gradient_stays_finite(name, scope, steps):
+    """This holds next to non-finite rows, and after any number of them."""
     weight = nn.Parameter(torch.ones(3, 2))
     other = nn.Parameter(torch.ones(2))
     clipper = CLIPPERS[name]([weight, other], scope=scope)
@@ -202,7 +202,7 @@ def test_a_finite_gradient_stays_finite_within_bounds_or_as_it_was(name, scope, 
 
 
 def check_row(before, after, decision, row):
-    """One row before and after a step."""
+    """Check one row before and after a step."""
     threshold, scale = decision.threshold[row].item(), decision.scale[row].item()
     assert 0 <= scale <= 1
     if before is None:
@@ -215,15 +215,15 @@ def check_row(before, after, decision, row):
     else:
         assert np.isfinite(after).all()
         norm, norm_before = (np.linalg.norm(v.astype(float)) for v in (after, before))
-        # A scale below the normal float32 numbers, and a product, are rounded coarsely.
+        # A subnormal scale and its product are rounded coarsely.
         assert norm <= threshold * (1 + 1e-5) + 1e-45 * norm_before + 1e-44
 
 
-# The scopes, and the lattice they form.
+# The scopes, and when two of them are equal.
 
 
 def same_gradients(models, batch):
-    """Give all models the gradients of the first."""
+    """Compute the first model's gradients, and copy them to the other models."""
     backward(models[0], batch)
     for model in models[1:]:
         pairs = zip(model.parameters(), models[0].parameters(), strict=True)
@@ -232,7 +232,7 @@ def same_gradients(models, batch):
 
 
 def check_same(clippers, models, steps=40, change=lambda parameters, step: None):
-    """All clippers decide the same and leave the same gradients, bit for bit."""
+    """Check that all clippers give the same decisions and gradients, bit for bit."""
     clipped = 0
     for step, batch in enumerate(batches(steps)):
         same_gradients(models, batch)
@@ -253,7 +253,7 @@ def check_same(clippers, models, steps=40, change=lambda parameters, step: None)
 
 
 def one_parameter():
-    """A model whose only parameter is one unit."""
+    """Return a model whose only parameter is one unit."""
     torch.manual_seed(3)
     return nn.Linear(4, 1, bias=False)
 
@@ -309,7 +309,7 @@ def test_tensors_of_one_row_keep_their_direction(scope):
     ],
 )
 def test_rows_are_named(scope, names):
-    """A parameter of one unit needs no number."""
+    """The name of a parameter with one unit has no number."""
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1, bias=False))
     clipper = QuantileClip(model, scope=scope)
     assert clipper.names == names
@@ -332,7 +332,7 @@ def test_parameters_without_names_are_numbered():
 
 
 def test_no_two_rows_share_a_name():
-    """Two sub-models have a `weight` each; both are found in the metrics."""
+    """Two submodules each have a `weight`; the metrics list both."""
     encoder, decoder = nn.Linear(2, 2), nn.Linear(2, 1, bias=False)
     clipper = NormClip(
         [{"params": encoder}, {"params": decoder}], max_norm=1.0, scope="parameter"
@@ -366,7 +366,7 @@ def test_each_clipper_has_its_default_scope(make, keywords, default):
 
 @every_default
 def test_global_clipping_is_the_older_spelling(make, keywords, default):
-    """True is the scope "global"; False is the scope that a clipper has else."""
+    """True is the scope "global"; False is the default scope, or "parameter"."""
     model = small_model()
     found = make(model, **keywords, global_clipping=True)
     assert (found.scope, found.names) == ("global", ["global"])
@@ -385,7 +385,7 @@ def test_two_spellings_that_disagree_are_refused(scope):
         QuantileClip(small_model(), scope=scope, global_clipping=wrong)
 
 
-# What else a clipper promises.
+# Other promises of a clipper.
 
 
 def test_a_decision_is_of_tensors_with_one_entry_per_row():
@@ -402,7 +402,7 @@ def test_a_decision_is_of_tensors_with_one_entry_per_row():
 
 @every_clipper
 def test_a_decision_is_a_copy(case):
-    """Later steps do not change it, and who writes into it changes no later step."""
+    """Later steps do not change a decision, and writing to it changes no later step."""
     models = [small_model(), small_model()]
     clippers = [case(model) for model in models]
     kept = []
@@ -461,8 +461,8 @@ def test_the_grad_mode_does_not_matter(mode):
 
 
 @pytest.mark.parametrize("scope", ["parameter", "unit"])
-def test_gradients_with_a_graph_of_their_own_are_clipped(scope):
-    """As `backward(create_graph=True)` leaves them."""
+def test_gradients_with_an_autograd_graph_are_clipped(scope):
+    """`backward(create_graph=True)` leaves such gradients."""
     weight = nn.Parameter(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
     clipper = NormClip([weight], max_norm=1.0, scope=scope)
     gradient = (weight * weight).sum() / 2
@@ -476,7 +476,7 @@ def test_gradients_with_a_graph_of_their_own_are_clipped(scope):
 
 
 @every_clipper
-def test_after_reset_a_run_begins_anew(case):
+def test_reset_restarts_a_run(case):
     models = [small_model(), small_model()]
     used, new = [case(model) for model in models]
     for batch in batches(30, seed=5):
@@ -499,7 +499,7 @@ def test_before_the_first_step_there_is_nothing_to_report():
 
 
 @every_scope
-def test_a_value_clip_clamps_and_says_what_it_did(scope):
+def test_a_value_clip_clamps_and_reports(scope):
     model = small_model()
     parameters = list(model.parameters())
     clipper = ValueClip(model, clip_value=0.5, scope=scope)

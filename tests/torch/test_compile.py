@@ -45,7 +45,7 @@ CLIPPERS = {
 }
 
 
-# Torch uses it itself where it compiles an optimizer, and in Inductor.
+# Torch itself uses it to compile an optimizer, and in Inductor.
 script_method = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script_method:DeprecationWarning"
 )
@@ -53,7 +53,7 @@ script_method = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def one_compilation():
-    """A second compilation is an error."""
+    """Make a second compilation an error."""
     torch._dynamo.reset()
     counters.clear()
     with config.patch(error_on_recompile=True):
@@ -71,7 +71,7 @@ def model_and_clipper(make, seed=0):
 
 
 def gradients(steps, seed=1):
-    """Series of gradients whose norms spread over a factor of 100."""
+    """Yield gradients whose norms spread over a factor of 100."""
     rng = np.random.default_rng(seed)
     for size in np.exp(rng.normal(size=steps) * 1.2):
         yield [
@@ -81,7 +81,7 @@ def gradients(steps, seed=1):
 
 
 def train(parameters, update, steps):
-    """Return the decision of each step."""
+    """Return the decisions of all steps, one array per field."""
     found = []
     for grads in gradients(steps):
         for parameter, grad in zip(parameters, grads, strict=True):
@@ -92,7 +92,7 @@ def train(parameters, update, steps):
 
 
 def updater(parameters, clipper):
-    """A training step after the backward pass."""
+    """Return a training step without the backward pass."""
 
     @torch.no_grad()
     def update():
@@ -141,7 +141,7 @@ def test_200_steps_are_one_compilation():
 @script_method
 @inductor.patch({"cpp.vec_isa_ok": False})
 def test_inductor_compiles_a_step():
-    """Without vector instructions, whose headers take g++ ten seconds."""
+    """Vector instructions are off: g++ compiles their headers for ten seconds."""
     make = CLIPPERS["quantile"]
     parameters, clipper = model_and_clipper(make)
     found = train(parameters, compiled(updater(parameters, clipper), "inductor"), 12)
@@ -188,7 +188,7 @@ def test_a_whole_training_step_is_one_graph():
 
 @script_method
 def test_an_attached_clipper_is_compiled_with_the_optimizer():
-    """Torch breaks the graph around every optimizer's step, so not with fullgraph."""
+    """Torch breaks the graph around every optimizer step, so `fullgraph` is off."""
 
     def run(wrap):
         parameters, clipper = model_and_clipper(CLIPPERS["quantile"])
@@ -212,8 +212,8 @@ def test_an_attached_clipper_is_compiled_with_the_optimizer():
 @script_method
 @config.patch(error_on_recompile=False)
 @pytest.mark.parametrize("policy", [Fixed(1.0), Drop(Fixed(1.0), action="skip")])
-def test_a_fused_optimizer_is_clipped_also_where_it_is_compiled(policy):
-    """What a hook sets on the optimizer, compiled code would not see."""
+def test_a_compiled_fused_optimizer_is_clipped(policy):
+    """Compiled code would not notice an attribute that a hook sets on the optimizer."""
     found = []
     for wrap in (lambda step: step, torch.compile(backend="eager")):
         weight = torch.nn.Parameter(torch.zeros(2))
@@ -237,16 +237,16 @@ def test_a_clipper_that_was_detached_compiles():
     torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
 
 
-def test_a_gradient_within_its_limit_keeps_its_bits():
+def test_a_gradient_within_its_limit_is_unchanged():
     parameters, clipper = model_and_clipper(lambda p: NormClip(p, max_norm=1e30))
-    odd = [1e-45, 1e-40, -0.0]  # a product with 1 may flush these
+    odd = [1e-45, 1e-40, -0.0]  # a multiplication by 1 may flush these
     parameters[1].grad = torch.tensor(odd)
     bits = parameters[1].grad.clone().view(torch.int32)
     compiled(clipper.step)()
     assert torch.equal(parameters[1].grad.view(torch.int32), bits)
 
 
-def test_what_is_not_finite_becomes_zero_and_is_not_learned():
+def test_a_nonfinite_row_becomes_zero_and_is_not_recorded():
     parameters, clipper = model_and_clipper(lambda p: QuantileClip(p, history_length=9))
     step = compiled(clipper.step)
     for value in (1.0, float("nan"), float("inf"), 3.0):
@@ -261,8 +261,8 @@ def test_what_is_not_finite_becomes_zero_and_is_not_learned():
 
 
 @config.patch(error_on_recompile=False)
-def test_history_goes_on_between_eager_and_compiled_steps():
-    """The history moves where the decisions are taken: that is a new compilation."""
+def test_the_history_continues_between_eager_and_compiled_steps():
+    """The history moves to where the decision is computed, which recompiles."""
     make = CLIPPERS["quantile"]
     eager, one = model_and_clipper(make)
     mixed, other = model_and_clipper(make)
@@ -275,7 +275,7 @@ def test_history_goes_on_between_eager_and_compiled_steps():
 
 
 def test_the_state_stays_in_its_memory():
-    """A CUDA graph writes where it wrote when it was captured."""
+    """A CUDA graph writes to the addresses of its capture."""
     parameters, clipper = model_and_clipper(CLIPPERS["quantile"])
     step = compiled(updater(parameters, clipper))
     train(parameters, step, 3)
@@ -296,11 +296,11 @@ def test_the_state_stays_in_its_memory():
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
-def test_what_looks_at_norms_says_that_it_cannot_be_compiled(nonfinite):
+def test_modes_that_read_norms_refuse_to_be_compiled(nonfinite):
     parameters, clipper = model_and_clipper(
         lambda p: QuantileClip(p, nonfinite=nonfinite)
     )
-    train(parameters, clipper.step, 1)  # eager it works
+    train(parameters, clipper.step, 1)  # an eager step works
     with pytest.raises(torch._dynamo.exc.Unsupported, match="must read the norms"):
         train(parameters, compiled(clipper.step), 1)
 

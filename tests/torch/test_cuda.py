@@ -38,8 +38,8 @@ def no_synchronisation():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_cuda_tells_of_a_synchronisation():
-    """The positive control."""
+def test_cuda_reports_a_synchronization():
+    """The control of the tests below."""
     with pytest.raises(RuntimeError, match="synchroniz"), no_synchronisation():
         torch.ones(1, device="cuda").item()
 
@@ -84,7 +84,7 @@ def test_on_cuda_every_kind_of_gradient(scope):
         p.grad = gradient.cuda()
         clipper = NormClip([p], max_norm=limit, scope=scope)
         if gradient.is_sparse:
-            decision = clipper.step()  # finding duplicates needs to know their number
+            decision = clipper.step()  # coalescing reads the number of duplicates
         else:
             with no_synchronisation():
                 decision = clipper.step()
@@ -96,7 +96,7 @@ def test_on_cuda_every_kind_of_gradient(scope):
 
 
 def test_on_cuda_a_model_may_lie_on_two_devices():
-    """Its rows are decided on the accelerator, and cost one transfer."""
+    """Its rows are decided on the accelerator, with one transfer."""
     host, spread_out = model(), model()
     spread_out[1].cuda()
     on_host = QuantileClip(host, history_length=5, global_clipping=True)

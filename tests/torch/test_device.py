@@ -38,11 +38,11 @@ from ..support.torch_gradients import (
 
 INF, NAN = float("inf"), float("nan")
 
-# Every clipper, at every scope.
+# Clippers, scopes and modes.
 
 
 @clippers_and_modes
-def test_a_step_reads_nothing_and_decides_as_on_the_host(make, scope, nonfinite):
+def test_a_step_reads_nothing_and_decides_as_on_the_cpu(make, scope, nonfinite):
     host, device = model(), model()
     on_host = make(host, scope=scope, nonfinite=nonfinite)
     on_device = make(device, scope=scope, nonfinite=nonfinite)
@@ -75,7 +75,7 @@ def test_a_step_reads_nothing_and_decides_as_on_the_host(make, scope, nonfinite)
 
 
 @pytest.mark.parametrize("some", [0, 1])
-def test_so_it_is_where_only_some_tensors_are_on_a_device(some):
+def test_a_row_may_have_tensors_on_the_cpu_and_on_a_device(some):
     host, device = model(), model()
     on_host = QuantileClip(host, history_length=5, global_clipping=True)
     on_device = QuantileClip(device, history_length=5, global_clipping=True)
@@ -111,9 +111,10 @@ def test_several_policies_in_one_step():
 
 
 def on_device(gradient):
-    """Parameters of which the first has this gradient; their clippers leave the host.
+    """Return two parameters whose clipper uses the device path.
 
-    No subclass can hold a sparse gradient, so the second is watched in its place.
+    The first has the gradient. No subclass can hold a sparse gradient, so then only the
+    second gradient is watched.
     """
     first = parameter(gradient if gradient.is_sparse else watched(gradient))
     return [first, parameter(watched(torch.zeros(())))]
@@ -122,7 +123,7 @@ def on_device(gradient):
 @every_scope
 @every_gradient
 def test_every_kind_of_gradient(make, scope):
-    """Norms of float64, products in float32, bits that stay: as on the host."""
+    """Norms of float64 accuracy, products in float32, unchanged bits: as on the CPU."""
     gradient = make()
     dense = gradient.to_dense().clone()
     norms = true_norms(numbers(gradient), scope)
@@ -180,11 +181,11 @@ def test_squares_out_of_range(magnitude, scope):
     np.testing.assert_allclose(after, magnitude / 10, rtol=1e-6)
 
 
-# What it costs.
+# Kernels and temporary memory.
 
 
 class Kernels(TorchDispatchMode):
-    """Counts operations that compute, and the numbers that they make room for."""
+    """Counts the operations that compute, and the largest tensor they allocate."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +204,7 @@ class Kernels(TorchDispatchMode):
 
 
 def kernels_of_a_step(tensors, size, dtype, scope):
-    """One step that clips, past the first, which looks at more."""
+    """Count the kernels of the second step; the first one reads more."""
     torch.manual_seed(0)
     parameters = [parameter(torch.zeros(size, dtype=dtype)) for _ in range(tensors)]
     clipper = NormClip(parameters, max_norm=1.0, scope=scope)
@@ -217,7 +218,7 @@ def kernels_of_a_step(tensors, size, dtype, scope):
 
 
 @pytest.mark.parametrize("scope", ["global", "group"])
-def test_tensors_that_share_a_norm_are_measured_and_scaled_in_as_few_launches(scope):
+def test_more_tensors_of_one_row_need_no_more_launches(scope):
     few, many = (kernels_of_a_step(n, 8, torch.float32, scope) for n in (2, 40))
     assert many.count == few.count
 
@@ -230,7 +231,7 @@ def test_no_copy_is_made_of_a_gradient(scope, dtype):
     assert kernels_of_a_step(2, 4000, dtype, scope).most < 100
 
 
-# Norms that both paths know exactly: thresholds of quantiles, bit for bit.
+# Norms that are exact on both paths give the same quantiles bit for bit.
 
 
 @pytest.mark.parametrize("q", [0.0, 0.35, 0.9, 1.0])
@@ -252,7 +253,7 @@ def test_quantiles_are_those_of_numpy_bit_for_bit(q, length):
         assert seen(decision)[1].tolist() == [expected], step
 
 
-# What may look, and how often.
+# Reads, and how many.
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_quantiles_are_those_of_numpy_bit_for_bit(q, length):
         ({"nonfinite": "raise"}, "tolist"),
     ],
 )
-def test_a_mode_that_has_to_look_looks_once(settings, look):
+def test_skip_and_raise_read_once_per_step(settings, look):
     m = model()
     clipper = NormClip(m, max_norm=1.0, scope="parameter", **settings)
     for found in gradients(list(m.parameters()), steps=3):
@@ -272,8 +273,8 @@ def test_a_mode_that_has_to_look_looks_once(settings, look):
         assert looks == [look]
 
 
-def test_dry_run_never_looks():
-    """Nothing is to be applied, so nobody has to know whether to skip."""
+def test_a_dry_run_reads_nothing():
+    """Nothing is applied, so the CPU need not know whether to skip."""
     m = model()
     clipper = NormClip(m, max_norm=1.0, nonfinite="skip", dry_run=True)
     for found in gradients(list(m.parameters()), steps=6):
@@ -283,7 +284,7 @@ def test_dry_run_never_looks():
 
 
 def attempt(clipper):
-    """The decision of a step, or what its error says."""
+    """Return the decision of a step and None, or None and the error message."""
     try:
         return clipper.step(), None
     except FloatingPointError as error:
@@ -291,7 +292,7 @@ def attempt(clipper):
 
 
 @every_clipper
-def test_skip_and_raise_decide_as_on_the_host(make):
+def test_skip_and_raise_decide_as_on_the_cpu(make):
     for nonfinite in ("skip", "raise"):
         host, device = model(), model()
         on_host = make(host, nonfinite=nonfinite)
@@ -325,12 +326,12 @@ def test_observing_and_asking_for_the_threshold_read_nothing():
     assert unwatched(threshold).tolist() == [6.0]
 
 
-# From the host to a device and back.
+# From the CPU to a device and back.
 
 
 @every_clipper
 def test_moving_in_the_middle_of_a_run_keeps_the_history(make):
-    """Three steps here, three there, and so on; as if it had stayed."""
+    """Three steps on the CPU, three on the device, and so on."""
     host, mover = model(), model()
     on_host, moving = make(host), make(mover)
     for step, found in enumerate(gradients(list(host.parameters()))):
@@ -338,7 +339,7 @@ def test_moving_in_the_middle_of_a_run_keeps_the_history(make):
         give(host.parameters(), found)
         give(mover.parameters(), found, watched if there else lambda g: g)
         expected = on_host.step()
-        with looks_counted():  # moving back to the host has to
+        with looks_counted():  # a move back to the CPU reads
             decision = moving.step()
         assert_alike(decision, expected, rtol=rtol_of(make))
     with looks_counted():
@@ -359,7 +360,7 @@ def test_a_move_to_a_device_reads_nothing():
     assert unwatched(p.grad).tolist() == [3.0, 4.0]
 
 
-def test_a_state_saved_on_one_side_loads_on_the_other():
+def test_a_state_loads_on_the_cpu_and_on_a_device():
     host, device = model(), model()
     on_host = QuantileClip(host, history_length=5)
     on_device = QuantileClip(device, history_length=5)
@@ -377,7 +378,7 @@ def test_a_state_saved_on_one_side_loads_on_the_other():
         swapped[0].load_state_dict(on_device.state_dict())
     found = next(gradients(list(host.parameters()), seed=2))
     give(device.parameters(), found, watched)
-    swapped[1].step()  # now it is on the device
+    swapped[1].step()  # this moves it to the device
     swapped[1].load_state_dict(on_host.state_dict())
     give(host.parameters(), found)
     expected = on_host.step()
@@ -389,8 +390,8 @@ def test_a_state_saved_on_one_side_loads_on_the_other():
 
 
 @pytest.mark.parametrize("make", [QuantileClip, StandardClip])
-def test_a_history_of_all_norms_stays_on_the_host(make):
-    """The error comes before anything is changed; on the host the run goes on."""
+def test_a_full_history_is_refused_on_a_device_and_continues_on_the_cpu(make):
+    """The error changes nothing, and the run continues on the CPU."""
     p = parameter(torch.tensor([3.0, 4.0]))
     clipper = make([p], history_length=None)
     for norm in (5.0, 10.0, 15.0):
@@ -409,12 +410,12 @@ def test_a_history_of_all_norms_stays_on_the_host(make):
     assert clipper.step().clipped.tolist() == [True]
 
 
-# No values at all.
+# Tensors without values.
 
 
 @clippers_and_modes
-def test_a_step_needs_no_value_and_no_table_of_the_host(make, scope, nonfinite):
-    """From the first step on: the tables went to the device with the clipper."""
+def test_a_step_needs_no_value_and_no_copy_from_the_cpu(make, scope, nonfinite):
+    """This holds from the first step: the constructor put the tables on the device."""
     m = model().to("meta")
     clipper = make(m, scope=scope, nonfinite=nonfinite)
     for missing in (None, 0, 2):
@@ -429,8 +430,8 @@ def test_a_step_needs_no_value_and_no_table_of_the_host(make, scope, nonfinite):
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
-def test_a_mode_that_looks_finds_no_value_there(nonfinite):
-    """The positive control of the test above."""
+def test_modes_that_read_fail_without_values(nonfinite):
+    """The control of the test above."""
     m = model().to("meta")
     clipper = NormClip(m, max_norm=1.0, nonfinite=nonfinite)
     for p in m.parameters():
@@ -439,13 +440,13 @@ def test_a_mode_that_looks_finds_no_value_there(nonfinite):
         clipper.step()
 
 
-def test_a_history_of_all_norms_is_refused_where_the_parameters_are():
+def test_the_constructor_refuses_a_full_history_on_a_device():
     with pytest.raises(ValueError, match="history_length must be a number"):
         QuantileClip(model().to("meta"), history_length=None)
 
 
 def test_a_history_of_all_norms_is_refused_for_sharded_parameters():
-    """On the CPU, too: they are decided about in tensors, as on a device."""
+    """Sharded parameters on the CPU also take the device path."""
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

@@ -1,4 +1,4 @@
-"""Edges that a stranger found: empty rows and groups, names, hints, shapes."""
+"""Edge cases: empty rows and groups, names, hints, shapes."""
 
 import numpy as np
 import pytest
@@ -31,18 +31,18 @@ def test_an_optimizer_may_have_an_empty_group():
     assert weight.tolist() == [0.0, 0.0]
 
 
-def test_a_group_keeps_its_name_where_another_is_excluded():
+def test_a_group_keeps_its_name_if_another_is_excluded():
     first, second = parameter(), parameter()
     groups = [{"params": [("a", first)]}, {"params": [("b", second)]}]
     assert QuantileClip(groups, scope="group", exclude="a").names == ["group 1"]
 
 
-def test_nothing_is_excluded_by_none():
+def test_exclude_none_excludes_nothing():
     assert len(QuantileClip([parameter(), parameter()], exclude=None).names) == 2
 
 
 @pytest.mark.parametrize("setting", [{"history_length": 5}, {"warmup_steps": 5}])
-def test_no_way_out_is_offered_that_does_not_lead_out(setting):
+def test_strict_false_is_offered_only_if_it_helps(setting):
     weight = parameter()
     saved = QuantileClip([weight], **setting).state_dict()
     with pytest.raises(ValueError, match="does not fit") as told:
@@ -124,7 +124,7 @@ def test_a_count_outside_its_window_is_refused(count):
 
 
 def replace_weight(layer):
-    """As fully_shard does, and others that wrap a model."""
+    """Replace a parameter as `fully_shard` and other wrappers do."""
     layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
 
 
@@ -133,7 +133,7 @@ def one_step(model, clipper):
     return clipper.step()
 
 
-def test_parameters_that_are_no_longer_the_model_s_are_told_of():
+def test_parameters_that_the_model_has_replaced_warn():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     clipper = NormClip(model, max_norm=1.0)
     replace_weight(model[1])
@@ -141,14 +141,14 @@ def test_parameters_that_are_no_longer_the_model_s_are_told_of():
         UserWarning, match=r"1 of the clipper's parameters, .* 1\.weight"
     ):
         one_step(model, clipper)
-    one_step(model, clipper)  # once
+    one_step(model, clipper)  # it warns once
 
 
-def test_a_clipper_of_parameters_alone_is_told_that_none_has_a_gradient():
+def test_a_clipper_of_parameters_without_gradients_warns():
     model = torch.nn.Linear(2, 1, bias=False)
     clipper = NormClip(model.parameters(), max_norm=1.0)
     replace_weight(model)
-    for _ in range(2):  # as long as there is none
+    for _ in range(2):  # it warns at each step without a gradient
         with pytest.warns(UserWarning, match="has not seen a gradient"):
             one_step(model, clipper)
 
@@ -163,13 +163,13 @@ def test_a_parameter_that_a_parametrization_holds_is_still_the_model_s():
     one_step(model, clipper)  # the weight has no gradient
 
 
-def test_what_is_frozen_needs_no_gradient():
+def test_a_frozen_parameter_needs_no_gradient():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     model[0].requires_grad_(False)
     one_step(model, NormClip(model, max_norm=1.0))
 
 
-def test_a_dry_run_may_end():
+def test_dry_run_can_be_switched_off():
     weight = torch.nn.Parameter(torch.zeros(2))
     clipper = NormClip([weight], max_norm=1.0, dry_run=True)
     for dry, left in ((True, 5.0), (False, 1.0)):

@@ -26,7 +26,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Bad(NamedTuple):
-    """A call that must fail, and what its message must say, in this order."""
+    """A call that must fail, and the parts of its message, in this order."""
 
     make: object
     error: type
@@ -49,7 +49,7 @@ def with_policy(policy, **keywords):
 
 
 def of(given):
-    """A clipper of what a function gives."""
+    """Return a call that makes a clipper of what `given()` returns."""
     return lambda: QuantileClip(given())
 
 
@@ -91,7 +91,7 @@ NUMBERS = {
     "warmup_threshold": (AdaGC, "> 0", [0, -1, NAN]),
 }
 COUNTS = {
-    # keyword: (its clipper, the least)
+    # keyword: (its clipper, the smallest value)
     "history_length": (QuantileClip, 1),
     "ddof": (StandardClip, 0),
     "warmup_steps": (ZClip, 0),
@@ -119,7 +119,7 @@ def with_keyword(make, keyword, value):
 
 
 def number_rows():
-    """Each number outside its range, and what is no number."""
+    """Yield each number outside its range, and values that are not numbers."""
     for keyword, (make, rule, values) in NUMBERS.items():
         for value in values:
             call = with_keyword(make, keyword, value)
@@ -165,7 +165,7 @@ def word_rows():
 
 
 ROWS = {
-    # What is given as parameters.
+    # The parameters.
     "percentile": Bad(
         quantile(quantile=90),
         ValueError,
@@ -343,7 +343,7 @@ ROWS = {
         "must be > 0 and finite",
         "got 0",
     ),
-    # Arguments that contradict each other, or have no effect.
+    # Arguments that contradict each other or have no effect.
     "warm-up threshold alone": Bad(
         quantile(warmup_threshold=1.0),
         ValueError,
@@ -408,7 +408,7 @@ ROWS = {
         "",
         "StreamingQuantile",
     ),
-    # Arguments that are there elsewhere, but not here.
+    # Arguments that other clippers have.
     "a second positional argument": Bad(
         lambda: QuantileClip(weights(), 0.9, 1000), TypeError, "positional", ""
     ),
@@ -457,7 +457,7 @@ def every_row():
 
 @pytest.mark.parametrize("row", every_row())
 def test_the_message_says_what_is_wrong_and_what_to_do(row):
-    """Argument, rule, value, way out, in this order; and the type fits."""
+    """The message has argument, rule, value and way out, in this order."""
     words = [row.argument, row.rule, row.value, row.way_out]
     with pytest.raises(row.error, match=".*".join(word for word in words if word)):
         row.make()
@@ -496,7 +496,7 @@ def test_the_first_policy_argument_may_follow_the_parameters(make, name, value):
     assert make.as_optimizer(sgd, value).clipper.policy == expected
 
 
-def test_no_error_says_more_than_three_lines():
+def test_every_error_is_one_short_line():
     for row in ROWS.values():
         with pytest.raises(row.error) as caught:
             row.make()
@@ -504,11 +504,11 @@ def test_no_error_says_more_than_three_lines():
         assert len(str(caught.value)) < 260
 
 
-# Calls that fail on a clipper that has been used: nothing is changed.
+# A failed call on a used clipper changes nothing.
 
 
 def used(make=QuantileClip, **keywords):
-    """A clipper of six rows with some history."""
+    """Return a model and its clipper of six rows, after eight steps."""
     model = small_model()
     clipper = make(model, **keywords)
     for batch in batches(8):
@@ -569,7 +569,7 @@ def test_a_call_that_fails_changes_nothing(name):
 
 @pytest.mark.parametrize("shape", [(0,), (1, 5), (2, 2), (3, 1, 1), (1, 0)])
 def test_one_row_takes_a_number_or_a_series(shape):
-    """A row of five norms is not five steps of one."""
+    """A vector of shape (1, 5) is not five steps of one row."""
     _, clipper = used(scope="global")
     state = clipper.state_dict()
     with pytest.raises(ValueError, match=ONE):
@@ -578,8 +578,8 @@ def test_one_row_takes_a_number_or_a_series(shape):
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -1.0])
-def test_a_series_that_is_refused_teaches_nothing(bad):
-    """Not even what stands before the bad norm."""
+def test_a_refused_series_records_nothing(bad):
+    """The norms before the bad one are not recorded either."""
     _, clipper = used(scope="global", nonfinite="raise")
     state = clipper.state_dict()
     with pytest.raises(FloatingPointError, match="the gradient norm of global is not"):
@@ -601,13 +601,13 @@ def test_thresholds_that_need_the_norm_are_refused_with_the_reason():
             clipper.threshold()
 
 
-def test_a_value_clip_has_nothing_to_learn_from_norms():
+def test_a_value_clip_observes_no_norms():
     with pytest.raises(TypeError, match="ValueClip records no norms"):
         ValueClip(weights(), clip_value=1.0).observe(1.0)
 
 
-def test_nothing_is_refused_that_is_in_order():
-    """The other side of the table: the least and the most that is accepted."""
+def test_valid_arguments_are_accepted():
+    """The smallest and largest accepted values."""
     for make, keywords in [
         (QuantileClip, {"quantile": 0, "history_length": 1}),
         (QuantileClip, {"quantile": np.float32(1), "history_length": np.int64(3)}),
@@ -628,7 +628,7 @@ def test_nothing_is_refused_that_is_in_order():
 @pytest.mark.parametrize("scope", ["global", "parameter", "unit"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_gradients_of_8_bits_are_refused_by_name(dtype, scope):
-    """Torch has no norm of them; said before anything is learned."""
+    """Torch cannot compute their norm. The error comes before anything is recorded."""
     weight = nn.Parameter(torch.ones(2, 3).to(dtype))
     clipper = Clipper([weight], Fixed(1.0), scope=scope)
     weight.grad = torch.ones(2, 3).to(dtype)

@@ -11,7 +11,7 @@ LIMIT = 1e-3
 
 
 def step(launched, model, optimizer, clipper, by_hand):
-    """Take a step of SGD with a rate of 1; return how far it moved the weights."""
+    """Take one step of SGD with learning rate 1; return the length of the update."""
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.zero_grad()
     launched.backward(model(torch.full((4, 3), 100.0)).sum())

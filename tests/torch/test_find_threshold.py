@@ -1,4 +1,4 @@
-"""Finding a threshold leaves model, gradients and random numbers as they were."""
+"""Finding a threshold changes neither the model nor gradients nor random numbers."""
 
 import copy
 import random
@@ -19,7 +19,7 @@ def a_model():
     layers = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)]
     model = nn.Sequential(*layers)
     model[0].weight.grad = torch.full((8, 4), 0.25)
-    model[1].eval()  # a mode of its own
+    model[1].eval()  # its mode differs from the others
     return model
 
 
@@ -29,7 +29,7 @@ def loader(generator=None, batch_size=8):
 
 
 def everything(model, optimizer, generator):
-    """All that must stay, as plain values."""
+    """Return all that must stay unchanged, as plain values."""
     return copy.deepcopy(
         [
             {k: v.tolist() for k, v in model.state_dict().items()},
@@ -43,7 +43,7 @@ def everything(model, optimizer, generator):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_all_is_as_it_was(fails):
+def test_finding_a_threshold_changes_nothing(fails):
     model, generator = a_model(), torch.Generator().manual_seed(3)
     model.train()
     optimizer = torch.optim.Adam(model.parameters())

@@ -1,4 +1,4 @@
-"""What an optimizer is given later, or does not step, in the real trainers."""
+"""Trainers add parameters to an optimizer later, or do not step all of them."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def rows(count=12):
 
 
 def length(model, before):
-    """How far the weights are from what they were, over the learning rate."""
+    """Return the distance of the weights from earlier ones, over the learning rate."""
     moved = [
         p.detach() - old for p, old in zip(model.parameters(), before, strict=True)
     ]
@@ -59,7 +59,7 @@ def copies(model):
 
 
 class Module(pl.LightningModule):
-    """Trains what is not frozen; tells how far each step moved everything."""
+    """Trains the unfrozen parameters, and records the length of each update."""
 
     fused = False
 
@@ -99,7 +99,7 @@ class Manual(Module):
 
 
 class Unfreeze(BaseFinetuning):
-    """As Lightning's own, but a resumed backbone is trained, too."""
+    """Like Lightning's own callback, but a resumed backbone is trained, too."""
 
     def freeze_before_training(self, module):
         self.freeze(module.backbone)
@@ -128,7 +128,7 @@ def lightning_run(folder, module, *callbacks, epochs=2, path=None):
 
 @pytest.mark.parametrize("kind", [Module, Manual, Fused])
 @pytest.mark.parametrize("clip_last", [False, True])
-def test_what_is_unfrozen_is_clipped_from_then_on(tmp_path, kind, clip_last):
+def test_unfrozen_parameters_are_clipped(tmp_path, kind, clip_last):
     clip = ClipCallback(NormClip, max_norm=1e-3)
     finetune = BackboneFinetuning(
         unfreeze_backbone_at_epoch=1,
@@ -144,7 +144,7 @@ def test_what_is_unfrozen_is_clipped_from_then_on(tmp_path, kind, clip_last):
 
 
 class Late(pl.Callback):
-    """Comes after the clipper's callback, and unfreezes when the batch has begun."""
+    """Runs after the clipper's callback, and unfreezes after the batch has started."""
 
     def setup(self, trainer, module, stage):
         module.backbone.requires_grad_(False)
@@ -157,7 +157,7 @@ class Late(pl.Callback):
 
 
 @pytest.mark.parametrize("kind", [Module, Manual, Fused])
-def test_what_a_batch_unfreezes_is_clipped_in_that_batch(tmp_path, kind):
+def test_parameters_unfrozen_in_a_batch_are_clipped_in_that_batch(tmp_path, kind):
     module = kind()
     clip = ClipCallback(NormClip, max_norm=1e-3)
     lightning_run(tmp_path, module, clip, Late(), epochs=1)
@@ -165,7 +165,7 @@ def test_what_a_batch_unfreezes_is_clipped_in_that_batch(tmp_path, kind):
 
 
 @pytest.mark.parametrize("scope", ["global", "parameter", "group"])
-def test_resumed_after_an_unfreezing_it_has_the_same_bits(tmp_path, scope):
+def test_a_run_resumed_after_unfreezing_has_the_same_bits(tmp_path, scope):
     def clip():
         return ClipCallback(QuantileClip, **QUANTILE, scope=scope)
 
@@ -184,7 +184,7 @@ def test_resumed_after_an_unfreezing_it_has_the_same_bits(tmp_path, scope):
         assert torch.equal(got, expected)
 
 
-def test_rows_that_were_there_keep_their_history(tmp_path):
+def test_existing_rows_keep_their_history(tmp_path):
     clip = ClipCallback(QuantileClip, **QUANTILE)
     lightning_run(tmp_path, Module(), clip, Unfreeze(), epochs=2)
     (clipper,) = clip.clippers
@@ -194,7 +194,7 @@ def test_rows_that_were_there_keep_their_history(tmp_path):
     assert counts == [12, 12, 6, 6]
 
 
-def test_exclude_may_name_what_is_frozen_as_yet(tmp_path):
+def test_exclude_may_name_a_parameter_that_is_still_frozen(tmp_path):
     clip = ClipCallback(NormClip, max_norm=1e-3, exclude=["net.backbone"])
     module = Module()
     lightning_run(tmp_path, module, clip, Unfreeze())
@@ -209,7 +209,7 @@ def test_exclude_must_name_something(tmp_path):
 
 
 class HFUnfreeze(transformers.TrainerCallback):
-    """Adds the backbone to the optimizer after two steps; tells how far steps move."""
+    """Adds the backbone to the optimizer after two steps; records update lengths."""
 
     def __init__(self):
         self.moves = []
@@ -249,7 +249,7 @@ def hf_run(folder, model, parameters, clip):
     return watch.moves
 
 
-def test_hugging_face_clips_what_is_added(tmp_path):
+def test_hugging_face_clips_added_parameters(tmp_path):
     model = Net()
     model.backbone.requires_grad_(False)
     start = copies(model.backbone)
@@ -260,7 +260,7 @@ def test_hugging_face_clips_what_is_added(tmp_path):
 
 
 def test_hugging_face_with_an_optimizer_of_the_head(tmp_path):
-    """The rest has gradients, and nobody steps it."""
+    """The backbone has gradients, but no optimizer steps it."""
     model = Net()
     start = copies(model.backbone)
     clip = HFClipCallback(NormClip, max_norm=1e-3)
@@ -270,7 +270,7 @@ def test_hugging_face_with_an_optimizer_of_the_head(tmp_path):
 
 
 class Quantized(Net):
-    """A frozen weight of whole numbers, as 4-bit and 8-bit loading leaves it."""
+    """A model with a frozen integer weight, as 4-bit and 8-bit loading leaves it."""
 
     def __init__(self):
         super().__init__()
@@ -279,7 +279,7 @@ class Quantized(Net):
         self.backbone.requires_grad_(True)
 
 
-def test_a_quantized_weight_that_is_frozen_does_not_matter(tmp_path):
+def test_a_frozen_quantized_weight_is_ignored(tmp_path):
     model = Quantized()
     clip = HFClipCallback(NormClip, max_norm=1e-3)
     moves = hf_run(tmp_path, model, model.head.parameters(), clip)
@@ -292,7 +292,7 @@ def test_an_optimizer_of_another_model_is_refused():
         make_clipper(QuantileClip, {}, optimizer, Net())
 
 
-def test_the_kind_of_layer_is_known_of_what_is_added():
+def test_added_parameters_have_the_units_of_their_layer():
     model = nn.Sequential(nn.Linear(2, 4), nn.ConvTranspose1d(4, 6, 2))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=LR)
     clipper = make_clipper(QuantileClip, {"scope": "unit"}, optimizer, model)

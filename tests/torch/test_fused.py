@@ -1,4 +1,4 @@
-"""Fused optimizers: the kernel scales, and a rejected step changes nothing."""
+"""Fused optimizers: the kernel scales, and a cancelled step changes nothing."""
 
 import copy
 
@@ -47,7 +47,7 @@ def same_bits(ours, theirs):
 
 
 @every_optimizer
-def test_a_folded_clip_is_the_clip(name):
+def test_a_clip_in_the_kernel_equals_a_clip_by_hand(name):
     params, others = parameters(), parameters()
     optimizer, plain = FUSED[name](params), FUSED[name](others)
     clipper, by_hand = quantile(params), quantile(others)
@@ -58,7 +58,9 @@ def test_a_folded_clip_is_the_clip(name):
         give(others, step)
         by_hand.step()
         plain.step()
-        for p, other in zip(params, others, strict=True):  # the kernel writes them back
+        for p, other in zip(
+            params, others, strict=True
+        ):  # the kernel writes the scaled gradients
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-6, atol=0)
     assert clipper.metrics() == by_hand.metrics()
     assert clipper.metrics()["clip/clip_rate"] > 0.5
@@ -72,7 +74,7 @@ def test_a_folded_clip_is_the_clip(name):
 @every_optimizer
 @pytest.mark.parametrize("settings", ["nan", "inf", "drop"])
 @pytest.mark.parametrize("scope", ["global", "parameter"])
-def test_a_skipped_step_leaves_every_bit(name, settings, scope):
+def test_a_skipped_step_changes_no_bit(name, settings, scope):
     params = parameters()
     optimizer = FUSED[name](params)
     if settings == "drop":
@@ -96,12 +98,12 @@ def test_a_skipped_step_leaves_every_bit(name, settings, scope):
 
 
 def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
-    """Only the kernel writes a gradient; on the way nothing asks for a value."""
+    """Only the kernel writes a gradient, and nothing reads a value."""
     params = parameters()
     optimizer = FUSED["AdamW"](params)
     clipper = quantile(params)
     clipper.attach(optimizer)
-    clipper._policy_states.move_to(torch.device("cpu"))  # as on an accelerator
+    clipper._policy_states.move_to(torch.device("cpu"))  # like an accelerator
     clipper._stepper.move_states = lambda gradients: None
     seen = []
 
@@ -121,7 +123,7 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
     assert clipper.metrics()["clip/clipped"] == 1
 
 
-def test_it_multiplies_what_a_grad_scaler_has_set():
+def test_the_clip_factor_multiplies_the_loss_scale():
     params = parameters()
     optimizer = FUSED["SGD"](params)
     NormClip(params, max_norm=1.0).attach(optimizer)
@@ -140,7 +142,7 @@ def test_it_multiplies_what_a_grad_scaler_has_set():
     assert factors == [(pytest.approx(8.0 * norm, rel=1e-6), 0.0)]
 
 
-def test_nonfinite_zero_cancels_where_the_kernel_scales():
+def test_nonfinite_zero_cancels_if_the_kernel_scales():
     params = parameters()
     optimizer = FUSED["AdamW"](params)
     clipper = quantile(params)
@@ -155,7 +157,7 @@ def test_nonfinite_zero_cancels_where_the_kernel_scales():
     assert clipper.metrics()["clip/nonfinite_total"] == 1
 
 
-def test_what_is_excluded_is_not_scaled():
+def test_an_excluded_parameter_is_not_scaled():
     params = parameters()
     optimizer = FUSED["SGD"](params)
     Clipper(params[:1], Fixed(1e-3), scope="global").attach(optimizer)
@@ -181,7 +183,7 @@ def test_agc_of_a_fused_optimizer_is_that_of_a_plain_one():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_dry_run_touches_no_control():
+def test_a_dry_run_sets_no_attribute_of_the_optimizer():
     params, others = parameters(), parameters()
     optimizer, plain = FUSED["AdamW"](params), FUSED["AdamW"](others)
     clipper = quantile(params, dry_run=True)
@@ -205,7 +207,7 @@ DRY = {
 
 @pytest.mark.parametrize("case", DRY)
 def test_a_dry_run_leaves_a_loss_scale_in_the_gradients(case):
-    """And sees true norms, and what clipping them would do."""
+    """The dry run still measures unscaled norms, and reports what it would clip."""
     params, others = parameters(), parameters()
     optimizer = FUSED["AdamW"](params)
     clipper, by_hand = DRY[case](params), DRY[case](others)
@@ -259,8 +261,8 @@ def test_a_closure_of_a_fused_optimizer():
 
 
 @pytest.mark.parametrize("attached", ["exclude", "part", "value"])
-def test_a_loss_scale_is_divided_out_of_what_is_not_clipped_too(attached):
-    """The kernel has one factor: what is clipped in place leaves none for the rest."""
+def test_gradients_that_are_not_clipped_are_unscaled_too(attached):
+    """The kernel has one factor; after clipping in place, it unscales nothing."""
     found = []
     for fused in (True, False):
         a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
@@ -286,7 +288,7 @@ def test_a_loss_scale_is_divided_out_of_what_is_not_clipped_too(attached):
 
 @pytest.mark.parametrize("disjoint", [True, False])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_two_clippers_on_one_optimizer_do_as_without_fusion(disjoint, scaled):
+def test_two_clippers_on_a_fused_optimizer_act_as_on_a_plain_one(disjoint, scaled):
     series = [[3.0, 4.0], [30.0, 40.0], [0.3, 0.4], [float("nan"), 1.0], [0.6, 0.8]]
     found = []
     for fused in (True, False):
@@ -308,7 +310,7 @@ def test_two_clippers_on_one_optimizer_do_as_without_fusion(disjoint, scaled):
             scaler.update()
         assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
         found.append((a.detach().clone(), b.detach().clone(), last.metrics()))
-        found[-1][-1].pop("clip/steps")  # what overflowed is none without fusion
+        found[-1][-1].pop("clip/steps")  # without fusion, an overflow is not a step
     assert not torch.equal(found[0][0], torch.zeros(2))
     torch.testing.assert_close(found[0], found[1])
 
@@ -330,7 +332,7 @@ def test_removing_a_handle_after_a_failed_step_leaves_nothing():
 
 
 def fails_at(step, optimizer):
-    """Let one step of the optimizer fail after the clipper has told it its part."""
+    """Make one step of the optimizer fail, after the clipper's hook."""
     steps = iter(range(100))
 
     def fail(*_):
@@ -343,7 +345,7 @@ def fails_at(step, optimizer):
 @pytest.mark.parametrize("unscaled", [True, False])
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_after_a_failed_step_the_next_has_its_own_loss_scale(unscaled, scope):
-    """It is the run without the step that failed."""
+    """The run equals one without the failed step."""
     found = []
     for failing in (None, 2):
         params = parameters()
@@ -372,7 +374,7 @@ def test_after_a_failed_step_the_next_has_its_own_loss_scale(unscaled, scope):
 
 
 @pytest.mark.parametrize("size", [100.0, 0.1])
-def test_after_a_failed_step_that_dropped_nothing_becomes_nan(size):
+def test_a_failed_step_that_dropped_leaves_no_nan(size):
     params = parameters()
     optimizer = FUSED["SGD"](params)
     policy = Drop(Fixed(10.0))
@@ -405,7 +407,7 @@ def test_an_error_of_the_clipper_leaves_no_loss_scale_behind():
 
 
 def test_an_error_of_the_second_clipper_leaves_nothing_of_the_first():
-    """The step after it is the same as on an optimizer that saw no error."""
+    """The next step equals that of an optimizer without the error."""
     params, others = parameters(), parameters()
     for bad, group in ((True, params), (False, others)):
         optimizer = FUSED["SGD"](group)
@@ -428,7 +430,7 @@ def test_an_error_of_the_second_clipper_leaves_nothing_of_the_first():
     assert same_bits(params, others)
 
 
-def test_a_dry_run_after_a_failed_step_sees_the_loss_scale_of_its_own():
+def test_a_dry_run_after_a_failed_step_has_the_current_loss_scale():
     params = parameters()
     optimizer = FUSED["SGD"](params)
     clipper = NormClip(params, max_norm=1.0, dry_run=True)
@@ -448,7 +450,7 @@ def test_a_dry_run_after_a_failed_step_sees_the_loss_scale_of_its_own():
             assert clipper.metrics()["clip/norm"] == pytest.approx(18**0.5)
 
 
-def test_without_a_scaler_the_step_after_a_failed_one_is_as_ever():
+def test_without_a_scaler_the_step_after_a_failed_one_is_normal():
     params, others = parameters(), parameters()
     optimizer, plain = FUSED["SGD"](params), FUSED["SGD"](others)
     NormClip(params, max_norm=1.0).attach(optimizer)
@@ -481,7 +483,7 @@ def test_a_scaler_without_any_gradient_changes_nothing():
 
 
 def junk():
-    """Leave in free memory what an empty tensor then holds."""
+    """Leave large numbers in free memory, which a new empty tensor then holds."""
     [torch.full((4096,), 7e30) for _ in range(64)].clear()
 
 
@@ -496,10 +498,8 @@ SGD_SETTINGS = {
 @pytest.mark.parametrize("first", [float("nan"), 1e6], ids=["nan", "dropped"])
 @pytest.mark.parametrize("settings", SGD_SETTINGS)
 @pytest.mark.parametrize("scope", ["global", "parameter"])
-def test_a_momentum_whose_first_step_was_cancelled_has_not_begun(
-    settings, first, scope
-):
-    """The kernel leaves it as unwritten memory; the run is that without the step."""
+def test_a_momentum_does_not_start_in_a_cancelled_step(settings, first, scope):
+    """The kernel leaves it uninitialized. The run equals one without the step."""
     found = []
     for fused in (True, False):
         weight = torch.nn.Parameter(torch.ones(4096))

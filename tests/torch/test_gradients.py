@@ -53,8 +53,8 @@ def test_the_norm_is_that_of_float64(make, scope):
     [(600.0, 1), (600.0, 1000), (60000.0, 4), (1e-3, 100), (6e-8, 10)],
 )
 @every_type
-def test_a_narrow_type_is_no_limit_to_the_norm(dtype, number, count):
-    """In float16 600² is infinite; in bfloat16 the sum of 1000 ones stops at 256."""
+def test_a_narrow_type_does_not_limit_the_norm(dtype, number, count):
+    """In float16, 600² is infinite; in bfloat16, a sum of ones stops at 256."""
     gradient = torch.full((count,), number, dtype=dtype)
     expected = true_norms(numbers(gradient), "parameter")
     assert expected > 0
@@ -85,16 +85,18 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", [*TYPES, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", SHAPES.values(), ids=list(SHAPES))
 def test_a_large_gradient_is_measured_to_five_digits(layout, dtype):
-    """Summed one by one in float32, a million equal squares are off by 0.3 %."""
+    """A plain float32 sum of a million equal squares is off by 0.3 %."""
     spikes = torch.arange(0, LARGE, 8192)
     for values in (
         normal(LARGE),
         normal(LARGE).mul(1.5).exp(),  # heavy tails
-        torch.full((LARGE,), 3.1),  # every rounding error the same way
-        torch.full((LARGE,), 2.44e-4).index_fill(0, spikes, 1.0),  # drowned by a few
+        torch.full((LARGE,), 3.1),  # all rounding errors have one sign
+        torch.full((LARGE,), 2.44e-4).index_fill(
+            0, spikes, 1.0
+        ),  # a few large numbers hide the others
     ):
         gradient = layout(values.to(dtype))
-        p = torch.nn.Parameter(gradient.detach())  # only its shape is asked for
+        p = torch.nn.Parameter(gradient.detach())  # only its shape matters
         p.grad = gradient
         wide = gradient.to(torch.float64 if not dtype.is_complex else torch.complex128)
         for scope in ("parameter", "unit"):
@@ -104,7 +106,7 @@ def test_a_large_gradient_is_measured_to_five_digits(layout, dtype):
 
 
 @pytest.mark.parametrize("length", [2048, 3072, 8192])
-def test_a_large_number_drowns_no_small_ones_of_its_unit(length):
+def test_a_large_number_does_not_hide_small_ones_in_its_unit(length):
     gradient = torch.full((512, length), 2.44e-4)
     gradient[:, 0] = 1.0
     p = parameter(gradient)
@@ -127,11 +129,11 @@ def test_a_scale_of_1_leaves_infinite_complex_numbers_alone(scope):
     assert_same_bits(p.grad[0], gradient[0])
 
 
-# Short tensors are measured side by side, long ones in strips, by several readers.
+# Short tensors are measured together, long ones in strips by several methods.
 
 
 def mixed(count):
-    """Many short gradients of several types and shapes, some empty, some of zeros."""
+    """Yield short gradients of several types and shapes; some are empty or zero."""
     for i in range(count):
         dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float32][i % 4]
         gradient = normal(1 + i % 64, 1 + 97 * i % 128, dtype=dtype, seed=i)
@@ -142,7 +144,7 @@ def mixed(count):
 
 @every_scope
 def test_many_short_gradients(scope):
-    """More than fit into one copy; of some the squares are not safe in float32."""
+    """There are more than fit into one copy. Some have squares outside float32."""
     gradients = list(mixed(400))
     parameters = list(map(parameter, gradients))
     parameters[5].grad = None
@@ -163,8 +165,8 @@ def test_many_short_gradients(scope):
 @pytest.mark.parametrize("length", [8191, 8192, 8193, 3 * 8192 + 5, 2**18, 2**18 + 1])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_norm_at_the_lengths_where_another_reads(length, rows, dtype):
-    """A large number at each end: no strip is left out, and none is read twice."""
+def test_the_norm_at_lengths_where_the_reading_changes(length, rows, dtype):
+    """Large numbers at both ends show that each strip is read exactly once."""
     gradient = normal(rows, length, dtype=dtype)
     gradient[:, 0], gradient[:, -1] = 300.0, 700.0
     for scope in ("parameter", "unit"):
@@ -203,7 +205,7 @@ def test_ten_times_1e30_is_clipped_and_not_zeroed():
     np.testing.assert_allclose(p.grad.numpy(), np.full(10, 10**-0.5), rtol=1e-6)
 
 
-# Numbers of every size; the sum of the squares passes both ends of the safe range.
+# Numbers of every size: the sum of squares leaves the safe range at both ends.
 exponents = st.floats(-37, 36, width=32)
 sized = st.builds(lambda e, sign: sign * 10.0**e, exponents, st.sampled_from([-1, 1]))
 
@@ -240,7 +242,7 @@ def test_the_norm_is_right_on_both_sides_of_where_float64_begins(
 @every_scope
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_norm_above_the_largest_float32_is_not_finite(dtype, scope):
-    """The largest that fits is clipped, one beyond is zeroed. Each number is finite."""
+    """The largest norm is clipped, a larger one zeroed; all numbers are finite."""
     fits = parameter(torch.full((1, 4), LARGEST / 2.0001, dtype=dtype))
     beyond = parameter(torch.full((1, 4), LARGEST / 1.9999, dtype=dtype))
     for p, finite in ((fits, True), (beyond, False)):
@@ -278,13 +280,13 @@ def test_a_row_of_several_tensors_hides_no_nan(first, second):
 @every_scope
 @every_gradient
 def test_a_clipped_row_is_scaled_in_float32_and_cast_back(make, scope):
-    """Three steps, with some rows clipped and others not; all bit for bit."""
+    """In three steps some rows are clipped and others are not; all bit for bit."""
     p = parameter(make())
     norms = true_norms(numbers(p.grad), scope)
     limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
     clipper = Clipper([p], Fixed(limit), scope=scope)
     for factor in (1, 2, 3):
-        # A product would be no conjugated or negated view any more.
+        # A product is no longer a conjugated or negated view.
         p.grad = make() if factor == 1 else make() * factor
         before, dense = p.grad, p.grad.to_dense().clone()
         decision = clipper.step()
@@ -297,7 +299,7 @@ def test_a_clipped_row_is_scaled_in_float32_and_cast_back(make, scope):
         np.testing.assert_array_equal(decision.scale.numpy(), scale)
         expected = scaled(dense, scale, clipped)
         if before.is_sparse:
-            # Duplicates are scaled one by one, so that their sum is rounded elsewhere.
+            # Duplicates are scaled one by one, so their sum is rounded differently.
             torch.testing.assert_close(p.grad.to_dense(), expected)
         else:
             assert_same_bits(p.grad, expected)
@@ -323,8 +325,8 @@ def test_scaling_is_one_product_in_float32(dtype, data):
         assert_same_bits(p.grad, scaled(gradient, scale, clipped))
 
 
-def test_an_expanded_gradient_is_replaced_and_its_memory_left_alone():
-    """In place, its one row would be scaled four times, and torch refuses to."""
+def test_an_expanded_gradient_is_replaced_and_its_memory_is_unchanged():
+    """In place, its one row would be scaled four times, and torch refuses that."""
     row = torch.tensor([[3.0, 4.0]])
     for scope in ("parameter", "unit"):
         p = parameter(row.expand(4, 2))
@@ -348,7 +350,7 @@ def test_the_layout_of_memory_stays():
 
 
 def test_one_row_of_mixed_types():
-    """The norm is of all numbers in float64, and each type is scaled in float32."""
+    """The norm is computed in float64; each type is scaled in float32."""
     dtypes = [*TYPES, torch.complex64]
     gradients = [normal(2, 3, dtype=dtype, seed=i) for i, dtype in enumerate(dtypes)]
     gradients.append(sparse(*TOKENS, coalesced=True))
@@ -363,8 +365,8 @@ def test_one_row_of_mixed_types():
         assert_same_bits(p.grad.to_dense(), expected)
 
 
-def test_a_gradient_that_has_a_graph_of_its_own():
-    """After `backward(create_graph=True)` a gradient requires a gradient."""
+def test_a_gradient_with_an_autograd_graph():
+    """After `backward(create_graph=True)`, a gradient requires a gradient."""
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     loss = (weight**3).sum()
     (weight.grad,) = torch.autograd.grad(loss, weight, create_graph=True)
@@ -375,7 +377,7 @@ def test_a_gradient_that_has_a_graph_of_its_own():
     np.testing.assert_allclose(np.linalg.norm(numbers(weight.grad)), 1.0, rtol=1e-6)
 
 
-# What is not clipped keeps its bits.
+# Rows that are not clipped are unchanged bit for bit.
 
 PAYLOADS = {
     torch.float32: [0x7FC12345, 0x7F800001, -0x3EDCC],
@@ -387,7 +389,7 @@ PAYLOADS = {
 
 @every_scope
 @every_type
-def test_a_row_within_its_limit_keeps_its_bits(dtype, scope):
+def test_a_row_within_its_limit_is_unchanged(dtype, scope):
     gradient = torch.stack([odd_numbers(dtype), odd_numbers(dtype).flip(0)])
     assert (gradient == 0).sum() == 4
     p = parameter(gradient.clone())
@@ -398,7 +400,7 @@ def test_a_row_within_its_limit_keeps_its_bits(dtype, scope):
 
 
 @every_type
-def test_so_it_does_beside_a_unit_that_is_clipped(dtype):
+def test_a_unit_is_unchanged_next_to_a_clipped_unit(dtype):
     odd = odd_numbers(dtype)
     gradient = torch.stack([odd, torch.full_like(odd, 30.0), -odd])
     p = parameter(gradient.clone())
@@ -411,7 +413,7 @@ def test_so_it_does_beside_a_unit_that_is_clipped(dtype):
 
 @pytest.mark.parametrize("scope", ["parameter", "unit"])
 @every_type
-def test_propagate_leaves_nan_payloads_and_infinity_as_they_came(dtype, scope):
+def test_propagate_leaves_nan_payloads_and_infinity_unchanged(dtype, scope):
     odd = odd_numbers(dtype)
     payloads = torch.tensor(PAYLOADS[dtype], dtype=bits(odd).dtype).view(dtype)
     assert payloads.isnan().all()
@@ -432,14 +434,14 @@ def test_propagate_leaves_nan_payloads_and_infinity_as_they_came(dtype, scope):
         assert decision.clipped.tolist() == [False, False, True]
 
 
-# What is not finite becomes zero.
+# Non-finite rows become zero.
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
 @pytest.mark.parametrize("scope", ["parameter", "unit", "global"])
 @pytest.mark.parametrize("name", [n for n, make in GRADIENTS.items() if make().numel()])
 def test_zero_means_zero(name, scope, bad):
-    """0 * inf is NaN, so nothing is multiplied; the other rows are scaled as ever."""
+    """0 * inf is NaN, so nothing is multiplied. The other rows are scaled as usual."""
     gradient = GRADIENTS[name]()
     if gradient.is_sparse:
         if not gradient._nnz():
@@ -472,7 +474,7 @@ def test_zero_means_zero(name, scope, bad):
 
 @pytest.mark.parametrize("coalesced", [False, True])
 def test_the_norm_of_duplicates_is_that_of_their_sum(coalesced):
-    """Token 1 appears twice: |3 + 4| is 7, and not the 5 of its two entries."""
+    """Token 1 appears twice: the norm is |3 + 4| = 7, not 5."""
     p = parameter(sparse([[1, 1]], [[3.0], [4.0]], (4, 1), coalesced=coalesced))
     decision = Clipper([p], Fixed(1.0)).step()
     assert decision.norm.tolist() == [7.0]
@@ -496,7 +498,7 @@ TEXTS = [[1, 1, 2], [0, 4, 4], [3, 3, 3], [2, 0, 1]]
 
 @every_scope
 def test_an_embedding_is_clipped_the_same_sparse_or_not(scope):
-    """Four steps of training: the same norms, and in the end the same table."""
+    """Four steps of training give the same norms and the same table."""
     tables, all_norms = [], []
     for is_sparse in (False, True):
         torch.manual_seed(0)
@@ -532,7 +534,7 @@ SPOILT = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", SPOILT)
 def test_no_temporary_has_the_size_of_the_gradient(kind, dtype, scope):
-    """What is taken again in float64, or widened, is copied in pieces."""
+    """A copy in float64 or a wider type is made in pieces."""
     weight = torch.nn.Parameter(torch.ones(4096, 4096, dtype=dtype))
     clipper = Clipper([weight], Fixed(0.5), scope=scope)
     weight.grad = torch.full_like(weight, 0.1)

@@ -1,4 +1,4 @@
-"""What belongs to a clipper: groups with settings of their own, and exclusions."""
+"""Groups with settings, groups that are added later, and exclusions."""
 
 import math
 import re
@@ -37,7 +37,7 @@ from ..support.torch_reference import Reference, arrays, check_decision, check_g
 SEVERAL = [scope for scope in SCOPES if scope != "global"]
 with_several_rows = pytest.mark.parametrize("scope", SEVERAL)
 
-# Each of these: a clipper, what its second group overrides, and both as policies.
+# Each: a clipper, the overrides of its second group, and the policy of that group.
 OVERRIDES = {
     "QuantileClip": (
         Case(QuantileClip, {"history_length": 20}, "Quantile(0.9, history_length=20)"),
@@ -92,7 +92,7 @@ OVERRIDES = {
 
 
 def three_groups(model, override, other=None):
-    """Linear, norm and head of the small model; the second has its own settings."""
+    """Return Linear, norm and head of the small model; the second has its settings."""
     return [
         {"params": model[0].named_parameters("0")},
         {"params": model[2].parameters(), **override},
@@ -100,12 +100,12 @@ def three_groups(model, override, other=None):
     ]
 
 
-# The parameters of each group in the order of `model.parameters()`.
+# The parameters of each group, numbered as in `model.parameters()`.
 PLACES = [range(2), range(2, 4), range(4, 6)]
 
 
 def check_run(clipper, reference, model, steps=60, seed=1):
-    """A run against the reference, whose rows are in the clipper's order."""
+    """Check a run against the reference, whose rows are in the clipper's order."""
     parameters = list(model.parameters())
     clipped = 0
     for batch in batches(steps, seed):
@@ -175,7 +175,7 @@ def test_every_group_may_have_another_policy(scope):
     ],
 )
 def test_the_rows_of_one_policy_stand_side_by_side(scope, names):
-    """Names as they were given: pairs, bare parameters and a module."""
+    """The names are as given: pairs, bare parameters and a module."""
     model = small_model()
     clipper = QuantileClip(three_groups(model, {"quantile": 0.5}), scope=scope)
     assert clipper.names == names
@@ -203,8 +203,8 @@ GENERIC = Case(Clipper, {"policy": Fixed(1.0)}, "Fixed(1.0)")
 @pytest.mark.parametrize(
     ("case", "override"), [(case, over) for case, over, _ in OVERRIDES.values()]
 )
-def test_settings_of_a_group_are_refused_where_all_is_one_row(case, override):
-    """Also where they are those of the clipper, and in a group that comes later."""
+def test_group_settings_are_refused_at_scope_global(case, override):
+    """This holds even if the settings equal the clipper's, and for later groups."""
     model = small_model()
     for keywords in ({"scope": "global"}, {"global_clipping": True}):
         with pytest.raises(ValueError, match="a group must be without settings"):
@@ -243,16 +243,16 @@ def test_settings_of_a_group_are_refused_where_all_is_one_row(case, override):
         (lambda groups: Clipper(groups, Fixed(1.0)), "quantile"),
     ],
 )
-def test_a_key_that_means_nothing_is_refused(make, key):
-    """The message names it, and the keys that there are."""
+def test_an_unknown_key_of_a_group_is_refused(make, key):
+    """The message names the key and lists the valid ones."""
     weight = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match=f"the keys params, .*, got '{key}'"):
         make([{"params": [weight], key: 0.5}])
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD])
-def test_the_groups_of_an_optimizer_are_refused_as_they_are(make):
-    """They hold lr and eps; the optimizer itself is welcome."""
+def test_the_group_dicts_of_an_optimizer_are_refused(make):
+    """The groups hold `lr` and `eps`; the optimizer itself is accepted."""
     optimizer = make(small_model().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="an optimizer's own settings have no place"):
         AGC(optimizer.param_groups)
@@ -267,7 +267,7 @@ def test_the_groups_of_an_optimizer_are_refused_as_they_are(make):
     ],
 )
 def test_an_optimizer_s_own_settings_are_never_read(make, optimizer, policy):
-    """`eps` of Adam and `alpha` of RMSprop bear the names of ours."""
+    """`eps` of Adam and `alpha` of RMSprop have the names of our arguments."""
     model = small_model()
     groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
     clipper = make(optimizer(groups), scope="group")
@@ -277,7 +277,7 @@ def test_an_optimizer_s_own_settings_are_never_read(make, optimizer, policy):
     assert clipper.names == ["group 0", "group 1"]
 
 
-def test_an_optimizer_brings_the_names_it_was_given():
+def test_an_optimizer_gives_the_names_of_its_parameters():
     model = small_model()
     optimizer = torch.optim.Adam(model.named_parameters())
     assert QuantileClip(optimizer).names == [
@@ -286,11 +286,11 @@ def test_an_optimizer_brings_the_names_it_was_given():
     assert QuantileClip(torch.optim.Adam(model.parameters())).names[0] == "parameter 0"
 
 
-# Groups that come later.
+# Groups that are added later.
 
 
 def rows_of(plain):
-    """The arrays of a state, whose first axis is the rows."""
+    """Return the arrays of a state; their first axis is the rows."""
     if isinstance(plain, dict):
         return [leaf for part in plain.values() for leaf in rows_of(part)]
     return [plain]
@@ -298,8 +298,10 @@ def rows_of(plain):
 
 @clippers_and_scopes()
 def test_a_group_may_come_later(case, scope):
-    """The rows that were there keep their history bit for bit, the new ones have none,
-    and the run goes on as that of a clipper that had both and saw no gradient of it."""
+    """Existing rows keep their history bit for bit, and new rows start empty.
+
+    The run equals that of a clipper with all groups, one without gradients at first.
+    """
     model = small_model()
     parameters = list(model.parameters())
     clipper = case([{"params": model[0]}, {"params": model[2]}], scope=scope)
@@ -314,7 +316,7 @@ def test_a_group_may_come_later(case, scope):
             for parameter in parameters[4:]:
                 parameter.grad = None
         weights = arrays(parameters)
-        if step < 25:  # what is not there adds nothing to the norm of the parameters
+        if step < 25:  # a missing group adds nothing to the norm of the parameters
             weights[4:] = [0 * weight for weight in weights[4:]]
         decision = clipper.step()
         expected = reference.step(before, weights)
@@ -343,7 +345,7 @@ def add_head(clipper, model, scope):
     clipper.reset()
     empty = rows_of(clipper.state_dict()["states"][0])
     for after, fresh in zip(rows_of(new["states"][0]), empty, strict=True):
-        if after.shape[1:] == fresh.shape[1:]:  # a history of everything has grown
+        if after.shape[1:] == fresh.shape[1:]:  # a full history has grown
             check_same(after[count:], fresh[count:])
     clipper.load_state_dict(new)
     for name in ("observed", "clipped"):
@@ -355,7 +357,7 @@ def add_head(clipper, model, scope):
 @with_several_rows
 @pytest.mark.parametrize("override", [{}, {"quantile": 0.5}, {"quantile": 0.3}])
 def test_a_later_group_may_have_the_policy_of_an_earlier_one(override, scope):
-    """Its rows then stand among those of that policy, and the others move."""
+    """Its rows are inserted after the rows of that policy, and the others move."""
     model = small_model()
     parameters = list(model.parameters())
     codes = [f"Quantile({q}, history_length=9)" for q in (0.8, 0.5)]
@@ -381,7 +383,7 @@ def test_a_later_group_may_have_the_policy_of_an_earlier_one(override, scope):
 
 
 def test_a_history_of_all_norms_takes_on_more_rows():
-    """Also after it has grown."""
+    """The history has already grown."""
     weight, late = (nn.Parameter(torch.ones(1)) for _ in range(2))
     clipper = QuantileClip([weight], quantile=0.5, history_length=None)
     clipper.observe(np.arange(1.0, 2001.0))
@@ -414,7 +416,7 @@ def test_a_history_of_all_norms_takes_on_more_rows():
     ],
 )
 def test_a_group_that_is_refused_changes_nothing(group, error, words):
-    """The parameter that is there already may be an excluded one."""
+    """A parameter that is listed twice may be an excluded one."""
     model = small_model()
     named = [pair for pair in model.named_parameters() if not pair[0].startswith("2")]
     clipper = QuantileClip(named, quantile=0.5, exclude="3.weight")
@@ -431,7 +433,7 @@ def test_a_group_that_is_refused_changes_nothing(group, error, words):
 
 
 def test_rows_that_would_not_fit_are_refused_before_anything_changes():
-    """More rows, each with a window that is too long for so many."""
+    """The history length is too long for so many rows."""
     weight = nn.Parameter(torch.ones(2))
     clipper = QuantileClip([weight], history_length=10**6)
     others = [nn.Parameter(torch.ones(2)) for _ in range(150)]
@@ -452,7 +454,7 @@ def test_a_later_group_is_skipped_with_the_others():
 
 
 def test_a_later_group_may_be_excluded_as_a_whole():
-    """As a group of the constructor may: there is nothing in it to clip."""
+    """As in the constructor, a group may have nothing to clip."""
     model = small_model()
     clipper = QuantileClip(model[0], exclude="*bias")
     clipper.add_param_group({"params": [("late.bias", model[3].bias)]})
@@ -463,7 +465,7 @@ def test_a_later_group_may_be_excluded_as_a_whole():
 
 
 class Tagger(nn.Module):
-    """Names with a common beginning, and a head without a bias."""
+    """Names with a common prefix, and a head without a bias."""
 
     def __init__(self):
         super().__init__()
@@ -505,7 +507,7 @@ EXCLUDED = [
 
 @pytest.mark.parametrize(("patterns", "excluded"), EXCLUDED)
 def test_what_is_excluded_is_neither_measured_nor_scaled(patterns, excluded):
-    """By name, by the name of a module, by pattern, by a function; all in one."""
+    """By parameter name, module name, pattern, function, or several of them."""
     model = Tagger()
     named = dict(model.named_parameters())
     clipper = NormClip(model, max_norm=1e-3, scope="parameter", exclude=patterns)
@@ -530,15 +532,15 @@ def test_patterns_may_come_from_a_generator():
 
 
 def test_excluding_the_head_by_name_spares_no_other_tensor():
-    """Peers left out the last two tensors: of a head without a bias, the wrong one."""
+    """Other packages exclude the last two tensors, which is wrong without a bias."""
     model = Tagger()
     clipper = AGC(model, exclude="fc")
     assert [name for name in NAMES if name.split(".")[0] == "fc"] == ["fc.weight"]
     assert {name.partition("[")[0] for name in clipper.names} == set(NAMES[:-1])
 
 
-def test_the_root_module_is_no_name():
-    """A root that is called "" contains everything: peers excluded all, or nothing."""
+def test_the_root_module_cannot_be_excluded():
+    """The root module's name is "", which other packages take for all or nothing."""
     with pytest.raises(ValueError, match="exclude must name parameters that are there"):
         AGC(Tagger(), exclude=[""])
     inside = nn.ModuleDict({"fc": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
@@ -547,7 +549,7 @@ def test_the_root_module_is_no_name():
 
 @pytest.mark.parametrize("pattern", ["enc", "weight", "bias", "fc.", "FC", "*.weights"])
 def test_a_pattern_that_names_nothing_is_an_error(pattern):
-    """It is misspelt: the message says what there is."""
+    """It is misspelled: the message lists the names."""
     words = re.escape(f"got {pattern!r}; there are encoder.0.weight, encoder.0.bias, ")
     with pytest.raises(ValueError, match=words):
         QuantileClip(Tagger(), exclude=["fc", pattern])
@@ -574,7 +576,7 @@ def test_a_function_needs_no_names():
 
 
 @pytest.mark.parametrize("pattern", ["*", ["encoder*", "fc"], re.compile("")])
-def test_something_must_be_left(pattern):
+def test_excluding_everything_is_refused(pattern):
     with pytest.raises(ValueError, match="exclude must leave a parameter to clip"):
         QuantileClip(Tagger(), exclude=pattern)
 
@@ -593,11 +595,11 @@ def test_exclusions_hold_in_every_group():
     assert len(clipper.state_dict()["policies"]) == 2
 
 
-# What may be given.
+# The first argument.
 
 
 def test_a_generator_lasts_for_the_whole_run():
-    """It is read once: peers went on without parameters after the first step."""
+    """It is read once. Other packages have no parameters left after the first step."""
     model = small_model()
     for given in (
         model.parameters(),
@@ -622,8 +624,8 @@ def test_one_parameter_or_one_group_needs_no_list():
 
 
 @pytest.mark.parametrize("scope", ["parameter", "global"])
-def test_tied_parameters_are_one(scope):
-    """They share a gradient: measured once, scaled once, however they are given."""
+def test_tied_parameters_are_one_row(scope):
+    """Their shared gradient is measured and scaled once, however they are given."""
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
     weight = model[0].weight

@@ -15,7 +15,7 @@ def model_and_data():
 
 
 def in_backward(make):
-    """The gradient is clipped, used and freed as soon as it is there."""
+    """Clip, use and free each gradient as soon as it is computed."""
     model, data = model_and_data()
     clippers = {}
     for name, p in model.named_parameters():
@@ -88,7 +88,7 @@ def hooked(model, clipper):
 
 
 @pytest.mark.parametrize("scope", ["global", "group"])
-def test_steps_by_hand_of_partial_norms_are_warned_of(scope):
+def test_steps_with_missing_gradients_in_the_backward_warn(scope):
     model, data = model_and_data()
     clipper = QuantileClip(model, scope=scope)
     hooked(model, clipper)
@@ -97,13 +97,13 @@ def test_steps_by_hand_of_partial_norms_are_warned_of(scope):
     assert clipper.metrics()["clip/steps"] == 4
 
 
-def test_whole_norms_within_the_backward_are_not_warned_of():
+def test_steps_with_complete_rows_in_the_backward_do_not_warn():
     model, data = model_and_data()
     hooked(model, QuantileClip(model))
     model(data[0]).square().mean().backward()
 
 
-def test_after_the_backward_what_was_not_used_is_not_warned_of():
+def test_an_unused_parameter_does_not_warn_after_the_backward():
     model, data = model_and_data()
     unused = torch.nn.Parameter(torch.ones(2))
     clipper = QuantileClip([*model.parameters(), unused], scope="global")

@@ -110,7 +110,7 @@ def trainer(folder, *callbacks, epochs=1, **settings):
 
 
 def plain_loop(epochs=1):
-    """The same training without Lightning: the clipper by hand."""
+    """Train without Lightning, and call the clipper by hand."""
     module = Automatic()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
     clipper = QuantileClip(module, **QUANTILE)
@@ -143,8 +143,8 @@ def test_a_trainer_clips_as_a_plain_loop_does(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
-def test_a_loss_scale_is_seen_through(tmp_path, kind):
-    """16-bit precision with a scaler; the first step overflows and is not learned."""
+def test_unscaled_gradients_are_clipped(tmp_path, kind):
+    """16-bit precision with a scaler: the first step overflows and is not recorded."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17, growth_interval=10**6)
     plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
     module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
@@ -211,7 +211,7 @@ def test_a_resumed_run_has_the_history(tmp_path):
 
 
 def saved_half_way(folder, **settings):
-    """The checkpoint of a first epoch, of a clipper with these settings."""
+    """Train one epoch with these settings; return the checkpoint."""
     callback = ClipCallback(QuantileClip, **settings)
     half = trainer(folder, callback, epochs=1, enable_checkpointing=True)
     half.fit(Automatic())
@@ -219,7 +219,7 @@ def saved_half_way(folder, **settings):
     return folder / "half.ckpt"
 
 
-def test_another_quantile_on_resume_is_told(tmp_path):
+def test_another_quantile_on_resume_is_refused(tmp_path):
     path = saved_half_way(tmp_path, **QUANTILE)
     other = ClipCallback(QuantileClip, **(QUANTILE | {"quantile": 0.6}))
     with pytest.raises(ValueError, match="quantile"):
@@ -249,7 +249,7 @@ def test_two_callbacks_in_one_checkpoint():
     assert len(keys) == 12
 
 
-def test_a_checkpoint_without_a_history_is_told(tmp_path):
+def test_a_checkpoint_without_a_history_warns(tmp_path):
     path = saved_half_way(tmp_path, **QUANTILE)
     other = ClipCallback(NormClip, max_norm=1.0)
     with pytest.warns(UserWarning, match="half.ckpt has no history for ClipCallback"):
@@ -258,7 +258,7 @@ def test_a_checkpoint_without_a_history_is_told(tmp_path):
         )
 
 
-def test_each_optimizer_may_have_a_rule_of_its_own(tmp_path):
+def test_each_optimizer_may_have_its_own_clipper(tmp_path):
     first = ClipCallback(QuantileClip, optimizer=0, **QUANTILE)
     second = ClipCallback(NormClip, optimizer=1, max_norm=1e-3)
     logger, module = CSVLogger(tmp_path), TwoOptimizers()
@@ -280,7 +280,7 @@ def test_exclude_may_name_what_another_optimizer_steps(tmp_path):
     assert module.net.bias.grad.norm() <= 1.001e-3
 
 
-def test_an_optimizer_that_is_not_there_is_told(tmp_path):
+def test_an_optimizer_number_out_of_range_is_refused(tmp_path):
     callback = ClipCallback(QuantileClip, optimizer=2)
     with pytest.raises(ValueError, match=r"one of the 2 .* counted from 0, got 2"):
         trainer(tmp_path, callback).fit(TwoOptimizers())
@@ -291,7 +291,7 @@ class OnlyFirst(TwoOptimizers):
         return super().configure_optimizers()[:1]
 
 
-def test_another_number_of_optimizers_on_resume_is_told(tmp_path):
+def test_another_number_of_optimizers_on_resume_is_refused(tmp_path):
     both = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
     both.fit(TwoOptimizers())
     both.save_checkpoint(tmp_path / "both.ckpt")
@@ -310,7 +310,7 @@ def test_after_training_the_optimizer_is_free(tmp_path):
     assert callback.clippers[0].metrics()["clip/steps"] == 6
 
 
-def test_a_second_clipper_is_warned_of(tmp_path):
+def test_a_second_clipper_warns(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     with pytest.warns(UserWarning, match="gradient_clip_val=1.0. clips before"):
         trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
@@ -321,7 +321,7 @@ class ClipsBySelf(Automatic):
         self.clip_gradients(optimizer, 1e-3, "norm")
 
 
-def test_a_module_that_clips_by_itself_is_warned_of(tmp_path):
+def test_a_module_that_clips_by_itself_warns(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     with pytest.warns(UserWarning, match=r"ClipsBySelf.configure_.* clips before"):
         trainer(tmp_path, callback).fit(ClipsBySelf())
@@ -329,7 +329,7 @@ def test_a_module_that_clips_by_itself_is_warned_of(tmp_path):
 
 
 class Interrupted(Automatic):
-    """Keeps its optimizer, and fails once in the middle of an epoch."""
+    """Keeps its optimizer, and fails once during an epoch."""
 
     failed = False
 
@@ -354,8 +354,8 @@ def test_a_run_that_failed_leaves_the_optimizer_free(tmp_path):
     assert callback.clippers[0].metrics()["clip/steps"] == 2
 
 
-# What needs other processes: one child imports Lightning, resumes a run, and forks the
-# two ranks.
+# Tests of other processes: one child imports Lightning, resumes a run, and forks two
+# ranks.
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def run_child(folder):
 
 
 @pytest.mark.slow
-def test_another_process_goes_on_bit_by_bit(tmp_path, child_results):
+def test_a_run_resumed_in_another_process_has_the_same_bits(tmp_path, child_results):
     whole, through = TwoOptimizers(), ClipCallback(QuantileClip, **QUANTILE)
     trainer(tmp_path, through, epochs=2).fit(whole)
     weights, states = torch.load(child_results / "resumed.pt")

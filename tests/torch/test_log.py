@@ -1,4 +1,4 @@
-"""A log takes what torch gives: any type, any device."""
+"""A log takes a torch norm of a type that NumPy does not have."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""NaN, infinity, gradients that are missing: what a clipper makes of them."""
+"""What a clipper does with NaN, infinity and missing gradients."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ BAD = [NAN, INF, -INF]
 
 
 def three_policies(model, **keywords):
-    """A clipper of several policies, whose history holds some steps already."""
+    """Return a clipper with three policies, after twelve steps."""
     clipper = Clipper(
         [
             {"params": model[0].named_parameters()},
@@ -51,7 +51,7 @@ def three_policies(model, **keywords):
 
 
 def spoilt(bad=NAN, places=(1,)):
-    """A model with gradients of which some hold a bad number, and copies of them."""
+    """Return a model, its parameters, and a function that makes some gradients bad."""
     model = small_model()
     parameters = list(model.parameters())
 
@@ -71,7 +71,7 @@ ROWS = {"parameter": [1], "group": [0], "global": [0], "unit": [3]}
 @every_scope
 @pytest.mark.parametrize("bad", BAD)
 def test_zero_removes_the_row_and_no_other(scope, bad):
-    """The row learns nothing; the others are clipped and learn as ever."""
+    """The row records nothing; the others are clipped and record as usual."""
     model, parameters, spoil = spoilt(bad)
     clipper = CLIPPERS["QuantileClip"](model, scope=scope)
     shapes = [tuple(p.shape) for p in parameters]
@@ -98,7 +98,7 @@ def test_zero_removes_the_row_and_no_other(scope, bad):
 
 @every_scope
 @pytest.mark.parametrize("bad", BAD)
-def test_propagate_leaves_the_row_as_it_came(scope, bad):
+def test_propagate_leaves_the_row_unchanged(scope, bad):
     model, parameters, spoil = spoilt(bad)
     clipper = NormClip(model, max_norm=1e-3, scope=scope, nonfinite="propagate")
     before = spoil()
@@ -111,7 +111,7 @@ def test_propagate_leaves_the_row_as_it_came(scope, bad):
         not torch.equal(bits(parameter.grad), bits(gradient))
         for parameter, gradient in zip(parameters, before, strict=True)
     ]
-    # In one row with the NaN nothing is scaled; the rows beside it are.
+    # A row with the NaN is not scaled; the other rows are.
     alone = scope in ("global", "group")
     assert changed == [not alone and place != 1 for place in range(6)]
 
@@ -124,7 +124,7 @@ def check_untouched(parameters, before):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 def test_raise_changes_nothing_and_names_the_row(scope, bad):
-    """With several policies too: not a gradient, not a number of the state."""
+    """With several policies, no gradient and no state changes."""
     model, parameters, spoil = spoilt(bad)
     clipper = three_policies(model, scope=scope, nonfinite="raise")
     before, state, metrics = spoil(), clipper.state_dict(), clipper.metrics()
@@ -159,7 +159,7 @@ def test_raise_ignores_a_parameter_that_is_excluded():
 
 
 def one_policy(model, **keywords):
-    """The same with one policy for all."""
+    """Return a clipper with one policy, after twelve steps."""
     clipper = QuantileClip(model, history_length=10, **keywords)
     for batch in batches(12):
         backward(model, batch)
@@ -170,8 +170,8 @@ def one_policy(model, **keywords):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 @pytest.mark.parametrize("make", [one_policy, three_policies])
-def test_skip_takes_all_gradients_away_and_no_policy_learns(make, scope, bad):
-    """Also where the bad row belongs to another policy."""
+def test_skip_removes_all_gradients_and_no_policy_records(make, scope, bad):
+    """This holds even if the bad row belongs to another policy."""
     model, parameters, spoil = spoilt(bad)
     clipper = make(model, scope=scope, nonfinite="skip")
     spoil()
@@ -187,8 +187,8 @@ def test_skip_takes_all_gradients_away_and_no_policy_learns(make, scope, bad):
     assert [counts[n] for n in ("nonfinite", "skipped", "skipped_in_a_row")] == [1] * 3
 
 
-def test_skip_takes_the_gradients_of_excluded_parameters_away_too():
-    """They belong to the same update, and would go on without it."""
+def test_skip_removes_the_gradients_of_excluded_parameters_too():
+    """They belong to the same update, which would go on without the others."""
     model, parameters, spoil = spoilt()
     clipper = QuantileClip(model, exclude=["3"], nonfinite="skip")
     spoil()
@@ -199,7 +199,7 @@ def test_skip_takes_the_gradients_of_excluded_parameters_away_too():
 @pytest.mark.parametrize("cancelled_by", ["nonfinite", "Drop"])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 def test_a_skipped_update_leaves_the_optimizer_bit_for_bit(optimizer, cancelled_by):
-    """Parameters, moments, step counters, weight decay."""
+    """Parameters, moments, step counters and weight decay are unchanged."""
     model, parameters, spoil = spoilt(NAN if cancelled_by == "nonfinite" else 1e4)
     adam = optimizer(parameters, lr=0.1, weight_decay=0.1)
     if cancelled_by == "Drop":
@@ -224,8 +224,8 @@ def test_a_skipped_update_leaves_the_optimizer_bit_for_bit(optimizer, cancelled_
 
 
 @pytest.mark.parametrize("action", ["zero", "skip"])
-def test_drop_of_one_policy_and_the_update_of_all(action):
-    """ "zero" drops the row; "skip" the update, and every policy learns its norms."""
+def test_drop_zeroes_its_row_or_cancels_the_update(action):
+    """ "zero" drops the row; "skip" cancels the update, and every policy records."""
     model, parameters, spoil = spoilt(1e4)
     reference = Reference(
         [tuple(p.shape) for p in parameters],
@@ -265,7 +265,7 @@ def test_drop_of_one_policy_and_the_update_of_all(action):
 
 @pytest.mark.parametrize("by", ["nonfinite", "Drop"])
 def test_too_many_skips_in_a_row_are_an_error(by):
-    """Counted anew after each update that was not skipped; `metrics` says it too."""
+    """An update that is not skipped restarts the count; `metrics` raises, too."""
     weight = nn.Parameter(torch.ones(2))
     clipper = Clipper(
         [weight],
@@ -312,10 +312,10 @@ RUN = 90
 
 
 def thresholds_of(case, scope, steps, bad=None, optimizer=torch.optim.SGD, **keywords):
-    """A training run; the thresholds of all its steps, and the weights it ends with.
+    """Train; return the thresholds of all steps, and the final weights.
 
     Args:
-      steps: the batches that are seen, in order.
+      steps: the numbers of the batches, in order.
       bad: the number of the batch whose loss is NaN.
     """
     model = small_model()
@@ -341,7 +341,7 @@ def check_as_if_never_seen(case, scope, **keywords):
 
 
 @every_clipper
-def test_a_batch_of_nan_might_as_well_not_have_been(case):
+def test_a_run_with_a_batch_of_nan_equals_the_run_without_it(case):
     """All gradients are NaN in one of 90 steps. The later thresholds and weights equal
     those of a run without that batch, bit for bit."""
     check_as_if_never_seen(case, case.default_scope)
@@ -351,7 +351,7 @@ def test_a_batch_of_nan_might_as_well_not_have_been(case):
     ("name", "scope"),
     [*product(["QuantileClip"], SCOPES), ("ZClip", "unit"), ("AdaGC", "group")],
 )
-def test_so_it_is_at_every_scope_and_under_adam_with_skip(name, scope):
+def test_the_same_holds_at_every_scope_with_adam_and_skip(name, scope):
     check_as_if_never_seen(
         CLIPPERS[name], scope, nonfinite="skip", optimizer=torch.optim.Adam
     )
@@ -381,7 +381,7 @@ LONE = [name for name, case in CLIPPERS.items() if "skip" not in case.code]
 
 
 @clippers_and_scopes(LONE, scopes=["parameter", "group", "unit"])
-def test_nan_in_some_parameters_concerns_their_rows_alone(case, scope):
+def test_nan_in_one_layer_changes_no_other_row(case, scope):
     """Three layers share one clipper, and one layer gets a batch of NaN. That layer
     continues like one without the batch, the others like layers without any NaN."""
     layers = [lone_layer(seed) for seed in range(3)]
@@ -406,7 +406,7 @@ def test_nan_in_some_parameters_concerns_their_rows_alone(case, scope):
 
 
 def test_a_run_that_starts_with_overflows_is_not_harmed():
-    """[inf, inf, 1, 1, ...] is how every fp16 run starts."""
+    """Every fp16 run starts with norms like [inf, inf, 1, 1, ...]."""
     weight = nn.Parameter(torch.ones(4))
     norms = [INF, INF] + [1.0] * 20 + [8.0]
     for name, first in [("QuantileClip", 3), ("StandardClip", 4), ("ZClip", 12)]:
@@ -423,7 +423,7 @@ def test_a_run_that_starts_with_overflows_is_not_harmed():
 
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
 def test_with_a_loss_scaler_the_weights_stay_finite(nonfinite):
-    """The usual recipe: unscale, clip, and let the scaler skip what overflowed."""
+    """The usual recipe: unscale, clip, and let the scaler skip overflows."""
     model = small_model()
     clipper = ZClip(model, z=1.0, warmup_steps=5, nonfinite=nonfinite)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -455,7 +455,7 @@ def test_with_a_loss_scaler_the_weights_stay_finite(nonfinite):
 @pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
 @pytest.mark.filterwarnings("ignore:the gradients of .* were not finite")
 def test_several_policies_in_a_rough_run(nonfinite, scope):
-    """NaN, infinities, zeros and missing gradients at random: one decision of all."""
+    """NaN, infinities, zeros and missing gradients, at random."""
     model, rng = small_model(), np.random.default_rng(3)
     parameters = list(model.parameters())
     codes = [
@@ -488,7 +488,7 @@ def test_several_policies_in_a_rough_run(nonfinite, scope):
     assert found["clip/skipped_total"] > 2
 
 
-# No gradient at all.
+# Missing gradients.
 
 
 @pytest.mark.filterwarnings("ignore:the clipper has not seen a gradient yet")
@@ -516,8 +516,8 @@ def test_a_step_without_any_gradient_counts_and_changes_nothing_else(case):
 
 
 @clippers_and_scopes(scopes=["parameter", "unit"])
-def test_a_frozen_parameter_wakes_with_the_history_it_had(case, scope):
-    """Its rows hold still while it has no gradient, and go on as the oracle does."""
+def test_an_unfrozen_parameter_continues_with_its_history(case, scope):
+    """Its rows do not change without a gradient, and then continue like the oracle."""
     model = small_model()
     parameters = list(model.parameters())
     clipper = case(model, scope=scope)

@@ -1,4 +1,4 @@
-"""For stacks that clip by themselves: the threshold first, the norm afterwards."""
+"""For stacks that clip by themselves: first the threshold, then the norm."""
 
 import math
 
@@ -37,7 +37,7 @@ def one_row(make=QuantileClip, **keywords):
 
 @clippers_and_scopes(AHEAD)
 def test_threshold_then_observe_is_a_step(case, scope):
-    """Bit for bit, over a run: thresholds, decisions, states and metrics."""
+    """Thresholds, decisions, states and metrics of a run are equal bit for bit."""
     model = small_model()
     steps, watches = case(model, scope=scope), case(model, scope=scope)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -62,7 +62,7 @@ def test_threshold_then_observe_is_a_step(case, scope):
 
 @every_clipper
 def test_a_series_is_its_steps(case):
-    """One after another: the decision on the last, and the state after all."""
+    """The decision is that of the last norm, the state that after all norms."""
     model = small_model()
     series = np.random.default_rng(0).lognormal(size=(40, 6)).astype(np.float32)
     at_once, singly = case(model, scope="parameter"), case(model, scope="parameter")
@@ -92,7 +92,7 @@ SERIES = [4.0, 1.0, 3.0, 2.0, 5.0]
         torch.tensor(SERIES, dtype=torch.bfloat16)[:, None],
     ],
 )
-def test_a_series_may_be_whatever_holds_numbers(series):
+def test_a_series_may_be_any_sequence_of_numbers(series):
     clipper = one_row(quantile=0.5, history_length=100)
     decision = clipper.observe(series)
     assert decision.threshold.tolist() == [2.5]
@@ -111,7 +111,7 @@ def test_one_number_is_one_step(one):
 
 
 def test_yesterday_s_norms_start_today_s_run():
-    """The last H of them count, as `np.quantile` says."""
+    """The last `history_length` norms count, as in `np.quantile`."""
     yesterday = np.random.default_rng(1).lognormal(size=300).astype(np.float32)
     clipper = one_row(quantile=0.9, history_length=50)
     clipper.observe(yesterday)
@@ -137,7 +137,7 @@ def test_a_series_gives_what_the_oracle_gives(code):
 
 @pytest.mark.parametrize("bad", [-1.0, -1e-30, NAN, INF, -INF, 1e39])
 def test_a_negative_norm_counts_as_not_finite(bad):
-    """So some stacks report an overflow; the history does not see it."""
+    """Some stacks report an overflow like this. The history does not record it."""
     clipper = one_row(quantile=0.5)
     clipper.observe([1.0, 3.0])
     decision = clipper.observe(bad)
@@ -152,8 +152,8 @@ def test_a_negative_norm_counts_as_not_finite(bad):
 
 @every_clipper
 @pytest.mark.parametrize("scope", ["global", "parameter"])
-def test_a_norm_that_nobody_tells_teaches_nothing(case, scope):
-    """DeepSpeed has none before the first update, nor in plain float32."""
+def test_observing_none_records_nothing(case, scope):
+    """DeepSpeed reports no norm before the first update, nor in plain float32."""
     told, untold = (case(small_model(), scope=scope) for _ in range(2))
     norms = np.random.default_rng(3).lognormal(size=(6, len(told.names)))
     untold.observe(None)
@@ -171,14 +171,14 @@ def test_a_norm_that_nobody_tells_teaches_nothing(case, scope):
     check_same(*steps)
 
 
-def test_no_norm_is_none_to_be_refused():
+def test_observing_none_does_not_raise():
     clipper = one_row(nonfinite="raise")
     assert clipper.observe(None).finite.all()
     assert clipper.metrics()["clip/steps"] == 1
     assert clipper.threshold().tolist() == [INF]
 
 
-def test_a_norm_of_zero_is_a_step_that_teaches_nothing():
+def test_a_norm_of_zero_is_counted_and_not_recorded():
     clipper = one_row(quantile=0.5)
     assert clipper.observe([2.0, 0.0, -0.0, 0.0]).finite.all()
     assert clipper.threshold().tolist() == [2]
@@ -190,7 +190,7 @@ def test_a_norm_of_zero_is_a_step_that_teaches_nothing():
     ("nonfinite", "second"), [("zero", [3.0, 2.0]), ("skip", [2.0, 2.0])]
 )
 def test_a_bad_row_of_a_step(nonfinite, second):
-    """The rows beside it learn, unless the update is cancelled."""
+    """The other rows record, unless the update is cancelled."""
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
     clipper = QuantileClip(weights, quantile=0.5, nonfinite=nonfinite)
     decision = clipper.observe([[2.0, 2.0], [4.0, NAN]])
@@ -199,8 +199,8 @@ def test_a_bad_row_of_a_step(nonfinite, second):
     assert clipper.metrics()["clip/skipped_total"] == (nonfinite == "skip")
 
 
-def test_what_needs_the_norm_can_observe_all_the_same():
-    """Only the threshold ahead is refused."""
+def test_policies_that_need_the_norm_can_observe():
+    """Only `threshold()` before the norm is refused."""
     current = one_row(quantile=0.5, include_current=True)
     assert current.observe([1.0, 3.0, 8.0]).threshold.tolist() == [3]
     drops = one_row(Clipper, policy=Drop(Quantile(0.5)))
@@ -208,8 +208,8 @@ def test_what_needs_the_norm_can_observe_all_the_same():
     assert (decision.threshold.item(), decision.scale.item()) == (2, 0)
 
 
-def test_clipping_by_the_threshold_of_the_moment():
-    """The whole recipe, with torch's own function as the stack that clips."""
+def test_clipping_with_torch_at_the_clipper_s_threshold():
+    """The whole recipe, in which torch's own function clips."""
     model, twin = small_model(), small_model()
     steps = NormClip(twin, max_norm=0.7, max_threshold=0.5)
     clipper = NormClip(model, max_norm=0.7, max_threshold=0.5)
@@ -229,7 +229,7 @@ def test_clipping_by_the_threshold_of_the_moment():
     assert 3 < clipped < 30
 
 
-def test_its_parameters_are_those_it_was_given_and_those_it_was_given_later():
+def test_parameters_lists_given_and_added_parameters():
     model, later = small_model(), nn.Parameter(torch.ones(2))
     clipper = QuantileClip(model, exclude="*bias")
     clipper.add_param_group({"params": [later]})

@@ -1,7 +1,7 @@
-"""A clipper that is an optimizer: what torch does to an optimizer works on it.
+"""A clipper as an optimizer works with everything that torch does to an optimizer.
 
-The measure is a loop by hand, `clipper.step()` and then `optimizer.step()`: the wrapped
-optimizer does the same, bit for bit.
+The reference is a loop by hand, `clipper.step()` and then `optimizer.step()`: the
+wrapped optimizer does the same, bit for bit.
 """
 
 import copy
@@ -77,7 +77,7 @@ def network(seed=0):
 
 
 def batches(steps, seed=1):
-    """Inputs and targets; some batches have gradients ten times as large."""
+    """Yield inputs and targets; every third batch has ten times larger inputs."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         x = torch.randn(8, 2, 6, generator=generator)
@@ -93,7 +93,7 @@ def backward(model, optimizer, batch):
 
 
 def train(model, optimizer, steps, after=lambda: None):
-    """The normal training script."""
+    """Run the usual training script."""
     for batch in batches(steps):
         backward(model, optimizer, batch)
         optimizer.step()
@@ -117,7 +117,7 @@ def assert_same_weights(one, other):
 
 
 def assert_same_state(one, other):
-    """Two nested state dicts, bit for bit."""
+    """Check that two nested state dicts are equal bit for bit."""
     if isinstance(one, dict):
         assert list(one) == list(other)
         for key in one:
@@ -133,14 +133,14 @@ def assert_same_state(one, other):
 
 
 def assert_same_clipper(one, other):
-    """The same history; `class` and settings, too."""
+    """Check that two clippers have the same history, class and settings."""
     assert_same_state(one.state_dict(), other.state_dict())
 
 
-# The normal script.
+# The usual script.
 
 
-# The clippers take turns at the optimizers: neither knows the other.
+# The clippers take turns at the optimizers: neither depends on the other.
 TURNS = [
     (optimizer, list(CLIPPERS)[number % len(CLIPPERS)])
     for number, optimizer in enumerate(OPTIMIZERS)
@@ -183,7 +183,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=list(SCHEDULERS))
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_a_scheduler_sets_the_learning_rate(name, schedule):
-    """And, some of them, the momentum; warnings would be errors here."""
+    """Some set the momentum, too. A warning would be an error."""
     by_hand, wrapped = network(), network()
     inner = OPTIMIZERS[name](by_hand.parameters())
     clipper = AGC(by_hand.parameters(), clipping=0.04, eps=0.003)
@@ -207,7 +207,7 @@ def test_a_scheduler_that_waits_for_a_plateau():
 
 
 def test_a_scheduler_resumes():
-    """Model, optimizer and scheduler saved after 4 steps: the next 4 are the same."""
+    """Model, optimizer and scheduler are saved after 4 steps: the next 4 are equal."""
 
     def make():
         model = network()
@@ -302,7 +302,7 @@ def test_lbfgs_is_clipped_after_each_backward():
 
 
 def lbfgs_on_a_quadratic(clip, **settings):
-    """Start where the gradients are some hundred times as long as the threshold."""
+    """Start where the gradient norm is some hundred times the threshold."""
     weight = nn.Parameter(torch.tensor([10.0, -20.0, 5.0]))
     stiffness = torch.tensor([1.0, 10.0, 100.0])
     optimizer = torch.optim.LBFGS([weight], lr=1.0, **settings)
@@ -322,7 +322,7 @@ def lbfgs_on_a_quadratic(clip, **settings):
 
 @pytest.mark.parametrize("clip", ["attached", "by torch"])
 def test_lbfgs_needs_a_line_search_where_gradients_are_clipped(clip):
-    """As docs/stacks.md warns: the curvature comes from differences of gradients."""
+    """LBFGS takes the curvature from differences of gradients (docs/stacks.md)."""
     assert not np.isfinite(lbfgs_on_a_quadratic(clip)[2])
     assert lbfgs_on_a_quadratic(None)[-1] < 1e-8
     assert lbfgs_on_a_quadratic(clip, line_search_fn="strong_wolfe")[-1] < 1e-8
@@ -332,7 +332,7 @@ def test_lbfgs_needs_a_line_search_where_gradients_are_clipped(clip):
 
 
 def scaled_run(skip_by_hand):
-    """Ten steps under a scaler; in the first two and the sixth the loss overflows."""
+    """Take ten steps under a scaler; the loss overflows in steps 0, 1 and 5."""
     model = network()
     inner = torch.optim.Adam(model.parameters(), lr=0.01)
     clipper = QuantileClip(model.parameters(), quantile=0.5, history_length=5)
@@ -359,7 +359,7 @@ def scaled_run(skip_by_hand):
 
 
 def test_a_grad_scaler_steps_it():
-    """It clips what was unscaled, and learns nothing from a step that overflowed."""
+    """It clips unscaled gradients, and records nothing of an overflow."""
     model, clipper, scales = scaled_run(skip_by_hand=False)
     by_hand, own_clipper, own_scales = scaled_run(skip_by_hand=True)
     assert scales == own_scales
@@ -375,7 +375,7 @@ def test_a_grad_scaler_steps_it():
 
 @pytest.mark.parametrize("name", ["SGD fused", "Adam fused"])
 def test_a_grad_scaler_unscales_for_a_fused_optimizer_too(name):
-    """Which would unscale in its own kernel, too late for the clipper."""
+    """The kernel would unscale too, but after the clipper."""
     model, plain = network(), network()
     optimizer = NormClip.as_optimizer(
         OPTIMIZERS[name](model.parameters()), max_norm=0.1
@@ -397,8 +397,8 @@ def test_a_grad_scaler_unscales_for_a_fused_optimizer_too(name):
     assert optimizer.clipper.metrics() == pytest.approx(clipper.metrics(), rel=1e-5)
 
 
-def test_unscaling_by_hand_before_it():
-    """For those who look at the norms in between."""
+def test_gradients_may_be_unscaled_before_the_step():
+    """Some scripts read the norms in between."""
     model = network()
     optimizer = NormClip.as_optimizer(
         OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
@@ -454,12 +454,14 @@ def as_docs_stacks_shows(model, optimizer):
 def test_a_distributed_checkpoint_holds_the_clipper_beside_the_optimizer(
     wrap, tmp_path
 ):
-    """In the state of an optimizer it keeps what torch's own have, and no more."""
+    """The optimizer's state has only the keys of torch's own optimizers."""
     model, resumed = network(), network(seed=9)
     optimizer = wrap(OPTIMIZERS["Adam"](model.parameters()), model)
     train(model, optimizer, steps=5)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is ")  # one process here
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is "
+        )  # there is one process
         state = as_docs_stacks_shows(model, optimizer)
         assert "clipper" not in state["optimizer"]
         dcp.save(state, checkpoint_id=tmp_path)
@@ -476,7 +478,7 @@ def test_a_distributed_checkpoint_holds_the_clipper_beside_the_optimizer(
 
 
 def test_a_checkpoint_of_an_unclipped_optimizer_loads():
-    """The clipper keeps what it has learned."""
+    """The clipper keeps its policy state."""
     model, optimizer = trained()
     plain = torch.optim.Adam(network().parameters(), lr=0.5)
     before = optimizer.clipper.state_dict()
@@ -494,7 +496,7 @@ def test_a_checkpoint_loads_into_an_unclipped_optimizer():
     assert_same_state(plain.state_dict(), optimizer.optimizer.state_dict())
 
 
-def test_its_state_is_that_of_the_optimizer_and_one_more():
+def test_its_state_is_the_optimizer_s_and_the_clipper_s():
     _, optimizer = trained()
     state = optimizer.state_dict()
     assert list(state) == ["state", "param_groups", "clipper"]
@@ -519,11 +521,11 @@ def of_fewer_parameters(state):
     "spoil", [of_another_quantile, of_another_group, of_fewer_parameters]
 )
 def test_a_failed_load_changes_nothing(spoil, device):
-    """Whether the optimizer or the clipper refuses; not even what `metrics` tells."""
+    """Either the optimizer or the clipper refuses; `metrics` is unchanged, too."""
     _, source = trained(steps=6)
     model, optimizer = trained(steps=3)
     other_model, other = trained(steps=3)
-    for one in (optimizer, other):  # a history on a device is loaded in its place
+    for one in (optimizer, other):  # a history on a device is loaded in place
         one.clipper._policy_states.move_to(device)
     state = copy.deepcopy(source.state_dict())
     spoil(state)
@@ -538,7 +540,7 @@ def test_a_failed_load_changes_nothing(spoil, device):
     assert_same_weights(model, other_model)
 
 
-def test_loading_leaves_the_given_state_alone():
+def test_loading_does_not_change_the_given_state():
     _, optimizer = trained()
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
@@ -666,7 +668,7 @@ def grouped(**more):
 
 
 def test_a_group_of_the_optimizer_is_a_group_of_the_clipper():
-    """Each with a norm of its own; none of the optimizer's settings is read."""
+    """Each group has its own norm. No setting of the optimizer is read."""
     model, inner = grouped()
     optimizer = AGC.as_optimizer(inner, clipping=0.5, eps=1e-3, scope="group")
     assert optimizer.clipper.names == ["group 0", "group 1", "group 2"]
@@ -685,7 +687,7 @@ def test_a_group_of_the_optimizer_is_a_group_of_the_clipper():
 
 
 def test_the_groups_are_shared():
-    """What a scheduler writes to the wrapper, the optimizer inside reads."""
+    """The inner optimizer reads what a scheduler writes to the wrapper."""
     _, inner = grouped()
     optimizer = NormClip.as_optimizer(inner, max_norm=1.0)
     assert optimizer.param_groups is inner.param_groups
@@ -697,7 +699,7 @@ def test_the_groups_are_shared():
 
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 def test_an_added_group_is_trained_and_clipped(scope):
-    """And the rows that were there keep their history."""
+    """The existing rows keep their history."""
     model, head = network(), nn.Linear(3, 3)
     optimizer = QuantileClip.as_optimizer(
         OPTIMIZERS["SGD"](model.parameters()), quantile=0.5, scope=scope
@@ -719,7 +721,7 @@ def test_an_added_group_is_trained_and_clipped(scope):
     assert optimizer.clipper.threshold().isfinite().all()
 
 
-def test_an_added_group_that_is_refused_is_in_neither():
+def test_a_refused_group_is_added_to_neither():
     model = network()
     optimizer = NormClip.as_optimizer(
         OPTIMIZERS["SGD"](model.parameters()), max_norm=1.0
@@ -781,7 +783,7 @@ def test_a_copy_with_its_model_trains_on_the_same(wrap, copied):
 
 
 def test_a_copy_is_a_copy():
-    """Training the one leaves the other alone."""
+    """Training the original does not change the copy."""
     model, optimizer = trained()
     twin, same = copy.deepcopy((model, optimizer))
     weights = [p.detach().clone() for p in twin.parameters()]
@@ -820,7 +822,7 @@ def test_a_copy_of_what_a_scheduler_drives():
         assert torch.equal(p, before)
 
 
-# Averages, and the rest of torch's surface.
+# Averages, and other features of torch.
 
 
 @pytest.mark.parametrize(
@@ -868,8 +870,8 @@ def test_a_sparse_embedding_under_sparse_adam():
     assert_same_weights(*tables)
 
 
-def test_skipping_leaves_moments_and_weights_alone():
-    """No gradient is no update: no momentum, no weight decay, no step count."""
+def test_a_skip_changes_neither_moments_nor_weights():
+    """A skip changes no momentum, no weight decay and no step count."""
     model = network()
     inner = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     optimizer = NormClip.as_optimizer(inner, max_norm=1.0, nonfinite="skip")
@@ -884,8 +886,8 @@ def test_skipping_leaves_moments_and_weights_alone():
     assert optimizer.clipper.metrics()["clip/skipped_total"] == 1
 
 
-def test_one_around_another():
-    """First the values, then the norm, then the step."""
+def test_a_clipped_optimizer_can_be_wrapped_again():
+    """Clip the values, then the norm, then step."""
     by_hand, wrapped = network(), network()
     inner = OPTIMIZERS["SGD"](by_hand.parameters())
     values = ValueClip(by_hand.parameters(), clip_value=0.02)
@@ -913,7 +915,7 @@ def test_zero_grad_is_that_of_torch():
     assert all((p.grad == 0).all() for p in model.parameters())
 
 
-def test_what_is_no_optimizer_is_refused():
+def test_an_argument_that_is_not_an_optimizer_is_refused():
     weight = nn.Parameter(torch.ones(2))
     clipper = NormClip([weight], max_norm=1.0)
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):

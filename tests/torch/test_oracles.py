@@ -31,7 +31,7 @@ def make_parameters(shapes=SHAPES):
 
 
 def gradients(shapes=SHAPES, steps=STEPS, level=100.0):
-    """Gradients with norms around `level`: heavy tails, spikes, a change of level."""
+    """Yield gradients with norms around `level`: heavy tails, spikes, a level shift."""
     generator = torch.Generator().manual_seed(2)
     for step in range(steps):
         sizes = level * torch.exp(0.4 * torch.randn(len(shapes), generator=generator))
@@ -47,10 +47,10 @@ def gradients(shapes=SHAPES, steps=STEPS, level=100.0):
 
 
 def compare(ours, clip, theirs, given, rtol=3e-6):
-    """Take each step twice; the clipped fraction of all rows.
+    """Take each step with both; return the clipped fraction of all rows.
 
     Args:
-      ours: a clipper of ours, and its parameters.
+      ours: our clipper, and its parameters.
       clip: takes the peer's step.
       theirs: the peer's parameters.
       given: lists of gradients.
@@ -68,7 +68,7 @@ def compare(ours, clip, theirs, given, rtol=3e-6):
 
 
 def test_a_norm_per_parameter_is_that_of_torch():
-    """scope="parameter" is clip_grad_norm_ for each of them."""
+    """scope="parameter" equals `clip_grad_norm_` of each parameter."""
     mine, theirs = make_parameters(), make_parameters()
 
     def clip():
@@ -93,7 +93,7 @@ def test_the_global_norm_is_that_of_torch():
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("quantile", "length"), [(0.9, 1000), (0.5, 20), (0.1, 7)])
 def test_a_quantile_is_that_of_autoclip(quantile, length, together):
-    """global_threshold there is global_clipping here; the other names are the same."""
+    """Its `global_threshold` is our `global_clipping`; the other names are equal."""
     from autoclip.torch import QuantileClip as Peer
 
     mine, theirs = make_parameters(), make_parameters()
@@ -106,7 +106,7 @@ def test_a_quantile_is_that_of_autoclip(quantile, length, together):
 
 @pytest.mark.needs("peers")
 def test_a_training_is_that_of_autoclip():
-    """Its optimizer around Adam, and ours, end with the same weights."""
+    """Adam in its optimizer and Adam in ours end with the same weights."""
     from autoclip.torch import QuantileClip as Peer
 
     mine, theirs = make_parameters(), make_parameters()
@@ -128,7 +128,7 @@ ZCLIPS = {
     "mean": {"mode": "zscore", "clip_option": "mean"},
     "threshold": {"mode": "percentile"},
 }
-"""Our target, and what zclip calls it; its "percentile" is mean + z deviations."""
+"""Our target, and its name in zclip; "percentile" is mean + z deviations."""
 
 
 @pytest.mark.needs("peers")
@@ -136,9 +136,9 @@ ZCLIPS = {
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize(("z", "alpha"), [(2.5, 0.97), (1.0, 0.8)])
 def test_a_z_score_is_that_of_zclip(z, alpha, target, skips):
-    """z_thresh = z; it records what it applied, or with skip_update_on_spike nothing.
+    """Its `z_thresh` is our `z`. It records the applied norm, or none if it skips.
 
-    Its max_grad_norm is 1.0 unless it is None, and clips everything, so it is None.
+    Its default `max_grad_norm` of 1.0 would clip everything, so it is None here.
     """
     from zclip import ZClip as Peer
 
@@ -160,7 +160,7 @@ def test_a_z_score_is_that_of_zclip(z, alpha, target, skips):
 
 
 def timm_agc():
-    """timm's function out of its file: the package imports torchvision, this not."""
+    """Load timm's function from its file: the package imports torchvision."""
     spec = importlib.util.find_spec("timm")
     path = Path(spec.submodule_search_locations[0]) / "utils" / "agc.py"
     spec = importlib.util.spec_from_file_location("timm_agc", path)
@@ -193,9 +193,9 @@ def pytorch_optimizer_agc():
 )
 @pytest.mark.parametrize("clipping", [0.5, 5.0])
 def test_units_are_those_of_other_agcs(peer, shapes, clipping):
-    """clip_factor and agc_clip_val are clipping, agc_eps is eps.
+    """`clip_factor` and `agc_clip_val` are our `clipping`, `agc_eps` is our `eps`.
 
-    A first row of zeros in the weights is limited by eps. A vector is one unit.
+    The weights' first row is zero, so `eps` limits it. A vector is one unit.
     """
     mine, theirs = make_parameters(shapes), make_parameters(shapes)
     with torch.no_grad():
@@ -215,11 +215,11 @@ def test_units_are_those_of_other_agcs(peer, shapes, clipping):
 @pytest.mark.parametrize("warmup", [1, 8, 40])
 @pytest.mark.parametrize(("ratio", "beta"), [(1.05, 0.98), (2.0, 0.7)])
 def test_adagc_is_that_of_pytorch_optimizer(ratio, beta, warmup):
-    """lambda_rel = ratio, lambda_abs = warmup_threshold, warmup_steps one step later.
+    """Its `lambda_rel` is our `ratio`, `lambda_abs` our `warmup_threshold`.
 
-    In its warm-up it clips the norm of all parameters, and ours each parameter; of a
-    model of one they are the same. With betas=(0, ...) Adam's average is the clipped
-    gradient.
+    Its `warmup_steps` count one step more. Its warm-up clips the norm of all
+    parameters, ours that of each; for one parameter both are equal. With
+    betas=(0, ...), Adam's average is the clipped gradient.
     """
     from pytorch_optimizer import AdaGC as Peer
 

@@ -34,7 +34,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
-def test_the_probe_sees_who_looks(look):
+def test_the_probe_detects_a_read(look):
     with pytest.raises(HostReadError):
         look(watched(torch.tensor(0.0)))
     with pytest.raises(HostReadError), nothing_read():
@@ -42,18 +42,18 @@ def test_the_probe_sees_who_looks(look):
     with looks_counted() as looks:
         look(watched(torch.tensor(0.0)))
     assert looks
-    look(torch.tensor(0.0))  # and nothing else is wrong with it
+    look(torch.tensor(0.0))  # the read itself works
 
 
-def test_the_probe_sees_an_index_by_booleans():
+def test_the_probe_detects_an_index_by_booleans():
     t = torch.ones(3)
     for index in (lambda: t[t > 0], lambda: t.__setitem__(t > 0, t)):
         with pytest.raises(HostReadError), nothing_read():
             index()
 
 
-def test_a_step_that_looks_is_caught():
-    """The positive control: one `if` on the decision, and the tests below fail."""
+def test_a_step_that_reads_is_detected():
+    """The control of `test_device.py`: one `if` on the decision raises."""
 
     class CuriousStepper(Stepper):
         def decide(self, *arguments):
@@ -71,7 +71,7 @@ def test_a_step_that_looks_is_caught():
         NormClip([p], max_norm=1.0).step()
 
 
-def test_the_probe_sees_a_copy_between_devices():
+def test_the_probe_detects_a_copy_between_devices():
     for copy in (
         lambda: torch.zeros(3).to("meta"),
         lambda: torch.zeros(3, device="meta").copy_(torch.zeros(3)),

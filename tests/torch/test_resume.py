@@ -263,7 +263,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_all_runs_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+def test_all_runs_resume_in_a_new_process_bit_for_bit(outcomes, form):
     whole, resumed = outcomes[form]
     check_same(resumed, whole, form)
 

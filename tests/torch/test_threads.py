@@ -10,7 +10,7 @@ from autoclip_torch import QuantileClip
 from ..support.torch_models import check_same
 
 # Below and above the size that torch divides among threads (2**15 numbers), and below
-# and above the size of our pieces.
+# and above the size of the clipper's pieces.
 SHAPES = [(1000,), (8192,), (40_000,), (300_001,), (1500, 1000), (64, 32, 3, 3)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

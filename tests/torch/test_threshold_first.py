@@ -1,4 +1,4 @@
-"""The example that drives an engine which clips by itself."""
+"""The example with an engine that clips by itself."""
 
 import importlib.util
 from pathlib import Path
@@ -18,7 +18,9 @@ def example():
     return module
 
 
-def test_the_engine_clips_at_the_quantile_of_the_norms_it_told(example, monkeypatch):
+def test_the_engine_clips_at_the_quantile_of_the_norms_it_reported(
+    example, monkeypatch
+):
     found = []
 
     class Watched(example.Engine):
@@ -41,7 +43,7 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_told(example, monkeypa
     for limit, norm, after in found:
         expected = np.quantile(norms[-100:], 0.9) if norms else 1e9
         assert limit == pytest.approx(expected, rel=1e-5)
-        if norm >= 0:  # -1 is a gradient that was not finite
+        if norm >= 0:  # -1 reports a non-finite gradient
             assert after == pytest.approx(min(norm, limit), rel=1e-4)
             clipped += norm > limit
             norms.append(norm)
@@ -53,8 +55,8 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_told(example, monkeypa
     assert clipped > 0
 
 
-def test_between_updates_the_engine_tells_an_old_norm(example):
-    """As DeepSpeed does: so the loop has to ask whether there was an update."""
+def test_between_updates_the_engine_reports_an_old_norm(example):
+    """DeepSpeed does this, so the loop must ask whether there was an update."""
     model = torch.nn.Linear(2, 1)
     engine = example.Engine(model)
     told = []

@@ -135,8 +135,8 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
         assert [entry[name] for entry in ours] == [entry[name] for entry in theirs]
 
 
-def test_all_of_it_at_once_and_resumed(tmp_path):
-    """bf16, accumulation, evaluation, an early stop: the same bits after a resume."""
+def test_a_run_with_many_features_resumes_with_the_same_bits(tmp_path):
+    """bf16, accumulation, evaluation and early stopping: equal bits after a resume."""
 
     def make(**more):
         return trainer(
@@ -171,7 +171,7 @@ def test_all_of_it_at_once_and_resumed(tmp_path):
 
 
 def test_an_infinite_gradient_leaves_the_weights_finite(tmp_path):
-    """What the trainer measures with `max_norm=inf` turns every gradient to NaN."""
+    """The trainer's own measurement with `max_norm=inf` makes every gradient NaN."""
 
     class Infinite(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, model, **kwargs):
@@ -192,7 +192,7 @@ def test_an_infinite_gradient_leaves_the_weights_finite(tmp_path):
     assert callback.clipper.threshold().isfinite().all()
 
 
-def test_resuming_without_the_history_is_warned_of(tmp_path):
+def test_resuming_without_the_history_warns(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     trainer(tmp_path, callback, save_strategy="steps", save_steps=3).train()
     again = trainer(tmp_path, ClipCallback(QuantileClip, **QUANTILE))
@@ -200,7 +200,7 @@ def test_resuming_without_the_history_is_warned_of(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_two_callbacks_cannot_be_resumed_and_are_told_so(tmp_path):
+def test_resuming_with_two_callbacks_warns(tmp_path):
     def run(**settings):
         kinds = ClipCallback(QuantileClip), ClipCallback(NormClip, max_norm=0.5)
         return trainer(tmp_path, *kinds, **settings)
@@ -211,7 +211,7 @@ def test_two_callbacks_cannot_be_resumed_and_are_told_so(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_a_second_clipper_is_warned_of(tmp_path):
+def test_a_second_clipper_warns(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     run = trainer(tmp_path, callback, max_grad_norm=1.0, max_steps=1)
     with pytest.warns(UserWarning, match="max_grad_norm=1.0. clips before"):
@@ -222,7 +222,7 @@ def test_a_second_clipper_is_warned_of(tmp_path):
 
 
 def test_the_limit_can_be_given_to_the_trainer_instead(tmp_path):
-    """Threshold first: the trainer clips, and says afterwards what the norm was."""
+    """Threshold first: the trainer clips, and reports the norm afterwards."""
 
     class Limit(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, model, **kwargs):
@@ -243,7 +243,7 @@ def test_the_limit_can_be_given_to_the_trainer_instead(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["Nothing", torch.nn.Linear])
-def test_what_no_checkpoint_can_name_is_refused(wrong):
+def test_a_clipper_that_no_checkpoint_can_name_is_refused(wrong):
     with pytest.raises(ValueError, match="clipper must be one of AGC, AdaGC"):
         ClipCallback(wrong)
 
@@ -256,7 +256,7 @@ def test_deepspeed_is_refused_with_the_way_out(tmp_path):
 
 
 class Interrupt(transformers.TrainerCallback):
-    """Stops a run as Ctrl-C does, once."""
+    """Stops a run once, as Ctrl-C does."""
 
     stopped = False
 

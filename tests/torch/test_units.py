@@ -1,7 +1,7 @@
-"""AGC's units in torch: what each output of a layer depends on, and no other rule.
+"""AGC's units in torch are what each output of a layer depends on.
 
-Where a layer's output shows its units, autograd says which weights one output depends
-on: those, and only those, are the unit. Elsewhere the table says it.
+If a layer's output shows its units, autograd tells which weights one output depends
+on, and these are the unit. For the other layers the table states the units.
 """
 
 import copy
@@ -24,11 +24,11 @@ class Case(NamedTuple):
     make: Callable[[], nn.Module]
     name: str = "weight"
     inputs: Callable[[], tuple] | None = None
-    """What to feed it, for autograd; None where the output does not show the units."""
+    """The inputs, for autograd; None if the output does not show the units."""
     outputs: int = 1
-    """The axis of the output that tells the units apart."""
+    """The axis of the output along which the units differ."""
     rows: bool = True
-    """Without autograd: each index of axis 0 is a unit; otherwise it is all one."""
+    """Without autograd: whether each index of axis 0 is a unit; else there is one unit."""
 
 
 def ones(*shape):
@@ -131,7 +131,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
 
 def units_of(case, layer):
-    """One mask per unit, in the order of the units."""
+    """Return one mask per unit, in order."""
     weight = layer.get_parameter(case.name)
     if case.inputs is None:
         if not case.rows:
@@ -149,7 +149,7 @@ def units_of(case, layer):
 
 
 def fill(module, seed=0):
-    """Give every parameter random numbers and a random gradient."""
+    """Give every parameter random values and a random gradient."""
     generator = torch.Generator().manual_seed(seed)
     for p in module.parameters():
         p.data = torch.randn(p.shape, generator=generator)
@@ -161,7 +161,7 @@ def norm(array, mask=True):
 
 
 def rows_of(clipper, decision, name):
-    """The entries of a decision that belong to a parameter."""
+    """Return the entries of a decision that belong to a parameter."""
     units = [
         i for i, n in enumerate(clipper.names) if n == name or n.startswith(f"{name}[")
     ]
@@ -169,7 +169,7 @@ def rows_of(clipper, decision, name):
 
 
 def check_clipped(decision, before, after, weight, masks, clipping, eps):
-    """Norms, thresholds and gradients of each unit, by the formula of AGC."""
+    """Check norms, thresholds and gradients of each unit by AGC's formula."""
     assert len(decision.norm) == len(masks)
     for unit, mask in enumerate(masks):
         limit = clipping * max(norm(weight, mask), eps)
@@ -200,7 +200,7 @@ def test_a_unit_is_what_one_output_depends_on(case):
 
 @every_case
 def test_without_a_module_each_index_of_axis_0_is_a_unit(case):
-    """Also through an optimizer, unless that is given the model."""
+    """The same holds through an optimizer, unless it is given the model."""
     layer = case.make()
     fill(layer)
     weight = layer.get_parameter(case.name)
@@ -219,7 +219,7 @@ def test_without_a_module_each_index_of_axis_0_is_a_unit(case):
 
 
 def test_bare_parameters_of_a_transposed_convolution_would_be_cut_by_input():
-    """The control: the table can tell the two rules apart."""
+    """The control: the table tells the two rules apart."""
     layer = nn.ConvTranspose2d(4, 6, 3)
     assert len(AGC([layer.weight]).names) == 4
     assert len(AGC(layer, exclude="bias").names) == 6
@@ -232,7 +232,7 @@ def test_a_subclass_of_a_layer_is_that_layer():
     assert len(AGC(Upsampling(4, 6, 3, groups=2), exclude="bias").names) == 6
 
 
-def test_the_names_tell_the_unit():
+def test_names_contain_the_number_of_the_unit():
     model = nn.Sequential(nn.Linear(2, 3), nn.PReLU())
     names = ["0.weight[0]", "0.weight[1]", "0.weight[2]", "0.bias", "1.weight"]
     assert AGC(model).names == names
@@ -257,7 +257,7 @@ def test_the_rule_layer_takes_each_parameter_as_a_whole(case):
 
 
 def train(steps, clipping, eps, exclude=()):
-    """Steps of SGD; the clipped gradients are checked against the formula in each."""
+    """Train with SGD, and check each clipped gradient against the formula."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv1d(2, 4, 3), nn.ReLU(), nn.ConvTranspose1d(4, 2, 3), nn.Flatten(),
@@ -301,7 +301,7 @@ def test_agc_without_the_head():
 
 
 def test_a_layer_that_starts_at_zero_trains():
-    """Its first steps are of length lr * clipping * eps in each unit, and not 0."""
+    """The first step of each unit has length lr * clipping * eps, not 0."""
     torch.manual_seed(0)
     layer = nn.Linear(4, 3, bias=False)
     nn.init.zeros_(layer.weight)
@@ -328,7 +328,7 @@ def test_a_layer_that_starts_at_zero_trains():
 
 @pytest.mark.needs("jax")
 def test_the_rule_nfnets_is_that_of_optax():
-    """On the same arrays, whatever their axes mean: to 1e-6, in each of three steps."""
+    """On the same arrays, whatever their axes mean, to 1e-6 in each of three steps."""
     import optax
 
     rng = np.random.default_rng(0)
@@ -356,7 +356,7 @@ def test_the_rule_nfnets_is_that_of_optax():
     assert clipped[2] == 1
 
 
-def test_the_rule_nfnets_has_none_for_six_axes():
+def test_the_rule_nfnets_refuses_six_axes():
     named = [
         ("good", nn.Parameter(torch.ones(3, 2))),
         ("bad", nn.Parameter(torch.ones([2] * 6))),
@@ -367,11 +367,11 @@ def test_the_rule_nfnets_has_none_for_six_axes():
     assert len(AGC(named, rule="unit").names) == 3 + 2
 
 
-# What a parameter belongs to.
+# The layer of a parameter.
 
 
 def test_a_tied_parameter_is_one_parameter():
-    """Token by token, as its embedding has it; each output of the head is a token."""
+    """The unit is a token, as in the embedding; each output of the head is a token."""
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
     model[1].weight = model[0].weight
     assert AGC(model).names == [f"0.weight[{i}]" for i in range(5)]

@@ -1,4 +1,4 @@
-"""The ways of use that this library grew out of, each as a small training."""
+"""The uses that this library was made for, each as a small training."""
 
 import statistics
 
@@ -14,7 +14,7 @@ from ..support.torch_reference import arrays
 
 
 def recurrent(hidden=8, seed=0):
-    """A network that reads a sequence, and its last answer."""
+    """Return a network that reads a sequence and answers once."""
     torch.manual_seed(seed)
     return nn.ModuleDict(
         {"rnn": nn.GRU(2, hidden, batch_first=True), "head": nn.Linear(hidden, 1)}
@@ -22,7 +22,7 @@ def recurrent(hidden=8, seed=0):
 
 
 def sums(steps, seed=0):
-    """Sequences of numbers and marks: add up those that are marked."""
+    """Yield sequences of numbers and marks; the target sums the marked numbers."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         x = torch.rand(16, 12, generator=generator)
@@ -31,14 +31,14 @@ def sums(steps, seed=0):
 
 
 def total_norm(parameters):
-    """The norm of all gradients, in plain NumPy."""
+    """Return the norm of all gradients, in plain NumPy."""
     gradients = arrays([parameter.grad for parameter in parameters])
     flat = np.concatenate([gradient.ravel() for gradient in gradients])
     return float(np.float32(np.sqrt(np.sum(np.square(flat, dtype=np.float64)))))
 
 
 def fit(model, clip, steps=120, seed=0):
-    """Train; the losses. `clip` is called between backward and update."""
+    """Train, and call `clip` between backward and update; return the losses."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for x, y in sums(steps, seed):
@@ -57,7 +57,7 @@ def check_learned(losses):
 
 
 def test_a_quantile_of_the_global_norm_is_saved_loaded_and_refused(tmp_path):
-    """As the README of the first such package has it, all in one history."""
+    """The README example of the first such package, with one history for all."""
     model = recurrent()
     clipper = QuantileClip(
         model.parameters(), quantile=0.9, history_length=1000, global_clipping=True
@@ -108,7 +108,7 @@ def test_a_quantile_of_the_global_norm_is_saved_loaded_and_refused(tmp_path):
 
 
 def test_a_quantile_of_each_parameter_s_own_norms():
-    """The same without `global_clipping`: one history per parameter."""
+    """Without `global_clipping` there is one history per parameter."""
     model = recurrent()
     clipper = QuantileClip(model.parameters(), quantile=0.9, history_length=1000)
     parameters = list(model.parameters())
@@ -131,7 +131,7 @@ def test_a_quantile_of_each_parameter_s_own_norms():
 
 
 class Translator(nn.Module):
-    """An encoder and a decoder, whose gradients differ in size by far."""
+    """An encoder and a decoder whose gradients differ greatly in size."""
 
     def __init__(self):
         super().__init__()
@@ -144,8 +144,10 @@ class Translator(nn.Module):
 
 
 def test_a_clipper_for_each_half_of_a_model():
-    """Mean plus one standard deviation of the last 32 norms, of encoder and decoder
-    apart, as a text-to-speech system does it."""
+    """The limit is the mean plus one standard deviation of the last 32 norms.
+
+    Encoder and decoder have one clipper each, as in a text-to-speech system.
+    """
     model = Translator()
     halves = [model.encoder, model.decoder]
     clippers = [
@@ -183,7 +185,7 @@ def test_a_clipper_for_each_half_of_a_model():
 
 
 def test_the_deviation_is_that_of_a_sample():
-    """Norms 1 to 32, as in that system's own test: ddof 1, and the oldest leaves."""
+    """Norms 1 to 32, as in that system's test; ddof is 1, the oldest norm leaves."""
     weight = nn.Parameter(torch.zeros(1))
     clipper = StandardClip([weight], deviations=1, history_length=32)
     for norm in [100.0, *range(1, 33)]:
@@ -196,7 +198,7 @@ def test_the_deviation_is_that_of_a_sample():
 
 
 def test_percentile_90_of_all_history_after_a_hundred_steps_of_warm_up():
-    """With a threshold of 1.0 until then."""
+    """The threshold is 1.0 during the warm-up."""
     model = small_model()
     clipper = QuantileClip(
         model.parameters(),
@@ -225,7 +227,7 @@ def test_percentile_90_of_all_history_after_a_hundred_steps_of_warm_up():
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e-7])
 def test_a_plain_norm_clip_returns_the_norm(max_norm):
-    """What `clip_grad_norm_` returns, and its gradients but for its 1e-6."""
+    """As `clip_grad_norm_`, whose divisor has 1e-6 added."""
     model, twin = recurrent(), recurrent()
     clipper = NormClip(model.parameters(), max_norm=max_norm)
     clipped = 0
@@ -253,7 +255,7 @@ def test_a_plain_norm_clip_returns_the_norm(max_norm):
 
 
 def test_a_plain_value_clip_returns_the_norm():
-    """The norm before, and the gradients of `clip_grad_value_`."""
+    """The norm before clipping, and the gradients of `clip_grad_value_`."""
     model, twin = recurrent(), recurrent()
     clipper = ValueClip(model.parameters(), clip_value=0.05, global_clipping=True)
     clipped = 0

@@ -1,4 +1,4 @@
-"""Clipping each element: against torch's own, and what the decision says of it."""
+"""Clipping each element, compared with torch's function, and its decision."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ INF, NAN = float("inf"), float("nan")
 
 
 def clamp(array, most):
-    """Each element, or each part of a complex one, in [-most, most]."""
+    """Return each element, or each part of a complex one, limited to [-most, most]."""
     if np.iscomplexobj(array):
         return clamp(array.real, most) + 1j * clamp(array.imag, most)
     return np.minimum(np.maximum(array, -most), most)
 
 
 def rows(array, scope):
-    """The numbers of each row."""
+    """Return the numbers of each row."""
     if scope == "unit" and array.ndim > 1:
         return list(array)
     return [array]
@@ -51,18 +51,18 @@ def rows(array, scope):
     ],
 )
 def test_a_dense_gradient_is_clipped_as_torch_does_it(name, most):
-    """Bit for bit, whatever its type and layout; torch's own takes plain ones alone."""
+    """Bit for bit, for any type and layout; torch's function takes only plain ones."""
     ours, torchs = (parameter(GRADIENTS[name]()) for _ in range(2))
     torchs.grad = torchs.grad.resolve_neg().contiguous().clone()
     torch.nn.utils.clip_grad_value_([torchs], most)
-    for _ in range(2):  # the second time nothing is left to clip
+    for _ in range(2):  # the second step clips nothing
         ValueClip([ours], clip_value=most).step()
         assert_same_bits(ours.grad, torchs.grad)
 
 
 @every_scope
 @every_gradient
-def test_the_decision_tells_the_norms_before_and_after(make, scope):
+def test_the_decision_reports_the_norms_before_and_after(make, scope):
     p, most = parameter(make()), 0.75
     clipper = ValueClip([p], clip_value=most, scope=scope)
     for factor in (1, 0.01, 5):
@@ -115,8 +115,8 @@ def test_any_gradient(array, most):
         (-np.nextafter(np.float32(1e30), np.float32(INF)), float(np.float32(1e30))),
     ],
 )
-def test_one_element_off_by_one_bit_is_told(number, most):
-    """Among a million, of which the norm hardly changes."""
+def test_one_element_above_by_one_bit_is_reported_as_clipped(number, most):
+    """It is one of a million elements, so the norm hardly changes."""
     gradient = torch.full((2**20,), most)
     p = parameter(gradient.clone())
     clipper = ValueClip([p], clip_value=most)
@@ -129,7 +129,7 @@ def test_one_element_off_by_one_bit_is_told(number, most):
     assert_same_bits(p.grad.abs(), gradient)
 
 
-def test_what_is_within_keeps_its_bits():
+def test_elements_within_the_limit_are_unchanged():
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         gradient = odd_numbers(dtype)
         p = parameter(gradient.clone())
@@ -137,8 +137,8 @@ def test_what_is_within_keeps_its_bits():
         assert_same_bits(p.grad, gradient)
 
 
-def test_a_conjugated_gradient_is_clipped_where_it_lies():
-    """A view that conjugates: clamping a resolved copy of it would change nothing."""
+def test_a_conjugated_gradient_is_clipped_in_place():
+    """It is a conjugated view: clamping a resolved copy would change nothing."""
     gradient = torch.tensor([3 + 4j, 0.5 - 0.5j]).conj()
     assert gradient.is_conj()
     p = parameter(gradient)
@@ -150,7 +150,7 @@ def test_a_conjugated_gradient_is_clipped_where_it_lies():
 
 @pytest.mark.parametrize("coalesced", [False, True])
 def test_duplicates_of_a_sparse_gradient_are_clipped_as_their_sum(coalesced):
-    """3 + 4 is 7 and becomes 2, and not the 2 + 2 of each clipped by itself."""
+    """3 + 4 is 7 and becomes 2; clipped one by one they would be 2 + 2."""
     p = parameter(
         sparse([[1, 1, 0]], [[3.0], [4.0], [-1.0]], (4, 1), coalesced=coalesced)
     )
@@ -185,11 +185,11 @@ def test_an_embedding_trains_the_same_sparse_or_not():
     torch.testing.assert_close(*tables)
 
 
-# What is not finite.
+# Non-finite gradients.
 
 
 def three(dtype=torch.float32):
-    """A finite parameter, one with a NaN, one with an infinity."""
+    """Return a finite parameter, one with a NaN, and one with an infinity."""
     numbers_of = [[3.0, 0.5], [NAN, 4.0], [-INF, 0.25]]
     return [parameter(torch.tensor(n, dtype=dtype)) for n in numbers_of]
 
@@ -213,7 +213,7 @@ def test_propagate_clips_infinity_and_leaves_nan():
     assert decision.scale.tolist()[1:] == [1.0, 1.0]
 
 
-def test_skip_takes_every_gradient_away():
+def test_skip_removes_every_gradient():
     parameters = three()
     clipper = ValueClip(
         parameters, clip_value=1.0, nonfinite="skip", max_consecutive_skips=1
@@ -250,7 +250,7 @@ def test_raise_changes_nothing():
 
 
 def test_every_scope():
-    """The same gradients whatever the scope, which only says whose norms are told."""
+    """The gradients do not depend on the scope; only the reported norms do."""
     after = {}
     for scope in ("parameter", "group", "global", "unit"):
         torch.manual_seed(0)
@@ -271,7 +271,7 @@ def test_every_scope():
 
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 def test_a_group_may_have_a_value_of_its_own(scope):
-    """A group without any number, too: at scope "unit" it has no row."""
+    """One group has no numbers; at scope "unit" it has no row."""
     empty, small, large = (
         parameter(torch.full(s, 9.0)) for s in [(0, 3), (1, 2), (2, 2)]
     )
@@ -306,7 +306,7 @@ def test_excluded_and_missing_gradients_are_left_alone():
     assert decision.finite.tolist() == [True, True]
 
 
-def test_dry_run_touches_nothing_and_tells_everything():
+def test_a_dry_run_changes_nothing_and_reports_everything():
     dry, wet = parameter(torch.tensor([3.0, 4.0])), parameter(torch.tensor([3.0, 4.0]))
     told = ValueClip([dry], clip_value=1.0, dry_run=True).step()
     expected = ValueClip([wet], clip_value=1.0).step()
@@ -316,7 +316,7 @@ def test_dry_run_touches_nothing_and_tells_everything():
         assert torch.equal(one, other)
 
 
-def test_it_learns_nothing():
+def test_it_records_nothing():
     clipper = ValueClip([parameter(torch.tensor([3.0]))], clip_value=1.0)
     with pytest.raises(TypeError, match="ValueClip records no norms"):
         clipper.observe(1.0)
@@ -325,7 +325,7 @@ def test_it_learns_nothing():
 
 
 def test_metrics_of_a_run():
-    """Of the last step, and of all three."""
+    """Some metrics are of the last step, others of all three."""
     first, second = parameter(torch.zeros(2)), parameter(torch.zeros(2))
     clipper = ValueClip([first, second], clip_value=1.0)
     for one, other in [([3, 4], [0, 0]), ([NAN, 0], [5, 0]), ([0.5, 2], [0, 12])]:
@@ -348,7 +348,7 @@ def test_metrics_of_a_run():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_state_goes_on_counting():
+def test_a_resumed_state_continues_the_counts():
     p = parameter(torch.tensor([3.0]))
     clipper = ValueClip([p], clip_value=1.0)
     clipper.step()
