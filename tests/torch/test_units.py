@@ -28,7 +28,7 @@ class Case(NamedTuple):
     outputs: int = 1
     """The axis of the output along which the units differ."""
     rows: bool = True
-    """Without autograd: whether each index of axis 0 is a unit; else there is one unit."""
+    """Without autograd: whether each index of axis 0 is a unit, or all are one."""
 
 
 def ones(*shape):
