@@ -13,8 +13,9 @@ from ..support.trials import marks, numbers, trial
 
 @pytest.fixture(autouse=True)
 def _threads():
-    """Restore the number of threads, which a script sets."""
+    """Use one thread, and restore the number, which a script may set."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -61,9 +62,9 @@ def test_every_script_has_a_trial_and_saves_its_numbers(
 ):
     saved = trial(script, tmp_path, monkeypatch)
     assert saved["machine"]["processors"] >= 1
-    found = [number for number in numbers(saved[results]) if number is not None]
-    assert len(found) > 3
-    assert all(number >= 0 for number in found)
+    measured = [number for number in numbers(saved[results]) if number is not None]
+    assert len(measured) > 3
+    assert all(number >= 0 for number in measured)
     printed = capsys.readouterr().out
     assert str(tmp_path) in printed
     import tables
@@ -117,12 +118,12 @@ def test_the_script_for_a_device_measures_on_what_there_is(scripts):
 
     sizes = [sum(map(math.prod, shapes())) / 1e6 for shapes in gpu.MODELS.values()]
     assert sizes == pytest.approx([124, 1000], rel=0.02)
-    found = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 0.0)
-    assert found["parameters"] == 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
-    ways = {line["contender"]: line for line in found["clip"]}
+    measured = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 0.0)
+    assert measured["parameters"] == 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
+    ways = {line["contender"]: line for line in measured["clip"]}
     assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
-    assert ways["AGC, per unit"]["bytes"] == 14 * 4 * found["parameters"]
-    assert "NormClip attached" in {line["contender"] for line in found["fused"]}
+    assert ways["AGC, per unit"]["bytes"] == 14 * 4 * measured["parameters"]
+    assert "NormClip attached" in {line["contender"] for line in measured["fused"]}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -263,8 +264,8 @@ def test_a_late_state_is_that_of_all_steps(code, tolerance, scripts):
     late, times = growth.run(policy, policy.init(1), growth.norms_until(policy, steps))
     assert len(times) == growth.REMEMBERED
     assert growth.bytes_of(whole) == growth.bytes_of(late)
-    found, wanted = (policy.limit(state).threshold for state in (late, whole))
-    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+    actual, wanted = (policy.limit(state).threshold for state in (late, whole))
+    np.testing.assert_allclose(actual, wanted, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["Quantile", "MeanStd"])

@@ -33,6 +33,7 @@ def load(monkeypatch):
     """Return a function that imports a module of the experiments, as a script would."""
     before = set(sys.modules)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second thread waits more than it helps
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     yield importlib.import_module
     torch.set_num_threads(threads)
@@ -73,9 +74,9 @@ def test_a_trial_gives_finite_tables_and_a_picture(trial, name):
     saved = trial(name)
     assert saved["tables"]
     for text in saved["tables"].values():
-        found = numbers(text)
-        assert found
-        assert all(map(math.isfinite, found))
+        cells = numbers(text)
+        assert cells
+        assert all(map(math.isfinite, cells))
         assert "nan" not in text
         columns = {line.count("|") for line in text.splitlines()}
         assert len(columns) == 1
@@ -166,8 +167,8 @@ def test_deep_clustering_is_the_distance_of_the_affinities(load):
         _, places = separation.Separator()(batch.mixed_spectra)
     v, y = separation.memberships(places, batch)
     expected = (v @ v.mT - y @ y.mT).square().sum(dim=(1, 2)).mean()
-    found = separation.deep_clustering(None, places, batch)
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    loss = separation.deep_clustering(None, places, batch)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.needs("plot")
@@ -195,7 +196,7 @@ def test_the_interval_of_a_median_covers_as_often_as_it_says(load):
     rng = np.random.default_rng(0)
     median_interval = load("intervals").median_interval
     for n, expected in ((3, 0.75), (6, 0.96875), (20, 0.9586)):
-        found = [median_interval(rng.standard_cauchy(n)) for _ in range(2000)]
-        covered = np.mean([low <= 0 <= high for _, low, high in found])
+        intervals = [median_interval(rng.standard_cauchy(n)) for _ in range(2000)]
+        covered = np.mean([low <= 0 <= high for _, low, high in intervals])
         assert covered == pytest.approx(expected, abs=0.02)
     assert median_interval([1.0, math.nan, 2.0]) == (2.0, 1.0, math.inf)

@@ -208,23 +208,23 @@ def gradients(parameters, steps=12, seed=1):
     rng = np.random.default_rng(seed)
     for step in range(steps):
         scale = np.exp(rng.standard_normal())
-        found = [
+        grads = [
             torch.from_numpy(scale * rng.standard_normal(tuple(p.shape))).float()
             for p in parameters
         ]
         if step == 3:
-            found[0] = None
+            grads[0] = None
         if step == 4:
-            found[3] = torch.zeros_like(found[3])
+            grads[3] = torch.zeros_like(grads[3])
         if step == 5:
-            found[1].view(-1)[0] = NAN
+            grads[1].view(-1)[0] = NAN
         if step == 7:
-            found[2].view(-1)[0] = -INF
+            grads[2].view(-1)[0] = -INF
         if step == 8:
-            found = [None] * len(found)
+            grads = [None] * len(grads)
         if step == 9:
-            found[4] = found[4] * 1e30
-        yield found
+            grads[4] = grads[4] * 1e30
+        yield grads
 
 
 def give(parameters, gradients, kind=lambda gradient: gradient):

@@ -187,5 +187,5 @@ def run(case, layout):
     model = layout(net)
     clipper = CLIPPERS[case](net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    found = train(model, clipper, optimizer, range(STEPS))
-    return found | {"weights": weights(net), "names": clipper.names}
+    result = train(model, clipper, optimizer, range(STEPS))
+    return result | {"weights": weights(net), "names": clipper.names}

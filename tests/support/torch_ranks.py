@@ -129,7 +129,7 @@ def an_overflow_on_one_rank():
 
 def a_scaler_of_shards():
     """One shard of one rank overflows in the second step: by hand, attached, fused."""
-    found = []
+    ways = []
     for way in ("by hand", "attached", "fused"):
         torch.manual_seed(0)
         model = fsdp(Net())
@@ -154,8 +154,8 @@ def a_scaler_of_shards():
             steps.append(weights(model))
         metrics = clipper.metrics()
         scale = scaler.get_scale()
-        found.append({"weights": steps, "scale": scale, "metrics": metrics})
-    return {"ways": found}
+        ways.append({"weights": steps, "scale": scale, "metrics": metrics})
+    return {"ways": ways}
 
 
 def a_scaler_around_attached_stages():
@@ -208,7 +208,7 @@ def a_copy_of_a_clipper_of_stages():
 
 def made_before_sharding():
     """Return the warnings: for a model, for a list of its parameters, for one layer."""
-    found = []
+    messages = []
     for given in (lambda m: m, lambda m: m.parameters()):
         model = Net()
         clipper = NormClip(given(model), max_norm=1.0)
@@ -218,7 +218,7 @@ def made_before_sharding():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             clipper.step()
-        found.append([str(warning.message) for warning in caught])
+        messages.append([str(warning.message) for warning in caught])
     model = Net()
     clipper = NormClip(model, max_norm=1.0)
     fully_shard(model.a)
@@ -227,13 +227,13 @@ def made_before_sharding():
         warnings.simplefilter("always")
         clipper.step()
         clipper.step()
-    return {"warnings": [*found, [str(warning.message) for warning in caught]]}
+    return {"warnings": [*messages, [str(warning.message) for warning in caught]]}
 
 
 def experts_beside_shards():
     """Each rank of a group has one expert, a plain tensor; the rest is sharded."""
     world = dist.get_world_size()
-    found = {}
+    norms = {}
     for ranks in {2, world}:  # every pair of ranks has the same two experts
         mesh = init_device_mesh(
             "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
@@ -252,8 +252,8 @@ def experts_beside_shards():
         expert.grad = torch.full((2,), number + 1.0)
         wanted = 4.0 * 20 + sum(2 * (expert + 1.0) ** 2 for expert in range(ranks))
         norm = clipper.step().norm.item()
-        found[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, number + 1.0]
-    return {"found": list(found.values())}
+        norms[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, number + 1.0]
+    return {"found": list(norms.values())}
 
 
 def sharded_stages():
@@ -288,7 +288,7 @@ def a_process_group_across_shards():
 
 def frozen_on_all_ranks():
     """Frozen parameters have no gradient on any rank, as in one process."""
-    found = []
+    decisions = []
     for layout in (whole, fsdp):
         torch.manual_seed(0)
         net = Net()
@@ -298,8 +298,8 @@ def frozen_on_all_ranks():
         for case in ("global", "parameter", "agc"):
             clipper = CLIPPERS[case](net)
             optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-            found.append(train(net, clipper, optimizer, range(STEPS))["decisions"])
-    return {"alone": found[:3], "sharded": found[3:]}
+            decisions.append(train(net, clipper, optimizer, range(STEPS))["decisions"])
+    return {"alone": decisions[:3], "sharded": decisions[3:]}
 
 
 def raise_on_a_nan_of_one_rank():
@@ -404,7 +404,7 @@ def sequence_parallel():
     parts = parallelize_module(copy.deepcopy(plain), mesh, SequenceParallel())
     torch.manual_seed(1)
     x = torch.randn(8, 4, 6)
-    found = []
+    results = []
     for scope in ("parameter", "unit"):
         for model in (plain, parts):
             model.zero_grad()
@@ -422,8 +422,8 @@ def sequence_parallel():
             decision = clipper.step()
             values = [full(p.grad).flatten() for p in model.parameters()]
             values = torch.cat([decision.norm, decision.scale, *values]).tolist()
-            found.append({"values": values, "kinds": kinds})
-    return {"found": found}
+            results.append({"values": values, "kinds": kinds})
+    return {"found": results}
 
 
 def observe_a_sharded_norm():
@@ -526,19 +526,19 @@ def main(rank, world, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
     )
-    found = {}
+    results = {}
     for size, name, case in RUNS:
         if size == world:
-            found[f"{name}: {case}"] = attempt(run, case, LAYOUTS[name])
+            results[f"{name}: {case}"] = attempt(run, case, LAYOUTS[name])
     if world == 4:
         across = attempt(a_process_group_across_shards)
-        found["a_process_group_across_shards"] = across
-        found["save_half_way"] = attempt(save_half_way, folder)
+        results["a_process_group_across_shards"] = across
+        results["save_half_way"] = attempt(save_half_way, folder)
     else:
-        found["load_half_way"] = attempt(load_half_way, folder)
+        results["load_half_way"] = attempt(load_half_way, folder)
     for function in SPECIAL:
-        found[function.__name__] = attempt(function)
-    (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
+        results[function.__name__] = attempt(function)
+    (folder / f"{world}.{rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 

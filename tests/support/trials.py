@@ -14,11 +14,11 @@ SCRIPTS = ROOT / "benchmarks"
 @contextmanager
 def scripts_on_path(monkeypatch):
     """Put the benchmarks' folder on the path; afterwards, remove its modules."""
-    own = {path.stem for path in SCRIPTS.glob("*.py")}
-    before = {name: sys.modules.pop(name, None) for name in own}
+    names = {path.stem for path in SCRIPTS.glob("*.py")}
+    before = {name: sys.modules.pop(name, None) for name in names}
     monkeypatch.syspath_prepend(SCRIPTS)
     yield
-    for name in own:
+    for name in names:
         sys.modules.pop(name, None)
     sys.modules.update({name: m for name, m in before.items() if m is not None})
 

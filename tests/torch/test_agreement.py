@@ -104,10 +104,10 @@ def attempt(clipper, group=None):
 
 def found_by(rank):
     """Return what this rank's check says in each case."""
-    found = {case.__name__: attempt(case(rank)) for case in [*AGREE, *DIFFER]}
+    reports = {case.__name__: attempt(case(rank)) for case in [*AGREE, *DIFFER]}
     pairs = [dist.new_group([0, 2]), dist.new_group([1])]
-    found["a group"] = attempt(another_norm(rank), pairs[rank % 2])
-    return found
+    reports["a group"] = attempt(another_norm(rank), pairs[rank % 2])
+    return reports
 
 
 def main(rank, folder):
@@ -127,15 +127,15 @@ def start(folder):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def reports(tmp_path_factory):
     """Return what each rank's check says: reports[rank][case]."""
     folder = tmp_path_factory.mktemp("agreement")
-    there = f"import sys; from {__name__} import start; start(sys.argv[1])"
+    code = f"import sys; from {__name__} import start; start(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-c", there, str(folder)],
+        [sys.executable, "-c", code, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"},
     )
@@ -144,19 +144,19 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", AGREE, ids=lambda case: case.__name__)
-def test_ranks_that_agree_pass(told, case):
-    assert [rank[case.__name__] for rank in told] == [None] * WORLD
+def test_ranks_that_agree_pass(reports, case):
+    assert [rank[case.__name__] for rank in reports] == [None] * WORLD
 
 
 @pytest.mark.parametrize("case", DIFFER, ids=lambda case: case.__name__)
-def test_every_rank_reports_which_rank_differs_and_how(told, case):
-    for rank in told:
+def test_every_rank_reports_which_rank_differs_and_how(reports, case):
+    for rank in reports:
         assert f"differ from the others: {DIFFER[case]};" in rank[case.__name__]
 
 
-def test_only_the_ranks_of_a_group_are_compared(told):
+def test_only_the_ranks_of_a_group_are_compared(reports):
     """Rank 1 has another norm and is not in the group of ranks 0 and 2."""
-    assert [rank["a group"] for rank in told] == [None] * WORLD
+    assert [rank["a group"] for rank in reports] == [None] * WORLD
 
 
 def test_one_process_passes():

@@ -1,6 +1,7 @@
 """`clipper.attach(optimizer)` clips inside `optimizer.step()`, however it is called."""
 
 import copy
+import gc
 import pickle
 import warnings
 
@@ -55,8 +56,8 @@ def clip(model):
     return QuantileClip(model, quantile=0.5, history_length=8, scope="global")
 
 
-def assert_same(ours, theirs):
-    for a, b in zip(ours, theirs, strict=True):
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -323,6 +324,7 @@ def test_a_clipper_whose_optimizer_was_deleted_can_be_attached_again():
     model, x, y = model_and_data()
     clipper = clip(model)
     handle = clipper.attach(adam(model))
+    gc.collect()
     assert not handle.active
     optimizer = adam(model)
     clipper.attach(optimizer)

@@ -74,13 +74,15 @@ class Run:
             ]
             self.update()
             clipper = self.clippers[0]
-            told = clipper.metrics(per_row=True)
-            assert told["clip/steps"] == self.steps
+            metrics = clipper.metrics(per_row=True)
+            assert metrics["clip/steps"] == self.steps
             rows = zip(clipper.names, self.parameters, before, strict=True)
             for place, (name, parameter, grad) in enumerate(rows):
                 past = self.past.setdefault(place, [])
                 limit = threshold_of(past)
-                assert told[f"clip/threshold/{name}"] == pytest.approx(limit, rel=2e-6)
+                assert metrics[f"clip/threshold/{name}"] == pytest.approx(
+                    limit, rel=2e-6
+                )
                 self.check(parameter, grad, min(limit, self.most))
                 if grad is not None and grad.numel():
                     past.append(grad.double().norm().item())

@@ -47,13 +47,13 @@ def start(make, dtype=torch.float32, seed=0):
 def go_on(run, data):
     """Train on the batches; return the thresholds and scales of all steps."""
     model, optimizer, clipper = run
-    found = []
+    decisions = []
     for batch in data:
         backward(model, batch)
         decision = clipper.step()
         optimizer.step()
-        found.append((decision.threshold, decision.scale))
-    return found
+        decisions.append((decision.threshold, decision.scale))
+    return decisions
 
 
 def states_of(run):
@@ -237,8 +237,8 @@ def test_a_copy_of_a_run_continues_like_the_run(case, copied):
     run = start(case)
     go_on(run, data[:15])
     other = copied(run)
-    found = go_on(other, data[15:])
-    check_same(go_on(run, data[15:]), found)
+    expected = go_on(other, data[15:])
+    check_same(go_on(run, data[15:]), expected)
     check_same(states_of(other), states_of(run))
     pairs = zip(run[0].parameters(), other[0].parameters(), strict=True)
     assert not any(one is two for one, two in pairs)
@@ -447,12 +447,12 @@ def test_a_state_that_does_not_fit_is_refused(saves, loads, words, strict):
 def test_other_settings_are_accepted_if_asked(saves, loads, words):
     """With `strict=False` the history is loaded, and the clipper keeps its settings."""
     saved, clipper = used(saves()).state_dict(), used(loads(), seed=1)
-    own = clipper.state_dict()
+    before = clipper.state_dict()
     clipper.load_state_dict(saved, strict=False)
     now = clipper.state_dict()
     check_same([now["states"], now["tally"]], [saved["states"], saved["tally"]])
     for name in ("policies", "settings", "names"):
-        check_same(now[name], own[name])
+        check_same(now[name], before[name])
     used(clipper, seed=2)
 
 
@@ -512,8 +512,10 @@ def test_a_full_history_resumes_at_any_step_with_the_same_bits(steps, merged_oft
     resumed.observe(norms[steps:])
     check_same(resumed.state_dict(), saved.state_dict())
     [state] = saved.state_dict()["states"]
-    held = {name: state[name].isfinite().sum() for name in ("old", "settled", "recent")}
-    assert held == {"old": 512, "settled": 80, "recent": 8}
+    counts = {
+        name: state[name].isfinite().sum() for name in ("old", "settled", "recent")
+    }
+    assert counts == {"old": 512, "settled": 80, "recent": 8}
 
 
 def test_a_later_parameter_has_its_own_history(merged_often):
@@ -710,9 +712,9 @@ def test_a_state_moves_from_a_device_to_the_cpu_and_back():
         for _ in range(2)
     )
 
-    def step(clipper, value, there):
+    def step(clipper, value, on_device):
         weight.grad = torch.tensor([value, 0.0])
-        if there:
+        if on_device:
             weight.grad = weight.grad.as_subclass(Elsewhere)
         return clipper.step().threshold.item()
 

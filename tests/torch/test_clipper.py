@@ -134,11 +134,11 @@ def check_metrics(clipper, past):
         "clip/skipped_total": sum(step.skipped.any() for step in past),
         "clip/steps": len(past),
     }
-    found = clipper.metrics()
-    assert all(type(value) is float for value in found.values())
-    assert list(found) == list(expected)
+    metrics = clipper.metrics()
+    assert all(type(value) is float for value in metrics.values())
+    assert list(metrics) == list(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     per_row = clipper.metrics(per_row=True)
     rates = sum(step.clipped for step in past) / np.maximum(sum(observed), 1)
     columns = {
@@ -147,7 +147,7 @@ def check_metrics(clipper, past):
         "scale": last.scale,
         "clip_rate": rates,
     }
-    assert len(per_row) == len(found) + 4 * len(clipper.names)
+    assert len(per_row) == len(metrics) + 4 * len(clipper.names)
     for kind, column in columns.items():
         row = [per_row[f"clip/{kind}/{name}"] for name in clipper.names]
         np.testing.assert_allclose(row, column, rtol=1e-5)
@@ -368,8 +368,8 @@ def test_each_clipper_has_its_default_scope(make, keywords, default):
 def test_global_clipping_is_the_older_spelling(make, keywords, default):
     """True is the scope "global"; False is the default scope, or "parameter"."""
     model = small_model()
-    found = make(model, **keywords, global_clipping=True)
-    assert (found.scope, found.names) == ("global", ["global"])
+    clipper = make(model, **keywords, global_clipping=True)
+    assert (clipper.scope, clipper.names) == ("global", ["global"])
     spared = "parameter" if default == "global" else default
     assert make(model, **keywords, global_clipping=False).scope == spared
     for scope in SCOPES:
@@ -488,11 +488,11 @@ def test_reset_restarts_a_run(case):
 
 
 def test_before_the_first_step_there_is_nothing_to_report():
-    found = QuantileClip(small_model()).metrics()
-    assert found["clip/threshold"] == math.inf
-    assert found["clip/scale"] == 1
-    zero = set(found) - {"clip/threshold", "clip/scale"}
-    assert [found[name] for name in zero] == [0] * 7
+    metrics = QuantileClip(small_model()).metrics()
+    assert metrics["clip/threshold"] == math.inf
+    assert metrics["clip/scale"] == 1
+    zero = set(metrics) - {"clip/threshold", "clip/scale"}
+    assert [metrics[name] for name in zero] == [0] * 7
 
 
 # The value clip, which is no policy.

@@ -82,13 +82,13 @@ def gradients(steps, seed=1):
 
 def train(parameters, update, steps):
     """Return the decisions of all steps, one array per field."""
-    found = []
+    decisions = []
     for grads in gradients(steps):
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad.clone()
         decision = update()
-        found.append([field.detach().numpy().copy() for field in decision])
-    return [np.stack(field) for field in zip(*found, strict=True)]
+        decisions.append([field.detach().numpy().copy() for field in decision])
+    return [np.stack(field) for field in zip(*decisions, strict=True)]
 
 
 def updater(parameters, clipper):
@@ -110,16 +110,16 @@ def compiled(function, backend="eager"):
 
 @pytest.mark.parametrize("name", CLIPPERS)
 def test_a_compiled_step_decides_as_an_eager_one(name):
-    eager, one = model_and_clipper(CLIPPERS[name])
-    traced, other = model_and_clipper(CLIPPERS[name])
-    expected = train(eager, updater(eager, one), 30)
-    found = train(traced, compiled(updater(traced, other)), 30)
+    eager, eager_clipper = model_and_clipper(CLIPPERS[name])
+    traced, traced_clipper = model_and_clipper(CLIPPERS[name])
+    expected = train(eager, updater(eager, eager_clipper), 30)
+    decisions = train(traced, compiled(updater(traced, traced_clipper)), 30)
     assert expected[3].any()  # something was clipped
-    for here, there in zip(found, expected, strict=True):
-        np.testing.assert_allclose(here, there, rtol=1e-5, atol=0)
-    for here, there in zip(traced, eager, strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
-    assert other.metrics() == pytest.approx(one.metrics(), rel=1e-5)
+    for actual, wanted in zip(decisions, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=0)
+    for actual, wanted in zip(traced, eager, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
+    assert traced_clipper.metrics() == pytest.approx(eager_clipper.metrics(), rel=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -144,14 +144,16 @@ def test_inductor_compiles_a_step():
     """Vector instructions are off: g++ compiles their headers for ten seconds."""
     make = CLIPPERS["quantile"]
     parameters, clipper = model_and_clipper(make)
-    found = train(parameters, compiled(updater(parameters, clipper), "inductor"), 12)
+    decisions = train(
+        parameters, compiled(updater(parameters, clipper), "inductor"), 12
+    )
     policy, rows = Quantile(0.5, history_length=20), 3
     state, thresholds = policy.init(rows), []
     for grads in gradients(12):
         norms = np.array([np.linalg.norm(np.float64(g)) for g in grads])
         state, decision = decide(policy, state, norms)
         thresholds.append(decision.threshold)
-    np.testing.assert_allclose(found[1], thresholds, rtol=1e-6)
+    np.testing.assert_allclose(decisions[1], thresholds, rtol=1e-6)
 
 
 @pytest.mark.skipif(
@@ -203,10 +205,10 @@ def test_an_attached_clipper_is_compiled_with_the_optimizer():
         return train(parameters, update, 10)[1], parameters
 
     thresholds, expected = run(lambda step: step)
-    found, parameters = run(torch.compile(backend="eager"))
-    np.testing.assert_allclose(found, thresholds, rtol=1e-5)
-    for here, there in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+    compiled_thresholds, parameters = run(torch.compile(backend="eager"))
+    np.testing.assert_allclose(compiled_thresholds, thresholds, rtol=1e-5)
+    for actual, wanted in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 @script_method
@@ -214,7 +216,7 @@ def test_an_attached_clipper_is_compiled_with_the_optimizer():
 @pytest.mark.parametrize("policy", [Fixed(1.0), Drop(Fixed(1.0), action="skip")])
 def test_a_compiled_fused_optimizer_is_clipped(policy):
     """Compiled code would not notice an attribute that a hook sets on the optimizer."""
-    found = []
+    weights = []
     for wrap in (lambda step: step, torch.compile(backend="eager")):
         weight = torch.nn.Parameter(torch.zeros(2))
         optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
@@ -223,8 +225,8 @@ def test_a_compiled_fused_optimizer_is_clipped(policy):
         for grad in ([3.0, 4.0], [0.3, 0.4], [30.0, 40.0]):
             weight.grad = torch.tensor(grad)
             step()
-        found.append(weight.detach())
-    torch.testing.assert_close(found[1], found[0])
+        weights.append(weight.detach())
+    torch.testing.assert_close(weights[1], weights[0])
 
 
 def test_a_clipper_that_was_detached_compiles():
@@ -264,14 +266,14 @@ def test_a_nonfinite_row_becomes_zero_and_is_not_recorded():
 def test_the_history_continues_between_eager_and_compiled_steps():
     """The history moves to where the decision is computed, which recompiles."""
     make = CLIPPERS["quantile"]
-    eager, one = model_and_clipper(make)
-    mixed, other = model_and_clipper(make)
-    expected = train(eager, updater(eager, one), 30)
-    plain = updater(mixed, other)
+    eager, eager_clipper = model_and_clipper(make)
+    mixed, mixed_clipper = model_and_clipper(make)
+    expected = train(eager, updater(eager, eager_clipper), 30)
+    plain = updater(mixed, mixed_clipper)
     steps = iter([plain] * 10 + [compiled(plain)] * 10 + [plain] * 10)
-    found = train(mixed, lambda: next(steps)(), 30)
-    for here, there in zip(found, expected, strict=True):
-        np.testing.assert_allclose(here, there, rtol=1e-5)
+    decisions = train(mixed, lambda: next(steps)(), 30)
+    for actual, wanted in zip(decisions, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5)
 
 
 def test_the_state_stays_in_its_memory():

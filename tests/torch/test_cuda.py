@@ -54,9 +54,9 @@ def check_on_cuda(make, scope, nonfinite):
     host, device = model(), model().cuda()
     on_host = make(host, scope=scope, nonfinite=nonfinite)
     on_device = make(device, scope=scope, nonfinite=nonfinite)
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        give(device.parameters(), found, lambda gradient: gradient.cuda())
+    for grads in gradients(list(host.parameters())):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads, lambda gradient: gradient.cuda())
         expected = on_host.step()
         with no_synchronisation():
             decision = on_device.step()
@@ -101,9 +101,9 @@ def test_on_cuda_a_model_may_lie_on_two_devices():
     spread_out[1].cuda()
     on_host = QuantileClip(host, history_length=5, global_clipping=True)
     on_both = QuantileClip(spread_out, history_length=5, global_clipping=True)
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        for p, gradient in zip(spread_out.parameters(), found, strict=True):
+    for grads in gradients(list(host.parameters())):
+        give(host.parameters(), grads)
+        for p, gradient in zip(spread_out.parameters(), grads, strict=True):
             p.grad = None if gradient is None else gradient.to(p.device, copy=True)
         expected, decision = on_host.step(), on_both.step()
         assert_alike([field.cpu() for field in decision], expected, rtol=2e-6)

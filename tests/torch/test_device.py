@@ -48,9 +48,9 @@ def test_a_step_reads_nothing_and_decides_as_on_the_cpu(make, scope, nonfinite):
     on_device = make(device, scope=scope, nonfinite=nonfinite)
     assert on_device.names == on_host.names
     clipped = 0
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        give(device.parameters(), found, watched)
+    for grads in gradients(list(host.parameters())):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads, watched)
         expected = on_host.step()
         with nothing_read():
             decision = on_device.step()
@@ -74,15 +74,15 @@ def test_a_step_reads_nothing_and_decides_as_on_the_cpu(make, scope, nonfinite):
     )
 
 
-@pytest.mark.parametrize("some", [0, 1])
-def test_a_row_may_have_tensors_on_the_cpu_and_on_a_device(some):
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_row_may_have_tensors_on_the_cpu_and_on_a_device(first):
     host, device = model(), model()
     on_host = QuantileClip(host, history_length=5, global_clipping=True)
     on_device = QuantileClip(device, history_length=5, global_clipping=True)
-    for found in gradients(list(host.parameters()), steps=6):
-        give(host.parameters(), found)
-        give(device.parameters(), found)
-        for p in list(device.parameters())[some::2]:
+    for grads in gradients(list(host.parameters()), steps=6):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads)
+        for p in list(device.parameters())[first::2]:
             p.grad = watched(p.grad)
         expected = on_host.step()
         with nothing_read():
@@ -101,9 +101,9 @@ def test_several_policies_in_one_step():
 
     host, device = model(), model()
     on_host, on_device = make(host), make(device)
-    for found in gradients(list(host.parameters())):
-        give(host.parameters(), found)
-        give(device.parameters(), found, watched)
+    for grads in gradients(list(host.parameters())):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads, watched)
         expected = on_host.step()
         with nothing_read():
             decision = on_device.step()
@@ -192,15 +192,15 @@ class Kernels(TorchDispatchMode):
         self.count = self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         returned = func._schema.returns
         if all(r.alias_info is None for r in returned):  # no view, and not in place
-            made = found if isinstance(found, (list, tuple)) else [found]
+            made = result if isinstance(result, (list, tuple)) else [result]
             sizes = [t.numel() for t in made if isinstance(t, torch.Tensor)]
             self.most = max(self.most, *sizes, 0)
         is_view = any(r.alias_info and not r.alias_info.is_write for r in returned)
         self.count += not is_view
-        return found
+        return result
 
 
 def kernels_of_a_step(tensors, size, dtype, scope):
@@ -219,8 +219,8 @@ def kernels_of_a_step(tensors, size, dtype, scope):
 
 @pytest.mark.parametrize("scope", ["global", "group"])
 def test_more_tensors_of_one_row_need_no_more_launches(scope):
-    few, many = (kernels_of_a_step(n, 8, torch.float32, scope) for n in (2, 40))
-    assert many.count == few.count
+    two, forty = (kernels_of_a_step(n, 8, torch.float32, scope) for n in (2, 40))
+    assert forty.count == two.count
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,8 @@ def test_quantiles_are_those_of_numpy_bit_for_bit(q, length):
 def test_skip_and_raise_read_once_per_step(settings, look):
     m = model()
     clipper = NormClip(m, max_norm=1.0, scope="parameter", **settings)
-    for found in gradients(list(m.parameters()), steps=3):
-        give(m.parameters(), found, watched)
+    for grads in gradients(list(m.parameters()), steps=3):
+        give(m.parameters(), grads, watched)
         with looks_counted() as looks:
             clipper.step()
         assert looks == [look]
@@ -277,8 +277,8 @@ def test_a_dry_run_reads_nothing():
     """Nothing is applied, so the CPU need not know whether to skip."""
     m = model()
     clipper = NormClip(m, max_norm=1.0, nonfinite="skip", dry_run=True)
-    for found in gradients(list(m.parameters()), steps=6):
-        give(m.parameters(), found, watched)
+    for grads in gradients(list(m.parameters()), steps=6):
+        give(m.parameters(), grads, watched)
         with nothing_read():
             clipper.step()
 
@@ -298,9 +298,9 @@ def test_skip_and_raise_decide_as_on_the_cpu(make):
         on_host = make(host, nonfinite=nonfinite)
         on_device = make(device, nonfinite=nonfinite)
         outcomes = []
-        for found in gradients(list(host.parameters())):
-            give(host.parameters(), found)
-            give(device.parameters(), found, watched)
+        for grads in gradients(list(host.parameters())):
+            give(host.parameters(), grads)
+            give(device.parameters(), grads, watched)
             expected, error = attempt(on_host)
             with looks_counted():
                 decision, same_error = attempt(on_device)
@@ -334,10 +334,10 @@ def test_moving_in_the_middle_of_a_run_keeps_the_history(make):
     """Three steps on the CPU, three on the device, and so on."""
     host, mover = model(), model()
     on_host, moving = make(host), make(mover)
-    for step, found in enumerate(gradients(list(host.parameters()))):
-        there = step // 3 % 2 == 1
-        give(host.parameters(), found)
-        give(mover.parameters(), found, watched if there else lambda g: g)
+    for step, grads in enumerate(gradients(list(host.parameters()))):
+        is_on_device = step // 3 % 2 == 1
+        give(host.parameters(), grads)
+        give(mover.parameters(), grads, watched if is_on_device else lambda g: g)
         expected = on_host.step()
         with looks_counted():  # a move back to the CPU reads
             decision = moving.step()
@@ -364,9 +364,9 @@ def test_a_state_loads_on_the_cpu_and_on_a_device():
     host, device = model(), model()
     on_host = QuantileClip(host, history_length=5)
     on_device = QuantileClip(device, history_length=5)
-    for found in gradients(list(host.parameters()), steps=7):
-        give(host.parameters(), found)
-        give(device.parameters(), found, watched)
+    for grads in gradients(list(host.parameters()), steps=7):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads, watched)
         on_host.step()
         on_device.step()
     swapped = (
@@ -376,14 +376,14 @@ def test_a_state_loads_on_the_cpu_and_on_a_device():
     give(device.parameters(), [None] * 6)
     with looks_counted():
         swapped[0].load_state_dict(on_device.state_dict())
-    found = next(gradients(list(host.parameters()), seed=2))
-    give(device.parameters(), found, watched)
+    grads = next(gradients(list(host.parameters()), seed=2))
+    give(device.parameters(), grads, watched)
     swapped[1].step()  # this moves it to the device
     swapped[1].load_state_dict(on_host.state_dict())
-    give(host.parameters(), found)
+    give(host.parameters(), grads)
     expected = on_host.step()
     assert_alike(swapped[0].step(), expected)
-    give(device.parameters(), found, watched)
+    give(device.parameters(), grads, watched)
     with nothing_read():
         decision = swapped[1].step()
     assert_alike(decision, expected)

@@ -45,9 +45,9 @@ def test_exclude_none_excludes_nothing():
 def test_strict_false_is_offered_only_if_it_helps(setting):
     weight = parameter()
     saved = QuantileClip([weight], **setting).state_dict()
-    with pytest.raises(ValueError, match="does not fit") as told:
+    with pytest.raises(ValueError, match="does not fit") as caught:
         QuantileClip([weight]).load_state_dict(saved)
-    assert "strict=False" not in str(told.value)
+    assert "strict=False" not in str(caught.value)
     saved = QuantileClip([weight], quantile=0.5).state_dict()
     with pytest.raises(ValueError, match="strict=False"):
         QuantileClip([weight]).load_state_dict(saved)

@@ -77,9 +77,9 @@ def test_the_norms_are_those_of_the_whole_gradient():
     for inputs, target in data:
         grads = torch.autograd.grad(mse(model(inputs), target), model.parameters())
         norms.append(torch.cat([g.flatten() for g in grads]).double().norm().item())
-    found = find_clipping_threshold(model, data, mse)
-    assert found.max == pytest.approx(max(norms), rel=1e-6)
-    assert found.mean == pytest.approx(np.mean(norms), rel=1e-6)
+    suggestion = find_clipping_threshold(model, data, mse)
+    assert suggestion.max == pytest.approx(max(norms), rel=1e-6)
+    assert suggestion.mean == pytest.approx(np.mean(norms), rel=1e-6)
     assert find_clipping_threshold(model, data, mse, num_batches=2).steps == 2
 
 
@@ -90,10 +90,10 @@ def test_a_batch_may_be_a_dict_and_no_grad_may_be_on():
 
     batches = [{"x": torch.ones(2, 4), "y": torch.ones(2, 1)}] * 3
     with torch.no_grad():
-        found = find_clipping_threshold(
+        suggestion = find_clipping_threshold(
             Model(4, 1), batches, lambda out, _: out["loss"]
         )
-    assert found.steps == 3
+    assert suggestion.steps == 3
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,10 @@ def test_a_run_resumed_after_unfreezing_has_the_same_bits(tmp_path, scope):
     resumed, second = Module(), clip()
     path = tmp_path / "half.ckpt"
     lightning_run(tmp_path, resumed, second, Unfreeze(), epochs=4, path=path)
-    (ours,), (theirs,) = second.clippers, through.clippers
-    assert ours.names == theirs.names
-    assert ours.metrics(per_row=True) == theirs.metrics(per_row=True)
-    assert ours.metrics()["clip/clip_rate"] > 0
+    (resumed_clipper,), (whole_clipper,) = second.clippers, through.clippers
+    assert resumed_clipper.names == whole_clipper.names
+    assert resumed_clipper.metrics(per_row=True) == whole_clipper.metrics(per_row=True)
+    assert resumed_clipper.metrics()["clip/clip_rate"] > 0
     for got, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(got, expected)
 

@@ -42,8 +42,8 @@ def everything(params, optimizer):
     return [t.detach().clone() for t in [*params, *moments]]
 
 
-def same_bits(ours, theirs):
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def same_bits(actual, wanted):
+    return all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
 
 
 @every_optimizer
@@ -64,10 +64,10 @@ def test_a_clip_in_the_kernel_equals_a_clip_by_hand(name):
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-6, atol=0)
     assert clipper.metrics() == by_hand.metrics()
     assert clipper.metrics()["clip/clip_rate"] > 0.5
-    for ours, theirs in zip(
+    for actual, wanted in zip(
         everything(params, optimizer), everything(others, plain), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
 
 
@@ -176,11 +176,11 @@ def test_agc_of_a_fused_optimizer_is_that_of_a_plain_one():
     AGC(params).attach(optimizer)
     AGC(others).attach(plain)
     for step in range(3):
-        for some, by in ((params, optimizer), (others, plain)):
-            give(some, step)
-            by.step()
-    for ours, theirs in zip(params, others, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        for group, stepped in ((params, optimizer), (others, plain)):
+            give(group, step)
+            stepped.step()
+    for actual, wanted in zip(params, others, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dry_run_sets_no_attribute_of_the_optimizer():
@@ -226,9 +226,9 @@ def test_a_dry_run_leaves_a_loss_scale_in_the_gradients(case):
         assert same_bits(raw, seen[-1])
         give(others, step)
         by_hand.step()
-    ours, theirs = clipper.metrics(per_row=True), by_hand.metrics(per_row=True)
-    assert ours == pytest.approx(theirs, rel=1e-6)
-    assert ours["clip/clip_rate"] > 0
+    actual, wanted = clipper.metrics(per_row=True), by_hand.metrics(per_row=True)
+    assert actual == pytest.approx(wanted, rel=1e-6)
+    assert actual["clip/clip_rate"] > 0
 
 
 def test_too_many_skips_stop_the_run_and_leave_the_optimizer_clean():
@@ -255,15 +255,15 @@ def test_a_closure_of_a_fused_optimizer():
         give(others, step)
         by_hand.step()
         plain.step()
-    for ours, theirs in zip(params, others, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for actual, wanted in zip(params, others, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
 
 
 @pytest.mark.parametrize("attached", ["exclude", "part", "value"])
 def test_gradients_that_are_not_clipped_are_unscaled_too(attached):
     """The kernel has one factor; after clipping in place, it unscales nothing."""
-    found = []
+    results = []
     for fused in (True, False):
         a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
         optimizer = torch.optim.SGD([a, b], lr=1.0, fused=fused)
@@ -281,16 +281,16 @@ def test_gradients_that_are_not_clipped_are_unscaled_too(attached):
             scaler.scale(((a + b) * torch.tensor([3.0, 4.0])).sum()).backward()
             scaler.step(optimizer)
             scaler.update()
-        found.append((a.detach(), b.detach()))
+        results.append((a.detach(), b.detach()))
         assert torch.equal(b, torch.tensor([-6.0, -8.0]))
-    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("disjoint", [True, False])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_two_clippers_on_a_fused_optimizer_act_as_on_a_plain_one(disjoint, scaled):
     series = [[3.0, 4.0], [30.0, 40.0], [0.3, 0.4], [float("nan"), 1.0], [0.6, 0.8]]
-    found = []
+    results = []
     for fused in (True, False):
         a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
         optimizer = torch.optim.SGD([a, b], lr=1.0, fused=fused)
@@ -303,16 +303,16 @@ def test_two_clippers_on_a_fused_optimizer_act_as_on_a_plain_one(disjoint, scale
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
         for grad in series:
             optimizer.zero_grad()
-            own = torch.tensor(grad)
-            other = own if not disjoint else torch.ones(2)
-            scaler.scale((a * own + b * other).sum()).backward()
+            first = torch.tensor(grad)
+            second = first if not disjoint else torch.ones(2)
+            scaler.scale((a * first + b * second).sum()).backward()
             scaler.step(optimizer)
             scaler.update()
         assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
-        found.append((a.detach().clone(), b.detach().clone(), last.metrics()))
-        found[-1][-1].pop("clip/steps")  # without fusion, an overflow is not a step
-    assert not torch.equal(found[0][0], torch.zeros(2))
-    torch.testing.assert_close(found[0], found[1])
+        results.append((a.detach().clone(), b.detach().clone(), last.metrics()))
+        results[-1][-1].pop("clip/steps")  # without fusion, an overflow is not a step
+    assert not torch.equal(results[0][0], torch.zeros(2))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_removing_a_handle_after_a_failed_step_leaves_nothing():
@@ -346,7 +346,7 @@ def fails_at(step, optimizer):
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_after_a_failed_step_the_next_has_its_own_loss_scale(unscaled, scope):
     """The run equals one without the failed step."""
-    found = []
+    results = []
     for failing in (None, 2):
         params = parameters()
         optimizer = FUSED["SGD"](params)
@@ -368,9 +368,9 @@ def test_after_a_failed_step_the_next_has_its_own_loss_scale(unscaled, scope):
                 scaler.step(optimizer)
             scaler.update(2.0 ** (10 - 3 * step))
         assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
-        found.append([p.detach().clone() for p in params])
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+        results.append([p.detach().clone() for p in params])
+    for actual, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("size", [100.0, 0.1])
@@ -500,7 +500,7 @@ SGD_SETTINGS = {
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_a_momentum_does_not_start_in_a_cancelled_step(settings, first, scope):
     """The kernel leaves it uninitialized. The run equals one without the step."""
-    found = []
+    weights = []
     for fused in (True, False):
         weight = torch.nn.Parameter(torch.ones(4096))
         keywords = {"lr": 0.1, "momentum": 0.9, "fused": fused}
@@ -515,14 +515,14 @@ def test_a_momentum_does_not_start_in_a_cancelled_step(settings, first, scope):
             if not (size < 3):
                 assert not optimizer.state_dict()["state"]
         assert clipper.metrics()["clip/skipped_total"] == 2
-        found.append(weight.detach())
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+        weights.append(weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("way", ["attached", "by hand"])
 def test_a_momentum_begins_after_the_overflows_of_a_loss_scale(way, nesterov):
-    found = []
+    weights = []
     for fused in (True, False):
         weight = torch.nn.Parameter(torch.zeros(4096))
         optimizer = torch.optim.SGD(
@@ -540,14 +540,14 @@ def test_a_momentum_begins_after_the_overflows_of_a_loss_scale(way, nesterov):
                 clipper.step(scaler=scaler, optimizer=optimizer)
             scaler.step(optimizer)
             scaler.update()
-        found.append(weight.detach())
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+        weights.append(weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("first", [float("nan"), 1.0])
 def test_on_a_device_a_cancelled_first_step_leaves_a_momentum_of_zero(first):
-    found = []
+    weights = []
     for steps in ((first, 1.0, 2.0), (1.0, 2.0) if first != first else (1.0, 1.0, 2.0)):
         weight = torch.nn.Parameter(torch.ones(4096, device="cuda"))
         optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
@@ -556,5 +556,5 @@ def test_on_a_device_a_cancelled_first_step_leaves_a_momentum_of_zero(first):
             weight.grad = torch.full((4096,), size, device="cuda")
             torch.full((4096,), 7e30, device="cuda")
             optimizer.step()
-        found.append(weight.detach())
-    assert torch.equal(*found)
+        weights.append(weight.detach())
+    assert torch.equal(*weights)

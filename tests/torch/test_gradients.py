@@ -148,13 +148,13 @@ def test_many_short_gradients(scope):
     gradients = list(mixed(400))
     parameters = list(map(parameter, gradients))
     parameters[5].grad = None
-    own = [
+    norms = [
         np.full(len(true_norms(numbers(g), scope)), np.nan)
         if p.grad is None
         else true_norms(numbers(g), scope)
         for g, p in zip(gradients, parameters, strict=True)
     ]
-    expected = np.concatenate(own)
+    expected = np.concatenate(norms)
     if scope == "global":
         expected = np.sqrt([np.nansum(expected**2)])
     decision = Clipper(parameters, Fixed(1e38), scope=scope).step()
@@ -545,9 +545,9 @@ def test_no_temporary_has_the_size_of_the_gradient(kind, dtype, scope):
         clipper.step()
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = peak = 0
+    current = peak = 0
     for _, change in sorted(changes):
-        held += change
-        peak = max(peak, held)
+        current += change
+        peak = max(peak, current)
     assert changes
     assert peak < 0.9 * size

@@ -321,12 +321,12 @@ def test_a_group_may_come_later(case, scope):
         decision = clipper.step()
         expected = reference.step(before, weights)
         check_gradients(parameters, expected)
-        there = slice(len(decision.norm))
-        check_decision(decision, type(expected)(*(f[there] for f in expected)))
+        present = slice(len(decision.norm))
+        check_decision(decision, type(expected)(*(f[present] for f in expected)))
         torch.optim.SGD(parameters, lr=0.02).step()
-    found = clipper.metrics()
-    assert found["clip/steps"] == 60
-    assert found["clip/clip_rate"] > 0
+    metrics = clipper.metrics()
+    assert metrics["clip/steps"] == 60
+    assert metrics["clip/clip_rate"] > 0
 
 
 def add_head(clipper, model, scope):

@@ -55,9 +55,9 @@ def agc(parameters):
 def assert_the_same(make):
     model, clippers = in_backward(make)
     expected, clipper = after_backward(make)
-    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-        assert ours.grad is None
+    for actual, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(actual, wanted)
+        assert actual.grad is None
     assert clipper.metrics()["clip/clip_rate"] > 0
     assert {c.metrics()["clip/steps"] for c in clippers.values()} == {5.0}
 

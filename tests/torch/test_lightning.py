@@ -445,7 +445,7 @@ def rank_of_two(rank, folder):
         run = trainer(folder, callback, devices=2, **settings)
         run.fit(module)
         weight = module.net.weight.data
-        whole = weight.full_tensor() if name == "fsdp2" else weight
-        found = [whole, callback.clippers[0].state_dict()]
-        torch.save(found, f"{folder}/{name}{run.global_rank}.pt")
+        full = weight.full_tensor() if name == "fsdp2" else weight
+        result = [full, callback.clippers[0].state_dict()]
+        torch.save(result, f"{folder}/{name}{run.global_rank}.pt")
     torch.distributed.destroy_process_group()

@@ -321,13 +321,13 @@ def thresholds_of(case, scope, steps, bad=None, optimizer=torch.optim.SGD, **key
     model = small_model()
     clipper = case(model, scope=scope, **keywords)
     trainer = optimizer(model.parameters(), lr=0.02)
-    data, found = list(batches(RUN, spread=0.5)), []
+    data, thresholds = list(batches(RUN, spread=0.5)), []
     for step in steps:
         x, y, factor = data[step]
         backward(model, (x, y, factor * NAN if step == bad else factor))
-        found.append(clipper.step().threshold)
+        thresholds.append(clipper.step().threshold)
         trainer.step()
-    return found, list(model.state_dict().values())
+    return thresholds, list(model.state_dict().values())
 
 
 def check_as_if_never_seen(case, scope, **keywords):
@@ -362,13 +362,13 @@ def lone_run(case, scope, seed, without=None):
     layer, data = lone_layer(seed), list(batches(RUN, seed, spread=0.5))
     clipper = case(layer, scope=scope)
     trainer = torch.optim.SGD(layer.parameters(), lr=0.02)
-    found = []
+    thresholds = []
     for step, batch in enumerate(data):
         if step != without:
             backward(layer, batch)
-            found.append(clipper.step().threshold)
+            thresholds.append(clipper.step().threshold)
             trainer.step()
-    return found
+    return thresholds
 
 
 def lone_layer(seed):
@@ -389,18 +389,20 @@ def test_nan_in_one_layer_changes_no_other_row(case, scope):
     parameters = [p for layer in layers for p in layer.parameters()]
     trainer = torch.optim.SGD(parameters, lr=0.02)
     data = [list(batches(RUN, seed, spread=0.5)) for seed in range(3)]
-    found = []
+    by_layer = []
     for step in range(RUN):
         for seed, layer in enumerate(layers):
             x, y, factor = data[seed][step]
             bad = (seed, step) == (1, BATCH)
             backward(layer, (x, y, factor * NAN if bad else factor))
-        found.append(clipper.step().threshold.chunk(3))
+        by_layer.append(clipper.step().threshold.chunk(3))
         trainer.step()
     for seed in range(3):
         without = BATCH if seed == 1 else None
         thresholds = [
-            threshold[seed] for step, threshold in enumerate(found) if step != without
+            threshold[seed]
+            for step, threshold in enumerate(by_layer)
+            if step != without
         ]
         check_same(thresholds, lone_run(case, scope, seed, without=without))
 
@@ -483,9 +485,9 @@ def test_several_policies_in_a_rough_run(nonfinite, scope):
         expected = reference.step(before, arrays(parameters))
         check_decision(decision, expected)
         check_gradients(parameters, expected)
-    found = clipper.metrics()
-    assert found["clip/nonfinite_total"] > 5
-    assert found["clip/skipped_total"] > 2
+    metrics = clipper.metrics()
+    assert metrics["clip/nonfinite_total"] > 5
+    assert metrics["clip/skipped_total"] > 2
 
 
 # Missing gradients.

@@ -146,27 +146,27 @@ def test_a_negative_norm_counts_as_not_finite(bad):
     assert clipper.threshold().tolist() == [2]
     clipper.observe([5.0, bad, 7.0])
     assert clipper.threshold().tolist() == [4]
-    found = clipper.metrics()
-    assert (found["clip/nonfinite_total"], found["clip/steps"]) == (2, 6)
+    metrics = clipper.metrics()
+    assert (metrics["clip/nonfinite_total"], metrics["clip/steps"]) == (2, 6)
 
 
 @every_clipper
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_observing_none_records_nothing(case, scope):
     """DeepSpeed reports no norm before the first update, nor in plain float32."""
-    told, untold = (case(small_model(), scope=scope) for _ in range(2))
-    norms = np.random.default_rng(3).lognormal(size=(6, len(told.names)))
-    untold.observe(None)
-    told.observe(norms)
+    without_none, with_none = (case(small_model(), scope=scope) for _ in range(2))
+    norms = np.random.default_rng(3).lognormal(size=(6, len(without_none.names)))
+    with_none.observe(None)
+    without_none.observe(norms)
     for norm in norms:
-        untold.observe(norm)
-        decision = untold.observe(None)
+        with_none.observe(norm)
+        decision = with_none.observe(None)
         assert decision.norm.isnan().all()
         assert decision.finite.all()
         assert not decision.clipped.any()
         assert not decision.skipped.any()
         assert (decision.scale == 1).all()
-    steps = told.state_dict(), untold.state_dict()
+    steps = without_none.state_dict(), with_none.state_dict()
     assert [state["tally"].pop("steps").item() for state in steps] == [6, 13]
     check_same(*steps)
 

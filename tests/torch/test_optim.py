@@ -677,9 +677,9 @@ def test_a_group_of_the_optimizer_is_a_group_of_the_clipper():
     layers = [model[0], model[2], model[4]]
     grads = [np.concatenate([p.grad.flatten() for p in m.parameters()]) for m in layers]
     optimizer.step()
-    found = optimizer.clipper.metrics(per_row=True)
+    metrics = optimizer.clipper.metrics(per_row=True)
     for index, grad in enumerate(grads):
-        norm = found[f"clip/norm/group {index}"]
+        norm = metrics[f"clip/norm/group {index}"]
         assert norm == pytest.approx(np.linalg.norm(grad.astype(np.float64)), rel=1e-6)
     assert [g["lr"] for g in inner.param_groups] == [0.1, 0.01, 0.01]
     assert [g["eps"] for g in inner.param_groups] == [1e-2, 1e-8, 1e-8]
@@ -926,9 +926,9 @@ def test_nothing_of_torch_is_patched():
     """The optimizer inside keeps its methods, and so does its class."""
     model = network()
     inner = OPTIMIZERS["SGD"](model.parameters())
-    of_class, own = dict(vars(torch.optim.SGD)), dict(vars(inner))
+    of_class, of_object = dict(vars(torch.optim.SGD)), dict(vars(inner))
     optimizer = NormClip.as_optimizer(inner, max_norm=0.1)
     train(model, optimizer, 2)
-    for before, now in ((of_class, vars(torch.optim.SGD)), (own, vars(inner))):
-        assert list(now) == list(before)
-        assert all(now[name] is before[name] for name in before)
+    for before, after in ((of_class, vars(torch.optim.SGD)), (of_object, vars(inner))):
+        assert list(after) == list(before)
+        assert all(after[name] is before[name] for name in before)

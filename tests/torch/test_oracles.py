@@ -46,44 +46,44 @@ def gradients(shapes=SHAPES, steps=STEPS, level=100.0):
         ]
 
 
-def compare(ours, clip, theirs, given, rtol=3e-6):
+def compare(ours, clip, peers, given, rtol=3e-6):
     """Take each step with both; return the clipped fraction of all rows.
 
     Args:
       ours: our clipper, and its parameters.
       clip: takes the peer's step.
-      theirs: the peer's parameters.
+      peers: the peer's parameters.
       given: lists of gradients.
     """
     clipper, parameters = ours
     clipped = []
     for grads in given:
-        for one, other, gradient in zip(parameters, theirs, grads, strict=True):
+        for one, other, gradient in zip(parameters, peers, grads, strict=True):
             one.grad, other.grad = gradient.clone(), gradient.clone()
         clipped.append(clipper.step().clipped.float().mean())
         clip()
-        for one, other in zip(parameters, theirs, strict=True):
+        for one, other in zip(parameters, peers, strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=rtol, atol=0)
     return float(torch.stack(clipped).mean())
 
 
 def test_a_norm_per_parameter_is_that_of_torch():
     """scope="parameter" equals `clip_grad_norm_` of each parameter."""
-    mine, theirs = make_parameters(), make_parameters()
+    ours, peers = make_parameters(), make_parameters()
 
     def clip():
-        for parameter in theirs:
+        for parameter in peers:
             nn.utils.clip_grad_norm_(parameter, 120.0)
 
-    clipper = NormClip(mine, max_norm=120.0, scope="parameter")
-    assert 0.2 < compare((clipper, mine), clip, theirs, gradients()) < 0.8
+    clipper = NormClip(ours, max_norm=120.0, scope="parameter")
+    assert 0.2 < compare((clipper, ours), clip, peers, gradients()) < 0.8
 
 
 def test_the_global_norm_is_that_of_torch():
-    mine = make_parameters()
-    clipper = NormClip(mine, max_norm=1.0)
+    ours = make_parameters()
+    clipper = NormClip(ours, max_norm=1.0)
     for grads in gradients():
-        for parameter, gradient in zip(mine, grads, strict=True):
+        for parameter, gradient in zip(ours, grads, strict=True):
             parameter.grad = gradient
         total = nn.utils.get_total_norm(grads)
         torch.testing.assert_close(clipper.step().norm, total.reshape(1))
@@ -96,11 +96,11 @@ def test_a_quantile_is_that_of_autoclip(quantile, length, together):
     """Its `global_threshold` is our `global_clipping`; the other names are equal."""
     from autoclip.torch import QuantileClip as Peer
 
-    mine, theirs = make_parameters(), make_parameters()
+    ours, peers = make_parameters(), make_parameters()
     settings = {"quantile": quantile, "history_length": length}
-    peer = Peer(theirs, **settings, global_threshold=together)
-    clipper = QuantileClip(mine, **settings, global_clipping=together)
-    rate = compare((clipper, mine), peer.step, theirs, gradients())
+    peer = Peer(peers, **settings, global_threshold=together)
+    clipper = QuantileClip(ours, **settings, global_clipping=together)
+    rate = compare((clipper, ours), peer.step, peers, gradients())
     assert 0.05 < rate < 1
 
 
@@ -109,16 +109,16 @@ def test_a_training_is_that_of_autoclip():
     """Adam in its optimizer and Adam in ours end with the same weights."""
     from autoclip.torch import QuantileClip as Peer
 
-    mine, theirs = make_parameters(), make_parameters()
+    ours, peers = make_parameters(), make_parameters()
     settings = {"quantile": 0.6, "history_length": 10}
-    peer = Peer.as_optimizer(torch.optim.Adam(theirs, lr=0.01), **settings)
-    wrapped = QuantileClip.as_optimizer(torch.optim.Adam(mine, lr=0.01), **settings)
+    peer = Peer.as_optimizer(torch.optim.Adam(peers, lr=0.01), **settings)
+    wrapped = QuantileClip.as_optimizer(torch.optim.Adam(ours, lr=0.01), **settings)
     for grads in gradients():
-        for one, other, gradient in zip(mine, theirs, grads, strict=True):
+        for one, other, gradient in zip(ours, peers, grads, strict=True):
             one.grad, other.grad = gradient.clone(), gradient.clone()
         wrapped.step()
         peer.step()
-    for one, other, start in zip(mine, theirs, make_parameters(), strict=True):
+    for one, other, start in zip(ours, peers, make_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
         assert (one - start).abs().max() > 0.1
 
@@ -142,7 +142,7 @@ def test_a_z_score_is_that_of_zclip(z, alpha, target, skips):
     """
     from zclip import ZClip as Peer
 
-    mine, theirs = make_parameters(), make_parameters()
+    ours, peers = make_parameters(), make_parameters()
     peer = Peer(
         z_thresh=z,
         alpha=alpha,
@@ -151,10 +151,10 @@ def test_a_z_score_is_that_of_zclip(z, alpha, target, skips):
         **ZCLIPS[target],
     )
     record = "none" if skips else "applied"
-    clipper = ZClip(mine, z=z, alpha=alpha, target=target, record=record)
-    model = nn.ParameterList(theirs)
+    clipper = ZClip(ours, z=z, alpha=alpha, target=target, record=record)
+    model = nn.ParameterList(peers)
     rate = compare(
-        (clipper, mine), lambda: peer.step(model), theirs, gradients(), rtol=2e-5
+        (clipper, ours), lambda: peer.step(model), peers, gradients(), rtol=2e-5
     )
     assert rate > 0.03
 
@@ -197,15 +197,15 @@ def test_units_are_those_of_other_agcs(peer, shapes, clipping):
 
     The weights' first row is zero, so `eps` limits it. A vector is one unit.
     """
-    mine, theirs = make_parameters(shapes), make_parameters(shapes)
+    ours, peers = make_parameters(shapes), make_parameters(shapes)
     with torch.no_grad():
-        mine[0][0] = theirs[0][0] = 0
+        ours[0][0] = peers[0][0] = 0
     clip = peer()
-    clipper = AGC(mine, clipping=clipping, eps=0.2)
+    clipper = AGC(ours, clipping=clipping, eps=0.2)
     rate = compare(
-        (clipper, mine),
-        lambda: clip(theirs, clipping, 0.2),
-        theirs,
+        (clipper, ours),
+        lambda: clip(peers, clipping, 0.2),
+        peers,
         gradients(shapes, steps=40, level=6.0),
     )
     assert 0.05 < rate < 1
@@ -223,9 +223,9 @@ def test_adagc_is_that_of_pytorch_optimizer(ratio, beta, warmup):
     """
     from pytorch_optimizer import AdaGC as Peer
 
-    (mine,), (theirs,) = make_parameters([(3, 4)]), make_parameters([(3, 4)])
+    (ours,), (peers,) = make_parameters([(3, 4)]), make_parameters([(3, 4)])
     peer = Peer(
-        [theirs],
+        [peers],
         betas=(0.0, 0.999),
         beta=beta,
         lambda_abs=80.0,
@@ -234,12 +234,12 @@ def test_adagc_is_that_of_pytorch_optimizer(ratio, beta, warmup):
         weight_decay=0.0,
     )
     clipper = AdaGC(
-        [mine], ratio=ratio, beta=beta, warmup_steps=warmup, warmup_threshold=80.0
+        [ours], ratio=ratio, beta=beta, warmup_steps=warmup, warmup_threshold=80.0
     )
 
     def clip():
         peer.step()
-        theirs.grad = peer.state[theirs]["exp_avg"]
+        peers.grad = peer.state[peers]["exp_avg"]
 
-    rate = compare((clipper, [mine]), clip, [theirs], gradients([(3, 4)]), rtol=2e-5)
+    rate = compare((clipper, [ours]), clip, [peers], gradients([(3, 4)]), rtol=2e-5)
     assert rate > 0.03

@@ -35,14 +35,14 @@ def clipped(threads, dtype, scope):
     torch.set_num_threads(threads)
     weights = [torch.nn.Parameter(torch.ones(s, dtype=dtype)) for s in SHAPES]
     clipper = QuantileClip(weights, quantile=0.5, history_length=4, scope=scope)
-    found = []
+    results = []
     for step in range(2):
         for weight in weights:
             weight.grad = gradient(weight.shape, step).to(dtype, copy=True)
         decision = clipper.step()
-        found += [*decision, *(weight.grad for weight in weights)]
+        results += [*decision, *(weight.grad for weight in weights)]
     assert decision.clipped.any()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("scope", ["parameter", "global", "unit"])

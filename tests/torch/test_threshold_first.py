@@ -21,7 +21,7 @@ def example():
 def test_the_engine_clips_at_the_quantile_of_the_norms_it_reported(
     example, monkeypatch
 ):
-    found = []
+    updates = []
 
     class Watched(example.Engine):
         """Notes the limit it was given, the norm, and the norm it stepped with."""
@@ -31,7 +31,7 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_reported(
             self.after = None
             super().update()
             hook.remove()
-            found.append((self.clip_grad, self.get_global_grad_norm(), self.after))
+            updates.append((self.clip_grad, self.get_global_grad_norm(), self.after))
 
         def look(self, *_):
             gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
@@ -40,7 +40,7 @@ def test_the_engine_clips_at_the_quantile_of_the_norms_it_reported(
     monkeypatch.setattr(example, "Engine", Watched)
     clipper = example.main(steps=150)
     norms, clipped = [], 0
-    for limit, norm, after in found:
+    for limit, norm, after in updates:
         expected = np.quantile(norms[-100:], 0.9) if norms else 1e9
         assert limit == pytest.approx(expected, rel=1e-5)
         if norm >= 0:  # -1 reports a non-finite gradient
@@ -59,12 +59,12 @@ def test_between_updates_the_engine_reports_an_old_norm(example):
     """DeepSpeed does this, so the loop must ask whether there was an update."""
     model = torch.nn.Linear(2, 1)
     engine = example.Engine(model)
-    told = []
+    reports = []
     for _ in range(5):
         engine.backward(model(torch.randn(3, 2)).sum())
         engine.step()
-        told.append((engine.was_step_applied(), engine.get_global_grad_norm()))
-    applied, norms = zip(*told, strict=True)
+        reports.append((engine.was_step_applied(), engine.get_global_grad_norm()))
+    applied, norms = zip(*reports, strict=True)
     assert applied == (False, True, False, True, False)
     assert norms[0] is None
     assert norms[1] == norms[2] != norms[3] == norms[4]

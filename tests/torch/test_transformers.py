@@ -88,14 +88,14 @@ def test_it_clips_every_step_and_logs_beside_grad_norm(tmp_path):
 
 
 def test_a_constant_limit_is_that_of_max_grad_norm(tmp_path):
-    ours = trainer(tmp_path, ClipCallback(NormClip, max_norm=0.5))
-    theirs = trainer(tmp_path, max_grad_norm=0.5)
-    ours.train()
-    theirs.train()
-    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
+    clipped = trainer(tmp_path, ClipCallback(NormClip, max_norm=0.5))
+    builtin = trainer(tmp_path, max_grad_norm=0.5)
+    clipped.train()
+    builtin.train()
+    torch.testing.assert_close(weights(clipped), weights(builtin), rtol=1e-4, atol=1e-5)
     free = trainer(tmp_path)
     free.train()
-    assert not torch.allclose(weights(ours), weights(free), atol=1e-3)
+    assert not torch.allclose(weights(clipped), weights(free), atol=1e-3)
 
 
 def test_gradient_accumulation_is_one_step(tmp_path):
@@ -130,9 +130,11 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
         c for c in again.callback_handler.callbacks if isinstance(c, ClipCallback)
     ]
     assert callback.clipper.metrics()["clip/steps"] == 6
-    ours, theirs = logged(again)[3:], logged(whole)[3:]
+    resumed_log, whole_log = logged(again)[3:], logged(whole)[3:]
     for name in ("clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"):
-        assert [entry[name] for entry in ours] == [entry[name] for entry in theirs]
+        assert [entry[name] for entry in resumed_log] == [
+            entry[name] for entry in whole_log
+        ]
 
 
 def test_a_run_with_many_features_resumes_with_the_same_bits(tmp_path):

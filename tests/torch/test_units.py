@@ -143,8 +143,8 @@ def units_of(case, layer):
     output = layer(*case.inputs()).movedim(case.outputs, 0)
     masks = []
     for unit in output:
-        (found,) = torch.autograd.grad(unit.sum(), weight, retain_graph=True)
-        masks.append(found.to_dense().numpy() != 0)
+        (gradient,) = torch.autograd.grad(unit.sum(), weight, retain_graph=True)
+        masks.append(gradient.to_dense().numpy() != 0)
     return masks
 
 

@@ -264,9 +264,9 @@ def test_every_scope():
         np.testing.assert_allclose(
             decision.norm.numpy(), np.concatenate(norms), rtol=1e-6
         )
-    for found in after.values():
-        for one, other in zip(found, after["parameter"], strict=True):
-            assert_same_bits(one, other)
+    for gradients in after.values():
+        for actual, expected in zip(gradients, after["parameter"], strict=True):
+            assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
@@ -308,12 +308,12 @@ def test_excluded_and_missing_gradients_are_left_alone():
 
 def test_a_dry_run_changes_nothing_and_reports_everything():
     dry, wet = parameter(torch.tensor([3.0, 4.0])), parameter(torch.tensor([3.0, 4.0]))
-    told = ValueClip([dry], clip_value=1.0, dry_run=True).step()
+    decision = ValueClip([dry], clip_value=1.0, dry_run=True).step()
     expected = ValueClip([wet], clip_value=1.0).step()
     assert dry.grad.tolist() == [3.0, 4.0]
     assert wet.grad.tolist() == [1.0, 1.0]
-    for one, other in zip(told, expected, strict=True):
-        assert torch.equal(one, other)
+    for actual, wanted in zip(decision, expected, strict=True):
+        assert torch.equal(actual, wanted)
 
 
 def test_it_records_nothing():
@@ -332,7 +332,7 @@ def test_metrics_of_a_run():
         first.grad = torch.tensor(one, dtype=torch.float32)
         second.grad = torch.tensor(other, dtype=torch.float32)
         clipper.step()
-    found = clipper.metrics()
+    metrics = clipper.metrics()
     before, after = np.linalg.norm([0.5, 2, 0, 12]), np.linalg.norm([0.5, 1, 0, 1])
     expected = {
         "clip/norm": before,
@@ -345,7 +345,7 @@ def test_metrics_of_a_run():
         "clip/skipped_total": 0,
         "clip/steps": 3,
     }
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert metrics == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_resumed_state_continues_the_counts():
