@@ -165,11 +165,11 @@ DEFECTS = {
         "torch/test_units.py::test_agc_in_a_training_loop",
     ],
     "an exclusion that excludes nothing, or everything: the root module": [
-        "torch/test_groups.py::test_the_root_module_cannot_be_excluded",
-        "torch/test_groups.py::test_what_is_excluded_is_neither_measured_nor_scaled",
+        "torch/test_exclude.py::test_the_root_module_cannot_be_excluded",
+        "torch/test_exclude.py::test_what_is_excluded_is_neither_measured_nor_scaled",
     ],
     "the last two tensors for the head, which has no bias": [
-        "torch/test_groups.py::test_excluding_the_head_by_name_spares_no_other_tensor",
+        "torch/test_exclude.py::test_excluding_the_head_by_name_spares_no_other_tensor",
     ],
     # Integration.
     "clipped before the closure computes the gradients, or after it ran twice": [
@@ -195,7 +195,7 @@ DEFECTS = {
         "project/test_imports.py::test_core_loads_no_framework",
     ],
     "models known by the name of their module: a user's own are refused": [
-        "torch/test_groups.py::test_what_is_excluded_is_neither_measured_nor_scaled",
+        "torch/test_exclude.py::test_what_is_excluded_is_neither_measured_nor_scaled",
     ],
     "clip_grad_norm_ called on gradients, which clips nothing": [
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
@@ -229,7 +229,7 @@ DEFECTS = {
     ],
     # State.
     "a state without what decides the threshold: quantile, scope, mode": [
-        "torch/test_checkpoint.py::test_a_state_that_does_not_fit_is_refused",
+        "torch/test_load_state.py::test_a_state_that_does_not_fit_is_refused",
     ],
     "keys that mean nothing in another process": [
         "torch/test_checkpoint.py::test_a_state_holds_no_identity",
@@ -241,15 +241,15 @@ DEFECTS = {
         "torch/test_groups.py::test_a_later_group_may_have_the_policy_of_an_earlier_one",
     ],
     "a state that does not fit, or is none, loaded in silence": [
-        "torch/test_checkpoint.py::test_a_broken_part_is_refused",
-        "torch/test_checkpoint.py::test_a_value_that_is_not_a_state_is_refused",
+        "torch/test_load_state.py::test_a_broken_part_is_refused",
+        "torch/test_load_state.py::test_a_value_that_is_not_a_state_is_refused",
     ],
     "a state that is lost: the warm-up begins anew after a restart": [
         "torch/test_resume.py::test_all_runs_resume_in_a_new_process_bit_for_bit",
     ],
     "a clipper that cannot be copied or pickled": [
         "torch/test_checkpoint.py::test_a_copy_of_a_run_continues_like_the_run",
-        "torch/test_optim.py::test_a_copy_of_what_a_scheduler_drives",
+        "torch/test_optim_state.py::test_a_copy_of_what_a_scheduler_drives",
     ],
     # Speed.
     "a synchronisation for each parameter": [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Fixed, ParamRatio, Quantile, decide
+from autoclip_core import ClipLog, Fixed, ParamRatio, Quantile, decide
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
 
 
@@ -180,3 +180,10 @@ def test_dry_run_can_be_switched_off():
         assert weight.grad.norm() == pytest.approx(left)
     with pytest.raises(TypeError, match="dry_run must be"):
         clipper.dry_run = "no"
+
+
+def test_a_log_takes_a_bfloat16_norm():
+    log = ClipLog()
+    log.record(norm=torch.tensor(3.0, dtype=torch.bfloat16), threshold=1.5)
+    assert log.norms.tolist() == [3.0]
+    assert log.scales.tolist() == [0.5]

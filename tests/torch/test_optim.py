@@ -6,136 +6,39 @@ wrapped optimizer does the same, bit for bit.
 
 import copy
 import io
-import pickle
-import warnings
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from autoclip_core import Cap, Quantile
 from autoclip_torch import (
     AGC,
     ClippedOptimizer,
-    Clipper,
     NormClip,
     QuantileClip,
-    StandardClip,
     ValueClip,
     optim,
 )
 
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "SGD foreach": lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),
-    "SGD fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
-    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
-    "Adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
-    "Adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
-}
-CLIPPERS = {
-    "quantile": lambda o, m: QuantileClip.as_optimizer(
-        o, quantile=0.5, history_length=4
-    ),
-    "standard": lambda o, m: StandardClip.as_optimizer(
-        o, deviations=0.5, global_clipping=True, model=m
-    ),
-    "agc": lambda o, m: optim.AGC(o, 0.04, 0.003, model=m),
-    "value": lambda o, m: ValueClip.as_optimizer(o, clip_value=0.05),
-    "any policy": lambda o, m: Clipper.as_optimizer(
-        o, Cap(Quantile(0.9), max_norm=0.1), scope="group"
-    ),
-}
-
-every_clipper = pytest.mark.parametrize("wrap", CLIPPERS.values(), ids=list(CLIPPERS))
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv1d(2, 4, 3), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3), nn.Flatten(),
-        nn.Linear(12, 3),
-    )  # fmt: skip
-
-
-def batches(steps, seed=1):
-    """Yield inputs and targets; every third batch has ten times larger inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        x = torch.randn(8, 2, 6, generator=generator)
-        y = torch.randint(3, (8,), generator=generator)
-        yield x * (10 if step % 3 == 2 else 1), y
-
-
-def backward(model, optimizer, batch):
-    optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-    loss.backward()
-    return loss
-
-
-def train(model, optimizer, steps, after=lambda: None):
-    """Run the usual training script."""
-    for batch in batches(steps):
-        backward(model, optimizer, batch)
-        optimizer.step()
-        after()
-
-
-def train_by_hand(model, clipper, optimizer, steps, after=lambda: None):
-    clipped = 0
-    for batch in batches(steps):
-        backward(model, optimizer, batch)
-        clipped += clipper.step().clipped.sum().item()
-        optimizer.step()
-        after()
-    assert clipped > 0, "nothing was clipped"
-
-
-def assert_same_weights(one, other):
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    for p, q in pairs:
-        torch.testing.assert_close(p, q, rtol=0, atol=0)
-
-
-def assert_same_state(one, other):
-    """Check that two nested state dicts are equal bit for bit."""
-    if isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            assert_same_state(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for x, y in zip(one, other, strict=True):
-            assert_same_state(x, y)
-    elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    else:
-        assert one == other
-
-
-def assert_same_clipper(one, other):
-    """Check that two clippers have the same history, class and settings."""
-    assert_same_state(one.state_dict(), other.state_dict())
-
+from ..support.torch_optimizers import (
+    CLIPPERS,
+    OPTIMIZERS,
+    assert_same_clipper,
+    assert_same_state,
+    assert_same_weights,
+    backward,
+    batches,
+    network,
+    train,
+    train_by_hand,
+    trained,
+)
 
 # The usual script.
 
@@ -414,139 +317,6 @@ def test_gradients_may_be_unscaled_before_the_step():
     )
 
 
-# Checkpoints.
-
-
-def trained(wrap=CLIPPERS["quantile"], name="Adam", steps=4):
-    model = network()
-    optimizer = wrap(OPTIMIZERS[name](model.parameters()), model)
-    train(model, optimizer, steps)
-    return model, optimizer
-
-
-@every_clipper
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
-def test_a_resumed_run_has_the_same_bits(wrap, name):
-    model, optimizer = trained(wrap, name)
-    file = io.BytesIO()
-    torch.save([model.state_dict(), optimizer.state_dict()], file)
-    resumed = network(seed=9)
-    again = wrap(OPTIMIZERS[name](resumed.parameters()), resumed)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed.load_state_dict(saved[0])
-    again.load_state_dict(saved[1])
-    for run in ((model, optimizer), (resumed, again)):
-        train(*run, steps=4)
-    assert_same_weights(resumed, model)
-    assert_same_state(again.state_dict(), optimizer.state_dict())
-
-
-def as_docs_stacks_shows(model, optimizer):
-    return {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-        "clipper": optimizer.clipper,
-    }
-
-
-@every_clipper
-def test_a_distributed_checkpoint_holds_the_clipper_beside_the_optimizer(
-    wrap, tmp_path
-):
-    """The optimizer's state has only the keys of torch's own optimizers."""
-    model, resumed = network(), network(seed=9)
-    optimizer = wrap(OPTIMIZERS["Adam"](model.parameters()), model)
-    train(model, optimizer, steps=5)
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is "
-        )  # there is one process
-        state = as_docs_stacks_shows(model, optimizer)
-        assert "clipper" not in state["optimizer"]
-        dcp.save(state, checkpoint_id=tmp_path)
-        again = wrap(OPTIMIZERS["Adam"](resumed.parameters()), resumed)
-        state = as_docs_stacks_shows(resumed, again)
-        dcp.load(state, checkpoint_id=tmp_path)
-    set_model_state_dict(resumed, state["model"])
-    set_optimizer_state_dict(resumed, again, state["optimizer"])
-    assert_same_state(again.clipper.state_dict(), optimizer.clipper.state_dict())
-    for run in ((model, optimizer), (resumed, again)):
-        train(*run, steps=4)
-    assert_same_weights(resumed, model)
-    assert_same_state(again.clipper.state_dict(), optimizer.clipper.state_dict())
-
-
-def test_a_checkpoint_of_an_unclipped_optimizer_loads():
-    """The clipper keeps its policy state."""
-    model, optimizer = trained()
-    plain = torch.optim.Adam(network().parameters(), lr=0.5)
-    before = optimizer.clipper.state_dict()
-    optimizer.load_state_dict(plain.state_dict())
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    assert len(optimizer.state) == 0
-    assert_same_state(optimizer.clipper.state_dict(), before)
-    train(model, optimizer, 2)
-
-
-def test_a_checkpoint_loads_into_an_unclipped_optimizer():
-    model, optimizer = trained()
-    plain = torch.optim.Adam(model.parameters(), lr=0.5)
-    plain.load_state_dict(optimizer.state_dict())
-    assert_same_state(plain.state_dict(), optimizer.optimizer.state_dict())
-
-
-def test_its_state_is_the_optimizer_s_and_the_clipper_s():
-    _, optimizer = trained()
-    state = optimizer.state_dict()
-    assert list(state) == ["state", "param_groups", "clipper"]
-    assert_same_state(state.pop("clipper"), optimizer.clipper.state_dict())
-    assert_same_state(state, optimizer.optimizer.state_dict())
-
-
-def of_another_quantile(state):
-    state["clipper"]["policies"][0]["quantile"] = 0.25
-
-
-def of_another_group(state):
-    state["param_groups"].append(copy.deepcopy(state["param_groups"][0]))
-
-
-def of_fewer_parameters(state):
-    state["param_groups"][0]["params"].pop()
-
-
-@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["host", "device"])
-@pytest.mark.parametrize(
-    "spoil", [of_another_quantile, of_another_group, of_fewer_parameters]
-)
-def test_a_failed_load_changes_nothing(spoil, device):
-    """Either the optimizer or the clipper refuses; `metrics` is unchanged, too."""
-    _, source = trained(steps=6)
-    model, optimizer = trained(steps=3)
-    other_model, other = trained(steps=3)
-    for one in (optimizer, other):  # a history on a device is loaded in place
-        one.clipper._policy_states.move_to(device)
-    state = copy.deepcopy(source.state_dict())
-    spoil(state)
-    with pytest.raises(
-        ValueError, match=r"does not fit|doesn't match|different number"
-    ):
-        optimizer.load_state_dict(state)
-    assert_same_state(optimizer.state_dict(), other.state_dict())
-    assert optimizer.clipper.metrics() == other.clipper.metrics()
-    train(model, optimizer, 3)
-    train(other_model, other, 3)
-    assert_same_weights(model, other_model)
-
-
-def test_loading_does_not_change_the_given_state():
-    _, optimizer = trained()
-    state = optimizer.state_dict()
-    optimizer.load_state_dict(state)
-    assert "clipper" in state
-
-
 # Hooks.
 
 
@@ -758,68 +528,6 @@ def test_a_model_gives_names_and_layers():
     assert names == [f"0.weight[{i}]" for i in range(4)] + ["0.bias"] + [
         "2.weight[0]", "2.weight[1]", "2.bias",
     ]  # fmt: skip
-
-
-# Copies.
-
-
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
-)
-@every_clipper
-def test_a_copy_with_its_model_trains_on_the_same(wrap, copied):
-    model, optimizer = trained(wrap, "Adam")
-    twin, same = copied((model, optimizer))
-    assert type(same) is type(optimizer)
-    ours = [p for group in same.param_groups for p in group["params"]]
-    for p, q, original in zip(ours, twin.parameters(), model.parameters(), strict=True):
-        assert p is q, "it still is the model's own parameter"
-        assert p is not original
-    assert_same_clipper(same.clipper, optimizer.clipper)
-    train(model, optimizer, 4)
-    train(twin, same, 4)
-    assert_same_weights(twin, model)
-    assert_same_state(same.state_dict(), optimizer.state_dict())
-
-
-def test_a_copy_is_a_copy():
-    """Training the original does not change the copy."""
-    model, optimizer = trained()
-    twin, same = copy.deepcopy((model, optimizer))
-    weights = [p.detach().clone() for p in twin.parameters()]
-    state = copy.deepcopy(same.state_dict())
-    train(model, optimizer, 3)
-    for p, before in zip(twin.parameters(), weights, strict=True):
-        assert torch.equal(p, before)
-    assert_same_state(same.state_dict(), state)
-
-
-def test_a_pickle_may_name_the_class_in_optim():
-    """As pickles do that were made before it moved to a private folder."""
-    assert optim.ClippedOptimizer is ClippedOptimizer
-    _, optimizer = trained()
-    module = ClippedOptimizer.__module__.encode()
-    pickled = pickle.dumps(optimizer, protocol=0)
-    assert pickled.count(module) == 1
-    same = pickle.loads(pickled.replace(module, b"autoclip_torch.optim"))
-    assert type(same) is ClippedOptimizer
-    assert_same_clipper(same.clipper, optimizer.clipper)
-
-
-def test_a_copy_of_what_a_scheduler_drives():
-    """A scheduler replaces `step` on the object it drives; the copy has its own."""
-    model = network()
-    optimizer = NormClip.as_optimizer(
-        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
-    )
-    scheduler = lr_scheduler.StepLR(optimizer, 2)
-    train(model, optimizer, 3, scheduler.step)
-    twin, same = pickle.loads(pickle.dumps((model, optimizer)))
-    weights = [p.detach().clone() for p in model.parameters()]
-    train(twin, same, 2)
-    assert not torch.equal(twin[0].weight, weights[0])
-    for p, before in zip(model.parameters(), weights, strict=True):
-        assert torch.equal(p, before)
 
 
 # Averages, and other features of torch.
