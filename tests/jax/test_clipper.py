@@ -1,5 +1,7 @@
 """The optax transformations: golden traces, numeric rules, chains, skipped steps."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,23 +46,35 @@ def strict():
         yield
 
 
-def through_optax(policy, series):
-    """Each norm of a step is a leaf of one element; the step is jitted."""
+MOST_ROWS = 11
+"""The number of rows of every compilation; the last rows may be unused."""
+
+
+@lru_cache(1)  # all traces of a policy use one compilation
+def compiled(policy):
+    """A transformation, and its step on leaves of one element."""
     tx = clip_by_policy(policy)
-    rows = series.norms.shape[1]
-    state = tx.init([jnp.zeros(1)] * rows)
 
     @jax.jit
     def step(norms, param_norms, state):
-        leaves = [norms[row : row + 1] for row in range(rows)]
-        params = [param_norms[row : row + 1] for row in range(rows)]
+        leaves, params = jnp.split(norms, MOST_ROWS), jnp.split(param_norms, MOST_ROWS)
         return tx.update(leaves, state, params)[1]
 
+    return tx, step
+
+
+def through_optax(policy, series):
+    """Each norm of a step is a leaf of one element; the step is jitted."""
+    tx, step = compiled(policy)
+    rows = series.norms.shape[1]
+    unused = [(0, 0), (0, MOST_ROWS - rows)]
+    norms, param_norms = (np.pad(x, unused) for x in (series.norms, series.param_norms))
+    state = tx.init([jnp.zeros(1)] * MOST_ROWS)
     thresholds, scales = [], []
-    for norms, param_norms in zip(series.norms, series.param_norms, strict=True):
-        state = step(norms, param_norms, state)
-        thresholds.append(np.asarray(state.clip_threshold))
-        scales.append(np.asarray(state.clip_scale))
+    for inputs in zip(norms, param_norms, strict=True):
+        state = step(*inputs, state)
+        thresholds.append(np.asarray(state.clip_threshold)[:rows])
+        scales.append(np.asarray(state.clip_scale)[:rows])
     return np.stack(thresholds), np.stack(scales)
 
 
