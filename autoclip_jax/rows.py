@@ -155,7 +155,7 @@ def choose_scope(
         check_flag("global_clipping", global_clipping)
         if scope is not None and global_clipping != (scope == "global"):
             rule = f"in agreement with scope={scope!r}"
-            way_out = "global_clipping is the older spelling of scope; give scope alone"
+            way_out = "global_clipping is the older spelling of scope; pass only scope"
             raise ValueError(
                 format_error("global_clipping", rule, global_clipping, way_out)
             )

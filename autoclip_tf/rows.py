@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoclip_core.clipper.patterns import Pattern, check_names
+from autoclip_core.clipper.patterns import Pattern, check_patterns_match
 from autoclip_core.clipper.units import Units, unit_count
 
 from .layouts import UnitsOf, matches_path, path_of
@@ -42,7 +42,7 @@ class Rows:
     ) -> None:
         """Assign rows to the variables."""
         named = [(path_of(variable), variable) for variable in variables]
-        check_names(exclude, named, matches_path, "give every variable a name")
+        check_patterns_match(exclude, named, matches_path, "give every variable a name")
         self.names: list[str] = ["global"] if scope == "global" else []
         self._rows_by_id: dict[int, ParameterRows | None] = {}
         self._variables = list(variables)  # an id is unique only while its object lives

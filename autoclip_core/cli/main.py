@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autoclip_core import __version__
 from autoclip_core.files.read import Series, read_series, read_table, table_to_series
 from autoclip_core.log.clip_log import ClipLog
 from autoclip_core.log.csv_jsonl import find_run_line, table_to_steps, write_csv
@@ -19,11 +20,11 @@ from autoclip_core.planning.replay import Replay, as_series, replay
 from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
 
-from .policy_options import add_options, candidates, make_policy, refuse_options
+from .policy_options import add_options, make_policies, make_policy, refuse_options
 from .progress import progress_bar
 
 BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
-"""What a wrong file or option raises; anything else is a fault of ours."""
+"""What a wrong file or option raises; any other exception is a bug."""
 
 EXAMPLES = """examples:
   autoclip suggest norms.csv
@@ -31,16 +32,16 @@ EXAMPLES = """examples:
   autoclip replay norms.csv --compare --plot policies.png
   autoclip report run.jsonl -o report.html
 
-FILE is CSV, JSON lines or .npy; "-" is stdin. Without --column the norms are in the
-only column besides step, epoch and time, else in the only one named like a norm.
-NaN and infinity are non-finite steps, empty cells are left out.
+FILE is CSV, JSON lines or .npy; "-" is stdin. Without --column, the norms are in the
+only column except step, epoch and time, or else in the only column whose name contains
+"norm". NaN and infinity are non-finite steps; empty cells are skipped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 2 for bad input.
 
-    >>> main(["suggest", "no such file.csv"])  # and a line on stderr
+    >>> main(["suggest", "no such file.csv"])  # prints one line to stderr
     2
     """
     where = ""
@@ -52,29 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read us has gone, and so must what is still buffered.
+        # The reader closed the pipe: discard the output that is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
     except BAD_INPUT as error:
         if isinstance(error, OSError) and error.filename:
-            where = f"{error.filename}: "  # perhaps what was to be written
+            where = f"{error.filename}: "  # it may be an output file
         print(f"autoclip: {where}{one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong, on one line."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return " ".join((said or str(error) or type(error).__name__).split())
+    """Return the text of an error on one line."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return " ".join((text or str(error) or type(error).__name__).split())
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that prints an error on one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is, and exit with 2."""
+        """Print the error and the help command, and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -82,31 +83,35 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the three commands."""
     shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(prog="autoclip", description=__doc__, epilog=EXAMPLES, **shape)
+    version = f"%(prog)s {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    about = "put a logged series of norms through a policy, or through all of them"
+    about = "apply a policy, or all policies, to a logged series of norms"
     command = commands.add_parser("replay", help=about, description=about, **shape)
     command.set_defaults(run=run_replay)
     add_input(command)
     add_until(command)
     command.add_argument(
-        "--compare", action="store_true", help="all policies, in a table"
+        "--compare", action="store_true", help="compare all policies in a table"
     )
     command.add_argument("--plot", metavar="PICTURE", help="where to save a picture")
     command.add_argument(
-        "--output", metavar="CSV", help="where to save threshold and scale of each step"
+        "--output",
+        metavar="CSV",
+        help="where to save the threshold and scale of each step",
     )
-    command.add_argument("--json", action="store_true", help="for machines")
+    command.add_argument("--json", action="store_true", help="print JSON")
     add_options(command)
 
-    about = "statistics of the norms, a threshold to start with, and the reasons"
+    about = "print statistics of the norms and a suggested threshold with reasons"
     command = commands.add_parser("suggest", help=about, description=about, **shape)
     command.set_defaults(run=run_suggest)
     add_input(command)
     add_until(command)
-    command.add_argument("--json", action="store_true", help="for machines")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
-    about = "one page about a run, from the file that ClipLog.to_jsonl wrote"
+    about = "write one HTML page about a run, from the file that ClipLog.to_jsonl wrote"
     command = commands.add_parser("report", help=about, description=about, **shape)
     command.set_defaults(run=run_report)
     add_input(command)
@@ -118,32 +123,32 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_input(command: argparse.ArgumentParser) -> None:
-    """Add the file and its column."""
+    """Add the arguments FILE and --column."""
     command.add_argument("file", metavar="FILE", help='CSV, JSON lines, .npy or "-"')
     command.add_argument("--column", metavar="NAME", help="the column of the norms")
 
 
 def add_until(command: argparse.ArgumentParser) -> None:
-    """Add where to stop reading."""
-    about = "only the first N steps, such as those before a run diverged"
-    command.add_argument("--until", metavar="N", type=count, help=about)
+    """Add the option --until."""
+    about = "read only the first N steps, such as those before a run diverged"
+    command.add_argument("--until", metavar="N", type=parse_count, help=about)
 
 
-def count(text: str) -> int:
-    """Return a number of steps, which is at least 1."""
+def parse_count(text: str) -> int:
+    """Return a number of steps, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
     return int(text)
 
 
 def read_steps(options: argparse.Namespace) -> Series:
-    """Return the norms that the options name."""
+    """Return the norms that the options select."""
     series = read_series(options.file, options.column)
     return series._replace(norms=series.norms[: options.until])
 
 
 def run_replay(options: argparse.Namespace) -> None:
-    """Replay one policy, or compare them all."""
+    """Replay one policy, or compare all policies."""
     if options.compare:
         return run_compare(options)
     series = read_steps(options)
@@ -154,7 +159,7 @@ def run_replay(options: argparse.Namespace) -> None:
     if options.output:
         write_csv(options.output, replay_to_steps(report))
     if options.json:
-        print_json({"column": series.column, **figures(report)})
+        print_json({"column": series.column, **report_to_dict(report)})
     else:
         print(f"column            {series.column}\n{report}")
     return None
@@ -163,24 +168,24 @@ def run_replay(options: argparse.Namespace) -> None:
 def run_compare(options: argparse.Namespace) -> None:
     """Replay every policy and print a table."""
     if options.output:
-        raise ValueError("--output is the steps of one policy; leave out --compare")
+        raise ValueError("--output saves the steps of one policy; leave out --compare")
     refuse_options(options)
     series = read_steps(options)
     norms = as_series(series.norms)
     reports = {
         name: replay(norms, policy, progress=progress_bar(name))
-        for name, policy in candidates(norms).items()
+        for name, policy in make_policies(norms).items()
     }
     if options.plot:
         draw_comparison(reports, options.plot)
     if options.json:
-        rows = [{"name": name, **figures(r)} for name, r in reports.items()]
+        rows = [{"name": name, **report_to_dict(r)} for name, r in reports.items()]
         print_json({"column": series.column, "policies": rows})
     else:
-        print(as_table(series, reports))
+        print(format_table(series, reports))
 
 
-def as_table(series: Series, reports: dict[str, Replay]) -> str:
+def format_table(series: Series, reports: dict[str, Replay]) -> str:
     """Return the comparison as an aligned table."""
     first = next(iter(reports.values()))
     header = ["policy", "clip rate", "median threshold", "mean scale", "spikes caught"]
@@ -204,33 +209,35 @@ def as_table(series: Series, reports: dict[str, Replay]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     steps = f"{len(first.norms)} steps ({first.nonfinite} non-finite)"
-    told = f"column {series.column}: {steps}"
+    title = f"column {series.column}: {steps}"
     if first.shift:
-        told += f", level x{first.shift.ratio:.3g} at step {first.shift.step}"
-    return "\n".join([told, "", *lines])
+        title += f", level x{first.shift.ratio:.3g} at step {first.shift.step}"
+    return "\n".join([title, "", *lines])
 
 
 def run_suggest(options: argparse.Namespace) -> None:
-    """Print statistics and a threshold."""
+    """Print statistics and a suggested threshold."""
     series = read_steps(options)
-    found = suggest_threshold(series.norms)
+    suggestion = suggest_threshold(series.norms)
     if options.json:
-        plain = dict(vars(found), policy=repr(found.policy).partition("  #")[0])
-        print_json({"column": series.column, **plain})
+        fields = dict(
+            vars(suggestion), policy=repr(suggestion.policy).partition("  #")[0]
+        )
+        print_json({"column": series.column, **fields})
     else:
-        print(f"column        {series.column}\n{found}")
+        print(f"column        {series.column}\n{suggestion}")
 
 
 def run_report(options: argparse.Namespace) -> None:
-    """Write the page."""
-    write_report(log_of(options), options.output, options.title)
+    """Write the HTML page."""
+    write_report(read_log(options), options.output, options.title)
     print(f"{options.output}: {Path(options.output).stat().st_size // 1000} kB")
 
 
-def log_of(options: argparse.Namespace) -> ClipLog:
-    """Return the log in a file; a mere series of norms goes through the default policy.
+def read_log(options: argparse.Namespace) -> ClipLog:
+    """Return the log in a file; a series of norms is replayed with the default policy.
 
-    A policy has to be at work for the page to say anything, and the page says which.
+    The page needs thresholds, and its settings name the policy that set them.
     """
     table, other_lines = read_table(options.file)
     names = {name.removeprefix("clip/") for name in table}
@@ -241,12 +248,13 @@ def log_of(options: argparse.Namespace) -> ClipLog:
     policy = Quantile(0.9)
     series = table_to_series(table, options.column)
     report = replay(as_series(series.norms), policy, progress=progress_bar("replay"))
-    told = {"policy": str(policy), "norms": f"column {series.column} of {options.file}"}
-    return ClipLog.from_steps(replay_to_steps(report), {"settings": told})
+    source = f"column {series.column} of {options.file}"
+    settings = {"policy": str(policy), "norms": source}
+    return ClipLog.from_steps(replay_to_steps(report), {"settings": settings})
 
 
-def figures(report: Replay) -> dict[str, Any]:
-    """Return the numbers of a replay, for machines."""
+def report_to_dict(report: Replay) -> dict[str, Any]:
+    """Return the numbers of a replay for JSON."""
     shift = report.shift
     return {
         "policy": repr(report.policy).partition("  #")[0],
@@ -264,15 +272,15 @@ def figures(report: Replay) -> dict[str, Any]:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON; what is not finite is null, because JSON has no such number."""
-    print(json.dumps(without_nonfinite(value), indent=2))
+    """Print JSON with null for NaN and infinity, which JSON does not have."""
+    print(json.dumps(replace_nonfinite(value), indent=2))
 
 
-def without_nonfinite(value: Any) -> Any:
-    """Return plain Python with null for NaN and infinity."""
+def replace_nonfinite(value: Any) -> Any:
+    """Return a value with None in place of NaN and infinity."""
     if isinstance(value, dict):
-        return {name: without_nonfinite(item) for name, item in value.items()}
+        return {name: replace_nonfinite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nonfinite(item) for item in value]
-    lost = isinstance(value, float) and not math.isfinite(value)
-    return None if lost else value
+        return [replace_nonfinite(item) for item in value]
+    is_nonfinite = isinstance(value, float) and not math.isfinite(value)
+    return None if is_nonfinite else value

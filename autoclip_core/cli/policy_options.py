@@ -1,4 +1,4 @@
-"""Policies by name, with an option for each argument that one of them takes."""
+"""The policies of the command line by name, and an option for each argument."""
 
 import argparse
 import inspect
@@ -24,30 +24,30 @@ POLICIES: Mapping[str, type[Policy]] = {
     "ema-ratio": EmaRatio,
     "fixed": Fixed,
 }
-"""Those that need nothing but the norms."""
+"""The policies that need only the norms."""
 
-AROUND = ("warmup_steps", "warmup_threshold", "min_threshold", "max_threshold")
-"""What may go around any of them."""
+BOUNDS = ("warmup_steps", "warmup_threshold", "min_threshold", "max_threshold")
+"""The options that apply to every policy."""
 
 HELP = {
     "quantile": "the quantile of past norms, 0 to 1 (0.9 clips 10 %%)",
-    "history_length": "steps that are remembered, or none for all",
-    "include_current": "whether the current norm is in the window that limits it",
-    "rate": "the step of the logarithm of a streaming quantile",
+    "history_length": "steps in the history, or none for all steps",
+    "include_current": "whether the window includes the current norm",
+    "rate": "the step size of streaming-quantile, in the logarithm of the norm",
     "deviations": "standard deviations above the mean",
-    "log": "whether to take mean and deviation of the logarithms",
+    "log": "whether to use the mean and deviation of the logarithms",
     "ddof": "the deviation divides by n - ddof",
     "z": "deviations above the moving average",
-    "alpha": "the memory of zscore, 0 to 1",
+    "alpha": "the decay of the averages of zscore, 0 to 1",
     "target": "zscore: reciprocal, mean or threshold",
     "record": "zscore: winsorized, applied, raw or none",
-    "ratio": "the threshold over the moving average, above 1",
-    "beta": "the memory of ema-ratio, 0 to 1",
+    "ratio": "threshold / moving average, above 1",
+    "beta": "the decay of the average of ema-ratio, 0 to 1",
     "max_norm": "the constant threshold of fixed",
-    "warmup_steps": "norms before the policy takes over",
-    "warmup_threshold": "the threshold until then",
-    "min_threshold": "the threshold is never below",
-    "max_threshold": "the threshold is never above",
+    "warmup_steps": "norms that each row records before the policy sets the threshold",
+    "warmup_threshold": "the threshold during the warm-up",
+    "min_threshold": "the minimum of the threshold",
+    "max_threshold": "the maximum of the threshold",
 }
 
 
@@ -58,42 +58,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default="quantile",
-        help="which one (default: quantile, of 0.9)",
+        help="the policy (default: quantile, with quantile 0.9)",
     )
     for name, meaning in HELP.items():
         option = "--" + name.replace("_", "-")
-        takers = [key for key, policy in POLICIES.items() if name in parameters(policy)]
-        of = f" [{', '.join(takers)}]" if takers and name not in AROUND else ""
+        policies = [
+            key for key, policy in POLICIES.items() if name in argument_names(policy)
+        ]
+        note = f" [{', '.join(policies)}]" if policies and name not in BOUNDS else ""
         if name in ("log", "include_current"):
             group.add_argument(
-                option, action=argparse.BooleanOptionalAction, help=meaning + of
+                option, action=argparse.BooleanOptionalAction, help=meaning + note
             )
         else:
             kind = KINDS.get(name, float)
             metavar = name.rpartition("_")[2].upper()
-            group.add_argument(option, type=kind, metavar=metavar, help=meaning + of)
+            group.add_argument(option, type=kind, metavar=metavar, help=meaning + note)
 
 
-def as_length(text: str) -> int | None:
-    """Return a number of steps; "none" is all of them."""
+def parse_length(text: str) -> int | None:
+    """Return a number of steps; "none" means all steps."""
     return ALL if text.lower() == "none" else int(text)
 
 
 ALL: Any = object()
-"""`--history-length none`, which is not the same as no option."""
+"""The value of `--history-length none`; without the option the value is None."""
 
 KINDS: Mapping[str, Any] = {
-    "history_length": as_length,
+    "history_length": parse_length,
     "ddof": int,
     "warmup_steps": int,
     "target": str,
     "record": str,
 }
-as_length.__name__ = "number of steps"  # argparse: "invalid number of steps value"
+parse_length.__name__ = "number of steps"  # argparse: "invalid number of steps value"
 
 
-def parameters(policy: type[Policy]) -> list[str]:
-    """Return the arguments of a policy."""
+def argument_names(policy: type[Policy]) -> list[str]:
+    """Return the names of a policy's arguments."""
     return [name for name in inspect.signature(policy).parameters if name != "_"]
 
 
@@ -101,22 +103,23 @@ def make_policy(options: argparse.Namespace) -> Policy:
     """Return the policy that the options describe.
 
     Raises:
-      ValueError: an option is out of its range, missing, or not one of the policy's.
+      ValueError: an option is out of its range, missing, or does not belong to the
+        policy.
     """
     kind = POLICIES[options.policy]
-    own = parameters(kind)
+    names = argument_names(kind)
     given: dict[str, Any] = {
         name: None if value is ALL else value
         for name in HELP
         if (value := getattr(options, name)) is not None
     }
-    around = {name: given.pop(name) for name in AROUND if name in given.keys() - own}
+    bounds = {name: given.pop(name) for name in BOUNDS if name in given.keys() - names}
     for name in given:
-        if name not in own:
-            takes = ", ".join("--" + name.replace("_", "-") for name in own)
-            wrong = "--" + name.replace("_", "-")
+        if name not in names:
+            takes = ", ".join("--" + name.replace("_", "-") for name in names)
+            option = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{wrong} is no option of --policy {options.policy}, which takes "
+                f"{option} is no option of --policy {options.policy}, which takes "
                 f"{takes}"
             )
     if options.policy == "fixed" and not given:
@@ -124,31 +127,31 @@ def make_policy(options: argparse.Namespace) -> Policy:
             "--policy fixed needs --max-norm; `autoclip suggest` finds one"
         )
     policy = kind(**given)
-    bounds = PolicyBounds(
-        around.get("warmup_steps", 0),
-        around.get("warmup_threshold"),
-        around.get("min_threshold"),
-        around.get("max_threshold"),
+    wrapper = PolicyBounds(
+        bounds.get("warmup_steps", 0),
+        bounds.get("warmup_threshold"),
+        bounds.get("min_threshold"),
+        bounds.get("max_threshold"),
     )
-    return bounds.apply(policy)
+    return wrapper.apply(policy)
 
 
 def refuse_options(options: argparse.Namespace) -> None:
-    """Refuse the options of a policy where all policies are compared.
+    """Check that no option of a single policy is given with --compare.
 
     Raises:
-      ValueError: there is one.
+      ValueError: such an option is given.
     """
     for name in HELP:
         if getattr(options, name) is not None:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} is for one policy; leave it or --compare out")
+            raise ValueError(f"{option} is for one policy; leave out it or --compare")
 
 
-def candidates(norms: Any) -> dict[str, Policy]:
-    """Return the policies to compare, by a short name; `Fixed` is at the p90."""
-    known = np.asarray(norms, np.float64)
-    known = known[np.isfinite(known) & (known > 0)]
+def make_policies(norms: Any) -> dict[str, Policy]:
+    """Return the policies to compare by a short name; `Fixed` is at the p90 norm."""
+    finite = np.asarray(norms, np.float64)
+    finite = finite[np.isfinite(finite) & (finite > 0)]
     policies: dict[str, Policy] = {
         "quantile 0.9": Quantile(0.9),
         "quantile 0.5": Quantile(0.5),
@@ -159,7 +162,7 @@ def candidates(norms: Any) -> dict[str, Policy]:
         "ema-ratio 1.05": EmaRatio(1.05),
         "ema-ratio 2": EmaRatio(2.0),
     }
-    if known.size:
-        p90 = float(2 * np.quantile(known / 2, 0.9))
+    if finite.size:
+        p90 = float(2 * np.quantile(finite / 2, 0.9))
         policies[f"fixed {p90:.3g}"] = Fixed(p90)
     return policies

@@ -1,4 +1,4 @@
-"""How far a loop is, on one line of a terminal; nothing where there is no terminal."""
+"""A progress bar on one line of the terminal; without a terminal there is none."""
 
 import sys
 import time
@@ -7,33 +7,33 @@ from typing import Any
 
 from autoclip_core.planning.replay import Progress
 
-EVERY = 0.1
-"""Seconds between two updates."""
+UPDATE_SECONDS = 0.1
+"""Seconds between two updates of the bar."""
 
 WIDTH = 30
-"""Characters of the bar."""
+"""Width of the bar in characters."""
 
 
 def progress_bar(label: str) -> Progress | None:
-    """Return what to wrap around a loop, or None where stderr is no terminal."""
+    """Return a function that wraps a loop, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return None
 
     def wrap(items: Iterable[Any]) -> Iterator[Any]:
         total = len(items)  # type: ignore[arg-type]
-        shown = time.monotonic()
-        for done, item in enumerate(items):
+        last_update = time.monotonic()
+        for done, item in enumerate(items, start=1):
             yield item
-            if time.monotonic() - shown >= EVERY:
-                shown = time.monotonic()
-                show(label, (done + 1) / total)
+            if time.monotonic() - last_update >= UPDATE_SECONDS:
+                last_update = time.monotonic()
+                show_bar(label, done / total)
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     return wrap
 
 
-def show(label: str, part: float) -> None:
-    """Write the bar over the line."""
-    full = "#" * round(WIDTH * part)
-    line = f"\r{label:24.24} [{full:{WIDTH}}] {100 * part:3.0f} %"
+def show_bar(label: str, part: float) -> None:
+    """Write the bar over the current line; `part` is in [0, 1]."""
+    bar = "#" * round(WIDTH * part)
+    line = f"\r{label:24.24} [{bar:{WIDTH}}] {100 * part:3.0f} %"
     print(line, end="", file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
-"""What a clipper is in every framework: settings, units, metrics, state files.
+"""What is the same for a clipper in every framework: settings, units, metrics.
 
-It imports the policies and what lies below them. Read `settings.py` first; the adapters
-import these modules.
+It imports the policies and the folders below them; the adapters import its modules.
+Read `settings.py` first.
 """

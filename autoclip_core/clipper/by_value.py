@@ -1,4 +1,4 @@
-"""What clipping each element did to the norms of the rows; no policy takes part."""
+"""The decision of clipping by value, which limits each element without a policy."""
 
 from typing import Any
 
@@ -18,19 +18,19 @@ def decide_by_value(
     nonfinite: str = "zero",
     xp: Any = np,
 ) -> Decision:
-    """Return the decision that describes what clamping the elements does.
+    """Return the decision that describes the effect of clamping the elements.
 
     Args:
-      norms: each row's norm before, shape (rows,).
-      after: its norm after.
-      changed: whether any element of it changes.
+      norms: each row's norm before clamping, shape (rows,).
+      after: each row's norm after clamping.
+      changed: whether any element of the row changes.
       thresholds: the largest magnitude that an element may have.
       observed: which rows have a gradient.
       nonfinite: as in `decide`.
       xp: the array namespace.
 
-    >>> one, yes = np.float32([5.0]), np.array([True])
-    >>> decide_by_value(one, one / 2, yes, thresholds=one, observed=yes).scale
+    >>> norm, true = np.float32([5.0]), np.array([True])
+    >>> decide_by_value(norm, norm / 2, true, thresholds=norm, observed=true).scale
     array([0.5], dtype=float32)
     """
     norms, after = as_norms(norms, xp), as_norms(after, xp)

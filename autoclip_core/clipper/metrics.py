@@ -1,4 +1,4 @@
-"""What to log of a step and of the run so far, under the same names everywhere."""
+"""The metrics of a step and of the run, with the same names in every framework."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from autoclip_core.scale import Array
 
 
 class Tally(NamedTuple):
-    """What a run counted; per row, so that no counter outgrows 32 bits."""
+    """The counts of a run. Rows are counted separately, so that 32 bits are enough."""
 
     steps: Array
-    """Shape (): steps taken."""
+    """Shape (): the number of steps."""
     observed: Array
     """Shape (rows,): steps in which the row had a gradient."""
     clipped: Array
-    """Shape (rows,): steps in which it was clipped."""
+    """Shape (rows,): steps in which the row was clipped."""
     nonfinite: Array
     """Shape (): steps in which any row was not finite."""
     skipped: Array
-    """Shape (): updates that were cancelled."""
+    """Shape (): updates that were skipped."""
     skipped_in_a_row: Array
-    """Shape (): updates cancelled since the last one that was not."""
+    """Shape (): updates skipped since the last update that was not skipped."""
 
     def find_problem(self) -> str:
         """Return what is wrong with counts that were read from somewhere, or ""."""
@@ -46,7 +46,7 @@ class Tally(NamedTuple):
 
 
 def empty_tally(rows: int, xp: Any = np) -> Tally:
-    """Return the tally of a run that has not begun."""
+    """Return the tally before the first step."""
     shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
 
@@ -54,15 +54,15 @@ def empty_tally(rows: int, xp: Any = np) -> Tally:
 def count_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
     """Return the tally after one more step."""
 
-    def one(flags: Array) -> Array:
+    def as_count(flags: Array) -> Array:
         return xp.asarray(flags, dtype=xp.int32)
 
-    nonfinite = one(xp.any(~decision.finite))
-    skipped = one(xp.any(decision.skipped))
+    nonfinite = as_count(xp.any(~decision.finite))
+    skipped = as_count(xp.any(decision.skipped))
     return Tally(
         tally.steps + 1,
-        tally.observed + one(was_observed(decision)),
-        tally.clipped + one(decision.clipped),
+        tally.observed + as_count(was_observed(decision)),
+        tally.clipped + as_count(decision.clipped),
         tally.nonfinite + nonfinite,
         tally.skipped + skipped,
         (tally.skipped_in_a_row + 1) * skipped,
@@ -70,49 +70,51 @@ def count_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
 
 
 def was_observed(decision: Decision) -> Array:
-    """Return which rows had a gradient: the norm of the others is NaN, yet finite."""
+    """Return which rows had a gradient; the others have norm NaN and finite True."""
     is_number = decision.norm == decision.norm
     return is_number | ~decision.finite
 
 
 def compute_metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
-    """Return what to log, each a number.
+    """Return the metrics of the last step and of the run, each a number.
 
     | name                  | over several rows                                       |
     |-----------------------|---------------------------------------------------------|
     | clip/norm             | root of the sum of squares of the finite observed norms |
-    | clip/threshold        | the median of the finite thresholds, +inf without any   |
+    | clip/threshold        | the median of the finite thresholds, else +inf          |
     | clip/norm_after       | as clip/norm, after scaling                             |
     | clip/scale            | norm after / norm before; 1 for a norm of 0             |
     | clip/clipped          | fraction of the observed rows that were clipped         |
-    | clip/clip_rate        | the same over the run                                   |
+    | clip/clip_rate        | the same fraction over the run                          |
     | clip/nonfinite_total  | steps with any row that was not finite                  |
-    | clip/skipped_total    | updates that were cancelled                             |
+    | clip/skipped_total    | updates that were skipped                               |
     | clip/steps            | steps                                                   |
 
     Args:
       decision: the last decision.
-      tally: the counts of the run, that decision included.
-      xp: the array namespace; beside the verbs of a policy it needs `sort`.
+      tally: the counts of the run, including this decision.
+      xp: the array namespace, as in `decide`; it must also have `sort`.
     """
     observed = was_observed(decision)
-    known = observed & decision.finite
-    norms = xp.where(known, decision.norm, 0.0)
+    measured = observed & decision.finite
+    norms = xp.where(measured, decision.norm, 0.0)
     after = norms * decision.scale
-    # Rows that are not finite are counted apart; where there is no other row, the norm
-    # of the step is not a number.
-    lost = xp.any(~decision.finite) & ~xp.any(known)
-    norm = xp.where(lost, float("nan"), _root_of_squares(norms, xp))
-    norm_after = xp.where(lost, float("nan"), _root_of_squares(after, xp))
-    still = norm == 0
-    scale = xp.where(still, 1.0, norm_after) / xp.where(still, 1.0, norm)
+    # Rows that are not finite are left out of the norm. If no other row was observed,
+    # the norm is NaN.
+    has_no_norm = xp.any(~decision.finite) & ~xp.any(measured)
+    norm = xp.where(has_no_norm, float("nan"), _root_sum_squares(norms, xp))
+    norm_after = xp.where(has_no_norm, float("nan"), _root_sum_squares(after, xp))
+    is_zero = norm == 0
+    scale = xp.where(is_zero, 1.0, norm_after) / xp.where(is_zero, 1.0, norm)
     return {
         "clip/norm": norm,
         "clip/threshold": _median(decision.threshold, xp),
         "clip/scale": scale,
         "clip/norm_after": norm_after,
-        "clip/clipped": _fraction(decision.clipped, observed, xp),
-        "clip/clip_rate": _share(tally.clipped, tally.observed, xp),
+        "clip/clipped": _fraction(
+            xp.where(decision.clipped, 1, 0), xp.where(observed, 1, 0), xp
+        ),
+        "clip/clip_rate": _fraction(tally.clipped, tally.observed, xp),
         "clip/nonfinite_total": tally.nonfinite,
         "clip/skipped_total": tally.skipped,
         "clip/steps": tally.steps,
@@ -139,7 +141,7 @@ def compute_row_metrics(
     }
 
 
-def _root_of_squares(norms: Array, xp: Any) -> Array:
+def _root_sum_squares(norms: Array, xp: Any) -> Array:
     """Return sqrt(sum(n^2)) of finite norms; no square overflows."""
     if norms.shape[0] == 0:
         return xp.zeros((), dtype=xp.float32)
@@ -149,21 +151,18 @@ def _root_of_squares(norms: Array, xp: Any) -> Array:
 
 
 def _median(thresholds: Array, xp: Any) -> Array:
-    """Return the median of the finite ones, +inf where there is none."""
+    """Return the median of the finite thresholds; +inf if there are none."""
     if thresholds.shape[0] == 0:
         return xp.full((), float("inf"), dtype=xp.float32)
     finite = xp.isfinite(thresholds)
     ordered = xp.sort(xp.where(finite, thresholds, float("inf")))
     count = xp.sum(xp.where(finite, 1, 0))
     below = xp.where(count > 0, count - 1, count) // 2
-    low, high = (xp.take(ordered, place, axis=0) for place in (below, count // 2))
+    low, high = (xp.take(ordered, index, axis=0) for index in (below, count // 2))
     return 0.5 * low + 0.5 * high
 
 
-def _fraction(some: Array, among: Array, xp: Any) -> Array:
-    return _share(xp.where(some, 1, 0), xp.where(among, 1, 0), xp)
-
-
-def _share(part: Array, of: Array, xp: Any) -> Array:
-    total = xp.sum(of)
+def _fraction(part: Array, counts: Array, xp: Any) -> Array:
+    """Return sum(part) / sum(counts); 0 if the sum of the counts is 0."""
+    total = xp.sum(counts)
     return xp.sum(part) / xp.where(total > 0, total, 1)

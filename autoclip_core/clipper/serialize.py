@@ -1,4 +1,4 @@
-"""A policy as plain Python, for checkpoints and configurations."""
+"""Converts a policy to plain Python and back, for checkpoints and configurations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -9,43 +9,43 @@ from autoclip_core.policy import Policy, get_arguments
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
-    """Return a policy as its type's name and its arguments.
+    """Return a policy as a dict of its type's name and its arguments.
 
     >>> from autoclip_core import Cap, Fixed
     >>> policy_to_dict(Cap(Fixed(2.0), max_norm=1.0))
     {'type': 'Cap', 'policy': {'type': 'Fixed', 'max_norm': 2.0}, 'max_norm': 1.0}
     """
-    plain: dict[str, Any] = {"type": type(policy).__name__}
+    saved: dict[str, Any] = {"type": type(policy).__name__}
     for name, value in get_arguments(policy).items():
-        plain[name] = policy_to_dict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-    return plain
+        saved[name] = policy_to_dict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+    return saved
 
 
 def policy_from_dict(
-    plain: Mapping[str, Any], find: Callable[[str], Any | None]
+    saved: Mapping[str, Any], find: Callable[[str], Any | None]
 ) -> Policy:
-    """Return the policy that `policy_to_dict` described.
+    """Return the policy whose dict `policy_to_dict` returned.
 
     Args:
-      plain: the description.
-      find: from the name of a type to the type, or to None where there is none.
+      saved: the dict.
+      find: returns the type with a given name, or None if there is none.
 
     Raises:
-      ValueError: there is no such type.
+      ValueError: there is no type with the saved name.
 
     >>> from autoclip_core import Fixed
     >>> policy_from_dict({"type": "Fixed", "max_norm": 2.0}, {"Fixed": Fixed}.get)
     Fixed(max_norm=2.0)
     """
-    given = {
+    arguments = {
         name: policy_from_dict(value, find) if isinstance(value, Mapping) else value
-        for name, value in plain.items()
+        for name, value in saved.items()
         if name != "type"
     }
-    kind = find(plain["type"])
+    kind = find(saved["type"])
     if kind is None:
         rule = "the name of a policy"
-        way_out = "register a policy of your own under its name first"
-        raise ValueError(format_error("type", rule, plain["type"], way_out))
-    policy: Policy = kind(**given)
+        way_out = "register your own policy under its name first"
+        raise ValueError(format_error("type", rule, saved["type"], way_out))
+    policy: Policy = kind(**arguments)
     return policy

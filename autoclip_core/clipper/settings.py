@@ -1,4 +1,4 @@
-"""What every clipper's keywords mean, whatever the framework: scope and bounds."""
+"""The keywords that every clipper accepts: scope, warm-up and bounds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,30 +19,30 @@ SCOPES = ("parameter", "group", "global", "unit")
 
 
 def check_keywords(owner: str, given: Iterable[str], allowed: Any) -> None:
-    """Refuse a keyword that means nothing here, in the name of what was called.
+    """Check that a clipper accepts each keyword.
 
     Args:
-      owner: what the caller called, such as a clipper's class.
-      given: the keywords.
-      allowed: the TypedDict of those that may be given.
+      owner: the name of the class or function that was called.
+      given: the keywords that were passed.
+      allowed: the TypedDict of the accepted keywords.
 
     Raises:
-      TypeError: one is not among them.
+      TypeError: a keyword is not accepted.
     """
     known = sorted(allowed.__optional_keys__)
     for name in given:
         if name not in known:
             raise TypeError(
-                f"{name} is no argument of {owner}: beside its own it has "
-                f"{', '.join(known)}"
+                f"{name} is no argument of {owner}; in addition to its own arguments "
+                f"it takes {', '.join(known)}"
             )
 
 
 def choose_scope(scope: str | None, global_clipping: bool | None, default: str) -> str:
-    """Return the scope that the two spellings agree on.
+    """Return the scope from its two spellings, `scope` and `global_clipping`.
 
     Raises:
-      ValueError: they disagree, or the scope is unknown.
+      ValueError: the two spellings disagree, or the scope is unknown.
     """
     if scope is not None:
         check_choice("scope", scope, SCOPES)
@@ -50,11 +50,11 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
         return scope or default
     check_flag("global_clipping", global_clipping)
     if scope is None:
-        spared = "parameter" if default == "global" else default
-        return "global" if global_clipping else spared
+        local = "parameter" if default == "global" else default
+        return "global" if global_clipping else local
     if global_clipping != (scope == "global"):
         rule = f"in agreement with scope={scope!r}"
-        way_out = "global_clipping is the older spelling of scope; give scope alone"
+        way_out = "global_clipping is the older spelling of scope; pass only scope"
         raise ValueError(
             format_error("global_clipping", rule, global_clipping, way_out)
         )
@@ -63,7 +63,7 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
 
 @dataclass(frozen=True)
 class PolicyBounds:
-    """What goes around a policy: its warm-up, its floor and, outermost, its cap.
+    """The warm-up, the floor and the cap of a policy; `apply` adds them in this order.
 
     Raises:
       ValueError: a number is out of its range, contradicts another or has no effect.
@@ -81,7 +81,7 @@ class PolicyBounds:
             check_limit("warmup_threshold", self.warmup_threshold)
             if self.warmup_steps == 0:
                 rule = "given together with warmup_steps"
-                way_out = "set warmup_steps to how many norms each row records first"
+                way_out = "set warmup_steps to the norms that each row records first"
                 raise ValueError(
                     format_error(
                         "warmup_threshold", rule, self.warmup_threshold, way_out
@@ -96,7 +96,7 @@ class PolicyBounds:
             raise ValueError(format_error("min_threshold", rule, low, "swap the two"))
 
     def apply(self, policy: Policy) -> Policy:
-        """Return the policy inside all of it."""
+        """Return the policy with its warm-up, its floor and, outermost, its cap."""
         if self.warmup_steps:
             limit = self.warmup_threshold
             limit = float("inf") if limit is None else limit

@@ -1,7 +1,8 @@
-"""Which axes of a parameter form one output unit: a row of AGC at scope "unit".
+"""The axes of a parameter that form one output unit: a row of AGC at scope "unit".
 
-A unit is what produces one output: a row of a torch `Linear` weight, a filter of a
-convolution, the vector of one token. Its norm is taken over the other axes.
+A unit is the part of a parameter that produces one output: a row of a torch `Linear`
+weight, a filter of a convolution, the vector of one token. Its norm is taken over the
+other axes.
 
 >>> units_along_axis((8, 3, 5, 5), 0)
 Units(axes=(1, 2, 3), groups=1)
@@ -15,23 +16,24 @@ from typing import NamedTuple
 
 
 class Units(NamedTuple):
-    """How a parameter is cut into units."""
+    """How a parameter is divided into units."""
 
     axes: tuple[int, ...]
-    """The axes that a norm is taken over; the others tell the units apart."""
+    """The axes that a norm is taken over; the other axes enumerate the units."""
     groups: int = 1
-    """Into how many groups axis 0 is split first, as a new leading axis; 1 is none."""
+    """The number of groups into which axis 0 is split first, as a new leading axis; 1
+    means no split."""
 
 
 def split_shape(shape: Sequence[int], units: Units) -> tuple[int, ...]:
-    """Return the shape after axis 0 was split into its groups."""
+    """Return the shape after axis 0 is split into groups."""
     if units.groups == 1:
         return tuple(shape)
     return (units.groups, shape[0] // units.groups, *shape[1:])
 
 
 def unit_shape(shape: Sequence[int], units: Units) -> tuple[int, ...]:
-    """Return the shape of one number per unit that broadcasts against the parameter."""
+    """Return the shape of one number per unit; it broadcasts against the parameter."""
     return tuple(
         1 if axis in units.axes else size
         for axis, size in enumerate(split_shape(shape, units))
@@ -44,21 +46,22 @@ def unit_count(shape: Sequence[int], units: Units) -> int:
 
 
 def one_unit(shape: Sequence[int]) -> Units:
-    """The parameter is one unit: biases, gains, and the rule "layer"."""
+    """Return the whole parameter as one unit: biases, gains and the rule "layer"."""
     return Units(tuple(range(len(shape))))
 
 
 def units_along_axis(shape: Sequence[int], output_axis: int) -> Units:
-    """Each index of one axis is a unit; a vector or a scalar is one unit as a whole."""
+    """Return one unit per index of an axis; a vector or a scalar is one unit."""
     if len(shape) < 2:
         return one_unit(shape)
     return Units(tuple(axis for axis in range(len(shape)) if axis != output_axis))
 
 
 def transposed_conv_units(shape: Sequence[int], groups: int) -> Units:
-    """A torch ConvTranspose kernel (inputs, outputs / groups, *window), by its outputs.
+    """Return one unit per output of a torch ConvTranspose kernel.
 
-    An output belongs to one group of inputs, so the inputs are split first.
+    The shape of the kernel is (inputs, outputs / groups, *window). An output belongs to
+    one group of inputs, so the inputs are split first.
 
     >>> units = transposed_conv_units((6, 2, 3), groups=3)
     >>> split_shape((6, 2, 3), units), units.axes, unit_count((6, 2, 3), units)
@@ -70,7 +73,7 @@ def transposed_conv_units(shape: Sequence[int], groups: int) -> Units:
 
 
 def nfnets_units(shape: Sequence[int]) -> Units:
-    """The rule of the NFNets reference and of optax, for kernels as JAX lays them out.
+    """Return the units of the NFNets reference and of optax, for JAX kernel layouts.
 
     | shape                          | norm over    |
     |--------------------------------|--------------|
@@ -80,7 +83,7 @@ def nfnets_units(shape: Sequence[int]) -> Units:
     | 5 axes                         | 0, 1, 2, 3   |
 
     Raises:
-      ValueError: the parameter has more than 5 axes, for which there is no rule.
+      ValueError: the parameter has more than 5 axes; there is no rule for them.
     """
     if sum(size > 1 for size in shape) <= 1:
         return one_unit(shape)

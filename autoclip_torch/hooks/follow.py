@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from autoclip_core.clipper.patterns import as_patterns, check_names, matches
+from autoclip_core.clipper.patterns import as_patterns, check_patterns_match, matches
 from autoclip_torch.observer import Observer
 from autoclip_torch.rows.groups import Group, read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
@@ -41,7 +41,7 @@ def make_clipper(
         )
     patterns = as_patterns(keywords.get("exclude"))
     match = partial(matches, separator=".")
-    check_names(patterns, parameters, match, "name those of the model")
+    check_patterns_match(patterns, parameters, match, "name those of the model")
 
     def is_excluded(name: str | None, parameter: Tensor) -> bool:
         return any(match(pattern, name, parameter) for pattern in patterns)

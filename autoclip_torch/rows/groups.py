@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from autoclip_core.clipper import units
-from autoclip_core.clipper.patterns import Pattern, check_names, matches
+from autoclip_core.clipper.patterns import Pattern, check_patterns_match, matches
 from autoclip_core.clipper.units import Units
 
 Given = Any
@@ -89,7 +89,7 @@ def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None
     """
     pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
     way_out = "pass the model or model.named_parameters()"
-    check_names(patterns, pairs, partial(matches, separator="."), way_out)
+    check_patterns_match(patterns, pairs, partial(matches, separator="."), way_out)
 
 
 def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:

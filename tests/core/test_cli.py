@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from autoclip_core import ClipLog, Fixed, Quantile, replay
+from autoclip_core import ClipLog, Fixed, Quantile, __version__, replay
 from autoclip_core.cli.main import main
 
 NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
@@ -180,6 +180,13 @@ def test_the_module_runs_and_a_broken_pipe_is_quiet(file):
     assert run.wait() == 0
 
 
+def test_version_prints_the_name_and_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"autoclip {__version__}\n"
+
+
 @pytest.mark.parametrize("command", ["replay", "suggest", "report"])
 def test_help_tells_of_the_file(capsys, command):
     with pytest.raises(SystemExit) as stop:
@@ -189,7 +196,7 @@ def test_help_tells_of_the_file(capsys, command):
 
 
 def test_a_bar_is_shown_on_a_terminal_alone(file, capsys, monkeypatch):
-    monkeypatch.setattr("autoclip_core.cli.progress.EVERY", 0.0)
+    monkeypatch.setattr("autoclip_core.cli.progress.UPDATE_SECONDS", 0.0)
     path = file("norm\n" + "1\n" * 1500)
     assert main(["replay", path]) == 0
     assert capsys.readouterr().err == ""

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from autoclip_core.clipper.patterns import as_patterns, check_names, matches
+from autoclip_core.clipper.patterns import as_patterns, check_patterns_match, matches
 
 of_torch = partial(matches, separator=".")
 
@@ -60,7 +60,7 @@ def test_what_is_no_pattern(wrong):
 
 def check(patterns, names):
     members = [(name, size) for size, name in enumerate(names)]
-    check_names(patterns, members, of_torch, "give named_parameters()")
+    check_patterns_match(patterns, members, of_torch, "give named_parameters()")
 
 
 def test_a_name_that_is_there_is_accepted():
@@ -72,10 +72,10 @@ def test_a_name_that_is_there_is_accepted():
 def test_a_name_that_is_not_there():
     names = [f"layer{place}" for place in range(9)]
     for known, more in [(names[:8], ""), (names, ", ...")]:
-        with pytest.raises(ValueError, match="exclude must name") as raised:
+        with pytest.raises(ValueError, match="exclude must match") as raised:
             check(["layer0", "head"], known)
         assert str(raised.value) == (
-            "exclude must name parameters that are there, got 'head'; there are "
+            "exclude must match a parameter's name, got 'head'; the names are "
             f"{', '.join(names[:8])}{more}"
         )
 

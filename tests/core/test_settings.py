@@ -53,7 +53,8 @@ def test_a_keyword_that_means_nothing():
     with pytest.raises(TypeError) as raised:
         check_keywords("Clip", ["scope", "eps"], Keywords)
     assert str(raised.value) == (
-        "eps is no argument of Clip: beside its own it has exclude, scope"
+        "eps is no argument of Clip; in addition to its own arguments it takes "
+        "exclude, scope"
     )
 
 

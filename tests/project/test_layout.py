@@ -74,12 +74,17 @@ def imported_file(root, names):
 
 
 def import_graph(root, package):
-    """Each file of a package, and the files of this package that it imports."""
+    """Each file of a package, and the files of this package that it imports.
+
+    `__version__` is no code: every file may import it.
+    """
     return {
         file: {
             target
             for names, _, _ in imports(root, file)
-            if (target := imported_file(root, names)) and target.parts[0] == package
+            if names[-1] != "__version__"
+            and (target := imported_file(root, names))
+            and target.parts[0] == package
         }
         for file in python_files(root, package)
     }

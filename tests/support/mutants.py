@@ -96,7 +96,7 @@ EQUIVALENT = {
     "checks.py": [("0.0 -> 1.0", "isinstance(value, numbers.Real) else 0.0")],
     "clipper/metrics.py": [
         # `where` discards the value, or it is the same in every row.
-        ("xp.any -> xp.all", "one(xp.any(decision.skipped))"),
+        ("xp.any -> xp.all", "as_count(xp.any(decision.skipped))"),
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("0 -> 1", "xp.where(total > 0, total, 1)"),
         ("1 -> 2", "xp.where(total > 0, total, 1)"),

@@ -366,7 +366,7 @@ ROWS = {
         "global_clipping",
         "must be in agreement with scope='unit'",
         "got True",
-        "give scope alone",
+        "pass only scope",
     ),
     "a rule and a scope": Bad(
         lambda: AGC(weights(), rule="nfnets", scope="parameter"),

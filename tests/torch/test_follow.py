@@ -204,7 +204,9 @@ def test_exclude_may_name_a_parameter_that_is_still_frozen(tmp_path):
 
 def test_exclude_must_name_something(tmp_path):
     clip = ClipCallback(NormClip, max_norm=1.0, exclude=["net.tail"])
-    with pytest.raises(ValueError, match=r"that are there, got 'net.tail'; there are "):
+    with pytest.raises(
+        ValueError, match=r"parameter's name, got 'net.tail'; the names are "
+    ):
         lightning_run(tmp_path, Module(), clip)
 
 
