@@ -1,6 +1,6 @@
 """What a child process of `tests/tf/test_backends.py` runs, on one of Keras's backends.
 
-It prints one line of JSON: a name for each check, and what came out.
+It prints one line of JSON: the name of each check, and its result.
 """
 
 import json
@@ -14,17 +14,18 @@ from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, ValueClip, ZClip
 from autoclip_tf.callbacks import ClipLogger
 from autoclip_tf.optimizers import SGD, Adam
 
+# All act in one optimizer, one after the other, in an order in which each one clips.
 CLIPPERS = {
+    "zscore": lambda: ZClip(0.1, warmup_steps=3),
     "quantile": lambda: QuantileClip(0.2, history_length=50),
     "global": lambda: QuantileClip(0.2, history_length=50, scope="global"),
-    "unit": lambda: AGC(0.001),
-    "zscore": lambda: ZClip(1.0, warmup_steps=3),
     "norm": lambda: NormClip(1.0),
-    "value": lambda: ValueClip(0.5),
+    "value": lambda: ValueClip(0.2),
+    "unit": lambda: AGC(0.001),
 }
 
 
-TRACED = [  # one of each kind: each is compiled several times
+TRACED = [  # one of each kind, because each is compiled
     "Fixed(1.0)",
     "Quantile(0.9, history_length=50)",
     "MeanStd()",
@@ -64,30 +65,37 @@ def weights_of(model):
     return [variable.numpy().tolist() for variable in model.trainable_variables]
 
 
-def train(make, folder, jit):
-    """Train, save, go on; load and go on from there as well."""
-    model, clip = network(), make()
-    model.compile(SGD(0.01, gradient_transformers=[clip]), loss="mse", jit_compile=jit)
+def train(jit):
+    """Train with all clippers; return the model and what it and they hold."""
+    model, clips = network(), [make() for make in CLIPPERS.values()]
+    model.compile(SGD(0.01, gradient_transformers=clips), loss="mse", jit_compile=jit)
     history = fit(model, callbacks=[ClipLogger()])
-    found = {
-        "norm": clip.decision.norm.tolist(),
-        "threshold": clip.decision.threshold.tolist(),
-        "weights": weights_of(model),
-        "steps": clip.metrics()["clip/steps"],
-        "logged": history["clip/norm"][-1] == clip.metrics()["clip/norm"],
-    }
+    results = {"weights": weights_of(model)}
+    for index, (name, clip) in enumerate(zip(CLIPPERS, clips, strict=True)):
+        metrics, logged = clip.metrics(), history[f"clip/{index}/norm"]
+        results[name] = {
+            "norm": clip.decision.norm.tolist(),
+            "threshold": clip.decision.threshold.tolist(),
+            "steps": metrics["clip/steps"],
+            "clip_rate": metrics["clip/clip_rate"],
+            "logged": logged[-1] == metrics["clip/norm"],
+        }
+    return model, results
+
+
+def resumes(model, folder):
+    """Whether the model and a saved copy of it go on alike."""
     model.save(folder / "model.keras")
     again = keras.models.load_model(folder / "model.keras")
-    fit(model), fit(again)
-    found["resumed"] = weights_of(model) == weights_of(again)
-    return found
+    fit(model, 1), fit(again, 1)
+    return weights_of(model) == weights_of(again)
 
 
 def accumulate():
-    """Return how many updates were observed in 16 batches of which 4 make an update."""
+    """Return how many updates were observed in 16 batches, if 4 make an update."""
     model, clip = network(), QuantileClip(0.5, scope="global")
     optimizer = Adam(0.01, gradient_transformers=[clip], gradient_accumulation_steps=4)
-    model.compile(optimizer, loss="mse")
+    model.compile(optimizer, loss="mse", jit_compile=False)
     fit(model, 4)
     return clip.metrics()["clip/steps"]
 
@@ -111,16 +119,16 @@ def statelessly():
         ]
 
         @jax.jit
-        def step(held, norms, param_norms):
+        def step(state, norms, param_norms):
             grads = [norms[row : row + 1] for row in range(rows)]
             params = [param_norms[row : row + 1] for row in range(rows)]
-            return optimizer.stateless_apply(held, grads, params)[1]
+            return optimizer.stateless_apply(state, grads, params)[1]
 
-        held, told = [variable.value for variable in optimizer.variables], []
+        state, steps = [variable.value for variable in optimizer.variables], []
         for norms, param_norms in zip(series.norms, series.param_norms, strict=True):
-            held = step(held, norms, param_norms)
-            told.append([np.asarray(held[place]) for place in places])
-        thresholds, scales = zip(*told, strict=True)
+            state = step(state, norms, param_norms)
+            steps.append([np.asarray(state[place]) for place in places])
+        thresholds, scales = zip(*steps, strict=True)
         return np.stack(thresholds), np.stack(scales)
 
     for code in TRACED:
@@ -131,13 +139,13 @@ def statelessly():
 def main(folder):
     backend = keras.backend.backend()
     # As `fit` does by default on an accelerator; XLA on TensorFlow is tested elsewhere.
-    jit = backend == "jax"
-    found = {name: train(make, folder, jit) for name, make in CLIPPERS.items()}
-    found["accumulated"] = accumulate()
+    model, results = train(jit=backend == "jax")
+    results["resumed"] = resumes(model, folder)
+    results["accumulated"] = accumulate()
     if backend == "jax":
-        found["uncompiled"] = train(CLIPPERS["global"], folder, False)
-        found["traces"] = statelessly()
-    print(json.dumps(found))
+        results["uncompiled"] = train(jit=False)[1]
+        results["traces"] = statelessly()
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -42,19 +42,24 @@ def train(library, optimizer, **compiled):
 
 
 def both(library, strategy, make, **compiled):
-    """Train on one device and on two replicas."""
-    found = {}
+    """Train on one device and on two replicas; return the results of each clipper."""
+    results = {}
     for name in ("one", "two"):
         scope = strategy.scope() if name == "two" else tf.name_scope("")
         with scope:
-            clip, optimizer = make()
+            clips, optimizer = make()
             weights = train(library, optimizer, **compiled)
-        found[name] = {
-            "weights": weights,
-            "threshold": clip.decision.threshold.tolist(),
-            "steps": clip.metrics()["clip/steps"],
-        }
-    return found
+        results[name] = [
+            {
+                "weights": weights,
+                "threshold": clip.decision.threshold.tolist(),
+                "steps": clip.metrics()["clip/steps"],
+                "clip_rate": clip.metrics()["clip/clip_rate"],
+            }
+            for clip in clips
+        ]
+    pairs = zip(results["one"], results["two"], strict=True)
+    return [{"one": one, "two": two} for one, two in pairs]
 
 
 def opposed(strategy):
@@ -77,16 +82,19 @@ def opposed(strategy):
 
 
 def main():
-    strategy, found = two_replicas(), {}
-    found["opposed"] = opposed(strategy)
+    strategy = two_replicas()
+    results = {"opposed": opposed(strategy)}
+    scopes = ("global", "parameter", "unit")
 
-    def ours(scope):
-        clip = QuantileClip(0.2, history_length=20, scope=scope)
-        return clip, SGD(0.1, gradient_transformers=[clip])
+    def ours(*scopes):
+        clips = [QuantileClip(0.2, history_length=20, scope=scope) for scope in scopes]
+        return clips, SGD(0.1, gradient_transformers=clips)
 
-    for scope in ("global", "parameter", "unit"):
-        found[scope] = both(keras, strategy, lambda scope=scope: ours(scope))
-    found["eagerly"] = both(keras, strategy, lambda: ours("global"), run_eagerly=True)
+    compiled = both(keras, strategy, lambda: ours(*scopes))
+    results |= dict(zip(scopes, compiled, strict=True))
+    [results["eagerly"]] = both(
+        keras, strategy, lambda: ours("global"), run_eagerly=True
+    )
     try:
         import tf_keras
     except ImportError:
@@ -96,10 +104,10 @@ def main():
         def legacy():
             clip = QuantileClip(0.2, history_length=20, scope="global")
             kind = tf_keras.optimizers.legacy.SGD
-            return clip, kind(0.1, gradient_transformers=[clip])
+            return [clip], kind(0.1, gradient_transformers=[clip])
 
-        found["legacy"] = both(tf_keras, strategy, legacy)
-    print(json.dumps(found))
+        [results["legacy"]] = both(tf_keras, strategy, legacy)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
 
-Each policy at each scope is a clipper, and all stand in one optimizer, one after the
-other; one of each kind also in a loop without one. So each format is one file. The
-optimizer takes its steps eagerly: to trace a hundred clippers in each process would
-take longer than the steps. The loop is traced.
+Each policy is a clipper at one scope, and one policy of each kind at each scope. All
+are in one optimizer, one after the other; those of each kind also in a loop without an
+optimizer. So each format is one file. The optimizer takes its steps eagerly, because
+tracing so many clippers takes longer than the steps. The loop is traced.
 """
 
 import pathlib
@@ -35,8 +35,10 @@ SCOPES = ("parameter", "global", "unit")
 CODES = [code for code in STATIC if "skip" not in code]
 # Of each kind the last in the table, which has a short window.
 KINDS = {type(STATIC[code]): code for code in CODES}
-RUNS = [(code, scope) for code in CODES for scope in SCOPES]
+# A policy does not know the scope: codes take turns at scopes, kinds run at each.
 IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
+TURNS = [(code, SCOPES[place % 3]) for place, code in enumerate(CODES)]
+RUNS = list(dict.fromkeys(TURNS + IN_LOOP))
 
 
 def clippers(runs):

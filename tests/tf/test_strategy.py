@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 @functools.cache
-def found():
-    """What `keras_replicas.py` found."""
+def results():
+    """The results of `keras_replicas.py`."""
     script = Path(__file__).parents[1] / "support" / "keras_replicas.py"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     child = subprocess.run(
@@ -26,15 +26,16 @@ def found():
 
 
 def test_gradients_are_clipped_after_the_replicas_were_summed():
-    assert found()["opposed"] == -1.0  # Keras's own global_clipnorm makes it 0
+    assert results()["opposed"] == -1.0  # Keras's own global_clipnorm makes it 0
 
 
 @pytest.mark.parametrize("name", ["global", "parameter", "unit", "eagerly", "legacy"])
 def test_two_replicas_do_what_one_device_does(name):
-    if name not in found():
+    if name not in results():
         pytest.skip("tf_keras is not installed")
-    one, two = found()[name]["one"], found()[name]["two"]
+    one, two = results()[name]["one"], results()[name]["two"]
     assert one["steps"] == two["steps"] == 12
+    assert one["clip_rate"] > 0
     np.testing.assert_allclose(one["threshold"], two["threshold"], rtol=1e-5)
-    for some, others in zip(one["weights"], two["weights"], strict=True):
-        np.testing.assert_allclose(some, others, rtol=1e-4, atol=1e-6)
+    for weight, expected in zip(two["weights"], one["weights"], strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
