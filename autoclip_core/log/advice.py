@@ -106,8 +106,8 @@ def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
         return []
     return [
         f"{nonfinite} of {steps} steps ({format_percent(nonfinite / steps)}) had a NaN "
-        "or infinite norm, which no threshold repairs: check the loss, the data of the "
-        "steps and, in float16, the loss scale."
+        "or infinite norm, which no threshold repairs: check the loss, the data of "
+        "these steps and, in float16, the loss scale."
     ]
 
 

@@ -113,13 +113,8 @@ class ClipLog(StepRecorder):
             f"Clipping rate {format_percent(summary.clip_rate)}, mean scale "
             f"{format_number(summary.mean_scale)}, {summary.steps} steps"
         )
-        return draw_run(
-            self._store.steps(),
-            title,
-            self._has_several_rows,
-            path,
-            highest=self._store.highest(),
-        )
+        steps, highest = self._store.steps(), self._store.highest()
+        return draw_run(steps, title, self._has_several_rows, path, highest=highest)
 
     def plot_rows(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw the clip rate of each row over time as a heat map.

@@ -11,13 +11,7 @@ import numpy.typing as npt
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.store import Store
 
-from .advice import (
-    advise_on_nonfinite,
-    advise_on_rate,
-    advise_on_rows,
-    advise_on_thresholds,
-    mean,
-)
+from . import advice
 from .formatting import format_number, format_percent
 
 Array = npt.NDArray[Any]
@@ -118,7 +112,7 @@ def summarise(
         steps=total,
         measured=counts["measured"],
         clip_rate=totals.mean("clipped"),
-        recent_clip_rate=mean(recent["clipped"]),
+        recent_clip_rate=advice.mean(recent["clipped"]),
         recent=len(recent),
         mean_scale=scale,
         mean_norm=totals.mean("norm"),
@@ -131,10 +125,10 @@ def summarise(
         worst_rows=worst_rows(rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
         advice=(
-            *advise_on_rate(counts, totals.sums, scale),
-            *advise_on_thresholds(steps),
-            *advise_on_rows(rows),
-            *advise_on_nonfinite(nonfinite, total),
+            *advice.advise_on_rate(counts, totals.sums, scale),
+            *advice.advise_on_thresholds(steps),
+            *advice.advise_on_rows(rows),
+            *advice.advise_on_nonfinite(nonfinite, total),
         ),
     )
 
