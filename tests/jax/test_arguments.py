@@ -132,7 +132,7 @@ def test_a_keyword_of_another_package_has_a_way_out(factory, keyword, way_out):
     assert way_out in str(error.value)
 
 
-def test_the_policy_s_own_warmup_is_no_combinator():
+def test_warmup_steps_of_a_policy_is_no_combinator_keyword():
     with pytest.raises(TypeError) as error:
         clip_by_zscore(warmup_steps=5, warmup_threshold=1.0)
     code = 'Warmup(ZScore(warmup_steps=5), threshold=1.0), scope="global"'

@@ -133,7 +133,7 @@ def test_an_array_in_two_places_has_two_gradients_and_two_rows():
 
 
 @pytest.mark.needs("stacks")
-def test_what_libraries_tie_is_one_row():
+def test_a_weight_that_a_library_ties_is_one_row():
     import equinox
     from flax import nnx
 
@@ -171,14 +171,14 @@ def stopped_at_b(step, name, shape):
 
 
 @pytest.mark.parametrize("gradient_of", [without_b, stopped_at_b])
-def test_what_is_frozen_wakes_with_its_history(gradient_of):
+def test_an_unfrozen_leaf_keeps_its_history(gradient_of):
     run = Run()
     run.take(10)
     run.take(10, gradient_of)
     run.take(10)
 
 
-def test_what_is_frozen_behind_the_clipper_goes_on_learning():
+def test_a_leaf_frozen_after_the_clipper_is_still_recorded():
     """The clipper sees every gradient, and its state is the same for any mask."""
 
     def all_but(still):
@@ -193,7 +193,7 @@ def test_what_is_frozen_behind_the_clipper_goes_on_learning():
 
 
 @pytest.mark.parametrize("wrapper", ["masked", "partition"])
-def test_what_is_woken_around_the_clipper_needs_another_state(wrapper):
+def test_a_leaf_unfrozen_by_a_mask_around_the_clipper_needs_another_state(wrapper):
     """A mask decides which rows there are: a state of others is refused."""
 
     def frozen(*names):
@@ -222,7 +222,7 @@ def by_age():
     )
 
 
-def test_a_leaf_that_comes_later_is_refused_by_the_state_of_the_others():
+def test_a_later_leaf_is_refused_by_the_state_of_the_others():
     state, more = CLIP.init(PARAMS), PARAMS | {"z": jnp.ones(5)}
     with pytest.raises(
         ValueError, match=r"has 2 rows, and the updates make 3; init it"
@@ -230,7 +230,7 @@ def test_a_leaf_that_comes_later_is_refused_by_the_state_of_the_others():
         jax.jit(CLIP.update)(more, state)
 
 
-def test_a_group_that_comes_later_starts_afresh_beside_the_others():
+def test_a_later_group_starts_with_an_empty_history():
     """A partition has a state for each label; the old one is put into the new whole."""
     run = Run(by_age())
     run.take(10)
@@ -260,7 +260,7 @@ def test_two_clippers_in_one_chain_clip_one_after_the_other():
     np.testing.assert_allclose(second.clip_norm, after, rtol=2e-6)
 
 
-def test_threads_know_nothing_of_each_other():
+def test_runs_in_parallel_threads_are_independent():
     """Eight runs of one transformation, each checked as if it were alone."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: Run().take(30), range(8)))

@@ -117,13 +117,13 @@ def in_numpy(update):
 
 @every_pair
 @pytest.mark.parametrize("name", NARROW)
-def test_jit(name, policy, scope):
+def test_jitted_steps(name, policy, scope):
     check_one(name, policy, scope, one_by_one(name))
 
 
 @every_pair
 @pytest.mark.parametrize("name", WHOLE)
-def test_scan(name, policy, scope):
+def test_one_scan(name, policy, scope):
     check_one(name, policy, scope, in_one_scan(name))
 
 

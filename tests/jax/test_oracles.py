@@ -36,7 +36,7 @@ def train(ours, theirs, params, given):
     return states
 
 
-def test_a_global_norm_is_that_of_optax():
+def test_global_norm_clipping_is_that_of_optax():
     """Fixed(c) with scope="global" is clip_by_global_norm(c)."""
     (params,) = trees(1, 1.0)
     states = train(

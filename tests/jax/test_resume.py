@@ -240,7 +240,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_all_runs_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+def test_all_runs_resume_in_a_new_process_bit_for_bit(outcomes, form):
     assert_same(outcomes[f"{form}, resumed"], outcomes["whole"])
 
 
@@ -308,7 +308,7 @@ def finished(monkeypatch):
 @pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("spoiled", SPOILED)
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_that_is_cut_off_or_another_is_refused(form, spoiled, tmp_path):
+def test_a_broken_file_is_refused(form, spoiled, tmp_path):
     (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
     path = tmp_path / "state"
     save(state, path)
@@ -347,7 +347,7 @@ def test_a_state_of_another_type_is_refused(dtype):
         jax.jit(QUANTILE.update)(jnp.ones(1), cast)
 
 
-def test_a_state_with_a_field_less_is_refused():
+def test_a_state_without_a_field_is_refused():
     """As another version would have it."""
     state = learned(QUANTILE, NORMS)
     less = state._replace(clip_policy=state.clip_policy._replace(count=None))
@@ -396,7 +396,7 @@ def loaded(name):
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_a_state_of_an_earlier_version_means_what_it_meant(name):
+def test_a_state_of_an_earlier_version_holds_the_same_numbers(name):
     state, expected = loaded(name), learned(SAVED[name], NORMS)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
     SAVED[name].update(jnp.full(1, 99.0), state)

@@ -273,7 +273,7 @@ for name in {names!r}:
     assert done.stdout.split() == names, done.stderr
 
 
-def test_units_cut_by_a_mapped_axis_are_refused_with_the_way_out():
+def test_units_split_over_a_mapped_axis_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):
         clip_by_param_ratio(axis_name="data")
     with pytest.raises(ValueError, match=r"axis_name must be left out.*jit the step"):

@@ -68,14 +68,14 @@ def test_a_backend_trains_as_tensorflow_does(name, backend):
 
 
 @every_backend("jax")
-def test_training_without_a_compiler_is_the_same(backend):
+def test_uncompiled_training_gives_the_same_numbers(backend):
     results = on(backend)
     for name in NAMES:
         check_same(name, results["uncompiled"], results)
 
 
 @every_backend("jax", "tensorflow", "torch")
-def test_everything_is_logged_saved_and_observed_once_per_update(backend):
+def test_runs_are_logged_saved_and_observed_once_per_update(backend):
     results = on(backend)
     assert all(results[name]["logged"] for name in NAMES)
     assert results["resumed"]
@@ -83,5 +83,5 @@ def test_everything_is_logged_saved_and_observed_once_per_update(backend):
 
 
 @every_backend("jax")
-def test_the_golden_traces_pass_through_stateless_apply(backend):
+def test_stateless_apply_matches_the_golden_traces(backend):
     assert on(backend)["traces"] == 9

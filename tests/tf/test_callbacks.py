@@ -33,7 +33,7 @@ class AtEachEpoch(keras.callbacks.Callback):
         self.seen.append(clip.metrics())
 
 
-def test_the_history_holds_what_the_clipper_says_at_each_epoch(tmp_path):
+def test_the_history_holds_the_metrics_of_each_epoch(tmp_path):
     file, asked = tmp_path / "log.csv", AtEachEpoch()
     callbacks = [ClipLogger(), asked, keras.callbacks.CSVLogger(file)]
     optimizer = SGD(0.01, gradient_transformers=[QuantileClip(0.5, scope="global")])
@@ -47,14 +47,14 @@ def test_the_history_holds_what_the_clipper_says_at_each_epoch(tmp_path):
     assert [float(row["clip/norm"]) for row in rows] == history["clip/norm"]
 
 
-def test_several_clippers_are_told_apart():
+def test_the_metrics_of_several_clippers_are_numbered():
     clips = [NormClip(2.0), QuantileClip(0.5, scope="global")]
     history = fit(SGD(0.01, gradient_transformers=clips), [ClipLogger()])
     assert history["clip/0/threshold"] == [2.0] * 3
     assert {f"clip/1/{name[5:]}" for name in NAMES} <= set(history)
 
 
-def test_tensorboard_draws_them(tmp_path):
+def test_tensorboard_receives_the_metrics(tmp_path):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
@@ -71,7 +71,7 @@ def test_tensorboard_draws_them(tmp_path):
     assert drawn == pytest.approx(history["clip/norm"])
 
 
-def test_a_clipper_inside_a_loss_scale_optimizer_is_found():
+def test_a_clipper_inside_a_loss_scale_optimizer_is_logged():
     inner = SGD(0.01, gradient_transformers=[NormClip(2.0)])
     history = fit(keras.optimizers.LossScaleOptimizer(inner), [ClipLogger()])
     assert history["clip/threshold"] == [2.0] * 3

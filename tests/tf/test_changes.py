@@ -130,7 +130,7 @@ def test_a_tied_table_is_one_row():
     assert len(run.clip.names) == 1
 
 
-def test_what_is_frozen_wakes_with_its_history():
+def test_an_unfrozen_layer_keeps_its_history():
     run = Run(network())
     for trainable in (True, False, True):
         run.model.get_layer("first").trainable = trainable
@@ -138,7 +138,7 @@ def test_what_is_frozen_wakes_with_its_history():
         run.take(8)
 
 
-def test_what_is_frozen_at_first_has_a_row_if_the_optimizer_was_built_before():
+def test_a_layer_frozen_at_first_has_a_row_if_the_optimizer_was_built_for_it():
     run = Run(network())
     for trainable in (False, True):
         run.model.get_layer("first").trainable = trainable
@@ -147,7 +147,7 @@ def test_what_is_frozen_at_first_has_a_row_if_the_optimizer_was_built_before():
 
 
 @pytest.mark.parametrize("change", ["a layer is woken", "a layer is added"])
-def test_a_variable_that_comes_later_is_refused_and_changes_nothing(change):
+def test_a_later_variable_is_refused_and_changes_nothing(change):
     """Keras itself builds an optimizer once."""
     model = network()
     model.get_layer("first").trainable = change != "a layer is woken"
@@ -167,7 +167,7 @@ def test_a_variable_that_comes_later_is_refused_and_changes_nothing(change):
         np.testing.assert_array_equal(variable.numpy(), one)
 
 
-def test_another_optimizer_starts_afresh_and_the_first_can_go_on():
+def test_another_optimizer_starts_without_history_and_the_first_one_continues():
     first = Run(network())
     first.take(8)
     Run(first.model).take(8)
@@ -208,7 +208,7 @@ def test_two_clippers_in_one_optimizer_clip_one_after_the_other():
     Run(network(), most=0.8).take(20)
 
 
-def test_threads_know_nothing_of_each_other():
+def test_runs_in_parallel_threads_are_independent():
     """Four models side by side, each checked as if it were alone."""
     runs = [Run(network()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:

@@ -106,13 +106,13 @@ def compiled(mode, name):
 @pytest.mark.parametrize(("policy", "scope"), PAIRS)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("mode", ["graph", "xla"])
-def test_keras(mode, name, policy, scope):
+def test_compiled_steps(mode, name, policy, scope):
     steps = compiled(mode, name)[PAIRS.index((policy, scope))]
     check(CASES[name], policy, steps, scope)
 
 
 @pytest.mark.parametrize(("name", "policy", "scope"), BY_TURNS)
-def test_eagerly(name, policy, scope):
+def test_eager_steps(name, policy, scope):
     run(CASES[name], (policy, scope))
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "find_threshold_keras.py"
 
 
-def test_the_model_is_as_it_was_even_if_the_loss_raises():
+def test_the_model_is_unchanged_even_if_the_loss_raises():
     spec = importlib.util.spec_from_file_location("find_threshold_keras", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -69,7 +69,7 @@ def test_norms_are_those_of_float64(dtype, size, mode):
 
 
 @every_mode()
-def test_a_long_sum_gathers_no_rounding(mode):
+def test_rounding_does_not_add_up_in_a_long_sum(mode):
     # XLA on CPU adds one element after the other, unless it is told otherwise.
     ones = tf.fill([4096, 2048], np.float32(0.1))
     [got] = MODES[mode](lambda given: row_norms([part(given)], 1))(ones)
@@ -80,7 +80,7 @@ def test_a_long_sum_gathers_no_rounding(mode):
 @pytest.mark.parametrize(
     "shape", [(1_000_000, 1), (1, 4_000_000), (4_000_000,), (1000, 1000)], ids=str
 )
-def test_a_long_gradient_of_any_shape_has_its_norm(shape, mode):
+def test_a_long_gradient_of_any_shape_has_an_accurate_norm(shape, mode):
     normal = np.random.default_rng(0).standard_normal(shape, np.float32)
     equal = np.full(shape, 3.1, np.float32)
     spike = np.full(shape, 1e-3, np.float32)
@@ -95,7 +95,7 @@ def test_a_long_gradient_of_any_shape_has_its_norm(shape, mode):
 
 @every_mode()
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_long_units_have_their_norms_wherever_they_lie(axis, mode):
+def test_long_units_have_accurate_norms_along_any_axis(axis, mode):
     # Cut into strips of 1024 with one element left over, and of 256 with none.
     for length in [102_401, 100_096]:
         values = np.random.default_rng(0).standard_normal((2, 3, length), np.float32)
@@ -114,7 +114,7 @@ def both_of(tensor, given):
     return row_norms(parts, given.rows.stop), row_largest(parts, given.rows.stop)
 
 
-def test_the_shape_of_the_variable_serves_where_a_graph_knows_none():
+def test_the_variable_gives_the_shape_if_the_graph_has_none():
     values = np.random.default_rng(0).standard_normal((3, 5000), np.float32)
     rows, unknown = ParameterRows(0, 3, Units((1,))), tf.TensorSpec((None, None))
 
@@ -127,7 +127,7 @@ def test_the_shape_of_the_variable_serves_where_a_graph_knows_none():
 
 
 @every_mode()
-def test_a_row_of_several_gradients_has_the_norm_of_them_together(mode):
+def test_a_row_of_several_gradients_has_their_joint_norm(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
     together = MODES[mode](lambda *g: row_norms([part(one) for one in g], 1))
     np.testing.assert_allclose(together(*grads), [13.0])
@@ -162,7 +162,7 @@ def test_the_norm_of_two_slices_is_that_of_their_sum():
 
 
 @pytest.mark.parametrize("units", [None, Units((1,)), one_unit((6, 2))])
-def test_scaled_slices_stay_slices_and_mean_the_scaled_gradient(units):
+def test_scaled_slices_stay_slices_of_the_scaled_gradient(units):
     sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
     one = part(sparse, units)
     scales = np.linspace(0.0, 1.0, one.rows.stop, dtype=np.float32)
@@ -173,7 +173,7 @@ def test_scaled_slices_stay_slices_and_mean_the_scaled_gradient(units):
     np.testing.assert_allclose(dense(got), dense(sparse) * scales.reshape(-1, 1))
 
 
-def test_slices_are_made_dense_where_units_cross_them():
+def test_slices_become_dense_if_units_cross_them():
     sparse = slices([4, 1], np.float32([[3, 1], [2, 2]]), 6)
     [got] = scale_all([part(sparse, Units((0,)))], tf.constant([0.5, 1.0]))
     np.testing.assert_allclose(got, dense(sparse) * [0.5, 1.0])
@@ -181,7 +181,7 @@ def test_slices_are_made_dense_where_units_cross_them():
 
 @every_mode()
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_a_scale_of_one_keeps_bits_and_a_scale_of_zero_removes(dtype, mode):
+def test_a_scale_of_one_changes_nothing_and_a_scale_of_zero_gives_zero(dtype, mode):
     values = tf.cast(np.array([[1.5, -0.0, 3e-5], [np.inf, np.nan, 2.0]]), dtype)
     one = Units((1,))
 
@@ -196,7 +196,7 @@ def test_a_scale_of_one_keeps_bits_and_a_scale_of_zero_removes(dtype, mode):
 
 
 @every_mode()
-def test_units_are_measured_and_scaled_apart(mode):
+def test_units_are_measured_and_scaled_separately(mode):
     rng = np.random.default_rng(1)
     kernel = tf.constant(rng.normal(size=(3, 4, 5)), tf.float32)
     units = Units((0, 2))
@@ -211,7 +211,7 @@ def test_units_are_measured_and_scaled_apart(mode):
     np.testing.assert_allclose(scaled, kernel / wanted[:, None], rtol=1e-5)
 
 
-def test_elements_are_mapped_after_slices_were_summed():
+def test_elements_are_mapped_after_slices_are_summed():
     sparse = slices([4, 1, 4], np.float16([[3], [2], [4]]), 6)
     got = map_elements(lambda values: tf.minimum(values, 5.0), part(sparse))
     assert isinstance(got, tf.IndexedSlices)
@@ -219,13 +219,13 @@ def test_elements_are_mapped_after_slices_were_summed():
     np.testing.assert_array_equal(dense(got), np.minimum(dense(sparse), 5.0))
 
 
-def test_which_rows_have_a_gradient_is_known_beforehand():
+def test_has_norm_marks_the_rows_that_have_a_gradient():
     given = [part(tf.zeros(2), start=1), part(tf.zeros((2, 3)), Units((1,)), start=3)]
     assert has_norm(given, 6).tolist() == [False, True, False, True, True, False]
     np.testing.assert_array_equal(row_norms(given, 6), np.zeros(6))
 
 
-def test_no_gradient_at_all_is_no_norm():
+def test_without_gradients_every_norm_is_zero():
     np.testing.assert_array_equal(row_norms([], 3), np.zeros(3))
 
 

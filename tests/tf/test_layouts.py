@@ -80,13 +80,13 @@ def check(model, wanted, units_of):
 
 
 @pytest.mark.parametrize("name", KNOWN_BY_NAME)
-def test_a_layer_with_its_default_name_is_known_by_its_path(name):
+def test_a_layer_with_its_default_name_is_recognized_by_its_path(name):
     model, wanted = built(name)
     check(model, wanted, by_path)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_with_a_name_of_its_own_is_known_by_looking_at_it(name):
+def test_a_layer_with_another_name_is_recognized_by_its_class(name):
     model, wanted = built(name, name="mine")
     if name == "GRU":  # its bias is known by its cell's name
         wanted = {end: axes for end, axes in wanted.items() if end != "bias"}
@@ -134,7 +134,7 @@ def test_agc_limits_each_filter_of_a_transposed_convolution():
     assert again._axes.by_path == {kernel.path: (0, 1, 3)}
 
 
-def test_every_unit_is_one_number():
+def test_no_layer_has_an_axis_that_units_split():
     for name in KNOWN_BY_NAME:
         model, _ = built(name)
         for variable in model.trainable_variables:

@@ -54,7 +54,7 @@ def clipper():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_legacy_and_newer_optimizers_see_the_same_norms(mode):
+def test_legacy_and_newer_optimizers_measure_the_same_norms(mode):
     seen = {}
     for kind, made in KINDS.items():
         clip = clipper()
@@ -96,7 +96,7 @@ def test_a_saved_model_of_a_newer_optimizer_resumes_bit_for_bit(tmp_path):
     assert clip.metrics() == other.metrics()
 
 
-def test_a_callback_of_tf_keras_logs_it_in_one_line():
+def test_a_tf_keras_callback_logs_the_metrics():
     clip = clipper()
     model = compiled(KINDS["legacy"](clip), "eager")
     log = tf_keras.callbacks.LambdaCallback(
@@ -107,7 +107,7 @@ def test_a_callback_of_tf_keras_logs_it_in_one_line():
     assert history["clip/norm"][-1] == clip.metrics()["clip/norm"]
 
 
-def test_a_legacy_class_needs_no_help():
+def test_a_legacy_class_needs_no_wrapper():
     with pytest.raises(ValueError, match=r"legacy\.Adam; pass them to it"):
         with_gradient_transformers(legacy.Adam)
     with pytest.raises(ValueError, match="deprecated in the new TF-Keras optimizer"):

@@ -61,7 +61,7 @@ def assert_equal(some, others):
         np.testing.assert_array_equal(one, other)
 
 
-def test_every_optimizer_of_keras_is_here_by_its_name():
+def test_every_keras_optimizer_is_exported_by_its_name():
     ours = {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl"}
     assert ours | {"Lion", "Nadam", "RMSprop", "SGD"} <= set(NAMES)
     for name in NAMES:
@@ -76,7 +76,7 @@ def test_every_optimizer_of_keras_is_here_by_its_name():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_transformer_that_changes_nothing_changes_nothing(name):
+def test_a_transformer_without_effect_leaves_the_training_unchanged(name):
     kind, plain = getattr(autoclip_tf.optimizers, name), getattr(keras.optimizers, name)
     seen = []
 
@@ -92,7 +92,7 @@ def test_a_transformer_that_changes_nothing_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_clips_and_comes_back_from_its_configuration(name):
+def test_every_optimizer_clips_and_is_restored_from_its_configuration(name):
     kind = getattr(autoclip_tf.optimizers, name)
     clip = QuantileClip(quantile=0.5, history_length=10, scope="global")
     model, _ = trained(kind(gradient_transformers=[clip]), 1, **MODES["eager"])
@@ -126,7 +126,7 @@ def by_hand(rate, quantile, steps):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fit_equals_a_loop_by_hand(mode):
+def test_fit_equals_a_hand_written_loop(mode):
     clip = QuantileClip(quantile=0.2, history_length=100, scope="global")
     optimizer = SGD(0.01, gradient_transformers=[clip])
     model, _ = trained(optimizer, 3, **MODES[mode])
@@ -149,7 +149,7 @@ def test_units_of_a_sparse_embedding_compile_under_xla():
         np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-5)
 
 
-def test_the_snippet_that_everyone_pastes_runs():
+def test_the_quick_start_runs():
     model = network()
     model.compile(
         optimizer=Adam(
@@ -181,7 +181,7 @@ model.save(rest)
 
 
 @pytest.mark.slow
-def test_a_new_process_loads_the_model_and_continues_bit_for_bit(tmp_path):
+def test_a_saved_model_resumes_in_a_new_process_bit_for_bit(tmp_path):
     clips = [QuantileClip(0.5, history_length=10), NormClip(3.0)]
     optimizer = Adam(0.01, gradient_transformers=clips, use_ema=True)
     model, _ = trained(optimizer, 2, **MODES["graph"])
@@ -246,7 +246,7 @@ def test_the_checkpoint_of_an_optimizer_without_clipping_still_loads(way, tmp_pa
     assert clip.metrics()["clip/steps"] == 0
 
 
-def test_an_optimizer_that_exists_is_made_again_with_a_clipper():
+def test_as_optimizer_copies_an_optimizer_and_adds_the_clipper():
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 100)
     theirs = keras.optimizers.AdamW(schedule, weight_decay=0.02, beta_1=0.8)
     ours = QuantileClip(quantile=0.5).as_optimizer(theirs)
@@ -265,7 +265,7 @@ class Halved(keras.optimizers.SGD):
     """An optimizer of one's own."""
 
 
-def test_a_class_of_ones_own_takes_transformers_and_is_pickled():
+def test_a_custom_class_takes_transformers_and_is_pickled():
     kind = with_gradient_transformers(Halved)
     assert kind is with_gradient_transformers(Halved)
     assert with_gradient_transformers(kind) is kind
@@ -280,7 +280,7 @@ def test_a_class_of_ones_own_takes_transformers_and_is_pickled():
     assert type(plain) is keras.optimizers.Adam
 
 
-def test_replicated_steps_are_observed_once_per_update():
+def test_accumulated_steps_are_observed_once_per_update():
     clip = QuantileClip(0.5, scope="global")
     optimizer = SGD(0.1, gradient_transformers=[clip], gradient_accumulation_steps=4)
     model, _ = trained(optimizer, 4, jit_compile=False)
@@ -295,7 +295,7 @@ def test_replicated_steps_are_observed_once_per_update():
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_an_overflow_of_mixed_precision_teaches_nothing():
+def test_an_overflow_of_mixed_precision_is_not_recorded():
     clip = QuantileClip(0.5, scope="global")
     inner = SGD(0.1, gradient_transformers=[clip])
     optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
@@ -356,7 +356,7 @@ def test_a_variable_without_a_gradient_is_not_observed():
     assert weights[1].numpy() == 1.0
 
 
-def test_a_loop_of_ones_own_uses_the_optimizer():
+def test_a_custom_loop_uses_the_optimizer():
     model, clip = network(), NormClip(0.5)
     optimizer, (x, y) = SGD(1.0, gradient_transformers=[clip]), data()
 

@@ -198,7 +198,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_all_clippers_go_on_in_a_new_process_bit_for_bit(outcomes, form):
+def test_all_clippers_resume_in_a_new_process_bit_for_bit(outcomes, form):
     whole, resumed = outcomes[form]
     clippers = IN_LOOP if "loop" in form else RUNS
     assert len(whole) == len(resumed) > 5 * len(clippers)
@@ -266,7 +266,7 @@ every_spoiled = pytest.mark.parametrize("spoiled", SPOILED)
 
 @every_spoiled
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(name, spoiled, tmp_path):
+def test_a_broken_file_is_refused_and_changes_nothing(name, spoiled, tmp_path):
     run = InOptimizer(trained(QuantileClip(0.5, history_length=5)))
     _, save, load = FORMATS[FILES[name]]
     save(run, tmp_path)
@@ -280,7 +280,7 @@ def test_a_file_that_is_cut_off_is_refused_and_changes_nothing(name, spoiled, tm
 
 
 @every_spoiled
-def test_a_model_whose_file_is_cut_off_or_another_is_refused(spoiled, tmp_path):
+def test_a_broken_model_file_is_refused(spoiled, tmp_path):
     path = tmp_path / "model.keras"
     trained(QuantileClip(0.5, history_length=5)).save(path)
     path.write_bytes(SPOILED[spoiled](path.read_bytes()))

@@ -25,12 +25,12 @@ def results():
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def test_gradients_are_clipped_after_the_replicas_were_summed():
+def test_gradients_are_clipped_after_the_sum_over_the_replicas():
     assert results()["opposed"] == -1.0  # Keras's own global_clipnorm makes it 0
 
 
 @pytest.mark.parametrize("name", ["global", "parameter", "unit", "eagerly", "legacy"])
-def test_two_replicas_do_what_one_device_does(name):
+def test_two_replicas_train_as_one_device(name):
     if name not in results():
         pytest.skip("tf_keras is not installed")
     one, two = results()[name]["one"], results()[name]["two"]
