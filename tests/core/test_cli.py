@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: other tools' files, bad input, pipes."""
+"""The command line reads files of other tools, reports bad input, writes to pipes."""
 
 import io
 import json
@@ -43,60 +43,60 @@ def file(tmp_path):
     return write
 
 
-def said(capsys, *argv):
-    """What a command that succeeds prints, as JSON."""
+def run_json(capsys, *argv):
+    """Run a command, which must succeed, and return its JSON output."""
     assert main([*argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_as_other_tools_write_them(file, capsys, name):
+def test_files_of_other_tools_are_read(file, capsys, name):
     json_nan = [str(n).replace("nan", "NaN") for n in NORMS]
     rows = "".join(ROWS[name].format(i=i, n=n) for i, n in enumerate(json_nan))
-    found = said(capsys, "replay", file(FILES[name].format(rows), name))
+    report = run_json(capsys, "replay", file(FILES[name].format(rows), name))
     expected = replay(NORMS, Quantile(0.9))
-    assert (found["steps"], found["nonfinite"]) == (6, 1)
-    assert found["clip_rate"] == expected.clip_rate
-    assert found["median_threshold"] == expected.median_threshold
+    assert (report["steps"], report["nonfinite"]) == (6, 1)
+    assert report["clip_rate"] == expected.clip_rate
+    assert report["median_threshold"] == expected.median_threshold
 
 
-def test_npy_and_stdin(tmp_path, capsys, monkeypatch):
+def test_an_npy_file_and_standard_input_are_read(tmp_path, capsys, monkeypatch):
     np.save(tmp_path / "norms.npy", np.float32(NORMS))
-    whole = said(capsys, "suggest", str(tmp_path / "norms.npy"))
-    assert (whole["median"], whole["nonfinite"]) == (2.0, 1)
+    suggestion = run_json(capsys, "suggest", str(tmp_path / "norms.npy"))
+    assert (suggestion["median"], suggestion["nonfinite"]) == (2.0, 1)
     stdin = io.TextIOWrapper(io.BytesIO(b"norm\n1\n\n3\n"))
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert said(capsys, "suggest", "-")["mean"] == 2.0
+    assert run_json(capsys, "suggest", "-")["mean"] == 2.0
 
 
-def test_the_first_steps_alone(file, capsys):
+def test_until_limits_the_steps_that_are_read(file, capsys):
     path = file("norm\n1\n3\n1e9\n")
-    assert said(capsys, "suggest", path, "--until", "2")["mean"] == 2.0
-    assert said(capsys, "replay", path, "--until", "2")["steps"] == 2
-    for wrong in ("0", "-1", "half"):
+    assert run_json(capsys, "suggest", path, "--until", "2")["mean"] == 2.0
+    assert run_json(capsys, "replay", path, "--until", "2")["steps"] == 2
+    for value in ("0", "-1", "half"):
         with pytest.raises(SystemExit):
-            main(["suggest", path, "--until", wrong])
-        assert f"whole number >= 1, got {wrong}" in capsys.readouterr().err
+            main(["suggest", path, "--until", value])
+        assert f"whole number >= 1, got {value}" in capsys.readouterr().err
 
 
-def test_an_array_of_json(file, capsys):
-    assert said(capsys, "suggest", file("[1.0, 3.0]", "a.json"))["mean"] == 2.0
+def test_a_json_array_is_read(file, capsys):
+    assert run_json(capsys, "suggest", file("[1.0, 3.0]", "a.json"))["mean"] == 2.0
 
 
 def test_empty_cells_are_left_out(file, capsys):
     path = file("step,norm,other_norm\n0,1,9\n1,,9\n2,inf,9\n3,3\n")
-    found = said(capsys, "suggest", path, "--column", "norm")
-    assert (found["steps"], found["nonfinite"], found["mean"]) == (3, 1, 2.0)
+    report = run_json(capsys, "suggest", path, "--column", "norm")
+    assert (report["steps"], report["nonfinite"], report["mean"]) == (3, 1, 2.0)
 
 
 def test_options_reach_the_policy(file, capsys):
     path = file("norm\n1\n4\n")
     argv = ["replay", path, "--policy", "fixed", "--max-norm", "2"]
-    assert said(capsys, *argv)["clip_rate"] == 0.5
+    assert run_json(capsys, *argv)["clip_rate"] == 0.5
     argv = ["replay", path, "--quantile", "0.5", "--history-length", "none"]
     argv += ["--max-threshold", "3", "--include-current"]
     inner = "Quantile(quantile=0.5, history_length=None, include_current=True)"
-    assert said(capsys, *argv)["policy"] == f"Cap(policy={inner}, max_norm=3.0)"
+    assert run_json(capsys, *argv)["policy"] == f"Cap(policy={inner}, max_norm=3.0)"
 
 
 def test_the_steps_can_be_saved(file, tmp_path):
@@ -115,7 +115,7 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         assert name in text
     assert "spikes caught" in text
     assert "1/1" in text
-    rows = said(capsys, "replay", path, "--compare")["policies"]
+    rows = run_json(capsys, "replay", path, "--compare")["policies"]
     fixed = replay([1.0] * 99 + [50.0] + [1.0] * 50, Fixed(1.0))
     assert rows[-1]["clip_rate"] == fixed.clip_rate
 
@@ -155,14 +155,14 @@ def test_bad_input_is_one_line_and_status_2(file, tmp_path, capsys, text, argv, 
     path = str(tmp_path / "none.csv") if text is None else file(text)
     try:
         status = main(["replay", path, *argv])
-    except SystemExit as stop:  # argparse's own way
+    except SystemExit as stop:  # argparse exits this way
         status = stop.code
     out, err = capsys.readouterr()
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert words in err
 
 
-def test_bytes_that_are_no_text(tmp_path, capsys):
+def test_a_file_that_is_not_text_is_one_error_line(tmp_path, capsys):
     path = tmp_path / "a.csv"
     for data in (b"\xff\xfe\x00", b"\x93NUMPYxx", b"\x93NUMPY"):
         path.write_bytes(data)
@@ -188,14 +188,14 @@ def test_version_prints_the_name_and_the_version(capsys):
 
 
 @pytest.mark.parametrize("command", ["replay", "suggest", "report"])
-def test_help_tells_of_the_file(capsys, command):
+def test_help_describes_the_file(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     assert "FILE" in capsys.readouterr().out
 
 
-def test_a_bar_is_shown_on_a_terminal_alone(file, capsys, monkeypatch):
+def test_a_progress_bar_is_shown_only_on_a_terminal(file, capsys, monkeypatch):
     monkeypatch.setattr("autoclip_core.cli.progress.UPDATE_SECONDS", 0.0)
     path = file("norm\n" + "1\n" * 1500)
     assert main(["replay", path]) == 0
@@ -206,7 +206,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(file, capsys, monkeypatch):
 
 
 @pytest.mark.needs("plot")
-def test_pictures_are_saved(file, tmp_path):
+def test_plots_are_saved(file, tmp_path):
     path = file("norm\n" + "1\n2\n1.5\n" * 700)
     for name, more in [("one.png", []), ("all.png", ["--compare"])]:
         out = tmp_path / name
@@ -221,7 +221,7 @@ def test_without_matplotlib_the_extra_is_named(file, capsys, monkeypatch):
     assert "autoclip-toolkit[plot]" in capsys.readouterr().err
 
 
-def test_a_semicolon_in_a_quoted_name_is_no_delimiter(file, capsys):
+def test_a_semicolon_in_a_quoted_name_is_not_a_delimiter(file, capsys):
     path = file('Step,"lr=1;wd=2;b - norm"\n0,1.5\n1,2.5\n')
     assert main(["suggest", path]) == 0
     assert "lr=1;wd=2;b - norm" in capsys.readouterr().out

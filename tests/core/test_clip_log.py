@@ -1,6 +1,6 @@
-"""The log of a run: what is kept of a step, the summary, the advice, the picture.
+"""The log of a run: what a step stores, the summary, the advice, the plot.
 
-Expected numbers come from the standard library, over plain Python lists.
+The standard library computes the expected numbers from plain Python lists.
 """
 
 import json
@@ -21,7 +21,7 @@ NAN, INF = math.nan, math.inf
 
 
 def rows(norm, threshold, *, finite=None, **more):
-    """A decision as any adapter may return it, from lists, by the rule s = T/n."""
+    """Return a decision of these rows by the rule s = T/n; `more` adds fields."""
     scale = [t / n if n > t else 1.0 for n, t in zip(norm, threshold, strict=True)]
     clipped = [n > t for n, t in zip(norm, threshold, strict=True)]
     finite = [math.isfinite(n) for n in norm] if finite is None else finite
@@ -37,16 +37,16 @@ def log_of(norms, threshold=2.0):
     return log
 
 
-def spread(steps, clipped):
-    """A log of so many steps, so many of them clipped to half, evenly spread."""
+def log_with_clips(steps, clipped):
+    """Return a log of `steps` steps; `clipped` of them, evenly spread, are halved."""
     at = {round(i * steps / clipped) for i in range(clipped)} if clipped else set()
     return log_of(4.0 if step in at else 1.0 for step in range(steps))
 
 
-# What is kept of a step
+# What a step stores.
 
 
-def test_plain_numbers_get_the_scale_that_follows_from_them():
+def test_the_scale_of_plain_numbers_is_computed():
     log = log_of([3.2, 0.5, 1.0, 0.0], threshold=1.0)
     assert log.norms.tolist() == [3.2, 0.5, 1.0, 0.0]
     assert log.thresholds.tolist() == [1.0] * 4
@@ -57,7 +57,7 @@ def test_plain_numbers_get_the_scale_that_follows_from_them():
 
 
 def test_scale_and_clipped_may_be_given():
-    log = ClipLog()  # a value clip: the threshold is no norm
+    log = ClipLog()  # a value clip: the threshold is not a norm
     log.record(norm=5.0, threshold=0.1, scale=0.7, clipped=False)
     assert (log.scales[0], log.clipped[0]) == (0.7, 0.0)
 
@@ -70,7 +70,7 @@ def test_a_non_finite_number_is_a_non_finite_step():
     assert log.clipped.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_several_rows_are_one_step():
+def test_the_rows_of_a_step_are_combined():
     log = ClipLog()
     log.record(rows([3.0, 4.0, 12.0, 0.0], [5.0, 2.0, 6.0, INF]))
     assert log.norms[0] == pytest.approx(math.hypot(3, 4, 12, 0))
@@ -80,7 +80,7 @@ def test_several_rows_are_one_step():
     assert log.finite[0]
 
 
-def test_a_row_that_was_not_observed_counts_for_nothing():
+def test_a_row_that_was_not_observed_is_ignored():
     log = ClipLog()
     log.record(rows([3.0, NAN, 4.0], [2.0, 9.0, 9.0], finite=[True] * 3))
     assert log.norms[0] == 5.0
@@ -89,7 +89,7 @@ def test_a_row_that_was_not_observed_counts_for_nothing():
     assert log.summary().nonfinite == 0
 
 
-def test_a_step_without_any_row_is_not_a_non_finite_one():
+def test_a_step_without_an_observed_row_is_not_non_finite():
     log = ClipLog()
     log.record(rows([NAN, NAN], [1.0, 1.0], finite=[True, True]))
     summary = log.summary()
@@ -98,7 +98,7 @@ def test_a_step_without_any_row_is_not_a_non_finite_one():
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_non_finite_row_leaves_the_others_their_norm(bad):
+def test_the_norm_excludes_a_non_finite_row(bad):
     log = ClipLog()
     log.record(rows([3.0, bad, 4.0], [2.0, 2.0, 9.0], finite=[True, False, True]))
     assert log.norms[0] == 5.0
@@ -107,14 +107,14 @@ def test_a_non_finite_row_leaves_the_others_their_norm(bad):
     assert not log.finite[0]
 
 
-def test_the_decision_s_word_on_what_is_finite_counts():
+def test_a_row_is_finite_if_the_decision_says_so():
     log = ClipLog()
     log.record(rows([3.0, 7.0, 4.0], [9.0] * 3, finite=[True, False, True]))
     assert log.norms[0] == 5.0
     assert not log.finite[0]
 
 
-def test_squares_that_overflow_do_not():
+def test_norms_whose_squares_overflow_stay_finite():
     big = np.float32(3e38)
     log = ClipLog()
     decision = rows([big, big], [1.0, 1.0])
@@ -126,7 +126,7 @@ def test_squares_that_overflow_do_not():
     assert log.scales[0] == pytest.approx(math.hypot(1, 1) / math.hypot(big, big))
 
 
-def test_many_rows():
+def test_a_step_of_20_000_rows_follows_the_formulas():
     rng = np.random.default_rng(0)
     norms = np.exp(rng.normal(size=20_000)).astype(np.float32)
     limits = np.exp(rng.normal(size=20_000)).astype(np.float32)
@@ -162,7 +162,7 @@ def test_any_finite_rows_follow_the_formulas(pairs):
 
 
 @given(st.floats(1e-30, 1e38), st.floats(0, 1))
-def test_one_row_keeps_norm_and_scale_as_they_are(norm, scale):
+def test_one_row_stores_norm_and_scale_exactly(norm, scale):
     log = ClipLog()
     log.record(norm=norm, threshold=1.0, scale=scale)
     assert (log.norms[0], log.scales[0]) == (norm, scale)
@@ -191,7 +191,7 @@ def test_tensors_on_the_cpu_are_read():
     assert log.norms.tolist() == [5.0, 3.0, 4.0]
 
 
-def test_the_core_s_own_decisions_are_read():
+def test_decisions_of_the_core_are_read():
     policy, log = Quantile(0.5, history_length=4), ClipLog()
     state = policy.init(rows=1)
     for norm in [1.0, 3.0, NAN, 8.0]:
@@ -210,7 +210,7 @@ def test_cancelled_updates_are_counted():
     assert log.summary().skipped == 1
 
 
-def test_the_store_grows_and_keeps_what_it_has():
+def test_the_store_grows_without_losing_steps():
     norms = [float(i % 977) for i in range(5000)]
     log = log_of(norms)
     assert log.norms.tolist() == norms
@@ -226,7 +226,7 @@ def test_the_columns_cannot_be_written():
     assert log.norms.tolist() == [1.0, 2.0]
 
 
-# Bad input
+# Bad input.
 
 GOOD = dict(norm=[1.0, 2.0], threshold=[1.0, 1.0])
 
@@ -255,7 +255,7 @@ GOOD = dict(norm=[1.0, 2.0], threshold=[1.0, 1.0])
         ((rows(**GOOD, clipped=[[True, True]]),), {}, ValueError, r"\(1, 2\)"),
     ],
 )
-def test_bad_input_is_named_and_changes_nothing(args, kwargs, error, words):
+def test_the_error_names_bad_input_and_changes_nothing(args, kwargs, error, words):
     log = log_of([1.0, 3.0])
     before = str(log.summary())
     with pytest.raises(error, match=words):
@@ -263,10 +263,10 @@ def test_bad_input_is_named_and_changes_nothing(args, kwargs, error, words):
     assert str(log.summary()) == before
 
 
-# Summary and advice
+# Summary and advice.
 
 
-def test_the_summary_s_numbers():
+def test_the_summary_reports_these_numbers():
     norms = [1.0, 8.0, NAN, 4.0, 0.0, INF, 3.0]
     summary = log_of(norms, threshold=4.0).summary()
     finite = [1.0, 8.0, 4.0, 0.0, 3.0]
@@ -288,7 +288,7 @@ def test_a_step_of_several_rows_counts_as_a_fraction():
     assert log.summary().clip_rate == pytest.approx((1 / 4 + 3 / 4) / 2)
 
 
-def test_the_summary_reads_well():
+def test_the_summary_prints_these_lines():
     text = str(log_of([4.0, *[1.0] * 9] * 20 + [NAN]).summary())
     assert text.splitlines()[:9] == [
         "total steps       201 (200 with a finite norm)",
@@ -310,7 +310,7 @@ def test_a_summary_cannot_be_changed():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 99])
-def test_few_steps_are_too_early_to_judge(steps):
+def test_below_100_steps_it_is_too_early_to_judge(steps):
     summary = log_of([3.0] * steps).summary()
     assert len(summary.advice) == 1
     assert summary.advice[0].startswith("Too early to judge")
@@ -337,14 +337,14 @@ def test_few_steps_are_too_early_to_judge(steps):
     ],
 )
 def test_the_regime_is_named_with_its_numbers(steps, clipped, regime, rate):
-    summary = spread(steps, clipped).summary()
+    summary = log_with_clips(steps, clipped).summary()
     assert summary.clip_rate == pytest.approx(clipped / steps)
     assert summary.advice[0].startswith(regime)
     assert f"clipping rate {rate} over {steps} steps" in summary.advice[0]
     assert "mean scale" in summary.advice[0]
-    learning_rate = [said for said in summary.advice if "SGD" in said]
-    assert len(learning_rate) == (clipped / steps > 0.5)
-    assert all("lower the learning rate" in said for said in learning_rate)
+    sentences = [sentence for sentence in summary.advice if "SGD" in sentence]
+    assert len(sentences) == (clipped / steps > 0.5)
+    assert all("lower the learning rate" in sentence for sentence in sentences)
 
 
 def test_a_low_mean_scale_is_a_red_light():
@@ -352,32 +352,32 @@ def test_a_low_mean_scale_is_a_red_light():
     assert "Red light" not in str(log_of([5.0] * 100).summary())
 
 
-def test_steps_without_a_threshold_are_told_apart():
+def test_steps_without_a_threshold_are_counted_separately():
     log = log_of([1.0] * 300, threshold=INF)
     assert log.summary().advice[0].startswith("Nothing could be clipped: in all 300")
     for step in range(100):
         log.record(norm=4.0 if step % 5 == 0 else 1.0, threshold=2.0)
     assert log.summary().clip_rate == 20 / 400
-    said = "300 of 400 steps had no threshold; over the other 100"
-    assert f"{said} the clipping rate is 20 %" in str(log.summary())
+    start = "300 of 400 steps had no threshold; over the other 100"
+    assert f"{start} the clipping rate is 20 %" in str(log.summary())
 
 
-def test_non_finite_steps_are_told_even_early():
+def test_non_finite_steps_are_reported_from_the_first_step():
     advice = log_of([1.0, NAN, INF, 1.0]).summary().advice
     assert advice[-1].startswith("2 of 4 steps (50 %) had a NaN or infinite norm")
 
 
-# The picture
+# The plot.
 
 
 def artists(figure):
-    """What was drawn in the upper panel, by its label."""
+    """Return the artists of the upper panel by label."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     return dict(zip(labels, handles, strict=True))
 
 
-def pixels(path, color):
-    """How many pixels of a saved picture have exactly this colour, "#RRGGBB"."""
+def count_pixels(path, color):
+    """Count the pixels of a saved image that have exactly this color, "#RRGGBB"."""
     from matplotlib.image import imread
 
     image = np.round(255 * imread(path)[..., :3]).astype(int)
@@ -385,8 +385,8 @@ def pixels(path, color):
     return int((image == wanted).all(axis=-1).sum())
 
 
-def a_run(steps, seed=0):
-    """A log with a warm-up, spikes, zeros and NaN, and where they are."""
+def log_of_a_run(steps, seed=0):
+    """Return a log, its norms, and the steps of its spikes, zeros and NaN."""
     rng = np.random.default_rng(seed)
     norms = np.exp(rng.normal(scale=0.3, size=steps))
     spikes = np.arange(steps // 10, steps, steps // 10)
@@ -400,8 +400,8 @@ def a_run(steps, seed=0):
 
 @pytest.mark.needs("plot")
 @pytest.mark.parametrize("steps", [1000, 100_000])
-def test_the_picture_shows_what_happened(tmp_path, steps):
-    log, norms, spikes, zeros, nans = a_run(steps)
+def test_the_plot_shows_clips_thresholds_zeros_and_nan(tmp_path, steps):
+    log, norms, spikes, zeros, nans = log_of_a_run(steps)
     figure = log.plot(tmp_path / "run.png")
     drawn, column = artists(figure), steps / 1000
 
@@ -416,12 +416,12 @@ def test_the_picture_shows_what_happened(tmp_path, steps):
     assert np.isnan(threshold).mean() == pytest.approx(1 / 20)
 
     for name in ("clipped", "threshold", "non-finite"):
-        assert pixels(tmp_path / "run.png", drawn[name].get_color()) > 100, name
+        assert count_pixels(tmp_path / "run.png", drawn[name].get_color()) > 100, name
 
 
 @pytest.mark.needs("plot")
-def test_a_thousand_steps_are_drawn_as_they_are():
-    log, norms, *_ = a_run(1000)
+def test_a_thousand_steps_are_drawn_without_thinning():
+    log, norms, *_ = log_of_a_run(1000)
     line = artists(log.plot())["norm"]
     positive = norms > 0
     assert line.get_xdata().tolist() == list(range(1000))
@@ -429,20 +429,20 @@ def test_a_thousand_steps_are_drawn_as_they_are():
 
 
 @pytest.mark.needs("plot")
-def test_no_spike_is_lost_where_a_column_stands_for_many_steps():
+def test_no_spike_is_lost_if_a_column_shows_many_steps():
     norms = np.ones(100_000)
     norms[54_321], norms[77_777] = 1e6, 1e-3
     log = log_of(norms.tolist(), threshold=INF)
     drawn = artists(log.plot())
-    shape = drawn["norm, range of 100 steps"].get_paths()[0].vertices
-    assert shape[:, 1].max() == 1e6
-    assert shape[:, 1].min() == 1e-3
-    assert abs(shape[shape[:, 1].argmax(), 0] - 54_321) <= 100
+    corners = drawn["norm, range of 100 steps"].get_paths()[0].vertices
+    assert corners[:, 1].max() == 1e6
+    assert corners[:, 1].min() == 1e-3
+    assert abs(corners[corners[:, 1].argmax(), 0] - 54_321) <= 100
     assert set(drawn["median"].get_ydata()) == {1.0}
 
 
 @pytest.mark.needs("plot")
-def test_axes_and_title_say_what_they_are():
+def test_axes_and_title_have_labels():
     figure = log_of([4.0, *[1.0] * 9] * 20).plot()
     above, below = figure.axes
     assert "10 %" in above.get_title()
@@ -455,7 +455,7 @@ def test_axes_and_title_say_what_they_are():
 
 
 @pytest.mark.needs("plot")
-def test_several_rows_are_named_as_such(tmp_path):
+def test_the_labels_of_several_rows_say_so(tmp_path):
     log = ClipLog()
     log.record(rows([1.0, 1.0, 9.0], [2.0] * 3))
     log.record(rows([1.0, 9.0, 9.0], [2.0] * 3))
@@ -477,7 +477,7 @@ def test_several_rows_are_named_as_such(tmp_path):
     ids=["none", "one", "zeros", "nan", "wide", "tiny", "huge"],
 )
 @pytest.mark.parametrize("threshold", [0.0, 1.0, INF])
-def test_odd_series_can_be_drawn(tmp_path, norms, threshold):
+def test_unusual_series_can_be_drawn(tmp_path, norms, threshold):
     log = log_of(norms, threshold)
     log.plot(tmp_path / "odd.png")
     assert (tmp_path / "odd.png").stat().st_size > 5000
@@ -485,7 +485,7 @@ def test_odd_series_can_be_drawn(tmp_path, norms, threshold):
 
 
 @pytest.mark.needs("plot")
-def test_plotting_leaves_pyplot_alone():
+def test_plotting_does_not_import_pyplot():
     before = "matplotlib.pyplot" in sys.modules
     log_of([1.0]).plot()
     assert ("matplotlib.pyplot" in sys.modules) == before
@@ -498,7 +498,7 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [3000, 600_000])
-def test_a_threshold_that_falls_is_seen_in_long_runs_too(steps):
+def test_a_falling_threshold_is_reported_in_long_runs_too(steps):
     def advice(thresholds):
         log = ClipLog()
         for threshold in thresholds:
@@ -511,7 +511,7 @@ def test_a_threshold_that_falls_is_seen_in_long_runs_too(steps):
     assert "from the first third" not in advice(late)
 
 
-def test_numbers_after_metrics_go_on_counting_steps():
+def test_numbers_after_metrics_continue_the_step_count():
     log = ClipLog()
     log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/steps": 10})
     for _ in range(3):
@@ -519,14 +519,14 @@ def test_numbers_after_metrics_go_on_counting_steps():
     assert log.steps.tolist() == [9, 10, 11, 12]
 
 
-def test_an_integer_beyond_all_floats_is_an_infinite_norm():
+def test_an_integer_above_every_float_is_an_infinite_norm():
     log = ClipLog()
     log.record(norm=10**400, threshold=1.0)
     assert log.finite.tolist() == [False]
 
 
 @pytest.mark.parametrize("damage", [{"rows": 3}, {"past": {}}, {"totals": []}])
-def test_a_damaged_line_about_the_run_is_an_error_of_one_line(damage, tmp_path):
+def test_a_corrupt_header_line_is_an_error(damage, tmp_path):
     path = tmp_path / "run.jsonl"
     lines = [{"clip_log": damage}, {"norm": 1.0, "threshold": 2.0}]
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -534,7 +534,7 @@ def test_a_damaged_line_about_the_run_is_an_error_of_one_line(damage, tmp_path):
         ClipLog.from_jsonl(path)
 
 
-def test_a_table_of_a_thinned_log_warns_that_it_has_no_totals(tmp_path):
+def test_a_csv_file_of_a_thinned_log_warns_that_totals_are_lost(tmp_path):
     log = ClipLog()
     for _ in range(300_000):
         log.record(norm=1.0, threshold=2.0)

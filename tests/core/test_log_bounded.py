@@ -1,4 +1,4 @@
-"""A log of any length: what is kept, what stays exact, rows by name, files."""
+"""A log of any length: stored steps, exact totals, rows by name, files."""
 
 import json
 import math
@@ -17,7 +17,7 @@ NAN, INF = math.nan, math.inf
 
 @pytest.fixture
 def small(monkeypatch):
-    """Stores that are full soon."""
+    """Make the stores so small that a short run fills them."""
     monkeypatch.setattr(log_store, "RECENT", 256)
     monkeypatch.setattr(log_store, "BLOCK", 128)
     monkeypatch.setattr(log_store, "INTERVALS", 128)
@@ -34,7 +34,7 @@ def long_run(steps=5000, seed=0):
 
 
 @pytest.mark.usefixtures("small")
-def test_the_recent_steps_are_all_there_and_the_past_is_an_even_sample():
+def test_all_recent_steps_and_an_even_sample_of_older_ones_are_stored():
     log, norms = long_run()
     steps = log.steps
     assert len(log) == 5000
@@ -47,10 +47,10 @@ def test_the_recent_steps_are_all_there_and_the_past_is_an_even_sample():
 
 
 @pytest.mark.usefixtures("small")
-def test_the_highest_of_the_past_are_not_lost():
+def test_the_highest_norms_of_the_past_are_stored():
     log, _ = long_run()
-    kept = log._store.highest()["step"].tolist()
-    assert {777, 2345, 3210} <= set(kept)
+    highest = log._store.highest()["step"].tolist()
+    assert {777, 2345, 3210} <= set(highest)
 
 
 @pytest.mark.usefixtures("small")
@@ -65,7 +65,7 @@ def test_the_totals_stay_exact():
     assert summary.p99_norm == pytest.approx(np.quantile(finite, 0.99), rel=0.03)
 
 
-def test_quantiles_out_of_bins_are_within_half_a_percent():
+def test_quantiles_from_bins_are_within_half_a_percent():
     norms = np.exp(np.random.default_rng(0).normal(scale=9, size=20_001))
     totals, steps = Totals(), np.zeros(len(norms), log_store.STEP)
     steps["norm"] = norms
@@ -76,7 +76,7 @@ def test_quantiles_out_of_bins_are_within_half_a_percent():
 
 def test_only_every_kth_step_is_read():
     class Device:
-        """A number that may be read at some steps alone."""
+        """A number that counts its reads."""
 
         reads, ndim = 0, 0
 
@@ -92,22 +92,25 @@ def test_only_every_kth_step_is_read():
     assert len(log) == 4
 
 
-def test_metrics_bring_their_totals_and_step():
+def test_metrics_set_the_totals_and_the_step():
     log = ClipLog()
-    for step, lost in [(50, 0), (100, 3)]:
+    for step, nonfinite in [(50, 0), (100, 3)]:
         metrics = {"clip/norm": 4.0, "clip/threshold": 2.0, "clip/scale": 0.7}
-        metrics |= {"clip/clipped": 0.25, "clip/nonfinite_total": lost}
+        metrics |= {"clip/clipped": 0.25, "clip/nonfinite_total": nonfinite}
         log.record(metrics | {"clip/skipped_total": 1, "clip/steps": step})
     assert log.steps.tolist() == [49, 99]
     assert (log.scales[0], log.clipped[0]) == (0.7, 0.25)
-    told = log.summary()
-    assert (told.steps, told.measured, told.nonfinite, told.skipped) == (100, 2, 3, 1)
+    summary = log.summary()
+    assert (summary.steps, summary.measured) == (100, 2)
+    assert (summary.nonfinite, summary.skipped) == (3, 1)
 
 
 @pytest.mark.parametrize("norm", [0.5, 4.0, 0.0, NAN, INF, -INF])
 @pytest.mark.parametrize("observed", [True, False])
 @pytest.mark.parametrize("threshold", [2.0, NAN])
-def test_a_decision_of_one_row_is_kept_as_any_other(norm, observed, threshold):
+def test_the_short_path_of_one_row_stores_what_the_general_one_does(
+    norm, observed, threshold
+):
     fields = decide(Fixed(2.0), Fixed(2.0).init(1), [abs(norm)], observed=[observed])[1]
     fields = fields._replace(threshold=np.float32([threshold]))
     short, general = ClipLog(), ClipLog(names=["a"])
@@ -119,10 +122,10 @@ def test_a_decision_of_one_row_is_kept_as_any_other(norm, observed, threshold):
         )
 
 
-# Rows
+# Rows.
 
 
-def a_log_of_rows(steps=300):
+def log_of_rows(steps=300):
     log = ClipLog(["embed", "head", "idle"])
     for step in range(steps):
         policy = Fixed(2.0)
@@ -133,7 +136,7 @@ def a_log_of_rows(steps=300):
 
 
 def test_rows_are_counted_by_name():
-    log = a_log_of_rows()
+    log = log_of_rows()
     assert log.names == ["embed", "head", "idle"]
     assert log.row_clip_rates.tolist() == [0.1, 1.0, 0.0]
     summary = log.summary()
@@ -142,8 +145,8 @@ def test_rows_are_counted_by_name():
     assert "One row has 90.9 % of the 330 clips of 3 rows: head" in str(summary)
 
 
-def test_the_map_of_rows_is_bounded_and_keeps_its_counts():
-    log = a_log_of_rows(1000)
+def test_the_map_of_rows_is_bounded_and_its_counts_stay_exact():
+    log = log_of_rows(1000)
     counts = log._rows
     assert counts.width == 8
     assert counts.map().shape == (3, 125)
@@ -160,7 +163,7 @@ def test_rows_that_join_later_get_a_name():
     assert counts.rates().tolist() == [1.0, 1.0]
 
 
-# The ratchet
+# A threshold that falls or climbs.
 
 
 def test_a_threshold_that_falls_while_more_is_clipped_is_a_red_light():
@@ -184,36 +187,36 @@ def test_a_threshold_that_climbs_while_most_is_clipped_is_a_red_light():
     assert "Red light" not in str(good.summary()) + str(short.summary())
 
 
-# Files
+# Files.
 
 
-def same(one, two):
+def assert_same_steps(actual, expected):
     for name in log_store.STEP.names:
         np.testing.assert_array_equal(
-            one._store.steps()[name], two._store.steps()[name], err_msg=name
+            actual._store.steps()[name], expected._store.steps()[name], err_msg=name
         )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_file_reads_back_as_it_was(tmp_path, suffix):
+def test_a_log_is_the_same_after_writing_and_reading(tmp_path, suffix):
     log, path = ClipLog(every=3), tmp_path / f"run.{suffix}"
     values = [(1 / 3, INF), (NAN, 2.0), (INF, 2.0), (5e-324, 0.1), (7.0, 1e300)]
     for norm, threshold in [v for v in values for _ in range(3)]:
         log.record(norm=norm, threshold=threshold)
     getattr(log, f"to_{suffix}")(path)
     read = getattr(ClipLog, f"from_{suffix}")(path)
-    same(log, read)
+    assert_same_steps(read, log)
     assert log.steps.tolist() == [0, 3, 6, 9, 12]
     assert str(read.summary()) == str(log.summary())
 
 
 @pytest.mark.usefixtures("small")
-def test_json_lines_keep_settings_rows_and_totals(tmp_path):
-    log, path = a_log_of_rows(3000), tmp_path / "run.jsonl"
+def test_json_lines_store_settings_rows_and_totals(tmp_path):
+    log, path = log_of_rows(3000), tmp_path / "run.jsonl"
     log.settings = {"policy": "Fixed(2.0)"}
     log.to_jsonl(path)
     read = ClipLog.from_jsonl(path)
-    same(log, read)
+    assert_same_steps(read, log)
     assert read.settings == {"policy": "Fixed(2.0)"}
     assert read.summary() == log.summary()
     np.testing.assert_array_equal(read._store.highest(), log._store.highest())
@@ -232,7 +235,7 @@ def test_json_lines_keep_settings_rows_and_totals(tmp_path):
     ],
     ids=["column", "text", "empty"],
 )
-def test_a_file_that_is_no_log_is_named(tmp_path, text, words):
+def test_the_error_says_why_a_file_is_not_a_log(tmp_path, text, words):
     path = tmp_path / "a.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -248,23 +251,23 @@ def test_every_must_be_a_number_of_steps():
 def test_a_decision_on_a_device_is_read_in_one_transfer():
     import torch
 
-    class Elsewhere(torch.Tensor):
-        """A tensor that says it lies on a device, and counts what is copied."""
+    class DeviceTensor(torch.Tensor):
+        """A tensor that claims to be on a device, and counts its copies."""
 
         copies = 0
 
         @property
         def device(self):
-            return SimpleNamespace(type="elsewhere")
+            return SimpleNamespace(type="other")
 
         def cpu(self):
-            Elsewhere.copies += 1
+            DeviceTensor.copies += 1
             return self.as_subclass(torch.Tensor)
 
     fields = dict(norm=[3.0, 4.0], threshold=[9.0, 2.0], scale=[1.0, 0.5])
     fields |= dict(clipped=[0.0, 1.0], finite=[1.0, 1.0])
-    tensors = {k: torch.tensor(v).as_subclass(Elsewhere) for k, v in fields.items()}
+    tensors = {k: torch.tensor(v).as_subclass(DeviceTensor) for k, v in fields.items()}
     log = ClipLog()
     log.record(SimpleNamespace(**tensors))
-    assert Elsewhere.copies == 1
+    assert DeviceTensor.copies == 1
     assert (log.norms[0], log.clipped[0]) == (5.0, 0.5)

@@ -1,4 +1,4 @@
-"""What is kept of a step of several rows, at the edges of the table."""
+"""The numbers a log stores of a step of several rows, in special cases."""
 
 import math
 from types import SimpleNamespace
@@ -17,64 +17,64 @@ NAN, INF = math.nan, math.inf
 
 
 def step_of(norm, *, threshold=None, scale=None, clipped=None, finite=None, **more):
-    """The step of a decision; what is not given is as if nothing was clipped."""
+    """Return the step of a decision; the defaults are those of an unclipped row."""
     size = len(norm)
-    known = [math.isfinite(one) for one in norm]
     fields = {
         "norm": norm,
         "threshold": [8.0] * size if threshold is None else threshold,
         "scale": [1.0] * size if scale is None else scale,
         "clipped": [False] * size if clipped is None else clipped,
-        "finite": known if finite is None else finite,
+        "finite": [*map(math.isfinite, norm)] if finite is None else finite,
     }
     return reduce_rows(read_decision(SimpleNamespace(**fields, **more)))
 
 
-def test_rows_that_are_all_removed_have_the_scale_0():
+def test_the_scale_is_0_if_all_rows_are_removed():
     assert step_of([3.0, 4.0], scale=[0.0, 0.0]) == Step(5, 8, 0, 0, True, False)
     assert step_of([0.0, 0.0], scale=[0.0, 0.0]).scale == 1
 
 
 @pytest.mark.parametrize("skipped", [[True, False], [False, True], [True, True]])
-def test_one_row_that_is_skipped_is_enough(skipped):
+def test_a_step_is_skipped_if_any_row_is(skipped):
     assert step_of([3.0, 4.0], skipped=skipped).skipped is True
     assert step_of([3.0, 4.0], skipped=[False, False]).skipped is False
 
 
-def test_a_step_without_a_finite_norm_keeps_the_largest_it_has():
-    kept = step_of([NAN, INF, 3.0], finite=[True, False, False])  # the first: no row
-    assert kept[:2] == (INF, 8)
-    assert (kept.clipped, kept.finite, kept.skipped) == (0, False, False)
-    assert math.isnan(kept.scale)
-    kept = step_of([NAN, NAN], finite=[True, True])
-    assert math.isnan(kept.norm)
-    assert kept.finite is True
+def test_a_step_without_a_finite_norm_stores_the_largest_norm():
+    # The first row was not observed.
+    step = step_of([NAN, INF, 3.0], finite=[True, False, False])
+    assert step[:2] == (INF, 8)
+    assert (step.clipped, step.finite, step.skipped) == (0, False, False)
+    assert math.isnan(step.scale)
+    step = step_of([NAN, NAN], finite=[True, True])
+    assert math.isnan(step.norm)
+    assert step.finite is True
 
 
-def test_the_threshold_is_the_median_of_the_finite():
+def test_the_threshold_is_the_median_of_the_finite_ones():
     limits = [9.0, INF, 1.0, 4.0, NAN, 2.0]
     assert step_of([1.0] * 6, threshold=limits).threshold == 3
     assert step_of([1.0] * 6, threshold=[INF] * 5 + [2.0]).threshold == 2
     assert step_of([1.0], threshold=[INF]).threshold == INF
 
 
-@pytest.mark.parametrize("wrong", [1.5, 2.0, -0.5, NAN])
+@pytest.mark.parametrize("value", [1.5, 2.0, -0.5, NAN])
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_row_is_clipped_by_a_fraction(wrong, place):
+def test_clipped_is_a_fraction_of_a_row(value, place):
     clipped = [0.5, 0.5]
     assert step_of([1.0, 1.0], clipped=clipped).clipped == 0.5
-    clipped[place] = wrong
-    with pytest.raises(ValueError, match=rf"clipped must be in \[0, 1\], got {wrong}"):
+    clipped[place] = value
+    with pytest.raises(ValueError, match=rf"clipped must be in \[0, 1\], got {value}"):
         step_of([1.0, 1.0], clipped=clipped)
 
 
-def test_a_decision_has_one_entry_per_row():
+def test_a_decision_with_two_axes_is_refused():
     wide = SimpleNamespace(**{name: [[1.0, 1.0]] for name in FIELDS})
     with pytest.raises(ValueError, match=r"shape \(rows,\), got .*\(1, 2\)"):
         read_decision(wide)
 
 
-def test_an_integer_below_all_floats_is_negative():
+def test_an_integer_beyond_every_float_is_infinite():
     assert step_from_numbers(10**400, 1.0, None, None).norm == INF
     with pytest.raises(ValueError, match="norm must be >= 0, got -inf"):
         step_from_numbers(-(10**400), 1.0, None, None)

@@ -1,4 +1,4 @@
-"""What a log's numbers say, at the edges of each rule."""
+"""The summary and the advice of a log, at the limits of each rule."""
 
 import math
 from types import SimpleNamespace
@@ -23,31 +23,32 @@ NAN, INF = math.nan, math.inf
 
 
 def steps_of(steps, thresholds, clipped=0.0, norm=1.0):
-    kept = np.zeros(len(steps), STEP)
-    kept["step"], kept["threshold"] = steps, thresholds
-    kept["clipped"], kept["norm"] = clipped, norm
-    return kept
+    table = np.zeros(len(steps), STEP)
+    table["step"], table["threshold"] = steps, thresholds
+    table["clipped"], table["norm"] = clipped, norm
+    return table
 
 
 # The numbers.
 
 
 def test_an_empty_log_has_no_numbers():
-    told = ClipLog().summary()
-    assert (told.steps, told.measured, told.nonfinite, told.skipped) == (0, 0, 0, 0)
-    assert math.isnan(told.max_norm)
-    assert math.isnan(told.threshold)
-    assert math.isnan(told.clip_rate)
+    summary = ClipLog().summary()
+    assert (summary.steps, summary.measured) == (0, 0)
+    assert (summary.nonfinite, summary.skipped) == (0, 0)
+    assert math.isnan(summary.max_norm)
+    assert math.isnan(summary.threshold)
+    assert math.isnan(summary.clip_rate)
 
 
-def test_lately_is_the_last_thousand_steps():
+def test_the_recent_clipping_rate_is_of_the_last_thousand_steps():
     log = ClipLog()
     for step in range(1500):
         norm = NAN if step == 600 else 1.0
         log.record(norm=4.0 if step < 500 else norm, threshold=2.0)
-    told = log.summary()
-    assert (told.recent, told.recent_clip_rate) == (999, 0.0)
-    assert told.clip_rate == pytest.approx(500 / 1499)
+    summary = log.summary()
+    assert (summary.recent, summary.recent_clip_rate) == (999, 0.0)
+    assert summary.clip_rate == pytest.approx(500 / 1499)
     log.record(norm=4.0, threshold=3.0)
     assert (log.summary().recent, log.summary().threshold) == (999, 3.0)
     assert log.summary().recent_clip_rate == 1 / 999
@@ -55,35 +56,35 @@ def test_lately_is_the_last_thousand_steps():
 
 @pytest.mark.parametrize("scale", [1.0, 1e306])
 def test_the_quantiles_of_all_norms(scale):
-    """Of 0 to 100 the quantile q is 100 q; norms may be near the largest float."""
+    """The quantile q of 0 to 100 is 100 q. Norms may be near the largest float."""
     norms = [*(scale * np.arange(101)), NAN, INF]
     store = SimpleNamespace(is_thinned=False)
-    kept = steps_of(range(103), 1.0, norm=norms)
-    told = norm_quantiles(store, kept)
-    assert told == pytest.approx((50 * scale, 90 * scale, 99 * scale), rel=1e-12)
-    assert all(map(math.isnan, norm_quantiles(store, kept[101:])))
+    steps = steps_of(range(103), 1.0, norm=norms)
+    expected = (50 * scale, 90 * scale, 99 * scale)
+    assert norm_quantiles(store, steps) == pytest.approx(expected, rel=1e-12)
+    assert all(map(math.isnan, norm_quantiles(store, steps[101:])))
 
 
-def test_the_quantiles_of_a_thinned_log_are_those_of_its_bins():
+def test_the_quantiles_of_a_thinned_log_come_from_the_bins():
     totals = SimpleNamespace(quantile=lambda q: f"the quantile {q}")
-    told = norm_quantiles(SimpleNamespace(is_thinned=True, totals=totals), None)
-    assert told == ("the quantile 0.5", "the quantile 0.9", "the quantile 0.99")
+    quantiles = norm_quantiles(SimpleNamespace(is_thinned=True, totals=totals), None)
+    assert quantiles == ("the quantile 0.5", "the quantile 0.9", "the quantile 0.99")
 
 
-def test_the_five_most_clipped_rows():
+def test_the_worst_rows_are_the_five_most_clipped_ones():
     rates = np.array([0.1, 0.9, NAN, 0.2, 0.9, 0.0, 0.3, 0.4])
     rows = SimpleNamespace(rates=lambda: rates, names=list("abcdefgh"))
     worst = [("b", 0.9), ("e", 0.9), ("h", 0.4), ("g", 0.3), ("d", 0.2)]
     assert worst_rows(rows) == tuple(worst)
-    few = SimpleNamespace(rates=lambda: rates[2:6], names=list("cdef"))
-    assert worst_rows(few) == (("e", 0.9), ("d", 0.2))
+    rows = SimpleNamespace(rates=lambda: rates[2:6], names=list("cdef"))
+    assert worst_rows(rows) == (("e", 0.9), ("d", 0.2))
 
 
 # The regime.
 
 
 @pytest.mark.parametrize(
-    ("rate", "steps", "told"),
+    ("rate", "steps", "start"),
     [
         (0.0, 999, "Inert so far: clipping rate 0 % over 999 steps"),
         (0.0, 1000, "Inert: clipping rate 0 % over 1000 steps"),
@@ -97,8 +98,8 @@ def test_the_five_most_clipped_rows():
         (1.0, 5000, "Normaliser (50 to 100 %): clipping rate 100 %"),
     ],
 )
-def test_the_regime(rate, steps, told):
-    assert name_regime(rate, steps).startswith(told)
+def test_the_regime_follows_from_the_rate(rate, steps, start):
+    assert name_regime(rate, steps).startswith(start)
 
 
 def advice(measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0):
@@ -107,20 +108,22 @@ def advice(measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0)
     return advise_on_rate(counts, sums, scale)
 
 
-def test_what_looks_wrong_about_a_rate():
+def test_advice_reports_a_high_rate_and_a_small_scale():
     assert len(advice(clipped=500, scale=0.3)) == 1
     assert "rate 50.1 % is above 50 %" in advice(clipped=501)[1]
     assert "mean scale 0.2999 is below 0.3" in advice(scale=0.2999)[1]
     assert len(advice(armed=900)) == 1
-    [_, told] = advice(armed=899, armed_clipped=899 / 4)
-    assert told.startswith("101 of 1000 steps had no threshold; over the other 899")
-    assert told.endswith("the clipping rate is 25 %.")
+    [_, sentence] = advice(armed=899, armed_clipped=899 / 4)
+    assert sentence.startswith("101 of 1000 steps had no threshold; over the other 899")
+    assert sentence.endswith("the clipping rate is 25 %.")
 
 
-def test_a_hundred_steps_that_could_be_clipped_are_enough():
-    [told] = advice(armed=99)
-    assert told.startswith("Too early to judge: 99 steps had a finite norm and a thr")
-    assert told.endswith("a clipping rate needs at least 100.")
+def test_a_hundred_steps_with_a_threshold_are_enough():
+    [sentence] = advice(armed=99)
+    assert sentence.startswith(
+        "Too early to judge: 99 steps had a finite norm and a thr"
+    )
+    assert sentence.endswith("a clipping rate needs at least 100.")
     assert "Too early" not in advice(armed=100)[0]
     assert explain_too_early(100, 0).startswith("Nothing could be clipped: in all 100")
     assert explain_too_early(99, 0).startswith("Too early to judge: 0 steps")
@@ -135,56 +138,59 @@ def third(threshold, clips, size=1000):
 
 
 @pytest.mark.parametrize(
-    ("after", "clips", "told"), [(10.0, 501, 0), (10.1, 500, 0), (10.1, 501, 1)]
+    ("after", "clips", "count"), [(10.0, 501, 0), (10.1, 500, 0), (10.1, 501, 1)]
 )
-def test_a_threshold_climbs_tenfold_while_half_is_clipped(after, clips, told):
-    assert len(advise_on_climb(third(1.0, 0), third(after, clips))) == told
+def test_a_threshold_climbs_tenfold_while_half_is_clipped(after, clips, count):
+    assert len(advise_on_climb(third(1.0, 0), third(after, clips))) == count
 
 
 @pytest.mark.parametrize(
-    ("after", "clips", "told"),
+    ("after", "clips", "count"),
     [(7.0, 101, 0), (6.99, 100, 0), (6.99, 101, 1), (6.99, 0, 0)],
 )
-def test_a_threshold_falls_by_a_third_while_a_tenth_more_is_clipped(after, clips, told):
+def test_a_threshold_falls_by_a_third_while_a_tenth_more_is_clipped(
+    after, clips, count
+):
     first, last = third(10.0, 0), third(after, clips)
-    assert len(advise_on_ratchet(first, last)) == told
+    assert len(advise_on_ratchet(first, last)) == count
     assert advise_on_ratchet(first[:99], last) == []
     assert advise_on_ratchet(first, last[:99]) == []
 
 
-def test_the_thirds_are_those_of_the_steps():
-    """From step 1000 on; what is not armed counts for nothing, nor for the ends."""
+def test_the_first_and_last_third_are_counted_in_steps():
+    """Steps without a norm or a threshold do not move the first or the last step."""
     steps = np.arange(1000, 1300)
-    kept = steps_of(steps, 1.02 ** (steps - 1000), steps >= 1200)
-    [told] = advise_on_thresholds(kept)
+    armed = steps_of(steps, 1.02 ** (steps - 1000), steps >= 1200)
+    [advice] = advise_on_thresholds(armed)
     before, after = (np.median(1.02 ** np.arange(a, a + 100)) for a in (0, 200))
-    assert f"rose from {before:.4g} to {after:.4g}, and 100 % of the last" in told
-    around = steps_of([0, 1, 5000, 5001], [INF, 9.0, 9.0, INF], norm=[1, NAN, INF, 1])
-    assert advise_on_thresholds(np.sort(np.concatenate([kept, around]))) == [told]
-    [told] = advise_on_thresholds(steps_of(steps, 1.02 ** (1300 - steps), steps > 1199))
-    assert "while the clipping rate rose from 0 % to 100 %" in told
+    assert f"rose from {before:.4g} to {after:.4g}, and 100 % of the last" in advice
+    more = steps_of([0, 1, 5000, 5001], [INF, 9.0, 9.0, INF], norm=[1, NAN, INF, 1])
+    assert advise_on_thresholds(np.sort(np.concatenate([armed, more]))) == [advice]
+    falling = steps_of(steps, 1.02 ** (1300 - steps), steps > 1199)
+    [advice] = advise_on_thresholds(falling)
+    assert "while the clipping rate rose from 0 % to 100 %" in advice
 
 
-def test_the_thirds_are_by_step_and_not_by_place():
-    """Of a long run mostly the recent steps are kept."""
+def test_the_thirds_go_by_the_step_not_by_the_place_in_the_store():
+    """The log of a long run stores mostly recent steps."""
     steps = np.array([*range(0, 300, 3), 400])
-    kept = steps_of(steps, 1.02**steps, 1.0)
+    thinned = steps_of(steps, 1.02**steps, 1.0)
     parts = steps[steps < 401 / 3], steps[steps >= 401 - 401 / 3]
     assert [len(part) for part in parts] == [45, 11]
     before, after = (np.median(1.02**part) for part in parts)
-    [told] = advise_on_thresholds(kept)
-    assert f"rose from {before:.4g} to {after:.4g}" in told
+    [advice] = advise_on_thresholds(thinned)
+    assert f"rose from {before:.4g} to {after:.4g}" in advice
 
 
 def test_a_hundred_thresholds_are_enough():
     steps = np.arange(300)
-    kept = steps_of(steps, 1.02**steps, 1.0)[::3]
-    assert len(kept) == 100
-    assert len(advise_on_thresholds(kept)) == 1
-    assert advise_on_thresholds(kept[:-1]) == []
+    table = steps_of(steps, 1.02**steps, 1.0)[::3]
+    assert len(table) == 100
+    assert len(advise_on_thresholds(table)) == 1
+    assert advise_on_thresholds(table[:-1]) == []
 
 
-def test_steps_that_were_all_told_as_the_same_have_no_thirds():
+def test_steps_with_the_same_number_have_no_thirds():
     assert advise_on_thresholds(steps_of([7] * 200, 1.0)) == []
 
 
@@ -192,7 +198,7 @@ def test_steps_that_were_all_told_as_the_same_have_no_thirds():
 
 
 @pytest.mark.parametrize(
-    ("clips", "told"),
+    ("clips", "start"),
     [
         ([100], None),
         ([50, 50], None),
@@ -203,7 +209,8 @@ def test_steps_that_were_all_told_as_the_same_have_no_thirds():
     ],
     ids=str,
 )
-def test_one_row_owns_most_clips(clips, told):
+def test_advice_names_a_row_with_most_of_the_clips(clips, start):
     names = [f"row {place}" for place in range(len(clips))]
-    said = advise_on_rows(SimpleNamespace(clips=lambda: np.array(clips), names=names))
-    assert [one.startswith(told) for one in said] == ([True] if told else [])
+    rows = SimpleNamespace(clips=lambda: np.array(clips), names=names)
+    sentences = advise_on_rows(rows)
+    assert [s.startswith(start) for s in sentences] == ([True] if start else [])

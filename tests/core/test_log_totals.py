@@ -1,4 +1,4 @@
-"""The totals of a log and its bins, at their edges."""
+"""The totals and the histogram of a log."""
 
 import math
 
@@ -21,7 +21,7 @@ def totals_of(norms, **columns):
     return totals
 
 
-def test_each_step_counts_for_what_it_is():
+def test_totals_count_each_kind_of_step():
     totals = totals_of(
         [3.0, NAN, 4.0, INF, 0.0],
         threshold=[2.0, 2.0, INF, INF, 8.0],
@@ -36,7 +36,7 @@ def test_each_step_counts_for_what_it_is():
     assert totals.histogram.sum() == 3
 
 
-def test_nothing_has_no_mean_and_no_quantile():
+def test_empty_totals_have_no_mean_and_no_quantile():
     totals = Totals()
     assert set(totals.counts.values()) | set(totals.sums.values()) == {0}
     assert math.isnan(totals.mean("norm"))
@@ -52,21 +52,21 @@ def test_there_are_64_bins_between_powers_of_2():
     assert len(bin_centres()) == len(Totals().histogram) == 280 * 64
 
 
-def test_every_norm_is_half_a_bin_from_the_middle_of_its_own():
+def test_every_norm_is_within_half_a_bin_of_its_centre():
     logs = np.random.default_rng(0).uniform(-149, 129, 10_000)
-    apart = np.log2(bin_centres()[bin_indices(2.0**logs)]) - logs
-    assert abs(apart).max() == pytest.approx(1 / 128, rel=1e-3)
+    distance = np.log2(bin_centres()[bin_indices(2.0**logs)]) - logs
+    assert abs(distance).max() == pytest.approx(1 / 128, rel=1e-3)
 
 
 def test_a_quantile_is_the_bin_of_its_rank():
-    """Of five norms the ranks are 0 to 4; there are three of one kind."""
+    """Five norms have the ranks 0 to 4. The lowest three are equal."""
     totals = totals_of([4.0, 1.0, 1.0, 4.0, 1.0])
     for q, norm in [(0.0, 1), (0.5, 1), (0.74, 1), (0.75, 4), (1.0, 4)]:
         assert totals.quantile(q) == norm * 2 ** (0.5 / 64)
     assert totals_of([0.0, 0.0, 1.0]).quantile(0.5) == 0
 
 
-def test_totals_read_back_as_they_were():
+def test_restored_totals_are_the_same():
     totals, other = totals_of([1.0, 1.0, 9.0]), totals_of([5.0])
     other.restore(totals.to_dict())
     assert other.to_dict() == totals.to_dict()

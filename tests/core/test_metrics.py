@@ -1,4 +1,4 @@
-"""What is logged of a step and of a run, against float64 formulas; also in a jit."""
+"""The metrics of a step and of a run agree with float64 formulas, also in a jit."""
 
 import math
 from functools import cache
@@ -35,20 +35,20 @@ NAMES = [
 
 
 def decision_of(norms, thresholds, *, unobserved=(), nonfinite="zero"):
-    """The decision on these norms, to the letter of the table of numeric rules."""
+    """Return the decision on these norms by the documented numeric rules."""
     norms = np.float32(norms)
     thresholds = np.broadcast_to(np.float32(thresholds), norms.shape)
-    seen = np.ones(norms.shape, bool)
-    seen[list(unobserved)] = False
-    finite = np.isfinite(norms) | ~seen
-    clipped = seen & finite & (np.where(finite, norms, 0) > thresholds)
+    observed = np.ones(norms.shape, bool)
+    observed[list(unobserved)] = False
+    finite = np.isfinite(norms) | ~observed
+    clipped = observed & finite & (np.where(finite, norms, 0) > thresholds)
     scale = np.where(clipped, thresholds / np.where(clipped, norms, 1), 1)
     scale = np.where(finite, scale, 0 if nonfinite == "zero" else 1)
     skips = nonfinite == "skip" and not finite.all()
     if skips:
-        scale = np.where(seen, 0, scale)
+        scale = np.where(observed, 0, scale)
     return Decision(
-        norm=np.where(seen, norms, np.float32(NAN)),
+        norm=np.where(observed, norms, np.float32(NAN)),
         threshold=thresholds.astype(np.float32),
         scale=scale.astype(np.float32),
         clipped=clipped,
@@ -57,25 +57,25 @@ def decision_of(norms, thresholds, *, unobserved=(), nonfinite="zero"):
     )
 
 
-def formula(decisions):
-    """What is to be logged after these steps, in float64, straight from the words."""
+def expected_metrics(decisions):
+    """Return the metrics after these steps, in float64, by their definitions."""
     last = decisions[-1]
-    seen = ~(np.isnan(last.norm) & last.finite)
-    known = seen & last.finite
+    observed = ~(np.isnan(last.norm) & last.finite)
+    known = observed & last.finite
     norms, scales = np.float64(last.norm[known]), np.float64(last.scale[known])
     before, after = (np.sqrt(np.sum(x**2)) for x in (norms, norms * scales))
     if not last.finite.all() and not known.any():
         before = after = NAN
     limits = np.float64(last.threshold[np.isfinite(last.threshold)])
-    was_seen = [~(np.isnan(d.norm) & d.finite) for d in decisions]
+    observed_rows = [(~(np.isnan(d.norm) & d.finite)).sum() for d in decisions]
     return {
         "clip/norm": before,
         "clip/threshold": np.median(limits) if len(limits) else INF,
         "clip/scale": after / before if before != 0 else 1.0,
         "clip/norm_after": after,
-        "clip/clipped": last.clipped[seen].mean() if seen.any() else 0.0,
+        "clip/clipped": last.clipped[observed].mean() if observed.any() else 0.0,
         "clip/clip_rate": sum(d.clipped.sum() for d in decisions)
-        / max(sum(seen.sum() for seen in was_seen), 1),
+        / max(sum(observed_rows), 1),
         "clip/nonfinite_total": sum(not d.finite.all() for d in decisions),
         "clip/skipped_total": sum(d.skipped.any() for d in decisions),
         "clip/steps": len(decisions),
@@ -91,7 +91,7 @@ def in_numpy(decisions):
 
 @cache
 def jitted():
-    """Compiled once for each number of rows."""
+    """Return the jitted functions; they compile once for each number of rows."""
     import jax
     import jax.numpy as jnp
 
@@ -102,12 +102,12 @@ def jitted():
 def in_jax(decisions):
     import jax.numpy as jnp
 
-    step, told = jitted()
+    step, compute = jitted()
     tally = empty_tally(len(decisions[0].norm), jnp)
     for decision in decisions:
         decision = Decision(*map(jnp.asarray, decision))
         tally = step(tally, decision)
-    return told(decision, tally)
+    return compute(decision, tally)
 
 
 everywhere = pytest.mark.parametrize(
@@ -120,13 +120,13 @@ everywhere = pytest.mark.parametrize(
 
 
 def check(run, decisions, rtol=1e-6):
-    found, expected = run(decisions), formula(decisions)
-    # jax sorts the keys of a dict.
-    assert set(found) == set(NAMES)
+    metrics, expected = run(decisions), expected_metrics(decisions)
+    # JAX sorts the keys of a dict.
+    assert set(metrics) == set(NAMES)
     for name in NAMES:
-        assert np.shape(found[name]) == ()
+        assert np.shape(metrics[name]) == ()
         np.testing.assert_allclose(
-            np.asarray(found[name]),
+            np.asarray(metrics[name]),
             expected[name],
             rtol=rtol,
             atol=1.5e-45,  # one subnormal float32: a scale may be that small
@@ -145,7 +145,7 @@ STEPS = {
     "zeros": decision_of([0.0, 0.0, 0.0], 1.0),
     "one NaN": decision_of([NAN, 2.0, 3.0], 1.0),
     "one infinity": decision_of([0.5, INF, 3.0], 1.0),
-    "left as it came": decision_of([0.5, INF, 3.0], 1.0, nonfinite="propagate"),
+    "propagated": decision_of([0.5, INF, 3.0], 1.0, nonfinite="propagate"),
     "skipped": decision_of([0.5, NAN, 3.0], 1.0, nonfinite="skip"),
     "nothing is finite": decision_of([NAN, INF, NAN], 1.0),
     "not finite or unobserved": decision_of([NAN, 9.0, 9.0], 1.0, unobserved=[1, 2]),
@@ -159,13 +159,13 @@ STEPS = {
 
 @everywhere
 @pytest.mark.parametrize("decision", STEPS.values(), ids=list(STEPS))
-def test_one_step(run, decision):
+def test_the_metrics_of_one_step(run, decision):
     check(run, [decision])
 
 
 @everywhere
-def test_a_run(run):
-    """Rates and totals are of all steps, the rest is of the last; each step is last."""
+def test_the_metrics_of_a_run(run):
+    """Rates and totals cover all steps; the other metrics describe the last step."""
     steps = [d for d in STEPS.values() if len(d.norm) == 3]
     assert len(steps) > 10
     for stop in range(1, len(steps) + 1):
@@ -174,7 +174,7 @@ def test_a_run(run):
 
 @everywhere
 def test_thousands_of_rows_of_every_size(run):
-    """No square overflows or vanishes, and no sum of counts is off."""
+    """No square overflows or underflows, and every count is exact."""
     rng = np.random.default_rng(0)
     for size in (1.0, 1e30, 1e-30):
         norms = size * log_normal(rng, (3, 5001), 1.0)
@@ -188,11 +188,11 @@ def test_thousands_of_rows_of_every_size(run):
 
 
 @everywhere
-def test_a_thousand_rows_of_1e30_have_a_norm(run):
-    found = run([decision_of(np.full(1000, 1e30), 1e29)])
-    np.testing.assert_allclose(found["clip/norm"], 1000**0.5 * 1e30, rtol=1e-5)
-    np.testing.assert_allclose(found["clip/norm_after"], 1000**0.5 * 1e29, rtol=1e-5)
-    np.testing.assert_allclose(found["clip/scale"], 0.1, rtol=1e-5)
+def test_a_thousand_rows_of_1e30_have_a_finite_norm(run):
+    metrics = run([decision_of(np.full(1000, 1e30), 1e29)])
+    np.testing.assert_allclose(metrics["clip/norm"], 1000**0.5 * 1e30, rtol=1e-5)
+    np.testing.assert_allclose(metrics["clip/norm_after"], 1000**0.5 * 1e29, rtol=1e-5)
+    np.testing.assert_allclose(metrics["clip/scale"], 0.1, rtol=1e-5)
 
 
 norms = st.floats(2.0**-100, 2.0**100, width=32) | st.sampled_from([0.0, NAN, INF, 1.0])
@@ -215,18 +215,18 @@ rows = st.integers(1, 6)
         )
     )
 )
-def test_any_run(decisions):
+def test_the_metrics_of_any_run(decisions):
     check(in_numpy, decisions, rtol=2e-6)
-    found = in_numpy(decisions)
-    assert 0 <= found["clip/scale"] <= 1 or np.isnan(found["clip/norm"])
-    assert 0 <= found["clip/clip_rate"] <= 1
+    metrics = in_numpy(decisions)
+    assert 0 <= metrics["clip/scale"] <= 1 or np.isnan(metrics["clip/norm"])
+    assert 0 <= metrics["clip/clip_rate"] <= 1
 
 
-def test_counts():
-    """Per row and of the run; the skips in a row begin anew after a step taken."""
+def test_the_tally_counts_rows_and_steps():
+    """A step that is not skipped resets the count of skips in a row."""
     tally = empty_tally(2)
     assert isinstance(tally, Tally)
-    seen = []
+    skips = []
     for decision in (
         decision_of([4.0, 0.5], 1.0),
         decision_of([NAN, 4.0], 1.0, nonfinite="skip"),
@@ -235,8 +235,8 @@ def test_counts():
         decision_of([NAN, 9.0], 1.0, unobserved=[1], nonfinite="skip"),
     ):
         tally = count_step(tally, decision)
-        seen.append(int(tally.skipped_in_a_row))
-    assert seen == [0, 1, 2, 0, 1]
+        skips.append(int(tally.skipped_in_a_row))
+    assert skips == [0, 1, 2, 0, 1]
     assert tally.steps == 5
     assert tally.observed.tolist() == [4, 4]
     assert tally.clipped.tolist() == [1, 3]
@@ -246,17 +246,17 @@ def test_counts():
         assert count.dtype == np.int32
 
 
-def test_who_was_observed():
-    """A NaN is a gradient that was not a number, or none at all; `finite` tells."""
+def test_a_row_was_observed_unless_its_norm_is_nan_and_finite_is_true():
+    """A NaN norm means a NaN gradient, or no gradient if `finite` is true."""
     decision = decision_of([1.0, NAN, 9.0, INF, 0.0], 1.0, unobserved=[2])
     assert was_observed(decision).tolist() == [True, True, False, True, True]
 
 
-def test_no_rows_have_metrics():
-    """A model of which every parameter is excluded."""
-    told = in_numpy([decision_of([], 1.0)] * 3)
-    assert [told[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
-    assert [told[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 3]
+def test_metrics_are_defined_without_any_row():
+    """The clipper of a model has no row if every parameter is excluded."""
+    metrics = in_numpy([decision_of([], 1.0)] * 3)
+    assert [metrics[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
+    assert [metrics[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 3]
 
 
 def test_the_metrics_of_each_row():
@@ -264,20 +264,21 @@ def test_the_metrics_of_each_row():
     for norms in ([4.0, 0.5, 9.0], [4.0, 4.0, 9.0], [0.5, 8.0, 9.0], [0.5, 2.0, 9.0]):
         decision = decision_of(norms, [2.0, 4.0, 1.0], unobserved=[2])
         tally = count_step(tally, decision)
-    told = compute_row_metrics(["a", "b", "c"], decision, tally)
-    assert math.isnan(told.pop("clip/norm/c"))
-    assert told == {
+    metrics = compute_row_metrics(["a", "b", "c"], decision, tally)
+    assert math.isnan(metrics.pop("clip/norm/c"))
+    assert metrics == {
         **{"clip/norm/a": 0.5, "clip/norm/b": 2.0},
         **{"clip/threshold/a": 2.0, "clip/threshold/b": 4.0, "clip/threshold/c": 1.0},
         **{"clip/scale/a": 1.0, "clip/scale/b": 1.0, "clip/scale/c": 1.0},
         **{"clip/clip_rate/a": 0.5, "clip/clip_rate/b": 0.25, "clip/clip_rate/c": 0.0},
     }
     decision = decision_of([4.0], 1.0)
-    told = compute_row_metrics(["a"], decision, count_step(empty_tally(1), decision))
-    assert told["clip/clip_rate/a"] == 1.0
+    tally = count_step(empty_tally(1), decision)
+    metrics = compute_row_metrics(["a"], decision, tally)
+    assert metrics["clip/clip_rate/a"] == 1.0
 
 
-def test_what_is_given_stays_as_it_was():
+def test_decision_and_tally_are_not_changed():
     decision = STEPS["all rows"]
     before = [field.copy() for field in decision]
     tally = empty_tally(3)

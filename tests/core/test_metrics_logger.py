@@ -1,4 +1,4 @@
-"""Metrics to other logs: real TensorBoard event files, offline MLflow, dicts."""
+"""`MetricsLogger` sends metrics to TensorBoard files, offline MLflow and functions."""
 
 import importlib.util
 import math
@@ -16,33 +16,33 @@ METRICS = {
 }
 
 
-def installed(module):
+def is_installed(module):
     return importlib.util.find_spec(module) is not None
 
 
-def test_metrics_are_asked_for_once_in_so_many_steps_however_many_places():
-    asked, first, second = [], [], []
+def test_metrics_are_read_once_per_logged_step_for_all_places():
+    reads, first, second = [], [], []
 
     def metrics():
-        asked.append(1)
+        reads.append(1)
         return METRICS
 
     send = MetricsLogger(first.append, lambda v, step: second.append(step), every=10)
     for _ in range(25):
         send(metrics)
-    assert len(asked) == 3
+    assert len(reads) == 3
     assert first == [METRICS] * 3
     assert second == [0, 10, 20]
 
 
-def test_a_log_is_a_place_and_the_step_may_be_given():
-    log, seen = ClipLog(), []
-    send = MetricsLogger(log, lambda v, step: seen.append((step, v)), every=5)
+def test_a_clip_log_is_a_place_and_the_step_may_be_passed():
+    log, sent = ClipLog(), []
+    send = MetricsLogger(log, lambda v, step: sent.append((step, v)), every=5)
     for step in (5, 7, 10):
         send(METRICS | {"clip/threshold": math.inf, "clip/steps": step}, step=step)
     assert log.thresholds.tolist() == [math.inf] * 2
-    assert [step for step, _ in seen] == [5, 10]
-    assert "clip/threshold" not in seen[0][1]  # no curve shows an infinity
+    assert [step for step, _ in sent] == [5, 10]
+    assert "clip/threshold" not in sent[0][1]  # a curve cannot show infinity
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_log_is_a_place_and_the_step_may_be_given():
     ],
     ids=["none", "number", "every"],
 )
-def test_bad_places_are_named(places, every, error, words):
+def test_the_error_names_bad_arguments(places, every, error, words):
     with pytest.raises(error, match=words):
         MetricsLogger(*places, every=every)
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.skipif(not installed("tensorboard"), reason="tensorboard not installed")
+@pytest.mark.skipif(not is_installed("tensorboard"), reason="tensorboard not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_s_event_files_hold_the_names(tmp_path):
+def test_tensorboard_files_contain_the_metrics(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -77,9 +77,9 @@ def test_tensorboard_s_event_files_hold_the_names(tmp_path):
     assert norms == [(0, 0.0), (2, 2.0), (4, 4.0)]
 
 
-@pytest.mark.skipif(not installed("mlflow"), reason="mlflow not installed")
+@pytest.mark.skipif(not is_installed("mlflow"), reason="mlflow not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_s_offline_store_holds_the_names(tmp_path, monkeypatch):
+def test_the_offline_store_of_mlflow_contains_the_metrics(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     import mlflow
 
@@ -95,17 +95,17 @@ def test_mlflow_s_offline_store_holds_the_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.needs("torch")
-def test_a_clipper_s_own_metrics_are_sent():
+def test_the_metrics_method_of_a_clipper_can_be_passed():
     import torch
 
     from autoclip_torch import QuantileClip
 
     model = torch.nn.Linear(3, 2)
-    clipper, log, seen = QuantileClip(model.named_parameters()), ClipLog(), []
-    send = MetricsLogger(log, seen.append, every=2)
+    clipper, log, sent = QuantileClip(model.named_parameters()), ClipLog(), []
+    send = MetricsLogger(log, sent.append, every=2)
     for _ in range(4):
         model(torch.ones(1, 3)).sum().backward()
         clipper.step()
         send(clipper.metrics)
-    assert len(log) == len(seen) == 2
-    assert log.norms.tolist() == [told["clip/norm"] for told in seen]
+    assert len(log) == len(sent) == 2
+    assert log.norms.tolist() == [metrics["clip/norm"] for metrics in sent]

@@ -1,4 +1,4 @@
-"""Which parameters `exclude` names, whatever the framework."""
+"""Which parameters `exclude` names, in any framework."""
 
 import re
 from functools import partial
@@ -7,7 +7,7 @@ import pytest
 
 from autoclip_core.clipper.patterns import as_patterns, check_patterns_match, matches
 
-of_torch = partial(matches, separator=".")
+matches_in_torch = partial(matches, separator=".")
 
 
 def is_large(name, parameter):
@@ -30,20 +30,22 @@ def is_large(name, parameter):
         (is_large, ["header", None]),
     ],
 )
-def test_what_a_pattern_names(pattern, names):
-    """A name, a module's name, a pattern with `*`, a regular expression, a function."""
-    there = ["head.bias", "head.weight", "body.0.bias", "bias", ".odd", "header", None]
+def test_a_pattern_matches_these_names(pattern, names):
+    """A pattern is a name, a module's name, a glob, a regex or a function."""
+    known = ["head.bias", "head.weight", "body.0.bias", "bias", ".odd", "header", None]
     sizes = [1, 2, 3, 4, 5, 6, 7]
-    found = [n for n, s in zip(there, sizes, strict=True) if of_torch(pattern, n, s)]
-    assert found == names
+    pairs = zip(known, sizes, strict=True)
+    assert [
+        name for name, size in pairs if matches_in_torch(pattern, name, size)
+    ] == names
 
 
-def test_another_separator():
+def test_the_separator_can_be_a_slash():
     assert matches("head", "head/bias", None, "/")
     assert not matches("head", "head.bias", None, "/")
 
 
-def test_one_several_or_none():
+def test_exclude_is_none_or_one_pattern_or_several():
     pattern = re.compile("bias")
     assert as_patterns(None) == []
     assert as_patterns("head") == ["head"]
@@ -52,24 +54,26 @@ def test_one_several_or_none():
     assert as_patterns(iter(["head", pattern, is_large])) == ["head", pattern, is_large]
 
 
-@pytest.mark.parametrize("wrong", [3, ["head", None]], ids=str)
-def test_what_is_no_pattern(wrong):
+@pytest.mark.parametrize("exclude", [3, ["head", None]], ids=str)
+def test_a_value_that_is_not_a_pattern_is_refused(exclude):
     with pytest.raises(TypeError, match=r"exclude must hold names.*got (3|None)"):
-        as_patterns(wrong)
+        as_patterns(exclude)
 
 
 def check(patterns, names):
-    members = [(name, size) for size, name in enumerate(names)]
-    check_patterns_match(patterns, members, of_torch, "give named_parameters()")
+    parameters = [(name, size) for size, name in enumerate(names)]
+    check_patterns_match(
+        patterns, parameters, matches_in_torch, "give named_parameters()"
+    )
 
 
-def test_a_name_that_is_there_is_accepted():
+def test_patterns_that_match_are_accepted():
     check(["head", "bias", re.compile("ht")], ["head.weight", None, "bias"])
-    check([is_large], ["head.weight", "bias"])  # a function may name nothing
+    check([is_large], ["head.weight", "bias"])  # a function may match nothing
     check([is_large], [None, None])
 
 
-def test_a_name_that_is_not_there():
+def test_a_pattern_that_matches_nothing_is_refused():
     names = [f"layer{place}" for place in range(9)]
     for known, more in [(names[:8], ""), (names, ", ...")]:
         with pytest.raises(ValueError, match="exclude must match") as raised:
@@ -80,7 +84,7 @@ def test_a_name_that_is_not_there():
         )
 
 
-def test_names_of_what_has_none():
+def test_unnamed_parameters_are_refused():
     with pytest.raises(ValueError, match="needs named parameters") as raised:
         check(["head"], [None, None])
     assert str(raised.value) == (

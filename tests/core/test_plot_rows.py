@@ -1,4 +1,4 @@
-"""The heat map, the histogram and the comparison show the numbers they stand for."""
+"""The heat map, the histogram and the comparison show the right numbers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from autoclip_core import ClipLog, Fixed, Quantile, decide, replay
 from autoclip_core.planning.plot import draw_comparison, draw_replay
 
 
-def a_log(rows, steps=100, every=1):
+def log_of_rows(rows, steps=100, every=1):
     log = ClipLog([f"layer.{row}" for row in range(rows)], every=every)
     for step in range(steps):
         norms = np.where(np.arange(rows) == step % rows, 4.0, 1.0)
@@ -19,7 +19,7 @@ def a_log(rows, steps=100, every=1):
 
 
 def test_the_heat_map_shows_each_row_s_rate(tmp_path):
-    figure = a_log(4).plot_rows(tmp_path / "rows.png")
+    figure = log_of_rows(4).plot_rows(tmp_path / "rows.png")
     axes, bar = figure.axes
     cells = axes.collections[0].get_array()
     assert cells.shape == (4, 100)
@@ -33,18 +33,18 @@ def test_the_heat_map_shows_each_row_s_rate(tmp_path):
     assert (tmp_path / "rows.png").stat().st_size > 10_000
 
 
-def test_of_many_rows_the_most_clipped_are_shown():
-    figure = a_log(60, steps=90).plot_rows()
+def test_the_heat_map_shows_the_40_most_clipped_rows():
+    figure = log_of_rows(60, steps=90).plot_rows()
     assert figure.axes[0].collections[0].get_array().shape == (40, 90)
     assert "the 40 most clipped" in figure.axes[0].get_title()
 
 
 def test_steps_that_were_not_recorded_still_count_on_the_axis():
-    figure = a_log(4, steps=100, every=10).plot_rows()
+    figure = log_of_rows(4, steps=100, every=10).plot_rows()
     assert figure.axes[0].get_xlim() == (0, 100)
 
 
-def test_a_heat_map_without_rows_says_what_it_needs():
+def test_a_heat_map_without_rows_is_refused():
     log = ClipLog()
     log.record(norm=1.0, threshold=1.0)
     with pytest.raises(ValueError, match="decisions of several rows, got none"):
@@ -65,7 +65,7 @@ def test_the_histogram_counts_every_norm(tmp_path):
     assert ClipLog().plot_histogram() is not None
 
 
-def test_a_replay_looks_like_a_log(tmp_path):
+def test_a_replay_is_drawn_like_a_log(tmp_path):
     norms = [1.0] * 50 + [9.0] + [1.0] * 50
     figure = draw_replay(replay(norms, Fixed(2.0)), tmp_path / "a.png")
     assert "1 of 1 spikes caught" in figure.axes[0].get_title()
@@ -110,14 +110,14 @@ def test_the_histogram_of_several_rows_has_no_threshold():
         assert len(log.plot_histogram().axes[0].lines) == lines
 
 
-def test_norms_of_all_sizes_have_a_histogram(tmp_path):
+def test_a_histogram_can_show_norms_of_any_size(tmp_path):
     log = ClipLog()
     for norm in [1e300, 1e-300, 1.0]:
         log.record(norm=norm, threshold=2.0)
     log.plot_histogram(tmp_path / "wide.png")
 
 
-def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+def test_a_dollar_sign_in_a_name_is_drawn_as_it_is(tmp_path):
     log = ClipLog([r"$\frac$", "b"])
     log.record(decide(Fixed(2.0), Fixed(2.0).init(2), [1.0, 3.0])[1])
     log.plot_rows(tmp_path / "rows.png")

@@ -1,4 +1,4 @@
-"""A replay does what training does: the same code, against plain lists."""
+"""A replay decides as training does, and reports what plain lists give."""
 
 import math
 import statistics
@@ -36,7 +36,7 @@ POLICIES = {
 }
 
 
-def a_series(steps=300, seed=0):
+def example_norms(steps=300, seed=0):
     rng = np.random.default_rng(seed)
     norms = np.exp(rng.normal(scale=0.4, size=steps)).astype(np.float32)
     norms[[50, 120]] *= 20
@@ -45,9 +45,9 @@ def a_series(steps=300, seed=0):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_replay_is_what_decide_says_in_a_step_of_two_equal_rows(name):
+def test_a_replay_agrees_with_decide_on_two_equal_rows(name):
     # Two rows take the general path of the window, one row the short one.
-    policy, norms = POLICIES[name], a_series()
+    policy, norms = POLICIES[name], example_norms()
     report = replay(norms, policy)
     state = policy.init(rows=2)
     for step, norm in enumerate(norms):
@@ -59,7 +59,7 @@ def test_a_replay_is_what_decide_says_in_a_step_of_two_equal_rows(name):
         assert report.skipped[step] == decision.skipped[0]
 
 
-def test_the_numbers_of_a_replay():
+def test_a_replay_reports_these_numbers():
     report = replay([1.0, 4.0, NAN, 8.0, 2.0], Fixed(2.0))
     assert report.thresholds.tolist() == [2.0] * 5
     assert report.scales.tolist() == [1.0, 0.5, 0.0, 0.25, 1.0]
@@ -70,7 +70,7 @@ def test_the_numbers_of_a_replay():
     assert math.isnan(replay([NAN], Fixed(2.0)).clip_rate)
 
 
-def test_the_clip_rate_over_time():
+def test_rates_are_clip_rates_over_time():
     report = replay([1.0] * 50 + [4.0] * 50, Fixed(2.0))
     assert report.rates(4).tolist() == [0.0, 0.0, 1.0, 1.0]
     assert np.isnan(replay([NAN, 1.0], Fixed(2.0)).rates(2)[0])
@@ -78,22 +78,22 @@ def test_the_clip_rate_over_time():
     assert len(report.rates()) == 50
 
 
-@pytest.mark.parametrize("stretches", [1, 3, 12, 60])
-def test_the_clip_rate_of_each_stretch(stretches):
-    """By plain counting, where some stretches have one finite norm or none."""
+@pytest.mark.parametrize("intervals", [1, 3, 12, 60])
+def test_the_clip_rate_of_each_interval(intervals):
+    """Intervals with one finite norm, or with none, are included."""
     rng = np.random.default_rng(0)
     norms = rng.choice([1.0, 4.0, NAN, INF], size=60, p=[0.3, 0.2, 0.3, 0.2])
     norms[[0, -1]] = 4.0
-    size = 60 // stretches
+    size = 60 // intervals
     expected = []
     for start in range(0, 60, size):
         known = [n for n in norms[start : start + size].tolist() if n < INF]
         rate = sum(n > 2 for n in known) / len(known) if known else NAN
         expected.append(rate)
-    np.testing.assert_array_equal(replay(norms, Fixed(2.0)).rates(stretches), expected)
+    np.testing.assert_array_equal(replay(norms, Fixed(2.0)).rates(intervals), expected)
 
 
-def test_spikes_are_found_and_told_whether_they_were_caught():
+def test_a_replay_lists_spikes_and_those_that_were_caught():
     norms = np.ones(300)
     norms[[100, 200]] = 50.0, 3.0
     report = replay(norms, Fixed(10.0))
@@ -102,7 +102,7 @@ def test_spikes_are_found_and_told_whether_they_were_caught():
     assert "spikes caught     1 of 2" in str(report)
 
 
-def test_the_recovery_from_a_level_shift():
+def test_a_replay_reports_a_level_shift_and_the_steps_to_recover():
     rng = np.random.default_rng(0)
     norms = np.exp(rng.normal(scale=0.1, size=4000))
     norms[2000:] *= 10
@@ -118,7 +118,7 @@ def test_the_recovery_from_a_level_shift():
 
 
 def recovery_by_hand(report):
-    """Steps after the shift until 50 scales have more than 90 % of the mean before."""
+    """Return the steps until 50 scales have over 90 % of the mean before the shift."""
     scales = [
         scale if math.isfinite(norm) else 1.0
         for norm, scale in zip(report.norms, report.scales.tolist(), strict=True)
@@ -134,7 +134,7 @@ def recovery_by_hand(report):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("ratio", [0.2, 4.0])
 @pytest.mark.parametrize("policy", ["streaming", "mean_std", "fixed"])
-def test_the_recovery_is_that_of_the_scales(policy, ratio, seed):
+def test_the_recovery_agrees_with_a_calculation_by_hand(policy, ratio, seed):
     rng = np.random.default_rng(seed)
     norms = np.exp(rng.normal(scale=0.3, size=400))
     norms[rng.integers(60, 340) :] *= ratio
@@ -143,11 +143,11 @@ def test_the_recovery_is_that_of_the_scales(policy, ratio, seed):
     assert report.recovery == recovery_by_hand(report)
 
 
-def test_a_mean_scale_of_exactly_90_percent_is_no_recovery():
-    """Of the 50 norms after the shift 5 are dropped; of those before 0 or 1."""
+def test_a_mean_scale_of_exactly_90_percent_is_not_a_recovery():
+    """5 of the 50 norms after the shift are dropped, and 0 or 1 of those before."""
     norms = np.repeat([1.0, 10.0], [50, 51])
     norms[50:75:5] = 30.0
-    norms[51] = NAN  # which no policy scales
+    norms[51] = NAN  # no policy scales it
     report = replay(norms, Drop(Fixed(20.0)))
     assert report.shift.step == 50
     assert report.recovery == recovery_by_hand(report) == 1  # 4 of the last 50
@@ -155,7 +155,7 @@ def test_a_mean_scale_of_exactly_90_percent_is_no_recovery():
     assert replay(norms, Drop(Fixed(20.0))).recovery == 0
 
 
-def test_a_replay_is_told_line_by_line():
+def test_a_replay_prints_these_lines():
     norms = np.ones(300)
     norms[[100, 200, 250]] = 40.0, 3.0, NAN
     assert str(replay(norms, Fixed(10.0))) == (
@@ -169,16 +169,16 @@ def test_a_replay_is_told_line_by_line():
     )
 
 
-def test_progress_wraps_a_loop_that_has_a_length():
-    seen = []
+def test_progress_receives_the_loop_and_its_length():
+    lengths = []
 
     def wrap(items):
-        seen.append(len(items))
+        lengths.append(len(items))
         yield from items
 
     for steps, blocks in [(1, 1), (500, 1), (501, 2), (1000, 2), (1001, 3)]:
         report = replay(np.ones(steps), Fixed(2.0), progress=wrap)
-        assert seen.pop() == blocks
+        assert lengths.pop() == blocks
         assert report.thresholds.tolist() == [2.0] * steps
 
 
@@ -194,7 +194,7 @@ def test_progress_wraps_a_loop_that_has_a_length():
     ],
     ids=["empty", "two-d", "negative", "text", "class", "parameters"],
 )
-def test_bad_input_is_named(norms, policy, error, words):
+def test_the_error_names_bad_input(norms, policy, error, words):
     with pytest.raises(error, match=words):
         replay(norms, policy)
 

@@ -1,4 +1,4 @@
-"""Counts of rows over the stretches of a run, against lists that keep every step."""
+"""Counts of rows per interval of a run, compared with lists of every step."""
 
 import math
 
@@ -11,8 +11,8 @@ from autoclip_core.record.row_counts import RowCounts
 NAN = math.nan
 
 
-def stretches_by_hand(history, most):
-    """The steps in at most so many stretches, which double in length."""
+def intervals_by_hand(history, most):
+    """Return the length and the steps of at most `most` intervals; lengths double."""
     width = 1
     while len(history) > most * width:
         width *= 2
@@ -20,15 +20,15 @@ def stretches_by_hand(history, most):
 
 
 def rate_by_hand(steps, row):
-    """Clipped / observed of a row; a row that joined later was not observed before."""
+    """Return clipped / observed of a row; before it joins, a row is not observed."""
     clipped = sum(c[row] for c, _ in steps if row < len(c))
     observed = sum(o[row] for _, o in steps if row < len(o))
     return clipped / observed if observed else NAN
 
 
 @pytest.mark.parametrize("steps", [*range(1, 10), 16, 17, 31, 33])
-def test_the_map_of_a_run(monkeypatch, steps):
-    """Three rows, of which the last joins at step 6."""
+def test_counts_agree_with_lists_of_every_step(monkeypatch, steps):
+    """There are three rows; the last joins at step 6."""
     monkeypatch.setattr(log_rows, "INTERVALS", 8)
     rng = np.random.default_rng(steps)
     counts, history = RowCounts(["a", "b"]), []
@@ -37,30 +37,30 @@ def test_the_map_of_a_run(monkeypatch, steps):
         clipped = observed & (rng.random(len(observed)) < 0.5)
         counts.add(clipped, observed)
         history.append((clipped, observed))
-    width, stretches = stretches_by_hand(history, 8)
+    width, intervals = intervals_by_hand(history, 8)
     names = ["a", "b", "row 2"][: 2 if steps <= 6 else 3]
     assert (counts.names, counts.width) == (names, width)
     rows = range(len(names))
-    expected = [[rate_by_hand(part, row) for part in stretches] for row in rows]
+    expected = [[rate_by_hand(part, row) for part in intervals] for row in rows]
     np.testing.assert_array_equal(counts.map(), expected)
     rates = [rate_by_hand(history, row) for row in rows]
     np.testing.assert_array_equal(counts.rates(), rates)
     clips = [sum(int(c[row]) for c, _ in history if row < len(c)) for row in rows]
     assert counts.clips().tolist() == clips
-    plain = counts.to_dict()
-    assert len(plain["clipped"]) == len(plain["observed"]) == len(stretches)
-    again = RowCounts.from_dict(plain)
-    assert again.to_dict() == plain
-    np.testing.assert_array_equal(again.map(), expected)
+    saved = counts.to_dict()
+    assert len(saved["clipped"]) == len(saved["observed"]) == len(intervals)
+    restored = RowCounts.from_dict(saved)
+    assert restored.to_dict() == saved
+    np.testing.assert_array_equal(restored.map(), expected)
 
 
-def test_a_fraction_of_a_row_is_a_clip():
+def test_a_partly_clipped_row_counts_as_clipped():
     counts = RowCounts(["a", "b"])
     counts.add(np.array([0.5, 0.0]), np.array([True, True]))
     assert counts.clips().tolist() == [1, 0]
 
 
-def test_a_run_is_cut_into_128_stretches():
+def test_a_run_has_at_most_128_intervals():
     counts = RowCounts(["a"])
     for _ in range(129):
         counts.add(np.array([True]), np.array([True]))
@@ -75,7 +75,7 @@ def test_several_rows_may_join_at_once():
     assert counts.rates().tolist() == [1.0, 0.0, 1.0]
 
 
-def test_nothing_has_an_empty_map():
+def test_without_a_step_the_map_is_empty():
     counts = RowCounts(["a"])
     assert counts.map().shape == (1, 0)
     assert RowCounts.from_dict(counts.to_dict()).to_dict() == counts.to_dict()

@@ -1,4 +1,4 @@
-"""The keywords that all clippers share: scope, warm-up, floor and cap."""
+"""The keywords that all clippers share: scope, warm-up, minimum and maximum."""
 
 from typing import TypedDict
 
@@ -23,12 +23,12 @@ INNER = Fixed(2.0)
         ("unit", False, "global", "unit"),
     ],
 )
-def test_two_spellings_of_the_scope(scope, global_clipping, default, chosen):
+def test_scope_has_an_older_spelling(scope, global_clipping, default, chosen):
     assert choose_scope(scope, global_clipping, default) == chosen
 
 
 @pytest.mark.parametrize(("scope", "other"), [("global", False), ("unit", True)])
-def test_two_spellings_that_disagree(scope, other):
+def test_spellings_of_the_scope_that_disagree_are_refused(scope, other):
     with pytest.raises(ValueError, match="older spelling of scope") as raised:
         choose_scope(scope, other, "parameter")
     assert str(raised.value).startswith(
@@ -36,7 +36,7 @@ def test_two_spellings_that_disagree(scope, other):
     )
 
 
-def test_a_scope_that_is_none():
+def test_an_unknown_scope_is_refused():
     with pytest.raises(ValueError, match="scope must be one of 'parameter', 'group'"):
         choose_scope("layer", None, "unit")
     with pytest.raises(TypeError, match="global_clipping must be True or False"):
@@ -48,7 +48,7 @@ class Keywords(TypedDict, total=False):
     exclude: str
 
 
-def test_a_keyword_that_means_nothing():
+def test_an_unknown_keyword_is_refused():
     check_keywords("Clip", ["scope", "exclude"], Keywords)
     with pytest.raises(TypeError) as raised:
         check_keywords("Clip", ["scope", "eps"], Keywords)
@@ -76,7 +76,7 @@ def test_a_keyword_that_means_nothing():
     ],
     ids=str,
 )
-def test_what_goes_around_a_policy(settings, whole):
+def test_the_bounds_wrap_a_policy(settings, whole):
     assert PolicyBounds(*settings).apply(INNER) == whole
 
 
@@ -92,6 +92,6 @@ def test_what_goes_around_a_policy(settings, whole):
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(settings, words):
+def test_invalid_bounds_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         PolicyBounds(*settings)

@@ -1,4 +1,4 @@
-"""Spikes and shifts of level, against the standard library over plain lists."""
+"""Spikes and shifts of level, compared with the standard library on plain lists."""
 
 import math
 import statistics
@@ -17,7 +17,10 @@ NAN, INF = math.nan, math.inf
 
 
 def levels_by_hand(logs):
-    """Median and robust deviation of the 101 around each; the ends are mirrored."""
+    """Yield median and robust deviation of the 101 logarithms around each step.
+
+    The series is mirrored at its ends.
+    """
     last = len(logs) - 1
     half = min(50, last // 2)
     for place in range(len(logs)):
@@ -30,7 +33,7 @@ def levels_by_hand(logs):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100, 101, 102, 103, 104, 200])
 @fewer_examples
 @given(seed=st.integers(0, 1000))
-def test_the_level_around_each_step(size, seed):
+def test_the_local_level_agrees_with_a_calculation_by_hand(size, seed):
     logs = np.random.default_rng(seed).normal(size=size)
     expected = list(zip(*levels_by_hand(logs.tolist()), strict=True))
     np.testing.assert_allclose(
@@ -38,41 +41,41 @@ def test_the_level_around_each_step(size, seed):
     )
 
 
-def test_a_long_series_is_looked_at_in_pieces(monkeypatch):
-    """Which changes no number."""
+def test_a_long_series_is_processed_in_pieces(monkeypatch):
+    """The size of the pieces changes no number."""
     logs = np.random.default_rng(0).normal(size=300)
     logs[150:] += 2
-    found = measure_local_level(logs), find_shift(np.exp(logs))
+    level, shift = measure_local_level(logs), find_shift(np.exp(logs))
     monkeypatch.setattr(spikes, "MAX_STEPS", 7)
-    np.testing.assert_array_equal(measure_local_level(logs), found[0])
-    assert find_shift(np.exp(logs)) == found[1]
+    np.testing.assert_array_equal(measure_local_level(logs), level)
+    assert find_shift(np.exp(logs)) == shift
 
 
-def with_one(logs, log, at=60):
-    """Norms of these logarithms, but for one of them."""
+def norms_with_one(logs, log, at=60):
+    """Return norms of these logarithms, after one logarithm is replaced."""
     logs = np.array(logs)
     logs[at] = log
     return np.exp(logs)
 
 
 def test_a_spike_is_six_deviations_above_the_level():
-    """Of -0.2, 0 and 0.2 the median is 0, the median deviation from it 0.2."""
+    """The logarithms -0.2, 0 and 0.2 have the median 0 and the median deviation 0.2."""
     logs = np.tile([-0.2, 0.0, 0.2], 50)
     edge = 6 * 1.4826 * 0.2
-    assert find_spikes(with_one(logs, 0.999 * edge)).tolist() == []
-    assert find_spikes(with_one(logs, 1.001 * edge)).tolist() == [60]
-    assert find_spikes(with_one(logs, -2 * edge)).tolist() == []
+    assert find_spikes(norms_with_one(logs, 0.999 * edge)).tolist() == []
+    assert find_spikes(norms_with_one(logs, 1.001 * edge)).tolist() == [60]
+    assert find_spikes(norms_with_one(logs, -2 * edge)).tolist() == []
 
 
 def test_a_spike_is_twice_the_level():
     norms = np.ones(150)
     norms[[30, 60, 90]] = 1.99, 2.0, 2.01
     assert find_spikes(norms).tolist() == [60, 90]
-    norms[[40, 50]] = 0.0, NAN  # the places stay those of the whole series
+    norms[[40, 50]] = 0.0, NAN  # places count them too
     assert find_spikes(norms).tolist() == [60, 90]
 
 
-def test_nothing_stands_out_among_equals(monkeypatch):
+def test_equal_norms_have_no_spike(monkeypatch):
     monkeypatch.setattr(spikes, "MIN_RATIO", 1.0)
     assert find_spikes(np.ones(200)).tolist() == []
 
@@ -85,21 +88,21 @@ def test_three_norms_are_enough_for_a_spike(size):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_noise_is_no_spike_at_any_scale(scale):
+def test_noise_is_not_a_spike_at_any_scale(scale):
     norms = scale * np.exp(np.random.default_rng(0).normal(scale=0.3, size=5000))
     assert len(find_spikes(norms)) <= 2
     norms[2500] *= 30
     assert 2500 in find_spikes(norms)
 
 
-def test_nothing_can_be_said_of_a_few_norms():
+def test_short_series_have_no_spike_and_no_shift():
     assert find_spikes(np.array([1.0, 9.0])).size == 0
     assert find_spikes(np.array([NAN, 0.0, INF])).size == 0
     assert find_shift(np.array([1.0, 9.0])) is None
 
 
 def shift_by_hand(norms):
-    """Where the medians of 50 steps before and after differ most, and the ratio."""
+    """Return the step where the medians of 50 norms on each side differ most."""
     places = [i for i, n in enumerate(norms) if 0 < n < INF]
     logs = [math.log(norms[i]) for i in places]
     change = {
@@ -121,27 +124,27 @@ def shift_by_hand(norms):
     ratio=positive(0.05, 20),
     sizes=st.tuples(st.integers(40, 150), st.integers(40, 150)),
 )
-def test_the_largest_shift(seed, ratio, sizes):
+def test_the_largest_shift_agrees_with_a_calculation_by_hand(seed, ratio, sizes):
     rng = np.random.default_rng(seed)
     norms = np.repeat([1.0, ratio], sizes) * np.exp(rng.normal(0, 0.2, sum(sizes)))
     norms[rng.random(len(norms)) < 0.05] = 0
     norms[rng.random(len(norms)) < 0.05] = NAN
-    found, expected = find_shift(norms), shift_by_hand(norms.tolist())
-    assert (found is None) == (expected is None)
+    shift, expected = find_shift(norms), shift_by_hand(norms.tolist())
+    assert (shift is None) == (expected is None)
     if expected:
-        assert found.step == expected[0]
-        assert found.ratio == pytest.approx(expected[1], abs=1e-6)
+        assert shift.step == expected[0]
+        assert shift.ratio == pytest.approx(expected[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [3.0, 1 / 3])
-def test_a_shift_is_threefold(ratio):
+def test_a_shift_is_at_least_threefold(ratio):
     norms = np.repeat([1.0, ratio], 100)
     assert find_shift(norms) == (100, round(ratio, 6))
     assert find_shift(np.repeat([1.0, 0.99 * 3], 100)) is None
     assert find_shift(np.repeat([1.0, 1.01 / 3], 100)) is None
 
 
-def test_a_shift_lasts_fifty_steps():
+def test_a_shift_needs_fifty_steps_before_and_after():
     assert find_shift(np.repeat([1.0, 10.0], 50)) == (50, 10.0)
     assert find_shift(np.repeat([1.0, 10.0], [50, 49])) is None
     assert find_shift(np.repeat([1.0, 10.0], [49, 50])) is None
