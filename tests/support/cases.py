@@ -337,26 +337,27 @@ def traced_policies():
     return list(dict.fromkeys(trace["policy"] for trace in golden()["traces"]))
 
 
-def check_traces(run, code):
+def check_traces(run, code, steps=None):
     """Compare all golden traces of one policy with the results of `run`.
 
     Args:
       run: a function of a policy and a `Series` that returns thresholds and scales, of
         shape (steps, rows).
       code: the policy, an expression in the names of `autoclip_core`.
+      steps: compare only this many first steps.
     """
     traces = [trace for trace in golden()["traces"] if trace["policy"] == code]
     groups = {}
     for trace in traces:
         # Series of one length are rows of one run, unless a row can cancel the others.
         alone = trace["series"] if "skip" in code else None
-        key = len(trace["scales"]), trace.get("param_norms"), alone
+        key = len(trace["scales"][:steps]), trace.get("param_norms"), alone
         groups.setdefault(key, []).append(trace)
-    for (steps, of_params, _), group in groups.items():
-        norms = [golden()["series"][trace["series"]] for trace in group]
+    for (length, of_params, _), group in groups.items():
+        norms = [golden()["series"][trace["series"]][:length] for trace in group]
         series = series_of(np.transpose(norms))
         if of_params is not None:
-            param_norms = np.float32(golden()["param_norms"][of_params][:steps])
+            param_norms = np.float32(golden()["param_norms"][of_params][:length])
             series = series._replace(
                 param_norms=np.repeat(param_norms[:, None], len(group), axis=1)
             )
@@ -367,8 +368,8 @@ def check_traces(run, code):
                 rtol=trace["rtol"],
                 err_msg=f"{code} on {trace['series']}",
             )
-            check(np.asarray(thresholds)[:, row], trace["thresholds"])
-            check(np.asarray(scales)[:, row], trace["scales"])
+            check(np.asarray(thresholds)[:, row], trace["thresholds"][:length])
+            check(np.asarray(scales)[:, row], trace["scales"][:length])
 
 
 def of_another_process(module):

@@ -1,4 +1,4 @@
-"""The Keras transformer: golden traces, pairs, numeric rules, configuration."""
+"""Keras clippers as gradient transformers: numbers, configuration, errors."""
 
 import re
 from functools import cache
@@ -26,6 +26,11 @@ from autoclip_tf import (
 from ..support.cases import check_traces, policy_of, traced_policies
 
 STATIC = [c for c in traced_policies() if "None" not in c and "skip" not in c]
+EAGER = [  # a window, a running average, and the norms of the weights
+    "Quantile(0.5, history_length=10)",
+    "ZScore(2.0, alpha=0.9, warmup_steps=5, target='threshold')",
+    "ParamRatio(0.16, eps=0.01)",
+]
 MODES = {
     "eager": lambda step: step,
     "graph": tf.function,
@@ -51,15 +56,15 @@ def every_mode():
     return pytest.mark.parametrize("mode", MODES)
 
 
-STEPS, ROWS = 240, 11
-"""The size of the largest golden trace: shorter ones are padded, to compile once."""
+STEPS, ROWS = 240, 12
+"""The most steps and rows of a run of golden traces. Compiled runs are padded to it."""
 
 
 @cache
 def replayer(policy, mode):
-    """A clipper of this policy, and a function that replays series of norms.
+    """Return a clipper of this policy and a function that runs it on series of norms.
 
-    Each norm of a step is a unit of one element, so that there is one gradient.
+    Each norm of a step is a unit of one element, so a step has a single gradient.
     """
     weight, clip = tf.Variable(tf.zeros((1, ROWS))), Clipper(policy, scope="unit")
     clip.build([weight])
@@ -80,9 +85,11 @@ def replayer(policy, mode):
 
 
 def through_keras(mode):
+    """Return a function for `check_traces` that runs a clipper in this mode."""
+
     def run(policy, series):
         steps, rows = series.norms.shape
-        padding = (0, STEPS - steps), (0, ROWS - rows)
+        padding = (0, 0 if mode == "eager" else STEPS - steps), (0, ROWS - rows)
         clip, replay = replayer(policy, mode)
         clip.reset()
         padded = (
@@ -101,11 +108,16 @@ def test_xla_steps_match_the_golden_traces(code):
 
 
 def test_graph_steps_match_the_golden_traces():
-    """Eager steps take milliseconds: `test_faults.py` has shorter series."""
     check_traces(through_keras("graph"), "Quantile(0.5, history_length=10)")
 
 
-def variables():
+@pytest.mark.parametrize("code", EAGER)
+def test_eager_steps_match_the_golden_traces(code):
+    """An eager step takes about 30 ms, so the traces are cut after 40 steps."""
+    check_traces(through_keras("eager"), code, steps=40)
+
+
+def make_variables():
     return [
         keras.Variable(np.ones((3, 2), "float32"), name="kernel"),
         keras.Variable(np.ones((4,), "float32"), name="gain"),
@@ -113,7 +125,7 @@ def variables():
     ]
 
 
-def gradients(scale):
+def make_gradients(scale):
     return [
         ops.convert_to_tensor(np.full((3, 2), 2.0 * scale, "float32")),
         ops.cast(ops.convert_to_tensor(np.full((4,), 3.0 * scale)), "float16"),
@@ -124,13 +136,13 @@ def gradients(scale):
 @every_mode()
 @every_clipper()
 def test_pairs_keep_their_order_and_are_scaled_by_the_decision(name, mode):
-    weights, clip = variables(), CLIPPERS[name](scope="parameter")
+    weights, clip = make_variables(), CLIPPERS[name](scope="parameter")
     clip.build(weights)
     step = MODES[mode](
-        lambda *given: [g for g, _ in clip(zip([*given, None], weights, strict=True))]
+        lambda *grads: [g for g, _ in clip(zip([*grads, None], weights, strict=True))]
     )
     for scale in [1.0, 1.5, 0.5, 2.0, 1.0, 1.0, 1.0, 40.0]:
-        grads = gradients(scale)
+        grads = make_gradients(scale)
         kernel, gain, absent = step(*grads[:2])
     assert absent is None
     assert kernel.dtype == tf.float32
@@ -151,7 +163,7 @@ def test_pairs_keep_their_order_and_are_scaled_by_the_decision(name, mode):
 
 @every_mode()
 def test_the_numeric_rules_hold_for_one_row(mode):
-    cases = {  # gradient, limit: what becomes of it
+    cases = {  # gradient, limit, clipped gradient
         "within": ([0.3, 0.4], 1.0, [0.3, 0.4]),
         "equal": ([3.0, 4.0], 5.0, [3.0, 4.0]),
         "tiny": ([3e-7, 4e-7], 1e-7, [6e-8, 8e-8]),
@@ -185,19 +197,19 @@ def test_a_norm_that_is_not_finite_is_not_recorded_and_changes_no_other_row(mode
     clip.build(weights)
 
     @MODES[mode]
-    def step(one, other):
-        return [g for g, _ in clip([(one, weights[0]), (other, weights[1])])]
+    def step(*grads):
+        return [g for g, _ in clip(zip(grads, weights, strict=True))]
 
     past = []
     for norm in [1.0, np.nan, 2.0, np.inf, -np.inf, 5.0, 3.0, 9.0]:
-        one, other = step(tf.constant([norm]), tf.constant([1.0]))
+        clipped, steady = step(tf.constant([norm]), tf.constant([1.0]))
         limit = np.quantile(past[-4:], 0.5) if past else np.inf
-        assert other.numpy() == 1.0
+        assert steady.numpy() == 1.0
         if np.isfinite(norm):
-            np.testing.assert_allclose(one, [min(norm, limit)], rtol=1e-6)
+            np.testing.assert_allclose(clipped, [min(norm, limit)], rtol=1e-6)
             past.append(norm)
         else:
-            assert one.numpy() == 0.0
+            assert clipped.numpy() == 0.0
     assert clip.metrics()["clip/nonfinite_total"] == 3
 
 
@@ -211,16 +223,16 @@ def test_propagate_leaves_a_gradient_that_is_not_finite():
 @every_clipper()
 def test_a_gradient_within_its_limit_is_unchanged(name):
     weight, clip = tf.Variable(np.full(6, 100.0, "float32")), CLIPPERS[name]()
-    given = tf.constant(np.float32([1e-40, -0.0, 1e-3, -2e-3, 5e-39, 0.0]))
-    [(gradient, _)] = clip([(given, weight)])
-    bits = [np.asarray(g).view(np.uint32) for g in (gradient, given)]
+    before = tf.constant(np.float32([1e-40, -0.0, 1e-3, -2e-3, 5e-39, 0.0]))
+    [(after, _)] = clip([(before, weight)])
+    bits = [np.asarray(g).view(np.uint32) for g in (after, before)]
     np.testing.assert_array_equal(*bits)
 
 
 @every_mode()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_a_gradient_is_unchanged_if_another_one_is_clipped(dtype, mode):
-    # Times 1 is not enough: TensorFlow's products make subnormal elements 0.
+    # Multiplying by 1 is not enough: TensorFlow rounds subnormal products to 0.
     subnormal = 1e-320 if dtype == "float64" else 1e-40
     within = np.tile([subnormal, 1e-3, -3 * subnormal, -0.0], 16)
     within = within.astype(tf.as_dtype(dtype).as_numpy_dtype)
@@ -230,9 +242,10 @@ def test_a_gradient_is_unchanged_if_another_one_is_clipped(dtype, mode):
     step = MODES[mode](
         lambda *g: [new for new, _ in clip(zip(g, weights, strict=True))]
     )
-    clipped, kept = step(tf.constant([3.0, 4.0]), tf.constant(within))
+    clipped, unchanged = step(tf.constant([3.0, 4.0]), tf.constant(within))
     np.testing.assert_allclose(clipped, [0.6, 0.8], rtol=1e-6)
-    np.testing.assert_array_equal(kept.numpy().view(np.uint8), within.view(np.uint8))
+    bits = [g.view(np.uint8) for g in (unchanged.numpy(), within)]
+    np.testing.assert_array_equal(*bits)
 
 
 @every_clipper()
@@ -248,14 +261,14 @@ def test_a_dry_run_records_norms_and_changes_no_gradient(name):
 def test_excluded_variables_are_neither_measured_nor_scaled():
     weights = [tf.Variable([0.0], name=n) for n in ("head/kernel", "head/bias", "rnn")]
     pairs = [(tf.constant([10.0]), weight) for weight in weights]
-    ways = [
+    patterns = [
         "head",
         "head/*",
         ["head/kernel", "head/bias"],
         re.compile("^head"),
         lambda path, variable: "head" in path,
     ]
-    for exclude in ways:
+    for exclude in patterns:
         clip = NormClip(1.0, scope="parameter", exclude=exclude)
         got = [float(gradient[0]) for gradient, _ in clip(pairs)]
         assert got == [10.0, 10.0, 1.0]
@@ -276,15 +289,15 @@ def test_exclude_matches_a_layer_name_anywhere_in_a_path():
 
 def test_the_repr_of_a_clipper_is_the_code_that_makes_it():
     clip = QuantileClip(0.5, exclude=[re.compile("bias")], scope="global")
-    again = eval(repr(clip))
-    assert again.get_config() == clip.get_config()
+    copy = eval(repr(clip))
+    assert copy.get_config() == clip.get_config()
 
 
 def test_a_clipper_without_variables_asks_for_build():
     clip = QuantileClip()
-    for ask in (clip.metrics, clip.reset, lambda: clip.decision, lambda: clip.names):
+    for read in (clip.metrics, clip.reset, lambda: clip.decision, lambda: clip.names):
         with pytest.raises(ValueError, match=r"build\(model.trainable_variables\)"):
-            ask()
+            read()
 
 
 def test_an_unknown_variable_is_refused_by_name():
@@ -336,23 +349,25 @@ def test_values_are_clamped_and_the_decision_reports_it():
 @every_clipper()
 def test_a_configuration_restores_the_same_clipper(name):
     common = {"scope": "global", "nonfinite": "propagate"}
-    own = {} if name == "ValueClip" else {"min_threshold": 0.5, "max_threshold": 7.0}
+    limits = {"min_threshold": 0.5, "max_threshold": 7.0}
+    if name == "ValueClip":
+        limits = {}
     exclude = ["head", re.compile("bias$")]
-    clip = CLIPPERS[name](**common, **own, exclude=exclude, dry_run=True)
+    clip = CLIPPERS[name](**common, **limits, exclude=exclude, dry_run=True)
     saved = keras.saving.serialize_keras_object(clip)
-    again = keras.saving.deserialize_keras_object(saved)
-    assert type(again) is type(clip)
-    assert again.get_config() == clip.get_config()
-    assert again.policy == clip.policy
-    assert repr(again) == repr(clip)
-    assert again._settings.exclude == exclude
+    restored = keras.saving.deserialize_keras_object(saved)
+    assert type(restored) is type(clip)
+    assert restored.get_config() == clip.get_config()
+    assert restored.policy == clip.policy
+    assert repr(restored) == repr(clip)
+    assert restored._settings.exclude == exclude
 
 
 @pytest.mark.parametrize("code", [c for c in STATIC if "Cap" in c or "Floor" in c])
 def test_any_policy_is_restored_from_its_configuration(code):
     clip = Clipper(policy_of(code), scope="global")
-    again = Clipper.from_config(clip.get_config())
-    assert again.policy == clip.policy
+    restored = Clipper.from_config(clip.get_config())
+    assert restored.policy == clip.policy
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -361,19 +376,19 @@ def is_bias(path, variable):
 
 
 def test_a_registered_function_may_exclude_and_is_saved():
-    again = QuantileClip.from_config(QuantileClip(exclude=is_bias).get_config())
-    assert again._settings.exclude == [is_bias]
+    restored = QuantileClip.from_config(QuantileClip(exclude=is_bias).get_config())
+    assert restored._settings.exclude == [is_bias]
 
 
 WRONG = {
-    "a history without end": (
+    "an unbounded history": (
         lambda: QuantileClip(history_length=None),
         r"history_length must be a number .* got None; set history_length=1000",
     ),
     "a percentile": (lambda: QuantileClip(90), r"quantile must be in \[0, 1\].*0\.9"),
     "skip": (lambda: QuantileClip(nonfinite="skip"), r"nonfinite must be.*TerminateOn"),
     "raise": (lambda: QuantileClip(nonfinite="raise"), r"nonfinite must be.*Terminate"),
-    "a cancelling policy": (
+    "a policy that cancels updates": (
         lambda: Clipper(Drop(Fixed(1.0), action="skip")),
         r"policy must be without Drop\(action=\"skip\"\).*action=\"zero\"",
     ),
@@ -450,7 +465,7 @@ def test_one_trace_serves_every_step():
 
     for n in range(100):
         step(tf.constant([float(n), 1.0]))
-    assert len(traces) <= 2  # a first one makes the variables
+    assert len(traces) <= 2  # the first trace creates the variables
     assert clip.metrics()["clip/steps"] == 100
 
 
@@ -459,10 +474,10 @@ def test_a_tensorflow_checkpoint_restores_a_clipper(tmp_path):
     for n in [1.0, 5.0, 2.0]:
         clip([(tf.constant([n]), weight)])
     path = tf.train.Checkpoint(clipper=clip).save(tmp_path / "state")
-    again = QuantileClip(0.5, history_length=3)
-    again.build([weight])
-    tf.train.Checkpoint(clipper=again).restore(path).assert_consumed()
+    restored = QuantileClip(0.5, history_length=3)
+    restored.build([weight])
+    tf.train.Checkpoint(clipper=restored).restore(path).assert_consumed()
     for n in [3.0, 8.0, 1.0]:
         pair = tf.constant([n]), weight
-        assert clip([pair])[0][0].numpy() == again([pair])[0][0].numpy()
-    assert clip.metrics() == again.metrics()
+        assert clip([pair])[0][0].numpy() == restored([pair])[0][0].numpy()
+    assert clip.metrics() == restored.metrics()
