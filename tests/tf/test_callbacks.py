@@ -1,10 +1,11 @@
-"""What `ClipLogger` puts into the logs of `fit`."""
+"""The metrics that `ClipLogger` adds to the logs of `fit`."""
 
 import csv
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from autoclip_tf import NormClip, QuantileClip
 from autoclip_tf.callbacks import NAMES, ClipLogger, clippers_of
@@ -22,26 +23,26 @@ def fit(optimizer, callbacks, epochs=3):
     return model.fit(x, y, callbacks=callbacks, **settings).history
 
 
-class AtEachEpoch(keras.callbacks.Callback):
-    """Asks the clipper itself."""
+class MetricsRecorder(keras.callbacks.Callback):
+    """Record the clipper's metrics at the end of each epoch."""
 
     def on_train_begin(self, logs=None):
-        self.seen = []
+        self.recorded = []
 
     def on_epoch_end(self, epoch, logs=None):
         [clip] = clippers_of(self.model.optimizer)
-        self.seen.append(clip.metrics())
+        self.recorded.append(clip.metrics())
 
 
 def test_the_history_holds_the_metrics_of_each_epoch(tmp_path):
-    file, asked = tmp_path / "log.csv", AtEachEpoch()
-    callbacks = [ClipLogger(), asked, keras.callbacks.CSVLogger(file)]
+    file, recorder = tmp_path / "log.csv", MetricsRecorder()
+    callbacks = [ClipLogger(), recorder, keras.callbacks.CSVLogger(file)]
     optimizer = SGD(0.01, gradient_transformers=[QuantileClip(0.5, scope="global")])
     history = fit(optimizer, callbacks)
     assert set(history) == {"loss", *NAMES}
     for name in NAMES:
-        assert history[name] == [metrics[name] for metrics in asked.seen]
-    assert [metrics["clip/steps"] for metrics in asked.seen] == [4, 8, 12]
+        assert history[name] == [metrics[name] for metrics in recorder.recorded]
+    assert [metrics["clip/steps"] for metrics in recorder.recorded] == [4, 8, 12]
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
     assert [float(row["clip/norm"]) for row in rows] == history["clip/norm"]
@@ -65,10 +66,8 @@ def test_tensorboard_receives_the_metrics(tmp_path):
     events.Reload()
     name = "epoch_clip/norm"
     assert name in events.Tags()["tensors"]
-    import tensorflow as tf
-
-    drawn = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(name)]
-    assert drawn == pytest.approx(history["clip/norm"])
+    values = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(name)]
+    assert values == pytest.approx(history["clip/norm"])
 
 
 def test_a_clipper_inside_a_loss_scale_optimizer_is_logged():

@@ -1,9 +1,9 @@
 """The fault battery in Keras on TensorFlow: eager, in a graph, under XLA.
 
-Compiled, every pair of policy and scope takes every series. An eager step takes
-milliseconds and runs the kernels of a graph, so every other short series runs eagerly,
-with one pair each. All cases share the clippers, which are reset, and the function
-that is compiled for all of them together.
+Compiled steps run every series with every pair of policy and scope. An eager step
+takes milliseconds and runs the same kernels as a graph. Therefore only every other
+short series runs eagerly, with one pair. All cases share the clippers, which are reset,
+and one compiled function for all clippers.
 """
 
 from functools import cache, lru_cache
@@ -30,7 +30,7 @@ SHORT = [
     for name in CASES
     if CASES[name].steps <= 30 and not name.endswith(("fills", "middle"))
 ]
-BY_TURNS = [(name, *PAIRS[place % 4]) for place, name in enumerate(SHORT[::2])]
+EAGER = [(name, *PAIRS[place % 4]) for place, name in enumerate(SHORT[::2])]
 
 
 @cache
@@ -50,12 +50,12 @@ def clipper(policy, scope, layout):
 
 @cache
 def stepper(mode, present, layout, pairs):
-    """A step of these clippers for gradients of which these are present."""
+    """Return a step of these clippers for a pattern of present gradients."""
     weights, clippers = variables(layout), [clipper(*pair, layout) for pair in pairs]
 
-    def step(*given):
-        rest = iter(given)
-        grads = [next(rest) if here else None for here in present]
+    def step(*arrays):
+        remaining = iter(arrays)
+        grads = [next(remaining) if has_grad else None for has_grad in present]
         return [
             [grad for grad, _ in clip(zip(grads, weights, strict=True))]
             for clip in clippers
@@ -64,8 +64,8 @@ def stepper(mode, present, layout, pairs):
     return MODES[mode](step)
 
 
-def taken(case, mode, pairs):
-    """What each clipper made of each step."""
+def results_of(case, mode, pairs):
+    """Return the results of all steps for each clipper."""
     clippers, steps = [clipper(*pair, case.layout) for pair in pairs], []
     for clip in clippers:
         clip.reset()
@@ -74,33 +74,33 @@ def taken(case, mode, pairs):
         if not any(present):  # Keras does not call a transformer without any gradient
             steps.append([None] * len(pairs))
             continue
-        given = [
+        arrays = [
             tf.constant(grad, dtype)
             for grad, (_, dtype) in zip(grads, case.layout, strict=True)
             if grad is not None
         ]
-        results = stepper(mode, present, case.layout, pairs)(*given)
-        steps.append([seen(*one) for one in zip(clippers, results, strict=True)])
+        results = stepper(mode, present, case.layout, pairs)(*arrays)
+        steps.append(list(map(in_numpy, clippers, results)))
     return list(zip(*steps, strict=True))
 
 
-def seen(clip, results):
-    """What a step made, in NumPy."""
+def in_numpy(clip, results):
+    """Return the results of a step in NumPy."""
     state = clip._read_numpy()
-    return Seen(state.decision, state.tally, list(map(in_numpy, results)))
+    return Seen(state.decision, state.tally, list(map(to_numpy, results)))
 
 
-def in_numpy(gradient):
-    """A gradient, in NumPy, which has no bfloat16."""
+def to_numpy(gradient):
+    """Return a gradient in NumPy, with bfloat16 as float32."""
     if gradient is None:
         return None
     wide = gradient.dtype == tf.bfloat16
     return (tf.cast(gradient, tf.float32) if wide else gradient).numpy()
 
 
-@lru_cache(1)  # a test for each pair asks
+@lru_cache(1)  # the tests of all pairs use it
 def compiled(mode, name):
-    return taken(CASES[name], mode, tuple(PAIRS))
+    return results_of(CASES[name], mode, tuple(PAIRS))
 
 
 @pytest.mark.parametrize(("policy", "scope"), PAIRS)
@@ -111,7 +111,7 @@ def test_compiled_steps(mode, name, policy, scope):
     check(CASES[name], policy, steps, scope)
 
 
-@pytest.mark.parametrize(("name", "policy", "scope"), BY_TURNS)
+@pytest.mark.parametrize(("name", "policy", "scope"), EAGER)
 def test_eager_steps(name, policy, scope):
     run(CASES[name], (policy, scope))
 
@@ -123,6 +123,6 @@ def test_any_series(case, pair):
 
 
 def run(case, pair):
-    """Take a series through one clipper eagerly, and check it."""
-    [steps] = taken(case, "eager", (pair,))
+    """Run a series eagerly through one clipper and check the results."""
+    [steps] = results_of(case, "eager", (pair,))
     check(case, pair[0], steps, pair[1])

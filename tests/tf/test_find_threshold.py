@@ -1,4 +1,4 @@
-"""The Keras example measures the whole gradient and puts everything back."""
+"""The Keras example measures the whole gradient and restores the model."""
 
 import importlib.util
 import pathlib

@@ -1,4 +1,4 @@
-"""The two verbs on Keras gradients, against NumPy in float64."""
+"""Norms and scaling of Keras gradients, against NumPy in float64."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def slices(indices, values, rows):
 
 
 def dense(sparse):
-    """The gradient that the slices mean, summed by NumPy."""
+    """Return the dense gradient of slices, summed by NumPy."""
     full = np.zeros([int(n) for n in sparse.dense_shape], np.float64)
     np.add.at(full, np.asarray(sparse.indices), np.float64(sparse.values))
     return full
@@ -70,9 +70,9 @@ def test_norms_are_those_of_float64(dtype, size, mode):
 
 @every_mode()
 def test_rounding_does_not_add_up_in_a_long_sum(mode):
-    # XLA on CPU adds one element after the other, unless it is told otherwise.
+    # By default XLA on CPU adds one element after the other.
     ones = tf.fill([4096, 2048], np.float32(0.1))
-    [got] = MODES[mode](lambda given: row_norms([part(given)], 1))(ones)
+    [got] = MODES[mode](lambda tensor: row_norms([part(tensor)], 1))(ones)
     assert got.numpy() == pytest.approx(float(np.float32(0.1)) * 2896.3093757, rel=2e-6)
 
 
@@ -85,7 +85,7 @@ def test_a_long_gradient_of_any_shape_has_an_accurate_norm(shape, mode):
     equal = np.full(shape, 3.1, np.float32)
     spike = np.full(shape, 1e-3, np.float32)
     spike.flat[0] = 30
-    norm = MODES[mode](lambda given: row_norms([part(given)], 1))
+    norm = MODES[mode](lambda tensor: row_norms([part(tensor)], 1))
     for values in [normal, equal, spike]:
         [got] = norm(tf.constant(values))
         assert got.numpy() == pytest.approx(
@@ -96,22 +96,22 @@ def test_a_long_gradient_of_any_shape_has_an_accurate_norm(shape, mode):
 @every_mode()
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_long_units_have_accurate_norms_along_any_axis(axis, mode):
-    # Cut into strips of 1024 with one element left over, and of 256 with none.
+    # The first length leaves one element after strips of 1024; strips of 256 fit.
     for length in [102_401, 100_096]:
         values = np.random.default_rng(0).standard_normal((2, 3, length), np.float32)
         values = np.moveaxis(values, 2, axis)
-        given = part(tf.constant(values), Units((axis,)))
-        norms = MODES[mode](lambda tensor, given=given: both_of(tensor, given))
-        got, top = norms(given.tensor)
+        units = part(tf.constant(values), Units((axis,)))
+        norms = MODES[mode](lambda tensor, units=units: measure(tensor, units))
+        got, top = norms(units.tensor)
         wanted = np.linalg.norm(np.float64(values), axis=axis)
         np.testing.assert_allclose(got, wanted.ravel(), rtol=2e-6)
         np.testing.assert_array_equal(top, np.abs(values).max(axis).ravel())
 
 
-def both_of(tensor, given):
-    """The norms and the largest magnitudes of a part's rows."""
-    parts = [given._replace(tensor=tensor)]
-    return row_norms(parts, given.rows.stop), row_largest(parts, given.rows.stop)
+def measure(tensor, like):
+    """Return the norms and the largest magnitudes of the rows of a tensor."""
+    parts = [like._replace(tensor=tensor)]
+    return row_norms(parts, like.rows.stop), row_largest(parts, like.rows.stop)
 
 
 def test_the_variable_gives_the_shape_if_the_graph_has_none():
@@ -119,8 +119,8 @@ def test_the_variable_gives_the_shape_if_the_graph_has_none():
     rows, unknown = ParameterRows(0, 3, Units((1,))), tf.TensorSpec((None, None))
 
     @tf.function(input_signature=[unknown])
-    def norms(given):
-        return row_norms([Part(rows, given, values.shape)], 3)
+    def norms(tensor):
+        return row_norms([Part(rows, tensor, values.shape)], 3)
 
     wanted = np.linalg.norm(np.float64(values), axis=1)
     np.testing.assert_allclose(norms(values), wanted, rtol=2e-6)
@@ -129,9 +129,9 @@ def test_the_variable_gives_the_shape_if_the_graph_has_none():
 @every_mode()
 def test_a_row_of_several_gradients_has_their_joint_norm(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
-    together = MODES[mode](lambda *g: row_norms([part(one) for one in g], 1))
+    together = MODES[mode](lambda *grads: row_norms([part(g) for g in grads], 1))
     np.testing.assert_allclose(together(*grads), [13.0])
-    huge = MODES[mode](lambda *g: row_norms([part(one * 1e25) for one in g], 1))
+    huge = MODES[mode](lambda *grads: row_norms([part(g * 1e25) for g in grads], 1))
     np.testing.assert_allclose(huge(*grads), [13e25], rtol=1e-6)
 
 
@@ -145,9 +145,9 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
     rows = part(sparse, units).rows
 
     def norms(values, indices):
-        given = tf.IndexedSlices(values, indices, sparse.dense_shape)
-        one = Part(rows, given, (6, 2))
-        return row_norms([one], len(wanted)), row_largest([one], len(wanted))
+        gradient = tf.IndexedSlices(values, indices, sparse.dense_shape)
+        parts = [Part(rows, gradient, (6, 2))]
+        return row_norms(parts, len(wanted)), row_largest(parts, len(wanted))
 
     got, top = MODES[mode](norms)(sparse.values, sparse.indices)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
@@ -158,16 +158,16 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
 def test_the_norm_of_two_slices_is_that_of_their_sum():
     sparse = slices([0, 0], np.float32([[3.0], [4.0]]), 5)
     assert row_norms([part(sparse)], 1).numpy() == 7.0
-    assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # what we do not do
+    assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # unlike `row_norms`
 
 
 @pytest.mark.parametrize("units", [None, Units((1,)), one_unit((6, 2))])
 def test_scaled_slices_stay_slices_of_the_scaled_gradient(units):
     sparse = slices([4, 1, 4], np.float32([[3, 1], [2, 2], [4, -1]]), 6)
-    one = part(sparse, units)
-    scales = np.linspace(0.0, 1.0, one.rows.stop, dtype=np.float32)
+    sparse_part = part(sparse, units)
+    scales = np.linspace(0.0, 1.0, sparse_part.rows.stop, dtype=np.float32)
     scales = scales if units == Units((1,)) else np.float32([0.25])
-    [got] = scale_all([one], tf.constant(scales))
+    [got] = scale_all([sparse_part], tf.constant(scales))
     assert isinstance(got, tf.IndexedSlices)
     np.testing.assert_array_equal(got.indices, sparse.indices)
     np.testing.assert_allclose(dense(got), dense(sparse) * scales.reshape(-1, 1))
@@ -183,10 +183,9 @@ def test_slices_become_dense_if_units_cross_them():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_a_scale_of_one_changes_nothing_and_a_scale_of_zero_gives_zero(dtype, mode):
     values = tf.cast(np.array([[1.5, -0.0, 3e-5], [np.inf, np.nan, 2.0]]), dtype)
-    one = Units((1,))
 
-    def step(given, scales):
-        return scale_all([part(given, one)], scales)[0]
+    def step(tensor, scales):
+        return scale_all([part(tensor, Units((1,)))], scales)[0]
 
     got = MODES[mode](step)(values, tf.constant([1.0, 0.0]))
     assert got.dtype == values.dtype
@@ -201,9 +200,9 @@ def test_units_are_measured_and_scaled_separately(mode):
     kernel = tf.constant(rng.normal(size=(3, 4, 5)), tf.float32)
     units = Units((0, 2))
 
-    def step(given):
-        norms = row_norms([part(given, units)], 4)
-        return norms, scale_all([part(given, units)], 1.0 / norms)[0]
+    def step(tensor):
+        norms = row_norms([part(tensor, units)], 4)
+        return norms, scale_all([part(tensor, units)], 1.0 / norms)[0]
 
     norms, scaled = MODES[mode](step)(kernel)
     wanted = np.sqrt(np.sum(np.float64(kernel) ** 2, axis=(0, 2)))
@@ -220,9 +219,9 @@ def test_elements_are_mapped_after_slices_are_summed():
 
 
 def test_has_norm_marks_the_rows_that_have_a_gradient():
-    given = [part(tf.zeros(2), start=1), part(tf.zeros((2, 3)), Units((1,)), start=3)]
-    assert has_norm(given, 6).tolist() == [False, True, False, True, True, False]
-    np.testing.assert_array_equal(row_norms(given, 6), np.zeros(6))
+    parts = [part(tf.zeros(2), start=1), part(tf.zeros((2, 3)), Units((1,)), start=3)]
+    assert has_norm(parts, 6).tolist() == [False, True, False, True, True, False]
+    np.testing.assert_array_equal(row_norms(parts, 6), np.zeros(6))
 
 
 def test_without_gradients_every_norm_is_zero():
@@ -239,7 +238,7 @@ def test_slices_that_units_cross_are_scaled_in_a_graph(jit_compile):
         [(gradient, _)] = clip([(slices, weight)])
         return tf.convert_to_tensor(gradient)
 
-    found = clipped(tf.constant([[3.0, 0.0], [4.0, 0.01]]))
+    gradient = clipped(tf.constant([[3.0, 0.0], [4.0, 0.01]]))
     limit = 0.5 * np.sqrt(3)
     wanted = [[limit, 0.01], [0.0, 0.0], [0.0, 0.0]]
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Which axes make an output unit, for the layers that Keras has."""
+"""The axes of an output unit, for the layers of Keras."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from autoclip_core.clipper.units import Units, split_shape, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.layouts import axes_by_layer, by_path, units_by
 
-# A layer, its input, and from the end of each variable's path to the axes of the norm.
+# A layer, its input shape, and the axes of the norm by the end of a variable's path.
 LAYERS = {
     "Dense": (lambda **k: layers.Dense(4, **k), (3,), {"kernel": (0,), "bias": (0,)}),
     "Conv1D": (lambda **k: layers.Conv1D(4, 2, **k), (8, 3), {"kernel": (0, 1)}),
@@ -64,7 +64,8 @@ LAYERS = {
 KNOWN_BY_NAME = sorted(set(LAYERS) - {"EinsumDense"})
 
 
-def built(which, **keywords):
+def build(which, **keywords):
+    """Return a model of one layer, and the expected axes."""
     make, shape, wanted = LAYERS[which]
     layer = make(**keywords)
     model = keras.Sequential([keras.Input(shape), layer])
@@ -73,22 +74,22 @@ def built(which, **keywords):
 
 def check(model, wanted, units_of):
     for end, axes in wanted.items():
-        found = [v for v in model.trainable_variables if v.path.endswith(end)]
-        assert found, (end, [v.path for v in model.trainable_variables])
-        for variable in found:
+        matches = [v for v in model.trainable_variables if v.path.endswith(end)]
+        assert matches, (end, [v.path for v in model.trainable_variables])
+        for variable in matches:
             assert units_of(variable.path, variable.shape) == Units(axes), variable.path
 
 
 @pytest.mark.parametrize("name", KNOWN_BY_NAME)
 def test_a_layer_with_its_default_name_is_recognized_by_its_path(name):
-    model, wanted = built(name)
+    model, wanted = build(name)
     check(model, wanted, by_path)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_with_another_name_is_recognized_by_its_class(name):
-    model, wanted = built(name, name="mine")
-    if name == "GRU":  # its bias is known by its cell's name
+    model, wanted = build(name, name="custom")
+    if name == "GRU":  # its bias is recognized by the name of the cell
         wanted = {end: axes for end, axes in wanted.items() if end != "bias"}
     check(model, wanted, units_by("unit", axes_by_layer(model)))
 
@@ -111,16 +112,16 @@ def test_attention_has_a_unit_for_each_feature_of_each_head():
 def test_rules_for_all_shapes_and_axes_by_pattern():
     assert units_by("layer", {})("a/kernel", (3, 4)) == Units((0, 1))
     assert units_by("nfnets", {})("a/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
-    own = units_by("unit", {"*/up/kernel": (0, 1, -1), "low": (0,)})
-    assert own("net/up/kernel", (2, 2, 3, 4)) == Units((0, 1, 3))
-    assert own("low/kernel", (2, 2, 3, 4)) == Units((0,))
-    assert own("net/other/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
+    rule = units_by("unit", {"*/up/kernel": (0, 1, -1), "low": (0,)})
+    assert rule("net/up/kernel", (2, 2, 3, 4)) == Units((0, 1, 3))
+    assert rule("low/kernel", (2, 2, 3, 4)) == Units((0,))
+    assert rule("net/other/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
     with pytest.raises(ValueError, match="rule must be one of 'unit', 'layer'"):
         units_by("units", {})
 
 
 def test_agc_limits_each_filter_of_a_transposed_convolution():
-    model, _ = built("Conv2DTranspose", name="up", use_bias=False)
+    model, _ = build("Conv2DTranspose", name="up", use_bias=False)
     [kernel] = model.trainable_variables
     clip = AGC(0.1, axes=axes_by_layer(model))
     gradient = np.random.default_rng(0).normal(size=kernel.shape).astype("float32")
@@ -130,13 +131,13 @@ def test_agc_limits_each_filter_of_a_transposed_convolution():
     scale = np.minimum(1.0, 0.1 * np.maximum(weight, 1e-3) / norm)
     np.testing.assert_allclose(got, gradient * scale[:, None], rtol=1e-5)
     assert clip.names == [f"{kernel.path}[{i}]" for i in range(4)]
-    again = AGC.from_config(clip.get_config())
-    assert again._axes.by_path == {kernel.path: (0, 1, 3)}
+    restored = AGC.from_config(clip.get_config())
+    assert restored._axes.by_path == {kernel.path: (0, 1, 3)}
 
 
 def test_no_layer_has_an_axis_that_units_split():
     for name in KNOWN_BY_NAME:
-        model, _ = built(name)
+        model, _ = build(name)
         for variable in model.trainable_variables:
             shape = tuple(variable.shape)
             units = by_path(variable.path, shape)

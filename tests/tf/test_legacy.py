@@ -37,7 +37,7 @@ def network():
     return tf_keras.Model([x, ids], tf_keras.layers.Dense(1)(hidden))
 
 
-def go_on(model, epochs=1, **keywords):
+def fit(model, epochs=1, **keywords):
     x, y = data()
     settings = {"batch_size": 8, "epochs": epochs, "shuffle": False, "verbose": 0}
     return model.fit(x, y, **settings, **keywords).history
@@ -49,60 +49,62 @@ def compiled(optimizer, mode):
     return model
 
 
-def clipper():
+def make_clipper():
     return QuantileClip(quantile=0.5, history_length=10, scope="global")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_legacy_and_newer_optimizers_measure_the_same_norms(mode):
-    seen = {}
-    for kind, made in KINDS.items():
-        clip = clipper()
-        model = compiled(made(clip), mode)
-        history = go_on(model, 3)
+    results = {}
+    for kind, make_optimizer in KINDS.items():
+        clip = make_clipper()
+        model = compiled(make_optimizer(clip), mode)
+        history = fit(model, 3)
         assert clip.metrics()["clip/steps"] == 12
-        seen[kind] = clip.decision, history["loss"]
-    (one, losses), (other, other_losses) = seen.values()
-    np.testing.assert_allclose(one.norm, other.norm, rtol=1e-3)
-    np.testing.assert_allclose(one.threshold, other.threshold, rtol=1e-3)
-    np.testing.assert_allclose(losses, other_losses, rtol=1e-3)
+        results[kind] = clip.decision, history["loss"]
+    (old, old_losses), (new, new_losses) = results.values()
+    np.testing.assert_allclose(old.norm, new.norm, rtol=1e-3)
+    np.testing.assert_allclose(old.threshold, new.threshold, rtol=1e-3)
+    np.testing.assert_allclose(old_losses, new_losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_with_the_clipper_resumes_bit_for_bit(kind, tmp_path):
-    clip, other = clipper(), clipper()
+    clip, other = make_clipper(), make_clipper()
     model = compiled(KINDS[kind](clip), "eager")
-    go_on(model, 2)
+    fit(model, 2)
     saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer, clipper=clip)
     path = saved.save(tmp_path / "state")
-    again = compiled(KINDS[kind](other), "eager")
-    loaded = tf.train.Checkpoint(model=again, optimizer=again.optimizer, clipper=other)
+    restored = compiled(KINDS[kind](other), "eager")
+    loaded = tf.train.Checkpoint(
+        model=restored, optimizer=restored.optimizer, clipper=other
+    )
     status = loaded.restore(path)
-    assert go_on(model)["loss"] == go_on(again)["loss"]
+    assert fit(model)["loss"] == fit(restored)["loss"]
     status.assert_existing_objects_matched()
     assert clip.metrics() == other.metrics()
     assert clip.metrics()["clip/steps"] == 12
 
 
 def test_a_saved_model_of_a_newer_optimizer_resumes_bit_for_bit(tmp_path):
-    clip = clipper()
+    clip = make_clipper()
     model = compiled(KINDS["newer"](clip), "graph")
-    go_on(model, 2)
+    fit(model, 2)
     model.save(tmp_path / "model.keras")
-    again = tf_keras.models.load_model(tmp_path / "model.keras")
-    [other] = again.optimizer.gradient_transformers
+    restored = tf_keras.models.load_model(tmp_path / "model.keras")
+    [other] = restored.optimizer.gradient_transformers
     assert other.get_config() == clip.get_config()
-    assert go_on(model)["loss"] == go_on(again)["loss"]
+    assert fit(model)["loss"] == fit(restored)["loss"]
     assert clip.metrics() == other.metrics()
 
 
 def test_a_tf_keras_callback_logs_the_metrics():
-    clip = clipper()
+    clip = make_clipper()
     model = compiled(KINDS["legacy"](clip), "eager")
     log = tf_keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: logs.update(clip.metrics())
     )
-    history = go_on(model, 2, callbacks=[log])
+    history = fit(model, 2, callbacks=[log])
     assert history["clip/steps"] == [4, 8]
     assert history["clip/norm"][-1] == clip.metrics()["clip/norm"]
 
@@ -111,4 +113,4 @@ def test_a_legacy_class_needs_no_wrapper():
     with pytest.raises(ValueError, match=r"legacy\.Adam; pass them to it"):
         with_gradient_transformers(legacy.Adam)
     with pytest.raises(ValueError, match="deprecated in the new TF-Keras optimizer"):
-        tf_keras.optimizers.Adam(gradient_transformers=[clipper()])
+        tf_keras.optimizers.Adam(gradient_transformers=[make_clipper()])
