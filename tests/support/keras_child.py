@@ -1,6 +1,6 @@
-"""What a child process of `tests/tf/test_backends.py` runs, on one of Keras's backends.
+"""The child process of `tests/tf/test_backends.py` for one backend of Keras.
 
-It prints one line of JSON: the name of each check, and its result.
+It prints one line of JSON: the result of each check by its name.
 """
 
 import functools
@@ -15,7 +15,7 @@ from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, ValueClip, ZClip
 from autoclip_tf.callbacks import ClipLogger
 from autoclip_tf.optimizers import SGD, Adam
 
-# All act in one optimizer, one after the other, in an order in which each one clips.
+# One optimizer applies them one after the other. In this order each of them clips.
 CLIPPERS = {
     "zscore": lambda: ZClip(0.1, warmup_steps=3),
     "quantile": lambda: QuantileClip(0.2, history_length=50),
@@ -27,9 +27,9 @@ CLIPPERS = {
 
 
 ROWS = 11
-"""The most rows of a golden trace: others are padded, to compile each policy once."""
+"""The most rows of a golden trace. Other traces are padded to compile a policy once."""
 
-TRACED = [  # one of each kind, because each is compiled
+TRACED = [  # one policy of each kind, because each policy is compiled
     "Fixed(1.0)",
     "Quantile(0.9, history_length=50)",
     "MeanStd()",
@@ -70,7 +70,7 @@ def weights_of(model):
 
 
 def train(jit):
-    """Train with all clippers; return the model and what it and they hold."""
+    """Train with all clippers; return the model, and its weights and metrics."""
     model, clips = network(), [make() for make in CLIPPERS.values()]
     model.compile(SGD(0.01, gradient_transformers=clips), loss="mse", jit_compile=jit)
     history = fit(model, callbacks=[ClipLogger()])
@@ -88,15 +88,15 @@ def train(jit):
 
 
 def resumes(model, folder):
-    """Whether the model and a saved copy of it go on alike."""
+    """Return whether the model and a saved copy train to the same weights."""
     model.save(folder / "model.keras")
-    again = keras.models.load_model(folder / "model.keras")
-    fit(model, 1), fit(again, 1)
-    return weights_of(model) == weights_of(again)
+    copy = keras.models.load_model(folder / "model.keras")
+    fit(model, 1), fit(copy, 1)
+    return weights_of(model) == weights_of(copy)
 
 
 def accumulate():
-    """Return how many updates were observed in 16 batches, if 4 make an update."""
+    """Return the number of observed updates in 16 batches, 4 batches per update."""
     model, clip = network(), QuantileClip(0.5, scope="global")
     optimizer = Adam(0.01, gradient_transformers=[clip], gradient_accumulation_steps=4)
     model.compile(optimizer, loss="mse", jit_compile=False)
@@ -104,23 +104,25 @@ def accumulate():
     return clip.metrics()["clip/steps"]
 
 
-def statelessly():
-    """Run golden traces through `stateless_apply` under `jax.jit`."""
+def count_stateless_traces():
+    """Check golden traces with `stateless_apply` under `jax.jit`; count them."""
     import jax
 
     from tests.support.cases import check_traces
 
     @functools.cache
     def stepper(policy):
-        """The variables of an optimizer, and a compiled step that returns others."""
+        """Return an optimizer's variables, a compiled step, and result indices."""
         weights = [keras.Variable([0.0], name=f"row{i}") for i in range(ROWS)]
         clip = Clipper(policy)
         optimizer = SGD(0.0, gradient_transformers=[clip])
         optimizer.build(weights)
         names = [variable.path for variable in optimizer.variables]
         places = [
-            next(i for i, name in enumerate(names) if name.endswith(f"decision_{what}"))
-            for what in ("threshold", "scale")
+            next(
+                i for i, name in enumerate(names) if name.endswith(f"decision_{field}")
+            )
+            for field in ("threshold", "scale")
         ]
 
         @jax.jit
@@ -151,13 +153,13 @@ def statelessly():
 
 def main(folder):
     backend = keras.backend.backend()
-    # As `fit` does by default on an accelerator; XLA on TensorFlow is tested elsewhere.
+    # `fit` compiles by default on an accelerator. Other tests cover XLA on TensorFlow.
     model, results = train(jit=backend == "jax")
     results["resumed"] = resumes(model, folder)
     results["accumulated"] = accumulate()
     if backend == "jax":
         results["uncompiled"] = train(jit=False)[1]
-        results["traces"] = statelessly()
+        results["traces"] = count_stateless_traces()
     print(json.dumps(results))
 
 

@@ -1,7 +1,7 @@
 """The child process of `tests/tf/test_strategy.py`: two replicas on one machine.
 
-A failed collective poisons the process, and virtual devices must be set up before
-TensorFlow is used: hence a process. It prints one line of JSON.
+It is a separate process because virtual devices must be set up before TensorFlow is
+used, and because a failed collective breaks its process. It prints one line of JSON.
 """
 
 import json
@@ -16,8 +16,8 @@ from autoclip_tf.optimizers import SGD
 
 def two_replicas():
     [cpu] = tf.config.list_physical_devices("CPU")
-    one = tf.config.LogicalDeviceConfiguration()
-    tf.config.set_logical_device_configuration(cpu, [one, one])
+    device = tf.config.LogicalDeviceConfiguration()
+    tf.config.set_logical_device_configuration(cpu, [device, device])
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -41,7 +41,7 @@ def train(library, optimizer, **compiled):
     return [variable.numpy().tolist() for variable in model.trainable_variables]
 
 
-def both(library, strategy, make, **compiled):
+def compare(library, strategy, make, **compiled):
     """Train on one device and on two replicas; return the results of each clipper."""
     results = {}
     for name in ("one", "two"):
@@ -62,8 +62,11 @@ def both(library, strategy, make, **compiled):
     return [{"one": one, "two": two} for one, two in pairs]
 
 
-def opposed(strategy):
-    """Move a weight by gradients of +10 and -8 on two replicas, limited to 1."""
+def opposed_gradients(strategy):
+    """Return a weight after a step with gradients of +10 and -8 on two replicas.
+
+    The sum is clipped to 1, and the weight starts at 0.
+    """
     with strategy.scope():
         weight = keras.Variable(0.0)
         optimizer = SGD(1.0, gradient_transformers=[NormClip(1.0)])
@@ -71,11 +74,11 @@ def opposed(strategy):
 
     @tf.function
     def step():
-        def replica():
-            place = tf.distribute.get_replica_context().replica_id_in_sync_group
-            optimizer.apply([tf.where(place == 0, 10.0, -8.0)], [weight])
+        def step_of_replica():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            optimizer.apply([tf.where(replica == 0, 10.0, -8.0)], [weight])
 
-        strategy.run(replica)
+        strategy.run(step_of_replica)
 
     step()
     return float(weight.numpy())
@@ -83,17 +86,17 @@ def opposed(strategy):
 
 def main():
     strategy = two_replicas()
-    results = {"opposed": opposed(strategy)}
+    results = {"opposed": opposed_gradients(strategy)}
     scopes = ("global", "parameter", "unit")
 
-    def ours(*scopes):
+    def make(*scopes):
         clips = [QuantileClip(0.2, history_length=20, scope=scope) for scope in scopes]
         return clips, SGD(0.1, gradient_transformers=clips)
 
-    compiled = both(keras, strategy, lambda: ours(*scopes))
+    compiled = compare(keras, strategy, lambda: make(*scopes))
     results |= dict(zip(scopes, compiled, strict=True))
-    [results["eagerly"]] = both(
-        keras, strategy, lambda: ours("global"), run_eagerly=True
+    [results["eagerly"]] = compare(
+        keras, strategy, lambda: make("global"), run_eagerly=True
     )
     try:
         import tf_keras
@@ -101,12 +104,12 @@ def main():
         pass
     else:
 
-        def legacy():
+        def make_legacy():
             clip = QuantileClip(0.2, history_length=20, scope="global")
             kind = tf_keras.optimizers.legacy.SGD
             return [clip], kind(0.1, gradient_transformers=[clip])
 
-        [results["legacy"]] = both(tf_keras, strategy, legacy)
+        [results["legacy"]] = compare(tf_keras, strategy, make_legacy)
     print(json.dumps(results))
 
 

@@ -1,4 +1,4 @@
-"""The same training on Keras's three backends, each in its own process."""
+"""The same training on the three backends of Keras, each in a child process."""
 
 import functools
 import json
@@ -16,8 +16,8 @@ NAMES = ["quantile", "global", "unit", "zscore", "norm", "value"]
 
 
 @functools.cache
-def on(backend):
-    """The results of `keras_child.py` on a backend."""
+def results_on(backend):
+    """Return the results of `keras_child.py` on a backend."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 
 
 def check_same(name, one, other):
-    """Two runs agree about a clipper, and about the weights."""
+    """Check that two runs have the same metrics of a clipper and the same weights."""
     assert one[name]["steps"] == other[name]["steps"] == 12
     assert one[name]["clip_rate"] > 0
     for key in ("norm", "threshold"):
@@ -64,19 +64,19 @@ def check_same(name, one, other):
 @every_backend("jax", "torch")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backend_trains_as_tensorflow_does(name, backend):
-    check_same(name, on(backend), on("tensorflow"))
+    check_same(name, results_on(backend), results_on("tensorflow"))
 
 
 @every_backend("jax")
 def test_uncompiled_training_gives_the_same_numbers(backend):
-    results = on(backend)
+    results = results_on(backend)
     for name in NAMES:
         check_same(name, results["uncompiled"], results)
 
 
 @every_backend("jax", "tensorflow", "torch")
 def test_runs_are_logged_saved_and_observed_once_per_update(backend):
-    results = on(backend)
+    results = results_on(backend)
     assert all(results[name]["logged"] for name in NAMES)
     assert results["resumed"]
     assert results["accumulated"] == 4
@@ -84,4 +84,4 @@ def test_runs_are_logged_saved_and_observed_once_per_update(backend):
 
 @every_backend("jax")
 def test_stateless_apply_matches_the_golden_traces(backend):
-    assert on(backend)["traces"] == 9
+    assert results_on(backend)["traces"] == 9

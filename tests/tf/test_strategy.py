@@ -1,4 +1,4 @@
-"""`MirroredStrategy` with two replicas: clipped after the sum, and counted once."""
+"""`MirroredStrategy` with two replicas clips after the sum and counts a step once."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @functools.cache
 def results():
-    """The results of `keras_replicas.py`."""
+    """Return the results of `keras_replicas.py`."""
     script = Path(__file__).parents[1] / "support" / "keras_replicas.py"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     child = subprocess.run(
@@ -26,7 +26,7 @@ def results():
 
 
 def test_gradients_are_clipped_after_the_sum_over_the_replicas():
-    assert results()["opposed"] == -1.0  # Keras's own global_clipnorm makes it 0
+    assert results()["opposed"] == -1.0  # with global_clipnorm of Keras it is 0
 
 
 @pytest.mark.parametrize("name", ["global", "parameter", "unit", "eagerly", "legacy"])
