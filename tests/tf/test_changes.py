@@ -1,8 +1,8 @@
-"""The fault battery's changes of a model in the midst of a run, in Keras.
+"""Changes of a Keras model during a run: freezing, precision, optimizers, threads.
 
-One function before the clipper and one behind it write down what passes. Each step
-compares thresholds and gradients with plain lists of norms, one for each variable:
-whatever changes, the lists go on.
+One function before the clipper and one after it record the gradients. Each step
+compares thresholds and gradients with plain lists of norms, one list per variable.
+The lists continue after every change.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,30 +26,32 @@ ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
 
 
 class Run:
-    """A model in training, each variable of which has a list of its norms.
+    """A training run with a list of past norms for each variable.
 
     Args:
-      model: it is built; the optimizer is built for all it trains.
-      most: a second clipper, which comes after the first, holds each norm below this.
+      model: a built model. The optimizer is built for all its trainable variables.
+      max_norm: the limit of a second clipper, which comes after the first.
     """
 
-    def __init__(self, model, most=np.inf):
-        self.model, self.most, self.steps = model, most, 0
+    def __init__(self, model, max_norm=np.inf):
+        self.model, self.max_norm, self.steps = model, max_norm, 0
         self.before, self.after, self.past = {}, {}, {}
         self.clip = Clipper(POLICY)
-        second = [NormClip(most, scope="parameter")] if np.isfinite(most) else []
-        first, last = (partial(write_down, into) for into in (self.before, self.after))
+        second = []
+        if np.isfinite(max_norm):
+            second = [NormClip(max_norm, scope="parameter")]
+        first, last = (partial(record, into) for into in (self.before, self.after))
         transformers = [first, self.clip, *second, last]
         self.optimizer = SGD(0.01, gradient_transformers=transformers)
         self.optimizer.build(model.trainable_variables)
         self.compile()
 
-    def compile(self, around=None):
-        """As Keras asks after a change of what is trained, or how."""
-        self.model.compile(around or self.optimizer, loss="mse", run_eagerly=True)
+    def compile(self, wrapper=None):
+        """Compile again, which Keras needs after a change of the trained variables."""
+        self.model.compile(wrapper or self.optimizer, loss="mse", run_eagerly=True)
 
-    def take(self, steps):
-        """Take steps, and check each."""
+    def train(self, steps):
+        """Train for this many steps and check each of them."""
         for _ in range(steps):
             self.steps += 1
             self.before.clear()
@@ -60,21 +62,22 @@ class Run:
             self.check()
 
     def check(self):
-        """The thresholds are those of the lists, and the gradients follow."""
-        told = self.clip.metrics(per_row=True)
-        assert told["clip/steps"] == self.steps
+        """Compare the thresholds and the clipped gradients with the lists."""
+        metrics = self.clip.metrics(per_row=True)
+        assert metrics["clip/steps"] == self.steps
         for name in self.clip.names:
             past = self.past.setdefault(name, [])
             limit = threshold_of(past)
-            assert told[f"clip/threshold/{name}"] == pytest.approx(limit, rel=2e-6)
+            threshold = metrics[f"clip/threshold/{name}"]
+            assert threshold == pytest.approx(limit, rel=2e-6)
             if name in self.before:
                 grad = self.before[name]
-                check_gradient(grad, self.after[name], min(limit, self.most))
+                check_gradient(grad, self.after[name], min(limit, self.max_norm))
                 past.append(norm_of(grad))
 
 
-def write_down(into, pairs):
-    """Pass the gradients on."""
+def record(into, pairs):
+    """Store the gradients by name and return the pairs unchanged."""
     for gradient, variable in pairs:
         into[variable.name.removesuffix(":0")] = gradient.numpy()
     return pairs
@@ -85,7 +88,7 @@ def norm_of(grad):
 
 
 def check_gradient(before, after, limit):
-    """A gradient keeps its bits or has the norm of its limit."""
+    """Check that a gradient is unchanged or is scaled to its limit."""
     norm = norm_of(before)
     if norm < limit * (1 - 1e-6):
         np.testing.assert_array_equal(after, before, strict=True)
@@ -96,12 +99,12 @@ def check_gradient(before, after, limit):
 
 def network():
     keras.utils.set_random_seed(0)
-    inside = [layers.Dense(4, name="first"), layers.Dense(2, name="second")]
-    return keras.Sequential([keras.Input((3,)), *inside])
+    hidden, output = layers.Dense(4, name="first"), layers.Dense(2, name="second")
+    return keras.Sequential([keras.Input((3,)), hidden, output])
 
 
 def batch(model, step):
-    """Targets of heavy tails, or scores of tokens."""
+    """Return inputs and targets; the targets have heavy tails or score tokens."""
     rng = np.random.default_rng(step)
     if isinstance(model, Tied):
         return rng.integers(5, size=(2, 4)), rng.normal(size=(2, 4, 5))
@@ -109,7 +112,7 @@ def batch(model, step):
 
 
 class Tied(keras.Model):
-    """A table that looks tokens up, and scores them."""
+    """A model whose embedding table is both input and output layer."""
 
     def __init__(self):
         super().__init__()
@@ -121,12 +124,12 @@ class Tied(keras.Model):
 
 
 def test_a_model_that_does_not_change():
-    Run(network()).take(20)
+    Run(network()).train(20)
 
 
 def test_a_tied_table_is_one_row():
     run = Run(Tied())
-    run.take(15)
+    run.train(15)
     assert len(run.clip.names) == 1
 
 
@@ -135,7 +138,7 @@ def test_an_unfrozen_layer_keeps_its_history():
     for trainable in (True, False, True):
         run.model.get_layer("first").trainable = trainable
         run.compile()
-        run.take(8)
+        run.train(8)
 
 
 def test_a_layer_frozen_at_first_has_a_row_if_the_optimizer_was_built_for_it():
@@ -143,80 +146,79 @@ def test_a_layer_frozen_at_first_has_a_row_if_the_optimizer_was_built_for_it():
     for trainable in (False, True):
         run.model.get_layer("first").trainable = trainable
         run.compile()
-        run.take(8)
+        run.train(8)
 
 
-@pytest.mark.parametrize("change", ["a layer is woken", "a layer is added"])
+@pytest.mark.parametrize("change", ["a layer is unfrozen", "a layer is added"])
 def test_a_later_variable_is_refused_and_changes_nothing(change):
-    """Keras itself builds an optimizer once."""
+    """Keras builds an optimizer only once."""
     model = network()
-    model.get_layer("first").trainable = change != "a layer is woken"
+    model.get_layer("first").trainable = change != "a layer is unfrozen"
     run = Run(model)
-    run.take(5)
-    if change == "a layer is woken":
+    run.train(5)
+    if change == "a layer is unfrozen":
         model.get_layer("first").trainable = True
     else:
         model.add(layers.Dense(2))
     run.compile()
-    held = [v.numpy() for v in (*model.variables, *run.optimizer.variables)]
+    before = [v.numpy() for v in (*model.variables, *run.optimizer.variables)]
     with pytest.raises(ValueError, match="Unknown variable"):
         model.train_on_batch(*batch(model, 6))
-    for one, variable in zip(
-        held, (*model.variables, *run.optimizer.variables), strict=True
-    ):
-        np.testing.assert_array_equal(variable.numpy(), one)
+    after = [v.numpy() for v in (*model.variables, *run.optimizer.variables)]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_another_optimizer_starts_without_history_and_the_first_one_continues():
     first = Run(network())
-    first.take(8)
-    Run(first.model).take(8)
+    first.train(8)
+    Run(first.model).train(8)
     first.compile()
-    first.take(8)
+    first.train(8)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_another_precision_keeps_the_history(policy):
-    """Of float16 Keras scales the loss; the clipper sees what was unscaled."""
+    """With float16 Keras scales the loss; the clipper receives unscaled gradients."""
     run = Run(network())
     for precision in ("float32", policy, "float32"):
         for part in (run.model, *run.model.layers):
             part.dtype_policy = keras.DTypePolicy(precision)
-        around = None
+        wrapper = None
         if precision == "mixed_float16":
-            scale = 256.0  # Keras's own is so large that the first steps overflow
-            around = keras.optimizers.LossScaleOptimizer(run.optimizer, scale)
-        run.compile(around)
-        run.take(8)
+            scale = 256.0  # the default overflows in the first steps
+            wrapper = keras.optimizers.LossScaleOptimizer(run.optimizer, scale)
+        run.compile(wrapper)
+        run.train(8)
 
 
 def test_another_dtype_of_the_gradients_keeps_the_history():
-    """In a loop, which makes them as it likes."""
+    """A custom training loop may change the dtype of its gradients."""
     weight, clip, past = tf.Variable(tf.ones((4, 3))), Clipper(POLICY), []
     for step, dtype in enumerate(["bfloat16"] * 10 + ["float32"] * 10):
         rng = np.random.default_rng(step)
-        drawn = tf.constant(rng.lognormal() * rng.normal(size=(4, 3)), dtype)
-        [(grad, _)] = clip([(drawn, weight)])
-        assert grad.dtype == dtype
+        before = tf.constant(rng.lognormal() * rng.normal(size=(4, 3)), dtype)
+        [(after, _)] = clip([(before, weight)])
+        assert after.dtype == dtype
         limit = threshold_of(past)
         assert clip.decision.threshold[0] == pytest.approx(limit, rel=2e-6)
-        check_gradient(drawn.numpy(), grad.numpy(), limit)
-        past.append(norm_of(drawn.numpy()))
+        check_gradient(before.numpy(), after.numpy(), limit)
+        past.append(norm_of(before.numpy()))
 
 
 def test_two_clippers_in_one_optimizer_clip_one_after_the_other():
-    Run(network(), most=0.8).take(20)
+    Run(network(), max_norm=0.8).train(20)
 
 
 def test_runs_in_parallel_threads_are_independent():
-    """Four models side by side, each checked as if it were alone."""
+    """Train four models in parallel and check each of them."""
     runs = [Run(network()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda run: run.take(15), runs))
+        list(pool.map(lambda run: run.train(15), runs))
 
 
 def digest():
-    """Of every bit of a model that was fitted, and of its optimizer."""
+    """Return a hash of all bits of a trained model and its optimizer."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((50,)), layers.Dense(300), layers.Dense(2)])
     clippers = [Clipper(POLICY), Clipper(POLICY, scope="global")]

@@ -36,7 +36,7 @@ def data(size=32):
 
 
 def network():
-    """Dense and embedded inputs; the gradient of the embedding is sparse."""
+    """Return a model with an embedding, whose gradient is sparse."""
     keras.utils.set_random_seed(0)
     x, ids = keras.Input((4,)), keras.Input((2,), dtype="int32")
     words = layers.Flatten()(layers.Embedding(6, 3)(ids))
@@ -56,14 +56,18 @@ def weights_of(model):
     return [variable.numpy() for variable in model.trainable_variables]
 
 
-def assert_equal(some, others):
-    for one, other in zip(some, others, strict=True):
+def values_of(optimizer):
+    return [variable.numpy() for variable in optimizer.variables]
+
+
+def assert_equal(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_every_keras_optimizer_is_exported_by_its_name():
-    ours = {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl"}
-    assert ours | {"Lion", "Nadam", "RMSprop", "SGD"} <= set(NAMES)
+    expected = {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl"}
+    assert expected | {"Lion", "Nadam", "RMSprop", "SGD"} <= set(NAMES)
     for name in NAMES:
         kind = getattr(autoclip_tf.optimizers, name)
         assert kind.__name__ == name
@@ -78,17 +82,17 @@ def test_every_keras_optimizer_is_exported_by_its_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_transformer_without_effect_leaves_the_training_unchanged(name):
     kind, plain = getattr(autoclip_tf.optimizers, name), getattr(keras.optimizers, name)
-    seen = []
+    counts = []
 
-    def look(pairs):
-        seen.append(len(pairs))
+    def count(pairs):
+        counts.append(len(pairs))
         return pairs
 
-    ours, _ = trained(kind(gradient_transformers=[look]), 1, **MODES["eager"])
-    theirs, _ = trained(plain(), 1, **MODES["eager"])
-    assert seen
-    assert set(seen) == {5}
-    assert_equal(weights_of(ours), weights_of(theirs))
+    model, _ = trained(kind(gradient_transformers=[count]), 1, **MODES["eager"])
+    expected, _ = trained(plain(), 1, **MODES["eager"])
+    assert counts
+    assert set(counts) == {5}
+    assert_equal(weights_of(model), weights_of(expected))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,16 +101,16 @@ def test_every_optimizer_clips_and_is_restored_from_its_configuration(name):
     clip = QuantileClip(quantile=0.5, history_length=10, scope="global")
     model, _ = trained(kind(gradient_transformers=[clip]), 1, **MODES["eager"])
     assert clip.metrics()["clip/steps"] == 4
-    again = kind.from_config(model.optimizer.get_config())
-    assert again.gradient_transformers[0].get_config() == clip.get_config()
+    restored = kind.from_config(model.optimizer.get_config())
+    assert restored.gradient_transformers[0].get_config() == clip.get_config()
     saved = keras.optimizers.serialize(model.optimizer)
-    other = keras.optimizers.deserialize(saved)
-    assert type(other) is kind
-    assert other.get_config() == model.optimizer.get_config()
+    loaded = keras.optimizers.deserialize(saved)
+    assert type(loaded) is kind
+    assert loaded.get_config() == model.optimizer.get_config()
 
 
-def by_hand(rate, quantile, steps):
-    """SGD clipped by the quantile of the past, in a tape of one's own."""
+def train_by_hand(rate, quantile, steps):
+    """Train by SGD, clipped to a quantile of past norms; return weights and norms."""
     model, (x, y) = network(), data()
     past = []
     for step in range(steps):
@@ -130,7 +134,7 @@ def test_fit_equals_a_hand_written_loop(mode):
     clip = QuantileClip(quantile=0.2, history_length=100, scope="global")
     optimizer = SGD(0.01, gradient_transformers=[clip])
     model, _ = trained(optimizer, 3, **MODES[mode])
-    wanted, past = by_hand(0.01, 0.2, 12)
+    wanted, past = train_by_hand(0.01, 0.2, 12)
     assert clip.metrics()["clip/steps"] == 12
     assert clip.metrics()["clip/clip_rate"] > 0.1
     assert clip.decision.norm[0] == pytest.approx(past[-1], rel=1e-4)
@@ -140,13 +144,13 @@ def test_fit_equals_a_hand_written_loop(mode):
 
 def test_units_of_a_sparse_embedding_compile_under_xla():
     clips = {mode: AGC(0.001) for mode in ("xla", "eager")}
-    seen = {}
+    weights = {}
     for mode, clip in clips.items():
         model, _ = trained(Adam(gradient_transformers=[clip]), 1, **MODES[mode])
-        seen[mode] = weights_of(model)
+        weights[mode] = weights_of(model)
         assert clip.metrics()["clip/clip_rate"] > 0.5
-    for some, others in zip(seen["xla"], seen["eager"], strict=True):
-        np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-5)
+    for compiled, eager in zip(weights["xla"], weights["eager"], strict=True):
+        np.testing.assert_allclose(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
 def test_the_quick_start_runs():
@@ -162,21 +166,21 @@ def test_the_quick_start_runs():
     x, y = data()
     history = model.fit(x, y, epochs=1, verbose=0).history
     assert np.isfinite(history["loss"]).all()
-    with pytest.raises(ValueError, match="not recognized"):  # what Keras says to it
+    with pytest.raises(ValueError, match="not recognized"):  # the error of Keras
         keras.optimizers.Adam(gradient_transformers=[])
 
 
-CONTINUE = """
+CONTINUE_TRAINING = """
 import sys
 import keras
 import numpy as np
 import autoclip_tf
-half, data, rest = sys.argv[1:]
-model = keras.models.load_model(half)
-given = np.load(data)
-inputs = [given["x"], given["ids"]]
-model.fit(inputs, given["y"], batch_size=8, epochs=2, shuffle=False, verbose=0)
-model.save(rest)
+saved, data, result = sys.argv[1:]
+model = keras.models.load_model(saved)
+arrays = np.load(data)
+inputs = [arrays["x"], arrays["ids"]]
+model.fit(inputs, arrays["y"], batch_size=8, epochs=2, shuffle=False, verbose=0)
+model.save(result)
 """
 
 
@@ -185,26 +189,25 @@ def test_a_saved_model_resumes_in_a_new_process_bit_for_bit(tmp_path):
     clips = [QuantileClip(0.5, history_length=10), NormClip(3.0)]
     optimizer = Adam(0.01, gradient_transformers=clips, use_ema=True)
     model, _ = trained(optimizer, 2, **MODES["graph"])
-    half, rest = tmp_path / "half.keras", tmp_path / "rest.keras"
-    model.save(half)
+    saved, result = tmp_path / "saved.keras", tmp_path / "result.keras"
+    model.save(saved)
     (x, ids), y = data()
     np.savez(tmp_path / "data.npz", x=x, ids=ids, y=y)
-    given = [half, tmp_path / "data.npz", rest]
-    subprocess.run([sys.executable, "-c", CONTINUE, *given], check=True)
+    paths = [saved, tmp_path / "data.npz", result]
+    subprocess.run([sys.executable, "-c", CONTINUE_TRAINING, *paths], check=True)
     model.fit([x, ids], y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    resumed = keras.models.load_model(rest)
+    resumed = keras.models.load_model(result)
     assert_equal(weights_of(model), weights_of(resumed))
-    some, others = model.optimizer.variables, resumed.optimizer.variables
-    assert_equal([v.numpy() for v in some], [v.numpy() for v in others])
-    counts = resumed.optimizer.gradient_transformers[0].metrics()["clip/steps"]
-    assert counts == 16
+    assert_equal(values_of(model.optimizer), values_of(resumed.optimizer))
+    steps = resumed.optimizer.gradient_transformers[0].metrics()["clip/steps"]
+    assert steps == 16
 
 
 def test_weights_files_and_tensorflow_checkpoints_hold_the_history(tmp_path):
-    def made():
+    def make_optimizer():
         return Adam(0.01, gradient_transformers=[QuantileClip(0.5, history_length=10)])
 
-    model, _ = trained(made(), jit_compile=False)
+    model, _ = trained(make_optimizer(), jit_compile=False)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
     path = checkpoint.save(tmp_path / "state")
     model.save_weights(tmp_path / "state.weights.h5")
@@ -212,13 +215,13 @@ def test_weights_files_and_tensorflow_checkpoints_hold_the_history(tmp_path):
     wanted = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history["loss"]
     for kind in ("checkpoint", "weights"):
         other = network()
-        other.compile(made(), loss="mse", jit_compile=False)
+        other.compile(make_optimizer(), loss="mse", jit_compile=False)
         other.optimizer.build(other.trainable_variables)
         if kind == "weights":
             other.load_weights(tmp_path / "state.weights.h5")
         else:
-            again = tf.train.Checkpoint(model=other, optimizer=other.optimizer)
-            again.restore(path).assert_existing_objects_matched()
+            saved = tf.train.Checkpoint(model=other, optimizer=other.optimizer)
+            saved.restore(path).assert_existing_objects_matched()
         history = other.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
         assert history["loss"] == wanted
         assert_equal(weights_of(model), weights_of(other))
@@ -239,45 +242,42 @@ def test_the_checkpoint_of_an_optimizer_without_clipping_still_loads(way, tmp_pa
         path = saved.save(tmp_path / "plain")
         loaded = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
         loaded.restore(path).expect_partial()
-    theirs = [variable.numpy() for variable in plain.optimizer.variables]
-    ours = [variable.numpy() for variable in model.optimizer.variables]
-    assert_equal(theirs, ours[: len(theirs)])
-    assert len(ours) > len(theirs)
+    expected, loaded = values_of(plain.optimizer), values_of(model.optimizer)
+    assert_equal(loaded[: len(expected)], expected)
+    assert len(loaded) > len(expected)
     assert clip.metrics()["clip/steps"] == 0
 
 
 def test_as_optimizer_copies_an_optimizer_and_adds_the_clipper():
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 100)
-    theirs = keras.optimizers.AdamW(schedule, weight_decay=0.02, beta_1=0.8)
-    ours = QuantileClip(quantile=0.5).as_optimizer(theirs)
-    assert type(ours) is autoclip_tf.optimizers.AdamW
-    config = ours.get_config()
+    plain = keras.optimizers.AdamW(schedule, weight_decay=0.02, beta_1=0.8)
+    clipping = QuantileClip(quantile=0.5).as_optimizer(plain)
+    assert type(clipping) is autoclip_tf.optimizers.AdamW
+    config = clipping.get_config()
     [saved] = config.pop("gradient_transformers")
     assert saved["class_name"] == "QuantileClip"
-    assert config == theirs.get_config()
-    trained(ours, 1)
-    assert ours.gradient_transformers[0].metrics()["clip/steps"] == 4
+    assert config == plain.get_config()
+    trained(clipping, 1)
+    assert clipping.gradient_transformers[0].metrics()["clip/steps"] == 4
     twice = NormClip(1.0).as_optimizer(SGD(0.1, gradient_transformers=[ValueClip(2.0)]))
     assert [type(t) for t in twice.gradient_transformers] == [ValueClip, NormClip]
 
 
-class Halved(keras.optimizers.SGD):
-    """An optimizer of one's own."""
+class CustomSGD(keras.optimizers.SGD):
+    """A custom optimizer."""
 
 
 def test_a_custom_class_takes_transformers_and_is_pickled():
-    kind = with_gradient_transformers(Halved)
-    assert kind is with_gradient_transformers(Halved)
+    kind = with_gradient_transformers(CustomSGD)
+    assert kind is with_gradient_transformers(CustomSGD)
     assert with_gradient_transformers(kind) is kind
     model, _ = trained(kind(0.01, gradient_transformers=[QuantileClip(0.5)]), 1)
-    again = pickle.loads(pickle.dumps(model))
-    assert type(again.optimizer) is kind
-    some, others = model.optimizer.variables, again.optimizer.variables
-    assert_equal([v.numpy() for v in some], [v.numpy() for v in others])
-    ours, theirs = Adam(), keras.optimizers.Adam()
-    assert type(keras.optimizers.deserialize(keras.optimizers.serialize(ours))) is Adam
-    plain = keras.optimizers.deserialize(keras.optimizers.serialize(theirs))
-    assert type(plain) is keras.optimizers.Adam
+    copy = pickle.loads(pickle.dumps(model))
+    assert type(copy.optimizer) is kind
+    assert_equal(values_of(model.optimizer), values_of(copy.optimizer))
+    for optimizer in (Adam(), keras.optimizers.Adam()):
+        saved = keras.optimizers.serialize(optimizer)
+        assert type(keras.optimizers.deserialize(saved)) is type(optimizer)
 
 
 def test_accumulated_steps_are_observed_once_per_update():
@@ -328,9 +328,9 @@ def test_a_model_of_mixed_precision_is_fitted_and_saved(tmp_path):
     assert 0 < clip.metrics()["clip/steps"] <= 12
     assert np.isfinite(clip.metrics()["clip/norm"])
     model.save(tmp_path / "half.keras")
-    again = keras.models.load_model(tmp_path / "half.keras")
-    other = again.optimizer.inner_optimizer.gradient_transformers[0]
-    assert other.metrics() == clip.metrics()
+    restored = keras.models.load_model(tmp_path / "half.keras")
+    [copy] = restored.optimizer.inner_optimizer.gradient_transformers
+    assert copy.metrics() == clip.metrics()
 
 
 def test_frozen_layers_have_no_row_and_averaged_weights_work():
@@ -424,7 +424,7 @@ def test_one_clipper_serves_one_optimizer():
         other.build([weight])
     with pytest.raises(ValueError, match="without repetition"):
         SGD(0.1, gradient_transformers=[clip, clip])
-    met = keras.optimizers.SGD(0.1)
-    met.build([weight])
+    built = keras.optimizers.SGD(0.1)
+    built.build([weight])
     with pytest.raises(ValueError, match="must be one that is not built yet"):
-        QuantileClip().as_optimizer(met)
+        QuantileClip().as_optimizer(built)

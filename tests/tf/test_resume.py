@@ -1,9 +1,10 @@
-"""2N steps are N steps, a file, a new process and N more, bit for bit, in every format.
+"""2N steps equal N steps, a file, a new process and N more steps, bit for bit.
 
-Each policy is a clipper at one scope, and one policy of each kind at each scope. All
-are in one optimizer, one after the other; those of each kind also in a loop without an
-optimizer. So each format is one file. The optimizer takes its steps eagerly, because
-tracing so many clippers takes longer than the steps. The loop is traced.
+Each policy has a clipper at one scope; one policy of each kind has a clipper at each
+scope. One optimizer applies all clippers, one after the other, so each format is one
+file. The clippers of each kind also run in a loop without an optimizer. The optimizer
+steps eagerly, because tracing so many clippers takes longer than the steps. The loop is
+traced.
 """
 
 import pathlib
@@ -33,27 +34,27 @@ N = 5  # warm-ups end, and the shorter windows are full, before or after the loa
 SCOPES = ("parameter", "global", "unit")
 # A gradient transformer cannot cancel an update.
 CODES = [code for code in STATIC if "skip" not in code]
-# Of each kind the last in the table, which has a short window.
+# The last policy of each kind in the table has a short window.
 KINDS = {type(STATIC[code]): code for code in CODES}
-# A policy does not know the scope: codes take turns at scopes, kinds run at each.
+# The scope is no argument of a policy: each policy runs at one scope, each kind at all.
 IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
-TURNS = [(code, SCOPES[place % 3]) for place, code in enumerate(CODES)]
-RUNS = list(dict.fromkeys(TURNS + IN_LOOP))
+AT_ONE_SCOPE = [(code, SCOPES[place % 3]) for place, code in enumerate(CODES)]
+RUNS = list(dict.fromkeys(AT_ONE_SCOPE + IN_LOOP))
 
 
-def clippers(runs):
-    """They only observe: else most would see what the first has left."""
+def make_clippers(runs):
+    """Return clippers of which only the first clips; the others receive its results."""
     return [
         Clipper(policy_of(code), scope=scope, dry_run=place > 0)
         for place, (code, scope) in enumerate(runs)
     ]
 
 
-def check_use(seen):
-    """The matrix is no row of clippers that have nothing to do."""
-    found = [clip.metrics() for clip in seen]
-    assert all(metrics["clip/steps"] == 2 * N for metrics in found)
-    assert sum(metrics["clip/clip_rate"] > 0 for metrics in found) > 0.6 * len(found)
+def check_metrics(clippers):
+    """Check that all clippers counted every step and that most of them clipped."""
+    rows = [clip.metrics() for clip in clippers]
+    assert all(metrics["clip/steps"] == 2 * N for metrics in rows)
+    assert sum(metrics["clip/clip_rate"] > 0 for metrics in rows) > 0.6 * len(rows)
 
 
 def network():
@@ -66,19 +67,19 @@ SHAPES = [(3, 2), (2,), (2, 1), (1,)]
 
 
 def noise(step):
-    """Gradients of heavy tails."""
+    """Return gradients with heavy tails."""
     rng = np.random.default_rng(step)
     size = rng.lognormal()
     return [tf.constant(size * rng.normal(size=s), tf.float32) for s in SHAPES]
 
 
 class InOptimizer:
-    """A model that is compiled with all clippers."""
+    """A model compiled with all clippers."""
 
     def __init__(self, model=None):
         self.model = model or network()
         if model is None:
-            optimizer = SGD(0.02, gradient_transformers=clippers(RUNS))
+            optimizer = SGD(0.02, gradient_transformers=make_clippers(RUNS))
             self.model.compile(optimizer, loss="mse")
             optimizer.build(self.model.trainable_variables)
         self.clippers = self.model.optimizer.gradient_transformers
@@ -88,19 +89,19 @@ class InOptimizer:
         grads = [g + w for g, w in zip(grads, weights, strict=True)]
         self.model.optimizer.apply(grads, weights)
 
-    def held(self):
+    def variables(self):
         return [*self.model.trainable_variables, *self.model.optimizer.variables]
 
-    def kept(self):
+    def checkpoint(self):
         return tf.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)
 
 
 class InLoop:
-    """Variables, and clippers that no optimizer knows of."""
+    """Variables and clippers without an optimizer."""
 
     def __init__(self):
         self.weights = [tf.Variable(tf.ones(shape)) for shape in SHAPES]
-        self.clippers = clippers(IN_LOOP)
+        self.clippers = make_clippers(IN_LOOP)
         for clip in self.clippers:
             clip.build(self.weights)
         self.step = tf.function(self._step)
@@ -113,21 +114,21 @@ class InLoop:
         for gradient, weight in pairs:
             weight.assign_sub(0.02 * gradient)
 
-    def held(self):
+    def variables(self):
         return [*self.weights, *(v for clip in self.clippers for v in clip._variables)]
 
-    def kept(self):
+    def checkpoint(self):
         return tf.train.Checkpoint(weights=self.weights, clippers=self.clippers)
 
 
-def go_on(run, steps):
-    """Take these steps; return all there is to know of the run."""
+def train(run, steps):
+    """Take these steps; return the values of all variables of the run."""
     for step in steps:
         run.step(noise(step))
-    return [variable.numpy() for variable in run.held()]
+    return [variable.numpy() for variable in run.variables()]
 
 
-# The formats: how a run is written, and how one goes on from there.
+# The formats: how to save a run, and how to load it.
 
 
 def save_keras(run, folder):
@@ -135,7 +136,7 @@ def save_keras(run, folder):
 
 
 def load_keras(run, folder):
-    """Nothing: the new process has made its model from this file."""
+    """Do nothing: the new process loads its model from this file."""
 
 
 def save_weights(run, folder):
@@ -147,11 +148,11 @@ def load_weights(run, folder):
 
 
 def save_checkpoint(run, folder):
-    run.kept().write(folder / type(run).__name__)
+    run.checkpoint().write(folder / type(run).__name__)
 
 
 def load_checkpoint(run, folder):
-    run.kept().read(folder / type(run).__name__).assert_existing_objects_matched()
+    run.checkpoint().read(folder / type(run).__name__).assert_existing_objects_matched()
 
 
 FORMATS = {
@@ -162,55 +163,55 @@ FORMATS = {
 }
 
 
-# Two processes.
+# The runs in two processes.
 
 
 def resume(folder):
-    """What the new process does; the model that was loaded loads the other files."""
+    """Load each format in a new process, and train."""
     folder = pathlib.Path(folder)
     model = keras.models.load_model(folder / "model.keras")
     runs = {InOptimizer: InOptimizer(model), InLoop: InLoop()}
     for name, (kind, _, load) in FORMATS.items():
         load(runs[kind], folder)
-        np.savez(folder / f"{name}.npz", *go_on(runs[kind], range(N, 2 * N)))
+        np.savez(folder / f"{name}.npz", *train(runs[kind], range(N, 2 * N)))
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Of each format: the run that was not interrupted, and the one that was."""
-    folder, whole = tmp_path_factory.mktemp("resume"), {}
+    """Return the results of the uninterrupted and the resumed run of each format."""
+    folder, uninterrupted = tmp_path_factory.mktemp("resume"), {}
     for kind in (InOptimizer, InLoop):
         run = kind()
-        go_on(run, range(N))
-        for of, save, _ in FORMATS.values():
-            if of is kind:
+        train(run, range(N))
+        for kind_of_format, save, _ in FORMATS.values():
+            if kind_of_format is kind:
                 save(run, folder)
-        whole[kind] = go_on(run, range(N, 2 * N))
-        check_use(run.clippers)
-    there = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
+        uninterrupted[kind] = train(run, range(N, 2 * N))
+        check_metrics(run.clippers)
+    code = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
     root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", there, folder], cwd=root, check=True)
-    found = {}
+    subprocess.run([sys.executable, "-c", code, folder], cwd=root, check=True)
+    results = {}
     for name, (kind, _, _) in FORMATS.items():
         with np.load(folder / f"{name}.npz") as file:
-            found[name] = whole[kind], list(file.values())
-    return found
+            results[name] = uninterrupted[kind], list(file.values())
+    return results
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_all_clippers_resume_in_a_new_process_bit_for_bit(outcomes, form):
-    whole, resumed = outcomes[form]
+    uninterrupted, resumed = outcomes[form]
     clippers = IN_LOOP if "loop" in form else RUNS
-    assert len(whole) == len(resumed) > 5 * len(clippers)
-    for one, other in zip(whole, resumed, strict=True):
+    assert len(uninterrupted) == len(resumed) > 5 * len(clippers)
+    for one, other in zip(uninterrupted, resumed, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
 
 
-# What does not fit, or is broken.
+# Files that are broken or do not fit.
 
 
 def trained(clip):
-    """A small model after three steps, and what its optimizer holds."""
+    """Return a small model after three steps with this clipper."""
     model = network()
     optimizer = SGD(0.02, momentum=0.9, gradient_transformers=[clip])
     model.compile(optimizer, loss="mse", run_eagerly=True)
@@ -220,7 +221,7 @@ def trained(clip):
     return model
 
 
-def held(model):
+def values_of_optimizer(model):
     return [variable.numpy() for variable in model.optimizer.variables]
 
 
@@ -236,8 +237,8 @@ def test_weights_of_other_clippers_are_refused_and_change_no_history(other, tmp_
     path = tmp_path / "model.weights.h5"
     trained(QuantileClip(0.5, history_length=5)).save_weights(path)
     model = trained(OTHERS[other]())
-    before = held(model)
-    if other == "another policy":  # it has other variables, so Keras looks at none
+    before = values_of_optimizer(model)
+    if other == "another policy":  # its variables differ, so Keras loads none of them
         with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
             model.load_weights(path)
     else:
@@ -245,45 +246,45 @@ def test_weights_of_other_clippers_are_refused_and_change_no_history(other, tmp_
             ValueError, match=r"shape \(.* in the file and \(.*; make the clippers"
         ):
             model.load_weights(path)
-    for one, other in zip(held(model), before, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for value, expected in zip(values_of_optimizer(model), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
-SPOILED = {
-    "nothing": lambda whole: b"",
-    "the first half": lambda whole: whole[: len(whole) // 2],
-    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
-    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+BROKEN = {
+    "empty": lambda content: b"",
+    "the first half": lambda content: content[: len(content) // 2],
+    "95 percent": lambda content: content[: int(0.95 * len(content))],
+    "another format": lambda content: b"epoch,loss\n1,0.5\n",
 }
-"""What may stand in a file: broken, in part or not ours."""
+"""Contents of a broken file, as functions of the correct content."""
 FILES = {
     "model.weights.h5": "weights",
     "InOptimizer.index": "checkpoint",
     "InOptimizer.data-00000-of-00001": "checkpoint",
 }
-every_spoiled = pytest.mark.parametrize("spoiled", SPOILED)
+every_broken = pytest.mark.parametrize("broken", BROKEN)
 
 
-@every_spoiled
+@every_broken
 @pytest.mark.parametrize("name", FILES)
-def test_a_broken_file_is_refused_and_changes_nothing(name, spoiled, tmp_path):
+def test_a_broken_file_is_refused_and_changes_nothing(name, broken, tmp_path):
     run = InOptimizer(trained(QuantileClip(0.5, history_length=5)))
     _, save, load = FORMATS[FILES[name]]
     save(run, tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(SPOILED[spoiled](whole))
-    before = go_on(run, [3])
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(BROKEN[broken](content))
+    before = train(run, [3])
     with pytest.raises((OSError, ValueError, IndexError, tf.errors.OpError)):
         load(run, tmp_path)
-    for one, other in zip(go_on(run, []), before, strict=True):
+    for one, other in zip(train(run, []), before, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@every_spoiled
-def test_a_broken_model_file_is_refused(spoiled, tmp_path):
+@every_broken
+def test_a_broken_model_file_is_refused(broken, tmp_path):
     path = tmp_path / "model.keras"
     trained(QuantileClip(0.5, history_length=5)).save(path)
-    path.write_bytes(SPOILED[spoiled](path.read_bytes()))
+    path.write_bytes(BROKEN[broken](path.read_bytes()))
     with pytest.raises(ValueError, match=r"ensure the file is an accessible `\.keras`"):
         keras.models.load_model(path)
 
@@ -297,19 +298,21 @@ POLICIES = [
     StreamingQuantile(0.75),
     Warmup(Quantile(0.75, history_length=8), steps=5),
 ]
-"""Of clippers that only watch; in the file they stand before one that clips."""
+"""The policies of clippers with `dry_run`, which precede one that clips in the file."""
 
 
-def save_for_ever():
-    """How the file was made, when this layout of the memory was new."""
+def write_saved_state():
+    """Write the file, as it was done when this layout of the state was new."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     clip = QuantileClip(quantile=0.75, history_length=8)
-    see(model, [*(Clipper(policy, dry_run=True) for policy in POLICIES), clip])
+    train_on_norms(
+        model, [*(Clipper(policy, dry_run=True) for policy in POLICIES), clip]
+    )
     model.save(STATES / "keras-1.keras")
 
 
-def see(model, clippers):
-    """Train the model, which does not learn, on gradients of these norms."""
+def train_on_norms(model, clippers):
+    """Train the model on gradients of these norms; the learning rate is 0."""
     model.compile(SGD(0.0, gradient_transformers=clippers), loss="mse")
     model.optimizer.build(model.trainable_variables)
     for norm in NORMS:
@@ -321,9 +324,9 @@ def test_a_model_that_an_earlier_version_saved_can_be_loaded():
     model = keras.models.load_model(STATES / "keras-1.keras")
     *others, clip = model.optimizer.gradient_transformers
     assert [other.policy for other in others] == POLICIES
-    fresh = [Clipper(policy, dry_run=True) for policy in POLICIES]
-    see(keras.models.clone_model(model), fresh)
-    for other, expected in zip(others, fresh, strict=True):
+    new = [Clipper(policy, dry_run=True) for policy in POLICIES]
+    train_on_norms(keras.models.clone_model(model), new)
+    for other, expected in zip(others, new, strict=True):
         pairs = zip(other._state.variables, expected._state.variables, strict=True)
         for variable, wanted in pairs:
             assert variable.dtype == wanted.dtype
