@@ -30,7 +30,7 @@ FACTORIES = {
     clip_by_param_ratio: {"clipping": 0.5},
     skip_steps: {"inner": SGD, "policy": FIXED},
 }
-"""Each factory with arguments that it takes."""
+"""Each factory with valid arguments."""
 every_factory = pytest.mark.parametrize(
     "factory", FACTORIES, ids=lambda factory: factory.__name__
 )

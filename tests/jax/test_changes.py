@@ -1,7 +1,7 @@
-"""The fault battery's changes of a model in the midst of a run, in JAX.
+"""Changes of a JAX model during a run: freezing, masks, dtypes, later leaves, threads.
 
-Each step compares thresholds and updates with plain lists of norms, one for each leaf:
-whatever changes, the lists go on. What would need another state is refused.
+Each step compares thresholds and updates with plain lists of norms, one list per leaf.
+The lists continue after every change. A change that needs another state is refused.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,32 +26,32 @@ CLIP = clip_by_policy(POLICY)
 
 
 class Run:
-    """A jitted run, each leaf of which has a list of its norms.
+    """A jitted run with a list of past norms for each leaf.
 
     Args:
       tx: the rows of its clippers, one after the other, begin with those of the leaves.
       params: a dict of arrays.
-      most: a second clipper, which comes after the first, holds each norm below this.
+      max_norm: the limit of a second clipper, which comes after the first.
     """
 
-    def __init__(self, tx=CLIP, params=PARAMS, most=np.inf):
-        self.params, self.most, self.steps = dict(params), most, 0
+    def __init__(self, tx=CLIP, params=PARAMS, max_norm=np.inf):
+        self.params, self.max_norm, self.steps = dict(params), max_norm, 0
         self.past = {name: [] for name in params}
-        self.still = ""
-        """The leaf whose update is set to 0 behind the clipper."""
+        self.frozen = ""
+        """The leaf whose update is set to 0 after the clipper."""
         self.state = tx.init(self.params)
-        self.go_on_with(tx)
+        self.continue_with(tx)
 
-    def go_on_with(self, tx):
-        """Take another transformation, and keep the state."""
+    def continue_with(self, tx):
+        """Use another transformation with the same state."""
         self.update = jax.jit(tx.update)
 
-    def take(self, steps, gradient_of=None, dtype=jnp.float32):
-        """Take steps, and check each."""
+    def train(self, steps, gradient_of=None, dtype=jnp.float32):
+        """Train for this many steps and check each of them."""
         for _ in range(steps):
             self.steps += 1
             grads = {
-                name: (gradient_of or drawn)(self.steps, name, leaf.shape)
+                name: (gradient_of or draw)(self.steps, name, leaf.shape)
                 for name, leaf in self.params.items()
             }
             grads = jax.tree.map(lambda grad: grad.astype(dtype), grads)
@@ -59,7 +59,7 @@ class Run:
             self.check(grads, updates)
 
     def check(self, grads, updates):
-        """The thresholds are those of the lists, and the updates follow."""
+        """Compare the thresholds and the updates with the lists."""
         clippers = clippers_of(self.state)
         assert clippers[0].clip_tally.steps == self.steps
         thresholds = np.concatenate([clip.clip_threshold for clip in clippers])
@@ -69,16 +69,16 @@ class Run:
             np.testing.assert_allclose(threshold, limit, rtol=2e-6)
             if grad is None:
                 assert updates[name] is None
-            elif name == self.still:
+            elif name == self.frozen:
                 assert not updates[name].any()
             else:
-                check_update(grad, updates[name], min(limit, self.most))
+                check_update(grad, updates[name], min(limit, self.max_norm))
             if grad is not None and grad.any():
                 past.append(norm_of(grad))
 
 
 def clippers_of(state):
-    """The states of the clippers in an optimizer state, in order."""
+    """Return the states of the clippers in an optimizer state, in order."""
     return [clip for _, clip in optax.tree.get_all_with_path(state, "ClipState")]
 
 
@@ -87,7 +87,7 @@ def norm_of(grad):
 
 
 def check_update(before, after, limit):
-    """A gradient keeps its bits or has the norm of its limit."""
+    """Check that a gradient is unchanged or is scaled to its limit."""
     assert after.dtype == before.dtype
     norm = norm_of(before)
     if norm < limit * (1 - 1e-6):
@@ -98,38 +98,38 @@ def check_update(before, after, limit):
         np.testing.assert_allclose(np.float64(after), wanted, rtol)
 
 
-def drawn(step, name, shape):
-    """Any gradient of heavy tails."""
+def draw(step, name, shape):
+    """Return a gradient with heavy tails."""
     rng = np.random.default_rng([step, ord(name)])
     return jnp.float32(rng.lognormal() * rng.standard_normal(shape))
 
 
 def test_a_model_that_does_not_change():
-    Run().take(30)
+    Run().train(30)
 
 
-# Tied parameters: what is used twice is one leaf, or it is two.
+# Tied parameters.
 
 
-def of_a_tied_table(step, name, shape):
-    """The gradient of a table that looks tokens up, and scores them."""
+def gradient_of_tied_table(step, name, shape):
+    """Return the gradient of an embedding table that is also the output layer."""
     tokens = np.random.default_rng(step).integers(shape[0], size=(2, 5))
 
     def loss(table):
         scores = table[tokens[0]] @ table.T
-        return (scores * drawn(step, name, scores.shape)).sum()
+        return (scores * draw(step, name, scores.shape)).sum()
 
     return jax.grad(loss)(PARAMS[name])
 
 
 def test_a_leaf_that_is_used_twice_is_one_row():
     run = Run(params={"w": PARAMS["w"]})
-    run.take(20, of_a_tied_table)
+    run.train(20, gradient_of_tied_table)
     assert clippers_of(run.state)[0].clip_norm.shape == (1,)
 
 
 def test_an_array_in_two_places_has_two_gradients_and_two_rows():
-    Run(params=dict.fromkeys("bw", PARAMS["w"])).take(20)
+    Run(params=dict.fromkeys("bw", PARAMS["w"])).train(20)
 
 
 @pytest.mark.needs("stacks")
@@ -154,71 +154,72 @@ def test_a_weight_that_a_library_ties_is_one_row():
         equinox.filter(shared, equinox.is_array),
     ):
         _, state = CLIP.update(model, CLIP.init(model))
-        assert state.clip_tally.observed.sum() == 1  # what is no array is a None
+        assert state.clip_tally.observed.sum() == 1  # a leaf that is no array is a None
 
 
-# Frozen, then trained again.
+# Parameters that are frozen and unfrozen.
 
 
 def without_b(step, name, shape):
-    """No gradient for one of the leaves."""
-    return None if name == "b" else drawn(step, name, shape)
+    """Return no gradient for one of the leaves."""
+    return None if name == "b" else draw(step, name, shape)
 
 
 def stopped_at_b(step, name, shape):
-    """What `stop_gradient` makes of it."""
-    return jnp.zeros(shape) if name == "b" else drawn(step, name, shape)
+    """Return a gradient of 0 for one of the leaves, as `stop_gradient` does."""
+    return jnp.zeros(shape) if name == "b" else draw(step, name, shape)
 
 
 @pytest.mark.parametrize("gradient_of", [without_b, stopped_at_b])
 def test_an_unfrozen_leaf_keeps_its_history(gradient_of):
     run = Run()
-    run.take(10)
-    run.take(10, gradient_of)
-    run.take(10)
+    run.train(10)
+    run.train(10, gradient_of)
+    run.train(10)
 
 
 def test_a_leaf_frozen_after_the_clipper_is_still_recorded():
-    """The clipper sees every gradient, and its state is the same for any mask."""
+    """The clipper receives every gradient, so its state fits any mask."""
 
-    def all_but(still):
-        mask = {name: name == still for name in PARAMS}
+    def all_but(frozen):
+        mask = {name: name == frozen for name in PARAMS}
         return optax.chain(CLIP, optax.masked(optax.set_to_zero(), mask))
 
     run = Run(all_but("none"))
-    for still in ("none", "b", "none"):
-        run.go_on_with(all_but(still))
-        run.still = still
-        run.take(10)
+    for frozen in ("none", "b", "none"):
+        run.continue_with(all_but(frozen))
+        run.frozen = frozen
+        run.train(10)
 
 
 @pytest.mark.parametrize("wrapper", ["masked", "partition"])
 def test_a_leaf_unfrozen_by_a_mask_around_the_clipper_needs_another_state(wrapper):
-    """A mask decides which rows there are: a state of others is refused."""
+    """A mask selects the rows, and a state with other rows is refused."""
 
-    def frozen(*names):
+    def freeze(*names):
         if wrapper == "masked":
             return optax.masked(CLIP, {name: name not in names for name in PARAMS})
-        parts = {"trained": CLIP, "still": optax.set_to_zero()}
-        labels = {name: "still" if name in names else "trained" for name in PARAMS}
+        parts = {"trained": CLIP, "frozen": optax.set_to_zero()}
+        labels = {name: "frozen" if name in names else "trained" for name in PARAMS}
         return optax.partition(parts, labels)
 
-    state = frozen("b").init(PARAMS)
+    state = freeze("b").init(PARAMS)
     with pytest.raises(
         ValueError, match=r"has 1 rows, and the updates make 2; init it"
     ):
-        jax.jit(frozen().update)(PARAMS, state, PARAMS)
-    Run(frozen()).take(10)
+        jax.jit(freeze().update)(PARAMS, state, PARAMS)
+    Run(freeze()).train(10)
 
 
-# What comes later.
+# Parameters that are added later.
 
 
-def by_age():
-    """Clippers for old and new leaves, and their labels."""
-    ages = {"b": "first", "w": "first", "z": "later"}
+def clip_by_group():
+    """Return a partition with one clipper for old leaves and one for later leaves."""
+    groups = {"b": "first", "w": "first", "z": "later"}
     return optax.partition(
-        {"first": CLIP, "later": CLIP}, lambda tree: {name: ages[name] for name in tree}
+        {"first": CLIP, "later": CLIP},
+        lambda tree: {name: groups[name] for name in tree},
     )
 
 
@@ -231,43 +232,43 @@ def test_a_later_leaf_is_refused_by_the_state_of_the_others():
 
 
 def test_a_later_group_starts_with_an_empty_history():
-    """A partition has a state for each label; the old one is put into the new whole."""
-    run = Run(by_age())
-    run.take(10)
+    """A partition has a state per label; the old one replaces that of the new state."""
+    run = Run(clip_by_group())
+    run.train(10)
     run.params["z"] = jnp.ones(5)
     old = run.state.inner_states["first"]
-    state = by_age().init(run.params)
+    state = clip_by_group().init(run.params)
     run.state = state._replace(inner_states=state.inner_states | {"first": old})
-    run.take(15)
+    run.train(15)
 
 
-# Whatever else.
+# Other changes.
 
 
 def test_another_dtype_keeps_the_history():
     run = Run()
-    run.take(12, dtype=jnp.bfloat16)
-    run.take(12)
-    run.take(6, dtype=jnp.bfloat16)
+    run.train(12, dtype=jnp.bfloat16)
+    run.train(12)
+    run.train(6, dtype=jnp.bfloat16)
 
 
 def test_two_clippers_in_one_chain_clip_one_after_the_other():
     second = clip_by_policy(Fixed(0.8))
-    run = Run(optax.chain(CLIP, second), most=0.8)
-    run.take(30)
+    run = Run(optax.chain(CLIP, second), max_norm=0.8)
+    run.train(30)
     first, second = clippers_of(run.state)
     after = np.minimum(first.clip_norm, first.clip_threshold)
     np.testing.assert_allclose(second.clip_norm, after, rtol=2e-6)
 
 
 def test_runs_in_parallel_threads_are_independent():
-    """Eight runs of one transformation, each checked as if it were alone."""
+    """Run one transformation in eight threads and check each run."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: Run().take(30), range(8)))
+        list(pool.map(lambda _: Run().train(30), range(8)))
 
 
 def digest():
-    """Of every bit of two runs: what is updated, and the states."""
+    """Return a hash of all bits of the parameters and states of two runs."""
     bits = sha256()
     for scope in ("parameter", "global"):
         tx = optax.chain(clip_by_policy(POLICY, scope=scope), optax.adam(0.1))
@@ -275,7 +276,7 @@ def digest():
         state, update = tx.init(params), jax.jit(tx.update)
         for step in range(10):
             grads = {
-                name: drawn(step, name, leaf.shape) for name, leaf in params.items()
+                name: draw(step, name, leaf.shape) for name, leaf in params.items()
             }
             updates, state = update(grads, state)
             params = optax.apply_updates(params, updates)

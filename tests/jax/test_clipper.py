@@ -33,15 +33,12 @@ FACTORIES = {
     "ema_ratio": lambda **k: clip_by_ema_ratio(warmup_steps=0, **k),
     "param_ratio": lambda **k: clip_by_param_ratio(0.1, **k),
 }
-STATIC = [
-    code for code in traced_policies() if "None" not in code and '"skip"' not in code
-]
-STATIC = [code for code in STATIC if "skip" not in code]
+STATIC = [c for c in traced_policies() if "None" not in c and "skip" not in c]
 
 
 @pytest.fixture(autouse=True)
 def strict():
-    """Nothing is promoted silently, and no rank is broadcast silently."""
+    """Make implicit promotion of types and ranks an error."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -52,7 +49,7 @@ MOST_ROWS = 11
 
 @lru_cache(1)  # all traces of a policy use one compilation
 def compiled(policy):
-    """A transformation, and its step on leaves of one element."""
+    """Return a transformation and its jitted step on leaves of one element."""
     tx = clip_by_policy(policy)
 
     @jax.jit
@@ -64,7 +61,7 @@ def compiled(policy):
 
 
 def through_optax(policy, series):
-    """Each norm of a step is a leaf of one element; the step is jitted."""
+    """Run jitted steps; each norm of a step is a leaf of one element."""
     tx, step = compiled(policy)
     rows = series.norms.shape[1]
     unused = [(0, 0), (0, MOST_ROWS - rows)]
@@ -85,7 +82,7 @@ def test_jitted_steps_match_the_golden_traces(code):
 
 
 def tree(scale=1.0):
-    """Leaves of several types; an absent one and integers among them."""
+    """Return leaves of several types, including an absent one and integers."""
     return {
         "kernel": jnp.full((3, 2), 2.0 * scale),
         "half": jnp.full((4,), 3.0 * scale, jnp.bfloat16),
@@ -163,13 +160,13 @@ def test_one_compilation_serves_every_step_and_scan_agrees():
         return state, updates
 
     state = tx.init(grads[0])
-    each = []
+    steps = []
     for grad in grads:
         state, updates = step(state, grad)
-        each.append(updates)
+        steps.append(updates)
     assert len(traces) == 1
     last, scanned = jax.lax.scan(step, tx.init(grads[0]), grads)
-    np.testing.assert_array_equal(scanned, jnp.stack(each))
+    np.testing.assert_array_equal(scanned, jnp.stack(steps))
     np.testing.assert_array_equal(last.clip_threshold, state.clip_threshold)
 
 
@@ -187,10 +184,10 @@ def test_a_row_that_is_not_finite_becomes_zero_and_is_not_recorded(bad):
     np.testing.assert_array_equal(ordered[0], old[0])
     assert (np.asarray(ordered[1]) != np.asarray(old[1])).any()
     assert int(after.clip_tally.nonfinite) == 1
-    left, _ = clip_by_policy(Fixed(1.0), nonfinite="propagate").update(
+    unchanged, _ = clip_by_policy(Fixed(1.0), nonfinite="propagate").update(
         jnp.array([bad, 1.0]), clip_by_policy(Fixed(1.0)).init(jnp.zeros(2))
     )
-    np.testing.assert_array_equal(left, [bad, 1.0])
+    np.testing.assert_array_equal(unchanged, [bad, 1.0])
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-30])
@@ -216,8 +213,8 @@ def test_labels_make_groups_of_leaves():
         "encoder": [jnp.array([3.0]), jnp.array([4.0])],
         "decoder": [jnp.array([6.0]), jnp.array([8.0])],
     }
-    for given in (labels, lambda tree: labels):
-        tx = clip_by_policy(Fixed(1.0), labels=given)
+    for argument in (labels, lambda tree: labels):
+        tx = clip_by_policy(Fixed(1.0), labels=argument)
         _, state = tx.update(grads, tx.init(grads))
         np.testing.assert_allclose(state.clip_norm, [10.0, 5.0], rtol=1e-6)
 
@@ -265,7 +262,7 @@ def test_a_skipped_step_changes_no_leaf_of_the_inner_state():
     params = jnp.ones(2)
     state = tx.init(params)
     update = jax.jit(tx.update)
-    with jax.numpy_dtype_promotion("standard"):  # Adam's own arithmetic needs it
+    with jax.numpy_dtype_promotion("standard"):  # Adam needs it
         for grad in ([1.0, 0.0], [0.5, 0.5]):
             updates, state = update(jnp.array(grad), state, params)
             assert (np.asarray(updates) != 0).any()
@@ -285,12 +282,12 @@ def test_a_skipped_step_changes_no_leaf_of_the_inner_state():
             check_skips(state)
         updates, state = update(jnp.array([0.1, 0.1]), state, params)
     assert int(state.skip_in_a_row) == 0
-    # The finite spike was learned, so that a lasting rise is followed.
+    # The finite spike was recorded, so the threshold follows a lasting rise.
     assert float(state.skip_clip.clip_threshold[0]) == 9.0
 
 
 def test_an_optimizer_that_changes_the_type_can_be_wrapped():
-    """Adam's moments are float32 as the parameters, whatever the gradients are."""
+    """Adam's moments have the type of the parameters, here float32."""
     params = {"w": jnp.ones(3)}
     tx = skip_steps(optax.adam(0.1), Fixed(2.0))
     update, state = jax.jit(tx.update), tx.init(params)
@@ -304,7 +301,7 @@ def test_an_optimizer_that_changes_the_type_can_be_wrapped():
 
 
 def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
-    """Moments start as the bfloat16 parameters and become float32 in the first step."""
+    """The moments start in bfloat16 and become float32 in the first step."""
     params, tx = jnp.ones(3, jnp.bfloat16), skip_steps(optax.adam(0.1), Fixed(2.0))
     plain, state, alone = optax.adam(0.1), tx.init(params), optax.adam(0.1).init(params)
     with jax.numpy_dtype_promotion("standard"):
@@ -313,10 +310,10 @@ def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
             if size < 2:
                 wanted, alone = jax.jit(plain.update)(jnp.full(3, size), alone, params)
                 np.testing.assert_array_equal(updates, wanted)
-    for kept, own in zip(
+    for wrapped, unwrapped in zip(
         jax.tree.leaves(state.inner_state), jax.tree.leaves(alone), strict=True
     ):
-        np.testing.assert_array_equal(kept, own, strict=True)
+        np.testing.assert_array_equal(wrapped, unwrapped, strict=True)
 
 
 def test_float64_and_bfloat16_leaves_share_a_norm():
@@ -336,7 +333,7 @@ def test_float64_and_bfloat16_leaves_share_a_norm():
 
 
 MISTAKES = {
-    "few labels": (
+    "a missing label": (
         lambda: clip_by_policy(Fixed(1.0), labels={"a": 1}).init(TWO_LEAVES),
         "labels must be a prefix of the tree",
     ),
@@ -443,13 +440,13 @@ def test_later_steps_outside_of_jit_compile_nothing(make):
     with jax.numpy_dtype_promotion("standard"):
         for size in (1.0, 0.5):
             state = step(size, state)
-        # It stays registered: the lowest version of JAX cannot take it back.
+        # It stays registered: the lowest supported JAX cannot unregister it.
         jax.monitoring.register_event_duration_secs_listener(count)
         for size in np.linspace(0.1, 0.4, 30):
             state = step(size, state)
         assert compiled == []
         jax.jit(lambda x: x * 3)(jnp.ones(7))
-        assert compiled  # it would have been noticed
+        assert compiled  # the listener counts compilations
 
 
 def test_a_state_of_another_transformation_is_refused():

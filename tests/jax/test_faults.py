@@ -1,6 +1,7 @@
-"""The fault battery in JAX: each step jitted, and all of them in one `lax.scan`.
+"""The fault battery in JAX: jitted steps, and all steps in one `lax.scan`.
 
-Every pair of policy and scope takes every series. One compiled step holds them all.
+Every series runs with every pair of policy and scope. One compiled step contains all
+pairs.
 """
 
 from functools import lru_cache
@@ -20,7 +21,7 @@ from ..support.account import POLICIES, SCOPES, Seen, check
 from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
-NARROW = [  # JAX has no float64 unless it is told to
+NARROW = [  # by default JAX has no float64
     name
     for name, case in CASES.items()
     if all(dtype != "float64" for _, dtype in case.layout)
@@ -30,7 +31,7 @@ WHOLE = [
     for name in NARROW
     if all(grad is not None for grads in CASES[name].series() for grad in grads)
 ]
-"""Cases that `lax.scan` can take: a None would be another structure."""
+"""Cases for `lax.scan`, which needs the same structure, without None, in every step."""
 LONGEST = max(CASES[name].steps for name in WHOLE)
 
 CLIPPERS = {
@@ -41,17 +42,17 @@ CLIPPERS = {
 every_pair = pytest.mark.parametrize(("policy", "scope"), CLIPPERS)
 
 
-def fresh(case):
-    """The states of all clippers."""
+def initial_states(case):
+    """Return the initial states of all clippers."""
     params = [jnp.zeros(shape, dtype) for shape, dtype in case.layout]
     return [tx.init(params) for tx in CLIPPERS.values()]
 
 
 def update(states, grads):
-    """A step of all clippers: the states, and the states with the updates."""
+    """Run a step of all clippers; return the states, and pairs of state and update."""
     pairs = zip(CLIPPERS.values(), states, strict=True)
-    made = [tx.update(grads, state)[::-1] for tx, state in pairs]
-    return [state for state, _ in made], made
+    results = [tx.update(grads, state)[::-1] for tx, state in pairs]
+    return [state for state, _ in results], results
 
 
 jitted = jax.jit(update)
@@ -59,7 +60,7 @@ scanned = jax.jit(lambda states, series: lax.scan(update, states, series)[1])
 
 
 def updates_of(case):
-    """The gradients of each step in the types of the case."""
+    """Yield the gradients of each step in the types of the case."""
     for grads in case.series():
         pairs = zip(grads, case.layout, strict=True)
         yield [
@@ -68,47 +69,48 @@ def updates_of(case):
         ]
 
 
-@lru_cache(1)  # a test for each clipper asks
+@lru_cache(1)  # the tests of all clippers use it
 def one_by_one(name):
-    """What each jitted step made."""
-    states, steps = fresh(CASES[name]), []
+    """Return the results of each jitted step."""
+    states, steps = initial_states(CASES[name]), []
     for grads in updates_of(CASES[name]):
-        states, made = jitted(states, grads)
-        steps.append(jax.device_get(made))
+        states, results = jitted(states, grads)
+        steps.append(jax.device_get(results))
     return steps
 
 
 @lru_cache(1)
 def in_one_scan(name):
-    """What each step made, after all of them; the last is repeated.
+    """Return the results of each step of a scan.
 
-    So all series are of one length, which is one compilation.
+    The last step is repeated until all series have one length, to compile once.
     """
     steps = list(updates_of(CASES[name]))
-    same = steps + [steps[-1]] * (LONGEST - len(steps))
-    series = [np.stack(grads) for grads in zip(*same, strict=True)]
-    made = jax.device_get(scanned(fresh(CASES[name]), series))
+    padded = steps + [steps[-1]] * (LONGEST - len(steps))
+    series = [np.stack(grads) for grads in zip(*padded, strict=True)]
+    results = jax.device_get(scanned(initial_states(CASES[name]), series))
     return [
-        jax.tree.map(lambda leaf: leaf[step], made)  # noqa: B023
+        jax.tree.map(lambda leaf: leaf[step], results)  # noqa: B023
         for step in range(len(steps))
     ]
 
 
 def check_one(name, policy, scope, steps):
-    """Compare what one of the clippers made with the account."""
+    """Compare the results of one of the clippers with the account."""
     place = [*CLIPPERS].index((policy, scope))
-    check(CASES[name], policy, [seen(*made[place]) for made in steps], scope)
+    numpy_steps = [in_numpy(*results[place]) for results in steps]
+    check(CASES[name], policy, numpy_steps, scope)
 
 
-def seen(state, updates):
-    """What a step made, in NumPy."""
+def in_numpy(state, updates):
+    """Return the results of a step in NumPy."""
     _, *fields, tally = state
     decision = Decision(*fields, skipped=np.zeros_like(state.clip_finite))
-    return Seen(decision, tally, list(map(in_numpy, updates)))
+    return Seen(decision, tally, list(map(to_numpy, updates)))
 
 
-def in_numpy(update):
-    """An update, in NumPy, which has no bfloat16."""
+def to_numpy(update):
+    """Return an update in NumPy, with bfloat16 as float32."""
     if update is None:
         return None
     update = np.asarray(update)
@@ -129,11 +131,11 @@ def test_one_scan(name, policy, scope):
 
 @fewer_examples
 @given(drawn(), st.sampled_from([*CLIPPERS]))
-def test_any_series(case, how):
-    """What is jitted anew for each None would take long; `learn` is in any case."""
-    tx, steps = CLIPPERS[how], []
+def test_any_series(case, pair):
+    """The steps are not jitted: each pattern of None would be compiled again."""
+    tx, steps = CLIPPERS[pair], []
     state = tx.init([jnp.zeros(shape, dtype) for shape, dtype in case.layout])
     for grads in updates_of(case):
         updates, state = tx.update(grads, state)
-        steps.append(seen(jax.device_get(state), updates))
-    check(case, how[0], steps, how[1])
+        steps.append(in_numpy(jax.device_get(state), updates))
+    check(case, pair[0], steps, pair[1])

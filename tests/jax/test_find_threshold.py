@@ -19,6 +19,6 @@ def test_the_norms_are_those_of_the_whole_gradient():
         return batch * (3 * params["weight"][0] + 4 * params["bias"])
 
     batches = [jnp.float32(n) for n in (1, 2, 3)]
-    found = example.find_clipping_threshold(params, batches, loss, num_batches=2)
-    assert (found.steps, found.min, found.max) == (2, 5.0, 10.0)
-    assert found.mean == pytest.approx(7.5)
+    summary = example.find_clipping_threshold(params, batches, loss, num_batches=2)
+    assert (summary.steps, summary.min, summary.max) == (2, 5.0, 10.0)
+    assert summary.mean == pytest.approx(7.5)

@@ -1,4 +1,6 @@
-"""Transformations against those of optax, jitted, over many steps."""
+"""Comparison with the transformations of optax, jitted, over many steps."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ SHAPES = {"kernel": (4, 3), "bias": (3,), "conv": (3, 3, 2, 4), "gain": ()}
 
 
 def trees(steps, level):
-    """Updates whose norms have heavy tails, in a tree."""
+    """Yield trees of updates whose norms have heavy tails."""
     rng = np.random.default_rng(3)
     for _ in range(steps):
         yield {
@@ -22,24 +24,26 @@ def trees(steps, level):
         }
 
 
-def train(ours, theirs, params, given):
-    """Update twice the same parameters; compare each step; return our states."""
-    # Both from the same weights: rounding adds up over none.
-    mine, other = ours.init(params), theirs.init(params)
+def compare(tx, reference, params, series):
+    """Compare each step of two transformations; return the states of the first one."""
+    # Both start each step from the same weights, so rounding does not add up.
+    state, reference_state = tx.init(params), reference.init(params)
     states = []
-    for updates in given:
-        one, mine = jax.jit(ours.update)(updates, mine, params)
-        two, other = jax.jit(theirs.update)(updates, other, params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), one, two)
-        params = optax.apply_updates(params, jax.tree.map(lambda u: -0.05 * u, two))
-        states.append(mine)
+    for updates in series:
+        got, state = jax.jit(tx.update)(updates, state, params)
+        wanted, reference_state = jax.jit(reference.update)(
+            updates, reference_state, params
+        )
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6), got, wanted)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: -0.05 * u, wanted))
+        states.append(state)
     return states
 
 
 def test_global_norm_clipping_is_that_of_optax():
-    """Fixed(c) with scope="global" is clip_by_global_norm(c)."""
+    """`Fixed(c)` with `scope="global"` equals `clip_by_global_norm(c)`."""
     (params,) = trees(1, 1.0)
-    states = train(
+    states = compare(
         clip_by_policy(Fixed(3.0), scope="global"),
         optax.clip_by_global_norm(3.0),
         params,
@@ -51,10 +55,10 @@ def test_global_norm_clipping_is_that_of_optax():
 
 @pytest.mark.parametrize("clipping", [0.05, 0.5])
 def test_agc_is_that_of_optax(clipping):
-    """rule="nfnets" has its axes, and eps=1e-3 is its default, too."""
+    """`rule="nfnets"` uses the axes of optax; both have `eps=1e-3` by default."""
     (params,) = trees(1, 1.0)
     params["kernel"] = params["kernel"].at[:, 0].set(0.0)  # limited by eps
-    states = train(
+    states = compare(
         clip_by_param_ratio(clipping, rule="nfnets"),
         optax.adaptive_grad_clip(clipping),
         params,

@@ -60,7 +60,7 @@ def codes_of(scope):
 
 
 def transformation(code, scope):
-    """Clipping before SGD, or steps that are skipped."""
+    """Return a clipper before SGD, or SGD with skipped steps."""
     policy, how = policy_of(code), SCOPES[scope]
     if "skip" in code:
         return skip_steps(optax.sgd(0.02), policy.policy, **how)
@@ -72,14 +72,14 @@ RUNS = [(code, scope) for scope in SCOPES for code in CODES[scope]]
 
 
 @cache
-def fresh():
-    """All runs before their first step: for each, its parameters and its state."""
+def initial_runs():
+    """Return the parameters and the initial state of each run."""
     return [(PARAMS, transformation(*run).init(PARAMS)) for run in RUNS]
 
 
 @cache
 def stepper(scope):
-    """One jitted step of all runs of a scope."""
+    """Return one jitted step of all runs of a scope."""
     transformations = [transformation(code, scope) for code in CODES[scope]]
 
     def step(tx, params, state, noise):
@@ -95,15 +95,15 @@ def stepper(scope):
 
 
 def noise(step):
-    """Gradients of heavy tails."""
+    """Return gradients with heavy tails."""
     rng = np.random.default_rng(step)
     size = rng.lognormal()
     leaves, tree = jax.tree.flatten(PARAMS)
-    drawn = [jnp.float32(size * rng.normal(size=leaf.shape)) for leaf in leaves]
-    return jax.tree.unflatten(tree, drawn)
+    values = [jnp.float32(size * rng.normal(size=leaf.shape)) for leaf in leaves]
+    return jax.tree.unflatten(tree, values)
 
 
-def go_on(runs, steps):
+def train(runs, steps):
     """Take these steps in all runs."""
     after, runs = [], iter(runs)
     for scope in SCOPES:
@@ -131,7 +131,7 @@ def save_npz(tree, path):
 
 
 def load_npz(path, like):
-    # On an error, np.load leaves a file open that it opened itself.
+    # If np.load opens the file itself, it leaves it open after an error.
     with path.open("rb") as file, np.load(file) as saved:
         return jax.tree.unflatten(jax.tree.structure(like), saved.values())
 
@@ -189,31 +189,32 @@ FORMATS = {
 }
 
 
-# Two processes, of which the second finds what the first has compiled.
+# The runs in two processes. The second one loads the compilations of the first.
 
 
 def begin(folder):
-    """N steps, the files, and N more."""
-    half = go_on(fresh(), range(N))
+    """Take N steps, write the files, and take N more steps."""
+    half = train(initial_runs(), range(N))
     for name, (save, _) in FORMATS.items():
         save(half, folder / name)
-    save_npz(go_on(half, range(N, 2 * N)), folder / "whole")
+    save_npz(train(half, range(N, 2 * N)), folder / "whole")
 
 
 def resume(folder):
-    """N steps from each of the files.
+    """Take N steps from each of the files.
 
-    Orbax commits its arrays to a device: as they are, they would be compiled for again.
+    Orbax commits its arrays to a device, which would cause another compilation. So they
+    are copied to the host first.
     """
-    like = fresh()
+    like = initial_runs()
     for name, (_, load) in FORMATS.items():
         half = jax.device_get(load(folder / name, like))
-        save_npz(go_on(half, range(N, 2 * N)), folder / f"{name}, resumed")
+        save_npz(train(half, range(N, 2 * N)), folder / f"{name}, resumed")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """All runs: those that were not interrupted, and those from each format."""
+    """Return the uninterrupted runs, and the runs resumed from each format."""
     folder = tmp_path_factory.mktemp("resume")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -227,11 +228,11 @@ from {__name__} import {step.__name__}
         command = [sys.executable, "-c", code, folder]
         subprocess.run(command, cwd=root, check=True, env=os.environ | cache)
     names = ["whole", *(f"{name}, resumed" for name in FORMATS)]
-    return {name: load_npz(folder / name, fresh()) for name in names}
+    return {name: load_npz(folder / name, initial_runs()) for name in names}
 
 
 def assert_same(one, other):
-    """Equal bit for bit, NaN included."""
+    """Check that all arrays are equal bit for bit; NaN equals NaN."""
     pairs = zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True)
     for (path, left), right in pairs:
         assert (left.dtype, left.shape) == (right.dtype, right.shape)
@@ -245,7 +246,7 @@ def test_all_runs_resume_in_a_new_process_bit_for_bit(outcomes, form):
 
 
 def test_the_runs_differ_from_each_other_and_clip(outcomes):
-    """The matrix is no repetition of one run; its fault would be noticed."""
+    """Otherwise the comparison would prove little."""
     weights = {str(params["w"].tolist()) for params, _ in outcomes["whole"]}
     assert len(weights) > len(RUNS) / 2
     clipped = [
@@ -255,11 +256,11 @@ def test_the_runs_differ_from_each_other_and_clip(outcomes):
     assert sum(c.clip_tally.clipped.any() for c in clipped) > 0.9 * len(RUNS)
 
 
-# What does not fit, or is broken.
+# Files and states that are broken or do not fit.
 
 
-def learned(tx, norms):
-    """The state of a transformation that has seen these norms."""
+def state_after(tx, norms):
+    """Return the state of a transformation after these norms."""
     state = tx.init(jnp.zeros(1))
     for norm in norms:
         _, state = tx.update(jnp.full(1, norm, jnp.float32), state)
@@ -268,17 +269,18 @@ def learned(tx, norms):
 
 QUANTILE = clip_by_quantile(0.75, history_length=8)
 NORMS = [step * 7 % 11 + 1 for step in range(1, 13)]
-SPOILED = {
-    "nothing": lambda whole: b"",
-    "the first half": lambda whole: whole[: len(whole) // 2],
-    "nearly all": lambda whole: whole[: int(0.95 * len(whole))],
-    "something else": lambda whole: b"epoch,loss\n1,0.5\n",
+BROKEN = {
+    "empty": lambda content: b"",
+    "the first half": lambda content: content[: len(content) // 2],
+    "95 percent": lambda content: content[: int(0.95 * len(content))],
+    "another format": lambda content: b"epoch,loss\n1,0.5\n",
 }
-"""What may stand in a file: broken, in part or not ours."""
+"""Contents of a broken file, as functions of the correct content."""
 REFUSED = (
     *(EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile),
     RuntimeError,  # Equinox
 )
+"""The errors of the libraries for a broken or another file."""
 
 
 class FinishingLoop(asyncio.SelectorEventLoop):
@@ -292,8 +294,8 @@ class FinishingLoop(asyncio.SelectorEventLoop):
 
 
 @pytest.fixture
-def finished(monkeypatch):
-    """Leave nothing behind a refused restore that could fail a later test.
+def finish_tasks(monkeypatch):
+    """Finish the tasks of a refused restore, so that they cannot fail a later test.
 
     Orbax reads the arrays of a checkpoint in one task each and closes its event loop
     at the first error. TensorStore's threads then report the other arrays to a closed
@@ -305,15 +307,15 @@ def finished(monkeypatch):
     gc.collect()
 
 
-@pytest.mark.usefixtures("finished")
-@pytest.mark.parametrize("spoiled", SPOILED)
+@pytest.mark.usefixtures("finish_tasks")
+@pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_broken_file_is_refused(form, spoiled, tmp_path):
-    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
+def test_a_broken_file_is_refused(form, broken, tmp_path):
+    (save, load), state = FORMATS[form], state_after(QUANTILE, NORMS)
     path = tmp_path / "state"
     save(state, path)
     for file in filter(pathlib.Path.is_file, [path, *path.rglob("*")]):
-        file.write_bytes(SPOILED[spoiled](file.read_bytes()))
+        file.write_bytes(BROKEN[broken](file.read_bytes()))
     with pytest.raises(REFUSED):
         load(path, state)
 
@@ -324,21 +326,21 @@ OTHERS = {
 }
 
 
-@pytest.mark.usefixtures("finished")
+@pytest.mark.usefixtures("finish_tasks")
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_state_of_another_clipper_is_refused(form, other, tmp_path):
-    """By the library that reads it, or when `update` is traced."""
-    (save, load), state = FORMATS[form], learned(QUANTILE, NORMS)
-    save(learned(OTHERS[other], NORMS), tmp_path / "state")
+    """The library refuses to read it, or `update` raises when it is traced."""
+    (save, load), state = FORMATS[form], state_after(QUANTILE, NORMS)
+    save(state_after(OTHERS[other], NORMS), tmp_path / "state")
     with pytest.raises(REFUSED):
         jax.jit(QUANTILE.update)(jnp.ones(1), load(tmp_path / "state", state))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
 def test_a_state_of_another_type_is_refused(dtype):
-    """A cast of a whole optimizer state would round every norm it remembers."""
-    state = learned(QUANTILE, NORMS)
+    """A cast of the whole optimizer state would round every recorded norm."""
+    state = state_after(QUANTILE, NORMS)
     cast = jax.tree.map(
         lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state
     )
@@ -348,18 +350,18 @@ def test_a_state_of_another_type_is_refused(dtype):
 
 
 def test_a_state_without_a_field_is_refused():
-    """As another version would have it."""
-    state = learned(QUANTILE, NORMS)
-    less = state._replace(clip_policy=state.clip_policy._replace(count=None))
+    """Another version may have other fields."""
+    state = state_after(QUANTILE, NORMS)
+    incomplete = state._replace(clip_policy=state.clip_policy._replace(count=None))
     with pytest.raises(ValueError, match=r"must fit its policy.*count"):
-        QUANTILE.update(jnp.ones(1), less)
+        QUANTILE.update(jnp.ones(1), incomplete)
 
 
 STATE = pathlib.Path(__file__).parents[1] / "support" / "states" / "jax-1.npz"
 
 
 def names_of(state):
-    """Each array under its path, which formats of names rely on."""
+    """Return the arrays by path, because some formats store names."""
     paths = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
@@ -374,37 +376,37 @@ POLICIES = [
 SAVED = {"": QUANTILE} | {
     type(policy).__name__: clip_by_policy(policy) for policy in POLICIES
 }
-"""By the prefix of the names in the file."""
+"""The transformations by the prefix of their names in the file."""
 
 
-def save_for_ever():
-    """How the file was made, when this structure of the state was new."""
-    states = {name: names_of(learned(tx, NORMS)) for name, tx in SAVED.items()}
+def write_saved_state():
+    """Write the file, as it was done when this structure of the state was new."""
+    states = {name: names_of(state_after(tx, NORMS)) for name, tx in SAVED.items()}
     leaves = {
         name + path: leaf for name in SAVED for path, leaf in states[name].items()
     }
     np.savez(STATE, **leaves)
 
 
-def loaded(name):
-    """A state in the file; no name, shape or type of an array may have changed."""
-    fresh = SAVED[name].init(jnp.zeros(1))
+def load_saved_state(name):
+    """Return a state in the file, and check that all names of arrays are unchanged."""
+    initial = SAVED[name].init(jnp.zeros(1))
     with np.load(STATE) as file:
         saved = {key: file[key] for key in file.files if key.startswith(f"{name}.")}
-    assert list(saved) == [name + path for path in names_of(fresh)]
-    return jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    assert list(saved) == [name + path for path in names_of(initial)]
+    return jax.tree.unflatten(jax.tree.structure(initial), saved.values())
 
 
 @pytest.mark.parametrize("name", SAVED)
 def test_a_state_of_an_earlier_version_holds_the_same_numbers(name):
-    state, expected = loaded(name), learned(SAVED[name], NORMS)
+    state, expected = load_saved_state(name), state_after(SAVED[name], NORMS)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
     SAVED[name].update(jnp.full(1, 99.0), state)
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded():
-    """Neither a name nor a type in the state may change, or old files fit no more."""
-    state = loaded("")
+    """No name or type in the state may change, because old files would not fit."""
+    state = load_saved_state("")
     updates, state = jax.jit(QUANTILE.update)(jnp.full(1, 99.0), state)
     expected = np.quantile(NORMS[-8:], 0.75)
     np.testing.assert_allclose(updates, [expected], rtol=1e-6)

@@ -1,7 +1,7 @@
-"""Many devices: the thresholds and updates of one, however the gradients are cut.
+"""Eight devices give the thresholds and updates of one, for any sharding of gradients.
 
-The devices are eight pieces of the CPU. JAX makes them when it starts, so each test
-runs a function of this file in a process of its own.
+The devices are eight parts of the CPU. JAX creates them when it starts. Therefore one
+child process runs the checks.
 """
 
 import os
@@ -27,7 +27,7 @@ AXES = ("data", "model")
 P = jax.sharding.PartitionSpec
 ROOT = Path(__file__).parents[2]
 TYPED = hasattr(jax, "shard_map")
-"""Whether types say along which axes a value varies."""
+"""Whether the types of JAX contain the axes along which a value varies."""
 
 
 def mesh():
@@ -51,7 +51,7 @@ def mapped(function, inputs, outputs, check=True):
 
 
 def grads(step):
-    """Gradients as one device has them."""
+    """Return the unsharded gradients of a step."""
     rng = np.random.default_rng(step)
     shapes = {"both": (8, 4), "bias": (6,), "data": (8, 3), "model": (5, 4)}
     tree = {name: rng.normal(size=shape) for name, shape in shapes.items()}
@@ -67,7 +67,7 @@ SPECS = {
 
 
 def steps_agree(alone, update, series):
-    """Compare `update` to that of a transformation on one device, over a series."""
+    """Compare `update` with that of a transformation on one device, over a series."""
     one = many = alone.init(series[0])
     update_alone = jax.jit(alone.update)
     for leaves in series:
@@ -79,7 +79,7 @@ def steps_agree(alone, update, series):
     assert (np.asarray(one.clip_scale) < 1).all()
 
 
-def sharded_and_replicated_leaves_are_each_reduced_over_their_own_axes():
+def each_leaf_is_reduced_over_the_axes_it_is_sharded_along():
     series = [grads(step) for step in range(6)]
     for scope in ("global", "parameter"):
         alone = clip_by_quantile(0.5, history_length=4, scope=scope)
@@ -97,7 +97,7 @@ def squares_that_overflow_are_summed_again_over_all_devices():
     np.testing.assert_allclose(state.clip_norm, [1e30 * size**0.5], rtol=1e-6)
 
 
-def without_types_every_leaf_counts_as_cut_along_all_named_axes():
+def without_types_every_leaf_counts_as_sharded_along_all_named_axes():
     cut = {name: x for name, x in grads(3).items() if name == "both"}
     tx = clip_by_policy(Fixed(1.0), scope="global", axis_name=AXES)
     specs = {"both": SPECS["both"]}
@@ -105,7 +105,7 @@ def without_types_every_leaf_counts_as_cut_along_all_named_axes():
     steps_agree(clip_by_policy(Fixed(1.0), scope="global"), update, [cut])
 
 
-def pmap_adds_up_the_pieces():
+def pmap_sums_over_the_devices():
     tx = clip_by_quantile(0.5, history_length=4, scope="global", axis_name="x")
     whole = clip_by_quantile(0.5, history_length=4, scope="global")
     update = jax.pmap(tx.update, axis_name="x", in_axes=(0, None), out_axes=(0, None))
@@ -120,7 +120,7 @@ def pmap_adds_up_the_pieces():
         np.testing.assert_allclose(many.clip_threshold, one.clip_threshold, rtol=1e-6)
 
 
-def sharded_arrays_under_jit_need_nothing():
+def sharded_arrays_under_jit_need_no_axis_name():
     place = {
         name: jax.sharding.NamedSharding(mesh(), spec) for name, spec in SPECS.items()
     }
@@ -154,8 +154,8 @@ def unit_norms_of_sharded_weights_under_jit_are_those_of_one_device():
         np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
 
 
-def on_a_mesh_of_explicit_axes_too():
-    """There JAX refuses operations on arrays that are cut in different ways."""
+def a_mesh_of_explicit_axes_gives_the_same_updates():
+    """On such a mesh JAX refuses operations on arrays with different shardings."""
     explicit = jax.make_mesh(
         (4, 2), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2
     )
@@ -172,7 +172,7 @@ def on_a_mesh_of_explicit_axes_too():
             leaves = jax.tree.map(lambda x, size=size: x * jnp.float32(size), grads(5))
             jitted = jax.jit(tx.update)
             wanted, one = jitted(leaves, tx.init(params), params)
-            # Outside of jit each operation is compiled: only groups and units do that.
+            # Outside of jit each operation is compiled, so only groups and units run.
             for update in (
                 (jitted, tx.update) if tx in (made[0], made[3]) else (jitted,)
             ):
@@ -187,7 +187,7 @@ def on_a_mesh_of_explicit_axes_too():
                     np.testing.assert_allclose(leaf, wanted[name], rtol=2e-6)
 
 
-def parameters_are_measured_over_the_axes_they_are_cut_along():
+def parameters_are_measured_over_the_axes_they_are_sharded_along():
     tx = clip_by_param_ratio(0.1, scope="parameter", axis_name=AXES)
     params, leaves = grads(0), grads(5)
     alone = clip_by_param_ratio(0.1, scope="parameter")
@@ -234,14 +234,14 @@ def a_step_inside_shard_map_trains_as_one_device():
         np.testing.assert_allclose(many_params, one_params, rtol=1e-5)
 
 
-NEED_TYPES = ["sharded_and_replicated_leaves_are_each_reduced_over_their_own_axes"]
+NEED_TYPES = ["each_leaf_is_reduced_over_the_axes_it_is_sharded_along"]
 NEED_TYPES += ["squares_that_overflow_are_summed_again_over_all_devices"]
-NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_cut_along"]
-NEED_TYPES += ["on_a_mesh_of_explicit_axes_too"]
+NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_sharded_along"]
+NEED_TYPES += ["a_mesh_of_explicit_axes_gives_the_same_updates"]
 CHECKS = [
-    without_types_every_leaf_counts_as_cut_along_all_named_axes,
-    pmap_adds_up_the_pieces,
-    sharded_arrays_under_jit_need_nothing,
+    without_types_every_leaf_counts_as_sharded_along_all_named_axes,
+    pmap_sums_over_the_devices,
+    sharded_arrays_under_jit_need_no_axis_name,
     unit_norms_of_sharded_weights_under_jit_are_those_of_one_device,
     a_step_inside_shard_map_trains_as_one_device,
 ]

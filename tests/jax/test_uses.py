@@ -1,4 +1,4 @@
-"""Optax's wrappers and the libraries' own models."""
+"""The wrappers of optax, and models of Flax, Haiku and Equinox."""
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ STEPS = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float3
 
 @pytest.fixture(autouse=True)
 def strict():
-    """Nothing is promoted silently, and no rank is broadcast silently."""
+    """Make implicit promotion of types and ranks an error."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 
 @pytest.fixture
 def lenient():
-    """Libraries that promote or broadcast in their own arithmetic need this."""
+    """Allow implicit promotion for libraries that need it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -106,13 +106,13 @@ def test_every_member_of_a_vmapped_ensemble_has_its_own_history():
     tx = clip_by_quantile(0.5, history_length=8)
     members = jnp.stack([STEPS, 10 * STEPS])
     state = jax.vmap(tx.init)(members[:, 0])
-    together, apart = jax.jit(jax.vmap(tx.update)), jax.jit(tx.update)
+    update_all, update_one = jax.jit(jax.vmap(tx.update)), jax.jit(tx.update)
     for step in range(10):
-        _, state = together(members[:, step], state)
+        _, state = update_all(members[:, step], state)
     for member in range(2):
         alone = tx.init(members[member, 0])
         for step in range(10):
-            _, alone = apart(members[member, step], alone)
+            _, alone = update_one(members[member, step], alone)
         np.testing.assert_allclose(
             state.clip_threshold[member], alone.clip_threshold, rtol=1e-6
         )
@@ -173,11 +173,11 @@ def test_the_nfnets_rule_is_that_of_optax_bit_for_bit(shape):
     rng = np.random.default_rng(0)
     params = jnp.asarray(rng.normal(size=shape), jnp.float32)
     grads = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    ours = clip_by_param_ratio(0.5, rule="nfnets")
-    theirs = optax.adaptive_grad_clip(0.5)
-    mine, state = ours.update(grads, ours.init(params), params)
-    other, _ = theirs.update(grads, theirs.init(params), params)
-    np.testing.assert_array_equal(mine, other)  # under jit XLA rounds either anew
+    tx = clip_by_param_ratio(0.5, rule="nfnets")
+    reference = optax.adaptive_grad_clip(0.5)
+    updates, state = tx.update(grads, tx.init(params), params)
+    expected, _ = reference.update(grads, reference.init(params), params)
+    np.testing.assert_array_equal(updates, expected)  # under jit XLA rounds differently
     assert (np.asarray(state.clip_scale) < 1).any()
 
 
@@ -243,7 +243,7 @@ def test_equinox_and_haiku_norms_run_over_the_inputs_of_each_output(lenient):
     attention = eqx.nn.MultiheadAttention(2, 8, output_size=6, key=key)
     upwards = eqx.nn.ConvTranspose2d(4, 6, 3, use_bias=False, key=key)
     table = hk.transform(lambda x: hk.Embed(11, 5)(x)).init(key, jnp.array([1]))
-    # Equinox: (O, I, ...), so all but the first; a table: the vector of each word.
+    # In Equinox the outputs come first; in a table each word has a vector.
     for params, rule in (
         (attention.output_proj, "equinox"),
         (upwards, "equinox"),
