@@ -40,7 +40,7 @@ TESTS = {
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/follow "
     "torch/amp torch/accelerate torch/in_backward",
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper",
-    "autoclip_jax": "jax/clipper jax/find_threshold",
+    "autoclip_jax": "jax/clipper jax/arguments jax/find_threshold",
     "benchmarks": "docs/torch_bench",
     "docs": "docs/pages docs/readme",
     "examples": "docs/examples",
