@@ -1,6 +1,5 @@
 """The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
-from inspect import Parameter, signature
 from typing import Any, Unpack
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
@@ -28,13 +27,7 @@ class _Named(Clipper):
         super().__init__(parameters, policy, **keywords)
 
     def _arguments(self) -> dict[str, Any]:
-        parameters = signature(type(self.policy)).parameters
-        return {
-            name: value
-            for name, value in get_arguments(self.policy).items()
-            if parameters[name].kind is not Parameter.KEYWORD_ONLY
-            or value != parameters[name].default
-        }
+        return get_arguments(self.policy)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         defaults = get_arguments(self.policy)
@@ -165,8 +158,7 @@ class AGC(_Named):
         return super()._units(named)
 
     def _arguments(self) -> dict[str, Any]:
-        rule = {} if self.rule == "unit" else {"rule": self.rule}
-        return {**super()._arguments(), **rule}
+        return {**super()._arguments(), "rule": self.rule}
 
     def _describe(self) -> dict[str, Any]:
         described = super()._describe()

@@ -10,9 +10,9 @@ from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
 from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_core.clipper.patterns import Pattern, as_patterns
-from autoclip_core.clipper.settings import PolicyBounds
+from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
-from autoclip_core.policy import as_code, check_policy
+from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
 
 from .rows.groups import (
@@ -259,14 +259,12 @@ class Observer:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings = {"nonfinite": self.nonfinite, **vars(self._bounds)}
         settings |= {"exclude": self._exclude, "dry_run": self._stepper.dry_run}
-        changed = {k: v for k, v in settings.items() if v and v != "zero"}
-        shown = self._arguments() | {"scope": self.scope} | changed
-        shown |= {"rows": len(self.names)}
-        inside = ", ".join(f"{name}={as_code(value)}" for name, value in shown.items())
-        return f"{type(self).__name__}({inside})"
+        shown = {k: v for k, v in settings.items() if v and v != "zero"}
+        shown["rows"] = len(self.names)
+        return format_clipper(type(self), self._arguments(), self.scope, shown)
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the arguments of this class that its repr shows."""
+        """Return the arguments of the policy, named as in the constructor."""
         return {"policy": self.policy}
 
     @property

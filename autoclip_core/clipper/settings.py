@@ -1,7 +1,8 @@
-"""The keywords that every clipper accepts: scope, warm-up and bounds."""
+"""The keywords that every clipper accepts, and the repr of a clipper."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from autoclip_core.checks import (
@@ -13,7 +14,7 @@ from autoclip_core.checks import (
     format_error,
 )
 from autoclip_core.policies.combinators import Cap, Floor, Warmup
-from autoclip_core.policy import Policy
+from autoclip_core.policy import Policy, as_code
 
 SCOPES = ("parameter", "group", "global", "unit")
 
@@ -59,6 +60,32 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
             format_error("global_clipping", rule, global_clipping, way_out)
         )
     return scope
+
+
+def format_clipper(
+    owner: type, arguments: Mapping[str, Any], scope: str, settings: Mapping[str, Any]
+) -> str:
+    """Return the repr of a clipper, such as `NormClip(max_norm=1.0, scope='global')`.
+
+    Args:
+      owner: the clipper's class; the defaults are those of its constructor.
+      arguments: the arguments of the policy. The first one is always shown, and the
+        others if they differ from their defaults.
+      scope: the clipper's scope.
+      settings: what to show after the scope: the keywords that differ from their
+        defaults, then `rows`, the number of rows, once it is known.
+    """
+    parameters, (first, *_) = signature(owner).parameters, arguments
+    shown = {
+        name: value
+        for name, value in arguments.items()
+        if name == first
+        or name not in parameters
+        or value != parameters[name].default
+    }
+    shown |= {"scope": scope, **settings}
+    inside = ", ".join(f"{name}={as_code(value)}" for name, value in shown.items())
+    return f"{owner.__name__}({inside})"
 
 
 @dataclass(frozen=True)

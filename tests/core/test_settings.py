@@ -5,7 +5,12 @@ from typing import TypedDict
 import pytest
 
 from autoclip_core import Cap, Fixed, Floor, Warmup
-from autoclip_core.clipper.settings import PolicyBounds, check_keywords, choose_scope
+from autoclip_core.clipper.settings import (
+    PolicyBounds,
+    check_keywords,
+    choose_scope,
+    format_clipper,
+)
 
 INNER = Fixed(2.0)
 
@@ -95,3 +100,27 @@ def test_the_bounds_wrap_a_policy(settings, whole):
 def test_invalid_bounds_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         PolicyBounds(*settings)
+
+
+class Named:
+    def __init__(self, quantile=0.9, *, history_length=1000, log=False):
+        """Take the arguments of a policy, like a named clipper."""
+
+
+def test_a_clipper_prints_its_first_argument_what_differs_its_scope_and_its_settings():
+    arguments = {"quantile": 0.9, "history_length": 1000, "log": True}
+    settings = {"max_threshold": float("inf"), "rows": 2}
+    assert format_clipper(Named, arguments, "unit", settings) == (
+        "Named(quantile=0.9, log=True, scope='unit', max_threshold=float('inf'), "
+        "rows=2)"
+    )
+
+
+def test_a_clipper_prints_a_policy_without_its_comment_and_arguments_without_default():
+    class Renamed(Named):
+        def __init__(self, model):
+            """Take other arguments than the clipper that it extends."""
+
+    assert format_clipper(Renamed, {"policy": INNER, "log": False}, "global", {}) == (
+        "Renamed(policy=Fixed(max_norm=2.0), log=False, scope='global')"
+    )
