@@ -79,9 +79,7 @@ def format_clipper(
     shown = {
         name: value
         for name, value in arguments.items()
-        if name == first
-        or name not in parameters
-        or value != parameters[name].default
+        if name == first or name not in parameters or value != parameters[name].default
     }
     shown |= {"scope": scope, **settings}
     inside = ", ".join(f"{name}={as_code(value)}" for name, value in shown.items())
