@@ -38,7 +38,7 @@ FOLDERS = {"tf": 0, "jax": 1, "torch": 2}
 """The folders whose tests run first, in this order. The others follow."""
 
 
-def found(module):
+def is_installed(module):
     """Return whether `module` is installed, without importing it.
 
     A folder that has the same name (`tests/torch`) has no origin and does not count.
@@ -51,7 +51,7 @@ def found(module):
 
 
 MISSING = {
-    name: [module for module in modules if not found(module)]
+    name: [module for module in modules if not is_installed(module)]
     for name, modules in MODULES.items()
 }
 TESTED = [name for name in MODULES if not MISSING[name]]

@@ -14,7 +14,7 @@ import textwrap
 
 import pytest
 
-from ..conftest import found
+from ..conftest import is_installed
 from .test_doctests import OPTIONAL, PACKAGES
 
 MODULES = {
@@ -87,7 +87,7 @@ def public(package):
     """Return each public class, function and method by name, with a method's class."""
     parts = {}
     for name in [package, *MODULES[package]]:
-        if name in OPTIONAL and not found(OPTIONAL[name]):
+        if name in OPTIONAL and not is_installed(OPTIONAL[name]):
             continue
         for attribute, thing in vars(importlib.import_module(name)).items():
             is_defined = name in (package, getattr(thing, "__module__", ""))

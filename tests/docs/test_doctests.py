@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 
-from ..conftest import found
+from ..conftest import is_installed
 
 PACKAGES = {
     "autoclip_core": "core",
@@ -37,13 +37,15 @@ def test_examples(package):
     for info in pkgutil.walk_packages(root.__path__, f"{package}."):
         needed = OPTIONAL.get(info.name)
         # `__main__` runs the command line when it is imported.
-        if not info.name.endswith("__main__") and (needed is None or found(needed)):
+        if not info.name.endswith("__main__") and (
+            needed is None or is_installed(needed)
+        ):
             modules.append(importlib.import_module(info.name))
     runner = doctest.DocTestRunner()
     for module in modules:
         for examples in doctest.DocTestFinder(exclude_empty=True).find(module):
             needed = OPTIONAL.get(examples.name)
-            if needed is None or found(needed):
+            if needed is None or is_installed(needed):
                 runner.run(examples)
     assert runner.tries > 0
     assert runner.failures == 0, "the report above says which"

@@ -32,7 +32,7 @@ from autoclip_core import (
 )
 from autoclip_jax import clip_by_policy, clip_by_quantile, clip_metrics, skip_steps
 
-from ..conftest import found
+from ..conftest import is_installed
 from ..support.cases import STATIC, policy_of
 
 N = 10
@@ -185,7 +185,7 @@ FORMATS = {
         "equinox": ("equinox", save_equinox, load_equinox),
         "orbax": ("orbax.checkpoint", save_orbax, load_orbax),
     }.items()
-    if found(module)
+    if is_installed(module)
 }
 
 

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 
 from autoclip_torch import Clipper
 
-from ..conftest import found
+from ..conftest import is_installed
 from ..support.cases import POLICIES, policy_of
 from ..support.torch_models import CLIPPERS, SCOPES, check_same, small_model
 
@@ -215,7 +215,7 @@ FORMATS = {
     "dcp": Format(plain, save_dcp, load_dcp),
     "as_optimizer": Format(as_optimizer, save, load),
 }
-if not found("safetensors"):
+if not is_installed("safetensors"):
     del FORMATS["safetensors"]
 
 
