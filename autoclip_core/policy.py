@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from .checks import check_choice, format_error
-from .scale import NONFINITE, Array, as_norms, scale_rows
+from .scale import NONFINITE, XP, Array, as_norms, scale_rows
 
 NAMESPACE_NAMES = tuple(
     "where minimum maximum isfinite sqrt log exp sum any full zeros arange asarray "
@@ -89,7 +89,7 @@ class Policy(Protocol):
         """Whether `limit` needs the norms of the parameters."""
         return False
 
-    def init(self, rows: int, xp: Any = np) -> Any:
+    def init(self, rows: int, xp: XP = np) -> Any:
         """Return the state before the first norm.
 
         Args:
@@ -103,15 +103,9 @@ class Policy(Protocol):
         >>> EmaRatio(2.0).init(rows=2).count.tolist()
         [0, 0]
         """
-        ...
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the threshold and the target of each row.
 
@@ -130,9 +124,8 @@ class Policy(Protocol):
         >>> Fixed(2.0).limit(Fixed(2.0).init(rows=2), np.ones(2)).threshold.tolist()
         [2.0, 2.0]
         """
-        ...
 
-    def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the state with the norms recorded; `decide` selects the rows.
 
         Args:
@@ -147,7 +140,6 @@ class Policy(Protocol):
         >>> policy.record(state, norms, policy.limit(state, norms)).mean.tolist()
         [1.0]
         """
-        ...
 
     def __repr__(self) -> str:
         """Return code that makes an equal policy, and the expected clip rate."""
@@ -189,7 +181,7 @@ def decide(
     observed: Array = None,
     param_norms: Array = None,
     nonfinite: str = "zero",
-    xp: Any = np,
+    xp: XP = np,
 ) -> tuple[State, Decision]:
     """Take one step: limit, scale, record, with the numeric rules of `scale.py`.
 
@@ -282,7 +274,7 @@ def _check_shapes(norms: Array, **others: Array) -> None:
             )
 
 
-def select_rows(rows: Array, new: Any, old: Any, xp: Any = np) -> Any:
+def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
     """Return the new state in the given rows and the old state in the others.
 
     A state may define its own rule, a method `select_rows(rows, old)`.

@@ -20,6 +20,9 @@ import numpy as np
 
 Array = Any
 
+XP = Any
+"""The module of array functions to compute with: NumPy, `jax.numpy` and others."""
+
 NONFINITE = ("zero", "skip", "raise", "propagate")
 """The choices for a row whose norm is NaN or infinite."""
 
@@ -27,7 +30,7 @@ SMALLEST_NORMAL = 1.1754943508222875e-38
 """Norms below the smallest normal float32 count as 0: XLA and TensorFlow flush them."""
 
 
-def as_norms(norms: Array, xp: Any = np) -> Array:
+def as_norms(norms: Array, xp: XP = np) -> Array:
     """Return the norms as float32: subnormal as 0, above the float32 range as inf."""
     with np.errstate(over="ignore") if xp is np else nullcontext():
         norms = xp.asarray(norms, dtype=xp.float32)
@@ -35,7 +38,7 @@ def as_norms(norms: Array, xp: Any = np) -> Array:
 
 
 def scale_rows(
-    norms: Array, threshold: Array, target: Array, xp: Any = np
+    norms: Array, threshold: Array, target: Array, xp: XP = np
 ) -> tuple[Array, Array]:
     """Scale each row that exceeds its threshold to its target: s = R/n where n > T.
 

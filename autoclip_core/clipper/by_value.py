@@ -1,11 +1,9 @@
 """The decision of clipping by value, which limits each element without a policy."""
 
-from typing import Any
-
 import numpy as np
 
 from autoclip_core.policy import Decision
-from autoclip_core.scale import Array, as_norms
+from autoclip_core.scale import XP, Array, as_norms
 
 
 def decide_by_value(
@@ -16,7 +14,7 @@ def decide_by_value(
     thresholds: Array,
     observed: Array,
     nonfinite: str = "zero",
-    xp: Any = np,
+    xp: XP = np,
 ) -> Decision:
     """Return the decision that describes the effect of clamping the elements.
 

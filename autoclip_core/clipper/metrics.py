@@ -1,13 +1,13 @@
 """The metrics of a step and of the run, with the same names in every framework."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Decision
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 class Tally(NamedTuple):
@@ -45,13 +45,13 @@ class Tally(NamedTuple):
         return found
 
 
-def empty_tally(rows: int, xp: Any = np) -> Tally:
+def empty_tally(rows: int, xp: XP = np) -> Tally:
     """Return the tally before the first step."""
     shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
 
 
-def count_step(tally: Tally, decision: Decision, xp: Any = np) -> Tally:
+def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
     """Return the tally after one more step."""
 
     def as_count(flags: Array) -> Array:
@@ -75,7 +75,7 @@ def was_observed(decision: Decision) -> Array:
     return is_number | ~decision.finite
 
 
-def compute_metrics(decision: Decision, tally: Tally, xp: Any = np) -> dict[str, Array]:
+def compute_metrics(decision: Decision, tally: Tally, xp: XP = np) -> dict[str, Array]:
     """Return the metrics of the last step and of the run, each a number.
 
     | name                  | over several rows                                       |
@@ -141,7 +141,7 @@ def compute_row_metrics(
     }
 
 
-def _root_sum_squares(norms: Array, xp: Any) -> Array:
+def _root_sum_squares(norms: Array, xp: XP) -> Array:
     """Return sqrt(sum(n^2)) of finite norms; no square overflows."""
     if norms.shape[0] == 0:
         return xp.zeros((), dtype=xp.float32)
@@ -150,7 +150,7 @@ def _root_sum_squares(norms: Array, xp: Any) -> Array:
     return unit * xp.sqrt(xp.sum((norms / unit) ** 2))
 
 
-def _median(thresholds: Array, xp: Any) -> Array:
+def _median(thresholds: Array, xp: XP) -> Array:
     """Return the median of the finite thresholds; +inf if there are none."""
     if thresholds.shape[0] == 0:
         return xp.full((), float("inf"), dtype=xp.float32)
@@ -162,7 +162,7 @@ def _median(thresholds: Array, xp: Any) -> Array:
     return 0.5 * low + 0.5 * high
 
 
-def _fraction(part: Array, counts: Array, xp: Any) -> Array:
+def _fraction(part: Array, counts: Array, xp: XP) -> Array:
     """Return sum(part) / sum(counts); 0 if the sum of the counts is 0."""
     total = xp.sum(counts)
     return xp.sum(part) / xp.where(total > 0, total, 1)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 from .window import check_size, compute_ranks, interpolate, make_ordered_rows
 
@@ -68,7 +68,7 @@ class History(NamedTuple):
         return History._make([*parts, np.where(rows, self.count, old.count)])
 
 
-def empty(rows: int, length: None = None, xp: Any = np) -> History:
+def empty(rows: int, length: None = None, xp: XP = np) -> History:
     """Return a history without a norm.
 
     Raises:
@@ -81,7 +81,7 @@ def empty(rows: int, length: None = None, xp: Any = np) -> History:
     return History(no_norms, no_norms, recent, np.zeros((rows,), np.int32))
 
 
-def push(history: History, norms: Array, xp: Any = np) -> History:
+def push(history: History, norms: Array, xp: XP = np) -> History:
     """Return the history with one more norm in each row; 0 adds nothing to a row."""
     old, settled, recent, count = history
     has_norm = norms > 0
@@ -94,7 +94,7 @@ def push(history: History, norms: Array, xp: Any = np) -> History:
     return _settle(updated) if is_full else updated
 
 
-def quantile(history: History, q: float, xp: Any = np) -> Array:
+def quantile(history: History, q: float, xp: XP = np) -> Array:
     """Return the linear q-quantile of each row, as `np.quantile`; +inf if empty."""
     old, settled, recent, count = history
     parts = (recent, settled, old) if old.shape[1] > 2 else (recent, settled)
@@ -113,7 +113,7 @@ def widen(array: Array, like: Array) -> Array:
     return np.concatenate([array, np.full(slots, np.inf, array.dtype)], axis=1)
 
 
-def check_is_numpy(xp: Any) -> None:
+def check_is_numpy(xp: XP) -> None:
     """Raise a ValueError unless the namespace is NumPy: the state has to grow."""
     if xp is not np:
         raise ValueError(

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 Columns = Callable[..., tuple[Array, ...]]
 """A function of counts n, shape (k,), and constants; it returns arrays of k entries."""
 
 
 def look_up_constants(
-    columns: Columns, maximum: int, *constants: float, n: Array, xp: Any
+    columns: Columns, maximum: int, *constants: float, n: Array, xp: XP
 ) -> Any:
     """Return `columns(n, *constants)` from tables for n = 0 ... maximum.
 

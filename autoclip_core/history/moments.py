@@ -12,11 +12,11 @@ Reference:
   Technometrics 4(3), 1962, https://doi.org/10.2307/1266577
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 from .full import check_is_numpy
 from .validation import find_invalid_mean, find_invalid_value
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
         )
 
 
-def empty(rows: int, length: None = None, xp: Any = np) -> Moments:
+def empty(rows: int, length: None = None, xp: XP = np) -> Moments:
     """Return the moments before the first norm.
 
     Raises:
@@ -54,7 +54,7 @@ def empty(rows: int, length: None = None, xp: Any = np) -> Moments:
     return Moments(np.zeros((rows, 2)), np.zeros((rows, 2)), np.zeros(rows, np.int32))
 
 
-def push(moments: Moments, norms: Array, xp: Any = np) -> Moments:
+def push(moments: Moments, norms: Array, xp: XP = np) -> Moments:
     """Return the moments after one more norm in each row."""
     mean, squares, count = moments
     values = np.empty_like(mean)
@@ -67,17 +67,14 @@ def push(moments: Moments, norms: Array, xp: Any = np) -> Moments:
 
 
 def mean_std(
-    moments: Moments, *, log: bool, ddof: int, xp: Any = np
+    moments: Moments, *, log: bool, ddof: int, xp: XP = np
 ) -> tuple[Array, Array, Array]:
     """Return the results of `window.mean_std`; the middle norm is the mean itself.
 
     The deviation of a row with fewer than max(2, ddof + 1) norms is +inf.
     """
-    mean, squares, n = (
-        moments.mean[:, int(log)],
-        moments.squares[:, int(log)],
-        moments.count,
-    )
+    mean, squares, n = moments
+    mean, squares = mean[:, int(log)], squares[:, int(log)]
     middle = (np.exp(mean) if log else mean).astype(np.float32)
     std = np.sqrt(squares / np.maximum(n - ddof, 1)).astype(np.float32)
     has_std = n >= max(2, ddof + 1)

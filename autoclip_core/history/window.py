@@ -11,11 +11,11 @@ The same lines compile under XLA and cost H operations per row. The +inf padding
 requires finite, positive norms: `decide` records no other.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 from .lookup import get_tables, look_up_constants
 
@@ -49,7 +49,7 @@ class Window(NamedTuple):
         return ""
 
 
-def empty(rows: int, length: int, xp: Any = np) -> Window:
+def empty(rows: int, length: int, xp: XP = np) -> Window:
     """Return a window of `length` norms per row.
 
     Raises:
@@ -72,7 +72,7 @@ def check_size(rows: int, length: int | None, row_bytes: int) -> None:
         )
 
 
-def push(window: Window, norms: Array, xp: Any = np) -> Window:
+def push(window: Window, norms: Array, xp: XP = np) -> Window:
     """Return the window with one more norm in each row; the oldest norm leaves."""
     if xp is np:
         is_single = len(norms) == 1
@@ -93,13 +93,13 @@ def push(window: Window, norms: Array, xp: Any = np) -> Window:
     )
 
 
-def count_norms(window: Window, xp: Any = np) -> Array:
+def count_norms(window: Window, xp: XP = np) -> Array:
     """Return the number of norms in each row, shape (rows,)."""
     length = window.ring.shape[1]
     return xp.where(window.count < length, window.count, length)
 
 
-def quantile(window: Window, q: float, xp: Any = np) -> Array:
+def quantile(window: Window, q: float, xp: XP = np) -> Array:
     """Return the linear q-quantile of each row, as `np.quantile`; +inf if empty.
 
     Rank and weight come from the float64 tables of `lookup.py`.
@@ -114,7 +114,7 @@ def quantile(window: Window, q: float, xp: Any = np) -> Array:
 
 
 def interpolate(
-    below: Array, above: Array, weight: Array, has_norms: Array, xp: Any = np
+    below: Array, above: Array, weight: Array, has_norms: Array, xp: XP = np
 ) -> Array:
     """Return the value between two neighbours of each row; +inf for an empty row.
 
@@ -128,7 +128,7 @@ def interpolate(
 
 
 def mean_std(
-    window: Window, *, log: bool, ddof: int, xp: Any = np
+    window: Window, *, log: bool, ddof: int, xp: XP = np
 ) -> tuple[Array, Array, Array]:
     """Return a middle norm of each row, and the mean and deviation relative to it.
 
@@ -180,7 +180,7 @@ def compute_ranks(n: Array, q: float) -> tuple[Array, Array]:
     return places.astype(np.int32), weight.astype(np.float32)
 
 
-def make_ordered_rows(rows: int, length: int, xp: Any) -> Array:
+def make_ordered_rows(rows: int, length: int, xp: XP) -> Array:
     """Return empty rows of `length` slots between -inf and +inf."""
     lowest = xp.full((rows, 1), -float("inf"), dtype=xp.float32)
     slots = xp.full((rows, length + 1), float("inf"), dtype=xp.float32)
@@ -229,7 +229,7 @@ def _quantile_of_one(window: Window, q: float) -> Array:
     return np.array([base + (above - below) * weight])
 
 
-def _take_places(ordered: Array, places: Array, xp: Any) -> Array:
+def _take_places(ordered: Array, places: Array, xp: XP) -> Array:
     """Return `take_along_axis` of the rows; in NumPy, indexing is ten times faster."""
     if xp is np:
         return ordered[np.arange(len(ordered))[:, None], places]

@@ -13,7 +13,7 @@ import numpy as np
 from autoclip_core.checks import check_choice, check_count, check_limit, check_positive
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Limit, Policy, check_policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,11 +31,11 @@ class Combinator(Policy):
         """Whether the inner policy needs the norms of the parameters."""
         return self.policy.needs_param_norms
 
-    def init(self, rows: int, xp: Any = np) -> Any:
+    def init(self, rows: int, xp: XP = np) -> Any:
         """Return the state of the inner policy."""
         return self.policy.init(rows, xp)
 
-    def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the next state of the inner policy, recorded against its limit."""
         return self.policy.record(state, norms, _get_inner(limit), xp)
 
@@ -71,18 +71,12 @@ class Cap(Combinator):
         object.__setattr__(self, "max_norm", check_positive("max_norm", self.max_norm))
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the inner limit, at most `max_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
-        threshold = xp.where(
-            inner.threshold > self.max_norm, self.max_norm, inner.threshold
-        )
+        is_high = inner.threshold > self.max_norm
+        threshold = xp.where(is_high, self.max_norm, inner.threshold)
         target = xp.where(inner.target > self.max_norm, self.max_norm, inner.target)
         return Limit(threshold, target, inner, inner.cancels)
 
@@ -118,12 +112,7 @@ class Floor(Combinator):
         object.__setattr__(self, "min_norm", check_positive("min_norm", self.min_norm))
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the inner limit, at least `min_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
@@ -175,12 +164,7 @@ class Drop(Combinator):
         return self.policy.expected_clip_rate
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the inner threshold with a target of 0.
 
@@ -258,17 +242,12 @@ class Warmup(Combinator):
         """The rate of the inner policy, after the warm-up."""
         return self.policy.expected_clip_rate
 
-    def init(self, rows: int, xp: Any = np) -> WarmingUp:
+    def init(self, rows: int, xp: XP = np) -> WarmingUp:
         """Return the state of the inner policy and a count of 0."""
         return WarmingUp(self.policy.init(rows, xp), xp.zeros((rows,), dtype=xp.int32))
 
     def limit(
-        self,
-        state: WarmingUp,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the constant for rows in their warm-up, else the inner limit."""
         inner = self.policy.limit(state.inner, norms, param_norms=param_norms, xp=xp)
@@ -277,9 +256,7 @@ class Warmup(Combinator):
         target = xp.where(is_warming, self.threshold, inner.target)
         return Limit(threshold, target, inner, inner.cancels)
 
-    def record(
-        self, state: WarmingUp, norms: Array, limit: Limit, xp: Any = np
-    ) -> WarmingUp:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> WarmingUp:
         """Return the next state of the inner policy and the next count."""
         inner = self.policy.record(state.inner, norms, _get_inner(limit), xp)
         count = xp.where(state.recorded < self.steps, state.recorded + 1, self.steps)

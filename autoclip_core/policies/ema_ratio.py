@@ -8,7 +8,7 @@ import numpy as np
 from autoclip_core.checks import check_count, check_limit, check_number
 from autoclip_core.history.validation import find_invalid_mean
 from autoclip_core.policy import Limit, Policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 class Average(NamedTuple):
@@ -93,18 +93,13 @@ class EmaRatio(Policy):
         object.__setattr__(self, "beta", beta)
         object.__setattr__(self, "warmup_threshold", threshold)
 
-    def init(self, rows: int, xp: Any = np) -> Average:
+    def init(self, rows: int, xp: XP = np) -> Average:
         """Return the state before the first norm."""
         zeros = xp.zeros((rows,), dtype=xp.float32)
         return Average(zeros, xp.zeros((rows,), dtype=xp.int32))
 
     def limit(
-        self,
-        state: Average,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return ratio * gamma, or `warmup_threshold` during the warm-up."""
         level = xp.where(state.count > 0, self.ratio * state.mean, float("inf"))
@@ -112,9 +107,7 @@ class EmaRatio(Policy):
         threshold = xp.where(is_warming, self.warmup_threshold, level)
         return Limit(threshold, threshold)
 
-    def record(
-        self, state: Average, norms: Array, limit: Limit, xp: Any = np
-    ) -> Average:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Average:
         """Return the average that includes the norm after clipping."""
         mean, count = state
         applied = xp.minimum(norms, limit.target)

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoclip_core.checks import check_positive
 from autoclip_core.policy import Limit, Policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 class NoState(NamedTuple):
@@ -48,25 +48,18 @@ class Fixed(Policy):
         number = check_positive("max_norm", self.max_norm, way_out)
         object.__setattr__(self, "max_norm", number)
 
-    def init(self, rows: int, xp: Any = np) -> NoState:
+    def init(self, rows: int, xp: XP = np) -> NoState:
         """Return the empty state."""
         return NoState()
 
     def limit(
-        self,
-        state: NoState,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the constant; without norms, one value that applies to every row."""
         shape = (1,) if norms is None else tuple(norms.shape)
         threshold = xp.full(shape, self.max_norm, dtype=xp.float32)
         return Limit(threshold, threshold)
 
-    def record(
-        self, state: NoState, norms: Array, limit: Limit, xp: Any = np
-    ) -> NoState:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the same state."""
         return state

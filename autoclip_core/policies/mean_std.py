@@ -9,7 +9,7 @@ import numpy as np
 from autoclip_core.checks import check_count, check_flag, check_number
 from autoclip_core.history import moments, window
 from autoclip_core.policy import Limit, Policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 from .quantile import check_history_length, include_norms
 
@@ -81,17 +81,12 @@ class MeanStd(Policy):
         object.__setattr__(self, "history_length", length)
         object.__setattr__(self, "ddof", check_count("ddof", self.ddof, 0))
 
-    def init(self, rows: int, xp: Any = np) -> Any:
+    def init(self, rows: int, xp: XP = np) -> Any:
         """Return the empty window."""
         return self._history.empty(rows, self.history_length, xp)
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return mean + k standard deviations of the window.
 
@@ -109,7 +104,7 @@ class MeanStd(Policy):
         threshold = xp.where(has_std, level, float("inf"))
         return Limit(threshold, threshold)
 
-    def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the window with the norm before clipping."""
         return self._history.push(state, norms, xp)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoclip_core.checks import check_positive
 from autoclip_core.policy import Limit, Policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 from .fixed import NoState
 
@@ -58,17 +58,12 @@ class ParamRatio(Policy):
         """True: the threshold is a fraction of the norms of the parameters."""
         return True
 
-    def init(self, rows: int, xp: Any = np) -> NoState:
+    def init(self, rows: int, xp: XP = np) -> NoState:
         """Return the empty state."""
         return NoState()
 
     def limit(
-        self,
-        state: NoState,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return `clipping` times the norm of the parameters.
 
@@ -85,8 +80,6 @@ class ParamRatio(Policy):
         threshold = self.clipping * xp.where(is_valid, param_norms, self.eps)
         return Limit(threshold, threshold)
 
-    def record(
-        self, state: NoState, norms: Array, limit: Limit, xp: Any = np
-    ) -> NoState:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the same state."""
         return state

@@ -8,7 +8,7 @@ import numpy as np
 from autoclip_core.checks import check_count, check_flag, check_quantile
 from autoclip_core.history import full, window
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,17 +67,12 @@ class Quantile(Policy):
         """1 - q, if the norms are stationary."""
         return round(1 - self.quantile, 12)
 
-    def init(self, rows: int, xp: Any = np) -> Any:
+    def init(self, rows: int, xp: XP = np) -> Any:
         """Return the empty window."""
         return self._history.empty(rows, self.history_length, xp)
 
     def limit(
-        self,
-        state: Any,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the quantile of the window.
 
@@ -89,7 +84,7 @@ class Quantile(Policy):
         threshold = self._history.quantile(state, self.quantile, xp)
         return Limit(threshold, threshold)
 
-    def record(self, state: Any, norms: Array, limit: Limit, xp: Any = np) -> Any:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the window with the norm before clipping."""
         return self._history.push(state, norms, xp)
 
@@ -107,7 +102,7 @@ def check_history_length(value: int | None) -> int | None:
     return check_count("history_length", value, 1, way_out)
 
 
-def include_norms(history: Any, state: Any, norms: Array, xp: Any) -> Any:
+def include_norms(history: Any, state: Any, norms: Array, xp: XP) -> Any:
     """Return the state of a history with the current norms of the rows that have one.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from autoclip_core.checks import check_positive, check_quantile
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Limit, Policy
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 
 class Tracked(NamedTuple):
@@ -76,24 +76,17 @@ class StreamingQuantile(Policy):
         """1 - q, for any series of norms that stays in bounds."""
         return round(1 - self.quantile, 12)
 
-    def init(self, rows: int, xp: Any = np) -> Tracked:
+    def init(self, rows: int, xp: XP = np) -> Tracked:
         """Return the state before the first norm."""
         return Tracked(xp.full((rows,), float("inf"), dtype=xp.float32))
 
     def limit(
-        self,
-        state: Tracked,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return the tracked quantile."""
         return Limit(state.level, state.level)
 
-    def record(
-        self, state: Tracked, norms: Array, limit: Limit, xp: Any = np
-    ) -> Tracked:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Tracked:
         """Return the quantile after one step up or down; the first norm sets it."""
         # level + level * expm1(x), not level * exp(x): the rounding of a factor near 1
         # to float32 would bias every step in the same direction.

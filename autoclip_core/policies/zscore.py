@@ -5,16 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.checks import (
-    check_choice,
-    check_count,
-    check_number,
-    check_positive,
-)
+from autoclip_core.checks import check_choice, check_count, check_number, check_positive
 from autoclip_core.history.lookup import look_up_constants
 from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import Array
+from autoclip_core.scale import XP, Array
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
@@ -110,21 +105,15 @@ class ZScore(Policy):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def init(self, rows: int, xp: Any = np) -> Moments:
+    def init(self, rows: int, xp: XP = np) -> Moments:
         """Return the state before the first norm."""
         mean = xp.zeros((rows,), dtype=xp.float32)
-        deviation = xp.zeros(
-            (rows,), dtype=xp.float32
-        )  # a separate array: JAX donates buffers
+        # A separate array, because JAX donates buffers.
+        deviation = xp.zeros((rows,), dtype=xp.float32)
         return Moments(mean, deviation, xp.zeros((rows,), dtype=xp.int32))
 
     def limit(
-        self,
-        state: Moments,
-        norms: Array = None,
-        *,
-        param_norms: Array = None,
-        xp: Any = np,
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
         """Return mu + z * sigma and the target; without norms the target is T."""
         mean, deviation, count = state
@@ -143,9 +132,7 @@ class ZScore(Policy):
         target = xp.minimum(reciprocal, threshold)  # rounding may exceed T
         return Limit(threshold, xp.where(is_above, target, threshold))
 
-    def record(
-        self, state: Moments, norms: Array, limit: Limit, xp: Any = np
-    ) -> Moments:
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Moments:
         """Return the moments with the recorded norm: a mean first, then an average."""
         mean, deviation, count = state
         new = self._choose_recorded(norms, deviation, limit, xp)
@@ -153,11 +140,12 @@ class ZScore(Policy):
         # square (y - old mean)^2 has the weight w - w^2 during the warm-up (Welford).
         # Afterwards it has w * alpha^2, which makes it the square around the new mean.
         is_warming = (count < self.warmup_steps) | (count == 0)
-        mean_weight = _look_up_weight(count, self.warmup_steps, xp)
+        most = self.warmup_steps
+        n = xp.where(count < most, count, most)
+        (mean_weight,) = look_up_constants(_compute_weights, most, n=n, xp=xp)
         weight = xp.where(is_warming, mean_weight, 1 - self.alpha)
-        square_weight = weight * xp.where(
-            is_warming, 1 - weight, self.alpha * self.alpha
-        )
+        remainder = xp.where(is_warming, 1 - weight, self.alpha * self.alpha)
+        square_weight = weight * remainder
         distance = xp.maximum(new - mean, mean - new)
         updated = Moments(
             mean + weight * (new - mean),
@@ -169,7 +157,7 @@ class ZScore(Policy):
         return updated
 
     def _choose_recorded(
-        self, norms: Array, deviation: Array, limit: Limit, xp: Any
+        self, norms: Array, deviation: Array, limit: Limit, xp: XP
     ) -> Array:
         """Return the recorded norms y, as the argument `record` chooses them."""
         if self.recorded == "applied":
@@ -181,19 +169,13 @@ class ZScore(Policy):
         return norms
 
 
-def _look_up_weight(count: Array, max_count: int, xp: Any) -> Array:
-    """Return 1 / (min(count, max_count) + 1), the weight of the next norm in a mean."""
-    n = xp.where(count < max_count, count, max_count)
-    (weight,) = look_up_constants(_compute_weights, max_count, n=n, xp=xp)
-    return weight
-
-
 def _compute_weights(n: Array) -> tuple[Array]:
+    """Return 1 / (n + 1), the weight of the next norm in a mean of n norms."""
     return (np.float32(1) / (n + 1).astype(np.float32),)
 
 
 def _update_deviation(
-    sigma: Array, weight: Array, distance: Array, square_weight: Array, xp: Any
+    sigma: Array, weight: Array, distance: Array, square_weight: Array, xp: XP
 ) -> Array:
     """Return sqrt((1 - weight) * sigma^2 + square_weight * distance^2).
 

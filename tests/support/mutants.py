@@ -153,7 +153,7 @@ EQUIVALENT = {
         ("param_norms > self.eps -> param_norms >= self.eps", "")
     ],
     "policies/zscore.py": [
-        ("count < max_count -> count <= max_count", ""),
+        ("count < most -> count <= most", ""),
         # The target of a norm up to its threshold is never used.
         ("norms > threshold -> norms >= threshold", "above ="),
         ("norms > limit.threshold -> norms >= limit.threshold", ""),
