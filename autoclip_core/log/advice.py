@@ -5,16 +5,13 @@ Each sentence contains the numbers that support it.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.step import Array
 
 from .formatting import format_number, format_percent
-
-Array = npt.NDArray[Any]
 
 MIN_STEPS = 100
 """Fewer steps than this do not support a statement about the clipping rate."""

@@ -6,17 +6,14 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-import numpy.typing as npt
-
 from autoclip_core.record.recorder import StepRecorder
+from autoclip_core.record.step import Array
 
 from .csv_jsonl import parse_past, read_csv, read_jsonl, write_csv, write_jsonl
 from .formatting import format_number, format_percent
 from .plot import draw_histogram, draw_run
 from .plot_rows import draw_rows
 from .summary import Summary, summarise
-
-Array = npt.NDArray[Any]
 
 
 class ClipLog(StepRecorder):

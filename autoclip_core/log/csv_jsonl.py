@@ -12,13 +12,12 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.files.formats import parse_numbers, read_csv_table, read_jsonl_table
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP, Store
 
-Array = npt.NDArray[Any]
 Path = str | PathLike[str]
 
 NAMES = STEP.names or ()

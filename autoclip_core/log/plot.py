@@ -4,9 +4,8 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from autoclip_core.record.step import Array
 
 COLUMNS = 1000
 """Maximum number of columns, about one per pixel; a column may cover many steps."""

@@ -4,13 +4,11 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.step import Array
 
 from .plot import new_figure, save_figure
-
-Array = npt.NDArray[Any]
 
 MAX_ROWS = 40
 """Rows that fit with their names; if there are more, the most clipped are shown."""

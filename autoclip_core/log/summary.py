@@ -3,18 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
 from . import advice
 from .formatting import format_number, format_percent
-
-Array = npt.NDArray[Any]
 
 RECENT_STEPS = 1000
 """Recorded steps that the recent clipping rate covers."""

@@ -5,7 +5,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.log.plot import (
     BLUE,
@@ -17,11 +16,10 @@ from autoclip_core.log.plot import (
     reduce_to_columns,
     save_figure,
 )
+from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP
 
 from .replay import Replay
-
-Array = npt.NDArray[Any]
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish. The line styles
 # differ too.

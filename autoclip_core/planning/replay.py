@@ -11,14 +11,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.checks import format_error
 from autoclip_core.policy import Policy, check_policy, decide
+from autoclip_core.record.step import Array
 
 from .spikes import LevelShift, find_shift, find_spikes
-
-Array = npt.NDArray[Any]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps an iterable that has a length and shows the progress, such as `tqdm`."""

@@ -1,12 +1,11 @@
 """Finds spikes and lasting changes of level in a series of norms."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from autoclip_core.record.step import Array
 
 NEIGHBOURS = 101
 """The local level of a step is the median of this many steps around it."""

@@ -4,17 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.log.advice import MIN_STEPS
 from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
+from autoclip_core.record.step import Array
 
 from .replay import as_float64
 from .spikes import find_shift, find_spikes
-
-Array = npt.NDArray[Any]
 
 HEAVY_TAIL = 1.0
 """Norms are heavy-tailed if the deviation of ln(norm) is larger than this."""

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy.typing as npt
-
 from autoclip_core.checks import check_count
 
 from .row_counts import RowCounts
 from .step import (
+    Array,
     Step,
     read_decision,
     reduce_rows,
@@ -18,8 +17,6 @@ from .step import (
     was_observed,
 )
 from .store import Store
-
-Array = npt.NDArray[Any]
 
 TOTALS = {
     "steps": "clip/steps",

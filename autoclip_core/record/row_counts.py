@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from .step import Array
 
 INTERVALS = 128
 """The maximum number of intervals; their length doubles as the run goes on."""

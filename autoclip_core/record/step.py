@@ -25,6 +25,7 @@ import numpy.typing as npt
 from autoclip_core.checks import format_error
 
 Array = npt.NDArray[Any]
+"""A NumPy array, in all files about logs and series of norms."""
 
 FIELDS = ("norm", "threshold", "scale", "clipped", "finite")
 

@@ -9,12 +9,9 @@ The totals are counted as the steps arrive and stay exact.
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .step import Step
+from .step import Array, Step
 from .totals import Totals
-
-Array = npt.NDArray[Any]
 
 RECENT = 2**17
 """The last steps, which are all stored."""

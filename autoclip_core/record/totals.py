@@ -8,9 +8,8 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from .step import Array
 
 OCTAVES = (-150, 130)
 """The histogram covers norms from 2**-150 to 2**130; float32 needs no more."""
