@@ -33,10 +33,11 @@ def new_figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, dpi=120, layout="constrained")
 
 
-def save_figure(figure: Any, path: str | PathLike[str] | None) -> None:
-    """Save the figure unless the path is None; the suffix of the path is the format."""
+def save_figure(figure: Any, path: str | PathLike[str] | None) -> Any:
+    """Save a figure unless the path is None, and return it; the suffix is the format."""
     if path is not None:
         figure.savefig(path)
+    return figure
 
 
 def draw_run(
@@ -76,8 +77,7 @@ def draw_run(
     draw_rate(below, steps, end)
     style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=9, **style)
-    save_figure(figure, path)
-    return figure
+    return save_figure(figure, path)
 
 
 def draw_lines(
@@ -85,25 +85,19 @@ def draw_lines(
 ) -> None:
     """Draw norm and threshold as lines, and the range of norms as an area."""
     floor = axes.get_ylim()[0]
-    norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
-    thresholds = np.where(np.isfinite(steps["threshold"]), steps["threshold"], np.nan)
+    number = steps["step"]
     # The tiny marker shows a point between two gaps, where there is no line.
     style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
     width = column_width(end, COLUMNS)
-    x, low, middle, _ = reduce_to_columns(
-        steps["step"], np.maximum(norms, floor), width
-    )
+    x, low, middle, _ = reduce_norms(number, steps["norm"], floor, width)
     name = "norm (all rows)" if has_several_rows else "norm"
     if len(x) < len(steps):
         area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0.5}
-        tops = np.where(np.isfinite(peaks["norm"]), peaks["norm"], np.nan)
-        high = reduce_to_columns(peaks["step"], np.maximum(tops, floor), width)[-1]
+        high = reduce_norms(peaks["step"], peaks["norm"], floor, width)[-1]
         axes.fill_between(x, low, high, label=f"{name}, range of {width} steps", **area)
         name = "median"
     axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
-    x, _, middle, _ = reduce_to_columns(
-        steps["step"], np.maximum(thresholds, floor), width
-    )
+    x, _, middle, _ = reduce_norms(number, steps["threshold"], floor, width)
     name = "threshold (median row)" if has_several_rows else "threshold"
     axes.plot(x, middle, color=BLACK, lw=1.3, label=name, zorder=3, **style)
 
@@ -194,8 +188,7 @@ def draw_histogram(
     axes.grid(alpha=0.3, linewidth=0.5)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    save_figure(figure, path)
-    return figure
+    return save_figure(figure, path)
 
 
 def log_axis_limits(steps: Array) -> tuple[float, float]:
@@ -218,6 +211,14 @@ def log_axis_limits(steps: Array) -> tuple[float, float]:
 def column_width(end: float, count: int) -> int:
     """Return the steps per column, so that at most `count` columns are needed."""
     return max(1, -(-int(end + 1) // count))
+
+
+def reduce_norms(
+    number: Array, norms: Array, floor: float, width: int
+) -> tuple[Array, ...]:
+    """Return `reduce_to_columns` of the finite norms, each at least `floor`."""
+    finite = np.where(np.isfinite(norms), norms, np.nan)
+    return reduce_to_columns(number, np.maximum(finite, floor), width)
 
 
 def reduce_to_columns(number: Array, values: Array, width: int) -> tuple[Array, ...]:

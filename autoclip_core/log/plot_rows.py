@@ -35,29 +35,37 @@ def draw_rows(
     axes = figure.subplots()
     end = counts.steps * every
     width = counts.width * every
-    intervals = counts.map().shape[1]
-    mesh = axes.pcolormesh(
-        np.minimum(np.arange(intervals + 1) * width, end),
-        np.arange(len(rows) + 1) - 0.5,
-        100 * np.ma.masked_invalid(counts.map()[rows]),
-        cmap="cividis",  # uniform in lightness, suits colour-blind readers
-        vmin=0,
-        vmax=max(1.0, float(100 * np.nanmax(counts.map(), initial=0.0))),
-        rasterized=True,
-    )
-    axes.set_facecolor("#cccccc")  # visible where a row was not observed
-    axes.set_yticks(
-        np.arange(len(rows)),
-        [shorten(counts.names[row]).replace("$", r"\$") for row in rows],
-    )
-    axes.tick_params(axis="y", labelsize=8, length=0)
-    axes.invert_yaxis()
+    rates = counts.map()
+    intervals = rates.shape[1]
+    labels = [shorten(counts.names[row]).replace("$", r"\$") for row in rows]
+    edges = np.minimum(np.arange(intervals + 1) * width, end)
+    mesh = draw_heat_map(axes, edges, rates[rows], labels)
+    mesh.set_clim(0, max(1.0, float(100 * np.nanmax(rates, initial=0.0))))
     axes.set_xlabel(f"step (one cell: {width} step{'s' * (width > 1)})")
     note = f", the {len(rows)} most clipped" if len(rows) < len(counts.names) else ""
     axes.set_title(f"Clipping rate of each of {len(counts.names)} rows{note}")
     figure.colorbar(mesh, ax=axes, label="clipped (% of steps)", pad=0.01)
-    save_figure(figure, path)
-    return figure
+    return save_figure(figure, path)
+
+
+def draw_heat_map(axes: Any, edges: Array, rates: Array, labels: list[str]) -> Any:
+    """Draw rates in percent, one line per label, and return the mesh.
+
+    Args:
+      axes: where to draw.
+      edges: the first step of each interval, and the end of the last.
+      rates: shape (labels, intervals), in [0, 1]; NaN where there was nothing to clip.
+      labels: the names of the lines, from the top.
+    """
+    percent = 100 * np.ma.masked_invalid(rates)
+    lines = np.arange(len(labels) + 1) - 0.5
+    # The colours are uniform in lightness, which suits colour-blind readers.
+    mesh = axes.pcolormesh(edges, lines, percent, cmap="cividis", rasterized=True)
+    axes.set_facecolor("#cccccc")  # visible where a row was not observed
+    axes.set_yticks(np.arange(len(labels)), labels, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    return mesh
 
 
 def choose_rows(counts: RowCounts) -> Array:

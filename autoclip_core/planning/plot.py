@@ -13,9 +13,11 @@ from autoclip_core.log.plot import (
     draw_run,
     log_axis_limits,
     new_figure,
-    reduce_to_columns,
+    reduce_norms,
     save_figure,
 )
+from autoclip_core.log.plot_rows import draw_heat_map
+from autoclip_core.policy import as_code
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP
 
@@ -57,7 +59,7 @@ def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
       ImportError: matplotlib is not installed.
     """
     title = (
-        f"{repr(report.policy).partition('  #')[0]}\n"
+        f"{as_code(report.policy)}\n"
         f"clipping rate {100 * report.clip_rate:.3g} %, "
         f"mean scale {report.mean_scale:.3g}, "
         f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
@@ -89,8 +91,7 @@ def draw_comparison(
     figure.colorbar(mesh, ax=below, label="clipped (%)", pad=0.01)
     style = {"ncols": 5, "columnspacing": 1.4, "handlelength": 2.2, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=8.5, **style)
-    save_figure(figure, path)
-    return figure
+    return save_figure(figure, path)
 
 
 def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
@@ -99,10 +100,7 @@ def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
     end = len(steps) - 1
     width = column_width(end, COLUMNS)
     low, high = log_axis_limits(steps)
-    norms = np.where(np.isfinite(steps["norm"]), steps["norm"], np.nan)
-    x, lowest, _, highest = reduce_to_columns(
-        steps["step"], np.maximum(norms, low), width
-    )
+    x, lowest, _, highest = reduce_norms(steps["step"], steps["norm"], low, width)
     name = "norm" if width == 1 else f"norm, range of {width} steps"
     if width == 1:
         axes.plot(x, lowest, color=BLUE, alpha=0.4, lw=0.7, label=name)
@@ -111,11 +109,7 @@ def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
         axes.fill_between(x, lowest, highest, label=name, **area)
     for i, (name, report) in enumerate(reports.items()):
         color, line = LINE_STYLES[i % len(LINE_STYLES)]
-        known = np.isfinite(report.thresholds)
-        values = np.where(known, report.thresholds, np.nan)
-        x, _, middle, _ = reduce_to_columns(
-            steps["step"], np.maximum(values, low), width
-        )
+        x, _, middle, _ = reduce_norms(steps["step"], report.thresholds, low, width)
         axes.plot(x, middle, color=color, ls=line, lw=1.2, label=name)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
@@ -129,19 +123,8 @@ def draw_rates(axes: Any, reports: Mapping[str, Replay]) -> Any:
     size = len(next(iter(reports.values())).norms)
     intervals = min(INTERVALS, size)
     rates = np.stack([report.rates(intervals) for report in reports.values()])
-    mesh = axes.pcolormesh(
-        np.linspace(0, size, intervals + 1),
-        np.arange(len(reports) + 1) - 0.5,
-        100 * np.ma.masked_invalid(rates),
-        cmap="cividis",
-        vmin=0,
-        vmax=100,
-        rasterized=True,
-    )
-    axes.set_facecolor("#cccccc")
     labels = [f"{name}: {100 * r.clip_rate:.3g} %" for name, r in reports.items()]
-    axes.set_yticks(np.arange(len(reports)), labels, fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    mesh = draw_heat_map(axes, np.linspace(0, size, intervals + 1), rates, labels)
+    mesh.set_clim(0, 100)
     axes.set_xlabel("step")
     return mesh

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from autoclip_core.checks import format_error
 from autoclip_core.policy import Policy, check_policy, decide
+from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
 
 from .spikes import LevelShift, find_shift, find_spikes
@@ -120,21 +121,18 @@ class Replay:
         sums = np.concatenate([[0], np.cumsum(self.clipped)])
         counts = np.concatenate([[0], np.cumsum(self.finite)])
         clipped, total = np.diff(sums[edges]), np.diff(counts[edges])
-        rates: Array = np.where(total > 0, clipped / np.maximum(total, 1), np.nan)
-        return rates
+        return divide(clipped, total)
 
     def __str__(self) -> str:
         """Return one line per number."""
-        return "\n".join(
-            [
-                f"policy            {self.policy!r}",
-                f"steps             {len(self.norms)} ({self.nonfinite} non-finite)",
-                f"clip rate         {100 * self.clip_rate:.3g} %",
-                f"mean scale        {self.mean_scale:.4g}",
-                f"median threshold  {self.median_threshold:.4g}",
-                f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}",
-                f"level shift       {self._describe_shift()}",
-            ]
+        return (
+            f"policy            {self.policy!r}\n"
+            f"steps             {len(self.norms)} ({self.nonfinite} non-finite)\n"
+            f"clip rate         {100 * self.clip_rate:.3g} %\n"
+            f"mean scale        {self.mean_scale:.4g}\n"
+            f"median threshold  {self.median_threshold:.4g}\n"
+            f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}\n"
+            f"level shift       {self._describe_shift()}"
         )
 
     def _describe_shift(self) -> str:
@@ -147,17 +145,7 @@ class Replay:
 
 
 WINDOW = 50
-"""Steps over which the mean scale of a recovery is arrays."""
-
-
-class ReplayArrays(NamedTuple):
-    """The arrays of a `Replay`, filled step by step."""
-
-    thresholds: Array
-    scales: Array
-    clipped: Array
-    finite: Array
-    skipped: Array
+"""Steps over which the mean scale of a recovery is taken."""
 
 
 def replay(
@@ -200,21 +188,16 @@ def replay(
     series = as_series(norms)
     size = len(series)
     kinds: list[type] = [np.float32, np.float32, np.bool_, np.bool_, np.bool_]
-    arrays = ReplayArrays(*(np.empty(size, kind) for kind in kinds))
+    columns = [np.empty(size, kind) for kind in kinds]
     state = policy.init(1)
     starts = range(0, size, BLOCK)
     for start in progress(starts) if progress else starts:
         for step in range(start, min(start + BLOCK, size)):
-            state, decision = decide(
-                policy, state, series[step : step + 1], nonfinite=nonfinite
-            )
-            _, threshold, scale, clipped, finite, skipped = decision
-            arrays.thresholds[step] = threshold[0]
-            arrays.scales[step] = scale[0]
-            arrays.clipped[step] = clipped[0]
-            arrays.finite[step] = finite[0]
-            arrays.skipped[step] = skipped[0]
-    return Replay(policy, series, *arrays)
+            norm = series[step : step + 1]
+            state, decision = decide(policy, state, norm, nonfinite=nonfinite)
+            for column, values in zip(columns, decision[1:], strict=True):
+                column[step] = values[0]
+    return Replay(policy, series, *columns)
 
 
 def as_series(norms: Any) -> Array:
@@ -232,16 +215,13 @@ def as_float64(norms: Any) -> Array:
     """
     series = np.asarray(norms)
     if series.ndim != 1 or not series.size:
-        way_out = "pass one norm per step"
-        raise ValueError(
-            format_error("norms", "of shape (steps,)", series.shape, way_out)
-        )
+        rule, way_out = "of shape (steps,)", "pass one norm per step"
+        raise ValueError(format_error("norms", rule, series.shape, way_out))
     if series.dtype.kind not in "fiu":
         raise TypeError(f"norms must be real numbers, got dtype {series.dtype}")
     negative = np.flatnonzero(series < 0)
     if negative.size:
+        norm = float(series[negative[0]])
         way_out = f"a norm is never negative; see step {negative[0]}"
-        raise ValueError(
-            format_error("norms", ">= 0", float(series[negative[0]]), way_out)
-        )
+        raise ValueError(format_error("norms", ">= 0", norm, way_out))
     return series.astype(np.float64)
