@@ -127,13 +127,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
             "--policy fixed needs --max-norm; `autoclip suggest` finds one"
         )
     policy = kind(**given)
-    wrapper = PolicyBounds(
-        bounds.get("warmup_steps", 0),
-        bounds.get("warmup_threshold"),
-        bounds.get("min_threshold"),
-        bounds.get("max_threshold"),
-    )
-    return wrapper.apply(policy)
+    return PolicyBounds(**bounds).apply(policy)
 
 
 def refuse_options(options: argparse.Namespace) -> None:

@@ -94,10 +94,10 @@ class PolicyBounds:
       ValueError: a number is out of its range, contradicts another or has no effect.
     """
 
-    warmup_steps: int
-    warmup_threshold: float | None
-    min_threshold: float | None
-    max_threshold: float | None
+    warmup_steps: int = 0
+    warmup_threshold: float | None = None
+    min_threshold: float | None = None
+    max_threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -47,16 +47,6 @@ class ClipLog(StepRecorder):
     >>> log.finite.tolist()
     [True, True, False]
     """
-
-    def __init__(
-        self,
-        names: Iterable[str] = (),
-        *,
-        every: int = 1,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(names, every=every)
-        self.settings = {name: str(value) for name, value in (settings or {}).items()}
 
     def __repr__(self) -> str:
         """Return the number of recorded steps."""

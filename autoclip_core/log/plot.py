@@ -34,7 +34,7 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def save_figure(figure: Any, path: str | PathLike[str] | None) -> Any:
-    """Save a figure unless the path is None, and return it; the suffix is the format."""
+    """Save a figure unless `path` is None, and return it; the suffix is the format."""
     if path is not None:
         figure.savefig(path)
     return figure

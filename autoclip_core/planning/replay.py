@@ -187,17 +187,20 @@ def replay(
         raise ValueError(format_error("policy", rule, policy, way_out))
     series = as_series(norms)
     size = len(series)
-    kinds: list[type] = [np.float32, np.float32, np.bool_, np.bool_, np.bool_]
-    columns = [np.empty(size, kind) for kind in kinds]
+    thresholds, scales = np.empty((2, size), np.float32)
+    clipped, finite, skipped = np.empty((3, size), np.bool_)
     state = policy.init(1)
     starts = range(0, size, BLOCK)
     for start in progress(starts) if progress else starts:
         for step in range(start, min(start + BLOCK, size)):
             norm = series[step : step + 1]
             state, decision = decide(policy, state, norm, nonfinite=nonfinite)
-            for column, values in zip(columns, decision[1:], strict=True):
-                column[step] = values[0]
-    return Replay(policy, series, *columns)
+            thresholds[step] = decision.threshold[0]
+            scales[step] = decision.scale[0]
+            clipped[step] = decision.clipped[0]
+            finite[step] = decision.finite[0]
+            skipped[step] = decision.skipped[0]
+    return Replay(policy, series, thresholds, scales, clipped, finite, skipped)
 
 
 def as_series(norms: Any) -> Array:

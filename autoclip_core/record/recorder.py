@@ -29,7 +29,14 @@ TOTALS = {
 class StepRecorder:
     """Records one step per call; `ClipLog` adds the summary, the pictures and files."""
 
-    def __init__(self, names: Iterable[str] = (), *, every: int = 1) -> None:
+    def __init__(
+        self,
+        names: Iterable[str] = (),
+        *,
+        every: int = 1,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self._every = check_count("every", every, 1)
         self._store = Store()
         self._rows = RowCounts(list(names))
@@ -76,7 +83,13 @@ class StepRecorder:
         if decision is None:
             step = step_from_numbers(norm, threshold, scale, clipped)
         else:
-            _refuse_both(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
+            numbers = dict(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
+            given = [name for name, value in numbers.items() if value is not None]
+            if given:
+                raise ValueError(
+                    "record takes a decision or numbers, got a decision and "
+                    f"{', '.join(given)}; leave one of them out"
+                )
             step = self._read(decision)
         self._store.add(self._offered, step)
         self._offered += 1
@@ -172,13 +185,3 @@ class StepRecorder:
         column = self._store.steps()[name].copy()
         column.flags.writeable = False
         return column
-
-
-def _refuse_both(**numbers: object) -> None:
-    """Raise if numbers are given in addition to a decision."""
-    given = [name for name, value in numbers.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"record takes a decision or numbers, got a decision and "
-            f"{', '.join(given)}; leave one of them out"
-        )
