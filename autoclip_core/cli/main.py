@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +19,16 @@ from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_
 from autoclip_core.planning.replay import Replay, as_series, replay
 from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
+from autoclip_core.policy import as_code
 
 from .policy_options import add_options, make_policies, make_policy, refuse_options
 from .progress import progress_bar
 
 BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
 """What a wrong file or option raises; any other exception is a bug."""
+
+LAYOUT: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+"""How a parser prints its help: descriptions and examples are not wrapped again."""
 
 EXAMPLES = """examples:
   autoclip suggest norms.csv
@@ -81,51 +85,46 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the three commands."""
-    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = Parser(prog="autoclip", description=__doc__, epilog=EXAMPLES, **shape)
+    parser = Parser(prog="autoclip", description=__doc__, epilog=EXAMPLES, **LAYOUT)
     version = f"%(prog)s {__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     about = "apply a policy, or all policies, to a logged series of norms"
-    command = commands.add_parser("replay", help=about, description=about, **shape)
-    command.set_defaults(run=run_replay)
-    add_input(command)
+    command = add_command(commands, "replay", run_replay, about)
     add_until(command)
-    command.add_argument(
-        "--compare", action="store_true", help="compare all policies in a table"
-    )
+    about = "compare all policies in a table"
+    command.add_argument("--compare", action="store_true", help=about)
     command.add_argument("--plot", metavar="PICTURE", help="where to save a picture")
-    command.add_argument(
-        "--output",
-        metavar="CSV",
-        help="where to save the threshold and scale of each step",
-    )
+    about = "where to save the threshold and scale of each step"
+    command.add_argument("--output", metavar="CSV", help=about)
     command.add_argument("--json", action="store_true", help="print JSON")
     add_options(command)
 
     about = "print statistics of the norms and a suggested threshold with reasons"
-    command = commands.add_parser("suggest", help=about, description=about, **shape)
-    command.set_defaults(run=run_suggest)
-    add_input(command)
+    command = add_command(commands, "suggest", run_suggest, about)
     add_until(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
     about = "write one HTML page about a run, from the file that ClipLog.to_jsonl wrote"
-    command = commands.add_parser("report", help=about, description=about, **shape)
-    command.set_defaults(run=run_report)
-    add_input(command)
-    command.add_argument(
-        "-o", "--output", default="report.html", help="the page (default: %(default)s)"
-    )
+    command = add_command(commands, "report", run_report, about)
+    about = "the page (default: %(default)s)"
+    command.add_argument("-o", "--output", default="report.html", help=about)
     command.add_argument("--title", default="Gradient clipping report")
     return parser
 
 
-def add_input(command: argparse.ArgumentParser) -> None:
-    """Add the arguments FILE and --column."""
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], about: str
+) -> argparse.ArgumentParser:
+    """Add a command with the arguments FILE and --column."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about, **LAYOUT
+    )
+    command.set_defaults(run=run)
     command.add_argument("file", metavar="FILE", help='CSV, JSON lines, .npy or "-"')
     command.add_argument("--column", metavar="NAME", help="the column of the norms")
+    return command
 
 
 def add_until(command: argparse.ArgumentParser) -> None:
@@ -220,9 +219,7 @@ def run_suggest(options: argparse.Namespace) -> None:
     series = read_steps(options)
     suggestion = suggest_threshold(series.norms)
     if options.json:
-        fields = dict(
-            vars(suggestion), policy=repr(suggestion.policy).partition("  #")[0]
-        )
+        fields = {**vars(suggestion), "policy": as_code(suggestion.policy)}
         print_json({"column": series.column, **fields})
     else:
         print(f"column        {series.column}\n{suggestion}")
@@ -257,7 +254,7 @@ def report_to_dict(report: Replay) -> dict[str, Any]:
     """Return the numbers of a replay for JSON."""
     shift = report.shift
     return {
-        "policy": repr(report.policy).partition("  #")[0],
+        "policy": as_code(report.policy),
         "steps": len(report.norms),
         "nonfinite": report.nonfinite,
         "clip_rate": report.clip_rate,
