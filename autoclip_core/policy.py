@@ -262,16 +262,13 @@ def _check_shapes(norms: Array, **others: Array) -> None:
     """Raise a ValueError unless every array has shape (rows,); a trace knows shapes."""
     rows = tuple(norms.shape)
     if len(rows) != 1:
-        raise ValueError(
-            format_error("norms", "of shape (rows,)", rows, "one norm per row")
-        )
+        rule, way_out = "of shape (rows,)", "one norm per row"
+        raise ValueError(format_error("norms", rule, rows, way_out))
     for name, array in others.items():
-        shape = rows if array is None else np.shape(array)
-        if tuple(shape) != rows:
-            way_out = "give one entry per row, as in norms"
-            raise ValueError(
-                format_error(name, f"of shape {rows}", tuple(shape), way_out)
-            )
+        shape = rows if array is None else tuple(np.shape(array))
+        if shape != rows:
+            rule, way_out = f"of shape {rows}", "give one entry per row, as in norms"
+            raise ValueError(format_error(name, rule, shape, way_out))
 
 
 def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
@@ -284,8 +281,7 @@ def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
     if hasattr(new, "select_rows"):
         return new.select_rows(rows, old)
     if isinstance(new, tuple):
-        return type(new)(
-            *(select_rows(rows, n, o, xp) for n, o in zip(new, old, strict=True))
-        )
+        pairs = zip(new, old, strict=True)
+        return type(new)(*(select_rows(rows, n, o, xp) for n, o in pairs))
     mask = rows[:, None] if len(new.shape) == 2 else rows
     return xp.where(mask, new, old)

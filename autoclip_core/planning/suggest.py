@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from autoclip_core.log.advice import MIN_STEPS
+from autoclip_core.log.advice import MIN_STEPS, advise_on_nonfinite
 from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
@@ -122,6 +122,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
             f"norms must have at least one finite norm, got {series.size} NaN or "
             "infinite ones; check the loss and the data of the run"
         )
+    nonfinite = series.size - finite.size
     positive = finite[finite > 0]
     log_std = float(np.log(positive).std()) if positive.size else 0.0
     median, p90, p95, p99 = quantiles(finite)
@@ -131,7 +132,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
     policy, reason = choose_policy(series[:diverged_at])
     return Suggestion(
         steps=series.size,
-        nonfinite=series.size - finite.size,
+        nonfinite=nonfinite,
         mean=mean,
         std=unit * float((finite / unit).std()),
         min=float(finite.min()),
@@ -149,7 +150,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
             *advise_on_threshold(finite, p90, mean),
             reason,
             *advise_on_spikes(finite),
-            *advise_on_nonfinite(series),
+            *advise_on_nonfinite(nonfinite, series.size),
         ),
         diverged_at=diverged_at,
     )
@@ -281,15 +282,4 @@ def advise_on_spikes(norms: Array) -> list[str]:
     return [
         f"{len(spikes)} spikes stand out from their neighbours, the largest "
         f"{format_number(largest)} times the median: clipping has an effect there."
-    ]
-
-
-def advise_on_nonfinite(series: Array) -> list[str]:
-    """Say how many norms are not finite, if any."""
-    count = int(np.sum(~np.isfinite(series)))
-    if not count:
-        return []
-    return [
-        f"{count} of {len(series)} steps ({format_percent(count / len(series))}) had a "
-        "NaN or infinite norm, which no threshold repairs."
     ]

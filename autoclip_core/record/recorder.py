@@ -117,7 +117,7 @@ class StepRecorder:
         return step
 
     def _restore(self, steps: Array, about: Mapping[str, Any]) -> None:
-        """Restore the steps and what `csv_jsonl.run_to_dict` says of the run."""
+        """Restore the steps and what `write_jsonl` saved about the run."""
         if "past" in about:
             self._store.refill(steps, **about["past"])
         else:
