@@ -95,6 +95,10 @@ spec.loader.exec_module(utils)
 timm = types.SimpleNamespace(utils=utils)
 """
 
+ADAGC = """
+import pytorch_optimizer
+"""
+
 
 def needs(id, *names, start=START):
     """A section whose block "before" runs after `start`."""
@@ -109,6 +113,7 @@ def needs(id, *names, start=START):
         needs("smartclip", "torch", "peers"),
         needs("zclip", "torch", "peers"),
         needs("timm and other AGC", "torch", "peers", start=START + TIMM),
+        needs("`pytorch_optimizer.AdaGC`", "torch", "peers", start=START + ADAGC),
         needs("Keras `clipnorm`", "tf", start="import keras"),
         needs("optax", "jax", start="import optax"),
     ],
