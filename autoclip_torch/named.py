@@ -17,7 +17,7 @@ class _Named(Clipper):
     """A clipper of one policy; a group may set arguments of that policy."""
 
     _keywords: Any = CommonAndWarmup
-    """The keywords of the constructor, besides the arguments of the policy."""
+    """The keywords of the constructor, in addition to those of the policy."""
 
     def __init__(
         self, parameters: Given, policy: Policy, **keywords: Unpack[CommonAndWarmup]

@@ -29,9 +29,9 @@ POLICIES = (
     "StreamingQuantile()",
 )
 MOST_BYTES = 2 * 10**9
-"""A state that is larger is not made; its size is told."""
-REMEMBERED = 10**4
-"""Norms of which the longest window is full; an average has forgotten those before."""
+"""A larger state is not built; only its size is reported."""
+LAST_NORMS = 10**4
+"""The norms of a run that matter: older ones are in no window and in no average."""
 LEAST_REPEATS, MOST_REPEATS, SECONDS = 5, 2000, 0.2
 
 Line = dict[str, Any]
@@ -96,9 +96,9 @@ def time_steps(policy: Policy, state: Any) -> float:
 
 
 def norms_until(policy: Policy, steps: int) -> np.ndarray:
-    """Return the norms of so many steps that have left a trace in the state."""
-    forgets = getattr(policy, "history_length", REMEMBERED) is not None
-    return draw(steps)[-REMEMBERED if forgets else 0 :]
+    """Return the norms of the first `steps` steps that still influence the state."""
+    is_bounded = getattr(policy, "history_length", LAST_NORMS) is not None
+    return draw(steps)[-LAST_NORMS if is_bounded else 0 :]
 
 
 def draw(steps: int) -> np.ndarray:

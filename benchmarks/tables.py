@@ -17,7 +17,7 @@ def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return each regime's ratios, the bytes' time, and targets beside both."""
+    """Return each regime's ratios, the bytes' time, and both with the targets."""
     lines = saved["results"]
     clip = [line for line in lines if line["kind"] != "limit"]
     return {
@@ -65,28 +65,32 @@ def bytes_over_time(lines: Sequence[Line], parameters: Mapping[str, int]) -> Row
 
 
 def targets(lines: Sequence[Line]) -> Rows:
-    """Return each target beside what was measured, and what the bytes alone take."""
+    """Return each measured value with its target and the time of the bytes alone."""
     models = values(lines, "model")
     rows = [["", *models]]
     for contender in values(of(lines, kind="ours"), "contender"):
         for regime in REGIMES:
             own = of(lines, regime=regime)
-            cells = [beside(own, contender, regime, model) for model in models]
+            cells = [
+                compare_with_target(own, contender, regime, model) for model in models
+            ]
             if any(cells):
                 rows.append([f"{contender}, {regime}", *cells])
     return rows
 
 
-def beside(lines: Sequence[Line], contender: str, regime: str, model: str) -> str:
-    """Return measured, target and limit, or "" where there is no target."""
+def compare_with_target(
+    lines: Sequence[Line], contender: str, regime: str, model: str
+) -> str:
+    """Return the measured value, the target and the limit, or "" without a target."""
     most = target(contender, regime, model)
     if most is None:
         return ""
-    found, least = (
+    measured, least = (
         middle(of(lines, model=model, contender=name)[0])
         for name in (contender, limit(contender, regime))
     )
-    text = f"**{found:.2f}**" if found <= most else f"{found:.2f}"
+    text = f"**{measured:.2f}**" if measured <= most else f"{measured:.2f}"
     return f"{text} of {most:g}, bytes {least:.2f}"
 
 

@@ -94,7 +94,7 @@ def _find_ranks_with_shards(mesh_group: Any, process_group: Any) -> Ranks:
     sharing = set(dist.get_process_group_ranks(mesh_group))
     differing = set(dist.get_process_group_ranks(process_group))
     size = len(sharing)
-    if sharing & differing == {dist.get_rank()}:  # stages, each of which is sharded
+    if sharing & differing == {dist.get_rank()}:  # sharded stages
         return Ranks((mesh_group, process_group), process_group, size, size)
     if differing <= sharing:  # experts on each rank, and sharded parameters
         copies = size // len(differing)

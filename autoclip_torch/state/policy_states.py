@@ -61,7 +61,7 @@ class PolicyStates:
         self.states = self._make_states()
         self.tally = empty_tally(len(self.rows.names), self.xp)
         self.decision = self._make_decision()
-        # A trial call of each policy tells whether it can cancel an update. It also
+        # A trial call of each policy shows whether it can cancel an update. It also
         # copies the tables of the policy to the device, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []

@@ -77,9 +77,10 @@ class RunChecks:
             )
         elif not self._has_had_gradient and not is_elsewhere:
             warn(
-                "the clipper has not seen a gradient yet: none of its parameters has "
-                "one; call backward() first, and make the clipper of the parameters "
-                "that are trained: fully_shard, among others, replaces parameters",
+                "the clipper has not received a gradient yet: none of its parameters "
+                "has one; call backward() first, and make the clipper of the "
+                "parameters that are trained: fully_shard, among others, replaces "
+                "parameters",
             )
 
     def check_run(

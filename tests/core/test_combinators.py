@@ -188,7 +188,7 @@ def test_warm_ups_nest():
     assert thresholds == [1, 1, 2, 3, 3]
 
 
-def test_what_was_learned_under_a_cap_is_seen_without_it():
+def test_the_norms_recorded_under_a_cap_are_not_capped():
     """A policy that recorded the cap would keep a threshold of 2 without it."""
     inner = EmaRatio(2.0, beta=0.5, warmup_steps=0)
     capped = Cap(inner, max_norm=2.0)

@@ -71,7 +71,7 @@ def test_a_bad_batch_leaves_nothing_behind(policy, healthy):
 
 
 @every_policy
-def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, healthy):
+def test_a_bad_row_records_nothing_and_the_others_do(policy, healthy):
     """One row is bad: it acts as a row without a gradient, the others as usual."""
     norms, observed = healthy.norms.copy(), healthy.observed.copy()
     norms[100, 1] = np.nan
@@ -94,7 +94,7 @@ def test_a_bad_row_leaves_nothing_behind_and_the_others_learn(policy, healthy):
 
 
 @every_policy
-def test_skip_lets_no_row_learn_from_a_bad_batch(policy, healthy):
+def test_skip_lets_no_row_record_a_bad_batch(policy, healthy):
     norms = healthy.norms.copy()
     norms[100, 1] = np.nan
     state, decision = run(policy, healthy._replace(norms=norms), nonfinite="skip")
@@ -161,11 +161,11 @@ def test_an_absent_gradient_is_not_a_norm_of_zero(policy, healthy):
     zero, absent = healthy.norms.copy(), healthy.observed.copy()
     zero[idle, 0] = 0
     absent[idle, 0] = False
-    seen_state, seen = run(policy, healthy._replace(norms=zero))
+    zero_state, zero_decision = run(policy, healthy._replace(norms=zero))
     state, decision = run(policy, healthy._replace(observed=absent))
-    assert_same(seen_state, state)
-    np.testing.assert_array_equal(seen.threshold, decision.threshold)
-    assert (seen.norm[idle, 0] == 0).all()
+    assert_same(zero_state, state)
+    np.testing.assert_array_equal(zero_decision.threshold, decision.threshold)
+    assert (zero_decision.norm[idle, 0] == 0).all()
     assert np.isnan(decision.norm[idle, 0]).all()
     assert decision.finite.all()
     assert not decision.clipped[idle, 0].any()

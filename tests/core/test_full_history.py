@@ -84,15 +84,15 @@ def test_a_quantile_of_all_norms_is_exact_whenever_rows_merge(norms, q, recent):
         patch.setattr(history, "RECENT", recent)
         policy = Quantile(q, history_length=None)
         state, decision = run(policy, series_of(norms))
-    learned = np.isfinite(norms) & (norms > 0)
+    recorded = np.isfinite(norms) & (norms > 0)
     for row in range(3):
         for step in range(len(norms)):
-            past = norms[:step, row][learned[:step, row]]
+            past = norms[:step, row][recorded[:step, row]]
             expected = linear_quantile(past, q) if len(past) else np.inf
             assert decision.threshold[step, row] == expected
-        kept = np.sort(norms[learned[:, row], row])
-        np.testing.assert_array_equal(ascending(state, row), kept)
-        assert state.count[row] == len(kept)
+        expected = np.sort(norms[recorded[:, row], row])
+        np.testing.assert_array_equal(ascending(state, row), expected)
+        assert state.count[row] == len(expected)
 
 
 @st.composite
@@ -149,11 +149,11 @@ def test_a_million_settled_norms_move_on():
         settled=ordered(norms[most:start]),
         count=np.int32([start]),
     )
-    for seen in range(start, 2 * most):
-        if seen in (start + 1, 2 * most - 1):
-            check_quantiles(state, norms[:seen])
+    for count in range(start, 2 * most):
+        if count in (start + 1, 2 * most - 1):
+            check_quantiles(state, norms[:count])
             assert in_part(state.old) == most
-        state = history.push(state, norms[[seen]])
+        state = history.push(state, norms[[count]])
     check_quantiles(state, norms)
     assert in_part(state.old) == 2 * most
 
@@ -215,7 +215,7 @@ def test_an_old_state_stays_as_it_was(merged_often):
             np.testing.assert_array_equal(ascending(other, row), both)
 
 
-def test_no_row_merges_but_those_that_learn(merged_often):
+def test_only_rows_that_record_merge(merged_often):
     """Otherwise an idle row with one free place would merge all rows in every step."""
     state = after([[1, 1], [2, 2], [3, 3]], rows=2)
     state = history.push(state, np.float32([0, 0]))
@@ -223,7 +223,7 @@ def test_no_row_merges_but_those_that_learn(merged_often):
     assert state.count.tolist() == [3, 3]
 
 
-def test_rows_that_learn_in_other_steps_merge_together():
+def test_rows_that_record_in_different_steps_merge_together():
     """A row that is idle during a merge does not cause another merge of all rows.
 
     In this test each row in turn records alone when it is full. Between these steps all
@@ -303,7 +303,7 @@ def test_a_step_copies_no_history(include_current):
     assert decision.threshold[0] == expected
 
 
-def test_a_row_that_does_not_learn_in_a_merge_keeps_its_own(merged_often):
+def test_a_row_that_does_not_record_is_unchanged_by_a_merge(merged_often):
     policy = Quantile(0.5, history_length=None)
     state = policy.init(2)
     for new in [[1, 0], [2, 0], [3, 7], [4, 0], [5, 0], [0, 9]]:
@@ -316,15 +316,15 @@ def test_a_row_that_does_not_learn_in_a_merge_keeps_its_own(merged_often):
 
 
 @pytest.mark.parametrize("steps", [3, 15])
-def test_a_row_may_stay_as_it_was_where_others_merge(steps, merged_often):
+def test_a_row_may_stay_unchanged_while_others_merge(steps, merged_often):
     """The arrays of both states differ in width: the settled part grows and shrinks."""
     before = after(np.arange(2 * steps) + 1, rows=2)
     more = history.push(before, np.float32([100, 200]))
-    for learns in ([True, False], [False, True]):
-        state = select_rows(np.array(learns), more, before)
+    for taken in ([True, False], [False, True]):
+        state = select_rows(np.array(taken), more, before)
         assert state.find_problem() == ""
         for row in range(2):
-            source = more if learns[row] else before
+            source = more if taken[row] else before
             np.testing.assert_array_equal(ascending(state, row), ascending(source, row))
             assert state.count[row] == source.count[row]
 

@@ -240,7 +240,7 @@ def test_powers_of_two_change_no_scale(policy, series, k):
 
 @pytest.mark.parametrize("code", sorted(NOT_EQUIVARIANT))
 def test_absolute_constants_do_change_it(code):
-    """The positive control; those constants are meant, but for rounding with log."""
+    """The positive control. With `log=True` the difference is rounding only."""
     policy = NOT_EQUIVARIANT[code]
     norms = log_normal(np.random.default_rng(0), (60, 4))
     _, before = run(policy, series_of(norms))
@@ -301,7 +301,7 @@ COMBINATORS = [
 @every_policy
 @fewer_examples
 @given(series=any_series(most=10))
-def test_the_inner_policy_learns_as_if_alone(policy, series):
+def test_the_inner_policy_records_as_if_it_were_alone(policy, series):
     inner, _ = run(policy, series)
     for combinator in COMBINATORS:
         state, _ = run(combinator(policy), series)
@@ -317,9 +317,9 @@ def drift(policy, series):
     state, decision = run(policy, series)
     first = int(np.argmax(decision.norm[:, 0] > 0))
     above = int(decision.clipped[first + 1 :, 0].sum())
-    seen = int((decision.norm[first + 1 :, 0] > 0).sum())
+    count = int((decision.norm[first + 1 :, 0] > 0).sum())
     ratio = math.log(float(state.level[0]) / float(decision.norm[first, 0]))
-    return ratio, policy.rate * (above - (1 - policy.quantile) * seen), seen
+    return ratio, policy.rate * (above - (1 - policy.quantile) * count), count
 
 
 @given(
@@ -331,8 +331,8 @@ def drift(policy, series):
 )
 def test_the_streaming_quantile_keeps_its_account(norms, q, rate):
     """clip rate = (1 - q) + ln(C_t / C_0) / (rate * t), for any series."""
-    actual, expected, seen = drift(StreamingQuantile(q, rate=rate), series_of(norms))
-    assert actual == pytest.approx(expected, abs=(seen + 1) * 1.5 * UNIT)
+    actual, expected, count = drift(StreamingQuantile(q, rate=rate), series_of(norms))
+    assert actual == pytest.approx(expected, abs=(count + 1) * 1.5 * UNIT)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.05])
@@ -343,8 +343,8 @@ def test_its_rounding_does_not_add_up_in_one_direction(rate, norm):
     policy = StreamingQuantile(0.9, rate=rate)
     norms = np.full(steps, norm)
     norms[0] = 1.0
-    actual, expected, seen = drift(policy, series_of(norms))
-    assert seen == steps - 1
+    actual, expected, count = drift(policy, series_of(norms))
+    assert count == steps - 1
     assert abs(expected) > 5
     assert actual == pytest.approx(expected, abs=40 * UNIT)
 

@@ -64,7 +64,7 @@ def test_nothing_is_lost_where_deviations_are_small():
     assert std[0] == pytest.approx(np.float64(norms).std(ddof=1), rel=1e-6)
 
 
-def test_rows_that_do_not_learn_keep_theirs():
+def test_rows_that_do_not_record_keep_their_moments():
     policy = MeanStd(1.0, history_length=None, ddof=0)
     state = policy.init(2)
     for new in [[1, 0], [3, np.nan], [0, 5], [np.inf, 7]]:
@@ -73,7 +73,7 @@ def test_rows_that_do_not_learn_keep_theirs():
     assert policy.limit(state).threshold.tolist() == [3.0, 7.0]
 
 
-def test_they_are_kept_on_the_host():
+def test_moments_are_kept_on_the_cpu():
     with pytest.raises(ValueError, match="history_length must be a number"):
         moments.empty(1, None, object())
 

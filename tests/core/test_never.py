@@ -1,4 +1,4 @@
-"""Promises of the library, and the tests that hold each of them.
+"""Promises of the library, and the tests that check each of them.
 
 `NEVER` lists what the library never does, `DEFECTS` lists defects of similar packages.
 Each line names tests by file and function. A test checks that these functions exist.
@@ -15,7 +15,7 @@ import pytest
 
 from ..project.test_imports import MAY_IMPORT, folder
 
-HERE = pathlib.Path(__file__).parents[1]
+TESTS = pathlib.Path(__file__).parents[1]
 
 NEVER = {
     "never lets a non-finite norm into a history": [
@@ -54,7 +54,7 @@ NEVER = {
 
 DEFECTS = {
     # Statistics.
-    "a deviation of one norm, NaN, and with it all gradients": [
+    "the deviation of one norm is NaN, and so is every gradient": [
         "core/test_window.py::test_no_deviation_of_one_norm_and_no_nan",
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
     ],
@@ -62,7 +62,7 @@ DEFECTS = {
         "core/test_golden.py::test_numpy_answers_as_the_oracle",
         "torch/test_uses.py::test_a_clipper_for_each_half_of_a_model",
     ],
-    "a quantile by a formula of one's own, 38 % off on skewed norms": [
+    "a quantile by another formula, 38 % off on skewed norms": [
         "core/test_window.py::test_quantiles_are_exact",
         "torch/test_clipper.py::test_quantiles_are_those_of_numpy_bit_for_bit",
     ],
@@ -70,7 +70,7 @@ DEFECTS = {
         "core/test_laws.py::test_the_streaming_quantile_keeps_its_account",
         "core/test_laws.py::test_every_policy_follows_a_level_shift",
     ],
-    "a variance that never forgets one spike": [
+    "a variance in which one spike counts forever": [
         "core/test_laws.py::test_every_policy_follows_a_level_shift",
     ],
     "clipped norms fed back, so that a new level is never followed": [
@@ -87,8 +87,8 @@ DEFECTS = {
     "the norm recorded before the threshold is taken from the history": [
         "core/test_laws.py::test_a_threshold_does_not_depend_on_its_norm",
     ],
-    # What is not finite.
-    "a NaN that stays in the history for good, or for its length": [
+    # Norms that are not finite.
+    "a NaN that stays in the history forever, or for its length": [
         "core/test_window.py::test_a_norm_that_is_not_finite_is_not_recorded",
         "torch/test_nonfinite.py::test_a_run_with_a_batch_of_nan_equals_the_run_without_it",
         "torch/test_nonfinite.py::test_nan_in_one_layer_changes_no_other_row",
@@ -104,17 +104,17 @@ DEFECTS = {
         "torch/test_nonfinite.py::test_a_run_with_a_batch_of_nan_equals_the_run_without_it",
         "torch/test_nonfinite.py::test_too_many_skips_in_a_row_are_an_error",
     ],
-    "NaN replaced by a number that is then recorded": [
+    "NaN replaced by a number, which is then recorded": [
         "torch/test_clipper.py::test_a_rough_run_follows_the_formulas_too",
     ],
-    "what becomes of it is nowhere decided: zero, skip, raise, propagate": [
+    "no choice between zero, skip, raise and propagate": [
         "core/test_scale.py::test_zero_is_the_default",
         "torch/test_nonfinite.py::test_propagate_leaves_the_row_unchanged",
         "torch/test_nonfinite.py::test_raise_changes_nothing_and_names_the_row",
         "torch/test_nonfinite.py::test_a_skipped_update_leaves_the_optimizer_bit_for_bit",
     ],
     # Warm-up.
-    "no threshold yet taken for 1e-8: the first gradients are removed": [
+    "a threshold of 1e-8 before the first norm: the first gradients become 0": [
         "core/test_scale.py::test_zero_is_the_default",
         "torch/test_observe.py::test_one_number_is_one_step",
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
@@ -123,13 +123,13 @@ DEFECTS = {
         "core/test_laws.py::test_rows_do_not_know_of_each_other",
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
     ],
-    "a warm-up that clips in another mode, or to a cap nobody asked for": [
+    "a warm-up that clips in another mode, or to a maximum that is not set": [
         "torch/test_clipper.py::test_a_run_follows_the_formulas",
         "torch/test_uses.py"
         "::test_percentile_90_of_all_history_after_a_hundred_steps_of_warm_up",
     ],
     # Missing gradients.
-    "no gradient taken for a norm of 0, or for an error": [
+    "a missing gradient counts as a norm of 0, or is an error": [
         "torch/test_nonfinite.py"
         "::test_a_step_without_any_gradient_counts_and_changes_nothing_else",
         "torch/test_nonfinite.py"
@@ -161,14 +161,14 @@ DEFECTS = {
     "a layer that starts at zero and never moves": [
         "torch/test_units.py::test_a_layer_that_starts_at_zero_trains",
     ],
-    "called AGC, and not by units": [
+    "a method called AGC that does not clip by units": [
         "torch/test_units.py::test_agc_in_a_training_loop",
     ],
     "an exclusion that excludes nothing, or everything: the root module": [
         "torch/test_exclude.py::test_the_root_module_cannot_be_excluded",
         "torch/test_exclude.py::test_what_is_excluded_is_neither_measured_nor_scaled",
     ],
-    "the last two tensors for the head, which has no bias": [
+    "the last two tensors taken for the head, which has no bias": [
         "torch/test_exclude.py::test_excluding_the_head_by_name_spares_no_other_tensor",
     ],
     # Integration.
@@ -187,14 +187,14 @@ DEFECTS = {
         "torch/test_optim.py::test_zero_grad_is_that_of_torch",
         "torch/test_optim.py::test_a_group_of_the_optimizer_is_a_group_of_the_clipper",
     ],
-    "framework objects changed: methods replaced, attributes left behind": [
+    "framework objects changed: methods replaced, attributes added": [
         "core/test_never.py::test_torch_is_after_a_run_as_it_was_before",
     ],
     "an import that needs packages which have nothing to do with it": [
         "project/test_imports.py::test_every_import_is_in_the_table",
         "project/test_imports.py::test_core_loads_no_framework",
     ],
-    "models known by the name of their module: a user's own are refused": [
+    "models are recognised by the name of their module: others are refused": [
         "torch/test_exclude.py::test_what_is_excluded_is_neither_measured_nor_scaled",
     ],
     "clip_grad_norm_ called on gradients, which clips nothing": [
@@ -219,16 +219,16 @@ DEFECTS = {
     "what the constructor accepts and the first step refuses": [
         "torch/test_errors.py::test_valid_arguments_are_accepted",
     ],
-    "the settings of an optimizer's groups lost, or taken for ours": [
+    "the settings of an optimizer's groups lost, or taken for the clipper's": [
         "torch/test_groups.py::test_a_group_may_have_settings_of_its_own",
         "torch/test_groups.py::test_an_optimizer_s_own_settings_are_never_read",
     ],
-    "norm, threshold and what was done are returned to nobody": [
+    "norm, threshold and decision are not returned": [
         "torch/test_clipper.py::test_a_decision_is_of_tensors_with_one_entry_per_row",
         "torch/test_uses.py::test_a_plain_value_clip_returns_the_norm",
     ],
     # State.
-    "a state without what decides the threshold: quantile, scope, mode": [
+    "a state without the settings behind the threshold: quantile, scope, mode": [
         "torch/test_load_state.py::test_a_state_that_does_not_fit_is_refused",
     ],
     "keys that mean nothing in another process": [
@@ -240,11 +240,11 @@ DEFECTS = {
         "::test_an_unfrozen_parameter_continues_with_its_history",
         "torch/test_groups.py::test_a_later_group_may_have_the_policy_of_an_earlier_one",
     ],
-    "a state that does not fit, or is none, loaded in silence": [
+    "a state that does not match, or is not a state, loaded without an error": [
         "torch/test_load_state.py::test_a_broken_part_is_refused",
         "torch/test_load_state.py::test_a_value_that_is_not_a_state_is_refused",
     ],
-    "a state that is lost: the warm-up begins anew after a restart": [
+    "a state that is lost: the warm-up starts again after a restart": [
         "torch/test_resume.py::test_all_runs_resume_in_a_new_process_bit_for_bit",
     ],
     "a clipper that cannot be copied or pickled": [
@@ -268,46 +268,41 @@ DEFECTS = {
 }
 
 
-def missing(guards):
+def find_missing(guards):
     """Return the tests that are not defined."""
     pairs = [guard.split("::") for guard in guards]
     return [
         guard
         for guard, (file, name) in zip(guards, pairs, strict=True)
-        if name not in functions_of(HERE / file)
+        if name not in functions_of(TESTS / file)
     ]
 
 
 @cache
 def functions_of(path):
-    """Return the names of the functions of a file; none if there is no such file."""
+    """Return the names of the functions of a file, or no name if it does not exist."""
     tree = ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_the_page_of_promises_names_tests_that_exist():
-    page = (HERE.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     guards = re.findall(r"`(\w+/test_\w+\.py::test_\w+)`", page)
     assert len(guards) > 25
-    assert missing(guards) == []
+    assert find_missing(guards) == []
 
 
 @pytest.mark.parametrize("line", [*NEVER, *DEFECTS])
 def test_each_line_has_its_test(line):
     guards = (NEVER | DEFECTS)[line]
     assert guards
-    assert missing(guards) == []
+    assert find_missing(guards) == []
 
 
-def test_a_test_that_is_gone_is_noticed():
-    here, gone = (
-        "core/test_never.py::test_each_line_has_its_test",
-        "core/test_never.py::test_gone",
-    )
-    assert missing([here, gone, "test_gone.py::test_x"]) == [
-        gone,
-        "test_gone.py::test_x",
-    ]
+def test_a_removed_test_is_noticed():
+    existing = "core/test_never.py::test_each_line_has_its_test"
+    removed = ["core/test_never.py::test_removed", "test_removed.py::test_x"]
+    assert find_missing([existing, *removed]) == removed
 
 
 # No exception is swallowed.
@@ -315,8 +310,8 @@ def test_a_test_that_is_gone_is_noticed():
 BROAD = {"Exception", "BaseException"}
 
 
-def swallowed(source):
-    """Yield the lines of a source at which an exception may vanish.
+def find_swallowed(source):
+    """Yield the lines of a source at which an exception may be lost.
 
     A handler of all exceptions must end with `raise`. A handler of certain exceptions
     must do something. `suppress` is never allowed.
@@ -325,10 +320,10 @@ def swallowed(source):
         if isinstance(node, ast.ExceptHandler):
             caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             names = {ast.unparse(part).rpartition(".")[2] for part in caught if part}
-            everything = node.type is None or names & BROAD
-            if everything and not isinstance(node.body[-1], ast.Raise):
+            is_broad = node.type is None or names & BROAD
+            if is_broad and not isinstance(node.body[-1], ast.Raise):
                 yield node.lineno
-            elif all(idle(statement) for statement in node.body):
+            elif all(map(does_nothing, node.body)):
                 yield node.lineno
         elif isinstance(node, ast.Try) and any(map(leaves_finally, node.finalbody)):
             yield node.lineno
@@ -337,11 +332,11 @@ def swallowed(source):
                 yield node.lineno
 
 
-def idle(statement):
-    constant = isinstance(statement, ast.Expr) and isinstance(
+def does_nothing(statement):
+    is_constant = isinstance(statement, ast.Expr) and isinstance(
         statement.value, ast.Constant
     )
-    return constant or isinstance(statement, ast.Pass | ast.Continue | ast.Break)
+    return is_constant or isinstance(statement, ast.Pass | ast.Continue | ast.Break)
 
 
 def leaves_finally(statement):
@@ -356,12 +351,12 @@ def leaves_finally(statement):
 def test_no_exception_is_swallowed(package):
     files = sorted(folder(package).rglob("*.py"))
     assert files
-    found = [
+    lines = [
         f"{package}/{path.name}:{line}"
         for path in files
-        for line in swallowed(path.read_text(encoding="utf-8"))
+        for line in find_swallowed(path.read_text(encoding="utf-8"))
     ]
-    assert found == []
+    assert lines == []
 
 
 @pytest.mark.parametrize(
@@ -378,8 +373,8 @@ def test_no_exception_is_swallowed(package):
         "def g():\n    try:\n        f()\n    finally:\n        return 1",
     ],
 )
-def test_an_exception_that_vanishes_is_noticed(source):
-    assert len(list(swallowed(source))) == 1
+def test_an_exception_that_is_lost_is_noticed(source):
+    assert len(list(find_swallowed(source))) == 1
 
 
 @pytest.mark.parametrize(
@@ -391,11 +386,11 @@ def test_an_exception_that_vanishes_is_noticed(source):
         "try:\n    f()\nfinally:\n    close()",
     ],
 )
-def test_one_that_does_not_vanish_is_left_in_peace(source):
-    assert list(swallowed(source)) == []
+def test_an_exception_that_is_handled_is_accepted(source):
+    assert list(find_swallowed(source)) == []
 
 
-# Nothing of torch is changed.
+# A run changes nothing in torch.
 
 
 def run_of_torch(torch, wrap):
@@ -422,12 +417,12 @@ def run_of_torch(torch, wrap):
 
 def use_everything(model, optimizer):
     """Use every clipper in the run, and all of its methods."""
-    import autoclip_torch as ours
+    import autoclip_torch
 
-    needed = {"NormClip": {"max_norm": 0.1}, "ValueClip": {"clip_value": 0.1}}
-    names = ["QuantileClip", "StandardClip", "AGC", "ZClip", "AdaGC", *needed]
+    arguments = {"NormClip": {"max_norm": 0.1}, "ValueClip": {"clip_value": 0.1}}
+    names = ["QuantileClip", "StandardClip", "AGC", "ZClip", "AdaGC", *arguments]
     clippers = [
-        getattr(ours, name)(model, scope=scope, **needed.get(name, {}))
+        getattr(autoclip_torch, name)(model, scope=scope, **arguments.get(name, {}))
         for name in names
         for scope in ("parameter", "unit", "global")
     ]
@@ -440,7 +435,7 @@ def use_everything(model, optimizer):
             clipper.metrics(per_row=True)
             clipper.load_state_dict(clipper.state_dict())
 
-    return clip, ours.QuantileClip.as_optimizer(optimizer)
+    return clip, autoclip_torch.QuantileClip.as_optimizer(optimizer)
 
 
 def attributes(torch, objects):
@@ -455,18 +450,18 @@ def attributes(torch, objects):
         *(optim.lr_scheduler.LRScheduler, torch.amp.GradScaler),
         *(nn.utils, nn.utils.clip_grad, nn.functional, torch.autograd),
     ]
-    found = {
+    identities = {
         f"{owner.__name__}.{name}": id(value)
         for owner in owners
         for name, value in vars(owner).items()
     }
     for place, item in enumerate(objects):
         kind = f"{place} {type(item).__name__}"
-        found[kind] = id(type(item))
-        found |= {f"{kind}.{name}": 0 for name in getattr(item, "__dict__", {})}
+        identities[kind] = id(type(item))
+        identities |= {f"{kind}.{name}": 0 for name in getattr(item, "__dict__", {})}
         for hooks in ("_forward_hooks", "_backward_hooks", "_optimizer_step_pre_hooks"):
-            found[f"{kind}.{hooks}()"] = len(getattr(item, hooks, None) or ())
-    return found
+            identities[f"{kind}.{hooks}()"] = len(getattr(item, hooks, None) or ())
+    return identities
 
 
 def probe(*patches):
@@ -478,20 +473,20 @@ def probe(*patches):
     """
     import torch
 
-    class Nothing:
+    class NoOptimizer:
         def step(self):
             """Stand in for a second optimizer."""
 
-    def nothing(model, optimizer):
-        return lambda: None, Nothing()
+    def use_nothing(model, optimizer):
+        return lambda: None, NoOptimizer()
 
     def print_changes():
         after = attributes(torch, objects)
         changed = {name for name, value in before.items() if after.get(name) != value}
         print(*sorted(changed | (after.keys() - before.keys())), sep="\n")
 
-    run_of_torch(torch, nothing)
-    before = attributes(torch, run_of_torch(torch, nothing))
+    run_of_torch(torch, use_nothing)
+    before = attributes(torch, run_of_torch(torch, use_nothing))
     objects = run_of_torch(torch, use_everything)
     print_changes()
     print(PATCHED)
@@ -515,7 +510,7 @@ def changes():
     """The changed attributes after a run, and after the patches."""
     run = subprocess.run(
         [sys.executable, "-c", f"import {__name__} as t; t.probe(*t.PATCHES)"],
-        cwd=HERE.parent,
+        cwd=TESTS.parent,
         capture_output=True,
         text=True,
         check=True,
@@ -530,5 +525,5 @@ def test_torch_is_after_a_run_as_it_was_before(changes):
 
 
 @pytest.mark.needs("torch")
-def test_what_is_patched_is_noticed(changes):
+def test_a_patch_is_noticed(changes):
     assert changes[1] == sorted(PATCHES.values())

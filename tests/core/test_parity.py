@@ -127,7 +127,7 @@ def test_state_keeps_its_types_and_shapes(policy):
 
 
 def streams(steps):
-    """Rows of all kinds; `tied` norms meet their thresholds exactly."""
+    """Rows of all kinds; `tied` norms equal their thresholds exactly."""
     rng = np.random.default_rng(3)
     steady = log_normal(rng, steps)
     rows = {

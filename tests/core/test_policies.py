@@ -198,7 +198,7 @@ def test_a_combination_of_tiny_and_huge_norms_warns_of_nothing():
         assert ((decision.scale >= 0) & (decision.scale <= 1)).all()
 
 
-def test_a_norm_at_the_threshold_is_learned_and_one_above_it_is_not():
+def test_a_norm_at_the_threshold_is_recorded_and_one_above_it_is_not():
     policy = ZScore(2.0, warmup_steps=3, record="none")
     state, _ = run(policy, series_of([1, 2, 3]))
     threshold = policy.limit(state).threshold

@@ -28,7 +28,7 @@ class Rule(NamedTuple):
     scale: float
     """With nonfinite="zero"."""
     clipped: bool = False
-    learns: bool = True
+    is_recorded: bool = True
     observed: bool = True
     finite: bool = True
     propagated: float | None = None
@@ -49,14 +49,14 @@ RULES = [
     Rule("not dropped", 2.0, 2.0, 0.0, scale=1.0),
     Rule("tiny", 5e-7, 1e-7, 1e-7, scale=0.2, clipped=True),
     Rule("very tiny", 4e-37, 1e-37, 1e-37, scale=0.25, clipped=True),
-    Rule("zero", 0.0, 1.0, 1.0, scale=1.0, learns=False),
-    Rule("zero, no threshold", 0.0, INF, INF, scale=1.0, learns=False),
+    Rule("zero", 0.0, 1.0, 1.0, scale=1.0, is_recorded=False),
+    Rule("zero, no threshold", 0.0, INF, INF, scale=1.0, is_recorded=False),
     Rule("no threshold", 1e30, INF, INF, scale=1.0),
     Rule("no threshold, target 0", 1e30, INF, 0.0, scale=1.0),
     Rule("smallest", SMALLEST, INF, INF, scale=1.0),
-    Rule("subnormal", 1.1e-38, 1.0, 1.0, scale=1.0, learns=False, known_as=0.0),
-    Rule("nan", NAN, 1.0, 1.0, 0.0, learns=False, finite=False, propagated=1.0),
-    Rule("inf", INF, 1.0, 1.0, 0.0, learns=False, finite=False, propagated=1.0),
+    Rule("subnormal", 1.1e-38, 1.0, 1.0, scale=1.0, is_recorded=False, known_as=0.0),
+    Rule("nan", NAN, 1.0, 1.0, 0.0, is_recorded=False, finite=False, propagated=1.0),
+    Rule("inf", INF, 1.0, 1.0, 0.0, is_recorded=False, finite=False, propagated=1.0),
     Rule("inf, no threshold", INF, INF, INF, 0.0, False, False, True, False, 1.0),
     Rule("unobserved", 4.0, 2.0, 2.0, 1.0, False, False, False, known_as=NAN),
     Rule("unobserved nan", NAN, 2.0, 2.0, 1.0, False, False, False, known_as=NAN),
@@ -64,7 +64,7 @@ RULES = [
 BAD = [not rule.finite for rule in RULES]
 
 
-class Learned(NamedTuple):
+class LastNorm(NamedTuple):
     """The state of `Given`: the last recorded norm, -1 before the first."""
 
     norm: np.ndarray
@@ -78,7 +78,7 @@ class Given(Policy):
     targets: tuple[float, ...]
 
     def init(self, rows, xp=np):
-        return Learned(xp.full((rows,), -1.0, dtype=xp.float32))
+        return LastNorm(xp.full((rows,), -1.0, dtype=xp.float32))
 
     def limit(self, state, norms=None, *, param_norms=None, xp=np):
         return Limit(
@@ -87,7 +87,7 @@ class Given(Policy):
         )
 
     def record(self, state, norms, limit, xp=np):
-        return Learned(norms)
+        return LastNorm(norms)
 
 
 def decision_on(rules, framework, **settings):
@@ -105,8 +105,8 @@ def decision_on(rules, framework, **settings):
 
     state = policy.init(len(rules), xp)
     state, decision = compiled(step)(state, array(norms), array(observed))
-    learned = np.asarray(state.norm) >= 0
-    return learned, type(decision)(*(np.asarray(field) for field in decision))
+    recorded = np.asarray(state.norm) >= 0
+    return recorded, type(decision)(*(np.asarray(field) for field in decision))
 
 
 def names(rules, flags):
@@ -114,9 +114,9 @@ def names(rules, flags):
     return [rule.name for rule, flag in zip(rules, flags, strict=True) if flag]
 
 
-def check(rules, framework, scales, learns, skipped=False, **settings):
+def check(rules, framework, scales, recorded_rows, skipped=False, **settings):
     """Compare one step with the table."""
-    learned, decision = decision_on(rules, framework, **settings)
+    recorded, decision = decision_on(rules, framework, **settings)
     expected = [rule.norm if rule.known_as is None else rule.known_as for rule in rules]
     np.testing.assert_array_equal(decision.norm, np.float32(expected))
     thresholds = np.float32([rule.threshold for rule in rules])
@@ -126,7 +126,7 @@ def check(rules, framework, scales, learns, skipped=False, **settings):
     assert names(rules, decision.scale == 1) == names(rules, ones)
     assert names(rules, decision.clipped) == names(rules, [r.clipped for r in rules])
     assert names(rules, decision.finite) == names(rules, [r.finite for r in rules])
-    assert names(rules, learned) == names(rules, learns)
+    assert names(rules, recorded) == names(rules, recorded_rows)
     assert decision.skipped.tolist() == [skipped] * len(rules)
     for field in (decision.norm, decision.threshold, decision.scale):
         assert field.dtype == np.float32
@@ -137,32 +137,32 @@ def check(rules, framework, scales, learns, skipped=False, **settings):
 @every_framework
 def test_zero_is_the_default(framework):
     scales = [rule.scale for rule in RULES]
-    learns = [rule.learns for rule in RULES]
-    check(RULES, framework, scales, learns)
-    check(RULES, framework, scales, learns, nonfinite="zero")
+    recorded_rows = [rule.is_recorded for rule in RULES]
+    check(RULES, framework, scales, recorded_rows)
+    check(RULES, framework, scales, recorded_rows, nonfinite="zero")
 
 
 @every_framework
-def test_propagate_leaves_a_bad_row_as_it_came(framework):
+def test_propagate_leaves_a_bad_row_unchanged(framework):
     scales = [r.scale if r.propagated is None else r.propagated for r in RULES]
-    learns = [rule.learns for rule in RULES]
-    check(RULES, framework, scales, learns, nonfinite="propagate")
+    recorded_rows = [rule.is_recorded for rule in RULES]
+    check(RULES, framework, scales, recorded_rows, nonfinite="propagate")
 
 
 @every_framework
 def test_skip_cancels_the_update_and_no_row_records(framework):
     scales = [0.0 if rule.observed else 1.0 for rule in RULES]
-    learns = [False] * len(RULES)
-    check(RULES, framework, scales, learns, skipped=True, nonfinite="skip")
+    recorded_rows = [False] * len(RULES)
+    check(RULES, framework, scales, recorded_rows, skipped=True, nonfinite="skip")
 
 
 @every_framework
-def test_skip_does_nothing_where_all_is_finite(framework):
+def test_skip_does_nothing_if_every_row_is_finite(framework):
     """An unobserved NaN does not cancel the update either."""
     good = [rule for rule in RULES if rule.finite]
     scales = [rule.scale for rule in good]
-    learns = [rule.learns for rule in good]
-    check(good, framework, scales, learns, nonfinite="skip")
+    recorded_rows = [rule.is_recorded for rule in good]
+    check(good, framework, scales, recorded_rows, nonfinite="skip")
 
 
 def test_raise_says_what_to_do_and_an_unobserved_nan_does_not_raise():

@@ -102,7 +102,10 @@ def test_short_series_have_no_spike_and_no_shift():
 
 
 def shift_by_hand(norms):
-    """Return the step where the medians of 50 norms on each side differ most."""
+    """Return the step where the medians of 50 norms on each side differ most.
+
+    The second result is the ratio of these medians.
+    """
     places = [i for i, n in enumerate(norms) if 0 < n < INF]
     logs = [math.log(norms[i]) for i in places]
     change = {

@@ -1,4 +1,4 @@
-"""Which numbers of a parameter form a unit: the shapes, and the rule of the NFNets."""
+"""Which elements of a parameter form a unit, by axis and by the rule of the NFNets."""
 
 import itertools
 
@@ -19,35 +19,38 @@ from autoclip_core.clipper.units import (
     units_along_axis,
 )
 
+from ..support.cases import NFNETS
+
 shapes = st.lists(st.integers(0, 4), max_size=5).map(tuple)
 
 
-def labels(shape, units):
-    """For each number of a parameter, the unit it belongs to, by its definition.
+def number_units(shape, units):
+    """Return the number of the unit of each element, by the definition of a unit.
 
-    Two numbers are of one unit if no axis that tells units apart separates them.
+    Two elements are in one unit if they have the same index on every axis that the norm
+    does not sum over.
     """
     split = split_shape(shape, units)
-    kept = [axis for axis in range(len(split)) if axis not in units.axes]
-    found, result = {}, []
+    unit_axes = [axis for axis in range(len(split)) if axis not in units.axes]
+    unit_numbers, result = {}, []
     for place in itertools.product(*map(range, split)):
-        key = tuple(place[axis] for axis in kept)
-        result.append(found.setdefault(key, len(found)))
+        key = tuple(place[axis] for axis in unit_axes)
+        result.append(unit_numbers.setdefault(key, len(unit_numbers)))
     return np.array(result, int).reshape(shape)
 
 
 @given(shapes, st.data())
 def test_units_partition_a_parameter(shape, data):
-    """Each number is in one unit; a norm per unit broadcasts back to the parameter."""
+    """Each element is in one unit. A norm per unit broadcasts to the parameter."""
     axis = data.draw(st.integers(0, max(len(shape) - 1, 0)))
     for units in (one_unit(shape), units_along_axis(shape, axis)):
         assert unit_count(shape, units) == np.prod(unit_shape(shape, units), dtype=int)
         if 0 in shape:
             continue
-        units_found = labels(shape, units)
-        assert units_found.max() + 1 == unit_count(shape, units)
+        expected = number_units(shape, units)
+        assert expected.max() + 1 == unit_count(shape, units)
         numbers = np.arange(unit_count(shape, units)).reshape(unit_shape(shape, units))
-        np.testing.assert_array_equal(np.broadcast_to(numbers, shape), units_found)
+        np.testing.assert_array_equal(np.broadcast_to(numbers, shape), expected)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_each_index_of_the_output_axis_is_a_unit(shape, axis, count):
         expected = np.moveaxis(
             expected + np.arange(count).reshape(-1, *[1] * (len(shape) - 1)), 0, axis
         )
-        np.testing.assert_array_equal(labels(shape, units), expected)
+        np.testing.assert_array_equal(number_units(shape, units), expected)
 
 
 @given(
@@ -81,8 +84,10 @@ def test_each_index_of_the_output_axis_is_a_unit(shape, axis, count):
     outputs=st.integers(1, 3),
     window=st.lists(st.integers(1, 2), max_size=2),
 )
-def test_a_transposed_kernel_by_its_outputs(groups, inputs, outputs, window):
-    """Output channel c, of group c // outputs, reads the inputs of that group alone."""
+def test_units_of_a_transposed_convolution_are_its_output_channels(
+    groups, inputs, outputs, window
+):
+    """Output channel c is in group c // outputs, and reads only its inputs."""
     shape = (groups * inputs, outputs, *window)
     units = transposed_conv_units(shape, groups)
     assert max(units.axes) < len(split_shape(shape, units))
@@ -90,42 +95,17 @@ def test_a_transposed_kernel_by_its_outputs(groups, inputs, outputs, window):
     expected = np.empty(shape, int)
     for i, j in itertools.product(range(groups * inputs), range(outputs)):
         expected[i, j] = i // inputs * outputs + j
-    # The units are counted in the order of the output channels.
+    # Units are numbered in the order of the output channels.
     number = np.arange(groups * outputs).reshape(unit_shape(shape, units))
-    found = np.broadcast_to(number, split_shape(shape, units)).reshape(shape)
-    np.testing.assert_array_equal(found, expected)
+    actual = np.broadcast_to(number, split_shape(shape, units)).reshape(shape)
+    np.testing.assert_array_equal(actual, expected)
 
 
 # The rule of the NFNets.
 
-NFNETS = {
-    (): (),
-    (1,): (0,),
-    (7,): (0,),
-    (5, 1): (0, 1),
-    (1, 5): (0, 1),
-    (1, 1): (0, 1),
-    (1, 1, 5): (0, 1, 2),
-    (1, 3, 1): (0, 1, 2),
-    (1, 1, 1, 8): (0, 1, 2, 3),
-    (1, 1, 1, 1, 6): (0, 1, 2, 3, 4),
-    (1, 1, 1, 1, 1, 6): (0, 1, 2, 3, 4, 5),
-    (4, 3): (0,),
-    (2, 3, 4): (0,),
-    (1, 3, 4): (0,),
-    (2, 3, 1): (0,),
-    (3, 3, 2, 4): (0, 1, 2),
-    (3, 3, 1, 4): (0, 1, 2),
-    (1, 1, 2, 4): (0, 1, 2),
-    (3, 3, 2, 1): (0, 1, 2),
-    (2, 3, 3, 2, 4): (0, 1, 2, 3),
-    (1, 3, 1, 2, 1): (0, 1, 2, 3),
-}
-"""Shape to the axes of the norm: at most one axis longer than 1 is a vector."""
-
 
 @pytest.mark.parametrize(("shape", "axes"), NFNETS.items(), ids=str)
-def test_the_rule_of_the_nfnets(shape, axes):
+def test_the_rule_of_the_nfnets_chooses_these_axes(shape, axes):
     assert nfnets_units(shape) == Units(axes)
 
 
@@ -138,7 +118,7 @@ def test_the_nfnets_have_no_rule_for_six_axes(shape):
 
 
 def clip_units(gradient, parameter, units, policy):
-    """One step over the units of one parameter, in plain NumPy."""
+    """Clip a gradient by unit in NumPy; return the result and the decision."""
     norms = [
         np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=units.axes)).reshape(-1)
         for x in (gradient, parameter)
@@ -151,27 +131,27 @@ def clip_units(gradient, parameter, units, policy):
 
 @pytest.mark.needs("jax")
 @pytest.mark.parametrize("shape", [s for s in NFNETS if len(s) < 6], ids=str)
-def test_it_is_the_adaptive_clipping_of_optax(shape):
-    """The same to 1e-6: optax takes its norms in float32, and here they are exact.
+def test_the_rule_agrees_with_adaptive_clipping_in_optax(shape):
+    """The tolerance is 1e-6, because optax computes norms in float32.
 
-    optax divides by max(norm, 1e-6), which no gradient here is below.
+    optax divides by max(norm, 1e-6); every gradient in this test has a larger norm.
     """
     import optax
 
     rng = np.random.default_rng(0)
-    clipped = kept = 0
+    clipped = unclipped = 0
     for clipping, size in itertools.product((0.01, 0.16), (1e-3, 0.03, 1.0, 100.0)):
         transform = optax.adaptive_grad_clip(clipping, eps=1e-3)
         gradient = (size * rng.standard_normal(shape)).astype(np.float32)
         parameter = rng.standard_normal(shape).astype(np.float32)
         if size == 1.0:
-            parameter *= 0  # its floor, eps, is what limits
+            parameter *= 0  # eps, the smallest norm that counts, sets the threshold
         gradient, parameter = np.asarray(gradient), np.asarray(parameter)
         expected, _ = transform.update(gradient, transform.init(parameter), parameter)
         units, policy = nfnets_units(shape), ParamRatio(clipping, eps=1e-3)
         actual, decision = clip_units(gradient, parameter, units, policy)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
         clipped += decision.clipped.sum()
-        kept += (~decision.clipped).sum()
+        unclipped += (~decision.clipped).sum()
     assert clipped > 0
-    assert kept > 0
+    assert unclipped > 0

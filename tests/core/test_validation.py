@@ -58,7 +58,7 @@ every_broken_tally = pytest.mark.parametrize(("name", "value"), TALLIES)
 NORMS = np.float32([3, 1, 4, 1.5, 5, 9, 2, 6])
 
 
-def learned(policy):
+def record_all(policy):
     """Return the state and the tally after all norms."""
     state, tally = policy.init(rows=1), empty_tally(1)
     for norm in NORMS:
@@ -104,7 +104,7 @@ def test_what_a_run_leaves_behind_is_sound(policy):
 
 @every_broken_state
 def test_a_broken_state_has_a_fault(policy, path, value):
-    state, _ = learned(policy)
+    state, _ = record_all(policy)
     assert list(find_problems(state, "state")) == []
     inner = path.rpartition(".")[0]
     [problem] = find_problems(broken(state, path, value), "state")
@@ -113,12 +113,12 @@ def test_a_broken_state_has_a_fault(policy, path, value):
 
 @every_broken_tally
 def test_a_broken_tally_has_a_fault(name, value):
-    _, tally = learned(Fixed(4.5))
+    _, tally = record_all(Fixed(4.5))
     assert list(find_problems(tally, "tally")) == []
     assert list(find_problems(broken(tally, name, value), "tally"))
 
 
-def test_one_broken_row_among_sound_ones_is_told():
+def test_one_corrupt_row_among_valid_ones_is_reported():
     state = policy_of("StreamingQuantile(0.5)").init(rows=3)
     state.level[:] = [1.0, -2.0, INF]
     assert list(find_problems(state, "s")) == ["s: level must be > 0, got -2.0"]
@@ -132,7 +132,7 @@ class Bare(NamedTuple):
 
 
 def test_a_state_without_a_rule_is_sound():
-    inner, _ = learned(policy_of("ZScore()"))
+    inner, _ = record_all(policy_of("ZScore()"))
     state = Bare(np.float32([NAN]), inner)
     assert list(find_problems(state, "state")) == []
     [problem] = find_problems(broken(state, "inner.mean", NAN), "state")
@@ -234,7 +234,7 @@ def of_jax(policy):
     """Return the state of a clipper after all norms."""
     from autoclip_jax import ClipState
 
-    state, tally = learned(policy)
+    state, tally = record_all(policy)
     one, yes = np.ones(1, np.float32), np.ones(1, bool)
     return ClipState(state, one, one, one, ~yes, yes, tally)
 
@@ -261,7 +261,7 @@ def check_keras_refuses(policy, name, value):
     first, clip = Clipper(Fixed(1.0)), Clipper(policy)
     optimizer = SGD(0.1, gradient_transformers=[first, clip])
     optimizer.build([keras.Variable([0.0])])
-    state, tally = learned(policy)
+    state, tally = record_all(policy)
     state = clip._state.read_numpy()._replace(policy=state, tally=tally)
     clip._state.write(state)
     clip.check_state()

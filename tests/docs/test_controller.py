@@ -163,8 +163,8 @@ def fixed_point(ratio, s):
     for _ in range(60):
         gamma = (low + high) / 2
         most = ratio * gamma
-        learned = part_below(most, s) + most * tail(most, s)
-        low, high = (gamma, high) if learned > gamma else (low, gamma)
+        recorded = part_below(most, s) + most * tail(most, s)
+        low, high = (gamma, high) if recorded > gamma else (low, gamma)
     return gamma
 
 
@@ -178,7 +178,7 @@ def fixed_point(ratio, s):
         (2.0, 1.0, 0.19),
     ],
 )
-def test_adagc_settles_where_what_it_learns_is_its_average(runs, ratio, s, published):
+def test_the_average_of_adagc_settles_at_the_mean_it_records(runs, ratio, s, published):
     """At log-std 1.0 and ratio 1.05 it still rises, by 0.1 percent a step."""
     code = "EmaRatio()" if ratio == 1.05 else f"EmaRatio({ratio})"
     expected = tail(ratio * fixed_point(ratio, s), s)
@@ -257,7 +257,7 @@ def test_another_simulation_of_changes_agrees(series, runs, code):
     assert rise is None or found == pytest.approx(rise, rel=0.45, abs=8)
 
 
-def test_a_history_without_an_end_forgets_what_it_promised(runs):
+def test_an_unbounded_history_does_not_keep_the_promised_rate(runs):
     """It clips 15 percent instead of 90 while the norms fall."""
     code = "Quantile(0.1, history_length=None, include_current=True)"
     rate = bench.clip_rate(runs[code]["drift ÷100"], bench.STEPS // 2)
@@ -345,7 +345,7 @@ def constant(threshold, scale, norm=1.0):
     return bench.Taken(*fields, np.full(shape, scale < 1))
 
 
-def test_a_norm_that_was_learned_from_a_gap_is_noticed(runs):
+def test_a_norm_that_was_recorded_in_a_gap_is_noticed(runs):
     done = runs["StreamingQuantile(0.9)"]
     gaps, steady = done["NaN, Inf"], done["log-std 0.3"]
     assert not bench.learns_gaps(gaps, steady)

@@ -63,7 +63,7 @@ def rows(text, columns):
 
 
 @pytest.mark.needs("torch")
-def test_seq2seq_learns_where_the_decoder_is_clipped(run_script):
+def test_seq2seq_trains_with_a_clipped_decoder(run_script):
     free = run_script("seq2seq.py", "--clip", "none", "--steps", "200")
     output = run_script("seq2seq.py", "--clip", "decoder", "--steps", "200")
     assert number("none: #%", free) < 50
@@ -277,7 +277,7 @@ def test_a_custom_loop_moves_the_weights_by_the_clipped_gradient():
 
 @pytest.mark.needs("jax", "stacks")
 @pytest.mark.parametrize("example", ["flax_training.py", "equinox_training.py"])
-def test_a_chain_with_a_clipper_learns(example, run_script):
+def test_a_chain_with_a_clipper_trains(example, run_script):
     output = run_script(example, "--steps", "150")
     assert not number("unclipped loss #", output) < 10  # or NaN
     assert number("\nclipped loss #", output) < 0.5

@@ -1,25 +1,25 @@
-"""The benchmark of JAX runs, and its tables have a place in the docs."""
+"""The JAX benchmark runs, and the docs have marks for its tables."""
 
 from ..support.trials import marks, numbers, trial
 
 
-def test_a_trial_times_training_steps(scripts, tmp_path, monkeypatch):
+def test_a_trial_measures_training_steps(scripts, tmp_path, monkeypatch):
     saved = trial("jax_steps", tmp_path, monkeypatch)
     import tables
 
-    found = tables.make_tables(saved)
-    assert set(found) <= set(marks())
+    made = tables.make_tables(saved)
+    assert set(made) <= set(marks())
     lines = {line["contender"]: line for line in saved["results"]}
     clips = ["optax.clip_by_global_norm", "quantile, global, clips"]
     agc = ["optax.adaptive_grad_clip", "AGC"]
-    assert [row[0] for row in found[f"JAX, {clips[0]}"][1:-1]] == clips
-    assert [row[0] for row in found[f"JAX, {agc[0]}"][1:-1]] == agc
+    assert [row[0] for row in made[f"JAX, {clips[0]}"][1:-1]] == clips
+    assert [row[0] for row in made[f"JAX, {agc[0]}"][1:-1]] == agc
     for reference in (clips[0], agc[0]):
         assert numbers(lines[reference]["ratio"]) == [1.0, 1.0, 1.0]
     assert all(number > 0 for number in numbers(saved["seconds_to_compile"]))
 
 
-def test_a_window_is_full_of_norms_around_a_size(scripts):
+def test_the_window_is_filled_with_norms_around_a_value(scripts):
     import numpy as np
     import optax
 

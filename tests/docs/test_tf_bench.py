@@ -1,14 +1,13 @@
-"""The benchmark of Keras runs, and its table has a place in the docs."""
+"""The Keras benchmark runs, and the docs have marks for its table."""
 
 from ..support.trials import marks, numbers, trial
 
 
-def test_a_trial_times_steps_within_fit(scripts, tmp_path, monkeypatch):
+def test_a_trial_measures_steps_in_fit(scripts, tmp_path, monkeypatch):
     saved = trial("keras_steps", tmp_path, monkeypatch)
     import tables
 
-    found = tables.make_tables(saved)
-    assert list(found) == ["Keras"]
+    assert list(tables.make_tables(saved)) == ["Keras"]
     assert "Keras" in marks()
     reference, ours = saved["results"]
     assert reference["contender"] == "global_clipnorm=1.0"

@@ -13,14 +13,16 @@ from ..support.trials import marks, numbers, trial
 
 @pytest.fixture(autouse=True)
 def _threads():
-    """Use one thread, and restore the number, which a script may set."""
+    """Use one thread; afterwards, restore the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_a_trial_run(scripts, monkeypatch, tmp_path, capsys):
+def test_a_trial_run_saves_results_tables_and_a_plot(
+    scripts, monkeypatch, tmp_path, capsys
+):
     saved = trial("run", tmp_path, monkeypatch)
     assert saved["machine"]["processor"]
     names = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
@@ -39,7 +41,7 @@ def test_a_trial_run(scripts, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_is_measured_that_cannot_be_saved(scripts, monkeypatch, capsys):
+def test_a_script_stops_first_if_it_cannot_save(scripts, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         trial("run", pathlib.Path("no-such-folder"), monkeypatch)
     captured = capsys.readouterr()
@@ -75,7 +77,7 @@ def test_every_script_has_a_trial_and_saves_its_numbers(
         assert rows[-1][0] in printed
 
 
-def test_a_contender_that_leaves_another_norm_is_not_timed(scripts):
+def test_a_contender_that_leaves_a_wrong_norm_is_not_timed(scripts):
     from checked import measure
     from contenders import Contender, make_contenders
     from models import make_parameters, set_gradients, tiny
@@ -92,7 +94,7 @@ def test_a_contender_that_leaves_another_norm_is_not_timed(scripts):
         measure([reference, Contender("halves", halve)], parameters, 100.0, 0.0)
 
 
-def test_what_fails_after_the_last_round_is_not_reported(scripts):
+def test_a_contender_that_stops_clipping_is_not_reported(scripts):
     from checked import measure
     from contenders import Contender, make_contenders
     from models import make_parameters, set_gradients, tiny
@@ -103,16 +105,16 @@ def test_what_fails_after_the_last_round_is_not_reported(scripts):
     reference = make_contenders(parameters)[0]
     steps = []
 
-    def gives_up():
+    def give_up():
         steps.append(1)
         if len(steps) <= LEAST_ROUNDS + 1:  # one step before the rounds
             reference.step()
 
     with pytest.raises(RuntimeError, match="gives up should have clipped all"):
-        measure([reference, Contender("gives up", gives_up)], parameters, 100.0, 0.0)
+        measure([reference, Contender("gives up", give_up)], parameters, 100.0, 0.0)
 
 
-def test_the_script_for_a_device_measures_on_what_there_is(scripts):
+def test_the_gpu_script_can_measure_on_the_cpu(scripts):
     """The parts that need no CUDA run on the CPU, with a small decoder."""
     import gpu
 
@@ -127,7 +129,7 @@ def test_the_script_for_a_device_measures_on_what_there_is(scripts):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_nothing_is_measured_and_that_is_said(
+def test_without_a_cuda_device_the_gpu_script_says_that_it_measures_nothing(
     scripts, monkeypatch, tmp_path, capsys
 ):
     import gpu
@@ -152,7 +154,7 @@ def line(contender, low, median, high, kind="ours", regime="all clipped"):
     }
 
 
-def test_a_table_has_medians_and_quartiles_and_the_least_in_bold(scripts):
+def test_a_table_shows_medians_quartiles_and_the_least_in_bold(scripts):
     import layout
     import tables
 
@@ -173,7 +175,7 @@ def test_a_table_has_medians_and_quartiles_and_the_least_in_bold(scripts):
     ]
 
 
-def test_a_target_stands_beside_what_was_measured_and_what_the_bytes_take(scripts):
+def test_a_cell_compares_the_measurement_with_its_target_and_the_bytes(scripts):
     import tables
 
     lines = [
@@ -182,13 +184,13 @@ def test_a_target_stands_beside_what_was_measured_and_what_the_bytes_take(script
         line("one read", 0.2, 0.25, 0.3, kind="limit", regime="nothing clipped"),
         line("two reads, one product", 0.9, 1.0, 1.3, kind="limit"),
     ]
-    assert tables.beside(lines[::2], "NormClip", "nothing clipped", "GPT") == (
-        "**0.55** of 0.6, bytes 0.25"
-    )
-    assert tables.beside(lines[1::2], "AGC, per unit", "all clipped", "GPT") == (
-        "1.75 of 1.5, bytes 1.00"
-    )
-    assert tables.beside(lines, "timm, AGC", "all clipped", "GPT") == ""
+    assert tables.compare_with_target(
+        lines[::2], "NormClip", "nothing clipped", "GPT"
+    ) == ("**0.55** of 0.6, bytes 0.25")
+    assert tables.compare_with_target(
+        lines[1::2], "AGC, per unit", "all clipped", "GPT"
+    ) == ("1.75 of 1.5, bytes 1.00")
+    assert tables.compare_with_target(lines, "timm, AGC", "all clipped", "GPT") == ""
 
 
 def test_bytes_over_time_are_gigabytes_a_second(scripts):
@@ -204,7 +206,7 @@ def test_bytes_over_time_are_gigabytes_a_second(scripts):
     assert rows[6] == ["two reads, one product", "5.00 ms, 80 GB/s"]
 
 
-def test_tables_go_between_their_marks_and_others_stay(scripts):
+def test_tables_are_written_between_their_marks_and_other_text_stays(scripts):
     import page
 
     before = (
@@ -212,17 +214,17 @@ def test_tables_go_between_their_marks_and_others_stay(scripts):
         "<!-- table: two -->\n\n<!-- end of table -->\nc\n"
         "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
     )
-    made = {"one": [["x"], ["1"]], "two": [["y"], ["2"]]}
-    after = page.put_between_marks(before, made)
+    tables = {"one": [["x"], ["1"]], "two": [["y"], ["2"]]}
+    after = page.put_between_marks(before, tables)
     assert after == (
         "a\n<!-- table: one -->\n\n| x |\n| --- |\n| 1 |\n\n<!-- end of table -->\nb\n"
         "<!-- table: two -->\n\n| y |\n| --- |\n| 2 |\n\n<!-- end of table -->\nc\n"
         "<!-- table: three -->\n\nkept\n\n<!-- end of table -->\n"
     )
-    assert page.put_between_marks(after, made) == after
+    assert page.put_between_marks(after, tables) == after
 
 
-def test_numbers_of_two_machines_do_not_share_a_page(scripts):
+def test_results_of_two_machines_are_not_combined(scripts):
     import page
 
     about = {"processor": "one", "python": "3.11"}
@@ -232,7 +234,7 @@ def test_numbers_of_two_machines_do_not_share_a_page(scripts):
         page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
 
 
-def test_a_trial_does_not_get_into_the_docs(scripts, monkeypatch, tmp_path):
+def test_a_trial_is_not_written_to_the_docs(scripts, monkeypatch, tmp_path):
     import page
 
     trial("log_cost", tmp_path, monkeypatch)
@@ -250,33 +252,33 @@ def test_a_trial_does_not_get_into_the_docs(scripts, monkeypatch, tmp_path):
         ("MeanStd(history_length=100)", 0.0),
         ("EmaRatio()", 1e-6),
         ("ZScore()", 1e-6),
-        ("StreamingQuantile()", 0.05),  # it moves in such steps from where it started
+        ("StreamingQuantile()", 0.05),  # its threshold moves in steps of this size
     ],
 )
-def test_a_late_state_is_that_of_all_steps(code, tolerance, scripts):
-    """A policy with a bounded history is run over the last norms only."""
+def test_the_last_norms_give_the_state_of_a_whole_run(code, tolerance, scripts):
+    """A policy with a bounded history runs over the last norms only."""
     import numpy as np
 
     import growth
 
-    policy, steps = growth.policy_of(code), growth.REMEMBERED + 2000
+    policy, steps = growth.policy_of(code), growth.LAST_NORMS + 2000
     whole, _ = growth.run(policy, policy.init(1), growth.draw(steps))
     late, times = growth.run(policy, policy.init(1), growth.norms_until(policy, steps))
-    assert len(times) == growth.REMEMBERED
+    assert len(times) == growth.LAST_NORMS
     assert growth.bytes_of(whole) == growth.bytes_of(late)
-    actual, wanted = (policy.limit(state).threshold for state in (late, whole))
-    np.testing.assert_allclose(actual, wanted, rtol=tolerance)
+    actual, expected = (policy.limit(state).threshold for state in (late, whole))
+    np.testing.assert_allclose(actual, expected, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["Quantile", "MeanStd"])
-def test_what_forgets_nothing_is_run_as_a_whole(name, scripts):
+def test_a_policy_with_an_unbounded_history_runs_over_all_norms(name, scripts):
     import growth
 
     policy = growth.policy_of(f"{name}(history_length=None)")
     assert len(growth.norms_until(policy, 12_000)) == 12_000
 
 
-def test_many_rows_are_copies_of_one(scripts):
+def test_a_state_of_one_row_is_repeated_for_many_rows(scripts):
     import numpy as np
 
     import growth

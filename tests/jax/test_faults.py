@@ -17,7 +17,7 @@ from jax import lax
 from autoclip_core import Decision
 from autoclip_jax import clip_by_policy
 
-from ..support.account import POLICIES, SCOPES, Seen, check
+from ..support.account import POLICIES, SCOPES, StepResult, check
 from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
@@ -106,7 +106,7 @@ def in_numpy(state, updates):
     """Return the results of a step in NumPy."""
     _, *fields, tally = state
     decision = Decision(*fields, skipped=np.zeros_like(state.clip_finite))
-    return Seen(decision, tally, list(map(to_numpy, updates)))
+    return StepResult(decision, tally, list(map(to_numpy, updates)))
 
 
 def to_numpy(update):

@@ -108,7 +108,7 @@ def test_every_import_is_in_the_table(package):
         ("autoclip_jax", "clipper.py", "import scipy.stats"),
     ],
 )
-def test_the_reader_sees_an_import_against_the_table(package, file, source):
+def test_an_import_against_the_table_is_reported(package, file, source):
     assert len(violations(package, file, source)) == 1
 
 
@@ -145,7 +145,7 @@ def test_core_loads_no_framework(tmp_path):
     assert frameworks_loaded_by("import autoclip_core", tmp_path) == set()
 
 
-def test_the_probe_sees_a_framework_that_core_would_load(tmp_path):
+def test_the_probe_reports_a_framework_that_core_would_load(tmp_path):
     # A copy of core that imports torch late, and a torch.py for it to find.
     shutil.copytree(folder("autoclip_core"), tmp_path / "autoclip_core")
     with (tmp_path / "autoclip_core" / "__init__.py").open("a") as init:

@@ -133,15 +133,15 @@ def long_files(root):
 
 
 def cycles(graph):
-    """The groups of nodes that reach each other."""
+    """Return the groups of nodes that reach each other."""
     reached = {}
     for start in graph:
-        seen, ahead = set(), [start]
+        visited, ahead = set(), [start]
         while ahead:
-            fresh = graph.get(ahead.pop(), set()) - seen
-            seen |= fresh
-            ahead += fresh
-        reached[start] = seen
+            new = graph.get(ahead.pop(), set()) - visited
+            visited |= new
+            ahead += new
+        reached[start] = visited
     return {
         frozenset(n for n in reached[node] if node in reached.get(n, ()))
         for node in graph

@@ -1,4 +1,4 @@
-"""The mutation check finds what it is to change, and leaves everything else alone."""
+"""The mutation check changes every operator and constant, and nothing else."""
 
 import ast
 from functools import cache
@@ -37,42 +37,42 @@ CHANGED = """
 
 
 def test_every_operator_and_constant_is_changed_once():
-    found = [what.split(": ", 1)[1] for what, _ in mutants.mutants(SOURCE)]
-    joined = CHANGED.replace("\n        ->", " ->").strip().splitlines()
-    assert sorted(" ".join(what.split()) for what in found) == sorted(
-        line.strip() for line in joined
+    changes = [what.split(": ", 1)[1] for what, _ in mutants.make_mutants(SOURCE)]
+    expected = CHANGED.replace("\n        ->", " ->").strip().splitlines()
+    assert sorted(" ".join(what.split()) for what in changes) == sorted(
+        line.strip() for line in expected
     )
 
 
 def test_each_mutant_differs_from_the_source_in_one_line():
     plain = ast.unparse(ast.parse(SOURCE)).splitlines()
-    for what, source in mutants.mutants(SOURCE):
+    for what, source in mutants.make_mutants(SOURCE):
         lines = zip(plain, source.splitlines(), strict=True)
-        assert sum(one != other for one, other in lines) == 1, what
+        assert sum(before != after for before, after in lines) == 1, what
 
 
 @cache
-def of(file):
-    """The source of a file, and what its mutants change."""
+def read_changes(file):
+    """Return the source of a file, and the changes of its mutants."""
     source = (mutants.ROOT / mutants.PACKAGE / file).read_text(encoding="utf-8")
-    places = mutants.slots(ast.parse(source))
+    places = mutants.find_places(ast.parse(source))
     return source, [
-        mutants.words(node, changed)
+        mutants.describe_change(node, changed)
         for node, _ in places
-        for changed in mutants.changes(node)
+        for changed in mutants.make_replacements(node)
     ]
 
 
 @pytest.mark.parametrize("file", mutants.TESTS)
-def test_each_file_has_mutants_and_its_tests_are_there(file):
-    assert len(of(file)[1]) >= 2
+def test_each_file_has_mutants_and_its_tests_exist(file):
+    assert len(read_changes(file)[1]) >= 2
     for name in mutants.TESTS[file]:
         assert (mutants.ROOT / "tests" / "core" / f"test_{name}.py").is_file()
 
 
 @pytest.mark.parametrize("file", mutants.TESTS)
-def test_each_explanation_is_of_one_mutant(file):
-    """Else it has outlived its line, or excuses more than it should."""
-    source, found = of(file)
-    excused = [what for what in found if mutants.explained(file, source, what)]
-    assert len(excused) == len(mutants.EQUIVALENT.get(file, []))
+def test_each_explanation_matches_one_mutant(file):
+    """No explanation is out of date, and none covers two mutants."""
+    source, changes = read_changes(file)
+    matches = [what for what in changes if mutants.is_explained(file, source, what)]
+    assert len(matches) == len(mutants.EQUIVALENT.get(file, []))

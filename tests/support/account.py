@@ -1,4 +1,4 @@
-"""Check the results of a series of the fault battery by an independent account.
+"""Check the results of a fault series by an independent calculation, the account.
 
 The account uses plain lists of norms, `np.quantile` and `statistics`. It checks:
 - A gradient within its threshold is unchanged bit for bit.
@@ -52,12 +52,12 @@ SCOPES = {
 """A function of the number of parameters; it returns the parameters of each row."""
 
 
-class Seen(NamedTuple):
-    """The results of a framework for one step, in NumPy."""
+class StepResult(NamedTuple):
+    """The result of a framework for one step, in NumPy."""
 
     decision: Decision
     tally: Tally
-    results: list
+    gradients: list
     """One gradient per parameter, or None."""
 
 
@@ -69,7 +69,7 @@ class Expected(NamedTuple):
     limits: list
 
 
-@lru_cache(8)  # several ways to clip are compared with it
+@lru_cache(8)  # several ways to clip are compared with one account
 def account(case, policy, scope):
     """Return the expected results of each step."""
     _, threshold_of = POLICIES[policy]
@@ -98,41 +98,41 @@ def norm_of(gradients):
     return 0.0 if norm < SMALLEST_NORMAL else math.inf if norm > LARGEST else norm
 
 
-def check(case, policy, seen, scope="parameter", *, kernel_scales=False):
+def check(case, policy, results, scope="parameter", *, kernel_scales=False):
     """Compare the results of a framework for a series with the account.
 
     Args:
       case: the series.
       policy: a name of `POLICIES`.
-      seen: one per step; None for a step in which the framework calls no clipper.
+      results: a `StepResult` per step; None if the framework calls no clipper.
       scope: a name of `SCOPES`.
       kernel_scales: whether the optimizer's kernel scales a single row. It cannot
         scale to 0, so a row that is not finite stays, and the update is skipped.
     """
     rows = SCOPES[scope](len(case.layout))
     counts = Counts(len(rows))
-    for step, (expected, found) in enumerate(
-        zip(account(case, policy, scope), seen, strict=True)
+    for step, (expected, result) in enumerate(
+        zip(account(case, policy, scope), results, strict=True)
     ):
-        if found is None:
+        if result is None:
             assert all(grad is None for grad in expected.grads)
             continue
         for row, members in enumerate(rows):
             norm, limit = expected.norms[row], expected.limits[row]
             where = f"step {step}, row {row}: norm {norm}, threshold {limit}"
-            decision = Decision(*(field[row].item() for field in found.decision))
+            decision = Decision(*(field[row].item() for field in result.decision))
             check_decision(decision, norm, limit, case.exact, where)
             for place in members:
                 check_gradient(
                     expected.grads[place],
-                    found.results[place],
+                    result.gradients[place],
                     decision,
                     ROUNDING[case.layout[place][1]],
                     kernel_scales,
                     where,
                 )
-        counts.add(expected.norms, found.decision.clipped)
-        counts.check(found.tally, step)
+        counts.add(expected.norms, result.decision.clipped)
+        counts.check(result.tally, step)
 
 
 def check_decision(decision, norm, limit, exact, where):
@@ -169,10 +169,10 @@ def check_gradient(before, after, decision, rtol, kernel_scales, where):
     elif decision.scale == 0:
         assert not after.any(), where
     else:
-        wanted = np.float64(before) * float(decision.scale)
-        # Subnormal values may be flushed; float16 has steps of 6e-8 there.
-        least = 6e-8 if before.dtype == np.float16 else SMALLEST_NORMAL
-        assert np.allclose(np.float64(after), wanted, rtol, least), where
+        expected = np.float64(before) * float(decision.scale)
+        # Subnormal values may be flushed to 0; those of float16 are 6e-8 apart.
+        atol = 6e-8 if before.dtype == np.float16 else SMALLEST_NORMAL
+        assert np.allclose(np.float64(after), expected, rtol, atol), where
 
 
 class Counts:
@@ -189,12 +189,12 @@ class Counts:
         self.clipped += clipped
 
     def check(self, tally, step):
-        wanted = self.steps, self.nonfinite, 0, 0
-        found = tally.steps, tally.nonfinite, tally.skipped, tally.skipped_in_a_row
-        assert found == wanted, f"step {step}: {found}, not {wanted}"
+        expected = self.steps, self.nonfinite, 0, 0
+        actual = tally.steps, tally.nonfinite, tally.skipped, tally.skipped_in_a_row
+        assert actual == expected, f"step {step}: {actual}, not {expected}"
         for name in ("observed", "clipped"):
-            found, wanted = getattr(tally, name), getattr(self, name)
-            assert np.array_equal(found, wanted), f"step {step}: {name} {found}"
+            actual, expected = getattr(tally, name), getattr(self, name)
+            assert np.array_equal(actual, expected), f"step {step}: {name} {actual}"
 
 
 def near(a, b, rtol=RTOL):

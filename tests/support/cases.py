@@ -98,6 +98,35 @@ every_policy = each(POLICIES)
 fewer_examples = settings(max_examples=settings.default.max_examples // 10)
 
 
+NFNETS = {
+    (): (),
+    (1,): (0,),
+    (7,): (0,),
+    (5, 1): (0, 1),
+    (1, 5): (0, 1),
+    (1, 1): (0, 1),
+    (1, 1, 5): (0, 1, 2),
+    (1, 3, 1): (0, 1, 2),
+    (1, 1, 1, 8): (0, 1, 2, 3),
+    (1, 1, 1, 1, 6): (0, 1, 2, 3, 4),
+    (1, 1, 1, 1, 1, 6): (0, 1, 2, 3, 4, 5),
+    (4, 3): (0,),
+    (2, 3, 4): (0,),
+    (1, 3, 4): (0,),
+    (2, 3, 1): (0,),
+    (3, 3, 2, 4): (0, 1, 2),
+    (3, 3, 1, 4): (0, 1, 2),
+    (1, 1, 2, 4): (0, 1, 2),
+    (3, 3, 2, 1): (0, 1, 2),
+    (2, 3, 3, 2, 4): (0, 1, 2, 3),
+    (1, 3, 1, 2, 1): (0, 1, 2, 3),
+}
+"""A parameter's shape and the axes of its norms, by the rule of the NFNets.
+
+A parameter with at most one axis longer than 1 is a vector: it has a single norm.
+"""
+
+
 class Series(NamedTuple):
     """The inputs of a run, each of shape (steps, rows)."""
 

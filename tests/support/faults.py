@@ -14,13 +14,13 @@ NAN, INF = np.nan, np.inf
 SHAPES = [(4, 3), (5,), (2, 2, 2), (0, 3)]
 
 
-def alike(dtype):
-    """Return the parameters of most cases, all of one type."""
+def layout_of(dtype):
+    """Return the layout of most cases, with all parameters of one type."""
     return tuple((shape, dtype) for shape in SHAPES)
 
 
 def rounded(array, dtype):
-    """Return the array in another type; bfloat16 values stay in a float32 array."""
+    """Return the array in another type; a float32 array stores bfloat16 values."""
     if dtype != "bfloat16":
         return array.astype(dtype)
     return (array.astype("float32").view("uint32") & 0xFFFF0000).view("float32")
@@ -33,7 +33,7 @@ class Case:
     steps: int
     fault: Callable[[int, list], list]
     """A function of a step and its sound gradients; it returns the gradients to use."""
-    layout: tuple = alike("float32")
+    layout: tuple = layout_of("float32")
     """Shape and type of each parameter."""
     sizes: Callable[[int], float] = lambda step: 1.0
     """The level of the gradients at a step."""
@@ -44,7 +44,7 @@ class Case:
         """Yield the gradients of each step."""
         rng = np.random.default_rng(0)
         for step in range(self.steps):
-            draw = even if self.exact else uneven
+            draw = draw_exact if self.exact else draw_random
             grads = [
                 self.sizes(step) * draw(row, shape, rng)
                 for row, (shape, _) in enumerate(self.layout)
@@ -57,8 +57,8 @@ class Case:
             ]
 
 
-def uneven(row, shape, rng):
-    """A gradient of any direction, whose norm is log-normal."""
+def draw_random(row, shape, rng):
+    """Return a gradient of random direction with a log-normal norm."""
     direction = rng.standard_normal(shape)
     return direction * np.exp(0.4 * rng.standard_normal()) / norm_or_one(direction)
 
@@ -67,7 +67,7 @@ def norm_or_one(direction):
     return np.linalg.norm(direction) or 1.0
 
 
-def even(row, shape, rng):
+def draw_exact(row, shape, rng):
     """Return four equal elements: the norms are 2, 4 and 4, and 6 in total."""
     grad = np.zeros(shape)
     grad.flat[:4] = 1.0 if row == 0 else 2.0
@@ -147,7 +147,7 @@ CASES = {
     "100 steps of nan in a row": Case(125, at(range(12, 112), everything(NAN))),
     "100 steps of inf in one tensor": Case(125, at(range(12, 112), element(INF))),
     "an fp16 run that starts with overflows": Case(
-        30, at([0, 1, 4], everything(INF)), alike("float16")
+        30, at([0, 1, 4], everything(INF)), layout_of("float16")
     ),
     "inf, -inf and nan at once": Case(20, at([9], signs)),
     "nan in all but one": Case(20, at([9], lambda g: [g[0], *everything(NAN)(g[1:])])),
@@ -177,11 +177,11 @@ CASES = {
     "both by turns": Case(24, sound, sizes=lambda s: [1e15, 1e-15][s % 2]),
     "a norm above every float32": Case(24, at([7, 15], everything(3e38))),
     **{
-        dtype: Case(24, at([9], element(INF)), alike(dtype))
+        dtype: Case(24, at([9], element(INF)), layout_of(dtype))
         for dtype in ("float16", "bfloat16", "float64")
     },
     "a float16 norm above its largest": Case(
-        24, at([9, 10], everything(6e4)), alike("float16")
+        24, at([9, 10], everything(6e4)), layout_of("float16")
     ),
 }
 
@@ -195,7 +195,7 @@ KINDS = {
     "large": lambda grad: grad * 1e3,
     "small": lambda grad: grad * 1e-2,
 }
-MATRIX, VECTOR, CUBE, EMPTY = alike("float32")
+MATRIX, VECTOR, CUBE, EMPTY = layout_of("float32")
 HALF, SCALAR = ((4, 3), "float16"), ((), "bfloat16")
 LAYOUTS = [
     (MATRIX, VECTOR, CUBE, EMPTY),
@@ -203,7 +203,7 @@ LAYOUTS = [
     (SCALAR, EMPTY, MATRIX, HALF),
     (CUBE, VECTOR, HALF, VECTOR),
 ]
-"""A few layouts, for frameworks that compile for each shape and type."""
+"""Four layouts, for frameworks that compile for each shape and type."""
 
 
 @st.composite

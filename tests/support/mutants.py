@@ -71,7 +71,7 @@ TESTS = {
 """The files that compute or report a number, and the tests that detect a change."""
 
 EQUIVALENT = {
-    # The table gets one more entry, which is never read.
+    # The table gets one more entry, which no test and no code reads.
     "history/lookup.py": [("1 -> 2", "np.arange(maximum + 1)")],
     # `where` or `decide` discards the value.
     "scale.py": [("1.0 -> 1.01", "divisor = xp.where(clipped, norms, 1.0)")],
@@ -85,7 +85,7 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "smallest = xp.where(has_norms, values[:, 0], 1.0)"),
         # A single norm is its own middle: its offset is 0 with any divisor.
         ("1 -> 2", "return np.maximum(n, 1).astype"),
-        # The unit is divided out and multiplied in again.
+        # The result is divided by the unit and multiplied by it.
         ("divisor / divisor -> divisor * divisor", ""),
         # If both are equal, either branch gives that number.
         ("window.count < length -> window.count <= length", ""),
@@ -104,7 +104,7 @@ EQUIVALENT = {
         ("count > 0 -> count >= 0", ""),
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
     ],
-    # Only the first row is reported; a second row changes nothing.
+    # The replay reports only the first row.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
     # If all norms are 0, their divisor does not matter.
     "planning/suggest.py": [
@@ -112,8 +112,8 @@ EQUIVALENT = {
         # Both are divided by the same number.
         ("2 -> 3", "halves = norms / 2"),
     ],
-    # No row joins. An integer beyond all floats is neither 0 nor 1. A device costs
-    # transfers, which the torch tests count, but it changes no number.
+    # No row joins if the numbers are equal. An integer beyond every float is neither 0
+    # nor 1. The device changes no number, only transfers, which the torch tests count.
     "record/row_counts.py": [
         ("rows > len(self.names) -> rows >= len(self.names)", ""),
     ],
@@ -196,10 +196,10 @@ OPERATORS = {
 NAMES = {"minimum": "maximum", "min": "max", "any": "all", "floor": "ceil"}
 NAMES |= {new: old for old, new in NAMES.items()}
 
-Slot = tuple[ast.AST, Callable[[ast.AST], None]]
+Place = tuple[ast.AST, Callable[[ast.AST], None]]
 
 
-def slots(node: ast.AST) -> Iterator[Slot]:
+def find_places(node: ast.AST) -> Iterator[Place]:
     """Yield each node that a change can replace, and a function that replaces it.
 
     Errors, annotations and the `strict=True` of a zip are left out.
@@ -207,27 +207,27 @@ def slots(node: ast.AST) -> Iterator[Slot]:
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
-        several = isinstance(value, list)
-        for place, child in enumerate(value if several else [value]):
-            if isinstance(child, ast.AST) and not left_out(child):
-                put = partial(value.__setitem__, place) if several else None
+        is_list = isinstance(value, list)
+        for index, child in enumerate(value if is_list else [value]):
+            if isinstance(child, ast.AST) and not is_left_out(child):
+                put = partial(value.__setitem__, index) if is_list else None
                 yield child, put or partial(setattr, node, field)
-                yield from slots(child)
+                yield from find_places(child)
 
 
-def left_out(node: ast.AST) -> bool:
+def is_left_out(node: ast.AST) -> bool:
     """Return whether a node is left out."""
     strict = isinstance(node, ast.keyword) and node.arg == "strict"
     return strict or isinstance(node, ast.Raise)
 
 
-def changes(node: ast.AST) -> Iterator[ast.AST]:
+def make_replacements(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes that replace a node in its mutants."""
     match node:
         case ast.Compare(left, ops, rights):
-            for place, op in enumerate(ops):
+            for index, op in enumerate(ops):
                 for other in COMPARISONS.get(type(op), []):
-                    changed = [*ops[:place], other(), *ops[place + 1 :]]
+                    changed = [*ops[:index], other(), *ops[index + 1 :]]
                     yield ast.Compare(left, changed, rights)
         case ast.BinOp(left, op, right) if type(op) in OPERATORS:
             yield ast.BinOp(left, OPERATORS[type(op)](), right)
@@ -244,38 +244,39 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Attribute(of, NAMES[name])
         case ast.Name(name) if name in NAMES:
             yield ast.Name(NAMES[name])
-        case ast.Call(ast.Attribute(_, "where") as where, [condition, one, other]):
-            yield ast.Call(where, [condition, other, one], [])
+        case ast.Call(ast.Attribute(_, "where") as where, [condition, first, second]):
+            yield ast.Call(where, [condition, second, first], [])
 
 
-def mutants(source: str) -> Iterator[tuple[str, str]]:
+def make_mutants(source: str) -> Iterator[tuple[str, str]]:
     """Yield the change and the source of each mutant."""
     tree = ast.parse(source)
-    for node, put in list(slots(tree)):
-        for changed in changes(node):
+    for node, put in list(find_places(tree)):
+        for changed in make_replacements(node):
             put(changed)
-            yield words(node, changed), ast.unparse(ast.fix_missing_locations(tree))
+            change = describe_change(node, changed)
+            yield change, ast.unparse(ast.fix_missing_locations(tree))
             put(node)
 
 
-def words(node: ast.AST, changed: ast.AST) -> str:
+def describe_change(node: ast.AST, changed: ast.AST) -> str:
     """Return the change of a mutant as a line of text."""
     return f"{node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(changed)}"
 
 
-def explained(file: str, source: str, what: str) -> bool:
+def is_explained(file: str, source: str, what: str) -> bool:
     """Return whether `EQUIVALENT` explains a mutant."""
     number, change = what.split(": ", 1)
     change, line = (
         change.replace("  ->  ", " -> "),
         source.splitlines()[int(number) - 1],
     )
-    alike = EQUIVALENT.get(file, [])
-    return any(change == known and beside in line for known, beside in alike)
+    equivalent = EQUIVALENT.get(file, [])
+    return any(change == known and part in line for known, part in equivalent)
 
 
 def survives(folder: Path, tests: list[str]) -> bool:
-    """Return whether all tests pass in time."""
+    """Return whether all tests pass within the time limit."""
     child = multiprocessing.get_context("fork").Process(
         target=run_tests,
         args=(folder, [f"tests/core/test_{name}.py" for name in tests]),
@@ -314,7 +315,7 @@ class AnyFailure:
         settings.load_profile("any failure")
 
 
-def copied(folder: Path) -> Path:
+def copy_package(folder: Path) -> Path:
     """Copy the files that the tests need into the folder, and return it."""
     for part in (PACKAGE, "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
@@ -322,22 +323,22 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def survivors(folder: Path, file: str, every: int) -> int:
+def count_survivors(folder: Path, file: str, every: int) -> int:
     """Try the mutants of a file; print and count the unexplained survivors."""
     path = folder / PACKAGE / file
     source = path.read_text(encoding="utf-8")
     if not survives(folder, TESTS[file]):
-        sys.exit(f"{file}: its tests fail as they are")
-    tried = list(mutants(source))[::every]
-    alike = [what for what, _ in tried if explained(file, source, what)]
+        sys.exit(f"{file}: its tests fail without any mutant")
+    tried = list(make_mutants(source))[::every]
+    equivalent = [what for what, _ in tried if is_explained(file, source, what)]
     survived = 0
     for what, mutant in tried:
         path.write_text(mutant, encoding="utf-8")
-        if what not in alike and survives(folder, TESTS[file]):
+        if what not in equivalent and survives(folder, TESTS[file]):
             survived += 1
             print(f"{file}:{what}", flush=True)
     path.write_text(source, encoding="utf-8")
-    numbers = f"{len(tried)} mutants, {len(alike)} explained, {survived} survived"
+    numbers = f"{len(tried)} mutants, {len(equivalent)} explained, {survived} survived"
     print(f"{file}: {numbers}", flush=True)
     return survived
 
@@ -350,9 +351,10 @@ def main() -> int:
     add("--every", type=int, default=1, help="try every n-th mutant (default all)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = copied(Path(name))
-        found = sum(survivors(folder, file, options.every) for file in options.files)
-    return 1 if found else 0
+        folder = copy_package(Path(name))
+        count = partial(count_survivors, folder, every=options.every)
+        survivors = sum(map(count, options.files))
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":

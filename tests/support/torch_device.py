@@ -4,7 +4,7 @@ Three stand-ins for an accelerator show that a step reads nothing back:
 
 - `Watched`, a tensor subclass, computes as any tensor and raises if its values are
   read. It is not a plain tensor, so a clipper takes the device path.
-- Tensors on the "meta" device have no values, and a copy to them from the CPU is seen.
+- Tensors on the "meta" device have no values, and a copy to them from the CPU fails.
   (`FakeTensorMode` with device "cuda" would do the same, but a build for CPUs has no
   device guard for it: `~x` raises there.)
 - A CUDA device, in the mode that makes every synchronization an error.
@@ -110,7 +110,7 @@ def unwatched(tensor):
     return tensor.as_subclass(torch.Tensor) if isinstance(tensor, Watched) else tensor
 
 
-def seen(decision):
+def read_fields(decision):
     """Return the fields of a decision as NumPy arrays."""
     return [unwatched(field).numpy() for field in decision]
 
@@ -233,7 +233,7 @@ def give(parameters, gradients, kind=lambda gradient: gradient):
 
 
 def assert_alike(on_device, on_host, rtol=1e-6):
-    for one, other in zip(seen(on_device), seen(on_host), strict=True):
+    for one, other in zip(read_fields(on_device), read_fields(on_host), strict=True):
         assert one.dtype == other.dtype
         if one.dtype == bool:
             np.testing.assert_array_equal(one, other)

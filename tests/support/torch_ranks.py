@@ -524,7 +524,10 @@ def attempt(function, *arguments):
 def main(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+        "gloo",
+        init_method=f"file://{folder}/rendezvous{world}",
+        rank=rank,
+        world_size=world,
     )
     results = {}
     for size, name, case in RUNS:

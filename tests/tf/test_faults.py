@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from autoclip_tf import Clipper
 
-from ..support.account import POLICIES, SCOPES, Seen, check
+from ..support.account import POLICIES, SCOPES, StepResult, check
 from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
@@ -87,7 +87,7 @@ def results_of(case, mode, pairs):
 def in_numpy(clip, results):
     """Return the results of a step in NumPy."""
     state = clip._read_numpy()
-    return Seen(state.decision, state.tally, list(map(to_numpy, results)))
+    return StepResult(state.decision, state.tally, list(map(to_numpy, results)))
 
 
 def to_numpy(gradient):

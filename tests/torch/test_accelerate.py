@@ -117,7 +117,7 @@ def test_mixed_precision(tmp_path, precision, by_hand, fused):
 
 
 @HOW
-def test_an_overflow_is_not_learned(tmp_path, by_hand):
+def test_an_overflow_is_not_recorded(tmp_path, by_hand):
     accelerator = with_scaler(make_accelerator(tmp_path, "fp16"), scale=2.0**17)
     model, optimizer = prepared(accelerator)
     clipper = QuantileClip(model, **QUANTILE)

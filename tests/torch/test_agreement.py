@@ -112,8 +112,8 @@ def found_by(rank):
 
 def main(rank, folder):
     torch.set_num_threads(1)
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORLD)
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found_by(rank)))
     dist.barrier()
     dist.destroy_process_group()

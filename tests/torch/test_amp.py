@@ -84,7 +84,7 @@ def test_a_start_of_overflows_ends_with_finite_weights_and_a_clean_history(
 
 @pytest.mark.parametrize("scope", ["parameter", "unit"])
 @pytest.mark.parametrize("unscaled", [False, True], ids=["scaled", "unscaled"])
-def test_a_fused_optimizer_with_rows_of_their_own_sees_true_gradients(unscaled, scope):
+def test_at_other_scopes_a_fused_optimizer_receives_unscaled_gradients(unscaled, scope):
     weight, optimizer, clipper, scaler = make(True, scope)
     clipper.attach(optimizer)
     for step in range(6):
@@ -254,7 +254,7 @@ def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
     scaler.scale((a + b).sum()).backward()
     with pytest.raises(ValueError, match="leaves out 1 with a gradient"):
         clipper.step(scaler=scaler, optimizer=optimizer)
-    scaler.unscale_(other)  # as with Muon beside AdamW, under one norm
+    scaler.unscale_(other)  # as for Muon and AdamW with a common norm
     decision = clipper.step(scaler=scaler, optimizer=optimizer)
     torch.testing.assert_close(decision.norm, torch.tensor([2**0.5, 2**0.5]))
     off = torch.amp.GradScaler("cpu", enabled=False)

@@ -184,9 +184,9 @@ def test_a_cancelled_update_cancels_all_that_the_optimizer_steps(bad, clippers, 
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     optimizer = torch.optim.AdamW([a, b], lr=0.1, fused=fused)
     skips = Clipper([a], Drop(Fixed(50.0), action="skip"), nonfinite="skip")
-    learns = QuantileClip([b], quantile=0.5, history_length=8)
-    order = {"part": [skips], "skips first": [skips, learns]}
-    for clipper in order.get(clippers, [learns, skips]):
+    records = QuantileClip([b], quantile=0.5, history_length=8)
+    order = {"part": [skips], "skips first": [skips, records]}
+    for clipper in order.get(clippers, [records, skips]):
         clipper.attach(optimizer)
     for step, size in enumerate((1.0, bad, 2.0)):
         a.grad, b.grad = torch.full((2,), size), torch.full((2,), step + 1.0)
@@ -199,7 +199,7 @@ def test_a_cancelled_update_cancels_all_that_the_optimizer_steps(bad, clippers, 
         assert steps == {float(step + (step == 0))}
     assert skips.metrics()["clip/skipped_total"] == 1
     if clippers != "part":
-        count = learns.state_dict()["states"][0]["count"]
+        count = records.state_dict()["states"][0]["count"]
         assert count.tolist() == [3]
 
 
@@ -236,7 +236,7 @@ def test_it_warns_once_if_there_was_no_gradient():
     model, x, y = model_and_data()
     optimizer, clipper = adam(model), clip(model)
     clipper.attach(optimizer)
-    with pytest.warns(UserWarning, match="has not seen a gradient"):
+    with pytest.warns(UserWarning, match="has not received a gradient"):
         optimizer.step()
     train(optimizer, model, x, y, steps=1)
     optimizer.zero_grad()
@@ -384,11 +384,11 @@ def test_a_step_by_hand_of_an_attached_clipper_is_refused():
 
 def warned_at(function):
     """Return the files and lines that the warnings of a call point at."""
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         function()
-    assert seen
-    return {(each.filename, each.lineno) for each in seen}
+    assert caught
+    return {(warning.filename, warning.lineno) for warning in caught}
 
 
 STEPS_OF = {

@@ -114,12 +114,12 @@ def test_a_rough_run_follows_the_formulas_too(case, scope, nonfinite):
 def check_metrics(clipper, past):
     """Check the metrics against their formulas, for all decisions so far."""
     last = past[-1]
-    seen = ~np.isnan(last.norm) | ~last.finite
-    known = seen & last.finite
-    lost = not last.finite.all() and not known.any()
-    norm = math.nan if lost else math.sqrt(np.sum(last.norm[known] ** 2))
+    present = ~np.isnan(last.norm) | ~last.finite
+    known = present & last.finite
+    is_lost = not last.finite.all() and not known.any()
+    norm = math.nan if is_lost else math.sqrt(np.sum(last.norm[known] ** 2))
     scaled = last.norm[known] * last.scale[known]
-    after = math.nan if lost else math.sqrt(np.sum(scaled**2))
+    after = math.nan if is_lost else math.sqrt(np.sum(scaled**2))
     finite = last.threshold[np.isfinite(last.threshold)]
     observed = [~np.isnan(step.norm) | ~step.finite for step in past]
     expected = {
@@ -127,7 +127,7 @@ def check_metrics(clipper, past):
         "clip/threshold": np.median(finite) if finite.size else math.inf,
         "clip/scale": 1.0 if norm == 0 else after / norm,
         "clip/norm_after": after,
-        "clip/clipped": np.sum(last.clipped) / max(np.sum(seen), 1),
+        "clip/clipped": np.sum(last.clipped) / max(np.sum(present), 1),
         "clip/clip_rate": sum(np.sum(step.clipped) for step in past)
         / max(np.sum(observed), 1),
         "clip/nonfinite_total": sum(not step.finite.all() for step in past),

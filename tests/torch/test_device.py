@@ -20,8 +20,8 @@ from ..support.torch_device import (
     looks_counted,
     model,
     nothing_read,
+    read_fields,
     rtol_of,
-    seen,
     unwatched,
     watched,
 )
@@ -132,7 +132,9 @@ def test_every_kind_of_gradient(make, scope):
     clipper = NormClip([p, idle], max_norm=limit, scope=scope)
     with nothing_read():
         decision = clipper.step()
-    norm, _, scale, clipped, finite, _ = (f[: len(norms)] for f in seen(decision))
+    norm, _, scale, clipped, finite, _ = (
+        f[: len(norms)] for f in read_fields(decision)
+    )
     np.testing.assert_allclose(norm, norms, rtol=1e-6)
     np.testing.assert_array_equal(clipped, norms > limit)
     assert finite.all()
@@ -162,7 +164,7 @@ def test_zero_means_zero(name, scope, bad):
         decision = clipper.step()
     after = numbers(unwatched(p.grad))
     finite = np.isfinite(norms)
-    np.testing.assert_array_equal(seen(decision)[4][: len(norms)], finite)
+    np.testing.assert_array_equal(read_fields(decision)[4][: len(norms)], finite)
     expected = np.where(finite, np.minimum(norms, 0.5), 0)
     rtol = 1e-2 if gradient.dtype == torch.bfloat16 else 1e-6
     np.testing.assert_allclose(true_norms(after, scope), expected, rtol=rtol)
@@ -176,7 +178,7 @@ def test_squares_out_of_range(magnitude, scope):
     with nothing_read():
         decision = NormClip([p], max_norm=magnitude / 10, scope=scope).step()
     expected = true_norms(numbers(gradient / gradient), scope) * magnitude
-    np.testing.assert_allclose(seen(decision)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(read_fields(decision)[0], expected, rtol=1e-6)
     after = true_norms(numbers(unwatched(p.grad)), scope)
     np.testing.assert_allclose(after, magnitude / 10, rtol=1e-6)
 
@@ -213,7 +215,7 @@ def kernels_of_a_step(tensors, size, dtype, scope):
             p.grad = watched(torch.randn(size).to(dtype))
         with Kernels() as kernels:
             decision = clipper.step()
-        assert seen(decision)[3].all()
+        assert read_fields(decision)[3].all()
     return kernels
 
 
@@ -249,8 +251,8 @@ def test_quantiles_are_those_of_numpy_bit_for_bit(q, length):
             decision = clipper.step()
         last = norms[max(step - length, 0) : step]
         expected = linear_quantile(last, q) if step else INF
-        assert seen(decision)[0].tolist() == [exact]
-        assert seen(decision)[1].tolist() == [expected], step
+        assert read_fields(decision)[0].tolist() == [exact]
+        assert read_fields(decision)[1].tolist() == [expected], step
 
 
 # Reads, and how many.

@@ -122,15 +122,15 @@ def test_names_need_named_parameters(pattern):
 
 
 def test_a_function_needs_no_names():
-    seen = []
+    names = []
 
     def vectors(name, parameter):
-        seen.append(name)
+        names.append(name)
         return parameter.ndim == 1
 
     clipper = QuantileClip(Tagger().parameters(), exclude=vectors)
     assert len(clipper.names) == 3
-    assert seen == [None] * 7
+    assert names == [None] * 7
 
 
 @pytest.mark.parametrize("pattern", ["*", ["encoder*", "fc"], re.compile("")])

@@ -1,6 +1,7 @@
 """The fault battery in torch: by hand, attached, fused, as an optimizer.
 
-The scope is "parameter" or "global". With one row, a fused optimizer's kernel scales.
+The scope is "parameter" or "global". At scope "global" there is one row, and the kernel
+of a fused optimizer scales the gradients.
 """
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoclip_torch import Clipper
 
-from ..support.account import POLICIES, SCOPES, Seen, check
+from ..support.account import POLICIES, SCOPES, StepResult, check
 from ..support.faults import CASES, drawn, layouts
 
 
@@ -46,7 +47,7 @@ RUNS = [(way, "quantile", scope) for way in ("by_hand", "fused") for scope in SC
 RUNS += [("attached", "quantile", "parameter"), ("as_optimizer", "quantile", "global")]
 RUNS += [("by_hand", "mean_std", "parameter"), ("fused", "mean_std", "global")]
 QUIET = pytest.mark.filterwarnings(
-    "ignore:the gradients of ", "ignore:the clipper has not seen"
+    "ignore:the gradients of ", "ignore:the clipper has not received"
 )
 
 
@@ -67,7 +68,7 @@ def run(case, way, policy, scope):
         before = [parameter.detach().clone() for parameter in parameters]
         step()
         decision, tally = clipper._policy_states.read()
-        steps.append(Seen(decision, tally, list(map(gradient_of, parameters))))
+        steps.append(StepResult(decision, tally, list(map(gradient_of, parameters))))
         if kernel_scales and not decision.finite.all():
             assert all(map(torch.equal, parameters, before))
     check(case, policy, steps, scope, kernel_scales=kernel_scales)

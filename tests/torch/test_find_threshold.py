@@ -115,10 +115,10 @@ def test_a_generator_behind_a_batch_sampler_and_an_empty_buffer_stay():
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(3, 1)
-            self.register_buffer("seen", None)
+            self.register_buffer("counter", None)
 
         def forward(self, x):
-            self.seen = torch.ones(1)
+            self.counter = torch.ones(1)
             return self.layer(x)
 
     generator = torch.Generator().manual_seed(0)
@@ -129,4 +129,4 @@ def test_a_generator_behind_a_batch_sampler_and_an_empty_buffer_stay():
     model, before = Counting(), generator.get_state()
     find_clipping_threshold(model, loader, nn.functional.mse_loss, num_batches=2)
     assert torch.equal(generator.get_state(), before)
-    assert model.seen is None
+    assert model.counter is None

@@ -105,10 +105,10 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
     clipper.attach(optimizer)
     clipper._policy_states.move_to(torch.device("cpu"))  # like an accelerator
     clipper._stepper.move_states = lambda gradients: None
-    seen = []
+    grads_at_step = []
 
     def look(optimizer, args, kwargs):
-        seen.append([p.grad.clone() for p in params])
+        grads_at_step.append([p.grad.clone() for p in params])
         assert optimizer.grad_scale.shape == optimizer.found_inf.shape == ()
 
     optimizer.register_step_pre_hook(look)
@@ -119,7 +119,7 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
             clipper._attachment._before_step(optimizer, (optimizer,), {})
         clipper._attachment._after_step(optimizer, (optimizer,), {})
         optimizer.step()
-        assert same_bits(raw, seen[-1])
+        assert same_bits(raw, grads_at_step[-1])
     assert clipper.metrics()["clip/clipped"] == 1
 
 
@@ -212,9 +212,9 @@ def test_a_dry_run_leaves_a_loss_scale_in_the_gradients(case):
     optimizer = FUSED["AdamW"](params)
     clipper, by_hand = DRY[case](params), DRY[case](others)
     clipper.attach(optimizer)
-    seen = []
+    grads_at_step = []
     optimizer.register_step_pre_hook(
-        lambda *_: seen.append([p.grad.clone() for p in params])
+        lambda *_: grads_at_step.append([p.grad.clone() for p in params])
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for step in range(3):
@@ -223,7 +223,7 @@ def test_a_dry_run_leaves_a_loss_scale_in_the_gradients(case):
         raw = [p.grad.clone() for p in params]
         scaler.step(optimizer)
         scaler.update()
-        assert same_bits(raw, seen[-1])
+        assert same_bits(raw, grads_at_step[-1])
         give(others, step)
         by_hand.step()
     actual, wanted = clipper.metrics(per_row=True), by_hand.metrics(per_row=True)
@@ -476,7 +476,7 @@ def test_a_scaler_without_any_gradient_changes_nothing():
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     before = everything(params, optimizer)
     scaler.scale(torch.ones(()))
-    with pytest.warns(UserWarning, match="has not seen a gradient"):
+    with pytest.warns(UserWarning, match="has not received a gradient"):
         scaler.step(optimizer)
     assert same_bits(before, everything(params, optimizer))
     assert clipper.metrics()["clip/steps"] == 1

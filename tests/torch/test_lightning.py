@@ -429,10 +429,10 @@ class Sharded(Automatic):
 def rank_of_two(rank, folder):
     """Train as one of two ranks, as if `torchrun` had started it."""
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
-    # The ranks meet in a file: a port that was free may be taken a moment later.
-    meet = f"file://{folder}/meet"
+    # The ranks connect through a file: a free port may be taken a moment later.
+    rendezvous = f"file://{folder}/rendezvous"
     torch.distributed.init_process_group(
-        "gloo", init_method=meet, rank=rank, world_size=2
+        "gloo", init_method=rendezvous, rank=rank, world_size=2
     )
     gloo = {"process_group_backend": "gloo"}
     for name, module, strategy in (

@@ -92,8 +92,8 @@ def test_zero_removes_the_row_and_no_other(scope, bad):
     after = clipper.state_dict()["states"][0]
     for name in ("ring", "ordered", "count"):
         check_same(after[name][row], state[name][row])
-    learned = (after["count"] != state["count"]).tolist()
-    assert learned == [place != row for place in range(len(learned))]
+    recorded = (after["count"] != state["count"]).tolist()
+    assert recorded == [place != row for place in range(len(recorded))]
 
 
 @every_scope
@@ -493,7 +493,7 @@ def test_several_policies_in_a_rough_run(nonfinite, scope):
 # Missing gradients.
 
 
-@pytest.mark.filterwarnings("ignore:the clipper has not seen a gradient yet")
+@pytest.mark.filterwarnings("ignore:the clipper has not received a gradient yet")
 @every_clipper
 def test_a_step_without_any_gradient_counts_and_changes_nothing_else(case):
     models = [small_model(), small_model()]

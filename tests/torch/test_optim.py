@@ -325,14 +325,14 @@ def test_step_hooks_run_once_around_clipping_and_step():
     optimizer = NormClip.as_optimizer(
         OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
     )
-    seen = []
+    calls = []
 
     def note(when):
         def hook(self, args, kwargs):
             assert self is optimizer
             weights = torch.cat([p.detach().flatten() for p in model.parameters()])
             grads = [p.grad for p in model.parameters()]
-            seen.append((when, torch.nn.utils.get_total_norm(grads).item(), weights))
+            calls.append((when, torch.nn.utils.get_total_norm(grads).item(), weights))
 
         return hook
 
@@ -341,9 +341,9 @@ def test_step_hooks_run_once_around_clipping_and_step():
         optimizer.register_step_post_hook(note("after")),
     ]
     train(model, optimizer, 2)
-    assert [when for when, _, _ in seen] == ["before", "after"] * 2
+    assert [when for when, _, _ in calls] == ["before", "after"] * 2
     for (_, norm, weights), (_, clipped, moved) in zip(
-        seen[::2], seen[1::2], strict=True
+        calls[::2], calls[1::2], strict=True
     ):
         assert norm > 0.1
         assert clipped == pytest.approx(0.1, rel=1e-5)
@@ -351,7 +351,7 @@ def test_step_hooks_run_once_around_clipping_and_step():
     for handle in handles:
         handle.remove()
     train(model, optimizer, 1)
-    assert len(seen) == 4
+    assert len(calls) == 4
 
 
 def test_global_step_hooks_run_once_for_the_optimizer_inside():

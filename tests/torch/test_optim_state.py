@@ -59,9 +59,7 @@ def as_docs_stacks_shows(model, optimizer):
 
 
 @every_clipper
-def test_a_distributed_checkpoint_holds_the_clipper_beside_the_optimizer(
-    wrap, tmp_path
-):
+def test_a_distributed_checkpoint_holds_the_clipper_and_the_optimizer(wrap, tmp_path):
     """The optimizer's state has only the keys of torch's own optimizers."""
     model, resumed = network(), network(seed=9)
     optimizer = wrap(OPTIMIZERS["Adam"](model.parameters()), model)

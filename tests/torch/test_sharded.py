@@ -165,13 +165,13 @@ def test_a_clipper_made_before_sharding_warns(results, world):
         model, parameters, part = rank["warnings"]
         assert len(model) == len(parameters) == len(part) == 1
         assert model[0].startswith("8 of the clipper's parameters, such as a.weight")
-        assert "has not seen a gradient" in parameters[0]
+        assert "has not received a gradient" in parameters[0]
         assert part[0].startswith("2 of the clipper's parameters, such as a.weight")
         assert all("fully_shard" in text for text in [*model, *parameters, *part])
 
 
 @every_world
-def test_experts_beside_shards_count_once(results, world):
+def test_experts_and_shards_count_once(results, world):
     for rank in of(results, world, "experts_beside_shards"):
         for norm, wanted, scaled_back, gradient in rank["found"]:
             assert_close(norm, wanted)

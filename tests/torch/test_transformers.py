@@ -70,7 +70,7 @@ def logged(run):
     return [entry for entry in run.state.log_history if "grad_norm" in entry]
 
 
-def test_it_clips_every_step_and_logs_beside_grad_norm(tmp_path):
+def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     run = trainer(tmp_path, callback)
     run.train()

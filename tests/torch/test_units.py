@@ -1,6 +1,6 @@
 """AGC's units in torch are what each output of a layer depends on.
 
-If a layer's output shows its units, autograd tells which weights one output depends
+If a layer's output shows its units, autograd shows which weights one output depends
 on, and these are the unit. For the other layers the table states the units.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from autoclip_torch import AGC, optim
 
-from ..core.test_units import NFNETS
+from ..support.cases import NFNETS
 
 
 class Case(NamedTuple):
@@ -219,7 +219,7 @@ def test_without_a_module_each_index_of_axis_0_is_a_unit(case):
 
 
 def test_bare_parameters_of_a_transposed_convolution_would_be_cut_by_input():
-    """The control: the table tells the two rules apart."""
+    """The control: the two rules give different units."""
     layer = nn.ConvTranspose2d(4, 6, 3)
     assert len(AGC([layer.weight]).names) == 4
     assert len(AGC(layer, exclude="bias").names) == 6
