@@ -22,7 +22,8 @@ _COMBINATORS = {
 
 _SKIP = "wrap the optimizer: skip_steps(optimizer, policy, max_consecutive=...)"
 _WAYS_OUT = {
-    "dry_run": "apply grads, not updates: _, state = tx.update(grads, state, params)",
+    "dry_run": "for a dry run, apply the original gradients: "
+    "_, state = tx.update(grads, state, params)",
     "exclude": "mask the parameters: optax.masked(transformation, mask)",
     "max_consecutive": _SKIP,
     "max_consecutive_skips": _SKIP,
@@ -33,7 +34,9 @@ _WAYS_OUT = {
 
 
 def explain_arguments(
-    policy: type[Policy] | None = None, call: str = "clip_by_policy({})"
+    policy: type[Policy] | None = None,
+    scope: str | None = None,
+    call: str = "clip_by_policy({})",
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Return a decorator that explains unknown keywords and arrays in place of numbers.
 
@@ -42,7 +45,8 @@ def explain_arguments(
 
     Args:
       policy: the policy whose arguments the factory takes; None if it takes a policy.
-      call: the same transformation, with a place for any policy.
+      scope: the default scope of the factory, if `call` has another default.
+      call: the call that makes the same transformation from any policy.
     """
 
     def decorate(factory: Callable[P, Result]) -> Callable[P, Result]:
@@ -56,9 +60,12 @@ def explain_arguments(
             for name in kwargs.keys() - parameters.keys():
                 way_out = _WAYS_OUT.get(name)
                 if name in _COMBINATORS:
-                    way_out = f"wrap the policy: {call}".format(
-                        _wrapped_policy(policy, arguments)
-                    )
+                    inside = _suggest_arguments(policy, scope, parameters, arguments)
+                    way_out = f"wrap the policy: {call.format(inside)}"
+                elif (
+                    name == "max_consecutive_skips" and "max_consecutive" in parameters
+                ):
+                    way_out = "use max_consecutive"
                 if way_out:
                     subject = f"{factory.__name__}() has no argument {name!r}"
                     raise TypeError(f"{subject}; {way_out}")
@@ -79,9 +86,21 @@ def _check_numbers(numbers: Iterable[str], arguments: dict[str, Any]) -> None:
             )
 
 
-def _wrapped_policy(policy: type[Policy] | None, arguments: dict[str, Any]) -> str:
-    """Return the expression of the policy inside the combinators of the arguments."""
-    fields, expression = [], "policy"
+def _suggest_arguments(
+    policy: type[Policy] | None,
+    scope: str | None,
+    names: Iterable[str],
+    arguments: dict[str, Any],
+) -> str:
+    """Return the policy as code, wrapped as the arguments need, and the other keywords.
+
+    Args:
+      policy: the policy whose arguments the factory takes, or None.
+      scope: the default scope of the factory, or None.
+      names: the parameters of the factory.
+      arguments: the arguments of the call.
+    """
+    fields, expression = ["inner", "policy"], "policy"
     if policy is not None:
         fields = [*inspect.signature(policy).parameters]
         settings = _keywords({n: arguments[n] for n in fields if n in arguments})
@@ -94,8 +113,15 @@ def _wrapped_policy(policy: type[Policy] | None, arguments: dict[str, Any]) -> s
         }
         if given:
             expression = f"{combinator}({expression}, {_keywords(given)})"
-    return expression
+    rest = {n: arguments[n] for n in names if n in arguments and n not in fields}
+    if scope and all(
+        rest.get(n) is None for n in ("scope", "global_clipping", "labels")
+    ):
+        rest["scope"] = scope
+    return ", ".join(filter(None, [expression, _keywords(rest)]))
 
 
 def _keywords(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    """Return the arguments as code; a function is written as a variable."""
+    pairs = ((n, n if callable(v) else repr(v)) for n, v in arguments.items())
+    return ", ".join(f"{name}={value}" for name, value in pairs)

@@ -89,7 +89,7 @@ def clip_by_mean_std(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(ZScore, 'clip_by_policy({}, scope="global")')
+@explain_arguments(ZScore, scope="global")
 def clip_by_zscore(
     z: float = 2.5,
     *,
@@ -161,7 +161,7 @@ def clip_by_ema_ratio(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(ParamRatio, 'clip_by_policy({}, scope="unit")')
+@explain_arguments(ParamRatio, scope="unit")
 def clip_by_param_ratio(
     clipping: float = 0.01,
     *,

@@ -71,10 +71,10 @@ QUANTILE_WRAPS = {
 POLICY_CALLS = {
     clip_by_policy: "clip_by_policy(Cap(policy, max_norm=1.0))",
     clip_by_mean_std: "clip_by_policy(Cap(MeanStd(1.0), max_norm=1.0))",
-    clip_by_zscore: 'clip_by_policy(Cap(ZScore(2.0), max_norm=1.0), scope="global")',
+    clip_by_zscore: "clip_by_policy(Cap(ZScore(2.0), max_norm=1.0), scope='global')",
     clip_by_ema_ratio: "clip_by_policy(Cap(EmaRatio(2.0), max_norm=1.0))",
     clip_by_param_ratio: "clip_by_policy(Cap(ParamRatio(0.5), max_norm=1.0), "
-    'scope="unit")',
+    "scope='unit')",
     skip_steps: "skip_steps(inner, Cap(policy, max_norm=1.0))",
 }
 
@@ -94,6 +94,25 @@ def test_every_factory_names_the_combinator(factory):
     with pytest.raises(TypeError) as error:
         factory(**FACTORIES[factory], max_threshold=1.0)
     assert str(error.value).endswith(f"wrap the policy: {POLICY_CALLS[factory]}")
+
+
+def test_the_suggested_call_keeps_the_other_keywords():
+    with pytest.raises(TypeError) as error:
+        clip_by_quantile(0.5, scope="global", nonfinite="propagate", max_threshold=1.0)
+    assert str(error.value).endswith(
+        "clip_by_policy(Cap(Quantile(0.5), max_norm=1.0), scope='global', "
+        "nonfinite='propagate')"
+    )
+    with pytest.raises(TypeError) as error:
+        clip_by_param_ratio(labels=jnp.shape, max_threshold=1.0)
+    assert str(error.value).endswith(
+        "clip_by_policy(Cap(ParamRatio(), max_norm=1.0), labels=labels)"
+    )
+    with pytest.raises(TypeError) as error:
+        skip_steps(SGD, FIXED, max_consecutive=3, rule="layer", max_threshold=1.0)
+    assert str(error.value).endswith(
+        "skip_steps(inner, Cap(policy, max_norm=1.0), max_consecutive=3, rule='layer')"
+    )
 
 
 def test_several_combinators_are_suggested_in_the_order_of_the_torch_clippers():
@@ -116,11 +135,11 @@ def test_several_combinators_are_suggested_in_the_order_of_the_torch_clippers():
     ("factory", "keyword", "way_out"),
     [
         (clip_by_quantile, "exclude", "optax.masked"),
-        (clip_by_quantile, "dry_run", "apply grads, not updates"),
+        (clip_by_quantile, "dry_run", "apply the original gradients"),
         (clip_by_quantile, "max_consecutive", "skip_steps(optimizer, policy"),
         (clip_by_quantile, "max_consecutive_skips", "skip_steps(optimizer, policy"),
         (clip_by_quantile, "process_group", "axis_name"),
-        (skip_steps, "max_consecutive_skips", "max_consecutive=..."),
+        (skip_steps, "max_consecutive_skips", "use max_consecutive"),
         (skip_steps, "nonfinite", "cancels every update"),
     ],
 )
@@ -135,7 +154,7 @@ def test_a_keyword_of_another_package_has_a_way_out(factory, keyword, way_out):
 def test_warmup_steps_of_a_policy_is_no_combinator_keyword():
     with pytest.raises(TypeError) as error:
         clip_by_zscore(warmup_steps=5, warmup_threshold=1.0)
-    code = 'Warmup(ZScore(warmup_steps=5), threshold=1.0), scope="global"'
+    code = "Warmup(ZScore(warmup_steps=5), threshold=1.0), scope='global'"
     assert str(error.value).endswith(f"clip_by_policy({code})")
 
 
