@@ -22,12 +22,11 @@ _COMBINATORS = {
 
 _SKIP = "wrap the optimizer: skip_steps(optimizer, policy, max_consecutive=...)"
 _WAYS_OUT = {
-    "dry_run": "for a dry run, apply the original gradients: "
-    "_, state = tx.update(grads, state, params)",
+    "dry_run": "apply the original grads: _, state = tx.update(grads, state, params)",
     "exclude": "mask the parameters: optax.masked(transformation, mask)",
     "max_consecutive": _SKIP,
     "max_consecutive_skips": _SKIP,
-    "nonfinite": "it cancels every update whose norm is not finite",
+    "nonfinite": "it skips every update whose norm is not finite",
     "process_group": "inside shard_map give axis_name; under jit leave it out",
 }
 """Other keywords of torch's clippers, or of another factory."""

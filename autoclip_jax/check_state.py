@@ -13,7 +13,7 @@ State = TypeVar("State")
 
 
 def check_state(opt_state: Any) -> None:
-    """Raise if the state of a clipper in an optimizer state is corrupt.
+    """Raise if the state of a clipper in an optimizer state is invalid.
 
     Call it once after you restore a checkpoint, outside of `jit`. A NaN, a negative
     level or a count out of bounds in the policy state would give thresholds that are
@@ -25,25 +25,25 @@ def check_state(opt_state: Any) -> None:
         other wrappers.
 
     Raises:
-      ValueError: the state of a clipper is corrupt; the message says where and how. Or
+      ValueError: the state of a clipper is invalid; the message says where and how. Or
         the optimizer state has no clipper.
 
     >>> import jax.numpy as jnp
     >>> from autoclip_jax import clip_by_zscore
     >>> state = clip_by_zscore().init(jnp.zeros(2))
     >>> check_state(state)
-    >>> corrupt = state.clip_policy._replace(deviation=jnp.array([-1.0]))
-    >>> check_state(state._replace(clip_policy=corrupt))
+    >>> invalid = state.clip_policy._replace(deviation=jnp.array([-1.0]))
+    >>> check_state(state._replace(clip_policy=invalid))
     Traceback (most recent call last):
         ...
-    ValueError: opt_state is corrupt: .clip_policy: deviation must be >= 0 and finite, \
-got -1.0; restore an intact checkpoint
+    ValueError: opt_state is invalid: .clip_policy: deviation must be >= 0 and finite, \
+got -1.0; restore a valid checkpoint
     """
     for path, state in find_states(opt_state, ClipState, "a clipper"):
         for member in _split_members(jax.device_get(state)):
             for problem in find_problems(member, path):
                 raise ValueError(
-                    f"opt_state is corrupt: {problem}; restore an intact checkpoint"
+                    f"opt_state is invalid: {problem}; restore a valid checkpoint"
                 )
 
 

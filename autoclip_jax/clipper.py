@@ -27,13 +27,13 @@ class ClipState(NamedTuple):
     clip_norm: Array
     """The last norm of each row, before scaling: 0 at first, NaN without gradient."""
     clip_threshold: Array
-    """Its threshold; +inf if there was none."""
+    """The threshold of each row; +inf if there was none."""
     clip_scale: Array
-    """Its scale."""
+    """The scale of each row."""
     clip_clipped: Array
-    """Whether it was clipped."""
+    """Whether each row was clipped."""
     clip_finite: Array
-    """Whether its norm was finite."""
+    """Whether the norm of each row was finite."""
     clip_tally: Tally
     """The counts of the run, for `clip_metrics`."""
 
@@ -188,13 +188,13 @@ def _measure_params(
 
 
 def check_jittable(policy: Policy) -> None:
-    """Refuse a policy that cannot run in a trace, or that cancels whole updates."""
+    """Refuse a policy that cannot run in a trace, or that skips whole updates."""
     check_policy(policy)
     policy.init(1, jnp)  # raises for a history of unbounded length
     norm = np.ones(1, np.float32)
     if policy.limit(policy.init(1), norm, param_norms=norm).cancels:
         way_out = "wrap the optimizer: skip_steps(optimizer, policy)"
-        rule = 'without Drop(action="skip"), which cancels whole updates'
+        rule = 'without Drop(action="skip"), which skips whole updates'
         raise ValueError(format_error("policy", rule, policy, way_out))
 
 
@@ -220,7 +220,7 @@ def check_nonfinite(nonfinite: str) -> None:
     """Refuse the values that a gradient transformation cannot implement."""
     if nonfinite in ("skip", "raise"):
         way_out = (
-            "to cancel updates, wrap the optimizer: skip_steps(optimizer, policy); to "
+            "to skip updates, wrap the optimizer: skip_steps(optimizer, policy); to "
             "stop the run, call check_skips(opt_state) outside of jit"
         )
         rule = '"zero" or "propagate" inside a chain'
@@ -232,7 +232,7 @@ def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
     """Refuse a state of other parameters or of another policy; costs only tracing.
 
     Raises:
-      TypeError: it is the state of another transformation.
+      TypeError: the state belongs to another transformation.
       ValueError: rows, the policy's kind, a shape or a type differ; the message says
         which.
     """

@@ -29,9 +29,8 @@ def clip_by_quantile(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by the policy `autoclip_core.Quantile`, as AutoClip does.
 
-    The arguments before `scope` are those of the policy. The others are those of
-    `clip_by_policy`. `history_length=None` is refused,
-    because JAX needs arrays of a fixed shape.
+    The policy documents the arguments before `scope`; `clip_by_policy` documents the
+    later ones. JAX needs arrays of a fixed shape, so `history_length` must be a number.
 
     >>> import jax.numpy as jnp
     >>> tx = optax.chain(clip_by_quantile(0.5, scope="global"), optax.sgd(1.0))
@@ -66,9 +65,8 @@ def clip_by_mean_std(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by the policy `autoclip_core.MeanStd`.
 
-    The arguments before `scope` are those of the policy. The others are those of
-    `clip_by_policy`. `history_length=None` is refused,
-    because JAX needs arrays of a fixed shape.
+    The policy documents the arguments before `scope`; `clip_by_policy` documents the
+    later ones. JAX needs arrays of a fixed shape, so `history_length` must be a number.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_mean_std(1.0, history_length=32)
@@ -106,8 +104,8 @@ def clip_by_zscore(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by the policy `autoclip_core.ZScore`, as ZClip does.
 
-    The arguments before `scope` are those of the policy. The others are those of
-    `clip_by_policy`, but the default scope is "global".
+    The policy documents the arguments before `scope`; `clip_by_policy` documents the
+    later ones. The default scope is "global".
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_zscore(2.0, warmup_steps=2, target="threshold")
@@ -140,8 +138,8 @@ def clip_by_ema_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by the policy `autoclip_core.EmaRatio`, as AdaGC does.
 
-    The arguments before `scope` are those of the policy. The others are those of
-    `clip_by_policy`.
+    The policy documents the arguments before `scope`; `clip_by_policy` documents the
+    later ones.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_ema_ratio(2.0, warmup_steps=0)
@@ -175,8 +173,8 @@ def clip_by_param_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by the policy `autoclip_core.ParamRatio`: AGC.
 
-    The arguments before `scope` are those of the policy. The others are those of
-    `clip_by_policy`, but the default scope is "unit". `update` needs `params`.
+    The policy documents the arguments before `scope`; `clip_by_policy` documents the
+    later ones. The default scope is "unit". `update` needs `params`.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_param_ratio(0.5)

@@ -12,7 +12,7 @@ from autoclip_core.clipper.units import Units, split_shape, unit_shape
 from .rows import ParameterRows, Rows, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
-_LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+_MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
 
 def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
@@ -25,7 +25,7 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
     Args:
       rows: which leaf belongs to which row.
       tree: the gradients, or the parameters.
-      axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`.
+      axis_name: as in `clip_by_policy`.
     """
     parts = [
         (parameter, leaf)
@@ -35,9 +35,8 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
     if not parts:
         return jnp.zeros((len(rows.names),), jnp.float32)
     squares = _sum_squares(rows, parts, None, axis_name)
-    is_safe = jnp.all(
-        (squares > _LEAST_SAFE) & (squares < _MOST_SAFE) | ~has_gradient(rows, tree)
-    )
+    is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
+    is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
 
     def measure_again() -> Array:
         largest = _largest_magnitudes(rows, parts, axis_name)
@@ -87,9 +86,8 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     if units is not None:
         scale = _shard_as(jnp.broadcast_to(scale, view.shape), view)
     wide = view if view.dtype.itemsize >= 4 else view.astype(jnp.float32)
-    product = jnp.where(
-        scale == 0, jnp.zeros_like(wide), wide * scale.astype(wide.dtype)
-    )
+    product = wide * scale.astype(wide.dtype)
+    product = jnp.where(scale == 0, jnp.zeros_like(wide), product)
     selected = jnp.where(scale == 1, view, product.astype(leaf.dtype))
     return selected.reshape(leaf.shape)
 
@@ -154,12 +152,9 @@ def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
     """Return one vector over the rows; it is 0 for a row without a value."""
     widths = {p.start: p.stop - p.start for p in rows.parameters if p.stop > p.start}
     zero = jnp.zeros((), jnp.float32)
-    return jnp.concatenate(
-        [
-            jnp.broadcast_to(values.get(start, zero), (widths[start],))
-            for start in sorted(widths)
-        ]
-    )
+    widths = dict(sorted(widths.items()))
+    parts = [jnp.broadcast_to(values.get(k, zero), (n,)) for k, n in widths.items()]
+    return jnp.concatenate(parts)
 
 
 def _reduce(collective: Any, value: Array, axes: Any) -> Array:
@@ -179,7 +174,7 @@ def _reduce(collective: Any, value: Array, axes: Any) -> Array:
 
 
 def _varying_axes(value: Array) -> frozenset[str]:
-    """Return the axes along which a value's type says that it varies.
+    """Return the axes along which a value varies, according to its type.
 
     The attribute has changed its name twice. Before JAX 0.7 no type has it, and the
     result is empty.

@@ -29,8 +29,7 @@ def find_unit_rule(rule: str) -> UnitRule:
     """Return the function from a leaf's path and shape to its units.
 
     Args:
-      rule: "flax" (also for Haiku), "equinox", "layer" (the whole leaf) or "nfnets"
-        (the rule of the reference and of optax, from the number of axes alone).
+      rule: as in `clip_by_policy`; "nfnets" depends only on the number of axes.
     """
     rules: dict[str, UnitRule] = {
         "flax": flax_units,
@@ -69,7 +68,7 @@ def equinox_units(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
 
 
 def _is_bias_or_gain(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether it is a bias or gain; a matrix named `b` is not.
+    """Return whether a parameter is a bias or a gain; a matrix named `b` is neither.
 
     Haiku's bias `b` may have the shape (8, 1, 1).
     """

@@ -16,7 +16,7 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     """Return the `clip/...` numbers of the clipper in an optimizer state.
 
     The clipper may be inside chains, masks and partitions, and the call may be inside
-    `jit`. The names are those of `autoclip_core.clipper.metrics.compute_metrics`. With
+    `jit`. `autoclip_core.clipper.metrics.compute_metrics` documents the names. With
     several clippers, each has its own numbers: `clip/0/norm`, `clip/1/norm` in the
     order of the state.
 

@@ -78,9 +78,8 @@ class Scope:
                 continue
             units = self.unit_rule(path, tuple(leaf.shape))
             count = unit_count(leaf.shape, units)
-            names.extend(
-                [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-            )
+            suffixes = [""] if count == 1 else [f"[{i}]" for i in range(count)]
+            names.extend(name + suffix for suffix in suffixes)
             parameters.append(ParameterRows(start, len(names), units))
         return Rows(parameters, names)
 
@@ -114,7 +113,7 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
     """Return the label of each leaf of a tree, including each `None`.
 
     Raises:
-      ValueError: the labels are no prefix of the tree, or an array has no label.
+      ValueError: the labels are not a prefix of the tree, or an array has no label.
     """
 
     def repeat(label: Any, part: Any) -> Any:
@@ -146,7 +145,7 @@ def choose_scope(
     """Return the scope that the arguments of a factory agree on.
 
     Raises:
-      ValueError: they disagree, or the scope or the rule is unknown.
+      ValueError: the arguments disagree, or the scope or the rule is unknown.
     """
     unit_rule = find_unit_rule(rule)
     if scope is not None:
@@ -169,13 +168,13 @@ def choose_scope(
         scope = "group"
     scope = scope or default
     if rule != "flax" and scope != "unit":
-        way_out = 'it says which axes form a unit; add scope="unit"'
+        way_out = 'it defines which axes form a unit; add scope="unit"'
         raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
     return Scope(scope, labels, unit_rule if scope == "unit" else None)
 
 
 def is_none(leaf: Any) -> bool:
-    """Keep `None` as a leaf: a parameter without a gradient has a row, unobserved."""
+    """Keep `None` as a leaf: a parameter without a gradient has an unobserved row."""
     return leaf is None
 
 

@@ -1,4 +1,4 @@
-"""Cancel whole updates; then the parameters and the inner state do not change."""
+"""Skip whole updates; then the parameters and the inner state do not change."""
 
 from typing import Any, NamedTuple
 
@@ -30,9 +30,9 @@ class SkipState(NamedTuple):
     skip_clip: ClipState
     """The policy state and the last decision."""
     skip_total: Array
-    """Shape (): the number of cancelled updates."""
+    """Shape (): the number of skipped updates."""
     skip_in_a_row: Array
-    """Shape (): the number of updates cancelled since the last accepted update."""
+    """Shape (): the number of updates skipped since the last accepted update."""
     skip_most_in_a_row: Array
     """Shape (): the largest value that `skip_in_a_row` had."""
     skip_too_many: Array
@@ -53,20 +53,20 @@ def skip_steps(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Cancel an update whose norm exceeds the policy's threshold, or is not finite.
+    """Skip an update whose norm exceeds the policy's threshold, or is not finite.
 
-    In a rejected step the updates are zero and `inner` does not receive the gradients:
+    In a skipped step the updates are zero and `inner` does not receive the gradients:
     moments, step counts and schedules do not change. The policy records the finite
-    norms, so that a lasting change of level is not rejected for ever. A step with a NaN
+    norms, so that a lasting change of level is not skipped for ever. A step with a NaN
     records nothing.
 
     Args:
       inner: the optimizer, or any chain.
       policy: sets the threshold; nothing is scaled.
-      max_consecutive: the most cancelled updates in a row that `check_skips` accepts,
+      max_consecutive: the most skipped updates in a row that `check_skips` accepts,
         >= 1.
       scope: as in `clip_by_policy`, but the default is "global". One row above its
-        threshold rejects the whole update.
+        threshold skips the whole update.
       global_clipping: the older spelling of `scope="global"`.
       labels: as in `clip_by_policy`.
       axis_name: as in `clip_by_policy`.
@@ -127,7 +127,7 @@ def _transformation(
         clip, _ = decide_step(
             dropping, scope, "skip", axis_name, state.skip_clip, updates, params
         )
-        is_rejected = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
+        is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
 
         def accept() -> tuple[Any, Any]:
             result: tuple[Any, Any] = inner.update(
@@ -135,7 +135,7 @@ def _transformation(
             )
             return result
 
-        def reject() -> tuple[Any, Any]:
+        def skip() -> tuple[Any, Any]:
             # Both types may differ from the inputs: moments of bfloat16 parameters
             # become float32 with the first float32 gradients.
             returned, like = jax.eval_shape(accept)
@@ -143,11 +143,11 @@ def _transformation(
             return jax.tree.map(jnp.zeros_like, returned), unchanged
 
         # Outside of a trace, `cond` would compile its branches again in every step.
-        if isinstance(is_rejected, jax.core.Tracer):
-            updates, inner_state = lax.cond(is_rejected, reject, accept)
+        if isinstance(is_skipped, jax.core.Tracer):
+            updates, inner_state = lax.cond(is_skipped, skip, accept)
         else:
-            updates, inner_state = reject() if is_rejected else accept()
-        counted = _count_skips(state, is_rejected, max_consecutive)
+            updates, inner_state = skip() if is_skipped else accept()
+        counted = _count_skips(state, is_skipped, max_consecutive)
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -173,13 +173,13 @@ def _cast_like(leaf: Any, like: Any) -> Any:
 
 
 def _count_skips(
-    state: SkipState, is_rejected: Array, max_consecutive: int
+    state: SkipState, is_skipped: Array, max_consecutive: int
 ) -> SkipState:
     """Return the state with its counters after one more step."""
-    in_a_row = jnp.where(is_rejected, state.skip_in_a_row + 1, 0)
+    in_a_row = jnp.where(is_skipped, state.skip_in_a_row + 1, 0)
     most = jnp.maximum(state.skip_most_in_a_row, in_a_row)
     return state._replace(
-        skip_total=jnp.where(is_rejected, state.skip_total + 1, state.skip_total),
+        skip_total=jnp.where(is_skipped, state.skip_total + 1, state.skip_total),
         skip_in_a_row=in_a_row,
         skip_most_in_a_row=most,
         skip_too_many=most > max_consecutive,
@@ -187,7 +187,7 @@ def _count_skips(
 
 
 def check_skips(opt_state: Any) -> None:
-    """Raise if `skip_steps` in a state cancelled too many updates in a row.
+    """Raise if `skip_steps` in a state skipped too many updates in a row.
 
     Call it from time to time, outside of `jit`; it reads one flag from the device to
     the host.
@@ -197,7 +197,7 @@ def check_skips(opt_state: Any) -> None:
         chains and masks.
 
     Raises:
-      RuntimeError: more than `max_consecutive` updates in a row were cancelled.
+      RuntimeError: more than `max_consecutive` updates in a row were skipped.
       ValueError: the state has no `skip_steps`.
 
     >>> from autoclip_core import Fixed
@@ -207,12 +207,12 @@ def check_skips(opt_state: Any) -> None:
     ...     updates, state = tx.update(jnp.array([norm]), state)
     >>> check_skips(state)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    RuntimeError: 2 updates in a row were cancelled: ...
+    RuntimeError: 2 updates in a row were skipped: ...
     """
     for _, state in find_states(opt_state, SkipState, "skip_steps"):
         if np.any(jax.device_get(state.skip_too_many)):
             most = int(np.max(jax.device_get(state.skip_most_in_a_row)))
             raise RuntimeError(
-                f"{most} updates in a row were cancelled: the run is not training; "
+                f"{most} updates in a row were skipped: the run is not training; "
                 "check the loss and the learning rate, or raise max_consecutive"
             )

@@ -8,15 +8,15 @@ import keras
 from .clipper import Clipper
 
 NAMES = ("clip/norm", "clip/threshold", "clip/clip_rate", "clip/nonfinite_total")
-"""The metrics that are logged; `Clipper.metrics` documents them and has the others."""
+"""The metrics that are logged; `Clipper.metrics` documents all metrics."""
 
 
 class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     """Put the clipper's metrics into the logs of each epoch, with one read per epoch.
 
     They reach `History`, and each callback that is listed after this one, such as
-    `CSVLogger` and `TensorBoard`. Norm and threshold are those of the epoch's last
-    step; clip rate and count are those of the run. Several clippers are numbered
+    `CSVLogger` and `TensorBoard`. Norm and threshold belong to the epoch's last
+    step; clip rate and count belong to the whole run. Several clippers are numbered
     `clip/0/norm`, `clip/1/norm` in the order of the optimizer. This is a callback of
     Keras 3. In tf_keras, write `LambdaCallback(on_epoch_end=lambda epoch, logs:
     logs.update(clipper.metrics()))`.
@@ -69,7 +69,7 @@ def clippers_of(optimizer: Any) -> Iterator[Clipper]:
     >>> from autoclip_tf import NormClip
     >>> optimizer = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))
     >>> list(clippers_of(keras.optimizers.LossScaleOptimizer(optimizer)))
-    [NormClip(max_norm=2.0)]
+    [NormClip(max_norm=2.0, scope='global')]
     """
     if optimizer is None:
         return

@@ -9,11 +9,12 @@ from keras import ops
 from autoclip_core import Policy, decide
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
+from autoclip_core.clipper.settings import format_clipper
 from autoclip_core.policy import check_policy
 
 from . import namespace
 from .gradients import Part, has_norm, row_norms, scale_all
-from .layouts import UnitsOf, units_by
+from .layouts import UnitsOf, make_unit_rule
 from .optimizer_mixin import Pair
 from .optimizers import add_transformers
 from .rows import Rows
@@ -88,9 +89,9 @@ class Clipper(StatefulTransformer):
             exclude,
             dry_run,
         )
-        self.scope = self._settings.scope_or(self._default_scope)
+        self.scope = self._settings.choose_scope(self._default_scope)
         as_patterns(exclude)
-        self._limits = self._settings.around(policy)
+        self._limits = self._settings.wrap_policy(policy)
         check_runs_in_graph(self._limits)
 
     def build(
@@ -152,7 +153,7 @@ class Clipper(StatefulTransformer):
         rows = self._built_rows()
         parts = {}
         for index, (gradient, variable) in enumerate(pairs):
-            variable_rows = rows.of(variable)
+            variable_rows = rows.find_rows(variable)
             if variable_rows is not None and gradient is not None:
                 parts[index] = Part(variable_rows, gradient, tuple(variable.shape))
         scaled = self._step(list(parts.values()), len(rows.names))
@@ -168,7 +169,7 @@ class Clipper(StatefulTransformer):
 
         Raises:
           ValueError: `optimizer` is built, or wraps another optimizer.
-          TypeError: it is not a Keras optimizer.
+          TypeError: `optimizer` is not a Keras optimizer.
 
         >>> from autoclip_tf import QuantileClip
         >>> adam = QuantileClip(quantile=0.9).as_optimizer(keras.optimizers.AdamW(1e-3))
@@ -189,7 +190,7 @@ class Clipper(StatefulTransformer):
             name: policy_to_dict(value) if value is self.policy else value
             for name, value in self._arguments().items()
         }
-        return {**arguments, **self._settings.config()}
+        return {**arguments, **self._settings.to_config()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Clipper":
@@ -203,7 +204,7 @@ class Clipper(StatefulTransformer):
 
         >>> from autoclip_tf import NormClip
         >>> NormClip.from_config(NormClip(2.0).get_config())
-        NormClip(max_norm=2.0)
+        NormClip(max_norm=2.0, scope='global')
         """
         arguments = dict(config)
         arguments["exclude"] = exclude_from_config(config.get("exclude"))
@@ -212,10 +213,13 @@ class Clipper(StatefulTransformer):
         return cls(**arguments)
 
     def __repr__(self) -> str:
-        """Return code that makes an equal clipper."""
-        arguments = {**self._arguments(), **self._settings.non_defaults()}
-        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        return f"{type(self).__name__}({listed})"
+        """Return code that makes an equal clipper; a built one adds its row count."""
+        settings = self._settings.non_defaults()
+        for name in ("scope", "global_clipping"):
+            settings.pop(name, None)
+        if self.built:
+            settings["rows"] = len(self.names)
+        return format_clipper(type(self), self._arguments(), self.scope, settings)
 
     def _arguments(self) -> dict[str, Any]:
         """Return the arguments of the constructor except the common ones."""
@@ -223,10 +227,10 @@ class Clipper(StatefulTransformer):
 
     def _units(self) -> UnitsOf:
         """Return the function that cuts a variable into units, for scope "unit"."""
-        return units_by("unit", {})
+        return make_unit_rule("unit", {})
 
     def _step(self, parts: list[Part], row_count: int) -> list[Any]:
-        """Measure, decide and record; return the gradients as the decision says."""
+        """Measure, decide and record; return the scaled gradients."""
         state = self._state.read()
         policy_state, decision = decide(
             self._limits,

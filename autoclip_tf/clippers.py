@@ -16,8 +16,8 @@ from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .layouts import UnitsOf, units_by
-from .settings import Common, CommonAndWarmup
+from .layouts import UnitsOf, make_unit_rule
+from .settings import PolicyKeywords, WarmupKeywords
 
 _register = keras.saving.register_keras_serializable("autoclip_tf")
 
@@ -55,13 +55,13 @@ class QuantileClip(_Named):
         *,
         history_length: int | None = 1000,
         include_current: bool = False,
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Make the policy and the clipper."""
         policy = Quantile(
             quantile, history_length=history_length, include_current=include_current
         )
-        super().__init__(policy, common, CommonAndWarmup)
+        super().__init__(policy, common, WarmupKeywords)
 
 
 @_register
@@ -86,7 +86,7 @@ class StandardClip(_Named):
         log: bool = False,
         ddof: int = 1,
         include_current: bool = False,
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Make the policy and the clipper."""
         policy = MeanStd(
@@ -96,7 +96,7 @@ class StandardClip(_Named):
             ddof=ddof,
             include_current=include_current,
         )
-        super().__init__(policy, common, CommonAndWarmup)
+        super().__init__(policy, common, WarmupKeywords)
 
 
 @_register
@@ -130,15 +130,15 @@ class AGC(_Named):
         eps: float = 1e-3,
         rule: str = "unit",
         axes: Mapping[str, Sequence[int]] | None = None,
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Make the policy and the clipper, and check `rule` and `axes`."""
-        super().__init__(ParamRatio(clipping, eps=eps), common, CommonAndWarmup)
+        super().__init__(ParamRatio(clipping, eps=eps), common, WarmupKeywords)
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
         self._axes = _UntrackedAxes(axes or {})
         if self.scope != "unit" and (rule != "unit" or axes):
             name, value = ("rule", rule) if rule != "unit" else ("axes", axes)
-            way_out = "it says what a unit is; leave out this argument, or the scope"
+            way_out = "it defines a unit; leave out this argument, or the scope"
             given = f'given only at scope "unit", not at {self.scope!r}'
             raise ValueError(format_error(name, given, value, way_out))
 
@@ -147,7 +147,7 @@ class AGC(_Named):
         return {**super()._arguments(), "rule": self.rule, "axes": axes or None}
 
     def _units(self) -> UnitsOf:
-        return units_by(self.rule, self._axes.by_path)
+        return make_unit_rule(self.rule, self._axes.by_path)
 
 
 class _UntrackedAxes:
@@ -181,13 +181,13 @@ class ZClip(_Named):
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
-        **common: Unpack[Common],
+        **common: Unpack[PolicyKeywords],
     ) -> None:
         """Make the policy and the clipper."""
         policy = ZScore(
             z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
         )
-        super().__init__(policy, common, Common)
+        super().__init__(policy, common, PolicyKeywords)
 
 
 @_register
@@ -211,7 +211,7 @@ class AdaGC(_Named):
         beta: float = 0.98,
         warmup_steps: int = 100,
         warmup_threshold: float = 1.0,
-        **common: Unpack[Common],
+        **common: Unpack[PolicyKeywords],
     ) -> None:
         """Make the policy and the clipper."""
         policy = EmaRatio(
@@ -220,7 +220,7 @@ class AdaGC(_Named):
             warmup_steps=warmup_steps,
             warmup_threshold=warmup_threshold,
         )
-        super().__init__(policy, common, Common)
+        super().__init__(policy, common, PolicyKeywords)
 
 
 @_register
@@ -239,6 +239,6 @@ class NormClip(_Named):
 
     _default_scope = "global"
 
-    def __init__(self, max_norm: float, **common: Unpack[CommonAndWarmup]) -> None:
+    def __init__(self, max_norm: float, **common: Unpack[WarmupKeywords]) -> None:
         """Make the policy and the clipper."""
-        super().__init__(Fixed(max_norm), common, CommonAndWarmup)
+        super().__init__(Fixed(max_norm), common, WarmupKeywords)

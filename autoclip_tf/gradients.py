@@ -13,7 +13,7 @@ from .rows import ParameterRows
 from .sparse import SparseGradient, can_stay_sparse, to_dense
 
 # A sum of float32 squares in this range has lost nothing to overflow or underflow.
-_SMALLEST_EXACT, _LARGEST_EXACT = 1e-25, 1e38
+_MIN_EXACT_SUM, _MAX_EXACT_SUM = 1e-25, 1e38
 
 # XLA on the CPU adds one element after the other, so a long sum accumulates rounding.
 _STRIP_LENGTH = 2**10
@@ -39,7 +39,7 @@ class DenseGradient:
         self.values = tensor
         self.shape = tuple(shape)
 
-    def spread(self, scale: Tensor) -> Tensor:
+    def spread_scale(self, scale: Tensor) -> Tensor:
         """Return the scale: it broadcasts against the values."""
         return scale
 
@@ -77,7 +77,7 @@ def row_norms(parts: Sequence[Part], row_count: int) -> Tensor:
     gradients = [_wrap(part, merge=True) for part in parts]
     squares = _sum_squares(parts, gradients, row_count, None)
     is_absent = ops.convert_to_tensor(~has_norm(parts, row_count))
-    is_exact = ops.logical_and(squares > _SMALLEST_EXACT, squares < _LARGEST_EXACT)
+    is_exact = ops.logical_and(squares > _MIN_EXACT_SUM, squares < _MAX_EXACT_SUM)
 
     def rescaled_norms() -> Tensor:
         largest = _largest(parts, gradients, row_count)
@@ -137,7 +137,7 @@ def _wrap(part: Part, *, merge: bool) -> Any:
     if not can_stay_sparse(part.rows.units, part.shape):
         return DenseGradient(to_dense(part.tensor), part.shape)
     gradient = SparseGradient(part.tensor, part.shape)
-    return gradient.merged() if merge else gradient
+    return gradient.merge() if merge else gradient
 
 
 def _scale(part: Part, scales: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _scale(part: Part, scales: Tensor) -> Tensor:
     be summed to be scaled, and stay slices.
     """
     gradient = _wrap(part, merge=False)
-    scale = gradient.spread(_of_part(scales, part))
+    scale = gradient.spread_scale(_select_part(scales, part))
     wide = _widen(gradient.values)
     product = ops.where(scale == 0, 0.0, wide * ops.cast(scale, wide.dtype))
     narrow = ops.cast(product, gradient.values.dtype)
@@ -162,7 +162,7 @@ def _sum_squares(
     def squares(part: Part, gradient: Any) -> Tensor:
         values = _widen(gradient.values)
         if divisor is not None:
-            spread = gradient.spread(_of_part(divisor, part))
+            spread = gradient.spread_scale(_select_part(divisor, part))
             values = values / ops.cast(spread, values.dtype)
         return gradient.reduce(ops.sum, ops.square(values), part.rows.units)
 
@@ -242,7 +242,7 @@ def _reduce_axis(function: Callable[..., Tensor], values: Tensor, axis: int) -> 
     return ops.maximum(function(values, axis=axis), 0.0)
 
 
-def _of_part(by_row: Tensor, part: Part) -> Tensor:
+def _select_part(by_row: Tensor, part: Part) -> Tensor:
     """Return a part's entries of a number per row, to broadcast with the variable."""
     units = part.rows.units
     shape = () if units is None else unit_shape(part.shape, units)

@@ -32,7 +32,7 @@ Axes = Mapping[str, Sequence[int]]
 """From the path of a variable, or a pattern, to the axes of a unit's norm."""
 
 
-def units_by(rule: str, axes: Axes) -> UnitsOf:
+def make_unit_rule(rule: str, axes: Axes) -> UnitsOf:
     """Return the function from a variable's path and shape to its units.
 
     Args:
@@ -44,7 +44,7 @@ def units_by(rule: str, axes: Axes) -> UnitsOf:
     Raises:
       ValueError: `rule` is none of these.
 
-    >>> units_by("unit", {"up/kernel": [0, 1, 3]})("up/kernel", (3, 3, 8, 4))
+    >>> make_unit_rule("unit", {"up/kernel": [0, 1, 3]})("up/kernel", (3, 3, 8, 4))
     Units(axes=(0, 1, 3), groups=1)
     """
     rules: dict[str, UnitsOf] = {
@@ -114,10 +114,8 @@ def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
         if isinstance(layer, keras.layers.EinsumDense):
             axes[layer.kernel.path] = _einsum_axes(layer.equation)
         elif isinstance(layer, _TRANSPOSED):
-            last = len(layer.kernel.shape) - 1
-            axes[layer.kernel.path] = units_along_axis(
-                layer.kernel.shape, last - 1
-            ).axes
+            shape = layer.kernel.shape
+            axes[layer.kernel.path] = units_along_axis(shape, len(shape) - 2).axes
         elif isinstance(layer, _DEPTHWISE):
             axes[layer.kernel.path] = tuple(range(len(layer.kernel.shape) - 2))
         elif isinstance(layer, keras.layers.Embedding):
@@ -163,7 +161,8 @@ def matches_path(pattern: Pattern, path: str | None, variable: Any) -> bool:
     The first part of a path is the name that Keras gave to the model.
 
     Args:
-      pattern: a name, a pattern, a regular expression or a function of both others.
+      pattern: a name, a pattern with `*`, a regular expression or a function of (path,
+        variable).
       path: the path of the variable, or None.
       variable: the variable, which only a function receives.
 

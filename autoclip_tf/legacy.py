@@ -12,7 +12,7 @@ from .optimizer_mixin import GradientTransformersMixin
 from .state import make_variable
 
 
-class _OfTfKeras(GradientTransformersMixin):
+class _TfKerasMixin(GradientTransformersMixin):
     """Transforms gradients after they are aggregated and sparse ones deduplicated."""
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
@@ -40,18 +40,19 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
     >>> from autoclip_tf import NormClip
     >>> Adam = with_gradient_transformers(tf_keras.optimizers.Adam)
     >>> [*Adam(gradient_transformers=[NormClip(2.0)]).gradient_transformers]
-    [NormClip(max_norm=2.0)]
+    [NormClip(max_norm=2.0, scope='global')]
     """
     import tf_keras
 
     if issubclass(optimizer_class, tf_keras.optimizers.legacy.Optimizer):
         raise ValueError(
-            "optimizer_class must be one that lacks gradient_transformers, got "
-            f"tf_keras.optimizers.legacy.{optimizer_class.__name__}; pass them to it: "
+            "optimizer_class must be a class without gradient_transformers, got "
+            f"tf_keras.optimizers.legacy.{optimizer_class.__name__}; pass the clipper "
+            "directly: "
             f"{optimizer_class.__name__}(gradient_transformers=[clipper])"
         )
     namespace = {"__module__": __name__, "__doc__": GradientTransformersMixin.__doc__}
-    bases = (_OfTfKeras, optimizer_class)
+    bases = (_TfKerasMixin, optimizer_class)
     subclass = type(optimizer_class.__name__, bases, namespace)
     register = tf_keras.saving.register_keras_serializable
     return register("autoclip_tf", optimizer_class.__name__)(subclass)

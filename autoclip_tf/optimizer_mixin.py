@@ -33,7 +33,7 @@ class GradientTransformersMixin:
       ValueError: the optimizer also clips by itself, or a transformer is repeated.
     """
 
-    # The number of variables without those of clippers; None before `build`.
+    # The number of variables without the clippers' variables; None before `build`.
     _own_variable_count: int | None = None
 
     def __init__(
@@ -59,7 +59,7 @@ class GradientTransformersMixin:
         raise NotImplementedError
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the variables of the optimizer, and after them those of the clippers.
+        """Make the variables of the optimizer, then the variables of the clippers.
 
         In this order, a checkpoint of the same optimizer without clippers is the
         beginning of a checkpoint with them.
@@ -72,7 +72,7 @@ class GradientTransformersMixin:
             transformer.build(list(variables), self.add_state_variable)
 
     def transform(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """Return the transformed pairs, without those that have no gradient."""
+        """Return the transformed pairs that have a gradient."""
         pairs = list(pairs)
         for transformer in self._gradient_transformers:
             pairs = list(transformer(pairs))
@@ -103,7 +103,7 @@ class GradientTransformersMixin:
             return
         values = (np.asarray(store[str(index)]) for index in range(count, saved))
         for transformer in self._stateful_transformers():
-            check_state(transformer._state.arrange(values))
+            check_state(transformer._state.from_values(values))
 
     def _stateful_transformers(self) -> list[StatefulTransformer]:
         transformers = self._gradient_transformers
@@ -145,7 +145,7 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
     """Return the transformers as a tuple.
 
     Raises:
-      TypeError: they are not a list of callables.
+      TypeError: the transformers are not a list of callables.
       ValueError: a transformer is repeated.
     """
     name, rule = "gradient_transformers", "a list of callables"

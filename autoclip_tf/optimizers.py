@@ -1,4 +1,4 @@
-"""Keras 3 optimizers that accept `gradient_transformers=`, under their own names.
+"""A subclass of each Keras optimizer, of the same name, with `gradient_transformers=`.
 
     from autoclip_tf.optimizers import Adam
 
@@ -33,7 +33,7 @@ _WRAPPERS = (
 )
 
 
-class _OfKeras(GradientTransformersMixin):
+class _KerasMixin(GradientTransformersMixin):
     """Transforms gradients in a method that `fit` calls on every backend."""
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
@@ -77,7 +77,7 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
 
     Raises:
       TypeError: `optimizer_class` is not an optimizer class.
-      ValueError: it wraps another optimizer, or has the argument already.
+      ValueError: the class wraps another optimizer, or has the argument already.
 
     >>> Lion = with_gradient_transformers(keras.optimizers.Lion)
     >>> Lion(1e-4, gradient_transformers=[]).gradient_transformers
@@ -92,7 +92,7 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
     if keras.backend.backend() == "torch":  # Keras then makes an object of a subclass
         base = type(optimizer_class.__new__(optimizer_class))
     namespace = {"__module__": __name__, "__doc__": _docstring(optimizer_class)}
-    subclass = type(optimizer_class.__name__, (_OfKeras, base), namespace)
+    subclass = type(optimizer_class.__name__, (_KerasMixin, base), namespace)
     register = keras.saving.register_keras_serializable
     return register(_PACKAGE, _registered_name(optimizer_class))(subclass)
 
@@ -106,12 +106,12 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
 
     Raises:
       TypeError: `optimizer` is not a Keras optimizer.
-      ValueError: it is built, or wraps another optimizer.
+      ValueError: `optimizer` is built, or wraps another optimizer.
 
     >>> from autoclip_tf import NormClip
     >>> sgd = keras.optimizers.SGD(0.1)
     >>> add_transformers(sgd, [NormClip(2.0)]).gradient_transformers
-    (NormClip(max_norm=2.0),)
+    (NormClip(max_norm=2.0, scope='global'),)
     """
     if isinstance(optimizer, type) or not hasattr(optimizer, "get_config"):
         way_out = "write one, such as keras.optimizers.Adam(1e-3)"
@@ -159,7 +159,7 @@ def _docstring(optimizer_class: Any) -> str:
         f">>> optimizer = {optimizer_class.__name__}(\n"
         "...     gradient_transformers=[NormClip(2.0)])\n"
         ">>> optimizer.gradient_transformers\n"
-        "(NormClip(max_norm=2.0),)\n"
+        "(NormClip(max_norm=2.0, scope='global'),)\n"
     )
 
 

@@ -75,7 +75,7 @@ class Rows:
         pairs = ((v, self._rows_by_id[_stable_id(v)]) for v in self._variables)
         return [(variable, rows) for variable, rows in pairs if rows is not None]
 
-    def of(self, variable: Any) -> ParameterRows | None:
+    def find_rows(self, variable: Any) -> ParameterRows | None:
         """Return the rows of a variable, or None if it is excluded.
 
         Raises:

@@ -17,19 +17,24 @@ from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 from . import namespace
 
 
-class Common(TypedDict, total=False):
+class ClipperKeywords(TypedDict, total=False):
     """Keywords of every clipper; `Clipper` documents them."""
 
     scope: str | None
     global_clipping: bool | None
     nonfinite: str
-    min_threshold: float | None
-    max_threshold: float | None
     exclude: Pattern | Iterable[Pattern] | None
     dry_run: bool
 
 
-class CommonAndWarmup(Common, total=False):
+class PolicyKeywords(ClipperKeywords, total=False):
+    """Keywords of every clipper with a policy."""
+
+    min_threshold: float | None
+    max_threshold: float | None
+
+
+class WarmupKeywords(PolicyKeywords, total=False):
     """Keywords of every clipper whose policy has no warm-up arguments."""
 
     warmup_steps: int
@@ -59,7 +64,7 @@ class Settings:
         check_flag("dry_run", self.dry_run)
         if self.nonfinite in ("skip", "raise"):
             way_out = (
-                "a gradient transformer cannot cancel an update or read a value; set "
+                "a gradient transformer cannot skip an update or read a value; set "
                 'nonfinite="zero", and to stop a run add keras.callbacks.'
                 "TerminateOnNaN()"
             )
@@ -74,11 +79,11 @@ class Settings:
             rule = '"parameter", "global" or "unit" in Keras'
             raise ValueError(format_error("scope", rule, self.scope, way_out))
 
-    def scope_or(self, default: str) -> str:
+    def choose_scope(self, default: str) -> str:
         """Return the scope that `scope` and `global_clipping` agree on."""
         return choose_scope(self.scope, self.global_clipping, default)
 
-    def around(self, policy: Policy) -> Policy:
+    def wrap_policy(self, policy: Policy) -> Policy:
         """Return the policy wrapped in its warm-up, its floor and its cap."""
         bounds = PolicyBounds(
             self.warmup_steps,
@@ -93,7 +98,7 @@ class Settings:
         pairs = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         return {name: value for name, value, default in pairs if value != default}
 
-    def config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """Return the keywords that differ from their defaults, as plain data."""
         config = self.non_defaults()
         if "exclude" in config:
@@ -102,7 +107,7 @@ class Settings:
 
 
 def exclude_from_config(saved: Iterable[Any] | None) -> list[Pattern] | None:
-    """Return the patterns and functions that `Settings.config` saved."""
+    """Return the patterns and functions that `Settings.to_config` returned."""
     return None if saved is None else [_from_config(pattern) for pattern in saved]
 
 
@@ -129,11 +134,12 @@ def check_runs_in_graph(policy: Policy) -> None:
     """Refuse a policy that a graph cannot run.
 
     Raises:
-      ValueError: its state grows without bound, or it cancels whole updates.
+      ValueError: the policy's state grows without bound, or the policy skips whole
+        updates.
     """
     policy.init(1, namespace)  # raises for a history of unbounded length
     norms = np.ones(1, np.float32)
     if policy.limit(policy.init(1), norms, param_norms=norms).cancels:
         way_out = 'a gradient transformer cannot do that; use Drop(..., action="zero")'
-        rule = 'without Drop(action="skip"), which cancels whole updates'
+        rule = 'without Drop(action="skip"), which skips whole updates'
         raise ValueError(format_error("policy", rule, policy, way_out))

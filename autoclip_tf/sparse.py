@@ -30,7 +30,7 @@ class SparseGradient:
         self.shape = tuple(shape)
         self._dense_shape = slices.dense_shape
 
-    def merged(self) -> "SparseGradient":
+    def merge(self) -> "SparseGradient":
         """Return the same gradient, slices of one index summed in float32 or wider.
 
         The gradient of a token that occurs twice is the sum of its two slices. The norm
@@ -49,7 +49,7 @@ class SparseGradient:
         slices = tf.IndexedSlices(summed, index, self._dense_shape)
         return SparseGradient(slices, self.shape)
 
-    def spread(self, scale: Tensor) -> Tensor:
+    def spread_scale(self, scale: Tensor) -> Tensor:
         """Return the scale of each slice, from one scale or one per row."""
         if len(scale.shape) == 0 or scale.shape[0] == 1:
             return scale

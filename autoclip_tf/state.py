@@ -61,7 +61,7 @@ def initial_state(policy: Policy, row_count: int) -> ClipperState:
 
 
 def check_state(state: ClipperState) -> None:
-    """Refuse a state in NumPy that no run can produce.
+    """Raise a ValueError if a state (NumPy arrays) is invalid.
 
     Raises:
       ValueError: a level is NaN or negative, a count is impossible, or a window is not
@@ -69,7 +69,7 @@ def check_state(state: ClipperState) -> None:
     """
     for problem in find_problems(state, "state"):
         raise ValueError(
-            f"the state of a clipper is invalid: {problem}; load an intact file"
+            f"the state of a clipper is invalid: {problem}; load a valid file"
         )
 
 
@@ -90,13 +90,13 @@ class StateVariables:
 
     def read(self) -> ClipperState:
         """Return the state as tensors."""
-        return self.arrange(map(ops.convert_to_tensor, self.variables))
+        return self.from_values(map(ops.convert_to_tensor, self.variables))
 
     def read_numpy(self) -> ClipperState:
         """Return the state in NumPy."""
-        return self.arrange(variable.numpy() for variable in self.variables)
+        return self.from_values(variable.numpy() for variable in self.variables)
 
-    def arrange(self, values: Iterable[Any]) -> ClipperState:
+    def from_values(self, values: Iterable[Any]) -> ClipperState:
         """Return the state that consists of these values, one for each variable."""
         state: ClipperState = _replace_leaves(self._initial, iter(values))
         return state
@@ -219,8 +219,9 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
 def make_variable(name: str, value: np.ndarray[Any, Any]) -> Any:
     """Return a variable that belongs to no optimizer.
 
-    Under a strategy all replicas have the same gradient, so the state of the first one
-    is that of the run. Without an aggregation TensorFlow would count once per replica.
+    Under a strategy all replicas have the same gradient, so the first replica has
+    the state of the run. Without an aggregation TensorFlow would count once per
+    replica.
     """
     with _outside_graphs():
         return keras.Variable(

@@ -1,7 +1,6 @@
 """`ValueClip`: clip every element of a gradient to an interval."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -10,11 +9,12 @@ from keras import ops
 from autoclip_core import Fixed
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
-from autoclip_core.clipper.patterns import Pattern
+from autoclip_core.clipper.settings import check_keywords
 
 from . import namespace
 from .clipper import Clipper
 from .gradients import Part, has_norm, map_elements, row_largest, row_norms, scale_all
+from .settings import ClipperKeywords
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
@@ -23,7 +23,7 @@ class ValueClip(Clipper):
 
     This is not a policy: it also changes the direction of a gradient. In the decision,
     `norm` is the norm before, `threshold` is the clip value, `scale` is the norm after
-    divided by the norm before, and `clipped` says whether any element of the row
+    divided by the norm before, and `clipped` is True if any element of the row
     changed. With `nonfinite="propagate"` an infinite element is clipped like any other,
     and a NaN stays.
 
@@ -41,26 +41,11 @@ class ValueClip(Clipper):
     (array([3. , 3.5], dtype=float32), array([5.], dtype=float32))
     """
 
-    def __init__(
-        self,
-        clip_value: float,
-        *,
-        scope: str | None = None,
-        global_clipping: bool | None = None,
-        nonfinite: str = "zero",
-        exclude: Pattern | Iterable[Pattern] | None = None,
-        dry_run: bool = False,
-    ) -> None:
-        """Check the value and make the clipper."""
+    def __init__(self, clip_value: float, **keywords: Unpack[ClipperKeywords]) -> None:
+        """Check the keywords and the value, and make the clipper."""
+        check_keywords(type(self).__name__, keywords, ClipperKeywords)
         self.clip_value = check_positive("clip_value", clip_value)
-        super().__init__(
-            Fixed(self.clip_value),
-            scope=scope,
-            global_clipping=global_clipping,
-            nonfinite=nonfinite,
-            exclude=exclude,
-            dry_run=dry_run,
-        )
+        super().__init__(Fixed(self.clip_value), **keywords)
 
     def _arguments(self) -> dict[str, Any]:
         return {"clip_value": self.clip_value}

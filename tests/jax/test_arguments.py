@@ -135,12 +135,12 @@ def test_several_combinators_are_suggested_in_the_order_of_the_torch_clippers():
     ("factory", "keyword", "way_out"),
     [
         (clip_by_quantile, "exclude", "optax.masked"),
-        (clip_by_quantile, "dry_run", "apply the original gradients"),
+        (clip_by_quantile, "dry_run", "apply the original grads"),
         (clip_by_quantile, "max_consecutive", "skip_steps(optimizer, policy"),
         (clip_by_quantile, "max_consecutive_skips", "skip_steps(optimizer, policy"),
         (clip_by_quantile, "process_group", "axis_name"),
         (skip_steps, "max_consecutive_skips", "use max_consecutive"),
-        (skip_steps, "nonfinite", "cancels every update"),
+        (skip_steps, "nonfinite", "skips every update"),
     ],
 )
 def test_a_keyword_of_another_package_has_a_way_out(factory, keyword, way_out):

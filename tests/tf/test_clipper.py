@@ -291,6 +291,18 @@ def test_the_repr_of_a_clipper_is_the_code_that_makes_it():
     clip = QuantileClip(0.5, exclude=[re.compile("bias")], scope="global")
     copy = eval(repr(clip))
     assert copy.get_config() == clip.get_config()
+    bounded = Clipper(Cap(Quantile(0.5), max_norm=9.0), global_clipping=True)
+    assert eval(repr(bounded)).get_config()["policy"] == bounded.get_config()["policy"]
+
+
+def test_a_repr_shows_what_differs_from_the_defaults_and_the_rows_once_built():
+    clip = QuantileClip(history_length=8, dry_run=True)
+    shown = "QuantileClip(quantile=0.9, history_length=8, scope='parameter', dry_run="
+    assert repr(clip) == f"{shown}True)"
+    clip.build([tf.Variable([0.0], name=name) for name in ("v", "w")])
+    assert repr(clip) == f"{shown}True, rows=2)"
+    assert repr(AGC()) == "AGC(clipping=0.01, scope='unit')"
+    assert repr(ValueClip(2.0)) == "ValueClip(clip_value=2.0, scope='parameter')"
 
 
 def test_a_clipper_without_variables_asks_for_build():
@@ -411,6 +423,10 @@ WRONG = {
     "a misspelt keyword": (
         lambda: QuantileClip(quantil=0.9),
         r"quantil is no argument of QuantileClip",
+    ),
+    "a keyword of a policy": (
+        lambda: ValueClip(1.0, max_threshold=2.0),
+        r"max_threshold is no argument of ValueClip",
     ),
     "an odd dry run": (lambda: QuantileClip(dry_run=1), r"dry_run must be True or"),
 }

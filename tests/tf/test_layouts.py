@@ -7,7 +7,7 @@ from keras import layers
 
 from autoclip_core.clipper.units import Units, split_shape, unit_count
 from autoclip_tf import AGC
-from autoclip_tf.layouts import axes_by_layer, by_path, units_by
+from autoclip_tf.layouts import axes_by_layer, by_path, make_unit_rule
 
 # A layer, its input shape, and the axes of the norm by the end of a variable's path.
 LAYERS = {
@@ -91,7 +91,7 @@ def test_a_layer_with_another_name_is_recognized_by_its_class(name):
     model, wanted = build(name, name="custom")
     if name == "GRU":  # its bias is recognized by the name of the cell
         wanted = {end: axes for end, axes in wanted.items() if end != "bias"}
-    check(model, wanted, units_by("unit", axes_by_layer(model)))
+    check(model, wanted, make_unit_rule("unit", axes_by_layer(model)))
 
 
 def test_attention_has_a_unit_for_each_feature_of_each_head():
@@ -110,14 +110,14 @@ def test_attention_has_a_unit_for_each_feature_of_each_head():
 
 
 def test_rules_for_all_shapes_and_axes_by_pattern():
-    assert units_by("layer", {})("a/kernel", (3, 4)) == Units((0, 1))
-    assert units_by("nfnets", {})("a/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
-    rule = units_by("unit", {"*/up/kernel": (0, 1, -1), "low": (0,)})
+    assert make_unit_rule("layer", {})("a/kernel", (3, 4)) == Units((0, 1))
+    assert make_unit_rule("nfnets", {})("a/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
+    rule = make_unit_rule("unit", {"*/up/kernel": (0, 1, -1), "low": (0,)})
     assert rule("net/up/kernel", (2, 2, 3, 4)) == Units((0, 1, 3))
     assert rule("low/kernel", (2, 2, 3, 4)) == Units((0,))
     assert rule("net/other/kernel", (2, 2, 3, 4)) == Units((0, 1, 2))
     with pytest.raises(ValueError, match="rule must be one of 'unit', 'layer'"):
-        units_by("units", {})
+        make_unit_rule("units", {})
 
 
 def test_agc_limits_each_filter_of_a_transposed_convolution():
