@@ -13,7 +13,7 @@ from autoclip_core.clipper.settings import format_clipper
 from autoclip_core.policy import check_policy
 
 from . import namespace
-from .gradients import Part, has_norm, row_norms, scale_all
+from .gradients import Part, find_observed, measure_norms, scale_all
 from .layouts import UnitsOf, make_unit_rule
 from .optimizer_mixin import Pair
 from .optimizers import add_transformers
@@ -235,8 +235,8 @@ class Clipper(StatefulTransformer):
         policy_state, decision = decide(
             self._limits,
             state.policy,
-            row_norms(parts, row_count),
-            observed=ops.convert_to_tensor(has_norm(parts, row_count)),
+            measure_norms(parts, row_count),
+            observed=ops.convert_to_tensor(find_observed(parts, row_count)),
             param_norms=self._param_norms(),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
@@ -255,4 +255,4 @@ class Clipper(StatefulTransformer):
             Part(variable_rows, ops.convert_to_tensor(variable), tuple(variable.shape))
             for variable, variable_rows in rows.clipped_variables()
         ]
-        return row_norms(parts, len(rows.names))
+        return measure_norms(parts, len(rows.names))

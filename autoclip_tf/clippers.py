@@ -38,8 +38,8 @@ class _Named(Clipper):
 class QuantileClip(_Named):
     """`Clipper` with `autoclip_core.Quantile`: a quantile of the last norms (AutoClip).
 
-    T = quantile(the last `history_length` norms, `quantile`). Each variable has a
-    history by default. The paper has one for all: `global_clipping=True`.
+    Each variable has a history by default. The paper has one for all variables:
+    `global_clipping=True`.
     `history_length` must be a number: a graph cannot hold a history without bound.
 
     >>> weight, clip = keras.Variable([0.0, 0.0]), QuantileClip(quantile=0.5)
@@ -68,7 +68,6 @@ class QuantileClip(_Named):
 class StandardClip(_Named):
     """`Clipper` with `autoclip_core.MeanStd`: mean plus k standard deviations.
 
-    T = mean + `deviations` * standard deviation of the last `history_length` norms.
     `history_length` must be a number: a graph cannot hold a history without bound.
 
     >>> weight, clip = keras.Variable([0.0]), StandardClip(1.0, history_length=32)
@@ -103,7 +102,7 @@ class StandardClip(_Named):
 class AGC(_Named):
     """`Clipper` with `autoclip_core.ParamRatio`: adaptive gradient clipping (AGC).
 
-    T = `clipping` * max(norm of the unit's weights, `eps`), at scope "unit" by default.
+    The default scope is "unit".
 
     The path of a variable says which axes make a unit, as long as layers have their
     default names; see `autoclip_tf.layouts`. The paper leaves out the weight of the
@@ -161,7 +160,7 @@ class _UntrackedAxes:
 class ZClip(_Named):
     """`Clipper` with `autoclip_core.ZScore`: a moving mean plus z deviations (ZClip).
 
-    T = mean + `z` * deviation, both moving averages. The default scope is "global".
+    The default scope is "global".
 
     >>> weight = keras.Variable([0.0])
     >>> clip = ZClip(2.0, warmup_steps=2, target="threshold")
@@ -194,8 +193,8 @@ class ZClip(_Named):
 class AdaGC(_Named):
     """`Clipper` with `autoclip_core.EmaRatio`: a ratio to a moving average (AdaGC).
 
-    T = `ratio` * moving average of the variable's clipped norms. The paper clips the
-    global norm during the warm-up; for that, put a `NormClip` before this clipper.
+    The paper clips the global norm during the warm-up; for that, put a `NormClip`
+    before this clipper.
 
     >>> weight, clip = keras.Variable([0.0]), AdaGC(2.0, warmup_steps=0)
     >>> for norm in [1.0, 4.0]:
@@ -227,7 +226,7 @@ class AdaGC(_Named):
 class NormClip(_Named):
     """`Clipper` with `autoclip_core.Fixed`: a constant norm, like `global_clipnorm`.
 
-    T = `max_norm`. The default scope is "global". Three things differ from
+    The default scope is "global". Three things differ from
     `global_clipnorm`. Gradients are clipped after the sum over replicas. Duplicate
     slices of an embedding are summed before the norm. A NaN does not spread.
 

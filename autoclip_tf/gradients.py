@@ -63,7 +63,7 @@ class DenseGradient:
         return values
 
 
-def row_norms(parts: Sequence[Part], row_count: int) -> Tensor:
+def measure_norms(parts: Sequence[Part], row_count: int) -> Tensor:
     """Return the norm of each row, shape (row_count,), float32.
 
     Squares are summed in float32. If a sum is infinite or tiny, it may have lost
@@ -76,7 +76,7 @@ def row_norms(parts: Sequence[Part], row_count: int) -> Tensor:
     """
     gradients = [_wrap(part, merge=True) for part in parts]
     squares = _sum_squares(parts, gradients, row_count, None)
-    is_absent = ops.convert_to_tensor(~has_norm(parts, row_count))
+    is_absent = ops.convert_to_tensor(~find_observed(parts, row_count))
     is_exact = ops.logical_and(squares > _MIN_EXACT_SUM, squares < _MAX_EXACT_SUM)
 
     def rescaled_norms() -> Tensor:
@@ -89,12 +89,12 @@ def row_norms(parts: Sequence[Part], row_count: int) -> Tensor:
     return ops.cond(all_exact, lambda: ops.sqrt(squares), rescaled_norms)
 
 
-def row_largest(parts: Sequence[Part], row_count: int) -> Tensor:
+def find_largest(parts: Sequence[Part], row_count: int) -> Tensor:
     """Return the largest magnitude in each row, shape (row_count,), float32."""
     return _largest(parts, [_wrap(part, merge=True) for part in parts], row_count)
 
 
-def has_norm(parts: Sequence[Part], row_count: int) -> np.ndarray[Any, Any]:
+def find_observed(parts: Sequence[Part], row_count: int) -> np.ndarray[Any, Any]:
     """Return which rows have a gradient; this is known when a step is traced."""
     has_gradient = np.zeros((row_count,), bool)
     for rows, *_ in parts:

@@ -36,13 +36,12 @@ def make_unit_rule(rule: str, axes: Axes) -> UnitsOf:
     """Return the function from a variable's path and shape to its units.
 
     Args:
-      rule: "unit", the table above; "layer", each variable as a whole; "nfnets", the
-        rule of the NFNets reference and of optax, which depends only on the number of
-        axes.
-      axes: exceptions to the rule, by path or pattern.
+      rule: as in `AGC`; "unit" is the table above, and "nfnets" depends only on the
+        number of axes.
+      axes: as in `AGC`.
 
     Raises:
-      ValueError: `rule` is none of these.
+      ValueError: `rule` is unknown.
 
     >>> make_unit_rule("unit", {"up/kernel": [0, 1, 3]})("up/kernel", (3, 3, 8, 4))
     Units(axes=(0, 1, 3), groups=1)

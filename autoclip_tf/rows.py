@@ -25,9 +25,9 @@ class Rows:
 
     Args:
       variables: all that can occur, in any order, with or without a gradient.
-      scope: "parameter", "global" or "unit".
+      scope: as in `Clipper`.
       units_of: how a variable is cut into units, at scope "unit".
-      exclude: the variables that belong to no row.
+      exclude: as in `Clipper`; these variables belong to no row.
 
     Raises:
       ValueError: no variable has an excluded name, or every variable is excluded.

@@ -11,9 +11,9 @@ from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.settings import check_keywords
 
-from . import namespace
+from . import gradients, namespace
 from .clipper import Clipper
-from .gradients import Part, has_norm, map_elements, row_largest, row_norms, scale_all
+from .gradients import Part
 from .settings import ClipperKeywords
 
 
@@ -53,13 +53,13 @@ class ValueClip(Clipper):
     def _step(self, parts: list[Part], row_count: int) -> list[Any]:
         """Clamp every element; decide by the norms before and after."""
         clamped = [part._replace(tensor=self._clamp(part)) for part in parts]
-        is_changed = row_largest(parts, row_count) > self.clip_value
+        is_changed = gradients.find_largest(parts, row_count) > self.clip_value
         decision = decide_by_value(
-            row_norms(parts, row_count),
-            row_norms(clamped, row_count),
+            gradients.measure_norms(parts, row_count),
+            gradients.measure_norms(clamped, row_count),
             is_changed,
             thresholds=ops.full((row_count,), self.clip_value, "float32"),
-            observed=ops.convert_to_tensor(has_norm(parts, row_count)),
+            observed=ops.convert_to_tensor(gradients.find_observed(parts, row_count)),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
@@ -69,7 +69,7 @@ class ValueClip(Clipper):
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":
             return [part.tensor for part in clamped]
-        return scale_all(clamped, ops.where(decision.finite, 1.0, 0.0))
+        return gradients.scale_all(clamped, ops.where(decision.finite, 1.0, 0.0))
 
     def _clamp(self, part: Part) -> Any:
         limit = np.float32(self.clip_value)
@@ -79,4 +79,4 @@ class ValueClip(Clipper):
             is_beyond = ops.abs(values) > ops.cast(limit, values.dtype)
             return ops.where(is_beyond, ops.sign(values) * limit, values)
 
-        return map_elements(clamp, part)
+        return gradients.map_elements(clamp, part)

@@ -8,10 +8,10 @@ from autoclip_core.clipper.units import Units, one_unit, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.gradients import (
     Part,
-    has_norm,
+    find_largest,
+    find_observed,
     map_elements,
-    row_largest,
-    row_norms,
+    measure_norms,
     scale_all,
 )
 from autoclip_tf.rows import ParameterRows
@@ -60,7 +60,7 @@ def test_norms_are_those_of_float64(dtype, size, mode):
 
     def norms(*grads):
         parts = [part(g, start=i) for i, g in enumerate(grads)]
-        return row_norms(parts, len(parts))
+        return measure_norms(parts, len(parts))
 
     got = MODES[mode](norms)(*grads)
     assert got.dtype == tf.float32
@@ -72,7 +72,7 @@ def test_norms_are_those_of_float64(dtype, size, mode):
 def test_rounding_does_not_add_up_in_a_long_sum(mode):
     # By default XLA on CPU adds one element after the other.
     ones = tf.fill([4096, 2048], np.float32(0.1))
-    [got] = MODES[mode](lambda tensor: row_norms([part(tensor)], 1))(ones)
+    [got] = MODES[mode](lambda tensor: measure_norms([part(tensor)], 1))(ones)
     assert got.numpy() == pytest.approx(float(np.float32(0.1)) * 2896.3093757, rel=2e-6)
 
 
@@ -85,7 +85,7 @@ def test_a_long_gradient_of_any_shape_has_an_accurate_norm(shape, mode):
     equal = np.full(shape, 3.1, np.float32)
     spike = np.full(shape, 1e-3, np.float32)
     spike.flat[0] = 30
-    norm = MODES[mode](lambda tensor: row_norms([part(tensor)], 1))
+    norm = MODES[mode](lambda tensor: measure_norms([part(tensor)], 1))
     for values in [normal, equal, spike]:
         [got] = norm(tf.constant(values))
         assert got.numpy() == pytest.approx(
@@ -111,7 +111,7 @@ def test_long_units_have_accurate_norms_along_any_axis(axis, mode):
 def measure(tensor, like):
     """Return the norms and the largest magnitudes of the rows of a tensor."""
     parts = [like._replace(tensor=tensor)]
-    return row_norms(parts, like.rows.stop), row_largest(parts, like.rows.stop)
+    return measure_norms(parts, like.rows.stop), find_largest(parts, like.rows.stop)
 
 
 def test_the_variable_gives_the_shape_if_the_graph_has_none():
@@ -120,7 +120,7 @@ def test_the_variable_gives_the_shape_if_the_graph_has_none():
 
     @tf.function(input_signature=[unknown])
     def norms(tensor):
-        return row_norms([Part(rows, tensor, values.shape)], 3)
+        return measure_norms([Part(rows, tensor, values.shape)], 3)
 
     wanted = np.linalg.norm(np.float64(values), axis=1)
     np.testing.assert_allclose(norms(values), wanted, rtol=2e-6)
@@ -129,9 +129,9 @@ def test_the_variable_gives_the_shape_if_the_graph_has_none():
 @every_mode()
 def test_a_row_of_several_gradients_has_their_joint_norm(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
-    together = MODES[mode](lambda *grads: row_norms([part(g) for g in grads], 1))
+    together = MODES[mode](lambda *grads: measure_norms([part(g) for g in grads], 1))
     np.testing.assert_allclose(together(*grads), [13.0])
-    huge = MODES[mode](lambda *grads: row_norms([part(g * 1e25) for g in grads], 1))
+    huge = MODES[mode](lambda *grads: measure_norms([part(g * 1e25) for g in grads], 1))
     np.testing.assert_allclose(huge(*grads), [13e25], rtol=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
     def norms(values, indices):
         gradient = tf.IndexedSlices(values, indices, sparse.dense_shape)
         parts = [Part(rows, gradient, (6, 2))]
-        return row_norms(parts, len(wanted)), row_largest(parts, len(wanted))
+        return measure_norms(parts, len(wanted)), find_largest(parts, len(wanted))
 
     got, top = MODES[mode](norms)(sparse.values, sparse.indices)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
@@ -157,8 +157,8 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
 
 def test_the_norm_of_two_slices_is_that_of_their_sum():
     sparse = slices([0, 0], np.float32([[3.0], [4.0]]), 5)
-    assert row_norms([part(sparse)], 1).numpy() == 7.0
-    assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # unlike `row_norms`
+    assert measure_norms([part(sparse)], 1).numpy() == 7.0
+    assert tf.linalg.global_norm([sparse]).numpy() == 5.0  # unlike `measure_norms`
 
 
 @pytest.mark.parametrize("units", [None, Units((1,)), one_unit((6, 2))])
@@ -201,7 +201,7 @@ def test_units_are_measured_and_scaled_separately(mode):
     units = Units((0, 2))
 
     def step(tensor):
-        norms = row_norms([part(tensor, units)], 4)
+        norms = measure_norms([part(tensor, units)], 4)
         return norms, scale_all([part(tensor, units)], 1.0 / norms)[0]
 
     norms, scaled = MODES[mode](step)(kernel)
@@ -220,12 +220,19 @@ def test_elements_are_mapped_after_slices_are_summed():
 
 def test_has_norm_marks_the_rows_that_have_a_gradient():
     parts = [part(tf.zeros(2), start=1), part(tf.zeros((2, 3)), Units((1,)), start=3)]
-    assert has_norm(parts, 6).tolist() == [False, True, False, True, True, False]
-    np.testing.assert_array_equal(row_norms(parts, 6), np.zeros(6))
+    assert find_observed(parts, 6).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    np.testing.assert_array_equal(measure_norms(parts, 6), np.zeros(6))
 
 
 def test_without_gradients_every_norm_is_zero():
-    np.testing.assert_array_equal(row_norms([], 3), np.zeros(3))
+    np.testing.assert_array_equal(measure_norms([], 3), np.zeros(3))
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
