@@ -1,5 +1,7 @@
 """Skip whole updates; then the parameters and the inner state do not change."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -128,29 +130,36 @@ def _transformation(
             dropping, scope, "skip", axis_name, state.skip_clip, updates, params
         )
         is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
-
-        def accept() -> tuple[Any, Any]:
-            result: tuple[Any, Any] = inner.update(
-                updates, state.inner_state, params, **extra_args
-            )
-            return result
-
-        def skip() -> tuple[Any, Any]:
-            # Both types may differ from the inputs: moments of bfloat16 parameters
-            # become float32 with the first float32 gradients.
-            returned, like = jax.eval_shape(accept)
-            unchanged = jax.tree.map(_cast_like, state.inner_state, like)
-            return jax.tree.map(jnp.zeros_like, returned), unchanged
-
-        # Outside of a trace, `cond` would compile its branches again in every step.
-        if isinstance(is_skipped, jax.core.Tracer):
-            updates, inner_state = lax.cond(is_skipped, skip, accept)
-        else:
-            updates, inner_state = skip() if is_skipped else accept()
+        accept = partial(inner.update, updates, state.inner_state, params, **extra_args)
+        updates, inner_state = _skip_or_accept(is_skipped, accept, state.inner_state)
         counted = _count_skips(state, is_skipped, max_consecutive)
         return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _skip_or_accept(is_skipped: Array, accept: Callable[[], Any], state: Any) -> Any:
+    """Return the updates and the new state of the wrapped optimizer.
+
+    In a skipped step, the updates are 0 and the state does not change.
+
+    Args:
+      is_skipped: whether the step is skipped, shape ().
+      accept: returns the updates and the new state if the step is not skipped.
+      state: the state of the wrapped optimizer.
+    """
+
+    def skip() -> tuple[Any, Any]:
+        # Both types may differ from the inputs: moments of bfloat16 parameters
+        # become float32 with the first float32 gradients.
+        returned, like = jax.eval_shape(accept)
+        unchanged = jax.tree.map(_cast_like, state, like)
+        return jax.tree.map(jnp.zeros_like, returned), unchanged
+
+    # Outside of a trace, `cond` would compile its branches again in every step.
+    if isinstance(is_skipped, jax.core.Tracer):
+        return lax.cond(is_skipped, skip, accept)
+    return skip() if is_skipped else accept()
 
 
 def _check_skip_state(state: Any) -> None:

@@ -154,7 +154,9 @@ def test_a_weight_that_a_library_ties_is_one_row():
         equinox.filter(shared, equinox.is_array),
     ):
         _, state = CLIP.update(model, CLIP.init(model))
-        assert state.clip_tally.observed.sum() == 1  # a leaf that is no array is a None
+        assert (
+            state.clip_tally.observed.sum() == 1
+        )  # a leaf that is not an array counts as None
 
 
 # Parameters that are frozen and unfrozen.

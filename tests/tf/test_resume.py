@@ -32,11 +32,11 @@ from ..support.cases import STATIC, policy_of
 
 N = 5  # warm-ups end, and the shorter windows are full, before or after the load
 SCOPES = ("parameter", "global", "unit")
-# A gradient transformer cannot cancel an update.
+# A gradient transformer cannot skip an update.
 CODES = [code for code in STATIC if "skip" not in code]
 # The last policy of each kind in the table has a short window.
 KINDS = {type(STATIC[code]): code for code in CODES}
-# The scope is no argument of a policy: each policy runs at one scope, each kind at all.
+# A policy has no scope of its own: each policy runs at one scope, each kind at all.
 IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
 AT_ONE_SCOPE = [(code, SCOPES[place % 3]) for place, code in enumerate(CODES)]
 RUNS = list(dict.fromkeys(AT_ONE_SCOPE + IN_LOOP))
@@ -67,7 +67,7 @@ SHAPES = [(3, 2), (2,), (2, 1), (1,)]
 
 
 def noise(step):
-    """Return gradients with heavy tails."""
+    """Return gradients whose norms have a heavy-tailed distribution."""
     rng = np.random.default_rng(step)
     size = rng.lognormal()
     return [tf.constant(size * rng.normal(size=s), tf.float32) for s in SHAPES]
