@@ -39,8 +39,8 @@ class QuantileClip(_Named):
     """`Clipper` with `autoclip_core.Quantile`: a quantile of the last norms (AutoClip).
 
     Each variable has a history by default. The paper has one for all variables:
-    `global_clipping=True`.
-    `history_length` must be a number: a graph cannot hold a history without bound.
+    `global_clipping=True`. `history_length` must be a number: a graph cannot hold a
+    history without bound.
 
     >>> weight, clip = keras.Variable([0.0, 0.0]), QuantileClip(quantile=0.5)
     >>> for norm in [1.0, 3.0, 8.0]:
@@ -102,11 +102,9 @@ class StandardClip(_Named):
 class AGC(_Named):
     """`Clipper` with `autoclip_core.ParamRatio`: adaptive gradient clipping (AGC).
 
-    The default scope is "unit".
-
-    The path of a variable says which axes make a unit, as long as layers have their
-    default names; see `autoclip_tf.layouts`. The paper leaves out the weight of the
-    classifier: `exclude="*/head/kernel"`.
+    The default scope is "unit". The axes of a unit follow from the path of a variable,
+    as long as layers have their default names; see `autoclip_tf.layouts`. The paper
+    leaves out the weight of the classifier: `exclude="*/head/kernel"`.
 
     Args:
       rule: "unit"; "layer", each variable as a whole; or "nfnets", the axes of the
@@ -226,9 +224,9 @@ class AdaGC(_Named):
 class NormClip(_Named):
     """`Clipper` with `autoclip_core.Fixed`: a constant norm, like `global_clipnorm`.
 
-    The default scope is "global". Three things differ from
-    `global_clipnorm`. Gradients are clipped after the sum over replicas. Duplicate
-    slices of an embedding are summed before the norm. A NaN does not spread.
+    The default scope is "global". Three things differ from `global_clipnorm`. Gradients
+    are clipped after the sum over replicas. Duplicate slices of an embedding are summed
+    before the norm. A NaN does not spread.
 
     >>> weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
     >>> [(gradient, _)] = clip([(keras.ops.array([3.0, 4.0]), weight)])

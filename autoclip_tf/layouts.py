@@ -11,9 +11,9 @@
 | bias of a GRU (2, 3H)                             | each of the two biases        |
 | bias, gain, any vector                            | the whole variable            |
 
-A gradient transformer receives variables, not layers. The path of a variable says what
-its layer is, as long as the layer has its default name. If the layers of a model have
-names of their own, `axes_by_layer(model)` reads the axes from the layers.
+A gradient transformer receives variables, not layers. The kind of a layer follows from
+the path of a variable, as long as the layer has its default name. If the layers of a
+model have names of their own, `axes_by_layer(model)` reads the axes from the layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
