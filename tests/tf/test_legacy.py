@@ -110,7 +110,7 @@ def test_a_tf_keras_callback_logs_the_metrics():
 
 
 def test_a_legacy_class_needs_no_wrapper():
-    with pytest.raises(ValueError, match=r"legacy\.Adam; pass them to it"):
+    with pytest.raises(ValueError, match=r"legacy\.Adam; pass the clipper directly"):
         with_gradient_transformers(legacy.Adam)
     with pytest.raises(ValueError, match="deprecated in the new TF-Keras optimizer"):
         tf_keras.optimizers.Adam(gradient_transformers=[make_clipper()])
