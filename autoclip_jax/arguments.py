@@ -13,12 +13,11 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _COMBINATORS = {
-    "warmup_steps": ("Warmup", "steps"),
-    "warmup_threshold": ("Warmup", "threshold"),
-    "min_threshold": ("Floor", "min_norm"),
-    "max_threshold": ("Cap", "max_norm"),
+    "Warmup": {"warmup_steps": "steps", "warmup_threshold": "threshold"},
+    "Floor": {"min_threshold": "min_norm"},
+    "Cap": {"max_threshold": "max_norm"},
 }
-"""Keywords of torch's clippers: the combinator around the policy, and its field."""
+"""Combinators, from the inside out: keywords of torch's clippers, and their fields."""
 
 _SKIP = "wrap the optimizer: skip_steps(optimizer, policy, max_consecutive=...)"
 _WAYS_OUT = {
@@ -55,10 +54,9 @@ def explain_arguments(
             _check_numbers(numbers, arguments)
             for name in kwargs.keys() - parameters.keys():
                 way_out = _WAYS_OUT.get(name)
-                if name in _COMBINATORS:
-                    way_out = f"wrap the policy: {call}".format(
-                        _wrapped_policy(policy, arguments)
-                    )
+                if any(name in fields for fields in _COMBINATORS.values()):
+                    code = call.format(_wrapped_policy(policy, arguments))
+                    way_out = f"wrap the policy: {code}"
                 if way_out:
                     subject = f"{factory.__name__}() has no argument {name!r}"
                     raise TypeError(f"{subject}; {way_out}")
@@ -81,21 +79,13 @@ def _check_numbers(numbers: Iterable[str], arguments: dict[str, Any]) -> None:
 
 def _wrapped_policy(policy: type[Policy] | None, arguments: dict[str, Any]) -> str:
     """Return the expression of the policy inside the combinators of the arguments."""
-    fields, expression = [], "policy"
+    expression, arguments = "policy", dict(arguments)
     if policy is not None:
-        fields = [*inspect.signature(policy).parameters]
-        settings = _keywords({n: arguments[n] for n in fields if n in arguments})
-        expression = f"{policy.__name__}({settings.removeprefix(f'{fields[0]}=')})"
-    for combinator in ("Warmup", "Floor", "Cap"):
-        given = {
-            field: arguments[name]
-            for name, (kind, field) in _COMBINATORS.items()
-            if kind == combinator and name in arguments and name not in fields
-        }
+        names = [n for n in inspect.signature(policy).parameters if n in arguments]
+        settings = ", ".join(f"{name}={arguments.pop(name)!r}" for name in names)
+        expression = f"{policy.__name__}({settings})"
+    for combinator, fields in _COMBINATORS.items():
+        given = [f"{fields[n]}={arguments[n]!r}" for n in fields if n in arguments]
         if given:
-            expression = f"{combinator}({expression}, {_keywords(given)})"
+            expression = f"{combinator}({', '.join([expression, *given])})"
     return expression
-
-
-def _keywords(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

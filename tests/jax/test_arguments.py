@@ -63,17 +63,17 @@ def test_an_unknown_keyword_names_the_factory(factory):
 
 
 QUANTILE_WRAPS = {
-    "max_threshold": "Cap(Quantile(0.9), max_norm=1.0)",
-    "min_threshold": "Floor(Quantile(0.9), min_norm=1.0)",
-    "warmup_steps": "Warmup(Quantile(0.9), steps=1.0)",
-    "warmup_threshold": "Warmup(Quantile(0.9), threshold=1.0)",
+    "max_threshold": "Cap(Quantile(quantile=0.9), max_norm=1.0)",
+    "min_threshold": "Floor(Quantile(quantile=0.9), min_norm=1.0)",
+    "warmup_steps": "Warmup(Quantile(quantile=0.9), steps=1.0)",
+    "warmup_threshold": "Warmup(Quantile(quantile=0.9), threshold=1.0)",
 }
 POLICY_CALLS = {
     clip_by_policy: "clip_by_policy(Cap(policy, max_norm=1.0))",
-    clip_by_mean_std: "clip_by_policy(Cap(MeanStd(1.0), max_norm=1.0))",
-    clip_by_zscore: 'clip_by_policy(Cap(ZScore(2.0), max_norm=1.0), scope="global")',
-    clip_by_ema_ratio: "clip_by_policy(Cap(EmaRatio(2.0), max_norm=1.0))",
-    clip_by_param_ratio: "clip_by_policy(Cap(ParamRatio(0.5), max_norm=1.0), "
+    clip_by_mean_std: "clip_by_policy(Cap(MeanStd(deviations=1.0), max_norm=1.0))",
+    clip_by_zscore: 'clip_by_policy(Cap(ZScore(z=2.0), max_norm=1.0), scope="global")',
+    clip_by_ema_ratio: "clip_by_policy(Cap(EmaRatio(ratio=2.0), max_norm=1.0))",
+    clip_by_param_ratio: "clip_by_policy(Cap(ParamRatio(clipping=0.5), max_norm=1.0), "
     'scope="unit")',
     skip_steps: "skip_steps(inner, Cap(policy, max_norm=1.0))",
 }
