@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from autoclip_core.clipper.units import Units, split_shape, unit_shape
+from autoclip_core.clipper.units import ParameterRows, Units, split_shape, unit_shape
 
-from .rows import ParameterRows, Rows, is_gradient, is_none
+from .rows import Rows, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
@@ -27,17 +27,13 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
       tree: the gradients, or the parameters.
       axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`.
     """
-    parts = [
-        (parameter, leaf)
-        for parameter, leaf in zip(rows.parameters, list_leaves(tree), strict=True)
-        if is_gradient(leaf)
-    ]
+    pairs = zip(rows.parameters, list_leaves(tree), strict=True)
+    parts = [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
     if not parts:
         return jnp.zeros((len(rows.names),), jnp.float32)
     squares = _sum_squares(rows, parts, None, axis_name)
-    is_safe = jnp.all(
-        (squares > _LEAST_SAFE) & (squares < _MOST_SAFE) | ~has_gradient(rows, tree)
-    )
+    in_range = (squares > _LEAST_SAFE) & (squares < _MOST_SAFE)
+    is_safe = jnp.all(in_range | ~has_gradient(rows, tree))
 
     def measure_again() -> Array:
         largest = _largest_magnitudes(rows, parts, axis_name)
@@ -87,9 +83,8 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     if units is not None:
         scale = _shard_as(jnp.broadcast_to(scale, view.shape), view)
     wide = view if view.dtype.itemsize >= 4 else view.astype(jnp.float32)
-    product = jnp.where(
-        scale == 0, jnp.zeros_like(wide), wide * scale.astype(wide.dtype)
-    )
+    product = wide * scale.astype(wide.dtype)
+    product = jnp.where(scale == 0, jnp.zeros_like(wide), product)
     selected = jnp.where(scale == 1, view, product.astype(leaf.dtype))
     return selected.reshape(leaf.shape)
 
@@ -154,12 +149,8 @@ def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
     """Return one vector over the rows; it is 0 for a row without a value."""
     widths = {p.start: p.stop - p.start for p in rows.parameters if p.stop > p.start}
     zero = jnp.zeros((), jnp.float32)
-    return jnp.concatenate(
-        [
-            jnp.broadcast_to(values.get(start, zero), (widths[start],))
-            for start in sorted(widths)
-        ]
-    )
+    in_order = ((values.get(start, zero), widths[start]) for start in sorted(widths))
+    return jnp.concatenate([jnp.broadcast_to(v, (width,)) for v, width in in_order])
 
 
 def _reduce(collective: Any, value: Array, axes: Any) -> Array:

@@ -12,12 +12,11 @@ import keras
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
 from autoclip_core.checks import check_choice, format_error
-from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.clipper.settings import Common, CommonAndWarmup, check_keywords
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
 from .layouts import UnitsOf, units_by
-from .settings import Common, CommonAndWarmup
 
 _register = keras.saving.register_keras_serializable("autoclip_tf")
 

@@ -45,21 +45,6 @@ class ClipperState(NamedTuple):
     """The policy's state."""
 
 
-def initial_state(policy: Policy, row_count: int) -> ClipperState:
-    """Return the state before the first step, in NumPy."""
-    decision = Decision(
-        norm=np.full((row_count,), np.nan, np.float32),
-        threshold=np.full((row_count,), np.inf, np.float32),
-        scale=np.ones((row_count,), np.float32),
-        clipped=np.zeros((row_count,), bool),
-        finite=np.ones((row_count,), bool),
-        skipped=np.zeros((row_count,), bool),
-    )
-    return ClipperState(
-        decision, metrics.empty_tally(row_count), policy.init(row_count)
-    )
-
-
 def check_state(state: ClipperState) -> None:
     """Refuse a state in NumPy that no run can produce.
 
@@ -84,7 +69,9 @@ class StateVariables:
 
     def __init__(self, policy: Policy, row_count: int, make: MakeVariable) -> None:
         """Make a variable for each array of the initial state, in order."""
-        self._initial = initial_state(policy, row_count)
+        decision = metrics.empty_decision(row_count)
+        tally = metrics.empty_tally(row_count)
+        self._initial = ClipperState(decision, tally, policy.init(row_count))
         leaves = _leaves(self._initial, "clip")
         self.variables = [make(name, np.asarray(array)) for name, array in leaves]
 

@@ -51,6 +51,16 @@ def empty_tally(rows: int, xp: XP = np) -> Tally:
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
 
 
+def empty_decision(rows: int, xp: XP = np) -> Decision:
+    """Return the decision before the first step: no norm, no threshold, scale 1."""
+    norm, threshold, scale = (
+        xp.full((rows,), value, dtype=xp.float32)
+        for value in (float("nan"), float("inf"), 1.0)
+    )
+    no = scale == 0
+    return Decision(norm, threshold, scale, no, ~no, no)
+
+
 def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
     """Return the tally after one more step."""
 

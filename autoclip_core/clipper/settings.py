@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
 
 from autoclip_core.checks import (
     check_choice,
@@ -14,9 +16,36 @@ from autoclip_core.checks import (
     format_error,
 )
 from autoclip_core.policies.combinators import Cap, Floor, Warmup
-from autoclip_core.policy import Policy, as_code
+from autoclip_core.policy import Policy, as_code, check_policy
+from autoclip_core.scale import XP
+
+from .patterns import Pattern
 
 SCOPES = ("parameter", "group", "global", "unit")
+
+
+class ClipKeywords(TypedDict, total=False):
+    """The keywords of a clipper in every framework, except those of its policy."""
+
+    scope: str | None
+    global_clipping: bool | None
+    nonfinite: str
+    exclude: Pattern | Iterable[Pattern] | None
+    dry_run: bool
+
+
+class Common(ClipKeywords, total=False):
+    """The keywords of `Clipper` that every named clipper accepts."""
+
+    min_threshold: float | None
+    max_threshold: float | None
+
+
+class CommonAndWarmup(Common, total=False):
+    """The same, and those of a warm-up, for a policy that has none of its own."""
+
+    warmup_steps: int
+    warmup_threshold: float | None
 
 
 def check_keywords(owner: str, given: Iterable[str], allowed: Any) -> None:
@@ -84,6 +113,26 @@ def format_clipper(
     shown |= {"scope": scope, **settings}
     inside = ", ".join(f"{name}={as_code(value)}" for name, value in shown.items())
     return f"{owner.__name__}({inside})"
+
+
+def check_traceable(policy: Policy, xp: XP, way_out: str) -> None:
+    """Check that a traced step can take a policy.
+
+    Args:
+      policy: the policy.
+      xp: the array namespace of the step.
+      way_out: for the error if the policy cancels whole updates: what does it instead.
+
+    Raises:
+      TypeError: it is no policy.
+      ValueError: its history has no bound, or it cancels whole updates.
+    """
+    check_policy(policy)
+    policy.init(1, xp)  # raises for a history of unbounded length
+    norm = np.ones(1, np.float32)
+    if policy.limit(policy.init(1), norm, param_norms=norm).cancels:
+        rule = 'without Drop(action="skip"), which cancels whole updates'
+        raise ValueError(format_error("policy", rule, policy, way_out))
 
 
 @dataclass(frozen=True)

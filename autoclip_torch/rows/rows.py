@@ -10,7 +10,7 @@ import torch
 
 from autoclip_core import Policy
 from autoclip_core.checks import format_error
-from autoclip_core.clipper.units import Units, unit_count
+from autoclip_core.clipper.units import Units, name_units
 
 from .groups import Group, NamedParameter
 from .row_index import RowIndex
@@ -108,10 +108,7 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
 def _make_unique(names: list[str]) -> list[str]:
     """Return the names; the row number is added to names that occur twice."""
     count = Counter(names)
-    return [
-        f"{name} (row {row})" if count[name] > 1 else name
-        for row, name in enumerate(names)
-    ]
+    return [f"{n} (row {i})" if count[n] > 1 else n for i, n in enumerate(names)]
 
 
 def _add_group(
@@ -132,11 +129,8 @@ def _add_group(
             names.append(name)
         elif scope == "unit":
             start, units = len(names), units_of(named)
-            count = unit_count(named.parameter.shape, units)
-            names.extend(
-                [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-            )
-            if count == 1:
+            names.extend(name_units(name, named.parameter.shape, units))
+            if len(names) - start == 1:
                 units = None
         by_parameter.append(
             ParameterRows(named.parameter, named.name, start, len(names), units)
