@@ -15,7 +15,7 @@ from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .observer import Observer
-from .rows.groups import Given, read_optimizer_groups
+from .rows.groups import ParametersLike, read_optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
@@ -68,7 +68,7 @@ class Clipper(Observer):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         policy: Policy,
         *,
         scope: str | None = None,

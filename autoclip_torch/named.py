@@ -9,7 +9,7 @@ from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .rows.groups import Given, NamedParameter
+from .rows.groups import NamedParameter, ParametersLike
 from .rows.settings import Common, CommonAndWarmup, check_keys
 
 
@@ -20,7 +20,10 @@ class _Named(Clipper):
     """The keywords of the constructor, besides the arguments of the policy."""
 
     def __init__(
-        self, parameters: Given, policy: Policy, **keywords: Unpack[CommonAndWarmup]
+        self,
+        parameters: ParametersLike,
+        policy: Policy,
+        **keywords: Unpack[CommonAndWarmup],
     ) -> None:
         """Refuse unknown keywords, and create the clipper."""
         check_keywords(type(self).__name__, keywords, self._keywords)
@@ -54,7 +57,7 @@ class QuantileClip(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         quantile: float = 0.9,
         *,
         history_length: int | None = 1000,
@@ -86,7 +89,7 @@ class StandardClip(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         deviations: float = 2.0,
         *,
         history_length: int | None = 1000,
@@ -132,7 +135,7 @@ class AGC(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         clipping: float = 0.01,
         *,
         eps: float = 1e-3,
@@ -187,7 +190,7 @@ class ZClip(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         z: float = 2.5,
         *,
         alpha: float = 0.97,
@@ -225,7 +228,7 @@ class AdaGC(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         ratio: float = 1.05,
         *,
         beta: float = 0.98,
@@ -262,7 +265,10 @@ class NormClip(_Named):
     _default_scope = "global"
 
     def __init__(
-        self, parameters: Given, max_norm: float, **common: Unpack[CommonAndWarmup]
+        self,
+        parameters: ParametersLike,
+        max_norm: float,
+        **common: Unpack[CommonAndWarmup],
     ) -> None:
         """Create the policy and the clipper."""
         super().__init__(parameters, Fixed(max_norm), **common)

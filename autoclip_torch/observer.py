@@ -16,9 +16,9 @@ from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
 
 from .rows.groups import (
-    Given,
     Group,
     NamedParameter,
+    ParametersLike,
     check_patterns,
     exclude_from,
     find_units,
@@ -56,7 +56,7 @@ class Observer:
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         policy: Policy,
         *,
         scope: str,

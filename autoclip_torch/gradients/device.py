@@ -69,14 +69,11 @@ def measure(
     widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
     for entry, norms in _measure_parameters(rows, tensors, wide):
         vectors[entry.start].append(norms.to(device, non_blocking=True))
-    norms_of_rows = [
-        combine(parts) if parts else absent.expand(widths[start])
-        for start, parts in vectors.items()
-    ]
-    observed = [
-        (yes if parts else ~yes).expand(widths[start])
-        for start, parts in vectors.items()
-    ]
+    norms_of_rows, observed = [], []
+    for start, parts in vectors.items():
+        width = widths[start]
+        norms_of_rows.append(combine(parts) if parts else absent.expand(width))
+        observed.append((yes if parts else ~yes).expand(width))
     return torch.cat(norms_of_rows), torch.cat(observed)
 
 

@@ -106,9 +106,7 @@ def _find_ranks_with_shards(mesh_group: Any, process_group: Any) -> Ranks:
 
 
 def _count_shards(tensor: Any) -> int:
-    """Return the number of different parts of a tensor."""
-    if not is_sharded(tensor):
-        return 1
+    """Return the number of different parts of a sharded tensor."""
     sizes = enumerate(tensor.placements)
     return math.prod(
         tensor.device_mesh.size(i) for i, p in sizes if not p.is_replicate()

@@ -43,7 +43,7 @@ class Attachment:
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
         if self.active:
-            self._chain.remove(self._stepper)
+            self._chain.steppers.remove(self._stepper)
         if (optimizer := self._optimizer()) is not None:
             self._chain.restore(optimizer)
         for hook in self._hooks:
@@ -58,7 +58,7 @@ class Attachment:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Clip, or wrap the closure, which computes gradients after this hook."""
         if not torch.compiler.is_compiling():
-            self._chain.begin(self._stepper, optimizer)
+            self._chain.controls.begin(self._stepper, optimizer)
         if kwargs.get("closure") is not None:
             closure = self._wrap(optimizer, kwargs["closure"])
             return args, {**kwargs, "closure": closure}

@@ -6,7 +6,6 @@ controls are tensors on the device. `GradScaler` sets them for the duration of a
 and so does this module.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ class Controls:
         if scale.factor is not None and not in_kernel and not stepper.dry_run:
             # The kernel takes only one factor. The loss scale is therefore removed
             # from all gradients of the optimizer here, before they are measured.
-            _unscale_(_gradients(optimizer), scale.factor)
+            _unscale_(optimizer, scale.factor)
             scale = scale._replace(factor=None)
         try:
             decision = stepper.clip(scale, in_place=not in_kernel)
@@ -140,12 +139,6 @@ def _get_control(optimizer: Optimizer, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
-    """Return every gradient once, even if two parameters share it."""
-    gradients = (parameter.grad for parameter in stepped_parameters(optimizer))
-    return {id(grad): grad for grad in gradients if grad is not None}.values()
-
-
 def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     """Tell whether one row holds exactly the parameters that the optimizer steps."""
     if not stepper.has_one_factor:
@@ -178,7 +171,9 @@ def _maximum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
 
 
-def _unscale_(gradients: Iterable[Tensor], loss_scale: Tensor) -> None:
+def _unscale_(optimizer: Optimizer, loss_scale: Tensor) -> None:
     """Divide every gradient in place by a loss scale, on the gradient's device."""
-    for gradient in gradients:
+    gradients = (parameter.grad for parameter in stepped_parameters(optimizer))
+    # Two parameters may share a gradient.
+    for gradient in {id(g): g for g in gradients if g is not None}.values():
         get_stored(gradient).div_(loss_scale.to(gradient.device, non_blocking=True))

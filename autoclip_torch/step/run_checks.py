@@ -73,13 +73,13 @@ class RunChecks:
                 f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
                 "left the model, and the parameters that are trained instead are not "
                 "clipped: fully_shard, among others, replaces parameters; make the "
-                "clipper after it, like the optimizer",
+                "clipper after it, like the optimizer"
             )
         elif not self._has_had_gradient and not is_elsewhere:
             warn(
                 "the clipper has not seen a gradient yet: none of its parameters has "
                 "one; call backward() first, and make the clipper of the parameters "
-                "that are trained: fully_shard, among others, replaces parameters",
+                "that are trained: fully_shard, among others, replaces parameters"
             )
 
     def check_run(
