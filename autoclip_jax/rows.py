@@ -115,9 +115,8 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
     for label, (path, leaf) in zip(leaf_labels, leaves, strict=True):
         if label is None and leaf is not None:
             way_out = f"{jax.tree_util.keystr(path)} has none"
-            raise ValueError(
-                format_error("labels", "a label per array", labels, way_out)
-            )
+            message = format_error("labels", "a label per array", labels, way_out)
+            raise ValueError(message)
     return leaf_labels
 
 
@@ -141,9 +140,8 @@ def choose_scope(
     if labels is not None:
         if scope is not None:
             way_out = "the labels define the rows; leave the scope out"
-            raise ValueError(
-                format_error("labels", "given without a scope", scope, way_out)
-            )
+            error = format_error("labels", "given without a scope", scope, way_out)
+            raise ValueError(error)
         scope = "group"
     scope = scope or default
     if rule != "flax" and scope != "unit":

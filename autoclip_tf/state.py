@@ -147,13 +147,11 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
         (4.0, 2.0)
         """
-        state = self._read_numpy()
-        run = metrics.compute_metrics(state.decision, state.tally)
+        decision, tally, _ = self._read_numpy()
+        run = metrics.compute_metrics(decision, tally)
         numbers = {name: float(value) for name, value in run.items()}
         if per_row:
-            numbers |= metrics.compute_row_metrics(
-                self.names, state.decision, state.tally
-            )
+            numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         return numbers
 
     def check_state(self) -> None:

@@ -148,9 +148,8 @@ class AGC(_Named):
         if rule != "unit" and (scope not in (None, "unit") or everything):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
             way_out = "a rule says what a unit is; leave it out, or the scope"
-            raise ValueError(
-                format_error("rule", f'"unit" with {given}', rule, way_out)
-            )
+            error = format_error("rule", f'"unit" with {given}', rule, way_out)
+            raise ValueError(error)
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
     def _units(self, named: NamedParameter) -> Units:

@@ -85,9 +85,8 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
     if global_clipping != (scope == "global"):
         rule = f"in agreement with scope={scope!r}"
         way_out = "global_clipping is the older spelling of scope; pass only scope"
-        raise ValueError(
-            format_error("global_clipping", rule, global_clipping, way_out)
-        )
+        error = format_error("global_clipping", rule, global_clipping, way_out)
+        raise ValueError(error)
     return scope
 
 
@@ -156,11 +155,9 @@ class PolicyBounds:
             if self.warmup_steps == 0:
                 rule = "given together with warmup_steps"
                 way_out = "set warmup_steps to the norms that each row records first"
-                raise ValueError(
-                    format_error(
-                        "warmup_threshold", rule, self.warmup_threshold, way_out
-                    )
-                )
+                threshold = self.warmup_threshold
+                error = format_error("warmup_threshold", rule, threshold, way_out)
+                raise ValueError(error)
         low, high = self.min_threshold, self.max_threshold
         for name, value in [("min_threshold", low), ("max_threshold", high)]:
             if value is not None:

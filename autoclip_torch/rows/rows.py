@@ -80,11 +80,9 @@ def make_rows(
     """
     if scope == "global":
         _refuse_overrides(groups)
-    policies = [policy_of(group.overrides) for group in groups]
-    if scope == "global":
         parameters = [named for group in groups for named in group.parameters]
         groups = [Group(parameters, name="global")]
-        policies = policies[:1]
+    policies = [policy_of(group.overrides) for group in groups]
     by_parameter: list[ParameterRows] = []
     by_policy: list[PolicyRows] = []
     names: list[str] = []

@@ -35,9 +35,8 @@ class RunChecks:
             if not may_skip:
                 rule = 'given with nonfinite="skip" or with Drop(action="skip")'
                 way_out = "nothing else cancels an update; leave it out"
-                raise ValueError(
-                    format_error("max_consecutive_skips", rule, most_skips, way_out)
-                )
+                error = format_error("max_consecutive_skips", rule, most_skips, way_out)
+                raise ValueError(error)
         self._most_skips = most_skips
         self.overflows = OverflowCheck()
         self._has_had_gradient = False
