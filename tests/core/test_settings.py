@@ -7,6 +7,9 @@ import pytest
 
 from autoclip_core import Cap, Drop, Fixed, Floor, ParamRatio, Warmup
 from autoclip_core.clipper.settings import (
+    ClipKeywords,
+    Common,
+    CommonAndWarmup,
     PolicyBounds,
     check_keywords,
     check_traceable,
@@ -58,6 +61,12 @@ def test_a_traced_step_takes_no_policy_that_cancels_updates():
     assert str(raised.value).endswith("; zero instead")
     with pytest.raises(TypeError, match="policy must be a policy, got 1"):
         check_traceable(1, np, "")
+
+
+@pytest.mark.parametrize("keywords", [ClipKeywords, Common, CommonAndWarmup])
+def test_no_keyword_of_a_clipper_is_required(keywords):
+    assert "scope" in keywords.__optional_keys__
+    assert not keywords.__required_keys__
 
 
 class Keywords(TypedDict, total=False):

@@ -106,6 +106,11 @@ EQUIVALENT = {
     ],
     # Only the first row is reported; a second row changes nothing.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
+    # Whether a policy cancels updates does not depend on the number of rows.
+    "clipper/settings.py": [
+        ("1 -> 2", "policy.init(1"),
+        ("1 -> 2", "norm = np.ones(1, np.float32)"),
+    ],
     # If all norms are 0, their divisor does not matter.
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(finite.max()) or 1.0"),
