@@ -20,16 +20,14 @@ class _Named(Clipper):
     """The keywords of the constructor, besides the arguments of the policy."""
 
     def __init__(
-        self,
-        parameters: ParametersLike,
-        policy: Policy,
-        **keywords: Unpack[CommonAndWarmup],
+        self, parameters: ParametersLike, policy: Policy, /, **keywords: Any
     ) -> None:
         """Refuse unknown keywords, and create the clipper."""
+        # Both are positional only, so that a keyword `policy` is refused by name.
         check_keywords(type(self).__name__, keywords, self._keywords)
         super().__init__(parameters, policy, **keywords)
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
         return get_arguments(self.policy)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
@@ -144,23 +142,23 @@ class AGC(_Named):
     ) -> None:
         """Create the policy and the clipper."""
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
-        scope, everything = common.get("scope"), common.get("global_clipping")
-        if rule != "unit" and (scope not in (None, "unit") or everything):
+        scope, is_global = common.get("scope"), common.get("global_clipping")
+        if rule != "unit" and (scope not in (None, "unit") or is_global):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
             way_out = "a rule says what a unit is; leave it out, or the scope"
             error = format_error("rule", f'"unit" with {given}', rule, way_out)
             raise ValueError(error)
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
-    def _units(self, named: NamedParameter) -> Units:
+    def _get_units(self, named: NamedParameter) -> Units:
         if self.rule == "nfnets":
             return nfnets_units(named.parameter.shape)
         if self.rule == "layer":
             return one_unit(named.parameter.shape)
-        return super()._units(named)
+        return super()._get_units(named)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "rule": self.rule}
+    def _get_arguments(self) -> dict[str, Any]:
+        return {**super()._get_arguments(), "rule": self.rule}
 
     def _describe(self) -> dict[str, Any]:
         described = super()._describe()

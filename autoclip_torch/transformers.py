@@ -10,7 +10,7 @@ import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from .clipper import Clipper
-from .hooks.follow import add_new_parameters, make_clipper
+from .hooks.new_parameters import add_new_parameters, make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .value import ValueClip

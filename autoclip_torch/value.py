@@ -35,7 +35,10 @@ class ValueStepper(Stepper):
         loss_scale: LossScale,
         *others: Gradients,
     ) -> list[Any]:
-        """Return norms, which rows have one, and the norms of what is kept and cut."""
+        """Return the norms, which rows have one, and two further norms of each row.
+
+        They are the norm after clamping, and the norm of what clamping removes.
+        """
         if (factor := loss_scale.factor) is not None:  # only a dry run leaves one
             gradients = [g if g is None else g / factor.to(g.device) for g in gradients]
         # The limit holds for the sums of a `Partial`, not for its summands.
@@ -49,12 +52,12 @@ class ValueStepper(Stepper):
 
     def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
         """Return the decision that describes what clamping does; record no norm."""
-        states, (kept, cut) = self.policy_states, others
+        states, (norms_after, removed) = self.policy_states, others
         return states.count_step(
             decide_by_value(
                 norms,
-                kept,
-                as_norms(cut, states.xp) > 0,
+                norms_after,
+                as_norms(removed, states.xp) > 0,
                 thresholds=states.get_thresholds(None),
                 observed=observed,
                 nonfinite=states.nonfinite,
@@ -136,14 +139,14 @@ class ValueClip(Clipper):
         super().__init__(parameters, policy, **keywords)
 
     def observe(self, norms: Any) -> NoReturn:
-        """Raise: no threshold depends on a norm.
+        """Raise a TypeError: no threshold depends on a norm.
 
         Raises:
           TypeError: always.
         """
         raise TypeError("ValueClip records no norms: it clips each element")
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
         return {"clip_value": get_arguments(self.policy)["max_norm"]}
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:

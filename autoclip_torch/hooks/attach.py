@@ -26,7 +26,7 @@ class Attachment:
         check_steps_all(stepper.rows.parameters, optimizer)
         self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
-        others = _attachments(optimizer)
+        others = _get_attachments(optimizer)
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
         self._chain.add(stepper, optimizer)
         self._hooks = [
@@ -113,13 +113,13 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
     if count < len(trained):
         raise ValueError(
             f"optimizer must step all parameters of its clipper, got {count} of the "
-            f"{len(trained)}: when it steps, the others may have no gradient yet, or "
-            "one of another backward pass; make a clipper for each optimizer, of the "
-            "parameters that it steps"
+            f"{len(trained)}: when it steps, the other parameters may have no gradient "
+            "yet, or one of another backward pass; make a clipper for each optimizer, "
+            "of the parameters that it steps"
         )
 
 
-def _attachments(optimizer: Optimizer) -> list["Attachment"]:
+def _get_attachments(optimizer: Optimizer) -> list["Attachment"]:
     """Return the attachments that the optimizer has already."""
     hooks = optimizer._optimizer_step_pre_hooks.values()
     owners = (getattr(hook, "__self__", None) for hook in hooks)

@@ -43,8 +43,8 @@ def read_groups(given: ParametersLike) -> list[Group]:
 
     Raises:
       TypeError: the type of the argument is not supported.
-      ValueError: it holds no parameter, a parameter that can have no gradient, or the
-        same parameter in two groups.
+      ValueError: the argument holds no parameter, a parameter that can have no
+        gradient, or the same parameter in two groups.
     """
     items = _as_list(given)
     if items and all(isinstance(item, Group) for item in items):

@@ -15,7 +15,7 @@ from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
-from .trees import list_arrays, move, overlay, read_arrays
+from .trees import list_arrays, move, read_arrays, replace_first_rows
 
 
 class PolicyStates:
@@ -23,7 +23,7 @@ class PolicyStates:
 
     Args:
       rows: the rows and the policy of each.
-      nonfinite: what happens to a row whose norm is not finite.
+      nonfinite: as in `Clipper`.
     """
 
     def __init__(self, rows: Rows, nonfinite: str) -> None:
@@ -64,7 +64,7 @@ class PolicyStates:
         self.states = self._make_states()
         self.tally = metrics.empty_tally(len(self.rows.names), self.xp)
         self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
-        # A trial call of each policy tells whether it can cancel an update. It also
+        # A trial call of each policy shows if the policy can cancel an update. It also
         # copies the tables of the policy to the device, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []
@@ -166,7 +166,7 @@ class PolicyStates:
             if block.policy not in old:
                 continue
             old_block, state = old[block.policy]
-            more.states[index] = overlay(state, more.states[index], self.xp)
+            more.states[index] = replace_first_rows(state, more.states[index], self.xp)
             source = slice(old_block.start, old_block.stop)
             target = slice(block.start, block.start + old_block.stop - old_block.start)
             for name in ("observed", "clipped"):

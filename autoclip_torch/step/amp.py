@@ -32,7 +32,7 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     """Unscale an optimizer's gradients, unless it was done in this step already.
 
     Raises:
-      TypeError: one of the two is missing.
+      TypeError: the scaler is given without the optimizer, or the reverse.
       RuntimeError: the scaler has stepped this optimizer already.
     """
     if scaler is None or optimizer is None:

@@ -24,7 +24,7 @@ class RunChecks:
     """The checks of each step, and the counts that they need.
 
     Args:
-      most_skips: how many updates in a row may be cancelled, or None.
+      most_skips: `max_consecutive_skips` of `Clipper`.
       may_skip: whether anything can cancel an update.
     """
 
@@ -76,7 +76,7 @@ class RunChecks:
             )
         elif not self._has_had_gradient and not is_elsewhere:
             warn(
-                "the clipper has not seen a gradient yet: none of its parameters has "
+                "the clipper has had no gradient yet: none of its parameters has "
                 "one; call backward() first, and make the clipper of the parameters "
                 "that are trained: fully_shard, among others, replaces parameters"
             )
@@ -201,11 +201,11 @@ def _warn_of_partial_norms(rows: Rows) -> None:
     if torch._C._current_graph_task_id() == -1:  # there is no public way to ask
         return
     entries = rows.by_parameter
-    begun = {entry.start for entry in entries if entry.parameter.grad is not None}
+    started = {entry.start for entry in entries if entry.parameter.grad is not None}
     missing = [
         entry.parameter
         for entry in entries
-        if entry.start in begun
+        if entry.start in started
         and entry.parameter.requires_grad
         and entry.parameter.grad is None
     ]

@@ -332,7 +332,7 @@ def survivors(folder: Path, file: str, every: int) -> int:
     path = folder / PACKAGE / file
     source = path.read_text(encoding="utf-8")
     if not survives(folder, TESTS[file]):
-        sys.exit(f"{file}: its tests fail as they are")
+        sys.exit(f"{file}: its tests fail without any mutant")
     tried = list(mutants(source))[::every]
     alike = [what for what, _ in tried if explained(file, source, what)]
     survived = 0

@@ -149,7 +149,7 @@ def test_a_clipper_of_parameters_without_gradients_warns():
     clipper = NormClip(model.parameters(), max_norm=1.0)
     replace_weight(model)
     for _ in range(2):  # it warns at each step without a gradient
-        with pytest.warns(UserWarning, match="has not seen a gradient"):
+        with pytest.warns(UserWarning, match="has had no gradient"):
             one_step(model, clipper)
 
 
