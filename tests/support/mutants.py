@@ -108,7 +108,8 @@ EQUIVALENT = {
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
     # Whether a policy cancels updates does not depend on the number of rows.
     "clipper/settings.py": [
-        ("1 -> 2", "policy.init(1"),
+        ("1 -> 2", "policy.init(1, xp)"),
+        ("1 -> 2", "policy.init(1), norm"),
         ("1 -> 2", "norm = np.ones(1, np.float32)"),
     ],
     # If all norms are 0, their divisor does not matter.
