@@ -74,12 +74,14 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return the value if it is one of the `choices`."""
+def check_choice(
+    name: str, value: object, choices: Iterable[str], way_out: str = ""
+) -> str:
+    """Return the value if it is one of the `choices`; errors end with `way_out`."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         rule = "one of " + ", ".join(repr(choice) for choice in choices)
-        raise ValueError(format_error(name, rule, value, ""))
+        raise ValueError(format_error(name, rule, value, way_out))
     return value
 
 

@@ -126,7 +126,9 @@ class Policy(Protocol):
         """
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
-        """Return the state with the norms recorded; `decide` selects the rows.
+        """Return the state with the norms recorded.
+
+        `decide` keeps the old state of rows that record nothing.
 
         Args:
           state: the result of `init` or `record`.
@@ -272,7 +274,7 @@ def _check_shapes(norms: Array, **others: Array) -> None:
 
 
 def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
-    """Return the new state in the given rows and the old state in the others.
+    """Return the new state in the given rows and the old state in all other rows.
 
     A state may define its own rule, a method `select_rows(rows, old)`.
     """

@@ -9,7 +9,9 @@
 | n is NaN or infinite     | 0 ("zero"), 1 ("propagate"), all rows 0 ("skip") |
 | row not observed         | 1                                                |
 
-These rules are the same in every framework. This file imports no other file of the
+These rules are the same in every framework. `scale_rows` gets finite norms only:
+`decide` applies the two rules for NaN, for infinity and for rows that are not observed.
+This file imports no other file of the
 package, so it can serve alone as the reference for an adapter.
 """
 

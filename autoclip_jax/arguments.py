@@ -13,12 +13,11 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _COMBINATORS = {
-    "warmup_steps": ("Warmup", "steps"),
-    "warmup_threshold": ("Warmup", "threshold"),
-    "min_threshold": ("Floor", "min_norm"),
-    "max_threshold": ("Cap", "max_norm"),
+    "Warmup": {"warmup_steps": "steps", "warmup_threshold": "threshold"},
+    "Floor": {"min_threshold": "min_norm"},
+    "Cap": {"max_threshold": "max_norm"},
 }
-"""Keywords of torch's clippers: the combinator around the policy, and its field."""
+"""Combinators, from the inside out: keywords of torch's clippers, and their fields."""
 
 _SKIP = "wrap the optimizer: skip_steps(optimizer, policy, max_consecutive=...)"
 _WAYS_OUT = {
@@ -58,7 +57,7 @@ def explain_arguments(
             _check_numbers(numbers, arguments)
             for name in kwargs.keys() - parameters.keys():
                 way_out = _WAYS_OUT.get(name)
-                if name in _COMBINATORS:
+                if any(name in fields for fields in _COMBINATORS.values()):
                     inside = _suggest_arguments(policy, scope, parameters, arguments)
                     way_out = f"wrap the policy: {call.format(inside)}"
                 elif (
@@ -99,28 +98,28 @@ def _suggest_arguments(
       names: the parameters of the factory.
       arguments: the arguments of the call.
     """
-    fields, expression = ["inner", "policy"], "policy"
+    policy_names, expression = ["inner", "policy"], "policy"
     if policy is not None:
-        fields = [*inspect.signature(policy).parameters]
-        settings = _keywords({n: arguments[n] for n in fields if n in arguments})
-        expression = f"{policy.__name__}({settings.removeprefix(f'{fields[0]}=')})"
-    for combinator in ("Warmup", "Floor", "Cap"):
-        given = {
-            field: arguments[name]
-            for name, (kind, field) in _COMBINATORS.items()
-            if kind == combinator and name in arguments and name not in fields
-        }
+        policy_names = [*inspect.signature(policy).parameters]
+        settings = _keywords({n: arguments[n] for n in policy_names if n in arguments})
+        inside = ", ".join(settings).removeprefix(f"{policy_names[0]}=")
+        expression = f"{policy.__name__}({inside})"
+    for combinator, fields in _COMBINATORS.items():
+        given = [
+            f"{fields[name]}={arguments[name]!r}"
+            for name in fields
+            if name in arguments and name not in policy_names
+        ]
         if given:
-            expression = f"{combinator}({expression}, {_keywords(given)})"
-    rest = {n: arguments[n] for n in names if n in arguments and n not in fields}
-    if scope and all(
-        rest.get(n) is None for n in ("scope", "global_clipping", "labels")
-    ):
+            expression = f"{combinator}({', '.join([expression, *given])})"
+    rest = {n: arguments[n] for n in names if n in arguments and n not in policy_names}
+    places = ("scope", "global_clipping", "labels")
+    if scope and all(rest.get(name) is None for name in places):
         rest["scope"] = scope
-    return ", ".join(filter(None, [expression, _keywords(rest)]))
+    return ", ".join([expression, *_keywords(rest)])
 
 
-def _keywords(arguments: dict[str, Any]) -> str:
+def _keywords(arguments: dict[str, Any]) -> list[str]:
     """Return the arguments as code; a function is written as a variable."""
     pairs = ((n, n if callable(v) else repr(v)) for n, v in arguments.items())
-    return ", ".join(f"{name}={value}" for name, value in pairs)
+    return [f"{name}={value}" for name, value in pairs]

@@ -64,14 +64,13 @@ def find_states(
     Raises:
       ValueError: the optimizer state has none.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(
-        opt_state, is_leaf=lambda leaf: isinstance(leaf, kind)
-    )
-    states = [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in leaves
-        if isinstance(leaf, kind)
-    ]
+
+    def is_state(leaf: Any) -> bool:
+        return isinstance(leaf, kind)
+
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_state)
+    pairs = ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+    states = [(path, leaf) for path, leaf in pairs if is_state(leaf)]
     if not states:
         raise ValueError(
             f"opt_state must hold the state of {owner}, got none; pass the state that "

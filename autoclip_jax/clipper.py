@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
 from autoclip_core import Policy, decide
 from autoclip_core.checks import check_choice, format_error
-from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
-from autoclip_core.policy import check_policy
+from autoclip_core.clipper import metrics
+from autoclip_core.clipper.metrics import Tally
+from autoclip_core.clipper.settings import check_traceable
 
 from .arguments import explain_arguments
 from .gradients import has_gradient, list_leaves, measure_norms, scale_updates
@@ -87,8 +87,12 @@ def make_transformation(
     policy: Policy, scope: Scope, nonfinite: str, axis_name: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Return the pair of `init` and `update`."""
-    check_jittable(policy)
-    check_nonfinite(nonfinite)
+    check_traceable(policy, jnp, "wrap the optimizer: skip_steps(optimizer, policy)")
+    way_out = (
+        "to cancel updates, wrap the optimizer: skip_steps(optimizer, policy); to stop "
+        "the run, call check_skips(opt_state) outside of jit"
+    )
+    check_choice("nonfinite", nonfinite, ("zero", "propagate"), way_out)
     check_axis_name(axis_name, scope)
 
     def init(params: Any) -> ClipState:
@@ -115,7 +119,7 @@ def init_state(policy: Policy, rows: int) -> ClipState:
         clip_scale=jnp.ones((rows,), jnp.float32),
         clip_clipped=jnp.zeros((rows,), bool),
         clip_finite=jnp.ones((rows,), bool),
-        clip_tally=empty_tally(rows, jnp),
+        clip_tally=metrics.empty_tally(rows, jnp),
     )
 
 
@@ -157,15 +161,8 @@ def _next_state(
         nonfinite=nonfinite,
         xp=jnp,
     )
-    return ClipState(
-        policy_state,
-        decision.norm,
-        decision.threshold,
-        decision.scale,
-        decision.clipped,
-        decision.finite,
-        count_step(state.clip_tally, decision, jnp),
-    )
+    tally = metrics.count_step(state.clip_tally, decision, jnp)
+    return ClipState(policy_state, *decision[:5], tally)  # all fields but `skipped`
 
 
 def _measure_params(
@@ -187,17 +184,6 @@ def _measure_params(
     return measure_norms(rows, params, axis_name)
 
 
-def check_jittable(policy: Policy) -> None:
-    """Refuse a policy that cannot run in a trace, or that skips whole updates."""
-    check_policy(policy)
-    policy.init(1, jnp)  # raises for a history of unbounded length
-    norm = np.ones(1, np.float32)
-    if policy.limit(policy.init(1), norm, param_norms=norm).cancels:
-        way_out = "wrap the optimizer: skip_steps(optimizer, policy)"
-        rule = 'without Drop(action="skip"), which skips whole updates'
-        raise ValueError(format_error("policy", rule, policy, way_out))
-
-
 def check_axis_name(axis_name: Any, scope: Scope) -> None:
     """Refuse a value that names no axes, and any axes at scope "unit"."""
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
@@ -214,18 +200,6 @@ def check_axis_name(axis_name: Any, scope: Scope) -> None:
         )
         rule = 'left out with scope="unit"'
         raise ValueError(format_error("axis_name", rule, axis_name, way_out))
-
-
-def check_nonfinite(nonfinite: str) -> None:
-    """Refuse the values that a gradient transformation cannot implement."""
-    if nonfinite in ("skip", "raise"):
-        way_out = (
-            "to skip updates, wrap the optimizer: skip_steps(optimizer, policy); to "
-            "stop the run, call check_skips(opt_state) outside of jit"
-        )
-        rule = '"zero" or "propagate" inside a chain'
-        raise ValueError(format_error("nonfinite", rule, nonfinite, way_out))
-    check_choice("nonfinite", nonfinite, ("zero", "propagate"))
 
 
 def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:

@@ -150,10 +150,7 @@ def clip_by_ema_ratio(
     [2.0]
     """
     policy = EmaRatio(
-        ratio,
-        beta=beta,
-        warmup_steps=warmup_steps,
-        warmup_threshold=warmup_threshold,
+        ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
     )
     row_scope = choose_scope(scope, global_clipping, labels, rule)
     return make_transformation(policy, row_scope, nonfinite, axis_name)

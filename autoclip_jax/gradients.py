@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from autoclip_core.clipper.units import Units, split_shape, unit_shape
+from autoclip_core.clipper.units import ParameterRows, Units, split_shape, unit_shape
 
-from .rows import ParameterRows, Rows, is_gradient, is_none
+from .rows import Rows, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
@@ -27,11 +27,8 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
       tree: the gradients, or the parameters.
       axis_name: as in `clip_by_policy`.
     """
-    parts = [
-        (parameter, leaf)
-        for parameter, leaf in zip(rows.parameters, list_leaves(tree), strict=True)
-        if is_gradient(leaf)
-    ]
+    pairs = zip(rows.parameters, list_leaves(tree), strict=True)
+    parts = [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
     if not parts:
         return jnp.zeros((len(rows.names),), jnp.float32)
     squares = _sum_squares(rows, parts, None, axis_name)
@@ -152,9 +149,8 @@ def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
     """Return one vector over the rows; it is 0 for a row without a value."""
     widths = {p.start: p.stop - p.start for p in rows.parameters if p.stop > p.start}
     zero = jnp.zeros((), jnp.float32)
-    widths = dict(sorted(widths.items()))
-    parts = [jnp.broadcast_to(values.get(k, zero), (n,)) for k, n in widths.items()]
-    return jnp.concatenate(parts)
+    in_order = ((values.get(start, zero), widths[start]) for start in sorted(widths))
+    return jnp.concatenate([jnp.broadcast_to(v, (width,)) for v, width in in_order])
 
 
 def _reduce(collective: Any, value: Array, axes: Any) -> Array:

@@ -54,12 +54,6 @@ def _state_metrics(state: ClipState) -> dict[str, Array]:
             f"{tuple(state.clip_norm.shape)}; for a vmapped state, compute the numbers "
             "of each member: jax.vmap(clip_metrics)(opt_state)"
         )
-    decision = Decision(
-        state.clip_norm,
-        state.clip_threshold,
-        state.clip_scale,
-        state.clip_clipped,
-        state.clip_finite,
-        skipped=jnp.zeros_like(state.clip_clipped),
-    )
+    not_skipped = jnp.zeros_like(state.clip_clipped)
+    decision = Decision(*state[1:6], not_skipped)  # clip_norm to clip_finite
     return compute_metrics(decision, state.clip_tally, jnp)

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autoclip_core.checks import check_choice, check_flag, format_error
-from autoclip_core.clipper.units import Units, unit_count
+from autoclip_core.checks import check_choice, format_error
+from autoclip_core.clipper import settings
+from autoclip_core.clipper.units import ParameterRows, name_units
 
 from .layouts import UnitRule, find_unit_rule
 
@@ -15,16 +16,6 @@ SCOPES = ("parameter", "global", "unit")
 
 Labels = Any
 """A pytree of labels, a prefix of the updates' tree, or a function that returns one."""
-
-
-@dataclass(frozen=True)
-class ParameterRows:
-    """The range of rows of one leaf."""
-
-    start: int
-    stop: int
-    units: Units | None = None
-    """How the leaf is cut into units; only at scope "unit"."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +68,17 @@ class Scope:
                 parameters.append(ParameterRows(start, start + 1))
                 continue
             units = self.unit_rule(path, tuple(leaf.shape))
-            count = unit_count(leaf.shape, units)
-            suffixes = [""] if count == 1 else [f"[{i}]" for i in range(count)]
-            names.extend(name + suffix for suffix in suffixes)
+            names.extend(name_units(name, leaf.shape, units))
             parameters.append(ParameterRows(start, len(names), units))
         return Rows(parameters, names)
 
     def _group_rows(self, tree: Any) -> Rows:
-        leaf_labels = _label_leaves(
-            self.labels(tree) if callable(self.labels) else self.labels, tree
-        )
+        given = self.labels(tree) if callable(self.labels) else self.labels
+        leaf_labels = _label_leaves(given, tree)
         # 1 and "1" are two labels. A None, which has no gradient, may have no label.
         unique = {label for label in leaf_labels if label is not None}
         labels = sorted(unique, key=lambda label: (str(label), repr(label)))
-        by_label = {
-            label: ParameterRows(row, row + 1) for row, label in enumerate(labels)
-        }
+        by_label = {label: ParameterRows(i, i + 1) for i, label in enumerate(labels)}
         parameters = [by_label.get(label, ParameterRows(0, 0)) for label in leaf_labels]
         return Rows(parameters, [str(label) for label in labels])
 
@@ -129,9 +115,8 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
     for label, (path, leaf) in zip(leaf_labels, leaves, strict=True):
         if label is None and leaf is not None:
             way_out = f"{jax.tree_util.keystr(path)} has none"
-            raise ValueError(
-                format_error("labels", "a label per array", labels, way_out)
-            )
+            message = format_error("labels", "a label per array", labels, way_out)
+            raise ValueError(message)
     return leaf_labels
 
 
@@ -151,20 +136,12 @@ def choose_scope(
     if scope is not None:
         check_choice("scope", scope, SCOPES)
     if global_clipping is not None:
-        check_flag("global_clipping", global_clipping)
-        if scope is not None and global_clipping != (scope == "global"):
-            rule = f"in agreement with scope={scope!r}"
-            way_out = "global_clipping is the older spelling of scope; pass only scope"
-            raise ValueError(
-                format_error("global_clipping", rule, global_clipping, way_out)
-            )
-        scope = scope or ("global" if global_clipping else "parameter")
+        scope = settings.choose_scope(scope, global_clipping, "parameter")
     if labels is not None:
         if scope is not None:
             way_out = "the labels define the rows; leave the scope out"
-            raise ValueError(
-                format_error("labels", "given without a scope", scope, way_out)
-            )
+            error = format_error("labels", "given without a scope", scope, way_out)
+            raise ValueError(error)
         scope = "group"
     scope = scope or default
     if rule != "flax" and scope != "unit":

@@ -9,7 +9,12 @@ from keras import ops
 from autoclip_core import Policy, decide
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
-from autoclip_core.clipper.settings import format_clipper
+from autoclip_core.clipper.settings import (
+    PolicyBounds,
+    check_traceable,
+    choose_scope,
+    format_clipper,
+)
 from autoclip_core.policy import check_policy
 
 from . import namespace
@@ -18,7 +23,7 @@ from .layouts import UnitsOf, make_unit_rule
 from .optimizer_mixin import Pair
 from .optimizers import add_transformers
 from .rows import Rows
-from .settings import Settings, check_runs_in_graph, exclude_from_config, find_policy
+from .settings import Settings, exclude_from_config, find_policy
 from .state import MakeVariable, StatefulTransformer, StateVariables, make_variable
 
 
@@ -89,10 +94,14 @@ class Clipper(StatefulTransformer):
             exclude,
             dry_run,
         )
-        self.scope = self._settings.choose_scope(self._default_scope)
+        self.scope = choose_scope(scope, global_clipping, self._default_scope)
         as_patterns(exclude)
-        self._limits = self._settings.wrap_policy(policy)
-        check_runs_in_graph(self._limits)
+        bounds = PolicyBounds(
+            warmup_steps, warmup_threshold, min_threshold, max_threshold
+        )
+        self._limits = bounds.apply(policy)
+        way_out = 'a gradient transformer cannot do that; use Drop(..., action="zero")'
+        check_traceable(self._limits, namespace, way_out)
 
     def build(
         self, variables: Sequence[Any], make: MakeVariable = make_variable

@@ -12,12 +12,15 @@ import keras
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
 from autoclip_core.checks import check_choice, format_error
-from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.clipper.settings import (
+    PolicyKeywords,
+    WarmupKeywords,
+    check_keywords,
+)
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
 from .layouts import UnitsOf, make_unit_rule
-from .settings import PolicyKeywords, WarmupKeywords
 
 _register = keras.saving.register_keras_serializable("autoclip_tf")
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from autoclip_core.clipper.units import Units, unit_shape
+from autoclip_core.clipper.units import ParameterRows, Units, unit_shape
 
-from .rows import ParameterRows
 from .sparse import SparseGradient, can_stay_sparse, to_dense
 
 # A sum of float32 squares in this range has lost nothing to overflow or underflow.

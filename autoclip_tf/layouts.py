@@ -19,7 +19,7 @@ model have names of their own, `axes_by_layer(model)` reads the axes from the la
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
+from keras import layers
 
 from autoclip_core.checks import check_choice
 from autoclip_core.clipper.patterns import Pattern, matches
@@ -103,6 +103,7 @@ def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
       A dict from a variable's path to axes, for each layer whose kernel does not end in
       the output axis: transposed and depthwise convolutions, EinsumDense, embeddings.
 
+    >>> import keras
     >>> layer = keras.layers.Conv2DTranspose(8, 3, name="up")
     >>> layer.build((None, 16, 16, 4))
     >>> axes_by_layer(layer)
@@ -110,24 +111,20 @@ def axes_by_layer(model: Any) -> dict[str, tuple[int, ...]]:
     """
     axes: dict[str, tuple[int, ...]] = {}
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.EinsumDense):
+        if isinstance(layer, layers.EinsumDense):
             axes[layer.kernel.path] = _einsum_axes(layer.equation)
         elif isinstance(layer, _TRANSPOSED):
             shape = layer.kernel.shape
             axes[layer.kernel.path] = units_along_axis(shape, len(shape) - 2).axes
         elif isinstance(layer, _DEPTHWISE):
             axes[layer.kernel.path] = tuple(range(len(layer.kernel.shape) - 2))
-        elif isinstance(layer, keras.layers.Embedding):
+        elif isinstance(layer, layers.Embedding):
             axes[layer.embeddings.path] = (1,)
     return axes
 
 
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 
 def _einsum_axes(equation: str) -> tuple[int, ...]:
@@ -147,6 +144,7 @@ def path_of(variable: Any) -> str:
     Args:
       variable: a variable of Keras or TensorFlow.
 
+    >>> import keras
     >>> path_of(keras.Variable(1.0, name="gain"))
     'gain'
     """

@@ -159,9 +159,8 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
             raise TypeError(format_error(name, rule, transformer, way_out))
     if len(set(map(id, transformers))) < len(transformers):
         way_out = "a clipper holds one history; make a second one"
-        raise ValueError(
-            format_error(name, "without repetition", transformers, way_out)
-        )
+        error = format_error(name, "without repetition", transformers, way_out)
+        raise ValueError(error)
     return tuple(transformers)
 
 

@@ -115,9 +115,8 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
     """
     if isinstance(optimizer, type) or not hasattr(optimizer, "get_config"):
         way_out = "write one, such as keras.optimizers.Adam(1e-3)"
-        raise TypeError(
-            format_error("optimizer", "a Keras optimizer", optimizer, way_out)
-        )
+        error = format_error("optimizer", "a Keras optimizer", optimizer, way_out)
+        raise TypeError(error)
     optimizer_class: Any = type(optimizer)
     subclass = with_gradient_transformers(optimizer_class)
     if getattr(optimizer, "built", False) or getattr(optimizer, "_built", False):

@@ -1,23 +1,12 @@
 """Which variable belongs to which row; decided in Python when a clipper is built."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from autoclip_core.clipper.patterns import Pattern, check_patterns_match
-from autoclip_core.clipper.units import Units, unit_count
+from autoclip_core.clipper.units import ParameterRows, Units, name_units
 
 from .layouts import UnitsOf, matches_path, path_of
-
-
-@dataclass(frozen=True)
-class ParameterRows:
-    """The range of rows that one variable belongs to."""
-
-    start: int
-    stop: int
-    units: Units | None = None
-    """How the variable is cut into units, at scope "unit"."""
 
 
 class Rows:
@@ -65,10 +54,8 @@ class Rows:
         if scope == "global":
             return ParameterRows(0, 1)
         start = len(self.names)
-        count = 1 if units is None else unit_count(shape, units)
-        names = [path] if count == 1 else [f"{path}[{i}]" for i in range(count)]
-        self.names.extend(names)
-        return ParameterRows(start, start + count, units)
+        self.names += [path] if units is None else name_units(path, shape, units)
+        return ParameterRows(start, len(self.names), units)
 
     def clipped_variables(self) -> list[tuple[Any, ParameterRows]]:
         """Return the variables that are not excluded, each with its rows."""

@@ -3,42 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any
 
 import keras
-import numpy as np
 
 import autoclip_core
-from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag, format_error
 from autoclip_core.clipper.patterns import Pattern, as_patterns
-from autoclip_core.clipper.settings import PolicyBounds, choose_scope
-
-from . import namespace
-
-
-class ClipperKeywords(TypedDict, total=False):
-    """Keywords of every clipper; `Clipper` documents them."""
-
-    scope: str | None
-    global_clipping: bool | None
-    nonfinite: str
-    exclude: Pattern | Iterable[Pattern] | None
-    dry_run: bool
-
-
-class PolicyKeywords(ClipperKeywords, total=False):
-    """Keywords of every clipper with a policy."""
-
-    min_threshold: float | None
-    max_threshold: float | None
-
-
-class WarmupKeywords(PolicyKeywords, total=False):
-    """Keywords of every clipper whose policy has no warm-up arguments."""
-
-    warmup_steps: int
-    warmup_threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -62,15 +33,11 @@ class Settings:
           ValueError, TypeError: an argument breaks its rule; the message says which.
         """
         check_flag("dry_run", self.dry_run)
-        if self.nonfinite in ("skip", "raise"):
-            way_out = (
-                "a gradient transformer cannot skip an update or read a value; set "
-                'nonfinite="zero", and to stop a run add keras.callbacks.'
-                "TerminateOnNaN()"
-            )
-            rule = '"zero" or "propagate" in Keras'
-            raise ValueError(format_error("nonfinite", rule, self.nonfinite, way_out))
-        check_choice("nonfinite", self.nonfinite, ("zero", "propagate"))
+        way_out = (
+            "a gradient transformer cannot skip an update or read a value; set "
+            'nonfinite="zero", and to stop a run add keras.callbacks.TerminateOnNaN()'
+        )
+        check_choice("nonfinite", self.nonfinite, ("zero", "propagate"), way_out)
         if self.scope == "group":
             way_out = (
                 "a Keras optimizer has no groups; give it a clipper for each part of "
@@ -78,20 +45,6 @@ class Settings:
             )
             rule = '"parameter", "global" or "unit" in Keras'
             raise ValueError(format_error("scope", rule, self.scope, way_out))
-
-    def choose_scope(self, default: str) -> str:
-        """Return the scope that `scope` and `global_clipping` agree on."""
-        return choose_scope(self.scope, self.global_clipping, default)
-
-    def wrap_policy(self, policy: Policy) -> Policy:
-        """Return the policy wrapped in its warm-up, its floor and its cap."""
-        bounds = PolicyBounds(
-            self.warmup_steps,
-            self.warmup_threshold,
-            self.min_threshold,
-            self.max_threshold,
-        )
-        return bounds.apply(policy)
 
     def non_defaults(self) -> dict[str, Any]:
         """Return the keywords that differ from their defaults."""
@@ -128,18 +81,3 @@ def find_policy(name: str) -> Any | None:
     """Return a policy class of the core, or one that is registered with Keras."""
     policy_class = getattr(autoclip_core, name, None)
     return policy_class or keras.saving.get_registered_object(name)
-
-
-def check_runs_in_graph(policy: Policy) -> None:
-    """Refuse a policy that a graph cannot run.
-
-    Raises:
-      ValueError: the policy's state grows without bound, or the policy skips whole
-        updates.
-    """
-    policy.init(1, namespace)  # raises for a history of unbounded length
-    norms = np.ones(1, np.float32)
-    if policy.limit(policy.init(1), norms, param_norms=norms).cancels:
-        way_out = 'a gradient transformer cannot do that; use Drop(..., action="zero")'
-        rule = 'without Drop(action="skip"), which skips whole updates'
-        raise ValueError(format_error("policy", rule, policy, way_out))

@@ -45,21 +45,6 @@ class ClipperState(NamedTuple):
     """The policy's state."""
 
 
-def initial_state(policy: Policy, row_count: int) -> ClipperState:
-    """Return the state before the first step, in NumPy."""
-    decision = Decision(
-        norm=np.full((row_count,), np.nan, np.float32),
-        threshold=np.full((row_count,), np.inf, np.float32),
-        scale=np.ones((row_count,), np.float32),
-        clipped=np.zeros((row_count,), bool),
-        finite=np.ones((row_count,), bool),
-        skipped=np.zeros((row_count,), bool),
-    )
-    return ClipperState(
-        decision, metrics.empty_tally(row_count), policy.init(row_count)
-    )
-
-
 def check_state(state: ClipperState) -> None:
     """Raise a ValueError if a state (NumPy arrays) is invalid.
 
@@ -84,7 +69,9 @@ class StateVariables:
 
     def __init__(self, policy: Policy, row_count: int, make: MakeVariable) -> None:
         """Make a variable for each array of the initial state, in order."""
-        self._initial = initial_state(policy, row_count)
+        decision = metrics.empty_decision(row_count)
+        tally = metrics.empty_tally(row_count)
+        self._initial = ClipperState(decision, tally, policy.init(row_count))
         leaves = _leaves(self._initial, "clip")
         self.variables = [make(name, np.asarray(array)) for name, array in leaves]
 
@@ -160,13 +147,11 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
         (4.0, 2.0)
         """
-        state = self._read_numpy()
-        run = metrics.compute_metrics(state.decision, state.tally)
+        decision, tally, _ = self._read_numpy()
+        run = metrics.compute_metrics(decision, tally)
         numbers = {name: float(value) for name, value in run.items()}
         if per_row:
-            numbers |= metrics.compute_row_metrics(
-                self.names, state.decision, state.tally
-            )
+            numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         return numbers
 
     def check_state(self) -> None:

@@ -9,12 +9,11 @@ from keras import ops
 from autoclip_core import Fixed
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
-from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.clipper.settings import ClipperKeywords, check_keywords
 
 from . import gradients, namespace
 from .clipper import Clipper
 from .gradients import Part
-from .settings import ClipperKeywords
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")

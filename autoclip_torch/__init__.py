@@ -7,10 +7,13 @@ Read `clipper.py` first.
 try:
     from array_api_compat import torch as _  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name in ("array_api_compat", "torch"):
-        command = 'pip install "autoclip-toolkit[torch]"'
-        error.msg = f"autoclip_torch needs {error.name}; install it with: {command}"
-    raise
+    if error.name not in ("array_api_compat", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"autoclip_torch needs {error.name}; install it with: "
+        'pip install "autoclip-toolkit[torch]"',
+        name=error.name,
+    ) from error
 
 from autoclip_core import __version__ as __version__
 

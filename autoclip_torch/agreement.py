@@ -42,7 +42,7 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    digests = _digests(clipper)
+    digests = _make_digests(clipper)
     local = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
     local = local.to(clipper._policy_states.device or "cpu")
     group = group or dist.group.WORLD
@@ -65,13 +65,13 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
         )
 
 
-def _different(names: list[str], one: Any, other: Any) -> list[str]:
+def _different(names: list[str], left: Any, right: Any) -> list[str]:
     """Return the names of the parts in which two ranks differ."""
-    parts = zip(names, one, other, strict=True)
-    return [name for name, left, right in parts if left != right]
+    parts = zip(names, left, right, strict=True)
+    return [name for name, a, b in parts if a != b]
 
 
-def _digests(clipper: Clipper) -> dict[str, bytes]:
+def _make_digests(clipper: Clipper) -> dict[str, bytes]:
     """Return the digest of each part that must be the same on all ranks.
 
     Parameters and their names are left out: the stages of a pipeline hold different

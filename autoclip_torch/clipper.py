@@ -15,7 +15,7 @@ from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .observer import Observer
-from .rows.groups import Given, read_optimizer_groups
+from .rows.groups import ParametersLike, read_optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
@@ -44,12 +44,12 @@ class Clipper(Observer):
       exclude: parameters to leave out: names, names of modules, patterns with `*`,
         compiled regular expressions, or functions of (name, parameter).
       dry_run: measure, decide and record, but change no gradient.
-      max_consecutive_skips: if more updates in a row are cancelled, `step` raises a
+      max_consecutive_skips: if more updates in a row are skipped, `step` raises a
         RuntimeError (on an accelerator, `metrics` does).
       process_group: the ranks that hold different parameters of one model, such as the
         stages of a pipeline, or experts. Squared norms are summed over these ranks, and
         every rank must call `step`. All ranks must have the same rows, as with
-        scope="global". Sharded parameters (`DTensor`) know their ranks and need no
+        scope="global". Sharded parameters (`DTensor`) hold their ranks and need no
         group.
 
     Raises:
@@ -68,7 +68,7 @@ class Clipper(Observer):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         policy: Policy,
         *,
         scope: str | None = None,
@@ -182,7 +182,7 @@ class Clipper(Observer):
         Raises:
           RuntimeError: the clipper is attached already.
           ValueError: the optimizer does not step all trained parameters of the clipper.
-          TypeError: it is no torch optimizer.
+          TypeError: `optimizer` is not a torch optimizer.
 
         >>> from autoclip_core import Fixed
         >>> weight = torch.nn.Parameter(torch.zeros(2))

@@ -140,9 +140,8 @@ def restore_random_states(model: nn.Module, dataloader: Any) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            for kind in {device.type for device in devices}:
-                indices = [d.index for d in devices if d.type == kind]
-                fork = torch.random.fork_rng(devices=indices, device_type=kind)
+            for device in devices:
+                fork = torch.random.fork_rng([device.index], device_type=device.type)
                 stack.enter_context(fork)
             yield
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .clipper import Clipper
-from .hooks.follow import add_new_parameters, make_clipper
+from .hooks.new_parameters import add_new_parameters, make_clipper
 from .step.unwrap import unwrap
 from .step.warn import warn
 
@@ -39,8 +39,8 @@ class ClipCallback(pl.Callback):
         still frozen.
 
     Raises:
-      ValueError: when training starts: there is no such optimizer, `exclude` names no
-        parameter of the module, or the checkpoint does not fit.
+      ValueError: at the start of training, if `optimizer` is not a valid index,
+        `exclude` matches no parameter of the module, or the checkpoint does not fit.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
@@ -100,14 +100,14 @@ class ClipCallback(pl.Callback):
                 "starts without one: it was saved without this callback, or with "
                 "another class, scope or exclude"
             )
-        for clipper, optimizer in self._pairs():
+        for clipper, optimizer in self._get_pairs():
             clipper.attach(optimizer)
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
         """Add parameters that a callback has unfrozen and given to the optimizer."""
-        for clipper, clipped_optimizer in self._pairs():
+        for clipper, clipped_optimizer in self._get_pairs():
             if clipped_optimizer is unwrap(optimizer):
                 add_new_parameters(clipper, clipped_optimizer, pl_module)
 
@@ -142,7 +142,7 @@ class ClipCallback(pl.Callback):
         """Keep the state until the optimizers exist."""
         self._saved = state_dict["clippers"]
 
-    def _pairs(self) -> list[tuple[Clipper, Optimizer]]:
+    def _get_pairs(self) -> list[tuple[Clipper, Optimizer]]:
         return list(zip(self.clippers, self._optimizers.values(), strict=True))
 
     def _restore(self, saved: list[dict[str, Any]]) -> None:

@@ -9,24 +9,25 @@ from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .rows.groups import Given, NamedParameter
-from .rows.settings import Common, CommonAndWarmup, check_keys
+from .rows.groups import NamedParameter, ParametersLike
+from .rows.settings import PolicyKeywords, WarmupKeywords, check_keys
 
 
 class _Named(Clipper):
     """A clipper of one policy; a group may set arguments of that policy."""
 
-    _keywords: Any = CommonAndWarmup
+    _keywords: Any = WarmupKeywords
     """The keywords of the constructor, in addition to those of the policy."""
 
     def __init__(
-        self, parameters: Given, policy: Policy, **keywords: Unpack[CommonAndWarmup]
+        self, parameters: ParametersLike, policy: Policy, /, **keywords: Any
     ) -> None:
         """Refuse unknown keywords, and create the clipper."""
+        # Both are positional only, so that a keyword `policy` is refused by name.
         check_keywords(type(self).__name__, keywords, self._keywords)
         super().__init__(parameters, policy, **keywords)
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
         return get_arguments(self.policy)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
@@ -54,12 +55,12 @@ class QuantileClip(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         quantile: float = 0.9,
         *,
         history_length: int | None = 1000,
         include_current: bool = False,
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         policy = Quantile(
@@ -86,14 +87,14 @@ class StandardClip(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         deviations: float = 2.0,
         *,
         history_length: int | None = 1000,
         log: bool = False,
         ddof: int = 1,
         include_current: bool = False,
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         policy = MeanStd(
@@ -132,33 +133,32 @@ class AGC(_Named):
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         clipping: float = 0.01,
         *,
         eps: float = 1e-3,
         rule: str = "unit",
-        **common: Unpack[CommonAndWarmup],
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
-        scope, everything = common.get("scope"), common.get("global_clipping")
-        if rule != "unit" and (scope not in (None, "unit") or everything):
+        scope, is_global = common.get("scope"), common.get("global_clipping")
+        if rule != "unit" and (scope not in (None, "unit") or is_global):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
             way_out = "a rule says what a unit is; leave it out, or the scope"
-            raise ValueError(
-                format_error("rule", f'"unit" with {given}', rule, way_out)
-            )
+            error = format_error("rule", f'"unit" with {given}', rule, way_out)
+            raise ValueError(error)
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
-    def _units(self, named: NamedParameter) -> Units:
+    def _get_units(self, named: NamedParameter) -> Units:
         if self.rule == "nfnets":
             return nfnets_units(named.parameter.shape)
         if self.rule == "layer":
             return one_unit(named.parameter.shape)
-        return super()._units(named)
+        return super()._get_units(named)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "rule": self.rule}
+    def _get_arguments(self) -> dict[str, Any]:
+        return {**super()._get_arguments(), "rule": self.rule}
 
     def _describe(self) -> dict[str, Any]:
         described = super()._describe()
@@ -183,18 +183,18 @@ class ZClip(_Named):
     """
 
     _default_scope = "global"
-    _keywords = Common
+    _keywords = PolicyKeywords
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         z: float = 2.5,
         *,
         alpha: float = 0.97,
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
-        **common: Unpack[Common],
+        **common: Unpack[PolicyKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         policy = ZScore(
@@ -221,17 +221,17 @@ class AdaGC(_Named):
     tensor([2.])
     """
 
-    _keywords = Common
+    _keywords = PolicyKeywords
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         ratio: float = 1.05,
         *,
         beta: float = 0.98,
         warmup_steps: int = 100,
         warmup_threshold: float = 1.0,
-        **common: Unpack[Common],
+        **common: Unpack[PolicyKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         policy = EmaRatio(
@@ -262,7 +262,10 @@ class NormClip(_Named):
     _default_scope = "global"
 
     def __init__(
-        self, parameters: Given, max_norm: float, **common: Unpack[CommonAndWarmup]
+        self,
+        parameters: ParametersLike,
+        max_norm: float,
+        **common: Unpack[WarmupKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         super().__init__(parameters, Fixed(max_norm), **common)

@@ -16,9 +16,9 @@ from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
 
 from .rows.groups import (
-    Given,
     Group,
     NamedParameter,
+    ParametersLike,
     check_patterns,
     exclude_from,
     find_units,
@@ -40,12 +40,12 @@ class Observer:
     This is the part of a `Clipper` for stacks that clip by themselves.
 
     Args:
-      parameters: see `Clipper`, as for the other arguments.
+      parameters: as in `Clipper`.
       policy: the policy of all groups that do not set their own.
-      scope: which gradients share a norm.
-      nonfinite: what happens to a row whose norm is not finite.
+      scope: as in `Clipper`.
+      nonfinite: as in `Clipper`.
       bounds: the warm-up, the floor and the cap of each policy.
-      exclude: the parameters to leave out.
+      exclude: as in `Clipper`.
       **stepping: the other arguments of `Stepper`.
 
     Raises:
@@ -56,7 +56,7 @@ class Observer:
 
     def __init__(
         self,
-        parameters: Given,
+        parameters: ParametersLike,
         policy: Policy,
         *,
         scope: str,
@@ -261,9 +261,9 @@ class Observer:
         settings |= {"exclude": self._exclude, "dry_run": self._stepper.dry_run}
         shown = {k: v for k, v in settings.items() if v and v != "zero"}
         shown["rows"] = len(self.names)
-        return format_clipper(type(self), self._arguments(), self.scope, shown)
+        return format_clipper(type(self), self._get_arguments(), self.scope, shown)
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
         """Return the arguments of the policy, named as in the constructor."""
         return {"policy": self.policy}
 
@@ -279,7 +279,7 @@ class Observer:
             return self._bounds.apply(self._group_policy(overrides))
 
         clipped = exclude_from(groups, self._exclude)
-        return make_rows(clipped, self.scope, policy_of, self._units)
+        return make_rows(clipped, self.scope, policy_of, self._get_units)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""
@@ -288,7 +288,7 @@ class Observer:
         check_policy(policy)
         return policy
 
-    def _units(self, named: NamedParameter) -> Units:
+    def _get_units(self, named: NamedParameter) -> Units:
         """Return how a parameter is cut into units."""
         return find_units(named)
 

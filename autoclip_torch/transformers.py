@@ -9,9 +9,9 @@ import torch
 import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
-from . import named
 from .clipper import Clipper
-from .hooks.follow import add_new_parameters, make_clipper
+from .hooks.new_parameters import add_new_parameters, make_clipper
+from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .value import ValueClip
 
@@ -24,19 +24,8 @@ except ModuleNotFoundError as error:
         "pip install transformers accelerate"
     ) from error
 
-_CLASSES: dict[str, type[Clipper]] = {
-    kind.__name__: kind
-    for kind in (
-        Clipper,
-        ValueClip,
-        named.AGC,
-        named.AdaGC,
-        named.NormClip,
-        named.QuantileClip,
-        named.StandardClip,
-        named.ZClip,
-    )
-}
+_KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip)
+_CLASSES: dict[str, type[Clipper]] = {kind.__name__: kind for kind in _KINDS}
 
 
 class ClipCallback(TrainerCallback, ExportableState):

@@ -1,14 +1,13 @@
 """`ValueClip`: limit every element of a gradient to an interval."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypedDict, Unpack
+from typing import Any, NoReturn, Unpack
 
 from torch import Tensor
 
 from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
-from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import check_keywords
 from autoclip_core.policy import get_arguments
 from autoclip_core.scale import as_norms
@@ -16,22 +15,10 @@ from autoclip_core.scale import as_norms
 from .clipper import Clipper
 from .gradients.layout import Gradients, as_real, make_writable
 from .gradients.sharded import is_partial, sum_partial
-from .rows.groups import Given
-from .rows.settings import check_keys
+from .rows.groups import ParametersLike
+from .rows.settings import ClipperKeywords, check_keys
 from .step.amp import LossScale
 from .step.stepper import Stepper
-
-
-class _Keywords(TypedDict, total=False):
-    """The keywords of `Clipper` that apply without a policy."""
-
-    scope: str | None
-    global_clipping: bool | None
-    nonfinite: str
-    exclude: Pattern | list[Pattern]
-    dry_run: bool
-    max_consecutive_skips: int | None
-    process_group: Any
 
 
 class ValueStepper(Stepper):
@@ -48,11 +35,12 @@ class ValueStepper(Stepper):
         loss_scale: LossScale,
         *others: Gradients,
     ) -> list[Any]:
-        """Return norms, which rows have one, and the norms of what is kept and cut."""
+        """Return the norms, which rows have one, and two further norms of each row.
+
+        They are the norm after clamping, and the norm of what clamping removes.
+        """
         if (factor := loss_scale.factor) is not None:  # only a dry run leaves one
-            gradients = [
-                None if g is None else g / factor.to(g.device) for g in gradients
-            ]
+            gradients = [g if g is None else g / factor.to(g.device) for g in gradients]
         # The limit holds for the sums of a `Partial`, not for its summands.
         gradients = [sum_partial(gradient) for gradient in gradients]
         return super().measure(
@@ -64,12 +52,12 @@ class ValueStepper(Stepper):
 
     def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
         """Return the decision that describes what clamping does; record no norm."""
-        states, (kept, cut) = self.policy_states, others
+        states, (norms_after, removed) = self.policy_states, others
         return states.count_step(
             decide_by_value(
                 norms,
-                kept,
-                as_norms(cut, states.xp) > 0,
+                norms_after,
+                as_norms(removed, states.xp) > 0,
                 thresholds=states.get_thresholds(None),
                 observed=observed,
                 nonfinite=states.nonfinite,
@@ -83,9 +71,8 @@ class ValueStepper(Stepper):
             one = decision.scale * 0 + 1
             scales = self.policy_states.xp.where(decision.finite, one, 0.0)
             super().scale(gradients, decision._replace(scale=scales))
-        for entry, limit in zip(
-            self.rows.by_parameter, self._get_limits(), strict=True
-        ):
+        entries = self.rows.by_parameter
+        for entry, limit in zip(entries, self._get_limits(), strict=True):
             gradient = entry.parameter.grad
             if gradient is not None and gradient.is_sparse:
                 entry.parameter.grad = _clamp_copy(gradient, limit)
@@ -103,15 +90,11 @@ class ValueStepper(Stepper):
 
     def _get_limits(self) -> list[float]:
         """Return the clip value of each parameter."""
-        limits = []
+        limits, by_policy = [], self.rows.by_policy
         for entry in self.rows.by_parameter:
-            blocks = (
-                block
-                for block in self.rows.by_policy
-                if block.start <= entry.start < block.stop
-            )
+            blocks = (b for b in by_policy if b.start <= entry.start < b.stop)
             # A parameter without rows has nothing to clip, and perhaps no policy.
-            policy: Any = next(blocks, self.rows.by_policy[0]).policy
+            policy: Any = next(blocks, by_policy[0]).policy
             limits.append(policy.max_norm)
         return limits
 
@@ -145,22 +128,25 @@ class ValueClip(Clipper):
     _stepper_class = ValueStepper
 
     def __init__(
-        self, parameters: Given, clip_value: float, **keywords: Unpack[_Keywords]
+        self,
+        parameters: ParametersLike,
+        clip_value: float,
+        **keywords: Unpack[ClipperKeywords],
     ) -> None:
         """Check the value and make the clipper."""
-        check_keywords(type(self).__name__, keywords, _Keywords)
+        check_keywords(type(self).__name__, keywords, ClipperKeywords)
         policy = Fixed(check_positive("clip_value", clip_value))
         super().__init__(parameters, policy, **keywords)
 
     def observe(self, norms: Any) -> NoReturn:
-        """Raise: no threshold depends on a norm.
+        """Raise a TypeError: no threshold depends on a norm.
 
         Raises:
           TypeError: always.
         """
         raise TypeError("ValueClip records no norms: it clips each element")
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
         return {"clip_value": get_arguments(self.policy)["max_norm"]}
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:

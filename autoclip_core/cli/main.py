@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["suggest", "no such file.csv"])  # prints one line to stderr
     2
     """
-    where = ""
+    prefix = ""
     try:
         options = make_parser().parse_args(argv)
         if "policy" in options:
             options.policy = make_policy(options)
-        where = f"{options.file}: "
+        prefix = f"{options.file}: "
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BAD_INPUT as error:
         if isinstance(error, OSError) and error.filename:
-            where = f"{error.filename}: "  # it may be an output file
-        print(f"autoclip: {where}{one_line(error)}", file=sys.stderr)
+            prefix = f"{error.filename}: "  # it may be an output file
+        print(f"autoclip: {prefix}{one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -191,12 +191,12 @@ def format_table(series: Series, reports: dict[str, Replay]) -> str:
     header += ["recovered after"] if first.shift else []
     rows = [header]
     for name, report in reports.items():
-        caught = f"{len(report.spikes_caught)}/{len(report.spikes)}"
+        spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
         row = [name, f"{100 * report.clip_rate:.3g} %"]
-        row += [f"{report.median_threshold:.4g}", f"{report.mean_scale:.3g}", caught]
+        row += [f"{report.median_threshold:.4g}", f"{report.mean_scale:.3g}", spikes]
         if first.shift:
-            never = math.isinf(report.recovery)
-            row.append("never" if never else f"{report.recovery:.0f}")
+            is_never = math.isinf(report.recovery)
+            row.append("never" if is_never else f"{report.recovery:.0f}")
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -71,20 +71,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 option, action=argparse.BooleanOptionalAction, help=meaning + note
             )
         else:
-            kind = KINDS.get(name, float)
+            kind = TYPES.get(name, float)
             metavar = name.rpartition("_")[2].upper()
             group.add_argument(option, type=kind, metavar=metavar, help=meaning + note)
 
 
 def parse_length(text: str) -> int | None:
     """Return a number of steps; "none" means all steps."""
-    return ALL if text.lower() == "none" else int(text)
+    return ALL_STEPS if text.lower() == "none" else int(text)
 
 
-ALL: Any = object()
+ALL_STEPS: Any = object()
 """The value of `--history-length none`; without the option the value is None."""
 
-KINDS: Mapping[str, Any] = {
+TYPES: Mapping[str, Any] = {
     "history_length": parse_length,
     "ddof": int,
     "warmup_steps": int,
@@ -109,7 +109,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
     kind = POLICIES[options.policy]
     names = argument_names(kind)
     given: dict[str, Any] = {
-        name: None if value is ALL else value
+        name: None if value is ALL_STEPS else value
         for name in HELP
         if (value := getattr(options, name)) is not None
     }

@@ -27,28 +27,38 @@ class Tally(NamedTuple):
     """Shape (): updates skipped since the last update that was not skipped."""
 
     def find_problem(self) -> str:
-        """Return what is wrong with counts that were read from somewhere, or ""."""
-        most = {
+        """Return why a loaded tally is invalid, or ""."""
+        upper_bounds = {
             "observed": "steps",
             "clipped": "observed",
             "nonfinite": "steps",
             "skipped": "steps",
             "skipped_in_a_row": "skipped",
         }
-        found = find_invalid_value("steps", self.steps, ">= 0", self.steps >= 0)
-        for name, above in most.items():
+        problem = find_invalid_value("steps", self.steps, ">= 0", self.steps >= 0)
+        for name, bound in upper_bounds.items():
             count = getattr(self, name)
-            within = (count >= 0) & (count <= getattr(self, above))
-            found = found or find_invalid_value(
-                name, count, f">= 0 and at most {above}", within
+            is_valid = (count >= 0) & (count <= getattr(self, bound))
+            problem = problem or find_invalid_value(
+                name, count, f">= 0 and at most {bound}", is_valid
             )
-        return found
+        return problem
 
 
 def empty_tally(rows: int, xp: XP = np) -> Tally:
     """Return the tally before the first step."""
     shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
+
+
+def empty_decision(rows: int, xp: XP = np) -> Decision:
+    """Return the decision before the first step: no norm, no threshold, scale 1."""
+    norm, threshold, scale = (
+        xp.full((rows,), value, dtype=xp.float32)
+        for value in (float("nan"), float("inf"), 1.0)
+    )
+    no = scale == 0
+    return Decision(norm, threshold, scale, no, ~no, no)
 
 
 def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
@@ -70,7 +80,7 @@ def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
 
 
 def was_observed(decision: Decision) -> Array:
-    """Return which rows had a gradient; the others have norm NaN and finite True."""
+    """Return which rows had a gradient; other rows have norm NaN and finite True."""
     is_number = decision.norm == decision.norm
     return is_number | ~decision.finite
 

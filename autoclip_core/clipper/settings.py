@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
 
 from autoclip_core.checks import (
     check_choice,
@@ -14,9 +16,36 @@ from autoclip_core.checks import (
     format_error,
 )
 from autoclip_core.policies.combinators import Cap, Floor, Warmup
-from autoclip_core.policy import Policy, as_code
+from autoclip_core.policy import Policy, as_code, check_policy
+from autoclip_core.scale import XP
+
+from .patterns import Pattern
 
 SCOPES = ("parameter", "group", "global", "unit")
+
+
+class ClipperKeywords(TypedDict, total=False):
+    """The keywords of a clipper in every framework, except those of its policy."""
+
+    scope: str | None
+    global_clipping: bool | None
+    nonfinite: str
+    exclude: Pattern | Iterable[Pattern] | None
+    dry_run: bool
+
+
+class PolicyKeywords(ClipperKeywords, total=False):
+    """The keywords of `Clipper` that every named clipper accepts."""
+
+    min_threshold: float | None
+    max_threshold: float | None
+
+
+class WarmupKeywords(PolicyKeywords, total=False):
+    """The same, and those of a warm-up, for a policy that has none of its own."""
+
+    warmup_steps: int
+    warmup_threshold: float | None
 
 
 def check_keywords(owner: str, given: Iterable[str], allowed: Any) -> None:
@@ -56,9 +85,8 @@ def choose_scope(scope: str | None, global_clipping: bool | None, default: str) 
     if global_clipping != (scope == "global"):
         rule = f"in agreement with scope={scope!r}"
         way_out = "global_clipping is the older spelling of scope; pass only scope"
-        raise ValueError(
-            format_error("global_clipping", rule, global_clipping, way_out)
-        )
+        error = format_error("global_clipping", rule, global_clipping, way_out)
+        raise ValueError(error)
     return scope
 
 
@@ -86,6 +114,26 @@ def format_clipper(
     return f"{owner.__name__}({inside})"
 
 
+def check_traceable(policy: Policy, xp: XP, way_out: str) -> None:
+    """Check that a traced step can take a policy.
+
+    Args:
+      policy: the policy.
+      xp: the array namespace of the step.
+      way_out: the call that skips updates, for the error message.
+
+    Raises:
+      TypeError: it is no policy.
+      ValueError: its history has no bound, or it cancels whole updates.
+    """
+    check_policy(policy)
+    policy.init(1, xp)  # raises for a history of unbounded length
+    norm = np.ones(1, np.float32)
+    if policy.limit(policy.init(1), norm, param_norms=norm).cancels:
+        rule = 'without Drop(action="skip"), which skips whole updates'
+        raise ValueError(format_error("policy", rule, policy, way_out))
+
+
 @dataclass(frozen=True)
 class PolicyBounds:
     """The warm-up, the floor and the cap of a policy; `apply` adds them in this order.
@@ -107,11 +155,9 @@ class PolicyBounds:
             if self.warmup_steps == 0:
                 rule = "given together with warmup_steps"
                 way_out = "set warmup_steps to the norms that each row records first"
-                raise ValueError(
-                    format_error(
-                        "warmup_threshold", rule, self.warmup_threshold, way_out
-                    )
-                )
+                threshold = self.warmup_threshold
+                error = format_error("warmup_threshold", rule, threshold, way_out)
+                raise ValueError(error)
         low, high = self.min_threshold, self.max_threshold
         for name, value in [("min_threshold", low), ("max_threshold", high)]:
             if value is not None:

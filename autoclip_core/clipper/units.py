@@ -12,6 +12,7 @@ Units(axes=(1, 2, 3), groups=1)
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -23,6 +24,16 @@ class Units(NamedTuple):
     groups: int = 1
     """The number of groups into which axis 0 is split first, as a new leading axis; 1
     means no split."""
+
+
+@dataclass(frozen=True)
+class ParameterRows:
+    """One parameter and the rows that hold its norms: `start` to `stop`."""
+
+    start: int
+    stop: int
+    units: Units | None = None
+    """How the parameter is divided into units; None if one row holds it whole."""
 
 
 def split_shape(shape: Sequence[int], units: Units) -> tuple[int, ...]:
@@ -43,6 +54,16 @@ def unit_shape(shape: Sequence[int], units: Units) -> tuple[int, ...]:
 def unit_count(shape: Sequence[int], units: Units) -> int:
     """Return the number of units."""
     return math.prod(unit_shape(shape, units))
+
+
+def name_units(name: str, shape: Sequence[int], units: Units) -> list[str]:
+    """Return a name for each unit: `name[0]`, `name[1]`, ...; `name` for a single one.
+
+    >>> name_units("w", (2, 3), Units((1,))), name_units("b", (2,), Units((0,)))
+    (['w[0]', 'w[1]'], ['b'])
+    """
+    count = unit_count(shape, units)
+    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
 
 
 def one_unit(shape: Sequence[int]) -> Units:

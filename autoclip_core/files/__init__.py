@@ -1,4 +1,4 @@
 """Reads norms from files that other programs wrote.
 
-It imports nothing of this package. Read `read.py` first.
+It imports no other module of this package. Read `read.py` first.
 """

@@ -52,7 +52,7 @@ class History(NamedTuple):
         return "" if has_room else "has no room for another norm"
 
     def select_rows(self, rows: Array, old: "History") -> "History":
-        """Return this history in the given rows and an older one in the others.
+        """Return this history in the given rows, an older one in all other rows.
 
         A merge changes the parts of all rows. So a row without a new norm takes the new
         parts as well: it holds the same norms there.

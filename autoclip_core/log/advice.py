@@ -1,4 +1,4 @@
-"""Advice about a run: sentences about its clipping rate, thresholds and rows.
+"""Advice about a run: sentences about its clip rate, thresholds and rows.
 
 Each sentence contains the numbers that support it.
 """
@@ -14,14 +14,14 @@ from autoclip_core.record.step import Array
 from .formatting import format_number, format_percent
 
 MIN_STEPS = 100
-"""Fewer steps than this do not support a statement about the clipping rate."""
+"""Fewer steps than this do not support a statement about the clip rate."""
 
 REGIMES = (
     ("spike filter", 0.001, 0.02),
     ("stabiliser", 0.05, 0.25),
     ("normaliser", 0.5, 1.0),
 )
-"""Names of ranges of the clipping rate: name, lowest rate, highest rate."""
+"""Names of ranges of the clip rate: name, lowest rate, highest rate."""
 
 
 def mean(values: Array) -> float:
@@ -46,7 +46,7 @@ def advise_on_rate(
     advice = [f"{name_regime(rate, measured)}, mean scale {format_number(mean_scale)}."]
     if rate > 0.5:
         advice += [
-            f"Clipping rate {format_percent(rate)} is above 50 %: under SGD this acts "
+            f"Clip rate {format_percent(rate)} is above 50 %: under SGD this acts "
             "like a smaller learning rate, so lower the learning rate instead. Under "
             "Adam and its variants, or if gradients explode, it can be intended."
         ]
@@ -60,13 +60,13 @@ def advise_on_rate(
         armed_rate = format_percent(sums["armed_clipped"] / armed)
         advice += [
             f"{measured - armed} of {measured} steps had no threshold; over the other "
-            f"{armed} the clipping rate is {armed_rate}."
+            f"{armed} the clip rate is {armed_rate}."
         ]
     return advice
 
 
 def explain_too_early(measured: int, armed: int) -> str:
-    """Explain why the clipping rate cannot be judged yet."""
+    """Explain why the clip rate cannot be judged yet."""
     if measured >= MIN_STEPS and not armed:
         return (
             f"Nothing could be clipped: in all {measured} steps with a finite norm "
@@ -74,20 +74,20 @@ def explain_too_early(measured: int, armed: int) -> str:
         )
     return (
         f"Too early to judge: {armed} steps had a finite norm and a threshold; a "
-        f"clipping rate needs at least {MIN_STEPS}."
+        f"clip rate needs at least {MIN_STEPS}."
     )
 
 
 def name_regime(rate: float, steps: int) -> str:
-    """Name the regime of a clipping rate, with the numbers that support it.
+    """Name the regime of a clip rate, with the numbers that support it.
 
     >>> name_regime(0.1, 5000)
-    'Stabiliser (5 to 25 %): clipping rate 10 % over 5000 steps'
+    'Stabiliser (5 to 25 %): clip rate 10 % over 5000 steps'
     """
     names = [f"{name} ({100 * a:g} to {100 * b:g} %)" for name, a, b in REGIMES]
     within = [n for n, (_, a, b) in zip(names, REGIMES, strict=True) if a <= rate <= b]
     below = sum(rate > b for _, _, b in REGIMES)
-    basis = f"clipping rate {format_percent(rate)} over {steps} steps"
+    basis = f"clip rate {format_percent(rate)} over {steps} steps"
     if within:
         return f"{within[0].capitalize()}: {basis}"
     if below:
@@ -139,7 +139,7 @@ def advise_on_climb(first: Array, last: Array) -> list[str]:
 
 
 def advise_on_ratchet(first: Array, last: Array) -> list[str]:
-    """Warn if the threshold fell by 30 % while the clipping rate rose."""
+    """Warn if the threshold fell by 30 % while the clip rate rose."""
     if min(len(first), len(last)) < MIN_STEPS:
         return []
     before, after = (float(np.median(part["threshold"])) for part in (first, last))
@@ -148,7 +148,7 @@ def advise_on_ratchet(first: Array, last: Array) -> list[str]:
         return []
     return [
         f"Red light: from the first third of the run to the last, the threshold fell "
-        f"from {format_number(before)} to {format_number(after)} while the clipping "
+        f"from {format_number(before)} to {format_number(after)} while the clip "
         f"rate rose from {format_percent(low)} to {format_percent(high)}: the policy "
         "may record norms after clipping, which can only fall. Record raw or "
         "winsorized norms."

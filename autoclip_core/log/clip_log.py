@@ -60,7 +60,7 @@ class ClipLog(StepRecorder):
         ...     log.record(norm=4.0 if step % 10 == 0 else 1.0, threshold=2.0)
         >>> print(log.summary())
         total steps       200 (200 with a finite norm)
-        clipping rate     10 % (10 % over the last 200)
+        clip rate         10 % (10 % over the last 200)
         mean scale        0.95
         mean norm         1.3
         norm quantiles    median 1, p90 1.3, p99 4
@@ -68,7 +68,7 @@ class ClipLog(StepRecorder):
         threshold now     2
         non-finite steps  0
         skipped steps     0
-        Stabiliser (5 to 25 %): clipping rate 10 % over 200 steps, mean scale 0.95.
+        Stabiliser (5 to 25 %): clip rate 10 % over 200 steps, mean scale 0.95.
         """
         return summarise(self._store, self._rows, self._logged_totals)
 
@@ -78,7 +78,7 @@ class ClipLog(StepRecorder):
         Above 1000 steps each column of the picture covers several steps. It shows their
         smallest, median and largest norm, so no spike is lost. Norms too small for the
         axis, such as 0, are marked at its lower edge, non-finite steps at its upper
-        edge. The panel below shows the clipping rate over time.
+        edge. The panel below shows the clip rate over time.
 
         Args:
           path: where to save the picture; the suffix is the format (.png, .pdf, .svg).
@@ -93,11 +93,11 @@ class ClipLog(StepRecorder):
         >>> for norm in [1.0, 4.0]:
         ...     log.record(norm=norm, threshold=2.0)
         >>> log.plot().axes[0].get_title()
-        'Clipping rate 50 %, mean scale 0.75, 2 steps'
+        'Clip rate 50 %, mean scale 0.75, 2 steps'
         """
         summary = self.summary()
         title = (
-            f"Clipping rate {format_percent(summary.clip_rate)}, mean scale "
+            f"Clip rate {format_percent(summary.clip_rate)}, mean scale "
             f"{format_number(summary.mean_scale)}, {summary.steps} steps"
         )
         steps, highest = self._store.steps(), self._store.highest()

@@ -11,7 +11,7 @@ COLUMNS = 1000
 """Maximum number of columns, about one per pixel; a column may cover many steps."""
 
 BARS = 50
-"""Maximum number of bars that show the clipping rate."""
+"""Maximum number of bars that show the clip rate."""
 
 # Colour-blind readers can distinguish these colours (Okabe and Ito; the purple is
 # Tol's). Shapes differ too, so that the picture can be read without colour.
@@ -131,7 +131,7 @@ def draw_mark(
 
 
 def draw_rate(axes: Any, steps: Array, end: float) -> None:
-    """Draw the clipping rate of successive intervals of the run as bars, in percent."""
+    """Draw the clip rate of successive intervals of the run as bars, in percent."""
     measured = steps[np.isfinite(steps["norm"])]
     width = column_width(end, BARS)
     bars = measured["step"] // width

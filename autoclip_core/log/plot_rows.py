@@ -43,7 +43,7 @@ def draw_rows(
     mesh.set_clim(0, max(1.0, float(100 * np.nanmax(rates, initial=0.0))))
     axes.set_xlabel(f"step (one cell: {width} step{'s' * (width > 1)})")
     note = f", the {len(rows)} most clipped" if len(rows) < len(counts.names) else ""
-    axes.set_title(f"Clipping rate of each of {len(counts.names)} rows{note}")
+    axes.set_title(f"Clip rate of each of {len(counts.names)} rows{note}")
     figure.colorbar(mesh, ax=axes, label="clipped (% of steps)", pad=0.01)
     return save_figure(figure, path)
 

@@ -55,7 +55,7 @@ def write_report(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "report.html")
     ...     write_report(log, path)
-    ...     "clipping rate 50 %" in path.read_text(encoding="utf-8")
+    ...     "clip rate 50 %" in path.read_text(encoding="utf-8")
     True
     """
     page = make_page(log, title)
@@ -73,7 +73,7 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
     heading = html.escape(title)
     parts = [
         f"<h1>{heading}</h1>",
-        f"<p>{summary.steps} steps, clipping rate {format_percent(summary.clip_rate)}, "
+        f"<p>{summary.steps} steps, clip rate {format_percent(summary.clip_rate)}, "
         f"mean scale {format_number(summary.mean_scale)}</p>",
         "<h2>Advice</h2>",
         advice_list(summary.advice),
@@ -88,7 +88,7 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
             html_table(
                 (name, format_percent(rate)) for name, rate in summary.worst_rows
             ),
-            embed_picture(log.plot_rows, "Clipping rate of each row over the run"),
+            embed_picture(log.plot_rows, "Clip rate of each row over the run"),
         ]
     parts += ["<h2>Settings</h2>", settings_table(log)]
     return (
@@ -120,8 +120,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     return [
         ("steps", str(summary.steps)),
         ("recorded with a finite norm", str(summary.measured)),
-        ("clipping rate", format_percent(summary.clip_rate)),
-        (f"clipping rate of the last {summary.recent}", recent_rate),
+        ("clip rate", format_percent(summary.clip_rate)),
+        (f"clip rate of the last {summary.recent}", recent_rate),
         ("mean scale", format_number(summary.mean_scale)),
         ("threshold now", threshold),
         ("norm, mean", format_number(summary.mean_norm)),

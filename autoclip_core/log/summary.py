@@ -14,7 +14,7 @@ from . import advice
 from .formatting import format_number, format_percent
 
 RECENT_STEPS = 1000
-"""Recorded steps that the recent clipping rate covers."""
+"""Recorded steps that the recent clip rate covers."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Summary:
     skipped: int
     """Steps whose whole update was skipped."""
     worst_rows: tuple[tuple[str, float], ...]
-    """Up to five rows with the highest clipping rates, highest first; empty with a
+    """Up to five rows with the highest clip rates, highest first; empty with a
     single row."""
     threshold: float
     """The latest threshold; +inf if there is none, NaN if nothing is recorded."""
@@ -67,7 +67,7 @@ class Summary:
         )
         lines = [
             f"total steps       {self.steps} ({self.measured} with a finite norm)",
-            f"clipping rate     {format_percent(self.clip_rate)} "
+            f"clip rate         {format_percent(self.clip_rate)} "
             f"({format_percent(self.recent_clip_rate)} over the last {self.recent})",
             f"mean scale        {format_number(self.mean_scale)}",
             f"mean norm         {format_number(self.mean_norm)}",

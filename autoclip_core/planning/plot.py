@@ -60,7 +60,7 @@ def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
     """
     title = (
         f"{as_code(report.policy)}\n"
-        f"clipping rate {100 * report.clip_rate:.3g} %, "
+        f"clip rate {100 * report.clip_rate:.3g} %, "
         f"mean scale {report.mean_scale:.3g}, "
         f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
     )

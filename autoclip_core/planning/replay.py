@@ -145,7 +145,7 @@ class Replay:
 
 
 WINDOW = 50
-"""Steps over which the mean scale of a recovery is taken."""
+"""The number of steps whose mean scale decides whether the policy has recovered."""
 
 
 def replay(

@@ -42,9 +42,9 @@ class EmaRatio(Policy):
     ratio of 2 or 3 to clip only rare spikes.
 
     The paper clips the global norm during its warm-up, and it freezes a layer whose
-    gradient is 0 there. This policy limits each row separately, and a row starts at its
-    first positive norm. For the paper's warm-up, clip the global norm with `Fixed`
-    before this policy.
+    gradient is 0 there. This policy limits each row separately, and the average of a
+    row starts at its first positive norm. For the paper's warm-up, clip the global norm
+    with `Fixed` before this policy.
 
     Args:
       ratio: T / gamma, > 1; usually 1.03 to 3.

@@ -29,13 +29,11 @@ class MeanStd(Policy):
     Args:
       deviations: k, usually 1 to 4. It must be >= 0; with `log` any finite number is
         allowed.
-      history_length: H, the number of norms in the window, >= 1. None includes all
-        norms of the run, which needs NumPy or plain CPU tensors of PyTorch.
+      history_length: as in `Quantile`.
       log: whether to use the logarithms of the norms.
       ddof: the deviation divides by n - ddof, where n is the number of norms; >= 0.
         With fewer than max(2, ddof + 1) norms there is no threshold (T = +inf).
-      include_current: whether the window includes the current norm when it sets the
-        threshold for it.
+      include_current: as in `Quantile`.
 
     Raises:
       TypeError: an argument has the wrong type.

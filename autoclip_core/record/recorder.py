@@ -117,7 +117,7 @@ class StepRecorder:
         return step
 
     def _restore(self, steps: Array, about: Mapping[str, Any]) -> None:
-        """Restore the steps and what `write_jsonl` saved about the run."""
+        """Restore the steps and the first line that `write_jsonl` wrote."""
         if "past" in about:
             self._store.refill(steps, **about["past"])
         else:

@@ -183,7 +183,7 @@ def as_floats(name: str, value: object) -> Array:
 
 
 def was_observed(rows: dict[str, Array]) -> Array:
-    """Return which rows had a gradient; the others have norm NaN and finite True."""
+    """Return which rows had a gradient; other rows have norm NaN and finite True."""
     observed: Array = ~(np.isnan(rows["norm"]) & (rows["finite"] != 0))
     return observed
 

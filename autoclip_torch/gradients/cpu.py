@@ -23,11 +23,11 @@ from .layout import (
     with_axis,
 )
 
-# At most this many numbers of short tensors are copied side by side: the cache size.
-_BATCH_NUMBERS = 2**18
+# At most this many elements of short tensors are copied side by side: the cache size.
+_BATCH_ELEMENTS = 2**18
 
 # Fewer short tensors than this are faster to read one by one than to copy.
-_LEAST_BATCH = 32
+_SMALLEST_BATCH = 32
 
 _Array = np.ndarray[Any, Any]
 
@@ -46,7 +46,7 @@ def measure(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
                 short.append(index)
             else:
                 _add_one(sums, entry, tensor)
-        if len(short) < _LEAST_BATCH:
+        if len(short) < _SMALLEST_BATCH:
             for index in short:
                 _add_one(sums, rows.by_parameter[index], tensors[index])
         else:
@@ -99,7 +99,7 @@ def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
 def _add_short(sums: _Array, rows: Rows, tensors: list[Any], short: list[int]) -> None:
     """Add the sums of squares of short tensors, many at a time."""
     ends = np.cumsum([tensors[index].numel() for index in short])
-    cuts = np.flatnonzero(np.diff(ends // _BATCH_NUMBERS)) + 1
+    cuts = np.flatnonzero(np.diff(ends // _BATCH_ELEMENTS)) + 1
     for batch in np.split(short, cuts):
         is_in_batch = np.zeros(len(tensors), np.bool_)
         is_in_batch[batch] = True
@@ -120,7 +120,7 @@ def _find_observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
 def _align(
     gradient: Tensor, scales: Tensor, units: Units | None
 ) -> tuple[Tensor, Tensor]:
-    """Return a gradient's numbers and its scales, in shapes that broadcast."""
+    """Return a gradient's elements and its scales, in shapes that broadcast."""
     if units is not None:
         return align_unit_scales(gradient, scales, units)
     return with_axis(as_real(gradient)), scales

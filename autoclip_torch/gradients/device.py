@@ -63,20 +63,17 @@ def measure(
     """
     wide = get_wide_type(device)
     absent = torch.zeros((), dtype=wide, device=device)
-    yes = torch.ones((), dtype=torch.bool, device=device)
+    true = torch.ones((), dtype=torch.bool, device=device)
     # Parameters are in the order of their rows, so the keys are, too.
     vectors: dict[int, list[Tensor]] = {entry.start: [] for entry in rows.by_parameter}
     widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
     for entry, norms in _measure_parameters(rows, tensors, wide):
         vectors[entry.start].append(norms.to(device, non_blocking=True))
-    norms_of_rows = [
-        combine(parts) if parts else absent.expand(widths[start])
-        for start, parts in vectors.items()
-    ]
-    observed = [
-        (yes if parts else ~yes).expand(widths[start])
-        for start, parts in vectors.items()
-    ]
+    norms_of_rows, observed = [], []
+    for start, parts in vectors.items():
+        width = widths[start]
+        norms_of_rows.append(combine_norms(parts) if parts else absent.expand(width))
+        observed.append((true if parts else ~true).expand(width))
     return torch.cat(norms_of_rows), torch.cat(observed)
 
 
@@ -110,7 +107,7 @@ def measure_whole(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
     return norms
 
 
-def combine(norms: list[Tensor]) -> Tensor:
+def combine_norms(norms: list[Tensor]) -> Tensor:
     """Return the norm of a row that holds several tensors."""
     if len(norms) == 1:
         return norms[0]
@@ -159,9 +156,9 @@ def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
 
 
 def _mask_(values: list[Tensor], mask: Tensor) -> None:
-    """Leave all numbers unchanged (mask 1) or set them to 0 (mask 0), in few launches.
+    """Leave all elements unchanged (mask 1) or set them to 0 (mask 0), in few launches.
 
-    The numbers are multiplied as integers: so NaN becomes 0, too, and a number that
+    The elements are multiplied as integers: so NaN becomes 0, too, and an element that
     stays is unchanged bit for bit.
     """
     torch._foreach_mul_([value.view(mask.dtype) for value in values], mask)

@@ -1,4 +1,4 @@
-"""Access the numbers of a gradient: dense, sparse, complex, strided or narrow."""
+"""Access the elements of a gradient: dense, sparse, complex, strided or narrow."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,20 +14,20 @@ from autoclip_torch.rows.rows import ParameterRows
 Gradients = Iterable[Tensor | None]
 """One tensor per parameter; None if a parameter has no gradient."""
 
-# If numbers have to be copied, at most this many are copied at a time.
 PIECE = 2**20
+"""The largest number of elements that are copied at a time."""
 
 
 def get_stored(tensor: Tensor) -> Tensor:
-    """Return the stored numbers of a tensor, as a view that may be written."""
+    """Return the stored elements of a tensor, as a view that may be written."""
     return tensor._values() if tensor.is_sparse else tensor
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return the stored numbers as a real view: complex numbers get one more axis.
+    """Return the stored elements as a real view: complex ones get one more axis.
 
     Raises:
-      TypeError: the numbers have 8 bits; torch can neither measure nor scale these.
+      TypeError: the elements have 8 bits; torch can neither measure nor scale these.
     """
     values = get_stored(tensor)
     if values.dtype.itemsize == 1:
@@ -44,7 +44,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def with_axis(values: Tensor) -> Tensor:
-    """Return the same numbers; a single number becomes a vector."""
+    """Return the same elements; a single element becomes a vector."""
     return values if values.ndim else values.view(1)
 
 
@@ -86,7 +86,7 @@ def is_cut_by_first_axis(units: Units, tensor: Tensor) -> bool:
 def align_unit_scales(
     gradient: Tensor, scales: Tensor, units: Units
 ) -> tuple[Tensor, Tensor]:
-    """Return a gradient's numbers and its units' scales, in shapes that broadcast."""
+    """Return a gradient's elements and its units' scales, in shapes that broadcast."""
     scales = scales.reshape(unit_shape(gradient.shape, units))
     if gradient.is_sparse:
         # Each stored value needs the scale at its index. Expanding takes no memory.
@@ -104,7 +104,7 @@ def apply_scale_(values: Tensor, scales: Tensor) -> None:
     """Multiply values by scales in place. A scale of 0 sets any value to 0, even NaN.
 
     Args:
-      values: the numbers to multiply.
+      values: the elements to multiply.
       scales: float32, in a shape that broadcasts, with at least one axis. The product
         is then computed in float32 or wider, and rounded once. A scale rounded to
         bfloat16 would be off by up to 0.4 %. A scale of 1 changes no bit.
@@ -115,7 +115,7 @@ def apply_scale_(values: Tensor, scales: Tensor) -> None:
 
 
 def make_writable(entry: ParameterRows, gradient: Tensor) -> Tensor:
-    """Return the gradient, or replace it by a copy if its numbers share memory."""
+    """Return the gradient, or replace it by a copy if its elements share memory."""
     # Only an expanded gradient has an axis of stride 0.
     if gradient.is_sparse or 0 not in gradient.stride():
         return gradient
@@ -144,7 +144,7 @@ def copy_shared(
 
 
 def count_piece_rows(values: Tensor) -> int:
-    """Return how many indices of the first axis have about `PIECE` numbers."""
+    """Return how many indices of the first axis have about `PIECE` elements."""
     return max(1, PIECE * values.shape[0] // max(1, values.numel()))
 
 

@@ -13,7 +13,7 @@ from autoclip_core.checks import format_error
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether it is a `DTensor`. Importing that class would take a second."""
+    """Return whether a tensor is a `DTensor`. That class takes a second to import."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
@@ -41,8 +41,8 @@ class Ranks:
         """Check once that ranks with different parameters have equally many rows.
 
         Raises:
-          ValueError: the numbers differ, on every rank. Summing vectors of different
-            lengths would abort the process.
+          ValueError: the numbers of rows differ; every rank raises this. A sum of
+            vectors of different lengths would abort the process.
         """
         if self.process_group is None or self.has_checked_rows:
             return
@@ -100,15 +100,13 @@ def _find_ranks_with_shards(mesh_group: Any, process_group: Any) -> Ranks:
         copies = size // len(differing)
         return Ranks((mesh_group,), process_group, size, copies)
     rule = "within the ranks of the sharded parameters, or share this one with them"
-    way_out = "make one clipper of the sharded parameters, and another of the rest"
+    way_out = "make one clipper of the sharded parameters, and one of the plain ones"
     got = f"ranks {sorted(differing)} and shards on ranks {sorted(sharing)}"
     raise ValueError(format_error("process_group", rule, got, way_out))
 
 
 def _count_shards(tensor: Any) -> int:
-    """Return the number of different parts of a tensor."""
-    if not is_sharded(tensor):
-        return 1
+    """Return the number of different parts of a sharded tensor."""
     sizes = enumerate(tensor.placements)
     return math.prod(
         tensor.device_mesh.size(i) for i, p in sizes if not p.is_replicate()

@@ -14,7 +14,7 @@ from torch import Tensor
 from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 from autoclip_torch.rows.rows import Rows
 
-from .device import combine, get_wide_type, measure_whole, scale_whole_
+from .device import combine_norms, get_wide_type, measure_whole, scale_whole_
 from .layout import (
     Gradients,
     align_unit_scales,
@@ -42,10 +42,12 @@ def measure(
       overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of any
         rank did; then no rank observes the step.
     """
-    place = torch.device("cpu") if device is None else device
+    sum_device = torch.device("cpu") if device is None else device
     if not torch.compiler.is_compiling():
-        ranks.check_rows(len(rows.names), place)
-    parts = [_measure_squares(rows, tensors, place, ranks) for tensors in sequences]
+        ranks.check_rows(len(rows.names), sum_device)
+    parts = [
+        _measure_squares(rows, tensors, sum_device, ranks) for tensors in sequences
+    ]
     # All ranks send vectors of the same length, with or without a loss scale.
     flag = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
     vector = torch.cat([*parts, flag.reshape(1)])
@@ -103,7 +105,7 @@ def _measure_squares(
         observed[entry.start : entry.stop] = 1
     for (row, weight), parts in whole.items():
         norms = [norm.to(device) for norm in measure_whole(parts, wide)]
-        squares[row] += weight * combine(norms).square()
+        squares[row] += weight * combine_norms(norms).square()
         observed[row] = 1
     return share.reshape(-1)
 
@@ -172,5 +174,5 @@ def sum_partial(tensor: Any) -> Any:
         return tensor
     from torch.distributed.tensor import Replicate
 
-    done = [Replicate() if p.is_partial() else p for p in tensor.placements]
-    return tensor.redistribute(placements=done)
+    summed = [Replicate() if p.is_partial() else p for p in tensor.placements]
+    return tensor.redistribute(placements=summed)

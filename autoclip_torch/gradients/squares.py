@@ -1,10 +1,10 @@
-"""Sums of squares on the CPU. Each number is read once, in the fastest way.
+"""Sums of squares on the CPU. Each element is read once, in the fastest way.
 
-| numbers in a tensor | summed by                       |
-|---------------------|---------------------------------|
-| up to 2^13          | NumPy, many tensors at a time   |
-| up to 2^18          | NumPy's `vecdot`, in one thread |
-| more                | torch, in all its threads       |
+| elements of a tensor | summed by                       |
+|----------------------|---------------------------------|
+| up to 2^13           | NumPy, many tensors at a time   |
+| up to 2^18           | NumPy's `vecdot`, in one thread |
+| more                 | torch, in all its threads       |
 
 Tensors of the first kind are copied side by side. For those of the second kind, a
 second thread would start too late. Sums are computed in float32. If a sum may have lost
@@ -33,15 +33,15 @@ from .layout import (
 
 # A float32 sum of squares between these limits has lost nothing to overflow or to
 # subnormal numbers. Sums outside the limits, and only these, are computed in float64.
-_LEAST_SAFE, _MOST_SAFE = 1e-25, 1e38
+_SMALLEST_EXACT, _LARGEST_EXACT = 1e-25, 1e38
 
 # At most this many squares are summed in float32. Longer tensors are cut into strips,
-# whose sums are added in float64. Without strips, the norm of 10 million numbers would
+# whose sums are added in float64. Without strips, the norm of 10 million elements would
 # be off by up to 1e-3.
 _SHORT = 2**13
 
 # The length of a strip. torch keeps a few partial sums for each row. If each of them
-# holds a large number, small numbers are lost: 3e-5 of the norm of 2**13 numbers, 4e-6
+# holds a large square, small squares are lost: 3e-5 of the norm of 2**13 elements, 4e-6
 # of a strip, 8e-6 of two strips, which a unit may have.
 _STRIP = 2**10
 
@@ -71,9 +71,9 @@ def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
     lengths = (sizes // rows).repeat(rows)
     starts = lengths.cumsum() - lengths
     sums = np.add.reduceat(flat * flat, starts).astype(np.float64)
-    if len(unsafe := _find_unsafe(sums)):  # safe sums stay unchanged bit for bit
+    if len(inexact := _find_inexact(sums)):  # exact sums stay unchanged bit for bit
         wide = np.add.reduceat(np.square(flat, dtype=np.float64), starts)
-        sums[unsafe] = wide[unsafe]
+        sums[inexact] = wide[inexact]
     return sums
 
 
@@ -82,7 +82,7 @@ def sum_tensor(tensor: Tensor) -> float:
     if _is_plain(tensor):
         row = tensor.numpy(force=True).reshape(1, -1)
         total = float(_sum_in_strips(row, _sum_by_numpy, _SHORT)[0])
-        if _LEAST_SAFE < total < _MOST_SAFE:
+        if _SMALLEST_EXACT < total < _LARGEST_EXACT:
             return total
     values = as_real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flatten(values)
@@ -90,7 +90,7 @@ def sum_tensor(tensor: Tensor) -> float:
         # Widening a narrow type copies it, so it is done in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
         total = sum(float(_sum_rows(part.view(1, -1))[0]) for part in parts)
-        if _LEAST_SAFE < total < _MOST_SAFE:
+        if _SMALLEST_EXACT < total < _LARGEST_EXACT:
             return total
     return float(_sum_wide(values if flat is None else flat, None).sum())
 
@@ -119,20 +119,20 @@ def sum_units(tensor: Tensor, units: Units) -> _Array:
     else:
         parts = torch.split(table, count_piece_rows(table))
         sums = np.concatenate([_sum_rows(part) for part in parts])
-    if len(unsafe := _find_unsafe(sums)):
-        for piece in split_pieces(unsafe, table):
+    if len(inexact := _find_inexact(sums)):
+        for piece in split_pieces(inexact, table):
             sums[piece] = _sum_wide(table[torch.from_numpy(piece)], (1,))
     return sums
 
 
-def _find_unsafe(sums: _Array) -> _Array:
+def _find_inexact(sums: _Array) -> _Array:
     """Return which float32 sums have to be computed again in float64."""
-    is_safe = (sums > _LEAST_SAFE) & (sums < _MOST_SAFE)
-    return (~is_safe).nonzero()[0]
+    is_exact = (sums > _SMALLEST_EXACT) & (sums < _LARGEST_EXACT)
+    return (~is_exact).nonzero()[0]
 
 
 def _flatten(values: Tensor) -> Tensor | None:
-    """Return the numbers in memory order, or None if the memory has gaps."""
+    """Return the elements in memory order, or None if the memory has gaps."""
     if values.is_contiguous():
         return values.view(-1)
     order = sorted(range(values.ndim), key=values.stride, reverse=True)

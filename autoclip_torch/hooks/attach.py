@@ -26,7 +26,7 @@ class Attachment:
         check_steps_all(stepper.rows.parameters, optimizer)
         self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
-        others = _attachments(optimizer)
+        others = _get_attachments(optimizer)
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
         self._chain.add(stepper, optimizer)
         self._hooks = [
@@ -43,7 +43,7 @@ class Attachment:
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
         if self.active:
-            self._chain.remove(self._stepper)
+            self._chain.steppers.remove(self._stepper)
         if (optimizer := self._optimizer()) is not None:
             self._chain.restore(optimizer)
         for hook in self._hooks:
@@ -58,7 +58,7 @@ class Attachment:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Clip, or wrap the closure, which computes gradients after this hook."""
         if not torch.compiler.is_compiling():
-            self._chain.begin(self._stepper, optimizer)
+            self._chain.controls.begin(self._stepper, optimizer)
         if kwargs.get("closure") is not None:
             closure = self._wrap(optimizer, kwargs["closure"])
             return args, {**kwargs, "closure": closure}
@@ -113,13 +113,13 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
     if count < len(trained):
         raise ValueError(
             f"optimizer must step all parameters of its clipper, got {count} of the "
-            f"{len(trained)}: when it steps, the others may have no gradient yet, or "
-            "one of another backward pass; make a clipper for each optimizer, of the "
-            "parameters that it steps"
+            f"{len(trained)}: when it steps, the other parameters may have no gradient "
+            "yet, or one of another backward pass; make a clipper for each optimizer, "
+            "of the parameters that it steps"
         )
 
 
-def _attachments(optimizer: Optimizer) -> list["Attachment"]:
+def _get_attachments(optimizer: Optimizer) -> list["Attachment"]:
     """Return the attachments that the optimizer has already."""
     hooks = optimizer._optimizer_step_pre_hooks.values()
     owners = (getattr(hook, "__self__", None) for hook in hooks)

@@ -18,54 +18,46 @@ class ClipperChain:
 
     def __init__(self) -> None:
         """Start without a clipper."""
-        self._steppers: list[Stepper] = []
-        self._controls = Controls()
+        self.steppers: list[Stepper] = []
+        self.controls = Controls()
         self._is_cancelled = False
         self._requires_every_step = False
         self._group_sizes: list[int] = []
 
     def add(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Append a clipper."""
-        if not self._steppers:
+        if not self.steppers:
             self._group_sizes = _group_sizes(optimizer)
-        self._steppers.append(stepper)
+        self.steppers.append(stepper)
         if self._has_process_group:
             self._requires_every_step |= amp.require_every_step(optimizer)
 
-    def remove(self, stepper: Stepper) -> None:
-        """Remove a clipper."""
-        self._steppers.remove(stepper)
-
     def restore(self, optimizer: Optimizer) -> None:
         """Remove from the optimizer what was set for a step or for removed clippers."""
-        self._controls.restore(optimizer)
+        self.controls.restore(optimizer)
         if self._requires_every_step and not self._has_process_group:
             amp.allow_skipped_steps(optimizer)
             self._requires_every_step = False
 
-    def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Begin a step; remove what a failed step has left."""
-        self._controls.begin(stepper, optimizer)
-
     def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Clip; cancel the update if this clipper or one before it requires that."""
         self._warn_of_new_parameters(optimizer)
-        if stepper.process_group is not None and not self._controls.are_set:
+        if stepper.process_group is not None and not self.controls.are_set:
             amp.refuse_scaler(optimizer)
         if is_fused(optimizer):
-            is_alone = len(self._steppers) == 1
-            self._controls.clip(stepper, optimizer, is_alone)
+            is_alone = len(self.steppers) == 1
+            self.controls.clip(stepper, optimizer, is_alone)
         else:
             self._clip_in_place(stepper, optimizer)
 
     def _clip_in_place(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Clip gradients; if the update is cancelled, the last clipper removes them."""
-        if stepper is self._steppers[0]:
+        if stepper is self.steppers[0]:
             self._is_cancelled = False
         decision = stepper.clip()
         cancels = stepper.cancels(decision)
         self._is_cancelled |= cancels
-        if self._is_cancelled and stepper is self._steppers[-1]:
+        if self._is_cancelled and stepper is self.steppers[-1]:
             for parameter in stepped_parameters(optimizer):
                 parameter.grad = None
         stepper.check(cancels)
@@ -78,7 +70,7 @@ class ClipperChain:
         groups = enumerate(optimizer.param_groups)
         new = [p for i, group in groups for p in group["params"][before.get(i, 0) :]]
         self._group_sizes = sizes
-        clipped = [group for each in self._steppers for group in each.groups]
+        clipped = [group for each in self.steppers for group in each.groups]
         known = {id(named.parameter) for group in clipped for named in group.parameters}
         if unclipped := [p for p in new if id(p) not in known]:
             warn(
@@ -89,7 +81,7 @@ class ClipperChain:
 
     @property
     def _has_process_group(self) -> bool:
-        return any(each.process_group is not None for each in self._steppers)
+        return any(each.process_group is not None for each in self.steppers)
 
 
 def _group_sizes(optimizer: Optimizer) -> list[int]:

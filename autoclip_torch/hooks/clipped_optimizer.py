@@ -30,7 +30,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
       clipper: the `Clipper` of the same parameters.
 
     Raises:
-      TypeError: `optimizer` is no torch optimizer.
+      TypeError: `optimizer` is not a torch optimizer.
 
     >>> from autoclip_torch import NormClip
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -119,9 +119,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
             hook(self, args, kwargs)
         return loss
 
-    # torch does not wrap a step that has this mark. Its wrapper would run the global
-    # step hooks, which the optimizer inside runs as well.
+    # torch does not wrap a step that has this mark. Its wrapper would run the hooks of
+    # this optimizer, which `step` runs, and the global step hooks, which the optimizer
+    # inside runs.
     step.hooked = True  # type: ignore[attr-defined]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Mark the step of a subclass, too: it calls the step of this class."""
+        super().__init_subclass__(**keywords)
+        cls.step.hooked = True  # type: ignore[attr-defined]
 
     def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
         if self.clipper.process_group is not None:
@@ -162,7 +168,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
             clipper does not read.
 
         Raises:
-          TypeError, ValueError: one of the two refuses it; neither was changed.
+          TypeError, ValueError: the optimizer or the clipper refuses the group;
+            neither was changed.
 
         >>> from autoclip_torch import NormClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -200,7 +207,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
           state_dict: the `state_dict()` of a clipped optimizer, or of an unclipped one.
 
         Raises:
-          ValueError: one of the two does not fit; neither was changed.
+          ValueError: the state of the optimizer or of the clipper does not fit; neither
+            was changed.
 
         >>> from autoclip_torch import NormClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))

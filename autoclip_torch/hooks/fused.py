@@ -6,7 +6,6 @@ controls are tensors on the device. `GradScaler` sets them for the duration of a
 and so does this module.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from .momentum import find_parameters_without_momentum, remove_unwritten_momentu
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Tell whether the optimizer's kernel obeys `grad_scale` and `found_inf`."""
+    """Return whether the optimizer's kernel uses `grad_scale` and `found_inf`."""
     is_capable = getattr(optimizer, "_step_supports_amp_scaling", False)
     return is_capable and all(group.get("fused") for group in optimizer.param_groups)
 
@@ -74,14 +73,14 @@ class Controls:
         if not self._clipped:
             self._overflow = found_inf  # later it includes updates that clippers cancel
         scale = LossScale(factor, self._overflow)
-        in_kernel = is_alone and _holds_all(stepper, optimizer)
-        if scale.factor is not None and not in_kernel and not stepper.dry_run:
+        kernel_scales = is_alone and _holds_all(stepper, optimizer)
+        if scale.factor is not None and not kernel_scales and not stepper.dry_run:
             # The kernel takes only one factor. The loss scale is therefore removed
             # from all gradients of the optimizer here, before they are measured.
-            _unscale_(_gradients(optimizer), scale.factor)
+            _unscale_(optimizer, scale.factor)
             scale = scale._replace(factor=None)
         try:
-            decision = stepper.clip(scale, in_place=not in_kernel)
+            decision = stepper.clip(scale, in_place=not kernel_scales)
             stepper.check()
         except Exception:
             pop_controls(optimizer)  # or they would multiply the next loss scale
@@ -89,9 +88,10 @@ class Controls:
             raise
         factor = scale.factor
         if not stepper.dry_run:
-            if in_kernel:
-                factor = _kernel_factor(factor, decision)
-            found_inf = _maximum(found_inf, _cancellation(decision, in_kernel))
+            if kernel_scales:
+                factor = _compute_kernel_factor(factor, decision)
+            cancels = _get_cancel_flag(decision, kernel_scales)
+            found_inf = _join_flags(found_inf, cancels)
         self._without_momentum = find_parameters_without_momentum(optimizer)
         self._set(optimizer, factor, found_inf)
         self._clipped.append(stepper)
@@ -140,14 +140,8 @@ def _get_control(optimizer: Optimizer, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
-    """Return every gradient once, even if two parameters share it."""
-    gradients = (parameter.grad for parameter in stepped_parameters(optimizer))
-    return {id(grad): grad for grad in gradients if grad is not None}.values()
-
-
 def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
-    """Tell whether one row holds exactly the parameters that the optimizer steps."""
+    """Return whether one row holds exactly the parameters that the optimizer steps."""
     if not stepper.has_one_factor:
         return False
     clipped = stepper.rows.parameters
@@ -155,30 +149,32 @@ def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     return plain and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
 
 
-def _kernel_factor(loss_scale: Tensor | None, decision: Decision) -> Tensor:
+def _compute_kernel_factor(loss_scale: Tensor | None, decision: Decision) -> Tensor:
     """Return the divisor of the gradients: the loss scale over the clipping scale."""
     scale: Tensor = decision.scale[0]
-    one = torch.ones_like(scale)
-    return (one if loss_scale is None else loss_scale.to(scale.device)) / scale
+    unit_scale = torch.ones_like(scale)
+    return (unit_scale if loss_scale is None else loss_scale.to(scale.device)) / scale
 
 
-def _cancellation(decision: Decision, in_kernel: bool) -> Tensor:
+def _get_cancel_flag(decision: Decision, kernel_scales: bool) -> Tensor:
     """Return 1 if the kernel must change nothing, and 0 if not.
 
     Division cannot set a gradient that is not finite to 0. If the kernel scales,
     nonfinite="zero" therefore cancels the update, too.
     """
     cancelled: Tensor = decision.skipped
-    if in_kernel:
+    if kernel_scales:
         cancelled = cancelled | (~decision.finite & (decision.scale == 0))
     return cancelled.any().float()
 
 
-def _maximum(a: Tensor | None, b: Tensor) -> Tensor:
+def _join_flags(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.maximum(a, b.to(a.device))
 
 
-def _unscale_(gradients: Iterable[Tensor], loss_scale: Tensor) -> None:
+def _unscale_(optimizer: Optimizer, loss_scale: Tensor) -> None:
     """Divide every gradient in place by a loss scale, on the gradient's device."""
-    for gradient in gradients:
+    gradients = (parameter.grad for parameter in stepped_parameters(optimizer))
+    # Two parameters may share a gradient.
+    for gradient in {id(g): g for g in gradients if g is not None}.values():
         get_stored(gradient).div_(loss_scale.to(gradient.device, non_blocking=True))

@@ -13,7 +13,7 @@ from autoclip_core.clipper import units
 from autoclip_core.clipper.patterns import Pattern, check_patterns_match, matches
 from autoclip_core.clipper.units import Units
 
-Given = Any
+ParametersLike = Any
 """A module, an optimizer, or an iterable of parameters, of pairs or of group dicts."""
 
 
@@ -38,13 +38,13 @@ class Group:
     """The name of its row. It stays the same if another group is excluded."""
 
 
-def read_groups(given: Given) -> list[Group]:
+def read_groups(given: ParametersLike) -> list[Group]:
     """Read the first argument of a clipper.
 
     Raises:
       TypeError: the type of the argument is not supported.
-      ValueError: it holds no parameter, a parameter that can have no gradient, or the
-        same parameter in two groups.
+      ValueError: the argument holds no parameter, a parameter that can have no
+        gradient, or the same parameter in two groups.
     """
     items = _as_list(given)
     if items and all(isinstance(item, Group) for item in items):
@@ -67,18 +67,12 @@ def read_optimizer_groups(
     # Other parameters of the model are not checked: they may be quantized or lazy.
     names = {id(p): name for name, p in model.named_parameters()}
     layers = _find_layers(model)
-    return [
-        Group([_name_as_in_model(m, names, layers) for m in group.parameters])
-        for group in groups
-    ]
 
+    def name_as_in_model(named: NamedParameter) -> NamedParameter:
+        parameter, key = named.parameter, id(named.parameter)
+        return NamedParameter(parameter, names.get(key, named.name), layers.get(key))
 
-def _name_as_in_model(
-    named: NamedParameter, names: dict[int, str], layers: dict[int, nn.Module]
-) -> NamedParameter:
-    """Return the parameter with the name and the layer that the model gives it."""
-    key = id(named.parameter)
-    return NamedParameter(named.parameter, names.get(key, named.name), layers.get(key))
+    return [Group(list(map(name_as_in_model, group.parameters))) for group in groups]
 
 
 def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None:
@@ -98,21 +92,17 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
     Raises:
       ValueError: no parameter is left.
     """
-    patterns = list(patterns)
-    left = [
-        Group(
-            [p for p in group.parameters if not _is_excluded(p, patterns)],
-            group.overrides,
-            f"group {index}",
-        )
-        for index, group in enumerate(groups)
-    ]
-    if not any(group.parameters for group in left):
+    patterns, left = list(patterns), []
+    for index, group in enumerate(groups):
+        parameters = [p for p in group.parameters if not _is_excluded(p, patterns)]
+        if parameters:
+            left.append(Group(parameters, group.overrides, f"group {index}"))
+    if not left:
         raise ValueError(
             f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
             "all of them"
         )
-    return [group for group in left if group.parameters]
+    return left
 
 
 def _is_excluded(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
@@ -165,7 +155,7 @@ _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GAINS = (nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
-def _as_list(given: Given) -> list[Any]:
+def _as_list(given: ParametersLike) -> list[Any]:
     """Return the argument as a list. It is iterated once, so a generator works."""
     if isinstance(given, nn.Module):
         return list(given.named_parameters())
@@ -201,7 +191,7 @@ def _read_group(item: dict[str, Any]) -> Group:
     return Group(_read_parameters(item["params"], _as_list(item["params"])), overrides)
 
 
-def _read_parameters(given: Given, items: list[Any]) -> list[NamedParameter]:
+def _read_parameters(given: ParametersLike, items: list[Any]) -> list[NamedParameter]:
     """Return each parameter once: tied parameters share one gradient."""
     layers = _find_layers(given) if isinstance(given, nn.Module) else {}
     parameters: dict[int, NamedParameter] = {}

@@ -10,7 +10,7 @@ import torch
 
 from autoclip_core import Policy
 from autoclip_core.checks import format_error
-from autoclip_core.clipper.units import Units, unit_count
+from autoclip_core.clipper.units import Units, name_units
 
 from .groups import Group, NamedParameter
 from .row_index import RowIndex
@@ -80,11 +80,9 @@ def make_rows(
     """
     if scope == "global":
         _refuse_overrides(groups)
-    policies = [policy_of(group.overrides) for group in groups]
-    if scope == "global":
         parameters = [named for group in groups for named in group.parameters]
         groups = [Group(parameters, name="global")]
-        policies = policies[:1]
+    policies = [policy_of(group.overrides) for group in groups]
     by_parameter: list[ParameterRows] = []
     by_policy: list[PolicyRows] = []
     names: list[str] = []
@@ -108,10 +106,7 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
 def _make_unique(names: list[str]) -> list[str]:
     """Return the names; the row number is added to names that occur twice."""
     count = Counter(names)
-    return [
-        f"{name} (row {row})" if count[name] > 1 else name
-        for row, name in enumerate(names)
-    ]
+    return [f"{n} (row {i})" if count[n] > 1 else n for i, n in enumerate(names)]
 
 
 def _add_group(
@@ -132,11 +127,8 @@ def _add_group(
             names.append(name)
         elif scope == "unit":
             start, units = len(names), units_of(named)
-            count = unit_count(named.parameter.shape, units)
-            names.extend(
-                [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-            )
-            if count == 1:
+            names.extend(name_units(name, named.parameter.shape, units))
+            if len(names) - start == 1:
                 units = None
         by_parameter.append(
             ParameterRows(named.parameter, named.name, start, len(names), units)

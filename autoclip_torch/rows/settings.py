@@ -1,30 +1,24 @@
 """The keywords that all clippers share, and the keys of a group dict."""
 
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any
 
-from autoclip_core.clipper.patterns import Pattern
+from autoclip_core.clipper import settings
 
 
-class Common(TypedDict, total=False):
-    """The keywords of every clipper. `Clipper` documents them."""
+class ClipperKeywords(settings.ClipperKeywords, total=False):
+    """The keywords of every clipper, except those of its policy."""
 
-    scope: str | None
-    global_clipping: bool | None
-    nonfinite: str
-    min_threshold: float | None
-    max_threshold: float | None
-    exclude: Pattern | Iterable[Pattern] | None
-    dry_run: bool
     max_consecutive_skips: int | None
     process_group: Any
 
 
-class CommonAndWarmup(Common, total=False):
-    """The keywords of every clipper whose policy has no warm-up fields."""
+class PolicyKeywords(ClipperKeywords, settings.PolicyKeywords):
+    """The keywords of `Clipper` that every named clipper accepts."""
 
-    warmup_steps: int
-    warmup_threshold: float | None
+
+class WarmupKeywords(PolicyKeywords, settings.WarmupKeywords):
+    """The same, and those of a warm-up, for a policy that has none of its own."""
 
 
 def check_keys(overrides: dict[str, Any], allowed: Iterable[str]) -> None:

@@ -36,7 +36,7 @@ def state_from_plain(plain: Any, like: Any, path: str) -> Any:
     """
     state = _convert(plain, like, path)
     for fault in find_problems(move(state, None), path):
-        raise ValueError(f"state is broken: {fault}; load one that is whole")
+        raise ValueError(f"state is invalid: {fault}; load a valid one")
     return state
 
 

@@ -45,7 +45,7 @@ def check_state_matches(
             f"state_dict must be a result of clipper.state_dict(), got {got}; was it "
             "saved by something else?"
         )
-    if any(_differences(saved["format"], FORMAT, "format")):
+    if any(_compare(saved["format"], FORMAT, "format")):
         raise ValueError(
             f"state_dict must have format {FORMAT}, got {saved['format']!r}; it was "
             "saved by another version of autoclip_torch"
@@ -54,14 +54,14 @@ def check_state_matches(
     pairs = [(name, saved[name], current[name]) for name in structure]
     pairs += [("policies", _types(saved["policies"]), _types(current["policies"]))]
     for name, saved_part, part in pairs:
-        for difference in _differences(saved_part, part, name):
+        for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
     # Parameters without names fit parameters with names, if their shapes are equal.
     has_names = saved["names"] is not None and current["names"] is not None
     for name in ("settings", "policies", "names") if strict else ():
         if name == "names" and not has_names:
             continue
-        for difference in _differences(saved[name], current[name], name):
+        for difference in _compare(saved[name], current[name], name):
             error = format_difference(*difference)
             if _shapes(saved["states"]) == _shapes(current["states"]):
                 error += "; pass strict=False to keep this clipper's settings"
@@ -86,15 +86,15 @@ def _types(policies: Any) -> Any:
     return policies
 
 
-def _differences(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+def _compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield where two trees of plain Python differ: path, saved and current value."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in dict.fromkeys([*current, *saved]):
             values = saved.get(key, "nothing"), current.get(key, "nothing")
-            yield from _differences(*values, f"{path}.{key}")
+            yield from _compare(*values, f"{path}.{key}")
     elif type(saved) is type(current) is list and len(saved) == len(current):
         for index, values in enumerate(zip(saved, current, strict=True)):
-            yield from _differences(*values, f"{path}[{index}]")
+            yield from _compare(*values, f"{path}[{index}]")
     elif type(saved) is not type(current) or saved != current:
         yield path, saved, current
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision, decide
-from autoclip_core.clipper.metrics import Tally, count_step, empty_tally
+from autoclip_core.clipper import metrics
+from autoclip_core.clipper.metrics import Tally
 from autoclip_core.policy import select_rows
 from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_from_plain, state_to_plain, states_from_plain
 from .namespace import TorchNamespace
-from .trees import list_arrays, move, overlay, read_arrays
+from .trees import list_arrays, move, read_arrays, replace_first_rows
 
 
 class PolicyStates:
@@ -22,7 +23,7 @@ class PolicyStates:
 
     Args:
       rows: the rows and the policy of each.
-      nonfinite: what happens to a row whose norm is not finite.
+      nonfinite: as in `Clipper`.
     """
 
     def __init__(self, rows: Rows, nonfinite: str) -> None:
@@ -53,15 +54,17 @@ class PolicyStates:
     def reset(self) -> None:
         """Delete the recorded norms and the counts."""
         self.states = self._store(self._make_states(), self.states)
-        self.tally = self._store(empty_tally(len(self.rows.names), self.xp), self.tally)
-        self.decision = self._make_decision()
+        self.tally = self._store(
+            metrics.empty_tally(len(self.rows.names), self.xp), self.tally
+        )
+        self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
 
     def _start(self) -> None:
         """Create empty states on the device. Find out if updates may be skipped."""
         self.states = self._make_states()
-        self.tally = empty_tally(len(self.rows.names), self.xp)
-        self.decision = self._make_decision()
-        # A trial call of each policy shows whether it can cancel an update. It also
+        self.tally = metrics.empty_tally(len(self.rows.names), self.xp)
+        self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
+        # A trial call of each policy shows if the policy can cancel an update. It also
         # copies the tables of the policy to the device, so that no step has to.
         ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
         limits = []
@@ -126,7 +129,7 @@ class PolicyStates:
     def count_step(self, decision: Decision) -> Decision:
         """Add a decision to the counts, whether it comes from a policy or not."""
         self.decision = decision
-        tally = count_step(self.tally, decision, self.xp)
+        tally = metrics.count_step(self.tally, decision, self.xp)
         self.tally = self._store(tally, self.tally)
         return decision
 
@@ -135,15 +138,12 @@ class PolicyStates:
         parts, xp = [], self.xp
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
-        for block, state, _ in self._split(self.tally.observed):
-            part = (
-                None if param_norms is None else param_norms[block.start : block.stop]
-            )
-            limit = block.policy.limit(state, None, param_norms=part, xp=self.xp)
+        for block, state, part in self._split(param_norms):
+            limit = block.policy.limit(state, None, param_norms=part, xp=xp)
             # A policy without state returns one number for all rows.
-            rows = self.xp.zeros((block.stop - block.start,), dtype=self.xp.float32)
+            rows = xp.zeros((block.stop - block.start,), dtype=xp.float32)
             parts.append(limit.threshold + rows)
-        return self.xp.concatenate(parts)
+        return xp.concatenate(parts)
 
     def read(self) -> tuple[Decision, Tally]:
         """Return the last decision and the tally as NumPy arrays, in one transfer."""
@@ -166,7 +166,7 @@ class PolicyStates:
             if block.policy not in old:
                 continue
             old_block, state = old[block.policy]
-            more.states[index] = overlay(state, more.states[index], self.xp)
+            more.states[index] = replace_first_rows(state, more.states[index], self.xp)
             source = slice(old_block.start, old_block.stop)
             target = slice(block.start, block.start + old_block.stop - old_block.start)
             for name in ("observed", "clipped"):
@@ -188,7 +188,7 @@ class PolicyStates:
         tally = state_from_plain(plain["tally"], self.tally, "tally")
         self.states = self._store(states, self.states)
         self.tally = self._store(tally, self.tally)
-        self.decision = self._make_decision()
+        self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
 
     def _store(self, new: Any, old: Any) -> Any:
         """Return the new state; on a device, in the memory of the old one.
@@ -203,10 +203,9 @@ class PolicyStates:
 
     def _split(self, rows: Any) -> list[tuple[Any, Any, Any]]:
         """Return the rows of each policy, its state, and its part of an array."""
-        return [
-            (block, state, rows[block.start : block.stop])
-            for block, state in zip(self.rows.by_policy, self.states, strict=True)
-        ]
+        blocks = self.rows.by_policy
+        parts = [None if rows is None else rows[b.start : b.stop] for b in blocks]
+        return list(zip(blocks, self.states, parts, strict=True))
 
     def _join(
         self, states: list[Any], decisions: list[Decision], observed: Any
@@ -221,22 +220,9 @@ class PolicyStates:
         scale = self.xp.where(skipped & observed, 0.0, decision.scale)
         if self.nonfinite == "skip":
             is_recorded = decision.finite & ~self.xp.any(~decision.finite)
-            states = [
-                select_rows(part, new, band_and_state[1], self.xp)
-                for new, (*band_and_state, part) in zip(
-                    states, self._split(is_recorded), strict=True
-                )
-            ]
+            pairs = zip(states, self._split(is_recorded), strict=True)
+            states = [select_rows(p, new, old, self.xp) for new, (_, old, p) in pairs]
         return states, decision._replace(skipped=skipped, scale=scale)
-
-    def _make_decision(self) -> Decision:
-        xp, rows = self.xp, (len(self.rows.names),)
-        number = {
-            name: xp.full(rows, value, dtype=xp.float32)
-            for name, value in [("norm", np.nan), ("threshold", np.inf), ("scale", 1.0)]
-        }
-        no = number["scale"] == 0
-        return Decision(**number, clipped=no, finite=~no, skipped=no)
 
 
 _FLAGS = ("clipped", "finite", "skipped")

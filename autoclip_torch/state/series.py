@@ -28,8 +28,7 @@ def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:
         step = "a number" if rows == 1 else f"of shape ({rows},)"
         rule = f"{step}, or a series of shape (steps, {rows})"
         shape = tuple(values.shape)
-        raise ValueError(
-            format_error("norms", rule, shape, "clipper.names lists the rows")
-        )
+        error = format_error("norms", rule, shape, "clipper.names lists the rows")
+        raise ValueError(error)
     series = torch.where(series < 0, float("nan"), series)
     return series, torch.full_like(series, is_observed, dtype=torch.bool)

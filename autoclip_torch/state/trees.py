@@ -25,11 +25,11 @@ def move(state: Any, device: torch.device | None) -> Any:
     return torch.as_tensor(state).to(device, copy=True)
 
 
-def overlay(old: Any, new: Any, xp: Any) -> Any:
+def replace_first_rows(old: Any, new: Any, xp: Any) -> Any:
     """Return a larger state whose first rows are the rows of the old state."""
     if isinstance(new, tuple):
         pairs = zip(old, new, strict=True)
-        return type(new)(*(overlay(o, n, xp) for o, n in pairs))
+        return type(new)(*(replace_first_rows(o, n, xp) for o, n in pairs))
     return xp.concatenate([old, widen(new, old)[len(old) :]])
 
 

@@ -32,7 +32,7 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     """Unscale an optimizer's gradients, unless it was done in this step already.
 
     Raises:
-      TypeError: one of the two is missing.
+      TypeError: the scaler is given without the optimizer, or the reverse.
       RuntimeError: the scaler has stepped this optimizer already.
     """
     if scaler is None or optimizer is None:
@@ -64,17 +64,11 @@ def check_unscaled(
 ) -> None:
     """Refuse gradients of another optimizer that are still multiplied by the scale."""
     states = scaler._per_optimizer_states.items()
-    is_other_unscaled = any(
-        key != id(optimizer) and state["stage"].name == "UNSCALED"
-        for key, state in states
-    )
+    other_states = [state for key, state in states if key != id(optimizer)]
     stepped = stepped_parameter_ids(optimizer)
-    outside = [
-        parameter
-        for parameter in parameters
-        if id(parameter) not in stepped and parameter.grad is not None
-    ]
-    if outside and not is_other_unscaled:
+    outside = [p for p in parameters if id(p) not in stepped and p.grad is not None]
+    is_unscaled = any(state["stage"].name == "UNSCALED" for state in other_states)
+    if outside and not is_unscaled:
         raise ValueError(
             f"optimizer must step all parameters of its clipper, got one that leaves "
             f"out {len(outside)} with a gradient, which is still multiplied by the "
@@ -83,7 +77,7 @@ def check_unscaled(
         )
 
 
-def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None:
+def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor) -> None:
     """Let a scaler do on this rank what it does on the rank that overflowed.
 
     Args:
@@ -91,8 +85,6 @@ def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor | None) -> None
       optimizer: the optimizer whose gradients it has unscaled.
       overflow: not 0 if the gradients of any rank overflowed.
     """
-    if overflow is None:
-        return
     state = scaler._per_optimizer_states[id(unwrap(optimizer))]
     overflows = state["found_inf_per_device"]
     overflows.setdefault(overflow.device, overflow)

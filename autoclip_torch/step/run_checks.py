@@ -24,7 +24,7 @@ class RunChecks:
     """The checks of each step, and the counts that they need.
 
     Args:
-      most_skips: how many updates in a row may be cancelled, or None.
+      most_skips: `max_consecutive_skips` of `Clipper`.
       may_skip: whether anything can cancel an update.
     """
 
@@ -35,9 +35,8 @@ class RunChecks:
             if not may_skip:
                 rule = 'given with nonfinite="skip" or with Drop(action="skip")'
                 way_out = "nothing else cancels an update; leave it out"
-                raise ValueError(
-                    format_error("max_consecutive_skips", rule, most_skips, way_out)
-                )
+                error = format_error("max_consecutive_skips", rule, most_skips, way_out)
+                raise ValueError(error)
         self._most_skips = most_skips
         self.overflows = OverflowCheck()
         self._has_had_gradient = False
@@ -73,7 +72,7 @@ class RunChecks:
                 f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
                 "left the model, and the parameters that are trained instead are not "
                 "clipped: fully_shard, among others, replaces parameters; make the "
-                "clipper after it, like the optimizer",
+                "clipper after it, like the optimizer"
             )
         elif not self._has_had_gradient and not is_elsewhere:
             warn(
@@ -203,11 +202,11 @@ def _warn_of_partial_norms(rows: Rows) -> None:
     if torch._C._current_graph_task_id() == -1:  # there is no public way to ask
         return
     entries = rows.by_parameter
-    begun = {entry.start for entry in entries if entry.parameter.grad is not None}
+    started = {entry.start for entry in entries if entry.parameter.grad is not None}
     missing = [
         entry.parameter
         for entry in entries
-        if entry.start in begun
+        if entry.start in started
         and entry.parameter.requires_grad
         and entry.parameter.grad is None
     ]

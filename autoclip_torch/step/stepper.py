@@ -24,10 +24,10 @@ class Stepper:
     Args:
       groups: all parameters of the update, the excluded ones too.
       rows: the clipped parameters, cut into rows.
-      nonfinite: what happens to a row whose norm is not finite.
-      dry_run: whether the gradients stay as they are.
-      most_skips: how many updates in a row may be cancelled, or None.
-      process_group: the ranks that hold different parameters, or None.
+      nonfinite: as in `Clipper`.
+      dry_run: as in `Clipper`.
+      most_skips: `max_consecutive_skips` of `Clipper`.
+      process_group: as in `Clipper`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Stepper:
     def clip(
         self, loss_scale: LossScale = NO_SCALE, *, in_place: bool = True
     ) -> Decision:
-        """Measure, decide and scale; return the decision as tensors.
+        """Measure, check, decide and scale; return the decision as tensors.
 
         Args:
           loss_scale: the part of a loss scale that is still in the gradients.
@@ -90,7 +90,12 @@ class Stepper:
             optimizer scales them.
         """
         gradients = self.read_gradients()
+        self.move_states(gradients)
         norms, observed, *others = self.measure(gradients, loss_scale)
+        on_any_rank = None if self.ranks is None else observed
+        self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
+        if self.policy_states.nonfinite == "raise":
+            check_finite(self.policy_states, norms, observed)
         decision = self.decide(norms, observed, *others)
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
@@ -118,7 +123,6 @@ class Stepper:
           *others: further sequences of one tensor per parameter. By default these are
             the parameters themselves, if a policy needs their norms.
         """
-        self.move_states(gradients)
         states = self.policy_states
         (norms, observed), *further = self.measure_rows(
             gradients, *(others or self._get_weights()), overflow=loss_scale.overflow
@@ -127,10 +131,6 @@ class Stepper:
             norms = norms / states.as_array(loss_scale.factor)
         if loss_scale.overflow is not None:
             observed = observed & (states.as_array(loss_scale.overflow) == 0)
-        on_any_rank = None if self.ranks is None else observed
-        self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
-        if states.nonfinite == "raise":
-            check_finite(states, norms, observed)
         return [norms, observed, *[norms for norms, _ in further]]
 
     def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
@@ -190,16 +190,16 @@ class Stepper:
           overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of
             any rank did; then no rank observes the step.
         """
-        rows, place = self.rows, self.policy_states.device
+        rows, device_used = self.rows, self.policy_states.device
         if self.ranks is not None:
-            return sharded.measure(rows, sequences, place, self.ranks, overflow)
-        if place is not None:
-            return [device.measure(rows, tensors, place) for tensors in sequences]
+            return sharded.measure(rows, sequences, device_used, self.ranks, overflow)
+        if device_used is not None:
+            return [device.measure(rows, tensors, device_used) for tensors in sequences]
         return [cpu.measure(rows, tensors) for tensors in sequences]
 
     def move_states(self, gradients: Sequence[Tensor | None]) -> None:
         """Move the policy states to the device of the gradients, if there are any."""
-        # A rank whose shards have no gradient must decide on the device of the others.
+        # A rank whose shards have no gradient must use the device of the other ranks.
         tensors = gradients if self.ranks is None else self.rows.parameters
         if present := [tensor for tensor in tensors if tensor is not None]:
             self.policy_states.move_to(device.choose_device(present))

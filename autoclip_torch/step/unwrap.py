@@ -10,7 +10,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     """Return the optimizer inside wrappers such as those of Accelerate and Lightning.
 
     Raises:
-      TypeError: there is no torch optimizer inside.
+      TypeError: the argument neither is nor holds a torch optimizer.
     """
     inner = optimizer
     # An optimizer of torch has its own hooks. A wrapper has none, or forwards to

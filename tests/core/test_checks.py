@@ -308,6 +308,8 @@ def test_what_is_accepted_is_returned():
     assert check_flag("x", True) is True
     assert check_flag("x", False) is False
     assert check_choice("x", "b", iter(("a", "b"))) == "b"
+    with pytest.raises(ValueError, match=r"^x must be one of 'a', got 'b'; use a$"):
+        check_choice("x", "b", ["a"], "use a")
 
 
 def test_drop_takes_both_actions():

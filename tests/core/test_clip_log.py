@@ -292,7 +292,7 @@ def test_the_summary_prints_these_lines():
     text = str(log_of([4.0, *[1.0] * 9] * 20 + [NAN]).summary())
     assert text.splitlines()[:9] == [
         "total steps       201 (200 with a finite norm)",
-        "clipping rate     10 % (10 % over the last 200)",
+        "clip rate         10 % (10 % over the last 200)",
         "mean scale        0.95",
         "mean norm         1.3",
         "norm quantiles    median 1, p90 1.3, p99 4",
@@ -340,7 +340,7 @@ def test_the_regime_is_named_with_its_numbers(steps, clipped, regime, rate):
     summary = log_with_clips(steps, clipped).summary()
     assert summary.clip_rate == pytest.approx(clipped / steps)
     assert summary.advice[0].startswith(regime)
-    assert f"clipping rate {rate} over {steps} steps" in summary.advice[0]
+    assert f"clip rate {rate} over {steps} steps" in summary.advice[0]
     assert "mean scale" in summary.advice[0]
     sentences = [sentence for sentence in summary.advice if "SGD" in sentence]
     assert len(sentences) == (clipped / steps > 0.5)
@@ -359,7 +359,7 @@ def test_steps_without_a_threshold_are_counted_separately():
         log.record(norm=4.0 if step % 5 == 0 else 1.0, threshold=2.0)
     assert log.summary().clip_rate == 20 / 400
     start = "300 of 400 steps had no threshold; over the other 100"
-    assert f"{start} the clipping rate is 20 %" in str(log.summary())
+    assert f"{start} the clip rate is 20 %" in str(log.summary())
 
 
 def test_non_finite_steps_are_reported_from_the_first_step():

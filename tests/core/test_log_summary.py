@@ -86,16 +86,16 @@ def test_the_worst_rows_are_the_five_most_clipped_ones():
 @pytest.mark.parametrize(
     ("rate", "steps", "start"),
     [
-        (0.0, 999, "Inert so far: clipping rate 0 % over 999 steps"),
-        (0.0, 1000, "Inert: clipping rate 0 % over 1000 steps"),
-        (0.001, 5000, "Spike filter (0.1 to 2 %): clipping rate 0.1 %"),
-        (0.02, 5000, "Spike filter (0.1 to 2 %): clipping rate 2 %"),
+        (0.0, 999, "Inert so far: clip rate 0 % over 999 steps"),
+        (0.0, 1000, "Inert: clip rate 0 % over 1000 steps"),
+        (0.001, 5000, "Spike filter (0.1 to 2 %): clip rate 0.1 %"),
+        (0.02, 5000, "Spike filter (0.1 to 2 %): clip rate 2 %"),
         (0.0201, 5000, "Between spike filter (0.1 to 2 %) and stabiliser (5 to 25 %):"),
-        (0.05, 5000, "Stabiliser (5 to 25 %): clipping rate 5 %"),
-        (0.25, 5000, "Stabiliser (5 to 25 %): clipping rate 25 %"),
+        (0.05, 5000, "Stabiliser (5 to 25 %): clip rate 5 %"),
+        (0.25, 5000, "Stabiliser (5 to 25 %): clip rate 25 %"),
         (0.4, 5000, "Between stabiliser (5 to 25 %) and normaliser (50 to 100 %):"),
-        (0.5, 5000, "Normaliser (50 to 100 %): clipping rate 50 %"),
-        (1.0, 5000, "Normaliser (50 to 100 %): clipping rate 100 %"),
+        (0.5, 5000, "Normaliser (50 to 100 %): clip rate 50 %"),
+        (1.0, 5000, "Normaliser (50 to 100 %): clip rate 100 %"),
     ],
 )
 def test_the_regime_follows_from_the_rate(rate, steps, start):
@@ -115,7 +115,7 @@ def test_advice_reports_a_high_rate_and_a_small_scale():
     assert len(advice(armed=900)) == 1
     [_, sentence] = advice(armed=899, armed_clipped=899 / 4)
     assert sentence.startswith("101 of 1000 steps had no threshold; over the other 899")
-    assert sentence.endswith("the clipping rate is 25 %.")
+    assert sentence.endswith("the clip rate is 25 %.")
 
 
 def test_a_hundred_steps_with_a_threshold_are_enough():
@@ -123,7 +123,7 @@ def test_a_hundred_steps_with_a_threshold_are_enough():
     assert sentence.startswith(
         "Too early to judge: 99 steps had a finite norm and a thr"
     )
-    assert sentence.endswith("a clipping rate needs at least 100.")
+    assert sentence.endswith("a clip rate needs at least 100.")
     assert "Too early" not in advice(armed=100)[0]
     assert explain_too_early(100, 0).startswith("Nothing could be clipped: in all 100")
     assert explain_too_early(99, 0).startswith("Too early to judge: 0 steps")
@@ -168,7 +168,7 @@ def test_the_first_and_last_third_are_counted_in_steps():
     assert advise_on_thresholds(np.sort(np.concatenate([armed, more]))) == [advice]
     falling = steps_of(steps, 1.02 ** (1300 - steps), steps > 1199)
     [advice] = advise_on_thresholds(falling)
-    assert "while the clipping rate rose from 0 % to 100 %" in advice
+    assert "while the clip rate rose from 0 % to 100 %" in advice
 
 
 def test_the_thirds_go_by_the_step_not_by_the_place_in_the_store():

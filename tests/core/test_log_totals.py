@@ -59,7 +59,7 @@ def test_every_norm_is_within_half_a_bin_of_its_centre():
 
 
 def test_a_quantile_is_the_bin_of_its_rank():
-    """Five norms have the ranks 0 to 4. The lowest three are equal."""
+    """The sorted norms are 1, 1, 1, 4, 4. Quantile q has rank 4 * q, rounded down."""
     totals = totals_of([4.0, 1.0, 1.0, 4.0, 1.0])
     for q, norm in [(0.0, 1), (0.5, 1), (0.74, 1), (0.75, 4), (1.0, 4)]:
         assert totals.quantile(q) == norm * 2 ** (0.5 / 64)

@@ -14,6 +14,7 @@ from autoclip_core.clipper.metrics import (
     compute_metrics,
     compute_row_metrics,
     count_step,
+    empty_decision,
     empty_tally,
     was_observed,
 )
@@ -32,6 +33,16 @@ NAMES = [
     "clip/skipped_total",
     "clip/steps",
 ]
+
+
+def test_before_the_first_step_there_is_no_norm_and_no_threshold():
+    norm, threshold, scale, clipped, finite, skipped = empty_decision(2)
+    assert np.isnan(norm).all()
+    assert threshold.tolist() == [INF, INF]
+    assert scale.tolist() == [1, 1]
+    assert clipped.tolist() == skipped.tolist() == [False, False]
+    assert finite.tolist() == [True, True]
+    assert {part.dtype for part in (norm, threshold, scale)} == {np.dtype(np.float32)}
 
 
 def decision_of(norms, thresholds, *, unobserved=(), nonfinite="zero"):

@@ -2,12 +2,17 @@
 
 from typing import TypedDict
 
+import numpy as np
 import pytest
 
-from autoclip_core import Cap, Fixed, Floor, Warmup
+from autoclip_core import Cap, Drop, Fixed, Floor, ParamRatio, Warmup
 from autoclip_core.clipper.settings import (
+    ClipperKeywords,
     PolicyBounds,
+    PolicyKeywords,
+    WarmupKeywords,
     check_keywords,
+    check_traceable,
     choose_scope,
     format_clipper,
 )
@@ -46,6 +51,22 @@ def test_an_unknown_scope_is_refused():
         choose_scope("layer", None, "unit")
     with pytest.raises(TypeError, match="global_clipping must be True or False"):
         choose_scope(None, 1, "unit")
+
+
+def test_a_traced_step_takes_no_policy_that_cancels_updates():
+    for policy in (INNER, ParamRatio(0.1), Drop(INNER)):
+        check_traceable(policy, np, "")
+    with pytest.raises(ValueError, match="policy must be without Drop") as raised:
+        check_traceable(Drop(INNER, action="skip"), np, "zero instead")
+    assert str(raised.value).endswith("; zero instead")
+    with pytest.raises(TypeError, match="policy must be a policy, got 1"):
+        check_traceable(1, np, "")
+
+
+@pytest.mark.parametrize("keywords", [ClipperKeywords, PolicyKeywords, WarmupKeywords])
+def test_no_keyword_of_a_clipper_is_required(keywords):
+    assert "scope" in keywords.__optional_keys__
+    assert not keywords.__required_keys__
 
 
 class Keywords(TypedDict, total=False):

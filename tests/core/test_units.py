@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from autoclip_core import ParamRatio, decide
 from autoclip_core.clipper.units import (
+    ParameterRows,
     Units,
+    name_units,
     nfnets_units,
     one_unit,
     split_shape,
@@ -155,3 +157,13 @@ def test_the_rule_agrees_with_adaptive_clipping_in_optax(shape):
         unclipped += (~decision.clipped).sum()
     assert clipped > 0
     assert unclipped > 0
+
+
+def test_each_unit_has_a_name_and_a_single_one_has_that_of_the_parameter():
+    assert name_units("w", (2, 3), Units((1,))) == ["w[0]", "w[1]"]
+    assert name_units("w", (1, 3), Units((1,))) == ["w"]
+    assert name_units("w", (0, 3), Units((1,))) == []
+
+
+def test_a_parameter_that_is_not_divided_has_no_units():
+    assert ParameterRows(2, 3) == ParameterRows(start=2, stop=3, units=None)

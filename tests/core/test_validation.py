@@ -174,7 +174,7 @@ def of_torch(policy):
 def check_torch_refuses(clipper, state, whole):
     import torch
 
-    with pytest.raises(ValueError, match=r"state is broken: (states\[0\]|tally)"):
+    with pytest.raises(ValueError, match=r"state is invalid: (states\[0\]|tally)"):
         clipper.load_state_dict(state, strict=False)
     torch.testing.assert_close(clipper.state_dict()["states"], whole["states"])
     torch.testing.assert_close(clipper.state_dict()["tally"], whole["tally"])

@@ -100,7 +100,7 @@ QUANTILES = (0.0, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0
 
 
 def streams(rng, steps):
-    """Return norms of all kinds, of shape (steps, kinds)."""
+    """Return norms of shape (steps, kinds): one column per kind of series."""
     steady = log_normal(rng, steps)
     return np.float32([
         steady,

@@ -318,7 +318,7 @@ def test_adagc_rises_a_thousandth_a_step(runs):
     ],
 )
 def test_a_window_turns_when_its_quantile_is_of_the_new_level(runs, code, length, q):
-    """Not before a share 1 - q of the norms is new on a rise, and q on a fall."""
+    """It turns when a share 1 - q of the norms is new on a rise, and q on a fall."""
     rise, fall = times(runs, code)
     assert (1 - q) * length <= rise <= 0.25 * length + (1 - q) * length
     assert q * length <= fall <= length

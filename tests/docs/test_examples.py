@@ -100,7 +100,7 @@ def test_seq2seq_has_a_clipper_for_each(run_script):
 
 @pytest.fixture
 def adam():
-    """For each Adam and step: the norms of the gradient and of what the mean added."""
+    """Return for each Adam and step the norms of the gradient and of the added mean."""
     from torch import cat
     from torch.optim import optimizer as hooked
 

@@ -26,7 +26,7 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "optax", "matplotlib"}
 
 
 def folder(package):
-    """Where a package lies, found without importing it."""
+    """Return the folder of a package, without importing the package."""
     return pathlib.Path(importlib.util.find_spec(package).submodule_search_locations[0])
 
 
@@ -56,7 +56,7 @@ def imports(source):
 
 
 def violations(package, file, source):
-    """What `file`, a path inside `package`, imports against the table, a line each."""
+    """Return what `file`, a path inside `package`, imports against the table."""
     found = []
     for name, line, functions in imports(source):
         at_top = not functions
@@ -182,7 +182,7 @@ def test_another_missing_module_is_no_reason_to_name_an_extra():
 
 
 def error_without(package, missing):
-    """The last line of the error when a module that the package needs is missing."""
+    """Return the last line of the error if a module of the package is missing."""
     probe = f"""
 import sys
 
@@ -193,7 +193,10 @@ class Missing:
 
 sys.meta_path.insert(0, Missing)
 sys.modules.pop({missing!r}, None)
-import {package}
+try:
+    import {package}
+except ModuleNotFoundError as error:
+    sys.exit(f"ModuleNotFoundError: {{error.args[0]}}")
 """
     run = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What is shipped: its dependencies, its types, and the pins of the two commands."""
+"""Tests of what is shipped: dependencies, types, and the pins of the two commands."""
 
 import importlib.metadata
 import importlib.util
@@ -57,7 +57,7 @@ def pins(file):
 
 
 def asked_for(*groups):
-    """What these groups of requirements ask for; a group within a group is left out."""
+    """Return the requirements of these groups; a group within a group is left out."""
     lines = [line for group in groups for line in group if isinstance(line, str)]
     asked = map(Requirement, lines)
     return [r for r in asked if r.name != PROJECT["project"]["name"]]

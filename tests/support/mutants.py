@@ -106,6 +106,12 @@ EQUIVALENT = {
     ],
     # The replay reports only the first row.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
+    # Whether a policy cancels updates does not depend on the number of rows.
+    "clipper/settings.py": [
+        ("1 -> 2", "policy.init(1, xp)"),
+        ("1 -> 2", "policy.init(1), norm"),
+        ("1 -> 2", "norm = np.ones(1, np.float32)"),
+    ],
     # If all norms are 0, their divisor does not matter.
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(finite.max()) or 1.0"),

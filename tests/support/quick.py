@@ -37,7 +37,7 @@ TESTS = {
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/clipper torch/nonfinite torch/amp torch/errors",
-    "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/follow "
+    "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward",
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper",
     "autoclip_jax": "jax/clipper jax/arguments jax/find_threshold",

@@ -114,7 +114,7 @@ def cut(shapes, scope, groups):
 
 
 def values_of(row, arrays):
-    """Return all numbers of a row in one vector; None if it has no gradient."""
+    """Return all elements of a row in one vector; None if the row has no gradient."""
     parts = [
         arrays[place][index].ravel()
         for place, index in row

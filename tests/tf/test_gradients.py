@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core.clipper.units import Units, one_unit, unit_count
+from autoclip_core.clipper.units import ParameterRows, Units, one_unit, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.gradients import (
     Part,
@@ -14,7 +14,6 @@ from autoclip_tf.gradients import (
     measure_norms,
     scale_all,
 )
-from autoclip_tf.rows import ParameterRows
 
 MODES = {
     "eager": lambda step: step,

@@ -15,7 +15,7 @@ from torch import nn
 from autoclip_core import Quantile, StreamingQuantile
 from autoclip_core.clipper.metrics import Tally
 from autoclip_torch import Clipper, QuantileClip, ZClip
-from autoclip_torch.agreement import _digests, check_agreement
+from autoclip_torch.agreement import _make_digests, check_agreement
 
 WORLD = 3
 
@@ -166,8 +166,8 @@ def test_one_process_passes():
 @pytest.mark.parametrize("count", Tally._fields)
 def test_every_count_is_compared(count):
     clipper = alike(0)
-    states, before = clipper._policy_states, _digests(clipper)
+    states, before = clipper._policy_states, _make_digests(clipper)
     more = getattr(states.tally, count) + np.int32(1)
     states.tally = states.tally._replace(**{count: more})
-    after = _digests(clipper)
+    after = _make_digests(clipper)
     assert [part for part in before if before[part] != after[part]] == ["counts"]

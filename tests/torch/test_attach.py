@@ -358,7 +358,7 @@ def test_a_skipped_update_leaves_a_plain_optimizer_alone():
 
 
 def test_an_optimizer_of_some_of_the_parameters_is_refused():
-    """In a GAN, each optimizer's step would clip and record both networks."""
+    """Otherwise each optimizer of a GAN would clip and record both networks."""
     g, d = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     clipper = NormClip([g, d], max_norm=1.0, scope="parameter")
     optimizer = torch.optim.SGD([g], lr=0.1)

@@ -1,4 +1,4 @@
-"""What a clipper measures, decides, scales and reports at each step."""
+"""Tests of what a clipper measures, decides, scales and reports at each step."""
 
 import math
 

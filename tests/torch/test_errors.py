@@ -437,6 +437,22 @@ ROWS = {
         "",
         "max_threshold",
     ),
+    "a policy for a clipper that has one": Bad(
+        lambda: QuantileClip(weights(), policy=Quantile(0.5)),
+        TypeError,
+        "policy",
+        "is no argument of QuantileClip",
+        "",
+        "max_threshold",
+    ),
+    "a policy for an optimizer of a clipper that has one": Bad(
+        lambda: QuantileClip.as_optimizer(
+            torch.optim.SGD(weights(), lr=0.1), policy=Quantile(0.5)
+        ),
+        TypeError,
+        "policy",
+        "is no argument of QuantileClip",
+    ),
     "a misspelt keyword of AdaGC": Bad(
         lambda: AdaGC(weights(), betas=0.9),
         TypeError,
@@ -468,7 +484,7 @@ def test_the_message_says_what_is_wrong_and_what_to_do(row):
     [QuantileClip, StandardClip, AGC, ZClip, AdaGC, NormClip, ValueClip, Clipper],
 )
 def test_all_arguments_but_the_first_two_are_keywords(make):
-    """So that an argument can be added, and none is taken for another."""
+    """A later version can therefore add an argument without a change of order."""
     kinds = [p.kind for p in inspect.signature(make).parameters.values()]
     free = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
     assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
@@ -489,7 +505,7 @@ FIRST_ARGUMENTS = [
 
 @pytest.mark.parametrize(("make", "name", "value"), FIRST_ARGUMENTS)
 def test_the_first_policy_argument_may_follow_the_parameters(make, name, value):
-    """Also in `as_optimizer`, after the optimizer."""
+    """The same argument may follow the optimizer in `as_optimizer`."""
     expected = make(weights(), **{name: value}).policy
     assert make(weights(), value).policy == expected
     sgd = torch.optim.SGD(weights())

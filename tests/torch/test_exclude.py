@@ -1,4 +1,4 @@
-"""What `exclude` leaves out: names, modules, patterns and functions."""
+"""Tests of what `exclude` leaves out: names, modules, patterns and functions."""
 
 import math
 import re
@@ -63,7 +63,7 @@ EXCLUDED = [
 
 @pytest.mark.parametrize(("patterns", "excluded"), EXCLUDED)
 def test_what_is_excluded_is_neither_measured_nor_scaled(patterns, excluded):
-    """By parameter name, module name, pattern, function, or several of them."""
+    """`exclude` takes a parameter name, module name, pattern, function, or several."""
     model = Tagger()
     named = dict(model.named_parameters())
     clipper = NormClip(model, max_norm=1e-3, scope="parameter", exclude=patterns)

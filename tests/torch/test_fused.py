@@ -98,7 +98,7 @@ def test_a_skipped_step_changes_no_bit(name, settings, scope):
 
 
 def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
-    """Only the kernel writes a gradient, and nothing reads a value."""
+    """The kernel alone writes a gradient, and nothing reads a value."""
     params = parameters()
     optimizer = FUSED["AdamW"](params)
     clipper = quantile(params)

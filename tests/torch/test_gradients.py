@@ -117,7 +117,7 @@ def test_a_large_number_does_not_hide_small_ones_in_its_unit(length):
 
 @every_scope
 def test_a_scale_of_1_leaves_infinite_complex_numbers_alone(scope):
-    """As a complex number 1 is 1 + 0j, and its product with inf + 1j is inf + nan j."""
+    """The complex number 1 is 1 + 0j, and its product with inf + 1j is inf + nan j."""
     gradient = torch.complex(torch.full((4, 3), INF), torch.ones(4, 3))
     gradient[1:] = 1 + 1j
     p = parameter(gradient.clone())
@@ -280,7 +280,7 @@ def test_a_row_of_several_tensors_hides_no_nan(first, second):
 @every_scope
 @every_gradient
 def test_a_clipped_row_is_scaled_in_float32_and_cast_back(make, scope):
-    """In three steps some rows are clipped and others are not; all bit for bit."""
+    """Three steps clip some rows and leave other rows; all agree bit for bit."""
     p = parameter(make())
     norms = true_norms(numbers(p.grad), scope)
     limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
@@ -326,7 +326,7 @@ def test_scaling_is_one_product_in_float32(dtype, data):
 
 
 def test_an_expanded_gradient_is_replaced_and_its_memory_is_unchanged():
-    """In place, its one row would be scaled four times, and torch refuses that."""
+    """Scaling in place would scale its one row four times, and torch refuses that."""
     row = torch.tensor([[3.0, 4.0]])
     for scope in ("parameter", "unit"):
         p = parameter(row.expand(4, 2))

@@ -452,7 +452,7 @@ def test_a_later_group_is_skipped_with_the_others():
 
 
 def test_a_later_group_may_be_excluded_as_a_whole():
-    """As in the constructor, a group may have nothing to clip."""
+    """A group may have nothing to clip, as in the constructor."""
     model = small_model()
     clipper = QuantileClip(model[0], exclude="*bias")
     clipper.add_param_group({"params": [("late.bias", model[3].bias)]})

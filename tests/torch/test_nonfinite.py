@@ -1,4 +1,4 @@
-"""What a clipper does with NaN, infinity and missing gradients."""
+"""Tests of what a clipper does with NaN, infinity and missing gradients."""
 
 import copy
 import math
@@ -124,7 +124,7 @@ def check_untouched(parameters, before):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("scope", ["parameter", "group", "unit"])
 def test_raise_changes_nothing_and_names_the_row(scope, bad):
-    """With several policies, no gradient and no state changes."""
+    """The clipper has several policies. No gradient and no state changes."""
     model, parameters, spoil = spoilt(bad)
     clipper = three_policies(model, scope=scope, nonfinite="raise")
     before, state, metrics = spoil(), clipper.state_dict(), clipper.metrics()

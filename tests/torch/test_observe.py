@@ -1,4 +1,4 @@
-"""For stacks that clip by themselves: first the threshold, then the norm."""
+"""Tests for stacks that clip by themselves: they ask for the threshold first."""
 
 import math
 
@@ -200,7 +200,7 @@ def test_a_bad_row_of_a_step(nonfinite, second):
 
 
 def test_policies_that_need_the_norm_can_observe():
-    """Only `threshold()` before the norm is refused."""
+    """The clippers refuse only `threshold()`, which comes before the norm."""
     current = one_row(quantile=0.5, include_current=True)
     assert current.observe([1.0, 3.0, 8.0]).threshold.tolist() == [3]
     drops = one_row(Clipper, policy=Drop(Quantile(0.5)))

@@ -354,12 +354,33 @@ def test_step_hooks_run_once_around_clipping_and_step():
     assert len(calls) == 4
 
 
-def test_global_step_hooks_run_once_for_the_optimizer_inside():
-    """As without a clipper; the pre-hook reads clipped gradients."""
+class CountedSteps(ClippedOptimizer):
+    """A subclass with its own step, as a user may write it."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        return super().step(closure)
+
+
+def test_a_subclass_with_its_own_step_runs_the_hooks_of_the_optimizer_once():
+    model, calls = network(), []
+    clipper = NormClip(model, max_norm=0.1)
+    optimizer = CountedSteps(OPTIMIZERS["SGD"](model.parameters()), clipper)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    train(model, optimizer, 2)
+    assert calls == ["before", "after"] * 2
+    assert optimizer.count == 2
+
+
+@pytest.mark.parametrize("kind", [ClippedOptimizer, CountedSteps])
+def test_global_step_hooks_run_once_for_the_optimizer_inside(kind):
+    """The hooks run as without a clipper; the pre-hook reads clipped gradients."""
     model = network()
-    optimizer = NormClip.as_optimizer(
-        OPTIMIZERS["SGD"](model.parameters()), max_norm=0.1
-    )
+    clipper = NormClip(model, max_norm=0.1)
+    optimizer = kind(OPTIMIZERS["SGD"](model.parameters()), clipper)
     calls = []
 
     def note(when):
@@ -530,7 +551,7 @@ def test_a_model_gives_names_and_layers():
     ]  # fmt: skip
 
 
-# Averages, and other features of torch.
+# Averaged weights, and other features of torch that use an optimizer.
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_copy_is_a_copy():
 
 
 def test_a_pickle_may_name_the_class_in_optim():
-    """As pickles do that were made before it moved to a private folder."""
+    """Older pickles do: the class moved from `optim` to a private folder."""
     assert optim.ClippedOptimizer is ClippedOptimizer
     _, optimizer = trained()
     module = ClippedOptimizer.__module__.encode()

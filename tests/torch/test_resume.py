@@ -50,7 +50,7 @@ DATA = list(noise(2 * N))
 
 
 class Run(NamedTuple):
-    """What a script trains with; if `clipper` is None, the optimizer clips."""
+    """The objects of a training script; if `clipper` is None, the optimizer clips."""
 
     model: Any
     optimizer: Any

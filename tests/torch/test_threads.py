@@ -1,4 +1,4 @@
-"""On the CPU, any number of threads gives the same bits."""
+"""Any number of threads on the CPU gives the same bits."""
 
 from functools import cache
 

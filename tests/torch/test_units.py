@@ -328,7 +328,7 @@ def test_a_layer_that_starts_at_zero_trains():
 
 @pytest.mark.needs("jax")
 def test_the_rule_nfnets_is_that_of_optax():
-    """On the same arrays, whatever their axes mean, to 1e-6 in each of three steps."""
+    """Both get the same arrays. Their axes do not matter. Three steps agree to 1e-6."""
     import optax
 
     rng = np.random.default_rng(0)

@@ -227,7 +227,7 @@ def test_percentile_90_of_all_history_after_a_hundred_steps_of_warm_up():
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e-7])
 def test_a_plain_norm_clip_returns_the_norm(max_norm):
-    """As `clip_grad_norm_`, whose divisor has 1e-6 added."""
+    """The norm is that of `clip_grad_norm_`, which adds 1e-6 to its divisor."""
     model, twin = recurrent(), recurrent()
     clipper = NormClip(model.parameters(), max_norm=max_norm)
     clipped = 0

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
 )
 
 from autoclip_torch import NormClip, QuantileClip  # noqa: E402
-from autoclip_torch.hooks.follow import add_new_parameters, make_clipper  # noqa: E402
+from autoclip_torch.hooks.new_parameters import add_new_parameters, make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
 

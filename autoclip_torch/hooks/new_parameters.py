@@ -27,10 +27,11 @@ def make_clipper(
       keywords: the keywords of `make`. `exclude` may name any parameter of the model,
         also if another optimizer steps it or if it is still frozen.
       optimizer: a torch optimizer, or a wrapper that holds one.
-      model: the module whose parameters it steps.
+      model: the module whose parameters the optimizer steps.
 
     Raises:
-      ValueError: it steps none of them, or `exclude` names nothing in the model.
+      ValueError: the optimizer steps no parameter of the model, or `exclude` matches
+        no parameter of the model.
     """
     optimizer, parameters = unwrap(optimizer), list(model.named_parameters())
     if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in parameters):
@@ -52,7 +53,7 @@ def make_clipper(
 
 
 def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
-    """Add what the optimizer has been given since; present rows keep their state."""
+    """Add parameters that the optimizer got later; present rows keep their state."""
     optimizer = unwrap(optimizer)
     known = set(map(id, clipper.parameters))
     if stepped_parameter_ids(optimizer) <= known:
