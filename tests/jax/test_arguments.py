@@ -63,10 +63,10 @@ def test_an_unknown_keyword_names_the_factory(factory):
 
 
 QUANTILE_WRAPS = {
-    "max_threshold": "Cap(Quantile(quantile=0.9), max_norm=1.0)",
-    "min_threshold": "Floor(Quantile(quantile=0.9), min_norm=1.0)",
-    "warmup_steps": "Warmup(Quantile(quantile=0.9), steps=1.0)",
-    "warmup_threshold": "Warmup(Quantile(quantile=0.9), threshold=1.0)",
+    "max_threshold": "Cap(Quantile(0.9), max_norm=1.0)",
+    "min_threshold": "Floor(Quantile(0.9), min_norm=1.0)",
+    "warmup_steps": "Warmup(Quantile(0.9), steps=1.0)",
+    "warmup_threshold": "Warmup(Quantile(0.9), threshold=1.0)",
 }
 POLICY_CALLS = {
     clip_by_policy: "clip_by_policy(Cap(policy, max_norm=1.0))",
