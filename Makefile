@@ -13,7 +13,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
 # A worker per core. Each takes whole files, so what a file compiles is compiled once;
-# it takes them in the order of tests/conftest.py, the longest first.
+# it takes them in the order of tests/conftest.py, the longest first. A worker computes
+# with one thread, because the other core has a worker too.
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -27,7 +28,8 @@ demo: .venv/.demo-$(FRAMEWORK)  ## train with and without clipping; FRAMEWORK=to
 	$(BIN)/python examples/demo.py --framework $(FRAMEWORK)
 
 test: .venv/.test  ## run all tests, for all frameworks
-	AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
+	OMP_NUM_THREADS=1 AUTOCLIP_TEST=core,plot,torch,tf,jax,stacks,peers \
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  --durations=20 --durations-min=5
 
 quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autoclip_core/log
