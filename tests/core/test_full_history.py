@@ -170,10 +170,10 @@ def check_quantiles(state, norms):
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_rows_without_a_norm_have_no_quantile(rows):
-    found = history.quantile(history.empty(rows), 0.5)
-    assert found.shape == (rows,)
-    assert found.dtype == np.float32
-    assert np.isposinf(found).all()
+    quantiles = history.quantile(history.empty(rows), 0.5)
+    assert quantiles.shape == (rows,)
+    assert quantiles.dtype == np.float32
+    assert np.isposinf(quantiles).all()
 
 
 def test_one_settled_row_is_shared_until_the_recent_one_is_full(merged_often):

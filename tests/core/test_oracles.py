@@ -41,9 +41,9 @@ def thresholds(policy, norms):
 
 def check(policy, norms, expected, rtol):
     """Compare all thresholds, also the +inf before the first threshold."""
-    found = thresholds(policy, norms)
-    assert (norms > found).any()
-    np.testing.assert_allclose(found, np.array(list(expected)), rtol=rtol)
+    actual = thresholds(policy, norms)
+    assert (norms > actual).any()
+    np.testing.assert_allclose(actual, np.array(list(expected)), rtol=rtol)
 
 
 every_window = pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_the_warm_up_of_the_z_score_is_that_of_statistics(norms):
     for steps in (1, 2, 25, 100):
         first = norms[:steps].tolist()
         expected = statistics.fmean(first) + 2.0 * statistics.pstdev(first)
-        found = thresholds(ZScore(2.0, warmup_steps=steps), norms[: steps + 1])
-        assert np.isposinf(found[:steps]).all()
-        assert found[steps] == pytest.approx(expected, rel=1e-6)
+        actual = thresholds(ZScore(2.0, warmup_steps=steps), norms[: steps + 1])
+        assert np.isposinf(actual[:steps]).all()
+        assert actual[steps] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.needs("peers")
@@ -127,8 +127,8 @@ def test_a_window_is_that_of_smartclip(norms, percentile):
         return peer.threshold()
 
     policy = Quantile(percentile / 100, history_length=30, include_current=True)
-    found = thresholds(policy, norms)
-    np.testing.assert_allclose(found, list(map(limit, norms)), rtol=3e-7)
+    actual = thresholds(policy, norms)
+    np.testing.assert_allclose(actual, list(map(limit, norms)), rtol=3e-7)
 
 
 @pytest.mark.needs("peers")
@@ -144,8 +144,8 @@ def test_moving_moments_are_those_of_smartclip(norms, alpha):
 
     peer = ZScoreClip(zmax=2.0 * math.sqrt(alpha), ema_decay=alpha)
     policy = ZScore(2.0, alpha=alpha, warmup_steps=1, record="raw")
-    found = thresholds(policy, norms)
-    assert np.isposinf(found[0])
-    for norm, following in zip(norms, found[1:], strict=False):
+    actual = thresholds(policy, norms)
+    assert np.isposinf(actual[0])
+    for norm, following in zip(norms, actual[1:], strict=False):
         peer.observe(float(norm))
         assert following == pytest.approx(peer.threshold(), rel=1e-5)

@@ -430,15 +430,15 @@ class SealedNamespace:
         if verb not in NAMESPACE_NAMES:
             raise AssertionError(f"xp.{verb} is not in NAMESPACE_NAMES")
         self.used.add(verb)
-        found = getattr(np, verb)
+        function = getattr(np, verb)
         if verb in ("float32", "int32"):
-            return found
+            return function
 
         def call(*args, **kwargs):
             if verb == "asarray" and isinstance(args[0], np.ndarray):
                 self.copied[id(args[0])] = args[0]
             named = {name: opened(value) for name, value in kwargs.items()}
-            return Sealed(found(*map(opened, args), **named))
+            return Sealed(function(*map(opened, args), **named))
 
         return call
 

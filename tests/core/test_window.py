@@ -291,8 +291,8 @@ def test_equal_norms_have_no_deviation_and_are_their_own_mean(log, norm):
 
 @pytest.mark.parametrize("log", [False, True])
 def test_one_norm_is_its_own_middle(log):
-    found = window.mean_std(filled(column([3]), 4), log=log, ddof=0)
-    assert [array.tolist() for array in found] == [[3.0], [0.0], [np.inf]]
+    results = window.mean_std(filled(column([3]), 4), log=log, ddof=0)
+    assert [array.tolist() for array in results] == [[3.0], [0.0], [np.inf]]
 
 
 def test_no_deviation_of_one_norm_and_no_nan():
@@ -314,10 +314,10 @@ def test_an_empty_row_has_no_limit_and_one_entry(length, rows):
     """A single row has its own code; the result has the same shape."""
     state = window.empty(rows, length)
     for _ in range(2):
-        found = window.quantile(state, 0.5), window.count_norms(state)
-        assert [array.shape for array in found] == [(rows,)] * 2
-        assert found[0].dtype == np.float32
-        assert (found[0] == np.where(found[1] > 0, 3, np.inf)).all()
+        results = window.quantile(state, 0.5), window.count_norms(state)
+        assert [array.shape for array in results] == [(rows,)] * 2
+        assert results[0].dtype == np.float32
+        assert (results[0] == np.where(results[1] > 0, 3, np.inf)).all()
         state = window.push(state, np.full(rows, 3, np.float32))
 
 

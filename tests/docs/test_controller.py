@@ -153,8 +153,8 @@ def test_the_tracked_quantile_keeps_its_account(runs, code):
         if name != "NaN, Inf":  # where not every step is one
             moved = np.log(taken.thresholds[-1] / np.float64(taken.thresholds[1]))
             expected = 1 - q + moved / (0.05 * (bench.STEPS - 2))
-            found = taken.clipped[1:-1].mean(axis=0)
-            np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=name)
+            actual = taken.clipped[1:-1].mean(axis=0)
+            np.testing.assert_allclose(actual, expected, atol=2e-5, err_msg=name)
 
 
 def fixed_point(ratio, s):
@@ -252,9 +252,9 @@ def test_another_simulation_of_changes_agrees(series, runs, code):
     fall, grow, rise = PUBLISHED_CHANGES[code]
     assert bench.clip_rate(taken["fall"]) == pytest.approx(fall, abs=0.01)
     assert bench.clip_rate(taken["grow"]) == pytest.approx(grow, abs=0.01)
-    found, _ = times(runs, code)  # the first crossing of a mean over rows
-    assert (found is None) == (rise is None)
-    assert rise is None or found == pytest.approx(rise, rel=0.45, abs=8)
+    crossing, _ = times(runs, code)  # the first crossing of a mean over rows
+    assert (crossing is None) == (rise is None)
+    assert rise is None or crossing == pytest.approx(rise, rel=0.45, abs=8)
 
 
 def test_an_unbounded_history_does_not_keep_the_promised_rate(runs):

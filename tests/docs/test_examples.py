@@ -87,8 +87,9 @@ def test_seq2seq_scales_the_parts_it_names_and_no_other(parts):
     for (name, old), parameter in zip(before, model.parameters(), strict=True):
         scale = float(parameter.grad.norm() / old.norm())
         scales[name.split(".")[0]].add(round(scale, 6))
-    assert all(len(found) == 1 for found in scales.values())  # one factor for a part
-    assert {part for part, found in scales.items() if max(found) < 1} == set(parts)
+    # One factor for each part.
+    assert all(len(factors) == 1 for factors in scales.values())
+    assert {part for part, factors in scales.items() if max(factors) < 1} == set(parts)
 
 
 @pytest.mark.needs("torch")
@@ -104,7 +105,7 @@ def adam():
     from torch import cat
     from torch.optim import optimizer as hooked
 
-    found, means = {}, {}
+    pairs_of, means = {}, {}
 
     def parameters(optimizer):
         groups = optimizer.param_groups
@@ -115,28 +116,28 @@ def adam():
 
     def before(optimizer, *_):
         given = flat(p.grad for p in parameters(optimizer))
-        found.setdefault(optimizer, []).append([given.norm().item()])
+        pairs_of.setdefault(optimizer, []).append([given.norm().item()])
 
     def after(optimizer, *_):
         mean = flat(optimizer.state[p]["exp_avg"] for p in parameters(optimizer))
         beta = optimizer.param_groups[0]["betas"][0]
         taken = (mean - beta * means.get(optimizer, 0)) / (1 - beta)
         means[optimizer] = mean.clone()
-        found[optimizer][-1].append(taken.norm().item())
+        pairs_of[optimizer][-1].append(taken.norm().item())
 
     # Hooks for all optimizers run before those of one, and so before the clipper's.
     hooks = [
         hooked.register_optimizer_step_pre_hook(before),
         hooked.register_optimizer_step_post_hook(after),
     ]
-    yield found
+    yield pairs_of
     for hook in hooks:
         hook.remove()
 
 
-def assert_at_most_the_quantile(found, quantile, length):
+def assert_at_most_the_quantile(pairs, quantile, length):
     """Adam received each gradient, clipped to the quantile of the earlier norms."""
-    norms, taken = np.transpose(found)
+    norms, taken = np.transpose(pairs)
     clipped = 0
     for step in range(1, len(norms)):
         limit = np.quantile(norms[max(0, step - length) : step], quantile)
@@ -150,9 +151,9 @@ def test_the_players_of_a_gan_are_clipped_by_their_own_history(adam):
     example = load("gan")
     players = example.train(steps=60)
     for player in players:
-        found = adam[player.optimizer]
-        assert len(found) == 60
-        assert_at_most_the_quantile(found, quantile=0.9, length=200)
+        pairs = adam[player.optimizer]
+        assert len(pairs) == 60
+        assert_at_most_the_quantile(pairs, quantile=0.9, length=200)
 
 
 @pytest.mark.needs("torch")
@@ -180,10 +181,10 @@ def clipped_by_hand(model, batches, lr, quantile):
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def assert_clipped(found, expected, free):
+def assert_clipped(actual, expected, free):
     """The weights equal those clipped by hand, and differ from the unclipped ones."""
     for name, weight in expected.items():
-        np.testing.assert_allclose(found[name], weight, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(actual[name], weight, rtol=1e-3, atol=1e-4)
     assert not all(np.allclose(free[n], w, atol=0.05) for n, w in expected.items())
 
 
@@ -230,10 +231,10 @@ def test_lightning_tells_how_it_went_on(run_script):
 @pytest.mark.needs("torch", "stacks")
 def test_the_trainer_gives_adam_what_it_logs(adam, run_script):
     logged = rows(run_script("hf_trainer.py", "--steps", "40"), 6)
-    (found,) = adam.values()
-    assert_at_most_the_quantile(found, quantile=0.5, length=1000)
+    (pairs,) = adam.values()
+    assert_at_most_the_quantile(pairs, quantile=0.5, length=1000)
     for step, _, norm, _, after, _ in logged:
-        given, taken = found[int(step) - 1]
+        given, taken = pairs[int(step) - 1]
         assert norm == pytest.approx(given, abs=2e-3)
         assert after == pytest.approx(taken, abs=2e-3)
 

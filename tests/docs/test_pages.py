@@ -41,12 +41,12 @@ def by_framework(sources):
     A block that imports no framework belongs to the framework of the block above. The
     first blocks, of the core, belong to all frameworks.
     """
-    found, framework = {"core": []}, "core"
+    grouped, framework = {"core": []}, "core"
     for source in sources:
         adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
         framework = adapter[1] if adapter else framework
-        found.setdefault(framework, list(found["core"])).append(source)
-    return found
+        grouped.setdefault(framework, list(grouped["core"])).append(source)
+    return grouped
 
 
 def runs():
@@ -120,8 +120,8 @@ def needs(id, *names, start=START):
 )
 def test_the_code_of_another_library_runs_too(section, start):
     text = re.split(r"^## ", PAGES["migration.md"], flags=re.MULTILINE)
-    found = [part for part in text if part.startswith(section)]
-    before = [code for title, code in fences(found[0]) if title == "before"]
+    parts = [part for part in text if part.startswith(section)]
+    before = [code for title, code in fences(parts[0]) if title == "before"]
     assert before
     for code in before:
         exec(compile(start + "\n" + code, section, "exec"), {"__name__": "page"})
@@ -167,14 +167,14 @@ def is_policy(value):
 )
 def test_every_policy_has_a_page_with_formula_source_and_picture(name):
     heading = rf"^#+ {name}\b"
-    found = [
+    matches = [
         text
         for page, text in PAGES.items()
         if page.startswith("policies/") and re.search(heading, text, re.MULTILINE)
     ]
-    assert len(found) == 1
+    assert len(matches) == 1
     for part in (r"```text\nC? ?.*[TR] =", r"^\| argument ", r"\.png\)", "## Source"):
-        assert re.search(part, found[0], re.MULTILINE | re.DOTALL), part
+        assert re.search(part, matches[0], re.MULTILINE | re.DOTALL), part
 
 
 @pytest.mark.parametrize("package", ["core", "torch", "tf", "jax"])
@@ -201,8 +201,8 @@ def test_what_the_guide_says_of_the_policies_is_in_the_one_table():
 def test_percentile_5_of_bitsandbytes_is_that_entry_of_the_last_100_norms():
     norms = np.exp(np.random.default_rng(0).standard_normal(300)).astype(np.float32)
     policy = Quantile(5 / 99, history_length=100, include_current=True)
-    theirs = [np.sort(norms[end - 100 : end])[5] for end in range(100, 301)]
-    np.testing.assert_allclose(replay(norms, policy).thresholds[99:], theirs, 1e-6)
+    expected = [np.sort(norms[end - 100 : end])[5] for end in range(100, 301)]
+    np.testing.assert_allclose(replay(norms, policy).thresholds[99:], expected, 1e-6)
 
 
 def test_zclip_with_its_cap_is_the_mapped_policy():

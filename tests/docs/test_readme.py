@@ -16,18 +16,18 @@ PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
 
 def blocks(language, text=README):
     """Return the code of each block of a language, at its line number in the page."""
-    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in found]
+    matches = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in matches]
 
 
 def by_framework(sources):
     """Return the blocks of each framework; one without an import joins the last one."""
-    found, framework = {}, "core"
+    grouped, framework = {}, "core"
     for source in sources:
         adapter = re.search(r"\bautoclip_(torch|tf|jax)\b", source)
         framework = adapter[1] if adapter else framework
-        found.setdefault(framework, []).append(source)
-    return found
+        grouped.setdefault(framework, []).append(source)
+    return grouped
 
 
 BLOCKS = by_framework(blocks("python"))

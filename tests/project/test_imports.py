@@ -31,7 +31,7 @@ def folder(package):
 
 
 def imports(source):
-    """Yield `(name, line, functions)` for each import, at whatever depth.
+    """Yield `(name, line, functions)` for each import, at any depth.
 
     `name` is the top-level package, "" for a relative import and "?" for one whose name
     only the running program knows; `functions` are the enclosing ones, outermost first.
@@ -56,8 +56,8 @@ def imports(source):
 
 
 def violations(package, file, source):
-    """Return what `file`, a path inside `package`, imports against the table."""
-    found = []
+    """Return a line per import of `file`, a path in `package`, that is not allowed."""
+    lines = []
     for name, line, functions in imports(source):
         at_top = not functions
         plots = not at_top and "plot" in f"{file} {functions}"
@@ -70,19 +70,19 @@ def violations(package, file, source):
             or ((package, name) == ("autoclip_core", "matplotlib") and plots)
         )
         if not allowed:
-            found.append(f"{package}/{file}:{line} imports {name}")
-    return found
+            lines.append(f"{package}/{file}:{line} imports {name}")
+    return lines
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_every_import_is_in_the_table(package):
     files = sorted(folder(package).rglob("*.py"))
     assert files
-    found = []
+    lines = []
     for path in files:
         file = path.relative_to(folder(package)).as_posix()
-        found += violations(package, file, path.read_text(encoding="utf-8"))
-    assert found == []
+        lines += violations(package, file, path.read_text(encoding="utf-8"))
+    assert lines == []
 
 
 @pytest.mark.parametrize(

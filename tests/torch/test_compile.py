@@ -176,15 +176,15 @@ def test_a_whole_training_step_is_one_graph():
             update()
             return loss.detach()
 
-        run, found = wrap(step), []
+        run, values = wrap(step), []
         for x in inputs:
             model.zero_grad()
-            found.append(float(run(x)))
-        return found
+            values.append(float(run(x)))
+        return values
 
     with config.patch(trace_autograd_ops=True):
-        found = losses(compiled)
-    assert found == pytest.approx(losses(lambda step: step), rel=1e-5)
+        actual = losses(compiled)
+    assert actual == pytest.approx(losses(lambda step: step), rel=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
 
 
