@@ -166,7 +166,7 @@ def change(scaled: Taken, steady: Taken) -> float:
     return float(np.max(abs(np.float64(scaled.scales) - steady.scales)))
 
 
-def learns_gaps(gaps: Taken, steady: Taken) -> bool:
+def records_gaps(gaps: Taken, steady: Taken) -> bool:
     """Return whether a threshold differs from that of the finite norms alone."""
     known = gaps.thresholds[known_steps()]
     return not np.array_equal(known, steady.thresholds[: len(known)])
@@ -209,7 +209,7 @@ def change_cells(done: Run) -> list[str]:
         steps(recovery(done["shift ×10"], steady)),
         steps(settling(done["shift ÷10"], steady, 0.1)),
         exact if changed else "exact",
-        "learned" if learns_gaps(done["NaN, Inf"], steady) else "ignored",
+        "learned" if records_gaps(done["NaN, Inf"], steady) else "ignored",
     ]
 
 

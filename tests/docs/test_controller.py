@@ -348,10 +348,10 @@ def constant(threshold, scale, norm=1.0):
 def test_a_norm_that_was_recorded_in_a_gap_is_noticed(runs):
     done = runs["StreamingQuantile(0.9)"]
     gaps, steady = done["NaN, Inf"], done["log-std 0.3"]
-    assert not bench.learns_gaps(gaps, steady)
+    assert not bench.records_gaps(gaps, steady)
     thresholds = gaps.thresholds.copy()
     thresholds[-2:] *= np.float32(1.0001)
-    assert bench.learns_gaps(gaps._replace(thresholds=thresholds), steady)
+    assert bench.records_gaps(gaps._replace(thresholds=thresholds), steady)
 
 
 def test_the_measures_of_a_run_by_hand():
