@@ -20,6 +20,14 @@ def test_the_path_and_its_tests_exist(folder):
     assert [n for n in names if not (quick.ROOT / quick.file_of(n)).is_file()] == []
 
 
+def test_every_test_file_is_in_an_entry_or_left_out_with_a_reason():
+    files = (quick.ROOT / "tests").glob("*/test_*.py")
+    names = {f"{f.parent.name}/{f.stem.removeprefix('test_')}" for f in files}
+    listed = set(" ".join([*quick.TESTS.values(), quick.ALWAYS]).split())
+    assert listed & set(quick.LEFT_OUT) == set()
+    assert listed | set(quick.LEFT_OUT) == names
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -20,6 +20,8 @@ TESTS = {
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
     "core/metrics core/by_value",
+    "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
+    "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/cli core/clip_log",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
@@ -29,25 +31,72 @@ TESTS = {
     "autoclip_core/planning": "core/replay core/suggest core/spikes core/cli",
     "autoclip_core/cli": "core/cli",
     "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
-    "torch/errors torch/agreement torch/find_threshold torch/uses",
-    "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges",
+    "torch/errors torch/agreement torch/find_threshold torch/uses torch/reference",
+    "autoclip_torch/clipper.py": "torch/clipper torch/errors torch/changes "
+    "torch/compile torch/threads torch/uses",
+    "autoclip_torch/find_threshold.py": "torch/find_threshold torch/threshold_first",
+    "autoclip_torch/named.py": "torch/clipper torch/errors torch/oracles torch/uses",
+    "autoclip_torch/optim.py": "torch/optim torch/optim_state torch/errors",
+    "autoclip_torch/transformers.py": "torch/transformers",
+    "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
+    "torch/exclude",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reads torch/units "
     "torch/value torch/edges",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
-    "autoclip_torch/state": "torch/checkpoint torch/observe torch/device torch/faults",
+    "autoclip_torch/state": "torch/checkpoint torch/load_state torch/resume "
+    "torch/optim_state torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/clipper torch/nonfinite torch/amp torch/errors",
+    "autoclip_torch/step/unwrap.py": "torch/fabric torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward",
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper",
+    "autoclip_tf/callbacks.py": "tf/callbacks",
+    "autoclip_tf/legacy.py": "tf/legacy",
+    "autoclip_tf/optimizer_mixin.py": "tf/optimizers tf/resume tf/changes",
+    "autoclip_tf/optimizers.py": "tf/optimizers tf/changes",
+    "autoclip_tf/state.py": "tf/clipper tf/resume tf/faults",
     "autoclip_jax": "jax/clipper jax/arguments jax/find_threshold",
+    "autoclip_jax/check_state.py": "jax/clipper jax/resume jax/changes",
+    "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses",
+    "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
+    "autoclip_jax/gradients.py": "jax/clipper jax/sharding jax/changes",
+    "autoclip_jax/skip.py": "jax/clipper jax/uses jax/resume",
     "benchmarks": "docs/torch_bench",
+    "benchmarks/controller.py": "docs/controller",
+    "benchmarks/jax_steps.py": "docs/jax_bench",
+    "benchmarks/keras_steps.py": "docs/tf_bench",
     "docs": "docs/pages docs/readme",
+    "docs/jax.md": "docs/pages docs/jax_docs",
+    "docs/keras.md": "docs/pages docs/tf_docs",
+    "docs/migration.md": "docs/pages docs/migration docs/migration_rules "
+    "docs/torch_migration docs/torch_migration_agc docs/torch_migration_history "
+    "docs/tf_migration docs/jax_migration",
+    "docs/evidence.md": "docs/pages docs/torch_experiments",
     "examples": "docs/examples",
+    "examples/demo.py": "docs/demo",
+    "examples/experiments": "docs/torch_experiments",
+    "examples/find_threshold_keras.py": "docs/examples tf/find_threshold",
+    "examples/threshold_first.py": "docs/examples torch/threshold_first",
     "tests": "project/conftest core/never",
+    "tests/support/faults.py": "core/faults torch/faults tf/faults jax/faults",
+    "tests/support/mutants.py": "project/mutants",
+    "tests/support/quick.py": "project/quick",
+    "tests/support/torch_reference.py": "torch/reference",
     "": "project/citation project/packaging docs/readme",
 }
-"""Each folder or file, and the tests that belong to it; "" is the root."""
+"""Each folder or file, and the tests that belong to it; "" is the root. The entry of a
+file replaces the entry of its folder."""
+
+LEFT_OUT = {
+    "docs/docstrings": "it imports every framework",
+    "docs/doctests": "it imports every framework",
+    "tf/backends": "all of it is slow",
+    "tf/strategy": "all of it is slow",
+    "torch/cuda": "it needs a CUDA device",
+    "torch/lightning": "all of it is slow",
+}
+"""The test files that belong to no entry, with the reason."""
 
 
 def tests_for(path):
