@@ -86,5 +86,11 @@ def check_choice(
 
 
 def format_error(name: str, rule: str, value: object, way_out: str) -> str:
-    """Return an error text: the argument, the rule, the value and the way out."""
-    return f"{name} must be {rule}, got {value!r}" + (f"; {way_out}" if way_out else "")
+    """Return an error text: the argument, the rule, the value and the way out.
+
+    The value is shown in one line of at most 80 characters.
+    """
+    # A torch module, for example, has a line per layer in its repr.
+    shown = " ".join(line.strip() for line in repr(value).splitlines())
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"{name} must be {rule}, got {shown}" + (f"; {way_out}" if way_out else "")

@@ -297,6 +297,24 @@ def test_a_message_has_four_parts():
     assert format_error("x", "> 0", "a", "") == "x must be > 0, got 'a'"
 
 
+class Model:
+    def __repr__(self):
+        return "Model(\n" + "  (layer): Linear()\n" * 50 + ")"
+
+
+@pytest.mark.parametrize("value", [Model(), [*range(100)], "a" * 100], ids=type)
+def test_a_long_value_is_shown_in_a_short_line(value):
+    message = format_error("x", "> 0", value, "try 1")
+    shown = message.removeprefix("x must be > 0, got ").removesuffix("...; try 1")
+    assert len(shown) == 77
+    assert "\n" not in message
+
+
+def test_a_short_value_is_shown_whole():
+    assert format_error("x", "> 0", "a  b" * 19 + "cd", "").endswith("  bcd'")
+    assert format_error("x", "> 0", np.eye(2), "").endswith("[[1., 0.], [0., 1.]])")
+
+
 def test_what_is_accepted_is_returned():
     assert check_number("x", 3, "any", lambda x: True) == 3.0
     assert check_positive("x", 1e-300) == 1e-300

@@ -412,8 +412,19 @@ ROWS = {
     "a second positional argument": Bad(
         lambda: QuantileClip(weights(), 0.9, 1000), TypeError, "positional", ""
     ),
+    "swapped positional arguments": Bad(
+        lambda: QuantileClip(0.9, small_model()),
+        TypeError,
+        "quantile",
+        r"must be a number in \[0, 1\]",
+        r"got Sequential\([^\n]{66}\.\.\.$",
+    ),
     "a misspelt keyword": Bad(
-        quantile(quantil=0.9), TypeError, "quantil", "is no argument of QuantileClip"
+        quantile(quantil=0.9),
+        TypeError,
+        "quantil",
+        "is no argument of QuantileClip",
+        "it takes parameters, quantile, history_length, include_current, dry_run,",
     ),
     "no threshold": Bad(lambda: NormClip(weights()), TypeError, "max_norm", ""),
     "no clip value": Bad(lambda: ValueClip(weights()), TypeError, "clip_value", ""),
