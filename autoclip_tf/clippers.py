@@ -30,7 +30,7 @@ class _Named(Clipper):
 
     def __init__(self, policy: Policy, common: Any, allowed: Any) -> None:
         """Check the names of the common keywords and make the clipper."""
-        check_keywords(type(self).__name__, common, allowed)
+        check_keywords(type(self), common, allowed)
         super().__init__(policy, **common)
 
     def _arguments(self) -> dict[str, Any]:

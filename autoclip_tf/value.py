@@ -42,7 +42,7 @@ class ValueClip(Clipper):
 
     def __init__(self, clip_value: float, **keywords: Unpack[ClipperKeywords]) -> None:
         """Check the keywords and the value, and make the clipper."""
-        check_keywords(type(self).__name__, keywords, ClipperKeywords)
+        check_keywords(type(self), keywords, ClipperKeywords)
         self.clip_value = check_positive("clip_value", clip_value)
         super().__init__(Fixed(self.clip_value), **keywords)
 

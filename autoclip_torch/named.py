@@ -24,7 +24,7 @@ class _Named(Clipper):
     ) -> None:
         """Refuse unknown keywords, and create the clipper."""
         # Both are positional only, so that a keyword `policy` is refused by name.
-        check_keywords(type(self).__name__, keywords, self._keywords)
+        check_keywords(type(self), keywords, self._keywords)
         super().__init__(parameters, policy, **keywords)
 
     def _get_arguments(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class ValueClip(Clipper):
         **keywords: Unpack[ClipperKeywords],
     ) -> None:
         """Check the value and make the clipper."""
-        check_keywords(type(self).__name__, keywords, ClipperKeywords)
+        check_keywords(type(self), keywords, ClipperKeywords)
         policy = Fixed(check_positive("clip_value", clip_value))
         super().__init__(parameters, policy, **keywords)
 

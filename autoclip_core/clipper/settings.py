@@ -48,23 +48,24 @@ class WarmupKeywords(PolicyKeywords, total=False):
     warmup_threshold: float | None
 
 
-def check_keywords(owner: str, given: Iterable[str], allowed: Any) -> None:
+def check_keywords(owner: type, given: Iterable[str], allowed: Any) -> None:
     """Check that a clipper accepts each keyword.
 
     Args:
-      owner: the name of the class or function that was called.
-      given: the keywords that were passed.
+      owner: the class that was called.
+      given: the keywords that were passed, without the named arguments.
       allowed: the TypedDict of the accepted keywords.
 
     Raises:
       TypeError: a keyword is not accepted.
     """
-    known = sorted(allowed.__optional_keys__)
     for name in given:
-        if name not in known:
+        if name not in allowed.__optional_keys__:
+            parameters = signature(owner).parameters.values()
+            named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+            known = ", ".join([*named, *sorted(allowed.__optional_keys__)])
             raise TypeError(
-                f"{name} is no argument of {owner}; in addition to its own arguments "
-                f"it takes {', '.join(known)}"
+                f"{name} is no argument of {owner.__name__}; it takes {known}"
             )
 
 

@@ -74,13 +74,17 @@ class Keywords(TypedDict, total=False):
     exclude: str
 
 
+class Clip:
+    def __init__(self, quantile, *, history_length=None, **keywords):
+        check_keywords(type(self), keywords, Keywords)
+
+
 def test_an_unknown_keyword_is_refused():
-    check_keywords("Clip", ["scope", "exclude"], Keywords)
+    Clip(0.9, scope="global", exclude=None)
     with pytest.raises(TypeError) as raised:
-        check_keywords("Clip", ["scope", "eps"], Keywords)
+        Clip(0.9, scope="global", eps=1.0)
     assert str(raised.value) == (
-        "eps is no argument of Clip; in addition to its own arguments it takes "
-        "exclude, scope"
+        "eps is no argument of Clip; it takes quantile, history_length, exclude, scope"
     )
 
 

@@ -422,7 +422,7 @@ WRONG = {
     "no clip value": (lambda: ValueClip(0.0), r"clip_value must be > 0"),
     "a misspelt keyword": (
         lambda: QuantileClip(quantil=0.9),
-        r"quantil is no argument of QuantileClip",
+        r"quantil is no argument of QuantileClip; it takes quantile, history_length",
     ),
     "a keyword of a policy": (
         lambda: ValueClip(1.0, max_threshold=2.0),
