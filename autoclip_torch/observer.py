@@ -226,7 +226,7 @@ class Observer:
         >>> clipper.state_dict()["class"]
         'QuantileClip'
         """
-        return {**self._describe(), **self._policy_states.to_plain()}
+        return {**self._describe(), **self._policy_states.to_dict()}
 
     def load_state_dict(
         self, state_dict: dict[str, Any], *, strict: bool = True
@@ -252,7 +252,7 @@ class Observer:
         tensor([2.])
         """
         check_state_matches(state_dict, self.state_dict(), strict)
-        self._policy_states.from_plain(state_dict)
+        self._policy_states.load_dict(state_dict)
         self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:

@@ -39,9 +39,9 @@ def choose_device(tensors: Sequence[Tensor]) -> torch.device | None:
 
     NumPy decides if all of them are plain tensors on the CPU, which it can view.
     """
-    plain = (Tensor, torch.nn.Parameter)
+    exact_types = (Tensor, torch.nn.Parameter)
     if not torch.compiler.is_compiling() and all(
-        tensor.is_cpu and type(tensor) in plain for tensor in tensors
+        tensor.is_cpu and type(tensor) in exact_types for tensor in tensors
     ):
         return None
     accelerators = (t.device for t in tensors if t.device.type != "cpu")

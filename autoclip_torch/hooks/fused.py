@@ -145,8 +145,8 @@ def _holds_all(stepper: Stepper, optimizer: Optimizer) -> bool:
     if not stepper.has_one_factor:
         return False
     clipped = stepper.rows.parameters
-    plain = all(type(parameter) is torch.nn.Parameter for parameter in clipped)
-    return plain and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
+    has_no_subclass = all(type(p) is torch.nn.Parameter for p in clipped)
+    return has_no_subclass and set(map(id, clipped)) == stepped_parameter_ids(optimizer)
 
 
 def _compute_kernel_factor(loss_scale: Tensor | None, decision: Decision) -> Tensor:

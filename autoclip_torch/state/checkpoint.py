@@ -17,67 +17,67 @@ from .compatibility import format_difference
 from .trees import move
 
 
-def state_to_plain(state: Any) -> Any:
+def state_to_dict(state: Any) -> Any:
     """Return a NamedTuple of arrays as a dict of copies, as tensors."""
     if isinstance(state, tuple):
         pairs = zip(state._fields, state, strict=True)  # type: ignore[attr-defined]
-        return {name: state_to_plain(value) for name, value in pairs}
+        return {name: state_to_dict(value) for name, value in pairs}
     if isinstance(state, torch.Tensor):  # `weights_only` refuses a subclass
         return state.detach().clone().as_subclass(torch.Tensor)
     return torch.from_numpy(np.array(state))
 
 
-def state_from_plain(plain: Any, like: Any, path: str) -> Any:
+def state_from_dict(saved: Any, like: Any, path: str) -> Any:
     """Return the saved state with the structure and the device of `like`.
 
     Raises:
       ValueError: a part is missing, has another shape or type, or has values that no
         run can produce.
     """
-    state = _convert(plain, like, path)
+    state = _convert(saved, like, path)
     for fault in find_problems(move(state, None), path):
         raise ValueError(f"state is invalid: {fault}; load a valid one")
     return state
 
 
-def states_from_plain(plain: Any, like: list[Any]) -> list[Any]:
-    """Return one state per policy, as `state_from_plain` does."""
-    if not isinstance(plain, list) or len(plain) != len(like):
-        saved = len(plain) if isinstance(plain, list) else type(plain).__name__
-        raise ValueError(format_difference("the number of states", saved, len(like)))
-    pairs = enumerate(zip(plain, like, strict=True))
-    return [state_from_plain(*pair, f"states[{index}]") for index, pair in pairs]
+def states_from_list(saved: Any, like: list[Any]) -> list[Any]:
+    """Return one state per policy, as `state_from_dict` does."""
+    if not isinstance(saved, list) or len(saved) != len(like):
+        count = len(saved) if isinstance(saved, list) else type(saved).__name__
+        raise ValueError(format_difference("the number of states", count, len(like)))
+    pairs = enumerate(zip(saved, like, strict=True))
+    return [state_from_dict(*pair, f"states[{index}]") for index, pair in pairs]
 
 
-def _convert(plain: Any, like: Any, path: str) -> Any:
+def _convert(saved: Any, like: Any, path: str) -> Any:
     """Return the saved state with the structure and the device of `like`, unchecked."""
     if isinstance(like, tuple):
         names = like._fields  # type: ignore[attr-defined]
-        saved = sorted(plain) if isinstance(plain, Mapping) else type(plain).__name__
-        if saved != sorted(names):
-            raise ValueError(format_difference(path, saved, sorted(names)))
+        keys = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
+        if keys != sorted(names):
+            raise ValueError(format_difference(path, keys, sorted(names)))
         # Only the two older parts of a history grow. Every other shape is fixed.
         growing = ("old", "settled") if isinstance(like, History) else ()
         for name, value in zip(names, like, strict=True):
             if not isinstance(value, tuple):
-                _check_array(plain[name], value, f"{path}.{name}", name in growing)
+                _check_array(saved[name], value, f"{path}.{name}", name in growing)
         parts = (
-            _convert(plain[name], value, f"{path}.{name}")
+            _convert(saved[name], value, f"{path}.{name}")
             for name, value in zip(names, like, strict=True)
         )
         return type(like)(*parts)
     if isinstance(like, torch.Tensor):
-        return plain.detach().to(like.device, copy=True)
-    return plain.detach().cpu().numpy().copy()
+        return saved.detach().to(like.device, copy=True)
+    return saved.detach().cpu().numpy().copy()
 
 
-def _check_array(plain: Any, like: Any, path: str, may_grow: bool) -> None:
-    if not isinstance(plain, torch.Tensor):
-        raise ValueError(format_difference(path, type(plain).__name__, "a tensor"))
-    saved, shape = tuple(plain.shape), tuple(like.shape)
-    has_grown = may_grow and len(saved) > 1 and saved[:-1] == shape[:-1]
-    if saved != shape and not has_grown:
-        raise ValueError(format_difference(f"the shape of {path}", saved, shape))
-    types = [str(array.dtype).removeprefix("torch.") for array in (plain, like)]
+def _check_array(saved: Any, like: Any, path: str, may_grow: bool) -> None:
+    if not isinstance(saved, torch.Tensor):
+        raise ValueError(format_difference(path, type(saved).__name__, "a tensor"))
+    saved_shape, shape = tuple(saved.shape), tuple(like.shape)
+    has_grown = may_grow and len(saved_shape) > 1 and saved_shape[:-1] == shape[:-1]
+    if saved_shape != shape and not has_grown:
+        raise ValueError(format_difference(f"the shape of {path}", saved_shape, shape))
+    types = [str(array.dtype).removeprefix("torch.") for array in (saved, like)]
     if types[0] != types[1]:
         raise ValueError(format_difference(f"the type of {path}", *types))

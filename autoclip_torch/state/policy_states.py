@@ -13,7 +13,7 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_core.policy import select_rows
 from autoclip_torch.rows.rows import Rows
 
-from .checkpoint import state_from_plain, state_to_plain, states_from_plain
+from .checkpoint import state_from_dict, state_to_dict, states_from_list
 from .namespace import TorchNamespace
 from .trees import list_arrays, move, read_arrays, replace_first_rows
 
@@ -175,17 +175,17 @@ class PolicyStates:
         more.tally = more.tally._replace(**{n: getattr(self.tally, n) for n in kept})
         return more
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return copies of states and counts as tensors, for a checkpoint."""
         return {
-            "states": [state_to_plain(state) for state in self.states],
-            "tally": state_to_plain(self.tally),
+            "states": [state_to_dict(state) for state in self.states],
+            "tally": state_to_dict(self.tally),
         }
 
-    def from_plain(self, plain: Mapping[str, Any]) -> None:
+    def load_dict(self, saved: Mapping[str, Any]) -> None:
         """Load states and counts. On a ValueError nothing changes."""
-        states = states_from_plain(plain["states"], self.states)
-        tally = state_from_plain(plain["tally"], self.tally, "tally")
+        states = states_from_list(saved["states"], self.states)
+        tally = state_from_dict(saved["tally"], self.tally, "tally")
         self.states = self._store(states, self.states)
         self.tally = self._store(tally, self.tally)
         self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
