@@ -225,11 +225,10 @@ def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
         names = sorted(actual.keys() ^ expected.keys()) or [
             name for name in expected if actual[name] != expected[name]
         ]
+        pair = [{n: t.get(n, "absent") for n in names} for t in (actual, expected)]
         raise ValueError(
-            f"the state of a clipper must fit its policy: it holds "
-            f"{ {name: actual.get(name) for name in names} }, and {policy!r} makes "
-            f"{ {name: expected.get(name) for name in names} }; restore it into the "
-            "policy that saved it"
+            f"the state of a clipper must fit its policy: it holds {pair[0]}, and "
+            f"{policy!r} makes {pair[1]}; restore it into the policy that saved it"
         )
 
 
