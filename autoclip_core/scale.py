@@ -11,8 +11,8 @@
 
 These rules are the same in every framework. `scale_rows` gets finite norms only:
 `decide` applies the two rules for NaN, for infinity and for rows that are not observed.
-This file imports no other file of the
-package, so it can serve alone as the reference for an adapter.
+This file imports no other file of the package, so it can serve alone as the reference
+for an adapter.
 """
 
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Clip statistics in the logs and the history of `fit`."""
+"""Add the clip statistics to the logs and the history of `fit`."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -12,8 +12,8 @@
 | bias, gain, any vector                            | the whole variable            |
 
 A gradient transformer receives variables, not layers. The kind of a layer follows from
-the path of a variable, as long as the layer has its default name. If the layers of a
-model have names of their own, `axes_by_layer(model)` reads the axes from the layers.
+the path of a variable, as long as the layer has its default name. If the layers do
+not have their default names, `axes_by_layer(model)` reads the axes from the layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence

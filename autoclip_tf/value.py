@@ -21,8 +21,8 @@ class ValueClip(Clipper):
     """Clip each element to [-clip_value, clip_value], and report the change of norms.
 
     This is not a policy: it also changes the direction of a gradient. In the decision,
-    `norm` is the norm before, `threshold` is the clip value, `scale` is the norm after
-    divided by the norm before, and `clipped` is True if any element of the row
+    `norm` is the norm before, `threshold` is the clip value, and `scale` is the norm
+    after divided by the norm before. `clipped` is True if any element of the row
     changed. With `nonfinite="propagate"` an infinite element is clipped like any other,
     and a NaN stays.
 

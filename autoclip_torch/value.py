@@ -103,8 +103,8 @@ class ValueClip(Clipper):
     """Clip each element to [-clip_value, clip_value], and report the change of norm.
 
     This is not a policy: the direction of a gradient changes, too. In the decision,
-    `norm` is the norm before clipping, `threshold` is the clip value, `scale` is the
-    norm after divided by the norm before, and `clipped` says whether any element of the
+    `norm` is the norm before clipping, `threshold` is the clip value, and `scale` is
+    the norm after divided by the norm before. `clipped` says whether any element of the
     row changed. With `nonfinite="propagate"`, an infinite element is clipped like any
     other, and a NaN stays.
 

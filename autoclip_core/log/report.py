@@ -135,7 +135,7 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
 
 
 def settings_table(log: ClipLog) -> str:
-    """Return the settings of the log as a table, or how to add some."""
+    """Return the settings as an HTML table. Without any, return how to add them."""
     if log.settings:
         return html_table(log.settings.items(), kind="text")
     return (
@@ -145,7 +145,7 @@ def settings_table(log: ClipLog) -> str:
 
 
 def html_table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
-    """Return pairs of a name and a value as an HTML table."""
+    """Return an HTML table with one row per (name, value) pair."""
     lines = (
         f'<tr><th scope="row">{html.escape(name)}</th>'
         f'<td class="{kind}">{html.escape(value)}</td></tr>'

@@ -105,10 +105,10 @@ class Replay:
         return float(recovered[0]) if recovered.size else math.inf
 
     def rates(self, stretches: int = 50) -> Array:
-        """Return the clip rate over time, for stretches of equal length.
+        """Return the clip rate of each interval; all intervals have the same length.
 
         Args:
-          stretches: the number of stretches, >= 1.
+          stretches: the number of intervals, >= 1.
 
         Returns:
           Shape (stretches,), in [0, 1]; NaN if a stretch has no finite norm.

@@ -78,7 +78,7 @@ class Store:
         return np.concatenate([self._first, recent]) if self.moved else recent
 
     def recent(self) -> Array:
-        """Return the recent steps, none of which was thinned."""
+        """Return the recent steps, which are complete."""
         self.flush()
         return self._recent[: self._count]
 

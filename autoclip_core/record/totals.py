@@ -35,7 +35,7 @@ class Totals:
         self.histogram: Array = np.zeros(bins, np.int64)
 
     def add(self, steps: Array) -> None:
-        """Count some steps, given as an array with the fields of `STEP`."""
+        """Add an array of steps (dtype `STEP`) to the totals."""
         measured = steps[np.isfinite(steps["norm"])]
         armed = measured[np.isfinite(measured["threshold"])]
         norms, scales = measured["norm"], measured["scale"]

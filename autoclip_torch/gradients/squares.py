@@ -6,9 +6,10 @@
 | up to 2^18           | NumPy's `vecdot`, in one thread |
 | more                 | torch, in all its threads       |
 
-Tensors of the first kind are copied side by side. For those of the second kind, a
-second thread would start too late. Sums are computed in float32. If a sum may have lost
-squares to overflow or underflow, it is computed again in float64.
+Tensors of the first kind are copied side by side. For tensors of the second kind,
+starting a second thread takes longer than the sum. Sums are computed
+in float32. If a sum may have lost squares to overflow or underflow, it is computed
+again in float64.
 """
 
 from collections.abc import Callable

@@ -50,13 +50,16 @@ class Attachment:
             hook.remove()
 
     def __reduce__(self) -> Any:
-        """Become None in a copy: the copied optimizer has no hooks."""
+        """Copy this handle as None, because the copied optimizer has no hooks."""
         return type(None), ()
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        """Clip, or wrap the closure, which computes gradients after this hook."""
+        """Clip. If `step` has a closure, wrap it instead.
+
+        The closure computes the gradients after this hook.
+        """
         if not torch.compiler.is_compiling():
             self._chain.controls.begin(self._stepper, optimizer)
         if kwargs.get("closure") is not None:

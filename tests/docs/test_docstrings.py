@@ -138,7 +138,7 @@ def inherited(method, owner):
 
 
 def may_raise(thing):
-    """Tell whether a function, or the constructor of a class, raises or checks."""
+    """Return whether a function, or the constructor of a class, raises or checks."""
     if not inspect.isclass(thing):
         return raises(inspect.unwrap(thing))
     constructors = (vars(thing).get(name) for name in ("__init__", "__post_init__"))
@@ -155,7 +155,7 @@ def raises(function):
 
 
 def is_checked(called, function):
-    """Tell by name or docstring whether a called function of ours may raise."""
+    """Return, by name or docstring, whether a called function of ours may raise."""
     name = called.id if isinstance(called, ast.Name) else ""
     target = getattr(function, "__globals__", {}).get(name)
     has_section = "Raises:\n" in (getattr(target, "__doc__", None) or "")
@@ -163,7 +163,7 @@ def is_checked(called, function):
 
 
 def is_written(function):
-    """Tell whether its source is in our files: a dataclass generates methods."""
+    """Return whether its source is in our files: a dataclass generates methods."""
     code = getattr(function, "__code__", None)
     return is_ours(function) and not code.co_filename.startswith("<")
 

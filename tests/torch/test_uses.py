@@ -57,7 +57,7 @@ def check_learned(losses):
 
 
 def test_a_quantile_of_the_global_norm_is_saved_loaded_and_refused(tmp_path):
-    """The README example of the first such package, with one history for all."""
+    """The README example of `autoclip`, with one history for all parameters."""
     model = recurrent()
     clipper = QuantileClip(
         model.parameters(), quantile=0.9, history_length=1000, global_clipping=True
