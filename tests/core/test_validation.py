@@ -191,7 +191,7 @@ def test_jax_finds_a_broken_state(policy, path, value):
     state = of_jax(policy)
     check_state((state, optax.EmptyState()))
     part = state._replace(clip_policy=broken(state.clip_policy, path, value))
-    with pytest.raises(ValueError, match=r"opt_state is corrupt: \[0\]\.clip_policy"):
+    with pytest.raises(ValueError, match=r"opt_state is invalid: \[0\]\.clip_policy"):
         check_state((part, optax.EmptyState()))
 
 
@@ -203,7 +203,7 @@ def test_jax_finds_a_broken_tally(name, value):
     state = of_jax(Fixed(4.5))
     check_state(state)
     part = state._replace(clip_tally=broken(state.clip_tally, name, value))
-    with pytest.raises(ValueError, match=r"opt_state is corrupt: \.clip_tally"):
+    with pytest.raises(ValueError, match=r"opt_state is invalid: \.clip_tally"):
         check_state(part)
 
 

@@ -84,4 +84,4 @@ def test_runs_are_logged_saved_and_observed_once_per_update(backend):
 
 @every_backend("jax")
 def test_stateless_apply_matches_the_golden_traces(backend):
-    assert results_on(backend)["traces"] == 9
+    assert results_on(backend)["traces"] == 4
