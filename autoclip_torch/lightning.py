@@ -13,8 +13,11 @@ from .step.warn import warn
 try:
     import lightning.pytorch as pl
 except ModuleNotFoundError as error:
+    if error.name != "lightning":
+        raise
     raise ModuleNotFoundError(
-        "autoclip_torch.lightning needs Lightning: pip install lightning"
+        "autoclip_torch.lightning needs Lightning: pip install lightning",
+        name=error.name,
     ) from error
 
 

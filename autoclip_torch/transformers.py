@@ -19,9 +19,12 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as error:
+    if error.name not in ("transformers", "accelerate"):
+        raise
     raise ModuleNotFoundError(
         "autoclip_torch.transformers needs Transformers and Accelerate: "
-        "pip install transformers accelerate"
+        "pip install transformers accelerate",
+        name=error.name,
     ) from error
 
 _KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip)

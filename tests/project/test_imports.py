@@ -179,11 +179,36 @@ def test_a_missing_framework_is_named_with_its_extra(package, missing, message):
     assert error_without(package, missing) == f"ModuleNotFoundError: {message}"
 
 
-@pytest.mark.needs("torch")
-def test_another_missing_module_is_no_reason_to_name_an_extra():
-    error = error_without("autoclip_torch", "hashlib")
-    assert error.endswith("No module named 'hashlib'")
-    assert "autoclip-toolkit" not in error
+@pytest.mark.needs("torch", "stacks")
+@pytest.mark.parametrize(
+    ("trainer", "install"),
+    [
+        ("lightning", "lightning"),
+        ("transformers", "transformers accelerate"),
+    ],
+)
+def test_a_missing_trainer_is_named_with_its_install_line(trainer, install):
+    error = error_without(f"autoclip_torch.{trainer}", trainer)
+    assert error.startswith(f"ModuleNotFoundError: autoclip_torch.{trainer} needs ")
+    assert error.endswith(f": pip install {install}")
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [
+        pytest.param("autoclip_torch", "hashlib", marks=pytest.mark.needs("torch")),
+        *(
+            pytest.param(*names, marks=pytest.mark.needs("torch", "stacks"))
+            for names in (
+                ("autoclip_torch.lightning", "lightning_utilities"),
+                ("autoclip_torch.transformers", "huggingface_hub"),
+            )
+        ),
+    ],
+)
+def test_another_missing_module_is_no_reason_to_name_an_extra(module, missing):
+    error = error_without(module, missing)
+    assert error == f"ModuleNotFoundError: No module named {missing!r}"
 
 
 def error_without(package, missing):
