@@ -114,7 +114,7 @@ class Policy(Protocol):
           norms: the current norms, shape (rows,), 0 for a row without a norm. With None
             the caller asks for a threshold before the norm is known; a policy that
             needs the norm raises a ValueError.
-          param_norms: norms of the parameters, shape (rows,), if the policy needs them.
+          param_norms: as in `decide`.
           xp: the array namespace.
 
         Returns:

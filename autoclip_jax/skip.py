@@ -69,7 +69,7 @@ def skip_steps(
         >= 1.
       scope: as in `clip_by_policy`, but the default is "global". One row above its
         threshold skips the whole update.
-      global_clipping: the older spelling of `scope="global"`.
+      global_clipping: as in `clip_by_policy`.
       labels: as in `clip_by_policy`.
       axis_name: as in `clip_by_policy`.
       rule: as in `clip_by_policy`.

@@ -24,7 +24,7 @@ class RunChecks:
     """The checks of each step, and the counts that they need.
 
     Args:
-      most_skips: `max_consecutive_skips` of `Clipper`.
+      most_skips: as in `Stepper`.
       may_skip: whether anything can cancel an update.
     """
 

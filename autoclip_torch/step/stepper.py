@@ -119,7 +119,7 @@ class Stepper:
 
         Args:
           gradients: one per parameter.
-          loss_scale: the part of a loss scale that is still in the gradients.
+          loss_scale: as in `clip`.
           *others: further sequences of one tensor per parameter. By default these are
             the parameters themselves, if a policy needs their norms.
         """
@@ -187,8 +187,7 @@ class Stepper:
 
         Args:
           *sequences: gradients, or parameters: one tensor per parameter in each.
-          overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of
-            any rank did; then no rank observes the step.
+          overflow: as in `sharded.measure`.
         """
         rows, device_used = self.rows, self.policy_states.device
         if self.ranks is not None:
