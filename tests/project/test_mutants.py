@@ -76,3 +76,15 @@ def test_each_explanation_matches_one_mutant(file):
     source, changes = read_changes(file)
     matches = [what for what in changes if mutants.is_explained(file, source, what)]
     assert len(matches) == len(mutants.EQUIVALENT.get(file, []))
+
+
+@pytest.mark.parametrize("files", [[], ["scale.py"]])
+def test_the_command_tries_the_given_files_or_all(files, monkeypatch):
+    tried = []
+    monkeypatch.setattr(mutants, "copy_package", lambda folder: folder)
+    monkeypatch.setattr(
+        mutants, "count_survivors", lambda folder, file, every: tried.append(file) or 0
+    )
+    monkeypatch.setattr("sys.argv", ["mutants.py", *files])
+    assert mutants.main() == 0
+    assert tried == (files or list(mutants.TESTS))

@@ -353,13 +353,13 @@ def main() -> int:
     """Try the mutants of the given files and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("files", nargs="*", choices=[*TESTS, []], default=list(TESTS))
+    add("files", nargs="*", choices=[*TESTS, []], help="(default all)")
     add("--every", type=int, default=1, help="try every n-th mutant (default all)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = copy_package(Path(name))
         count = partial(count_survivors, folder, every=options.every)
-        survivors = sum(map(count, options.files))
+        survivors = sum(map(count, options.files or TESTS))
     return 1 if survivors else 0
 
 
