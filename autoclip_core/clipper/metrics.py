@@ -9,6 +9,8 @@ from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Decision
 from autoclip_core.scale import XP, Array
 
+from .norms import combine_norms
+
 
 class Tally(NamedTuple):
     """The counts of a run. Rows are counted separately, so that 32 bits are enough."""
@@ -85,12 +87,19 @@ def was_observed(decision: Decision) -> Array:
     return is_number | ~decision.finite
 
 
-def compute_metrics(decision: Decision, tally: Tally, xp: XP = np) -> dict[str, Array]:
+def compute_metrics(
+    decision: Decision,
+    tally: Tally,
+    xp: XP = np,
+    *,
+    norm: str = "l2",
+    sizes: Array = None,
+) -> dict[str, Array]:
     """Return the metrics of the last step and of the run, each a number.
 
     | name                  | over several rows                                       |
     |-----------------------|---------------------------------------------------------|
-    | clip/norm             | root of the sum of squares of the finite observed norms |
+    | clip/norm             | the norm of all finite observed rows as one row         |
     | clip/threshold        | the median of the finite thresholds, else +inf          |
     | clip/norm_after       | as clip/norm, after scaling                             |
     | clip/scale            | norm after / norm before; 1 for a norm of 0             |
@@ -103,24 +112,29 @@ def compute_metrics(decision: Decision, tally: Tally, xp: XP = np) -> dict[str, 
     Args:
       decision: the last decision.
       tally: the counts of the run, including this decision.
-      xp: the array namespace, as in `decide`; it must also have `sort`.
+      xp: the array namespace, as in `decide`; it must also have `sort` and `max`.
+      norm: the norm of each row, as in `combine_norms`.
+      sizes: with "rms", the number of elements of each row, shape (rows,).
     """
     observed = was_observed(decision)
     measured = observed & decision.finite
     norms = xp.where(measured, decision.norm, 0.0)
+    sizes = None if sizes is None else xp.where(measured, sizes, 0.0)
     after = norms * decision.scale
     # Rows that are not finite are left out of the norm. If no other row was observed,
     # the norm is NaN.
     has_no_norm = xp.any(~decision.finite) & ~xp.any(measured)
-    norm = xp.where(has_no_norm, float("nan"), _root_sum_squares(norms, xp))
-    norm_after = xp.where(has_no_norm, float("nan"), _root_sum_squares(after, xp))
-    is_zero = norm == 0
-    scale = xp.where(is_zero, 1.0, norm_after) / xp.where(is_zero, 1.0, norm)
+    total, total_after = (
+        xp.where(has_no_norm, float("nan"), combine_norms(n, norm, sizes=sizes, xp=xp))
+        for n in (norms, after)
+    )
+    is_zero = total == 0
+    scale = xp.where(is_zero, 1.0, total_after) / xp.where(is_zero, 1.0, total)
     return {
-        "clip/norm": norm,
+        "clip/norm": total,
         "clip/threshold": _median(decision.threshold, xp),
         "clip/scale": scale,
-        "clip/norm_after": norm_after,
+        "clip/norm_after": total_after,
         "clip/clipped": _fraction(
             xp.where(decision.clipped, 1, 0), xp.where(observed, 1, 0), xp
         ),
@@ -149,15 +163,6 @@ def compute_row_metrics(
         for kind, column in columns.items()
         for name, value in zip(names, column.tolist(), strict=True)
     }
-
-
-def _root_sum_squares(norms: Array, xp: XP) -> Array:
-    """Return sqrt(sum(n^2)) of finite norms; no square overflows."""
-    if norms.shape[0] == 0:
-        return xp.zeros((), dtype=xp.float32)
-    largest = xp.max(norms)
-    unit = xp.where(largest > 0, largest, 1.0)
-    return unit * xp.sqrt(xp.sum((norms / unit) ** 2))
 
 
 def _median(thresholds: Array, xp: XP) -> Array:

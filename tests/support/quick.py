@@ -19,7 +19,7 @@ TESTS = {
     "autoclip_core/policies": "core/policies core/combinators core/oracles core/golden "
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
-    "core/metrics core/by_value",
+    "core/metrics core/norms core/by_value",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
     "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/cli core/clip_log",
