@@ -15,9 +15,9 @@ from .planning.replay import replay as replay
 from .planning.suggest import Suggestion as Suggestion
 from .planning.suggest import suggest_threshold as suggest_threshold
 from .policies.combinators import Cap as Cap
-from .policies.combinators import Drop as Drop
 from .policies.combinators import Floor as Floor
 from .policies.combinators import Warmup as Warmup
+from .policies.drop import Drop as Drop
 from .policies.ema_ratio import EmaRatio as EmaRatio
 from .policies.fixed import Fixed as Fixed
 from .policies.mean_std import MeanStd as MeanStd
@@ -26,6 +26,6 @@ from .policies.quantile import Quantile as Quantile
 from .policies.streaming_quantile import StreamingQuantile as StreamingQuantile
 from .policies.zscore import ZScore as ZScore
 from .policy import Decision as Decision
-from .policy import Limit as Limit
 from .policy import Policy as Policy
 from .policy import decide as decide
+from .scale import Limit as Limit

@@ -19,7 +19,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from .checks import check_choice, format_error
-from .scale import NONFINITE, XP, Array, as_norms, scale_rows
+from .scale import (
+    NONFINITE,
+    XP,
+    Array,
+    as_norms,
+    complete_limit,
+    find_level,
+    scale_rows,
+)
+from .scale import Limit as Limit
 
 NAMESPACE_NAMES = tuple(
     "where minimum maximum isfinite sqrt log exp sum any full zeros arange asarray "
@@ -30,34 +39,23 @@ NAMESPACE_NAMES = tuple(
 State = TypeVar("State")
 
 
-class Limit(NamedTuple):
-    """The limit of each row: a norm above the threshold is scaled to the target."""
-
-    threshold: Array
-    """T, shape (rows,): norms up to T are not clipped; +inf without a threshold."""
-    target: Array
-    """R <= T, shape (rows,): the norm of a clipped row after scaling."""
-    inner: "Limit | None" = None
-    """The limit of the inner policy of a combinator; that policy records against it."""
-    cancels: bool = False
-    """Whether a row above its threshold with target 0 cancels the whole update."""
-
-
 class Decision(NamedTuple):
     """The result of one step; every field has one entry per row."""
 
     norm: Array
     """The norm before scaling; NaN if the row was not observed."""
     threshold: Array
-    """T, the norm above which the row is clipped; +inf without a threshold."""
+    """min(T, D), the norm above which the row is changed; +inf without a limit."""
     scale: Array
     """The factor for the gradient of the row: 1 keeps it, 0 removes it."""
     clipped: Array
-    """Whether the norm is finite and exceeds the threshold."""
+    """Whether the norm is finite and exceeds the threshold; a dropped row, too."""
     finite: Array
     """False if the observed norm is NaN or infinite."""
     skipped: Array
     """Whether the whole update must be skipped; the same in every row."""
+    dropped: Array
+    """Whether the norm is finite and exceeds the drop level D."""
 
 
 class Policy(Protocol):
@@ -150,19 +148,24 @@ class Policy(Protocol):
         return as_code(self) + comment
 
 
-def check_policy(value: Any) -> None:
+def check_policy(value: Any, name: str = "policy") -> None:
     """Raise a TypeError if the value is not a policy, for example a policy class."""
     if isinstance(value, type) or not hasattr(value, "limit"):
         way_out = "write a policy, such as Quantile(0.9)"
-        raise TypeError(format_error("policy", "a policy", value, way_out))
+        raise TypeError(format_error(name, "a policy", value, way_out))
 
 
 def get_arguments(policy: Policy) -> dict[str, Any]:
-    """Return the arguments of the constructor, by name, that make an equal policy."""
+    """Return the arguments of the constructor, by name, that make an equal policy.
+
+    An optional policy that is None is left out, so that saved descriptions stay equal.
+    """
     assert is_dataclass(policy)
+    pairs = [(f, getattr(policy, f.name)) for f in fields(policy)]
     return {
-        f.metadata.get("argument", f.name): getattr(policy, f.name)
-        for f in fields(policy)
+        f.metadata.get("argument", f.name): value
+        for f, value in pairs
+        if value is not None or "is_optional" not in f.metadata
     }
 
 
@@ -238,12 +241,15 @@ def decide(
     with np.errstate(over="ignore") if xp is np else nullcontext():
         limit = policy.limit(state, valid_norms, param_norms=param_norms, xp=xp)
         recorded = policy.record(state, valid_norms, limit, xp)
-    scale, clipped = scale_rows(valid_norms, limit.threshold, limit.target, xp)
+    limit = complete_limit(limit, xp)
+    scale, clipped, dropped = scale_rows(
+        valid_norms, limit.threshold, limit.target, limit.drop, xp
+    )
 
     records = valid_norms > 0
     skipped = is_observed & ~is_observed
     if limit.cancels:
-        skipped = skipped | xp.any(clipped & (limit.target <= 0))
+        skipped = skipped | xp.any(dropped)
     if nonfinite == "skip":
         skipped = skipped | xp.any(is_nonfinite)
         records = records & ~xp.any(is_nonfinite)
@@ -252,11 +258,12 @@ def decide(
     state = select_rows(records, recorded, state, xp)
     return state, Decision(
         norm=xp.where(is_observed, norms, float("nan")),
-        threshold=limit.threshold,
+        threshold=find_level(limit, xp),
         scale=xp.where(skipped & is_observed, 0.0, scale),
         clipped=clipped,
         finite=~is_nonfinite,
         skipped=skipped,
+        dropped=dropped,
     )
 
 

@@ -2,10 +2,11 @@
 
 | case                     | scale                                            |
 |--------------------------|--------------------------------------------------|
+| n > D                    | 0: the row is dropped, also if n <= T            |
 | n <= T                   | exactly 1                                        |
 | n > T                    | R / n, with nothing added to the divisor         |
 | n = 0                    | 1                                                |
-| T = +inf (no threshold)  | 1                                                |
+| T = D = +inf (no limit)  | 1                                                |
 | n is NaN or infinite     | 0 ("zero"), 1 ("propagate"), all rows 0 ("skip") |
 | row not observed         | 1                                                |
 
@@ -16,7 +17,7 @@ for an adapter.
 """
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,28 @@ SMALLEST_NORMAL = 1.1754943508222875e-38
 """Norms below the smallest normal float32 count as 0: XLA and TensorFlow flush them."""
 
 
+class Limit(NamedTuple):
+    """The limit of each row: the first that holds decides what happens to a norm n.
+
+    | n > D     | the row is dropped: its gradient becomes 0 |
+    | n > T     | the row is scaled to the norm R            |
+    | otherwise | the gradient is unchanged                  |
+    """
+
+    threshold: Array
+    """T, shape (rows,): norms up to T are not clipped; +inf without a threshold."""
+    target: Array
+    """R <= T, shape (rows,): the norm of a clipped row after scaling. A target of 0
+    makes T a drop level."""
+    inner: "Limit | tuple[Limit, ...] | None" = None
+    """The limits of the inner policies of a combinator; each policy records against its
+    own."""
+    cancels: bool = False
+    """Whether a dropped row cancels the whole update."""
+    drop: Array = float("inf")
+    """D, shape (rows,) or one number for all rows; +inf drops nothing."""
+
+
 def as_norms(norms: Array, xp: XP = np) -> Array:
     """Return the norms as float32: subnormal as 0, above the float32 range as inf."""
     with np.errstate(over="ignore") if xp is np else nullcontext():
@@ -40,25 +63,50 @@ def as_norms(norms: Array, xp: XP = np) -> Array:
 
 
 def scale_rows(
-    norms: Array, threshold: Array, target: Array, xp: XP = np
-) -> tuple[Array, Array]:
-    """Scale each row that exceeds its threshold to its target: s = R/n where n > T.
+    norms: Array, threshold: Array, target: Array, drop: Array, xp: XP = np
+) -> tuple[Array, Array, Array]:
+    """Scale each row by its limit: s = 0 where n > D, else R/n where n > T, else 1.
 
     Args:
       norms: finite norms, shape (rows,); 0 for a row without a gradient.
       threshold: T, shape (rows,); +inf for a row without a threshold.
       target: R, shape (rows,), at most T.
+      drop: D, shape (rows,) or one number; +inf drops nothing.
       xp: the array namespace.
 
     Returns:
-      The scale, exactly 1 if n <= T, and whether the row is clipped.
+      The scale, whether the row is clipped (n > T or n > D), and whether it is dropped.
 
-    >>> scale, clipped = scale_rows(
-    ...     np.float32([1, 4]), np.float32([2, 2]), np.float32([2, 2]))
-    >>> scale.tolist(), clipped.tolist()
-    ([1.0, 0.5], [False, True])
+    >>> twos = np.float32([2, 2, 2])
+    >>> scale, clipped, dropped = scale_rows(np.float32([1, 4, 9]), twos, twos, 8.0)
+    >>> scale.tolist(), clipped.tolist(), dropped.tolist()
+    ([1.0, 0.5, 0.0], [False, True, True], [False, False, True])
     """
-    clipped = norms > threshold
+    is_above, dropped = norms > threshold, norms > drop
     # NumPy would warn about a division by 0, even if `where` discards its result.
-    divisor = xp.where(clipped, norms, 1.0)
-    return xp.where(clipped, target / divisor, 1.0), clipped
+    divisor = xp.where(is_above, norms, 1.0)
+    scale = xp.where(is_above, target / divisor, 1.0)
+    return xp.where(dropped, 0.0, scale), is_above | dropped, dropped
+
+
+def complete_limit(limit: Limit, xp: XP = np) -> Limit:
+    """Return the limit with one D per row; where R is 0, D is min(T, D) and T is +inf.
+
+    >>> limit = complete_limit(Limit(np.float32([2, 2]), np.float32([0, 1])))
+    >>> limit.drop.tolist(), limit.threshold.tolist()
+    ([2.0, inf], [inf, 2.0])
+    """
+    threshold, target = limit.threshold, limit.target
+    drop = xp.where(threshold > 0, limit.drop, threshold)
+    if target is threshold:
+        return limit._replace(drop=drop)
+    is_drop = (threshold > 0) & (target <= 0)
+    drop = xp.where(is_drop & (threshold < drop), threshold, drop)
+    threshold = xp.where(is_drop, float("inf"), threshold)
+    target = xp.where(is_drop, threshold, target)
+    return limit._replace(threshold=threshold, target=target, drop=drop)
+
+
+def find_level(limit: Limit, xp: XP = np) -> Array:
+    """Return min(T, D): the norm above which a row is clipped or dropped."""
+    return xp.where(limit.threshold > limit.drop, limit.drop, limit.threshold)

@@ -8,6 +8,7 @@ from autoclip_core import __version__ as __version__
 
 try:
     from .check_state import check_state as check_state
+    from .check_state import upgrade_state as upgrade_state
     from .clipper import ClipState as ClipState
     from .clipper import clip_by_policy as clip_by_policy
     from .factories import clip_by_ema_ratio as clip_by_ema_ratio

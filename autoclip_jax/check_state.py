@@ -1,10 +1,12 @@
 """Find the states of transformations in an optimizer state, and validate them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
+from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.validation import find_problems
 
 from .clipper import ClipState
@@ -26,7 +28,7 @@ def check_state(opt_state: Any) -> None:
 
     Raises:
       ValueError: the state of a clipper is invalid; the message says where and how. Or
-        the optimizer state has no clipper.
+        an earlier version saved it. Or the optimizer state has no clipper.
 
     >>> import jax.numpy as jnp
     >>> from autoclip_jax import clip_by_zscore
@@ -40,11 +42,54 @@ def check_state(opt_state: Any) -> None:
 got -1.0; restore a valid checkpoint
     """
     for path, state in find_states(opt_state, ClipState, "a clipper"):
+        if state.clip_tally.dropped is None:
+            raise ValueError(
+                "opt_state must have the present structure, but an earlier version "
+                f"saved {path}.clip_tally; call upgrade_state(opt_state)"
+            )
         for member in _split_members(jax.device_get(state)):
             for problem in find_problems(member, path):
                 raise ValueError(
                     f"opt_state is invalid: {problem}; restore a valid checkpoint"
                 )
+
+
+def upgrade_state(old: Any) -> Any:
+    """Return an optimizer state of an earlier version in the present structure.
+
+    Earlier versions did not count the steps with a dropped row. That count starts at 0;
+    all else is unchanged. A state that needs no change is returned as it is.
+
+    Args:
+      old: the restored optimizer state: the objects themselves, with `dropped=None` in
+        each `Tally`, or the nested dicts to which a format of names restores them.
+
+    >>> import jax.numpy as jnp
+    >>> from autoclip_jax import clip_by_zscore
+    >>> state = clip_by_zscore().init(jnp.zeros(2))
+    >>> old = state._replace(clip_tally=state.clip_tally._replace(dropped=None))
+    >>> int(upgrade_state(old).clip_tally.dropped)
+    0
+    """
+    return jax.tree.map(_upgrade, old, is_leaf=_is_earlier_tally)
+
+
+_EARLIER_COUNTS = {*Tally._fields} - {"dropped"}
+
+
+def _is_earlier_tally(part: Any) -> bool:
+    """Return whether a part of a state is a tally, or its dict, without `dropped`."""
+    if isinstance(part, Mapping):
+        return set(part) == _EARLIER_COUNTS
+    return isinstance(part, Tally) and part.dropped is None
+
+
+def _upgrade(part: Any) -> Any:
+    if not _is_earlier_tally(part):
+        return part
+    if isinstance(part, Tally):
+        return part._replace(dropped=jnp.zeros_like(part.steps))
+    return {**part, "dropped": jnp.zeros_like(part["steps"])}
 
 
 def _split_members(state: ClipState) -> Iterator[ClipState]:

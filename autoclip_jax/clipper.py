@@ -229,7 +229,14 @@ def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
         raise ValueError(
             f"the state of a clipper must fit its policy: it holds {pair[0]}, and "
             f"{policy!r} makes {pair[1]}; restore it into the policy that saved it"
+            f"{upgrade_hint(state)}"
         )
+
+
+def upgrade_hint(state: ClipState) -> str:
+    """Return how to convert a state that an earlier version saved; else ""."""
+    is_earlier = state.clip_tally.dropped is None
+    return ", and convert it: upgrade_state(opt_state)" if is_earlier else ""
 
 
 def wrong_state_error(state: Any, expected: str) -> TypeError:

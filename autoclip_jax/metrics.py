@@ -54,6 +54,6 @@ def _state_metrics(state: ClipState) -> dict[str, Array]:
             f"{tuple(state.clip_norm.shape)}; for a vmapped state, compute the numbers "
             "of each member: jax.vmap(clip_metrics)(opt_state)"
         )
-    not_skipped = jnp.zeros_like(state.clip_clipped)
-    decision = Decision(*state[1:6], not_skipped)  # clip_norm to clip_finite
+    no = jnp.zeros_like(state.clip_clipped)  # the tally counts skips and drops
+    decision = Decision(*state[1:6], skipped=no, dropped=no)  # clip_norm to clip_finite
     return compute_metrics(decision, state.clip_tally, jnp)

@@ -108,8 +108,8 @@ class Clipper(StatefulTransformer):
     ) -> None:
         """Assign rows to the variables and make the variables of the state.
 
-        An optimizer of `autoclip_tf.optimizers` calls this. In a custom loop without
-        such an optimizer the first step calls it. Call it yourself before the first
+        An optimizer of `autoclip_tf.optimizers` does this. In a custom loop without
+        such an optimizer the first step does it. Call it yourself before the first
         step if a variable may have no gradient in that step.
 
         Args:
@@ -126,6 +126,12 @@ class Clipper(StatefulTransformer):
         >>> len(clip.names), clip.metrics()["clip/steps"]
         (1, 0.0)
         """
+        self._build_without_later(variables, make)
+        self._add_later_variables(make)
+
+    def _build_without_later(
+        self, variables: Sequence[Any], make: MakeVariable
+    ) -> None:
         if self.built:
             raise ValueError(
                 f"a clipper must belong to one optimizer, got a {type(self).__name__} "
@@ -136,8 +142,6 @@ class Clipper(StatefulTransformer):
         rows = Rows(variables, self.scope, self._units(), patterns)
         self._rows = rows
         self._state = StateVariables(self._limits, len(rows.names), make)
-        # `tf.train.Checkpoint` saves the variables under the name of this attribute.
-        self._variables = self._state.variables
 
     def __call__(self, grads_and_vars: Iterable[Pair]) -> list[Pair]:
         """Take one step: measure, decide, record, and return the scaled pairs.

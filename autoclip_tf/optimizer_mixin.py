@@ -1,6 +1,7 @@
 """`gradient_transformers=` for an optimizer class of Keras 3 or of tf_keras."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 
 from autoclip_core.checks import format_error
 
-from .state import StatefulTransformer, check_state
+from .state import LATER, StatefulTransformer, check_state
 
 Pair = tuple[Any, Any]
 """A gradient, or None, and its variable."""
@@ -62,14 +63,17 @@ class GradientTransformersMixin:
         """Make the variables of the optimizer, then the variables of the clippers.
 
         In this order, a checkpoint of the same optimizer without clippers is the
-        beginning of a checkpoint with them.
+        beginning of a checkpoint with them. The variables that earlier versions lack
+        come last, after those of all clippers.
         """
         if self._own_variable_count is not None:
             return
         super().build(variables)  # type: ignore[misc]
         self._own_variable_count = len(self._variables)  # type: ignore[attr-defined]
         for transformer in self._stateful_transformers():
-            transformer.build(list(variables), self.add_state_variable)
+            transformer._build_without_later(list(variables), self.add_state_variable)
+        for transformer in self._stateful_transformers():
+            transformer._add_later_variables(self.add_state_variable)
 
     def transform(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Return the transformed pairs that have a gradient."""
@@ -85,6 +89,7 @@ class GradientTransformersMixin:
           ValueError: a variable has another shape in the file, or the state of a
             clipper is invalid; no variable was changed.
         """
+        store = self._complete(store)
         saved, count = len(store.keys()), self._own_variable_count
         variables = self._variables[:saved]  # type: ignore[attr-defined]
         if len(variables) == saved:
@@ -96,14 +101,32 @@ class GradientTransformersMixin:
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
 
+    def _complete(self, store: Any) -> Any:
+        """Return a file of an earlier version with zeros for the variables it lacks."""
+        later_count = len(LATER) * len(self._stateful_transformers())
+        saved = len(store.keys())
+        later = self._variables[saved:]  # type: ignore[attr-defined]
+        if not later_count or len(later) != later_count:
+            return store
+        values = [store[str(index)] for index in range(saved)]
+        values += [
+            np.zeros(v.shape, keras.backend.standardize_dtype(v.dtype)) for v in later
+        ]
+        return {str(index): value for index, value in enumerate(values)}
+
     def _check_states(self, store: Any) -> None:
         """Refuse a file that has all variables but an invalid state of a clipper."""
-        saved, count = len(store.keys()), self._own_variable_count
-        if count is None or saved != len(self._variables):  # type: ignore[attr-defined]
+        saved, start = len(store.keys()), self._own_variable_count
+        if start is None or saved != len(self._variables):  # type: ignore[attr-defined]
             return
-        values = (np.asarray(store[str(index)]) for index in range(count, saved))
-        for transformer in self._stateful_transformers():
-            check_state(transformer._state.from_values(values))
+        states = [transformer._state for transformer in self._stateful_transformers()]
+        end = saved - len(LATER) * len(states)
+        first = (np.asarray(store[str(index)]) for index in range(start, end))
+        later = (np.asarray(store[str(index)]) for index in range(end, saved))
+        for state in states:
+            count = len(state.variables) - len(LATER)
+            values = [*islice(first, count), *islice(later, len(LATER))]
+            check_state(state.from_values(values))
 
     def _stateful_transformers(self) -> list[StatefulTransformer]:
         transformers = self._gradient_transformers

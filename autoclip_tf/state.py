@@ -29,6 +29,11 @@ MakeVariable = Callable[[str, np.ndarray[Any, Any]], Any]
 """From a name and an initial value to a variable."""
 
 
+LATER = ("clip_decision_dropped", "clip_tally_dropped")
+"""Variables that earlier versions did not have. They are the last of a clipper, and the
+last of an optimizer. So an earlier file is the beginning of a present one."""
+
+
 class ClipperState(NamedTuple):
     """The whole state of a clipper: a tree of arrays, tensors or variables.
 
@@ -68,12 +73,24 @@ class StateVariables:
     """
 
     def __init__(self, policy: Policy, row_count: int, make: MakeVariable) -> None:
-        """Make a variable for each array of the initial state, in order."""
+        """Make a variable for each array of the initial state, except of `LATER`."""
         decision = metrics.empty_decision(row_count)
         tally = metrics.empty_tally(row_count)
         self._initial = ClipperState(decision, tally, policy.init(row_count))
-        leaves = _leaves(self._initial, "clip")
-        self.variables = [make(name, np.asarray(array)) for name, array in leaves]
+        names = [name for name, _ in _leaves(self._initial, "clip")]
+        self._order = sorted(range(len(names)), key=lambda index: names[index] in LATER)
+        self.variables: list[Any] = []
+        self._make_variables(make, len(names) - len(LATER))
+
+    def add_later_variables(self, make: MakeVariable) -> None:
+        """Make the variables of `LATER`, which complete the state."""
+        self._make_variables(make, len(LATER))
+
+    def _make_variables(self, make: MakeVariable, count: int) -> None:
+        leaves, start = list(_leaves(self._initial, "clip")), len(self.variables)
+        for index in self._order[start : start + count]:
+            name, array = leaves[index]
+            self.variables.append(make(name, np.asarray(array)))
 
     def read(self) -> ClipperState:
         """Return the state as tensors."""
@@ -85,7 +102,8 @@ class StateVariables:
 
     def from_values(self, values: Iterable[Any]) -> ClipperState:
         """Return the state that consists of these values, one for each variable."""
-        state: ClipperState = _replace_leaves(self._initial, iter(values))
+        by_leaf = sorted(zip(self._order, values, strict=False))
+        state: ClipperState = _replace_leaves(self._initial, (v for _, v in by_leaf))
         return state
 
     def write_step(self, decision: Decision, tally: Tally, policy_state: Any) -> None:
@@ -95,9 +113,9 @@ class StateVariables:
 
     def write(self, state: ClipperState) -> None:
         """Assign a state to the variables."""
-        values = (value for _, value in _leaves(state, "clip"))
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
+        values = [value for _, value in _leaves(state, "clip")]
+        for variable, index in zip(self.variables, self._order, strict=True):
+            variable.assign(values[index])
 
     def reset(self) -> None:
         """Assign the initial state to the variables."""
@@ -107,7 +125,8 @@ class StateVariables:
 class StatefulTransformer(_Module):  # type: ignore[misc]
     """A gradient transformer with a state: the part of a clipper that reads the state.
 
-    A subclass has `build(variables, make)`, which sets `_rows` and `_state`.
+    A subclass has `_build_without_later(variables, make)`, which sets `_rows` and
+    `_state`. `_add_later_variables(make)` then completes the state.
     """
 
     _rows: Rows | None = None
@@ -187,6 +206,11 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         """
         self._built_rows()
         self._state.reset()
+
+    def _add_later_variables(self, make: MakeVariable) -> None:
+        self._state.add_later_variables(make)
+        # `tf.train.Checkpoint` saves the variables under the name of this attribute.
+        self._variables = self._state.variables
 
     def _read_numpy(self) -> ClipperState:
         self._built_rows()

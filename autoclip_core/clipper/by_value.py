@@ -35,11 +35,11 @@ def decide_by_value(
     finite = xp.isfinite(norms) | ~observed
     clipped = finite & observed & changed
     scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
-    skipped = ~(observed | ~observed)
+    dropped = skipped = ~(observed | ~observed)
     if nonfinite == "zero":
         scale = xp.where(finite, scale, 0.0)
     elif nonfinite == "skip":
         skipped = skipped | xp.any(~finite)
         scale = xp.where(skipped & observed, 0.0, scale)
     norms = xp.where(observed, norms, float("nan"))
-    return Decision(norms, thresholds, scale, clipped, finite, skipped)
+    return Decision(norms, thresholds, scale, clipped, finite, skipped, dropped)

@@ -27,6 +27,9 @@ class Tally(NamedTuple):
     """Shape (): updates that were skipped."""
     skipped_in_a_row: Array
     """Shape (): updates skipped since the last update that was not skipped."""
+    dropped: Array = None
+    """Shape (): steps in which any row was dropped; None if an earlier version saved
+    the counts."""
 
     def find_problem(self) -> str:
         """Return why a loaded tally is invalid, or ""."""
@@ -36,6 +39,7 @@ class Tally(NamedTuple):
             "nonfinite": "steps",
             "skipped": "steps",
             "skipped_in_a_row": "skipped",
+            "dropped": "steps",
         }
         problem = find_invalid_value("steps", self.steps, ">= 0", self.steps >= 0)
         for name, bound in upper_bounds.items():
@@ -49,7 +53,7 @@ class Tally(NamedTuple):
 
 def empty_tally(rows: int, xp: XP = np) -> Tally:
     """Return the tally before the first step."""
-    shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), ()]
+    shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), (), ()]
     return Tally(*(xp.zeros(shape, dtype=xp.int32) for shape in shapes))
 
 
@@ -60,7 +64,7 @@ def empty_decision(rows: int, xp: XP = np) -> Decision:
         for value in (float("nan"), float("inf"), 1.0)
     )
     no = scale == 0
-    return Decision(norm, threshold, scale, no, ~no, no)
+    return Decision(norm, threshold, scale, no, ~no, no, no)
 
 
 def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
@@ -78,6 +82,7 @@ def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
         tally.nonfinite + nonfinite,
         tally.skipped + skipped,
         (tally.skipped_in_a_row + 1) * skipped,
+        tally.dropped + as_count(xp.any(decision.dropped)),
     )
 
 
@@ -107,6 +112,7 @@ def compute_metrics(
     | clip/clip_rate        | the same fraction over the run                          |
     | clip/nonfinite_total  | steps with any row that was not finite                  |
     | clip/skipped_total    | updates that were skipped                               |
+    | clip/dropped_total    | steps with any row that was dropped                     |
     | clip/steps            | steps                                                   |
 
     Args:
@@ -141,6 +147,7 @@ def compute_metrics(
         "clip/clip_rate": _fraction(tally.clipped, tally.observed, xp),
         "clip/nonfinite_total": tally.nonfinite,
         "clip/skipped_total": tally.skipped,
+        "clip/dropped_total": tally.dropped,
         "clip/steps": tally.steps,
     }
 

@@ -131,6 +131,7 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("norm, largest", format_number(summary.max_norm)),
         ("non-finite steps", str(summary.nonfinite)),
         ("skipped steps", str(summary.skipped)),
+        ("dropped steps", str(summary.dropped)),
     ]
 
 

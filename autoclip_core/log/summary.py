@@ -52,6 +52,8 @@ class Summary:
     """Steps in which a norm was NaN or infinite."""
     skipped: int
     """Steps whose whole update was skipped."""
+    dropped: int
+    """Steps in which a row was dropped: set to 0, not scaled to a target."""
     worst_rows: tuple[tuple[str, float], ...]
     """Up to five rows with the highest clip rates, highest first; empty with a
     single row."""
@@ -78,6 +80,8 @@ class Summary:
             f"non-finite steps  {self.nonfinite}",
             f"skipped steps     {self.skipped}",
         ]
+        if self.dropped:
+            lines.append(f"dropped steps     {self.dropped}")
         if self.worst_rows:
             worst = ", ".join(
                 f"{n} {format_percent(rate)}" for n, rate in self.worst_rows
@@ -96,7 +100,7 @@ def summarise(
       store: the steps and their totals.
       rows: the counts of the rows, if there are several.
       logged_totals: totals read from metrics, which also count steps that were not
-        recorded.
+        recorded; and "dropped", which is also counted from decisions.
     """
     steps, totals, counts = store.steps(), store.totals, store.totals.counts
     recent = store.recent()[-RECENT_STEPS:]
@@ -119,6 +123,7 @@ def summarise(
         max_norm=totals.largest if counts["measured"] else math.nan,
         nonfinite=nonfinite,
         skipped=max(counts["skipped"], logged_totals.get("skipped", 0)),
+        dropped=logged_totals.get("dropped", 0),
         worst_rows=worst_rows(rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
         advice=(

@@ -44,6 +44,8 @@ class Replay:
     """False if the norm is NaN or infinite."""
     skipped: Array
     """Whether the whole update would have been skipped."""
+    dropped: Array
+    """Whether the finite norm exceeded the drop level, so that the scale is 0."""
 
     @property
     def clip_rate(self) -> float:
@@ -125,10 +127,12 @@ class Replay:
 
     def __str__(self) -> str:
         """Return one line per number."""
+        count = int(self.dropped.sum())
+        dropped = f", {count} of the steps dropped to 0" if count else ""
         return (
             f"policy            {self.policy!r}\n"
             f"steps             {len(self.norms)} ({self.nonfinite} non-finite)\n"
-            f"clip rate         {100 * self.clip_rate:.3g} %\n"
+            f"clip rate         {100 * self.clip_rate:.3g} %{dropped}\n"
             f"mean scale        {self.mean_scale:.4g}\n"
             f"median threshold  {self.median_threshold:.4g}\n"
             f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}\n"
@@ -188,7 +192,7 @@ def replay(
     series = as_series(norms)
     size = len(series)
     thresholds, scales = np.empty((2, size), np.float32)
-    clipped, finite, skipped = np.empty((3, size), np.bool_)
+    clipped, finite, skipped, dropped = np.empty((4, size), np.bool_)
     state = policy.init(1)
     starts = range(0, size, BLOCK)
     for start in progress(starts) if progress else starts:
@@ -200,7 +204,9 @@ def replay(
             clipped[step] = decision.clipped[0]
             finite[step] = decision.finite[0]
             skipped[step] = decision.skipped[0]
-    return Replay(policy, series, thresholds, scales, clipped, finite, skipped)
+            dropped[step] = decision.dropped[0]
+    arrays = thresholds, scales, clipped, finite, skipped, dropped
+    return Replay(policy, series, *arrays)
 
 
 def as_series(norms: Any) -> Array:

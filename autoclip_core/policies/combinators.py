@@ -1,8 +1,11 @@
-"""Combinators: policies that change the limit of an inner policy.
+"""Combinators: policies that change the limit of an inner policy; `drop.py` has `Drop`.
 
 A combinator changes what is applied, never what is recorded: the inner policy records
 against its own limit, which `Limit.inner` holds. Otherwise a policy that records the
 norm after clipping would record the cap, or the 0 of `Drop`, and then drop every norm.
+
+`Drop` sets the drop level D of a limit. `Cap` leaves D unchanged, `Floor` raises it,
+and `Warmup` sets it to +inf until the warm-up ends.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -10,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.checks import check_choice, check_count, check_limit, check_positive
+from autoclip_core.checks import check_count, check_limit, check_positive
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Limit, Policy, check_policy
-from autoclip_core.scale import XP, Array
+from autoclip_core.scale import XP, Array, complete_limit
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +47,10 @@ class Combinator(Policy):
 class Cap(Combinator):
     """Keep the threshold at or below a constant: T = min(T, max_norm).
 
-    The target is capped in the same way. Put `Cap` outermost: then it also applies
-    during the warm-up of the inner policy.
+    The target is capped in the same way. The drop level of an inner `Drop` is not
+    changed: `Cap(Drop(policy), max_norm=1.0)` clips at 1 and drops what `policy` would
+    clip. Put `Cap` outermost: then it also applies during the warm-up of the inner
+    policy.
 
     Args:
       policy: the inner policy.
@@ -75,18 +80,18 @@ class Cap(Combinator):
     ) -> Limit:
         """Return the inner limit, at most `max_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
-        is_high = inner.threshold > self.max_norm
-        threshold = xp.where(is_high, self.max_norm, inner.threshold)
-        target = xp.where(inner.target > self.max_norm, self.max_norm, inner.target)
-        return Limit(threshold, target, inner, inner.cancels)
+        threshold, target, _, cancels, drop = complete_limit(inner, xp)
+        threshold = xp.where(threshold > self.max_norm, self.max_norm, threshold)
+        target = xp.where(target > self.max_norm, self.max_norm, target)
+        return Limit(threshold, target, inner, cancels, drop=drop)
 
 
 @dataclass(frozen=True, repr=False)
 class Floor(Combinator):
     """Keep the threshold at or above a constant: T = max(T, min_norm).
 
-    Norms up to `min_norm` are not clipped, and no norm is scaled to less than
-    `min_norm`. The exception is an inner `Drop`, whose target stays 0.
+    Norms up to `min_norm` are neither clipped nor dropped, and no norm is scaled to
+    less than `min_norm`: target and drop level are raised in the same way.
 
     Args:
       policy: the inner policy.
@@ -116,71 +121,11 @@ class Floor(Combinator):
     ) -> Limit:
         """Return the inner limit, at least `min_norm`."""
         inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
-        is_low = inner.threshold < self.min_norm
-        threshold = xp.where(is_low, self.min_norm, inner.threshold)
-        is_low_target = (inner.target < self.min_norm) & (inner.target > 0)
-        target = xp.where(is_low_target, self.min_norm, inner.target)
-        return Limit(threshold, target, inner, inner.cancels)
-
-
-@dataclass(frozen=True, repr=False)
-class Drop(Combinator):
-    """Remove a gradient above the threshold, instead of scaling it: R = 0 if n > T.
-
-    The inner policy records all norms, also those of removed gradients. So its
-    threshold can follow a lasting change of level.
-
-    Args:
-      policy: the inner policy, which sets the threshold.
-      action: "zero" sets the gradient of the row to 0. "skip" cancels the whole update
-        if any row exceeds its threshold.
-
-    Raises:
-      TypeError: `policy` is not a policy.
-      ValueError: `action` is neither "zero" nor "skip".
-
-    >>> from autoclip_core import Fixed, decide
-    >>> policy = Drop(Fixed(1.0), action="skip")
-    >>> _, decision = decide(policy, policy.init(rows=2), [0.5, 4.0])
-    >>> decision.scale.tolist(), decision.skipped.tolist()
-    ([0.0, 0.0], [True, True])
-
-    Reference:
-      Chen, Firat, Bapna et al., "The best of both worlds: Combining recent advances in
-      neural machine translation", 2018, https://arxiv.org/abs/1804.09849
-    """
-
-    _: KW_ONLY
-    action: str = "zero"
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        super().__post_init__()
-        check_choice("action", self.action, ("zero", "skip"))
-
-    @property
-    def expected_clip_rate(self) -> float | None:
-        """The rate of the inner policy: Drop removes what that policy would clip."""
-        return self.policy.expected_clip_rate
-
-    def limit(
-        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
-    ) -> Limit:
-        """Return the inner threshold with a target of 0.
-
-        Raises:
-          ValueError: `norms` is None. Drop cannot remove a gradient before its norm is
-            known.
-        """
-        if norms is None:
-            raise ValueError(
-                "Drop needs the current norm, but the caller asked for a threshold "
-                "before the norm is known; use the policy without Drop"
-            )
-        inner = self.policy.limit(state, norms, param_norms=param_norms, xp=xp)
-        target = xp.where(inner.target > 0, 0.0, inner.target)
-        cancels = self.action == "skip" or inner.cancels
-        return Limit(inner.threshold, target, inner, cancels)
+        threshold, target, _, cancels, drop = complete_limit(inner, xp)
+        threshold = xp.where(threshold < self.min_norm, self.min_norm, threshold)
+        target = xp.where(target < self.min_norm, self.min_norm, target)
+        drop = xp.where(drop < self.min_norm, self.min_norm, drop)
+        return Limit(threshold, target, inner, cancels, drop=drop)
 
 
 class WarmingUp(NamedTuple):
@@ -200,8 +145,8 @@ class WarmingUp(NamedTuple):
 class Warmup(Combinator):
     """Use a constant threshold until a row has recorded `steps` norms.
 
-    T = R = threshold during the warm-up; afterwards the inner policy sets both. The
-    inner policy records from the first norm on.
+    T = R = threshold and D = +inf during the warm-up; afterwards the inner policy sets
+    all three. The inner policy records from the first norm on.
 
     Each row has its own count. A step does not count for a row if the gradient is
     missing, zero or not finite.
@@ -251,10 +196,12 @@ class Warmup(Combinator):
     ) -> Limit:
         """Return the constant for rows in their warm-up, else the inner limit."""
         inner = self.policy.limit(state.inner, norms, param_norms=param_norms, xp=xp)
+        threshold, target, _, cancels, drop = complete_limit(inner, xp)
         is_warming = state.recorded < self.steps
-        threshold = xp.where(is_warming, self.threshold, inner.threshold)
-        target = xp.where(is_warming, self.threshold, inner.target)
-        return Limit(threshold, target, inner, inner.cancels)
+        threshold = xp.where(is_warming, self.threshold, threshold)
+        target = xp.where(is_warming, self.threshold, target)
+        drop = xp.where(is_warming, float("inf"), drop)
+        return Limit(threshold, target, inner, cancels, drop=drop)
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> WarmingUp:
         """Return the next state of the inner policy and the next count."""
@@ -265,5 +212,5 @@ class Warmup(Combinator):
 
 def _get_inner(limit: Limit) -> Limit:
     """Return the limit of the inner policy."""
-    assert limit.inner is not None, "`limit` must come from a combinator"
+    assert isinstance(limit.inner, Limit), "`limit` must come from a combinator"
     return limit.inner

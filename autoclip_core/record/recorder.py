@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from autoclip_core.checks import check_count
 
 from .row_counts import RowCounts
@@ -22,8 +24,12 @@ TOTALS = {
     "steps": "clip/steps",
     "nonfinite": "clip/nonfinite_total",
     "skipped": "clip/skipped_total",
+    "dropped": "clip/dropped_total",
 }
-"""The totals of the run that metrics contain, by their names in the summary."""
+"""The totals of the run that metrics contain, by their names in the summary.
+
+Of decisions, only `dropped` is counted here: the stored steps do not have that field.
+"""
 
 
 class StepRecorder:
@@ -58,8 +64,9 @@ class StepRecorder:
 
         Args:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
-            fields norm, threshold, scale, clipped, finite and optionally skipped, each
-            with one entry per row. Or a dict of metrics with the names `clip/...`.
+            fields norm, threshold, scale, clipped, finite and optionally skipped and
+            dropped, each with one entry per row. Or a dict of metrics with the names
+            `clip/...`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.
@@ -107,14 +114,22 @@ class StepRecorder:
             self._offered = self._logged_totals.get("steps", self._offered + 1) - 1
             return step
         if not self._rows.names and (one_row := step_from_one_row(decision)):
+            self._count_dropped(getattr(decision, "dropped", False))
             return one_row
         rows = read_decision(decision)
+        self._count_dropped(rows.get("dropped", False))
         step = reduce_rows(rows)
         size = rows["norm"].size
         if size > 1 or self._rows.names:
             self._rows.add(rows["clipped"], was_observed(rows))
             self._has_several_rows |= size > 1
         return step
+
+    def _count_dropped(self, dropped: Any) -> None:
+        """Count a step in which any row was dropped."""
+        if np.any(dropped):
+            count = self._logged_totals.get("dropped", 0)
+            self._logged_totals["dropped"] = count + 1
 
     def _restore(self, steps: Array, about: Mapping[str, Any]) -> None:
         """Restore the steps and the first line that `write_jsonl` wrote."""

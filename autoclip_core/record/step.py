@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 """A NumPy array, in all files about logs and series of norms."""
 
 FIELDS = ("norm", "threshold", "scale", "clipped", "finite")
+OPTIONAL = ("skipped", "dropped")
 
 
 class Step(NamedTuple):
@@ -106,7 +107,7 @@ def step_from_one_row(decision: object) -> Step | None:
 
 def read_decision(decision: object) -> dict[str, Array]:
     """Return the fields of a decision as float64 arrays of shape (rows,)."""
-    names = [name for name in (*FIELDS, "skipped") if hasattr(decision, name)]
+    names = [name for name in (*FIELDS, *OPTIONAL) if hasattr(decision, name)]
     missing = [name for name in FIELDS if name not in names]
     if missing:
         raise TypeError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.full import History
 from autoclip_core.history.validation import find_problems
 
@@ -47,6 +48,18 @@ def states_from_list(saved: Any, like: list[Any]) -> list[Any]:
         raise ValueError(format_difference("the number of states", count, len(like)))
     pairs = enumerate(zip(saved, like, strict=True))
     return [state_from_dict(*pair, f"states[{index}]") for index, pair in pairs]
+
+
+def tally_from_dict(saved: Any, like: Tally) -> Tally:
+    """Return the saved counts; `dropped` is 0 if an earlier version did not count it.
+
+    Raises:
+      ValueError: as `state_from_dict`.
+    """
+    if isinstance(saved, Mapping):
+        saved = {"dropped": torch.zeros((), dtype=torch.int32), **saved}
+    tally: Tally = state_from_dict(saved, like, "tally")
+    return tally
 
 
 def _convert(saved: Any, like: Any, path: str) -> Any:

@@ -81,9 +81,10 @@ def _types(policies: Any) -> Any:
     """Return the type of each innermost policy, which gives a history its meaning."""
     if isinstance(policies, list):
         return [_types(policy) for policy in policies]
-    while isinstance(policies, Mapping):
-        policies = policies.get("policy", policies.get("type"))
-    return policies
+    if not isinstance(policies, Mapping):
+        return policies
+    inner = [_types(part) for part in policies.values() if isinstance(part, Mapping)]
+    return inner[0] if len(inner) == 1 else inner or policies.get("type")
 
 
 def _compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

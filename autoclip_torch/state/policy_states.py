@@ -11,9 +11,10 @@ from autoclip_core import Decision, decide
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.policy import select_rows
+from autoclip_core.scale import find_level
 from autoclip_torch.rows.rows import Rows
 
-from .checkpoint import state_from_dict, state_to_dict, states_from_list
+from .checkpoint import state_to_dict, states_from_list, tally_from_dict
 from .namespace import TorchNamespace
 from .trees import list_arrays, move, read_arrays, replace_first_rows
 
@@ -121,8 +122,6 @@ class PolicyStates:
             states.append(after)
             decisions.append(decision)
         states, decision = self._join(states, decisions, observed)
-        if self.device is not None:  # the state may share its memory
-            decision = decision._replace(threshold=decision.threshold.clone())
         self.states = self._store(states, self.states)
         return self.count_step(decision)
 
@@ -142,7 +141,7 @@ class PolicyStates:
             limit = block.policy.limit(state, None, param_norms=part, xp=xp)
             # A policy without state returns one number for all rows.
             rows = xp.zeros((block.stop - block.start,), dtype=xp.float32)
-            parts.append(limit.threshold + rows)
+            parts.append(find_level(limit, xp) + rows)
         return xp.concatenate(parts)
 
     def read(self) -> tuple[Decision, Tally]:
@@ -171,8 +170,8 @@ class PolicyStates:
             target = slice(block.start, block.start + old_block.stop - old_block.start)
             for name in ("observed", "clipped"):
                 getattr(more.tally, name)[target] = getattr(self.tally, name)[source]
-        kept = ("steps", "nonfinite", "skipped", "skipped_in_a_row")
-        more.tally = more.tally._replace(**{n: getattr(self.tally, n) for n in kept})
+        rows_of = {name: getattr(more.tally, name) for name in ("observed", "clipped")}
+        more.tally = self.tally._replace(**rows_of)
         return more
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +184,7 @@ class PolicyStates:
     def load_dict(self, saved: Mapping[str, Any]) -> None:
         """Load states and counts. On a ValueError nothing changes."""
         states = states_from_list(saved["states"], self.states)
-        tally = state_from_dict(saved["tally"], self.tally, "tally")
+        tally = tally_from_dict(saved["tally"], self.tally)
         self.states = self._store(states, self.states)
         self.tally = self._store(tally, self.tally)
         self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
@@ -225,4 +224,4 @@ class PolicyStates:
         return states, decision._replace(skipped=skipped, scale=scale)
 
 
-_FLAGS = ("clipped", "finite", "skipped")
+_FLAGS = ("clipped", "finite", "skipped", "dropped")

@@ -277,8 +277,8 @@ def test_param_ratio_asks_for_the_norms_of_the_parameters():
     [
         ("Quantile(include_current=True)", "set include_current=False"),
         ("MeanStd(include_current=True)", "set include_current=False"),
-        ("Drop(Quantile())", "use the policy without Drop"),
-        ("Cap(Drop(Fixed(1.0)), max_norm=1.0)", "use the policy without Drop"),
+        ("Drop(Quantile())", "whose threshold is that of clip"),
+        ("Cap(Drop(Fixed(1.0)), max_norm=1.0)", "whose threshold is that of clip"),
         ("Warmup(Quantile(include_current=True), steps=3)", "include_current=False"),
     ],
 )

@@ -210,6 +210,23 @@ def test_cancelled_updates_are_counted():
     assert log.summary().skipped == 1
 
 
+def test_dropped_steps_are_counted(tmp_path):
+    """A dropped row is not scaled to the threshold; the scale of its step is 0."""
+    for rows in (1, 2):
+        policy, log = Drop(Fixed(9.0), clip=Fixed(2.0)), ClipLog()
+        for norm in [1.0, 4.0, 10.0, 20.0]:
+            _, decision = decide(policy, policy.init(rows), [norm] * rows)
+            log.record(decision)
+        assert log.scales.tolist() == [1.0, 0.5, 0.0, 0.0]
+        assert log.summary().dropped == 2
+        assert "dropped steps     2" in str(log.summary())
+        log.to_jsonl(tmp_path / "log.jsonl")
+        assert ClipLog.from_jsonl(tmp_path / "log.jsonl").summary().dropped == 2
+    log = ClipLog()
+    log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/dropped_total": 7})
+    assert log.summary().dropped == 7
+
+
 def test_the_store_grows_without_losing_steps():
     norms = [float(i % 977) for i in range(5000)]
     log = log_of(norms)

@@ -52,6 +52,27 @@ ALONE = [INF, 4.0, 5.0, 6.0]
         (Cap(Drop(MEDIAN), max_norm=4.5), [4.5, 4, 4.5, 4.5], [4, 0, 0, 3]),
         (Floor(Drop(MEDIAN), min_norm=5.5), [INF, 5.5, 5.5, 6], [4, 0, 0, 3]),
         (Drop(Cap(MEDIAN, max_norm=3.5)), [3.5, 3.5, 3.5, 3.5], [0, 0, 0, 3]),
+        (Cap(Drop(MEDIAN), max_norm=2.0), [2, 2, 2, 2], [2, 0, 0, 2]),
+        (Drop(MEDIAN, clip=Fixed(2.0)), [2, 2, 2, 2], [2, 0, 0, 2]),
+        (Drop(MEDIAN, clip=Fixed(4.5)), [4.5, 4, 4.5, 4.5], [4, 0, 0, 3]),
+        (Drop(Fixed(9.0), clip=MEDIAN), [9, 4, 5, 6], [4, 4, 0, 3]),
+        (Drop(Fixed(9.0), clip=Drop(MEDIAN)), [9, 4, 5, 6], [4, 0, 0, 3]),
+        (Drop(Drop(MEDIAN), clip=Fixed(2.0)), [2, 2, 2, 2], [2, 0, 0, 2]),
+        (
+            Floor(Drop(MEDIAN, clip=Fixed(2.0)), min_norm=5.5),
+            [5.5, 5.5, 5.5, 5.5],
+            [4, 0, 0, 3],
+        ),
+        (
+            Cap(Drop(MEDIAN, clip=Fixed(9.0)), max_norm=3.5),
+            [3.5, 3.5, 3.5, 3.5],
+            [3.5, 0, 0, 3],
+        ),
+        (
+            Warmup(Drop(MEDIAN, clip=Fixed(2.0)), steps=2, threshold=5.0),
+            [5, 5, 2, 2],
+            [4, 5, 0, 2],
+        ),
         (
             Cap(Warmup(MEDIAN, steps=1, threshold=9.0), max_norm=4.5),
             [4.5, 4, 4.5, 4.5],
@@ -125,6 +146,48 @@ def test_a_bad_norm_is_not_above_a_threshold():
     _, decision = decide(policy, policy.init(3), norms)
     assert decision.scale.tolist() == [1.0, 0.0, 0.0]
     assert not decision.skipped.any()
+
+
+def test_the_recommended_recipe_cancels_spikes_and_almost_no_healthy_update():
+    """The norms lie above the cap, as they often do: every update is clipped."""
+    norms = 3 * log_normal(np.random.default_rng(0), 501)
+    norms[-1] = 60.0
+    policy = Cap(Drop(ZScore(4.0), action="skip"), max_norm=1.0)
+    _, decision = run(policy, series_of(norms))
+    assert decision.skipped[:-1].sum() <= 2
+    assert decision.clipped.sum() > 490
+    kept = ~decision.skipped[:-1, 0]
+    left = (decision.scale[:-1, 0] * norms[:-1])[kept]
+    assert left == pytest.approx(np.minimum(norms[:-1][kept], 1.0))
+    assert decision.skipped[-1]
+    assert decision.dropped[-1]
+    assert decision.scale[-1] == 0
+
+
+def test_the_threshold_of_drop_is_that_of_its_clip_policy_before_the_norm_is_known():
+    policy = Drop(MEDIAN, clip=Fixed(2.0))
+    state, _ = run(policy, series_of(NORMS))
+    for outer, expected in [(policy, 2.0), (Cap(policy, max_norm=1.0), 1.0)]:
+        limit = outer.limit(state)
+        assert limit.threshold.tolist() == [expected]
+    with pytest.raises(ValueError, match=r"clip=\.\.\.\), whose threshold is that of"):
+        Drop(MEDIAN).limit(state.policy)
+    with pytest.raises(ValueError, match="before the norm is known"):
+        Drop(MEDIAN, clip=Drop(MEDIAN)).limit(Drop(MEDIAN, clip=MEDIAN).init(1))
+
+
+def test_the_state_of_drop_with_a_clip_policy_names_both():
+    policy = Drop(EmaRatio(2.0, beta=0.5, warmup_steps=0), clip=MEDIAN, action="skip")
+    state, _ = run(policy, series_of([1.0, 3.0, 99.0]))
+    assert state._fields == ("policy", "clip")
+    assert "clip=" not in repr(Drop(MEDIAN))
+    assert policy_of(repr(policy)) == policy
+
+
+@pytest.mark.parametrize("wrong", [1.0, Fixed, "Fixed"])
+def test_the_clip_policy_of_drop_must_be_a_policy(wrong):
+    with pytest.raises(TypeError, match="clip must be a policy, got"):
+        Drop(MEDIAN, clip=wrong)
 
 
 @pytest.mark.parametrize("wrapped", ["Cap({}, max_norm=9)", "Floor({}, min_norm=0.1)"])

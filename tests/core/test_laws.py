@@ -24,6 +24,7 @@ from autoclip_core import (
     ZScore,
     decide,
 )
+from autoclip_core.scale import complete_limit, find_level
 
 from ..support.cases import (
     POLICIES,
@@ -77,21 +78,33 @@ def steps(policy, series):
 
 def identity(step):
     """Up to the threshold the scale is exactly 1, and the row is not clipped."""
-    _, threshold, scale, clipped, finite, skipped = step.decision
+    _, threshold, scale, clipped, finite, skipped, _ = step.decision
     below = ~(step.decision.norm > threshold) & finite & ~skipped
     assert (scale[below] == 1).all()
     assert not clipped[below].any()
 
 
 def boundedness(step):
-    """A clipped norm is scaled to its target, which is at most the threshold."""
-    norm, threshold, scale, clipped, finite, skipped = step.decision
+    """A clipped norm is scaled to its target; a dropped one to 0."""
+    norm, threshold, scale, clipped, finite, skipped, dropped = step.decision
     norm = np.where(finite, norm, 0)
     left = np.float64(scale) * norm
     rounding = UNIT * left + 1e-45 * norm  # the second where a scale is subnormal
     assert (left <= threshold + rounding)[clipped].all()
     exact = clipped & ~skipped
-    assert (abs(left - step.limit.target) <= rounding)[exact].all()
+    target = np.where(dropped, 0, complete_limit(step.limit).target)
+    assert (abs(left - np.where(exact, target, 0)) <= rounding)[exact].all()
+
+
+def the_first_that_holds_decides(step):
+    """n > D: dropped; n > T: clipped; otherwise neither."""
+    limit = complete_limit(step.limit)
+    norm = np.where(step.decision.finite, step.decision.norm, 0)
+    assert (step.decision.dropped == (norm > limit.drop)).all()
+    is_above = norm > np.minimum(limit.threshold, limit.drop)
+    assert (step.decision.clipped == is_above).all()
+    if limit.cancels:
+        assert (step.decision.skipped == step.decision.dropped.any()).all()
 
 
 def no_amplification(step):
@@ -104,7 +117,8 @@ def no_amplification(step):
 def threshold_is_a_number(step):
     """A threshold is never NaN or 0, so a finite gradient cannot become NaN."""
     assert (step.decision.threshold > 0).all()
-    assert (step.decision.threshold == step.limit.threshold).all()
+    assert (step.decision.threshold == find_level(step.limit)).all()
+    assert (complete_limit(step.limit).drop > 0).all()
 
 
 def purity(step):
@@ -128,6 +142,7 @@ def only_observed_finite_and_positive_norms_are_learned(step):
 STEP_LAWS = [
     identity,
     boundedness,
+    the_first_that_holds_decides,
     no_amplification,
     threshold_is_a_number,
     purity,
@@ -164,7 +179,10 @@ def test_each_step_obeys_in_a_long_run(policy):
 
 def threshold_first(policy):
     """Return whether a policy has a threshold before the norm is known."""
-    return "include_current=True" not in repr(policy) and "Drop" not in repr(policy)
+    words = repr(policy)
+    return "include_current=True" not in words and (
+        "Drop" not in words or "clip=" in words
+    )
 
 
 @every_policy
@@ -209,6 +227,9 @@ def test_the_threshold_may_be_taken_before_the_norm_is_known(policy, series):
     assert limit.target is limit.threshold or (limit.target == limit.threshold).all()
     _, decision = decide(policy, state, norms, param_norms=param_norms)
     expected = np.broadcast_to(limit.threshold, decision.threshold.shape)
+    if "Drop" in repr(policy):  # the drop level is known only with the norm
+        known = policy.limit(state, norms, param_norms=param_norms)
+        expected = np.minimum(expected, known.drop)
     np.testing.assert_array_equal(decision.threshold, expected)
 
 
@@ -217,7 +238,7 @@ def test_the_threshold_may_be_taken_before_the_norm_is_known(policy, series):
 EQUIVARIANT = {
     code: policy
     for code, policy in POLICIES.items()
-    if code.startswith(("Quantile", "ZScore", "Streaming", "Drop(Streaming"))
+    if code.startswith(("Quantile", "ZScore", "Streaming", "Drop(S", "Drop(M"))
     or (code.startswith(("MeanStd", "Warmup(M")) and "log" not in code)
     or code == "EmaRatio(2.0, beta=0.9, warmup_steps=0)"
 }
@@ -295,6 +316,8 @@ COMBINATORS = [
     lambda policy: Drop(policy, action="skip"),
     lambda policy: Warmup(policy, steps=4, threshold=0.3),
     lambda policy: Cap(Drop(Floor(Warmup(policy, steps=3), min_norm=0.5)), max_norm=1),
+    lambda policy: Floor(Cap(Drop(policy, action="skip"), max_norm=0.7), min_norm=0.5),
+    lambda policy: Warmup(Drop(policy), steps=4, threshold=0.3),
 ]
 
 
@@ -307,6 +330,63 @@ def test_the_inner_policy_records_as_if_it_were_alone(policy, series):
         state, _ = run(combinator(policy), series)
         counts = len(leaves(state)) > len(leaves(inner))  # those of a Warmup
         assert_same(state.inner if counts else state, inner)
+
+
+@every_policy
+@fewer_examples
+@given(series=any_series(most=10))
+def test_both_policies_of_a_drop_learn_as_if_alone(policy, series):
+    """Each records against its own limit, in either place and within a combinator."""
+    alone, _ = run(policy, series)
+    other, _ = run(LEVEL, series)
+    for combinator in (Cap, Floor, None):
+        for drop, states in [
+            (Drop(policy, clip=LEVEL), (alone, other)),
+            (Drop(LEVEL, clip=policy), (other, alone)),
+        ]:
+            bound = {Cap: {"max_norm": 0.7}, Floor: {"min_norm": 3.0}}.get(combinator)
+            state, _ = run(combinator(drop, **bound) if bound else drop, series)
+            assert_same(tuple(state), states)
+
+
+# The drop level. `LEVEL` follows the norms, so that levels of both kinds occur.
+
+LEVEL = StreamingQuantile(0.8)
+
+
+@every_policy
+@fewer_examples
+@given(series=any_series(most=12), norm=positive())
+def test_a_cap_around_drop_clips_by_the_constant(policy, series, norm):
+    """`Cap(Drop(P), c)` and `Drop(P, clip=Fixed(c))` say the same."""
+    for action in ("zero", "skip"):
+        capped = Cap(Drop(policy, action=action), max_norm=norm)
+        clipping = Drop(policy, action=action, clip=Fixed(norm))
+        state, decision = run(capped, series)
+        states, expected = run(clipping, series)
+        assert_same(decision, expected)
+        assert_same(state, states.policy)
+
+
+@every_policy
+@fewer_examples
+@given(series=any_series(most=12), norm=positive())
+def test_drop_removes_what_its_policy_clips(policy, series, norm):
+    """No combinator that lowers T drops more; a floor and a warm-up drop less."""
+    _, inner = run(policy, series)
+    _, alone = run(Drop(policy), series)
+    np.testing.assert_array_equal(alone.dropped, inner.clipped)
+    np.testing.assert_array_equal(alone.clipped, alone.dropped)
+    for around in (Cap(Drop(policy), max_norm=norm), Drop(policy, clip=Fixed(norm))):
+        _, decision = run(around, series)
+        np.testing.assert_array_equal(decision.dropped, alone.dropped)
+    _, floored = run(Floor(Drop(policy), min_norm=norm), series)
+    above = np.where(alone.finite, series.norms, 0) > np.float32(norm)
+    np.testing.assert_array_equal(floored.dropped, alone.dropped & above)
+    _, warming = run(Warmup(Drop(policy), steps=len(series.norms)), series)
+    assert not warming.dropped.any()
+    _, twice = run(Drop(Drop(policy)), series)
+    assert_same(twice, alone)
 
 
 # The streaming quantile.

@@ -31,16 +31,17 @@ NAMES = [
     "clip/clip_rate",
     "clip/nonfinite_total",
     "clip/skipped_total",
+    "clip/dropped_total",
     "clip/steps",
 ]
 
 
 def test_before_the_first_step_there_is_no_norm_and_no_threshold():
-    norm, threshold, scale, clipped, finite, skipped = empty_decision(2)
+    norm, threshold, scale, clipped, finite, skipped, dropped = empty_decision(2)
     assert np.isnan(norm).all()
     assert threshold.tolist() == [INF, INF]
     assert scale.tolist() == [1, 1]
-    assert clipped.tolist() == skipped.tolist() == [False, False]
+    assert clipped.tolist() == skipped.tolist() == dropped.tolist() == [False, False]
     assert finite.tolist() == [True, True]
     assert {part.dtype for part in (norm, threshold, scale)} == {np.dtype(np.float32)}
 
@@ -65,6 +66,7 @@ def decision_of(norms, thresholds, *, unobserved=(), nonfinite="zero"):
         clipped=clipped,
         finite=finite,
         skipped=np.full(norms.shape, skips),
+        dropped=np.zeros(norms.shape, bool),
     )
 
 
@@ -89,6 +91,7 @@ def expected_metrics(decisions):
         / max(sum(observed_rows), 1),
         "clip/nonfinite_total": sum(not d.finite.all() for d in decisions),
         "clip/skipped_total": sum(d.skipped.any() for d in decisions),
+        "clip/dropped_total": sum(d.dropped.any() for d in decisions),
         "clip/steps": len(decisions),
     }
 
@@ -161,7 +164,9 @@ STEPS = {
     "nothing is finite": decision_of([NAN, INF, NAN], 1.0),
     "not finite or unobserved": decision_of([NAN, 9.0, 9.0], 1.0, unobserved=[1, 2]),
     "even thresholds": decision_of([1.0, 2.0, 3.0, 4.0], [8.0, 0.5, 2.0, 1.0]),
-    "dropped": decision_of([4.0, 0.5], 1.0)._replace(scale=np.float32([0, 1])),
+    "dropped": decision_of([4.0, 0.5], 1.0)._replace(
+        scale=np.float32([0, 1]), dropped=np.array([True, False])
+    ),
     "huge": decision_of([1e30, 3e30, 2e30], 1e30),
     "huge and tiny": decision_of([1e30, 1e-30], 1e-3),
     "tiny": decision_of([1e-30, 3e-30, 2e-30], 1e-30),
@@ -267,7 +272,7 @@ def test_metrics_are_defined_without_any_row():
     """The clipper of a model has no row if every parameter is excluded."""
     metrics = in_numpy([decision_of([], 1.0)] * 3)
     assert [metrics[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
-    assert [metrics[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 3]
+    assert [metrics[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 0, 3]
 
 
 def test_the_metrics_of_each_row():

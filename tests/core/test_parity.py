@@ -41,7 +41,7 @@ COMPILED = {name: FRAMEWORKS[name] for name in ("jax-jit", "tf-xla")}
 UNCOMPILED_POLICIES = {
     code: policy
     for code, policy in STATIC.items()
-    if code.startswith(("Quantile(0.8", "MeanStd(0.5", "Warmup(Q", "Drop(E"))
+    if code.startswith(("Quantile(0.8", "MeanStd(0.5", "Warmup(Q", "Drop(E", "Drop(M"))
     or code.endswith("target='reciprocal', record='winsorized')")
 }
 
@@ -71,7 +71,7 @@ def compare(policy, framework, steps):
     close = {"rtol": rtol(policy)}
     np.testing.assert_allclose(actual.threshold, expected.threshold, **close)
     np.testing.assert_allclose(actual.scale, expected.scale, **close)
-    for field in ("clipped", "finite", "skipped"):
+    for field in ("clipped", "finite", "skipped", "dropped"):
         np.testing.assert_array_equal(getattr(actual, field), getattr(expected, field))
     assert type(state) is type(expected_state)
     for leaf, other in zip(leaves(state), leaves(expected_state), strict=True):

@@ -149,6 +149,8 @@ def test_a_mean_scale_of_exactly_90_percent_is_not_a_recovery():
     norms[50:75:5] = 30.0
     norms[51] = NAN  # no policy scales it
     report = replay(norms, Drop(Fixed(20.0)))
+    assert "of the steps dropped to 0" in str(report)
+    assert (report.scales[report.dropped] == 0).all()
     assert report.shift.step == 50
     assert report.recovery == recovery_by_hand(report) == 1  # 4 of the last 50
     norms[0] = 30.0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from autoclip_core import Limit, Policy, decide
+from autoclip_core import Cap, Floor, Limit, Policy, decide
 from autoclip_core.scale import NONFINITE, SMALLEST_NORMAL, as_norms, scale_rows
 
 from ..support.cases import FRAMEWORKS, UNCOMPILED, frameworks, in_numpy
@@ -35,6 +35,9 @@ class Rule(NamedTuple):
     """The scale with nonfinite="propagate", if it differs."""
     known_as: float | None = None
     """The norm in the decision, if it differs."""
+    drop: float = INF
+    """The drop level."""
+    dropped: bool = False
 
 
 RULES = [
@@ -45,8 +48,19 @@ RULES = [
     Rule("above", 4.0, 2.0, 2.0, scale=0.5, clipped=True),
     Rule("far above", 1e30, 1.0, 1.0, scale=1e-30, clipped=True),
     Rule("target below", 4.0, 2.0, 1.0, scale=0.25, clipped=True),
-    Rule("dropped", 4.0, 2.0, 0.0, scale=0.0, clipped=True),
-    Rule("not dropped", 2.0, 2.0, 0.0, scale=1.0),
+    Rule("target 0, above", 4.0, 2.0, 0.0, scale=0.0, clipped=True, dropped=True),
+    Rule("target 0, small", 0.5, 0.25, 0.0, 0.0, clipped=True, dropped=True),
+    Rule("target 0, equal", 2.0, 2.0, 0.0, scale=1.0),
+    Rule("target 0, high D", 4.0, 2.0, 0.0, 0.0, clipped=True, drop=8.0, dropped=True),
+    Rule("target 0, low D", 4.0, 8.0, 0.0, 0.0, clipped=True, drop=2.0, dropped=True),
+    Rule("dropped", 9.0, 2.0, 2.0, scale=0.0, clipped=True, drop=8.0, dropped=True),
+    Rule("clipped up to D", 8.0, 2.0, 2.0, scale=0.25, clipped=True, drop=8.0),
+    Rule("D below T", 4.0, 8.0, 8.0, scale=0.0, clipped=True, drop=2.0, dropped=True),
+    Rule("D alone", 4.0, INF, INF, scale=0.0, clipped=True, drop=2.0, dropped=True),
+    Rule("equal to D", 2.0, INF, INF, scale=1.0, drop=2.0),
+    Rule("D, huge T", 1e-3, 3e38, 3e38, 0.0, clipped=True, drop=1e-4, dropped=True),
+    Rule("zero, D", 0.0, INF, INF, scale=1.0, drop=2.0, is_recorded=False),
+    Rule("inf, D", INF, 1.0, 1.0, 0.0, False, False, True, False, 1.0, drop=2.0),
     Rule("tiny", 5e-7, 1e-7, 1e-7, scale=0.2, clipped=True),
     Rule("very tiny", 4e-37, 1e-37, 1e-37, scale=0.25, clipped=True),
     Rule("zero", 0.0, 1.0, 1.0, scale=1.0, is_recorded=False),
@@ -76,15 +90,20 @@ class Given(Policy):
 
     thresholds: tuple[float, ...]
     targets: tuple[float, ...]
+    drops: tuple[float, ...] = ()
+    cancels: bool = False
 
     def init(self, rows, xp=np):
         return LastNorm(xp.full((rows,), -1.0, dtype=xp.float32))
 
     def limit(self, state, norms=None, *, param_norms=None, xp=np):
-        return Limit(
-            xp.asarray(np.float32(self.thresholds), dtype=xp.float32),
-            xp.asarray(np.float32(self.targets), dtype=xp.float32),
+        levels = self.thresholds, self.targets, self.drops or (INF,)
+        threshold, target, drop = (
+            xp.asarray(np.float32(level), dtype=xp.float32) for level in levels
         )
+        if not self.drops:
+            return Limit(threshold, target, cancels=self.cancels)
+        return Limit(threshold, target, cancels=self.cancels, drop=drop)
 
     def record(self, state, norms, limit, xp=np):
         return LastNorm(norms)
@@ -93,7 +112,9 @@ class Given(Policy):
 def decision_on(rules, framework, **settings):
     """Return what one step records and decides, with one row per rule."""
     policy = Given(
-        tuple(rule.threshold for rule in rules), tuple(rule.target for rule in rules)
+        tuple(rule.threshold for rule in rules),
+        tuple(rule.target for rule in rules),
+        tuple(rule.drop for rule in rules),
     )
     norms = np.float32([rule.norm for rule in rules])
     observed = np.array([rule.observed for rule in rules])
@@ -119,18 +140,20 @@ def check(rules, framework, scales, recorded_rows, skipped=False, **settings):
     recorded, decision = decision_on(rules, framework, **settings)
     expected = [rule.norm if rule.known_as is None else rule.known_as for rule in rules]
     np.testing.assert_array_equal(decision.norm, np.float32(expected))
-    thresholds = np.float32([rule.threshold for rule in rules])
+    thresholds = np.float32([min(rule.threshold, rule.drop) for rule in rules])
     np.testing.assert_array_equal(decision.threshold, thresholds)
     np.testing.assert_allclose(decision.scale, scales, rtol=1.2e-7)
     ones = np.equal(scales, 1)
     assert names(rules, decision.scale == 1) == names(rules, ones)
     assert names(rules, decision.clipped) == names(rules, [r.clipped for r in rules])
+    assert names(rules, decision.dropped) == names(rules, [r.dropped for r in rules])
     assert names(rules, decision.finite) == names(rules, [r.finite for r in rules])
     assert names(rules, recorded) == names(rules, recorded_rows)
     assert decision.skipped.tolist() == [skipped] * len(rules)
     for field in (decision.norm, decision.threshold, decision.scale):
         assert field.dtype == np.float32
-    for field in (decision.clipped, decision.finite, decision.skipped):
+    flags = decision.clipped, decision.finite, decision.skipped, decision.dropped
+    for field in flags:
         assert field.dtype == bool
 
 
@@ -191,6 +214,57 @@ def test_nonfinite_is_one_of_four_words(wrong):
     assert all(repr(word) in str(raised.value) for word in NONFINITE)
 
 
+@dataclass(frozen=True, repr=False)
+class Literal(Given):
+    """A policy of a user that drops: it returns a plain 0 as its target."""
+
+    def limit(self, state, norms=None, *, param_norms=None, xp=np):
+        threshold = xp.asarray(np.float32(self.thresholds), dtype=xp.float32)
+        return Limit(threshold, 0, cancels=self.cancels)
+
+
+@every_framework
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_policy_of_two_arguments_drops_by_a_target_of_0(framework, cancels):
+    """It does so alone and in a `Cap`, which does not lower its drop level."""
+    xp, array, compiled = framework()
+    alone = Literal((2.0, 2.0), (), cancels=cancels)
+    for policy, scales in [(alone, [1.0, 0.0]), (Cap(alone, max_norm=1.0), [0.5, 0.0])]:
+
+        def step(state, norms, policy=policy):
+            return decide(policy, state, norms, xp=xp)
+
+        state = policy.init(2, xp)
+        _, decision = compiled(step)(state, array(np.float32([2.0, 4.0])))
+        expected = [0.0, 0.0] if cancels else scales
+        assert np.asarray(decision.scale).tolist() == expected
+        assert np.asarray(decision.scale).dtype == np.float32
+        assert np.asarray(decision.dropped).tolist() == [False, True]
+        assert np.asarray(decision.skipped).tolist() == [cancels] * 2
+
+
+@every_framework
+def test_a_drop_level_may_be_one_number(framework):
+    @dataclass(frozen=True, repr=False)
+    class Numbered(Given):
+        def limit(self, state, norms=None, *, param_norms=None, xp=np):
+            limit = super().limit(state, norms, xp=xp)
+            return limit._replace(drop=8.0)
+
+    xp, array, compiled = framework()
+    inner = Numbered((2.0,) * 3, (2.0,) * 3)
+    for policy in (inner, Floor(inner, min_norm=1.0), Cap(inner, max_norm=4.0)):
+
+        def step(state, norms, policy=policy):
+            return decide(policy, state, norms, xp=xp)
+
+        _, decision = compiled(step)(
+            policy.init(3, xp), array(np.float32([1.0, 4.0, 9.0]))
+        )
+        assert np.asarray(decision.scale).tolist() == [1.0, 0.5, 0.0]
+        assert np.asarray(decision.threshold).dtype == np.float32
+
+
 # Norms of any type.
 
 
@@ -237,7 +311,7 @@ def test_nothing_is_added_to_the_divisor():
     gradient = np.array([3e-7, 4e-7])
     norm = np.float32([np.linalg.norm(gradient)])
     limit = np.float32([1e-7])
-    scale, clipped = scale_rows(norm, limit, limit)
+    scale, clipped, _ = scale_rows(norm, limit, limit, INF)
     np.testing.assert_allclose(scale * gradient, [6e-8, 8e-8], rtol=1e-6)
     assert clipped.all()
     wrong = 1e-7 / (norm + 1e-6) * gradient
@@ -248,6 +322,6 @@ def test_scaling_to_the_norm_itself_is_exact():
     """`max_norm / (norm + 1e-6)` would shrink a gradient exactly at its limit."""
     rng = np.random.default_rng(0)
     norms = np.float32(10.0 ** rng.uniform(-30, 30, 1000))
-    scale, clipped = scale_rows(norms, norms, norms)
+    scale, clipped, _ = scale_rows(norms, norms, norms, INF)
     assert (scale == 1).all()
     assert not clipped.any()

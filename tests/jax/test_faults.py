@@ -105,7 +105,8 @@ def check_one(name, policy, scope, steps):
 def in_numpy(state, updates):
     """Return the results of a step in NumPy."""
     _, *fields, tally = state
-    decision = Decision(*fields, skipped=np.zeros_like(state.clip_finite))
+    no = np.zeros_like(state.clip_finite)
+    decision = Decision(*fields, skipped=no, dropped=no)
     return StepResult(decision, tally, list(map(to_numpy, updates)))
 
 

@@ -23,6 +23,7 @@ import optax
 import pytest
 
 from autoclip_core import (
+    Drop,
     EmaRatio,
     MeanStd,
     Quantile,
@@ -30,7 +31,14 @@ from autoclip_core import (
     Warmup,
     ZScore,
 )
-from autoclip_jax import clip_by_policy, clip_by_quantile, clip_metrics, skip_steps
+from autoclip_jax import (
+    check_state,
+    clip_by_policy,
+    clip_by_quantile,
+    clip_metrics,
+    skip_steps,
+    upgrade_state,
+)
 
 from ..conftest import is_installed
 from ..support.cases import STATIC, policy_of
@@ -388,9 +396,17 @@ def write_saved_state():
     np.savez(STATE, **leaves)
 
 
+def as_earlier(state):
+    """The structure of a state as versions had it that counted no dropped steps."""
+    return state._replace(clip_tally=state.clip_tally._replace(dropped=None))
+
+
 def load_saved_state(name):
-    """Return a state in the file, and check that all names of arrays are unchanged."""
-    initial = SAVED[name].init(jnp.zeros(1))
+    """Return a state in the file, and check that all names of arrays are unchanged.
+
+    It has no count of dropped steps, which came later.
+    """
+    initial = as_earlier(SAVED[name].init(jnp.zeros(1)))
     with np.load(STATE) as file:
         saved = {key: file[key] for key in file.files if key.startswith(f"{name}.")}
     assert list(saved) == [name + path for path in names_of(initial)]
@@ -399,15 +415,70 @@ def load_saved_state(name):
 
 @pytest.mark.parametrize("name", SAVED)
 def test_a_state_of_an_earlier_version_holds_the_same_numbers(name):
-    state, expected = load_saved_state(name), state_after(SAVED[name], NORMS)
+    state = upgrade_state(load_saved_state(name))
+    expected = state_after(SAVED[name], NORMS)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
     SAVED[name].update(jnp.full(1, 99.0), state)
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded():
     """No name or type in the state may change, because old files would not fit."""
-    state = load_saved_state("")
+    state = upgrade_state(load_saved_state(""))
+    check_state(state)
     updates, state = jax.jit(QUANTILE.update)(jnp.full(1, 99.0), state)
     expected = np.quantile(NORMS[-8:], 0.75)
     np.testing.assert_allclose(updates, [expected], rtol=1e-6)
     assert int(clip_metrics(state)["clip/steps"]) == len(NORMS) + 1
+
+
+def test_an_earlier_state_is_refused_with_the_way_out():
+    """By `update`, which is traced, and by `check_state`."""
+    earlier = load_saved_state("")
+    for call in (partial(QUANTILE.update, jnp.ones(1)), check_state):
+        with pytest.raises(ValueError, match=r"upgrade_state\(opt_state\)"):
+            call(earlier)
+
+
+def test_states_within_others_are_upgraded():
+    """In a chain, in `skip_steps`, under `vmap`, pickled, and as nested dicts."""
+    skipping = skip_steps(optax.sgd(1.0), Quantile(0.5, history_length=4))
+    tx = optax.chain(clip_by_quantile(0.9), skipping)
+    present = jax.vmap(tx.init)(jnp.ones((3, 2)))
+    clip, skip = present
+    earlier = as_earlier(clip), skip._replace(skip_clip=as_earlier(skip.skip_clip))
+    assert len(jax.tree.leaves(earlier)) == len(jax.tree.leaves(present)) - 2
+    for old in (earlier, pickle.loads(pickle.dumps(earlier))):
+        upgraded = upgrade_state(old)
+        assert jax.tree.structure(upgraded) == jax.tree.structure(present)
+        jax.tree.map(np.testing.assert_array_equal, upgraded, present)
+    unchanged = upgrade_state(present)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, present)
+    tally = clip.clip_tally._asdict()
+    nested = {"0": {"clip_tally": {k: v for k, v in tally.items() if k != "dropped"}}}
+    dropped = upgrade_state(nested)["0"]["clip_tally"]["dropped"]
+    np.testing.assert_array_equal(dropped, np.zeros(3, np.int32))
+
+
+DROPS = clip_by_policy(
+    Drop(MeanStd(1.0, history_length=8), clip=Quantile(0.5, history_length=4))
+)
+DROPS_FILE = STATE.with_name("jax-2.npz")
+
+
+def write_saved_drops():
+    """Write the second file, as it was done when dropped steps were first counted."""
+    np.savez(DROPS_FILE, **names_of(state_after(DROPS, NORMS)))
+
+
+def test_a_state_that_counts_dropped_steps_can_be_loaded():
+    fresh, expected = DROPS.init(jnp.zeros(1)), state_after(DROPS, NORMS)
+    with np.load(DROPS_FILE) as file:
+        saved = dict(file)
+    assert list(saved) == list(names_of(fresh))
+    state = jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
+    check_state(state)
+    dropped = int(clip_metrics(state)["clip/dropped_total"])
+    assert dropped > 0
+    _, state = DROPS.update(jnp.full(1, 999.0), state)
+    assert int(clip_metrics(state)["clip/dropped_total"]) == dropped + 1

@@ -76,6 +76,12 @@ STATIC = table_of(
     "Drop(StreamingQuantile(0.9), action='skip')",
     "Cap(Floor(Drop(Quantile(0.9, history_length=20), action='zero'), min_norm=0.5),"
     " max_norm=2.0)",
+    "Cap(Drop(MeanStd(2.0, history_length=20), action='skip'), max_norm=1.0)",
+    "Drop(Quantile(0.95, history_length=20), action='zero', clip=Fixed(1.0))",
+    "Drop(MeanStd(2.0, history_length=12), action='skip',"
+    " clip=ZScore(1.0, warmup_steps=5))",
+    "Warmup(Drop(EmaRatio(2.0, beta=0.9, warmup_steps=0), action='zero',"
+    " clip=ParamRatio(0.1)), steps=6, threshold=1.0)",
 )
 """Policies that run in every framework."""
 

@@ -34,6 +34,8 @@ TRACED = [  # each policy is compiled, so one policy for each kind of state
     "ZScore()",
     "StreamingQuantile(0.9)",
     "Cap(Warmup(Quantile(0.9), steps=20), max_norm=2.0)",
+    "Warmup(Drop(Quantile(0.9), clip=Quantile(0.5, history_length=10)), steps=30,"
+    " threshold=1.5)",
 ]
 
 

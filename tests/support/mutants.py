@@ -35,6 +35,7 @@ TESTS = {
     "history/validation.py": ["validation", "window", "moments"],
     "checks.py": ["checks"],
     "policies/combinators.py": [*FAST, "validation", "policies"],
+    "policies/drop.py": [*FAST, "validation", "policies", "laws"],
     "policies/zscore.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/ema_ratio.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/fixed.py": [*FAST, "policies", "decide"],
@@ -74,7 +75,13 @@ EQUIVALENT = {
     # The table gets one more entry, which no test and no code reads.
     "history/lookup.py": [("1 -> 2", "np.arange(maximum + 1)")],
     # `where` or `decide` discards the value.
-    "scale.py": [("1.0 -> 1.01", "divisor = xp.where(clipped, norms, 1.0)")],
+    "scale.py": [
+        ("1.0 -> 1.01", "divisor = xp.where(is_above, norms, 1.0)"),
+        # A threshold is above 0. If both are equal, either branch gives that number.
+        ("threshold > 0 -> threshold >= 0", ""),
+        ("threshold < drop -> threshold <= drop", ""),
+        ("limit.threshold > limit.drop -> limit.threshold >= limit.drop", ""),
+    ],
     "policies/mean_std.py": [("0.0 -> 1.0", "xp.where(has_std, std, 0.0)")],
     "history/moments.py": [("1.0 -> 1.01", "np.where(norms > 0, norms, 1.0)")],
     "history/window.py": [
@@ -169,12 +176,13 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
     ],
     "policies/combinators.py": [
-        ("inner.threshold > self.max_norm -> inner.threshold >= self.max_norm", ""),
-        ("inner.target > self.max_norm -> inner.target >= self.max_norm", ""),
-        ("inner.threshold < self.min_norm -> inner.threshold <= self.min_norm", ""),
-        ("inner.target < self.min_norm -> inner.target <= self.min_norm", ""),
-        ("inner.target > 0 -> inner.target >= 0", "where(inner.target > 0, 0.0"),
+        ("threshold > self.max_norm -> threshold >= self.max_norm", ""),
+        ("target > self.max_norm -> target >= self.max_norm", ""),
+        ("threshold < self.min_norm -> threshold <= self.min_norm", ""),
+        ("target < self.min_norm -> target <= self.min_norm", ""),
+        ("drop < self.min_norm -> drop <= self.min_norm", ""),
     ],
+    "policies/drop.py": [("drop > clip_drop -> drop >= clip_drop", "")],
 }
 """Mutants that compute the same: the change, and a part of the changed line."""
 

@@ -157,6 +157,9 @@ CLIPPERS = {
     "value": lambda m, **k: ValueClip(m, clip_value=0.5, **k),
     "streaming": lambda m, **k: Clipper(m, StreamingQuantile(0.5), **k),
     "drop": lambda m, **k: Clipper(m, Drop(EmaRatio(1.1, warmup_steps=2)), **k),
+    "drop and clip": lambda m, **k: Clipper(
+        m, Drop(EmaRatio(1.1, warmup_steps=2), clip=StreamingQuantile(0.5)), **k
+    ),
 }
 MODES = [
     ("parameter", "zero"),

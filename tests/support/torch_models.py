@@ -98,6 +98,9 @@ CLIPPERS = {
     "NormClip": Case(NormClip, {"max_norm": 0.5}, "Fixed(0.5)", "global"),
     "StreamingQuantile": generic("StreamingQuantile(0.7, rate=0.2)"),
     "Drop": generic("Drop(Quantile(0.8, history_length=20))"),
+    "Drop, and clip": generic(
+        "Drop(Quantile(0.9, history_length=20), clip=Fixed(0.5))"
+    ),
     "Drop, to skip": generic("Drop(Quantile(0.9, history_length=30), action='skip')"),
 }
 every_clipper = pytest.mark.parametrize("case", CLIPPERS.values(), ids=list(CLIPPERS))

@@ -21,6 +21,7 @@ class Expected(NamedTuple):
     clipped: np.ndarray
     finite: np.ndarray
     skipped: np.ndarray
+    dropped: np.ndarray
     gradients: list
 
 
@@ -55,24 +56,24 @@ class Reference:
         observed = [values is not None for values in by_row]
         norms = [norm_of(values) if values is not None else 0.0 for values in by_row]
         finite = [math.isfinite(norm) for norm in norms]
-        limits = [
-            policy.limit(norm if ok else 0.0, norm_of(weight))
-            for policy, norm, ok, weight in zip(
-                self.policies, norms, finite, weights, strict=True
-            )
-        ]
-        clipped = [
-            ok and n > limit[0]
-            for n, ok, limit in zip(norms, finite, limits, strict=True)
-        ]
+        known = [norm if ok else 0.0 for norm, ok in zip(norms, finite, strict=True)]
+        inputs = list(zip(known, map(norm_of, weights), strict=True))
+        pairs = list(zip(self.policies, inputs, strict=True))
+        limits = [policy.limit(*given) for policy, given in pairs]
+        drops = [policy.drop_level(*given) for policy, given in pairs]
+        levels = [min(t, d) for (t, _), d in zip(limits, drops, strict=True)]
+        clipped = [n > level for n, level in zip(known, levels, strict=True)]
+        dropped = [n > drop for n, drop in zip(known, drops, strict=True)]
         bad = self.nonfinite == "skip" and not all(finite)
-        over = any(c and k for c, k in zip(clipped, self.cancels, strict=True))
+        over = any(d and k for d, k in zip(dropped, self.cancels, strict=True))
         scales = []
         for row, policy in enumerate(self.policies):
             if (bad or over) and observed[row]:
                 scale = 0.0
             elif not finite[row]:
                 scale = 1.0 if self.nonfinite == "propagate" else 0.0
+            elif dropped[row]:
+                scale = 0.0
             else:
                 scale = limits[row][1] / norms[row] if clipped[row] else 1.0
             scales.append(scale)
@@ -80,11 +81,12 @@ class Reference:
                 policy.learn(norms[row])
         return Expected(
             np.where(observed, norms, np.nan),
-            np.array([limit[0] for limit in limits]),
+            np.array(levels),
             np.array(scales),
             np.array(clipped),
             np.array(finite),
             np.full(len(observed), bad or over),
+            np.array(dropped),
             self._scaled(gradients, scales, bad or over),
         )
 
@@ -138,7 +140,7 @@ def check_decision(decision, expected, rtol=1e-5):
     np.testing.assert_allclose(decision.norm, expected.norm, rtol=2e-6)
     np.testing.assert_allclose(decision.threshold, expected.threshold, rtol=rtol)
     np.testing.assert_allclose(decision.scale, expected.scale, rtol=rtol)
-    for name in ("clipped", "finite", "skipped"):
+    for name in ("clipped", "finite", "skipped", "dropped"):
         np.testing.assert_array_equal(
             getattr(decision, name), getattr(expected, name), name
         )

@@ -17,6 +17,8 @@ import pytest
 import tensorflow as tf
 
 from autoclip_core import (
+    Cap,
+    Drop,
     EmaRatio,
     Fixed,
     MeanStd,
@@ -27,6 +29,7 @@ from autoclip_core import (
 )
 from autoclip_tf import Clipper, QuantileClip
 from autoclip_tf.optimizers import SGD
+from autoclip_tf.state import LATER
 
 from ..support.cases import STATIC, policy_of
 
@@ -332,7 +335,65 @@ def test_a_model_that_an_earlier_version_saved_can_be_loaded():
             assert variable.dtype == wanted.dtype
             np.testing.assert_allclose(variable, wanted, rtol=1e-6)
     assert clip.metrics()["clip/steps"] == len(NORMS)
+    # The version that saved the file counted no dropped steps.
+    assert [c.metrics()["clip/dropped_total"] for c in (*others, clip)] == [0] * 6
     model.optimizer.apply([tf.constant([[99.0]])], model.trainable_variables)
     expected = np.quantile(NORMS[-8:], 0.75)
     assert clip.decision.threshold[0] == pytest.approx(expected, rel=1e-6)
     assert clip.decision.scale[0] == pytest.approx(expected / 99, rel=1e-6)
+
+
+DROPPING = [
+    Drop(MeanStd(1.0, history_length=8), clip=Quantile(0.5, history_length=4)),
+    Cap(Drop(StreamingQuantile(0.5)), max_norm=2.0),
+]
+
+
+def write_saved_drops():
+    """Write the second file, as it was done when dropped steps were first counted."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    train_on_norms(model, [Clipper(policy, dry_run=True) for policy in DROPPING])
+    model.save(STATES / "keras-2.keras")
+
+
+def test_a_model_that_counts_dropped_steps_can_be_loaded():
+    model = keras.models.load_model(STATES / "keras-2.keras")
+    loaded = model.optimizer.gradient_transformers
+    assert [clip.policy for clip in loaded] == DROPPING
+    fresh = [Clipper(policy, dry_run=True) for policy in DROPPING]
+    train_on_norms(keras.models.clone_model(model), fresh)
+    for clip, expected in zip(loaded, fresh, strict=True):
+        for variable, wanted in zip(
+            clip._state.variables, expected._state.variables, strict=True
+        ):
+            np.testing.assert_allclose(variable, wanted, rtol=1e-6)
+        assert clip.metrics()["clip/dropped_total"] > 0
+        clip.check_state()
+
+
+def test_a_checkpoint_of_an_earlier_version_restores_each_clipper(tmp_path):
+    """`tf.train.Checkpoint` finds a variable by its place: later ones are the last."""
+    optimizers = []
+    for _ in range(2):
+        weight = keras.Variable([0.0])
+        clips = [Clipper(policy, dry_run=True) for policy in DROPPING]
+        optimizers.append(SGD(0.1, gradient_transformers=clips))
+        optimizers[-1].build([weight])
+    saved, loaded = optimizers
+    for norm in NORMS:
+        saved.apply([tf.constant([float(norm)])])
+    count = len(LATER) * len(DROPPING)
+    assert [v.name for v in saved.variables[-count:]] == [*LATER] * len(DROPPING)
+    earlier = tf.Module()
+    earlier._variables = [variable.value for variable in saved.variables[:-count]]
+    path = tf.train.Checkpoint(optimizer=earlier).save(tmp_path / "earlier")
+    tf.train.Checkpoint(optimizer=loaded).restore(path)
+    pairs = zip(saved.gradient_transformers, loaded.gradient_transformers, strict=True)
+    for old, new in pairs:
+        expected, clip = old._read_numpy(), new._read_numpy()
+        assert clip.tally.dropped == 0
+        assert not clip.decision.dropped.any()
+        assert clip.tally.steps == len(NORMS)
+        leaves = zip(*map(tf.nest.flatten, (clip.policy, expected.policy)), strict=True)
+        for leaf, other in leaves:
+            np.testing.assert_array_equal(leaf, other)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Cap, MeanStd, Quantile, Warmup
+from autoclip_core import Cap, Drop, MeanStd, Quantile, StreamingQuantile, Warmup
 from autoclip_torch import (
     Clipper,
     QuantileClip,
@@ -299,6 +299,51 @@ def test_a_file_of_format_1_loads():
     expected = np.quantile(norms[-8:], 0.75) * np.array([1, 2])
     np.testing.assert_allclose(clipper.threshold(), expected, rtol=1e-6)
     assert clipper.metrics()["clip/steps"] == 12
+    assert clipper.metrics()["clip/dropped_total"] == 0  # not counted at that time
+
+
+STATES = pathlib.Path(__file__).parents[1] / "support" / "states"
+DROPPING = Drop(MeanStd(1.0, history_length=8), clip=Quantile(0.5, history_length=4))
+
+
+def save_a_file_with_dropped_steps():
+    """Write the file below; it is kept as later versions must read it."""
+    clipper = Clipper([nn.Parameter(torch.ones(2))], DROPPING)
+    clipper.observe([float(norm) for norm in range(1, 12)])
+    torch.save(clipper.state_dict(), STATES / "torch-format-1-dropped.pt")
+
+
+def test_a_file_that_counts_dropped_steps_loads():
+    clipper = Clipper([nn.Parameter(torch.ones(2))], DROPPING)
+    saved = torch.load(STATES / "torch-format-1-dropped.pt", weights_only=True)
+    clipper.load_state_dict(saved)
+    assert clipper.threshold().tolist() == [9.5]  # of 8, 9, 10 and 11
+    dropped = int(saved["tally"]["dropped"])
+    assert dropped > 3
+    assert clipper.observe(100.0).dropped.all()
+    assert clipper.metrics()["clip/dropped_total"] == dropped + 1
+
+
+@pytest.mark.parametrize("count", ["dropped", "clipped"])
+def test_only_the_count_of_dropped_steps_may_be_missing(count):
+    clipper = Clipper([nn.Parameter(torch.ones(2))], DROPPING)
+    clipper.observe([1.0, 2.0, 3.0, 99.0])
+    saved = clipper.state_dict()
+    del saved["tally"][count]
+    if count == "dropped":
+        clipper.load_state_dict(saved)
+        assert clipper.metrics()["clip/dropped_total"] == 0
+    else:
+        with pytest.raises(ValueError, match="tally is"):
+            clipper.load_state_dict(saved)
+
+
+def test_the_clip_policy_of_a_drop_gives_a_history_its_meaning():
+    saved = Clipper([nn.Parameter(torch.ones(2))], DROPPING).state_dict()
+    other = Drop(DROPPING.policy, clip=StreamingQuantile(0.5))
+    clipper = Clipper([nn.Parameter(torch.ones(2))], other)
+    with pytest.raises(ValueError, match=r"\[1\] is 'Quantile' .*'StreamingQuantile'"):
+        clipper.load_state_dict(saved, strict=False)
 
 
 def test_a_state_loads_by_the_keyword_of_torch():

@@ -132,6 +132,7 @@ def check_metrics(clipper, past):
         / max(np.sum(observed), 1),
         "clip/nonfinite_total": sum(not step.finite.all() for step in past),
         "clip/skipped_total": sum(step.skipped.any() for step in past),
+        "clip/dropped_total": sum(step.dropped.any() for step in past),
         "clip/steps": len(past),
     }
     metrics = clipper.metrics()
@@ -492,7 +493,7 @@ def test_before_the_first_step_there_is_nothing_to_report():
     assert metrics["clip/threshold"] == math.inf
     assert metrics["clip/scale"] == 1
     zero = set(metrics) - {"clip/threshold", "clip/scale"}
-    assert [metrics[name] for name in zero] == [0] * 7
+    assert [metrics[name] for name in zero] == [0] * 8
 
 
 # The value clip, which is no policy.

@@ -132,7 +132,7 @@ def test_every_kind_of_gradient(make, scope):
     clipper = NormClip([p, idle], max_norm=limit, scope=scope)
     with nothing_read():
         decision = clipper.step()
-    norm, _, scale, clipped, finite, _ = (
+    norm, _, scale, clipped, finite, *_ = (
         f[: len(norms)] for f in read_fields(decision)
     )
     np.testing.assert_allclose(norm, norms, rtol=1e-6)

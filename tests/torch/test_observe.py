@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Drop, Quantile, StreamingQuantile
+from autoclip_core import Drop, Fixed, Quantile, StreamingQuantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
 from ..support.cases import oracle, policy_of
@@ -206,6 +206,17 @@ def test_policies_that_need_the_norm_can_observe():
     drops = one_row(Clipper, policy=Drop(Quantile(0.5)))
     decision = drops.observe([1.0, 3.0, 8.0])
     assert (decision.threshold.item(), decision.scale.item()) == (2, 0)
+
+
+def test_a_drop_with_a_clip_policy_has_a_threshold_before_the_norm_is_known():
+    """The stack clips to it; what lies above the drop level is counted afterwards."""
+    clipper = one_row(Clipper, policy=Drop(Fixed(9.0), clip=Quantile(0.5)))
+    clipper.observe([1.0, 3.0])
+    assert clipper.threshold().tolist() == [2.0]
+    decision = clipper.observe(10.0)
+    assert decision.dropped.tolist() == [True]
+    assert clipper.threshold().tolist() == [3.0]
+    assert clipper.metrics()["clip/dropped_total"] == 1
 
 
 def test_clipping_with_torch_at_the_clipper_s_threshold():

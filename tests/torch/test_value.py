@@ -343,6 +343,7 @@ def test_metrics_of_a_run():
         "clip/clip_rate": 4 / 6,
         "clip/nonfinite_total": 1,
         "clip/skipped_total": 0,
+        "clip/dropped_total": 0,
         "clip/steps": 3,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)

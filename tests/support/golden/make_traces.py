@@ -54,6 +54,10 @@ class Policy:
         """Return threshold and target."""
         raise NotImplementedError
 
+    def drop_level(self, norm: float, param_norm: float) -> float:
+        """Return the norm above which a gradient is removed."""
+        return math.inf
+
     def learn(self, norm: float) -> None:
         """Record a norm; a policy without a state does nothing."""
 
@@ -245,6 +249,9 @@ class Combinator(Policy):
 
     policy: Policy
 
+    def drop_level(self, norm: float, param_norm: float) -> float:
+        return self.policy.drop_level(norm, param_norm)
+
     def learn(self, norm: float) -> None:
         self.policy.learn(norm)
 
@@ -263,6 +270,11 @@ class Warmup(Combinator):
             return self.threshold, self.threshold
         return self.policy.limit(norm, param_norm)
 
+    def drop_level(self, norm: float, param_norm: float) -> float:
+        if self.count < self.steps:
+            return math.inf
+        return self.policy.drop_level(norm, param_norm)
+
     def learn(self, norm: float) -> None:
         self.count += 1
         self.policy.learn(norm)
@@ -270,7 +282,7 @@ class Warmup(Combinator):
 
 @dataclass
 class Cap(Combinator):
-    """A threshold that is never above a constant."""
+    """A threshold that is never above a constant; the drop level may be above it."""
 
     _: KW_ONLY
     max_norm: float
@@ -282,30 +294,44 @@ class Cap(Combinator):
 
 @dataclass
 class Floor(Combinator):
-    """A threshold that is never below a constant; a target of 0 stays 0."""
+    """A threshold and a drop level that are never below a constant."""
 
     _: KW_ONLY
     min_norm: float
 
     def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
         threshold, target = self.policy.limit(norm, param_norm)
-        if target != 0:
-            target = max(target, self.min_norm)
-        return max(threshold, self.min_norm), target
+        return max(threshold, self.min_norm), max(target, self.min_norm)
+
+    def drop_level(self, norm: float, param_norm: float) -> float:
+        return max(self.policy.drop_level(norm, param_norm), self.min_norm)
 
 
 @dataclass
 class Drop(Combinator):
-    """A norm above the threshold is scaled to 0.
+    """A norm above the threshold is scaled to 0; below it, another policy may clip.
 
     On a single row, which is what a trace has, both actions give the same numbers.
     """
 
     _: KW_ONLY
     action: str = "zero"
+    clip: Policy | None = None
 
     def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
-        return self.policy.limit(norm, param_norm)[0], 0.0
+        if self.clip is None:
+            return math.inf, math.inf
+        return self.clip.limit(norm, param_norm)
+
+    def drop_level(self, norm: float, param_norm: float) -> float:
+        level = self.policy.limit(norm, param_norm)[0]
+        policies = [self.policy] if self.clip is None else [self.policy, self.clip]
+        return min([level, *(p.drop_level(norm, param_norm) for p in policies)])
+
+    def learn(self, norm: float) -> None:
+        self.policy.learn(norm)
+        if self.clip is not None:
+            self.clip.learn(norm)
 
 
 STATELESS = [Fixed, ParamRatio]
@@ -323,11 +349,23 @@ def evaluate(expression: str) -> Policy:
 def run(
     policy: Policy, norms: Norms, param_norms: Norms | None = None
 ) -> tuple[Norms, Norms]:
-    """Return thresholds and scales, one of each per step."""
-    thresholds, scales = [], []
+    """Return thresholds and scales, one of each per step.
+
+    The threshold of a step is the norm above which it is clipped or dropped.
+    """
+    clip_levels, drop_levels, scales = run_levels(policy, norms, param_norms)
+    return list(map(min, clip_levels, drop_levels)), scales
+
+
+def run_levels(
+    policy: Policy, norms: Norms, param_norms: Norms | None = None
+) -> tuple[Norms, Norms, Norms]:
+    """Return the levels of clipping and of dropping, and the scales, one per step."""
+    thresholds, drops, scales = [], [], []
     for norm, param_norm in zip(norms, param_norms or norms, strict=True):
         threshold, target = policy.limit(norm, param_norm)
-        if not math.isfinite(norm):
+        drop = policy.drop_level(norm, param_norm)
+        if not math.isfinite(norm) or norm > drop:
             scale = 0.0
         elif norm > threshold:
             scale = target / norm
@@ -336,8 +374,9 @@ def run(
         if math.isfinite(norm) and norm > 0:
             policy.learn(norm)
         thresholds.append(threshold)
+        drops.append(drop)
         scales.append(scale)
-    return thresholds, scales
+    return thresholds, drops, scales
 
 
 # The cases.
@@ -385,6 +424,19 @@ CASES: list[tuple[str, str | None]] = [
     ("Drop(Quantile(0.9), action='zero')", None),
     ("Drop(Quantile(0.9), action='skip')", None),
     ("Drop(EmaRatio(2.0, warmup_steps=10))", None),
+    ("Cap(Drop(ZScore(), action='skip'), max_norm=1.0)", None),
+    ("Drop(Quantile(0.9), clip=Fixed(1.0))", None),
+    (
+        "Drop(MeanStd(4.0, history_length=100, log=True),"
+        " clip=Quantile(0.5, history_length=10))",
+        None,
+    ),
+    (
+        "Warmup(Drop(Quantile(0.9), clip=Quantile(0.5, history_length=10)),"
+        " steps=30, threshold=1.5)",
+        None,
+    ),
+    ("Floor(Drop(ZScore(), clip=StreamingQuantile(0.9)), min_norm=1.0)", None),
 ]
 # The fixed thresholds of the cases, caps and floors included.
 CONSTANTS = (0.5, 1.0, 1.5, 2.0)
@@ -573,10 +625,12 @@ def traces_of(series: str, norms: Norms) -> Iterator[dict[str, Any]]:
         trace["left_out"] = undecided(expression, series)
         if trace["left_out"] is None:
             param_norms = PARAM_NORMS[of_params] if of_params else None
-            thresholds, scales = run(evaluate(expression), norms, param_norms)
+            clip, drop, scales = run_levels(evaluate(expression), norms, param_norms)
+            thresholds = list(map(min, clip, drop))
             trace["left_out"] = too_extreme(thresholds, scales)
             rtol = tolerance(expression, series)
-            trace["near_tie"] = near_tie(expression, norms, thresholds, rtol)
+            near = [near_tie(expression, norms, level, rtol) for level in (clip, drop)]
+            trace["near_tie"] = near[0] or near[1]
             trace["rtol"] = rtol
             trace["thresholds"] = nine_digits(thresholds)
             trace["scales"] = nine_digits(scales)
@@ -715,6 +769,26 @@ def check_by_hand() -> None:
     thresholds, scales = run(policy, norms)
     assert thresholds == [math.inf, 5.5, 5.5]
     assert scales == [1.0, 0.0, 0.0]
+
+    # The medians 4 and 5 drop 6 and 8. A cap of 4.5 does not change that; it clips 4.8,
+    # which the median of 4, 6, 8 lets pass.
+    norms = [4.0, 6.0, 8.0, 4.8]
+    for expression in (
+        "Cap(Drop(Quantile(0.5)), max_norm=4.5)",
+        "Drop(Quantile(0.5), clip=Fixed(4.5))",
+    ):
+        clip, drop, scales = run_levels(evaluate(expression), norms)
+        assert clip == [4.5] * 4
+        assert drop == [math.inf, 4.0, 5.0, 6.0]
+        assert scales == [1.0, 0.0, 0.0, 4.5 / 4.8]
+
+    # In the warm-up nothing is dropped, and both policies record.
+    policy = evaluate(
+        "Warmup(Drop(Quantile(0.5), clip=Quantile(0.0)), steps=2, threshold=3.0)"
+    )
+    thresholds, scales = run(policy, [4.0, 6.0, 4.5, 9.0])
+    assert thresholds == [3.0, 3.0, 4.0, 4.0]
+    assert scales == [0.75, 0.5, 4.0 / 4.5, 0.0]
 
 
 if __name__ == "__main__":
