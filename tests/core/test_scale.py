@@ -51,6 +51,7 @@ RULES = [
     Rule("target 0, above", 4.0, 2.0, 0.0, scale=0.0, clipped=True, dropped=True),
     Rule("target 0, small", 0.5, 0.25, 0.0, 0.0, clipped=True, dropped=True),
     Rule("target 0, equal", 2.0, 2.0, 0.0, scale=1.0),
+    Rule("T 0, target 0", 4.0, 0.0, 0.0, 0.0, clipped=True, dropped=True),
     Rule("target 0, high D", 4.0, 2.0, 0.0, 0.0, clipped=True, drop=8.0, dropped=True),
     Rule("target 0, low D", 4.0, 8.0, 0.0, 0.0, clipped=True, drop=2.0, dropped=True),
     Rule("dropped", 9.0, 2.0, 2.0, scale=0.0, clipped=True, drop=8.0, dropped=True),

@@ -77,8 +77,8 @@ EQUIVALENT = {
     # `where` or `decide` discards the value.
     "scale.py": [
         ("1.0 -> 1.01", "divisor = xp.where(is_above, norms, 1.0)"),
-        # A threshold is above 0. If both are equal, either branch gives that number.
-        ("threshold > 0 -> threshold >= 0", ""),
+        # If both are equal, either branch gives that number.
+        ("threshold > 0 -> threshold >= 0", "is_drop = (threshold > 0)"),
         ("threshold < drop -> threshold <= drop", ""),
         ("limit.threshold > limit.drop -> limit.threshold >= limit.drop", ""),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import Drop, Fixed, MeanStd, Quantile
+from autoclip_core import Cap, Drop, Fixed, MeanStd, Quantile, ZScore
 from autoclip_torch import Clipper, NormClip, QuantileClip, ZClip
 
 from ..support.cases import policy_of
@@ -261,6 +261,25 @@ def test_drop_zeroes_its_row_or_cancels_the_update(action):
     assert dropped > 5
     skipped = clipper.metrics()["clip/skipped_total"]
     assert (skipped > 3) if action == "skip" else (skipped == 0)
+
+
+def test_a_cap_clips_500_healthy_updates_and_drop_skips_the_spike():
+    """Every norm exceeds the cap. The cap must not lower the level of `Drop`."""
+    norms = 3 * np.exp(0.1 * np.random.default_rng(0).standard_normal(501))
+    norms[-1] = 60.0
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    policy = Cap(Drop(ZScore(4.0), action="skip"), max_norm=1.0)
+    clipper = Clipper([weight], policy, scope="global")
+    for norm in norms:
+        weight.grad = torch.full((1,), float(norm))
+        clipper.step()
+        optimizer.step()
+    # Each healthy update is clipped to 1, and the last one is skipped.
+    assert weight.item() == pytest.approx(-500, rel=1e-6)
+    totals = ("skipped_total", "dropped_total", "clip_rate")
+    metrics = clipper.metrics()
+    assert [metrics[f"clip/{name}"] for name in totals] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("by", ["nonfinite", "Drop"])
