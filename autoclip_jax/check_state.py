@@ -41,12 +41,7 @@ def check_state(opt_state: Any) -> None:
     ValueError: opt_state is invalid: .clip_policy: deviation must be >= 0 and finite, \
 got -1.0; restore a valid checkpoint
     """
-    for path, state in find_states(opt_state, ClipState, "a clipper"):
-        if state.clip_tally.dropped is None:
-            raise ValueError(
-                "opt_state must have the present structure, but an earlier version "
-                f"saved {path}.clip_tally; call upgrade_state(opt_state)"
-            )
+    for path, state in find_clip_states(opt_state):
         for member in _split_members(jax.device_get(state)):
             for problem in find_problems(member, path):
                 raise ValueError(
@@ -99,6 +94,22 @@ def _split_members(state: ClipState) -> Iterator[ClipState]:
         return
     for index in range(len(state.clip_norm)):
         yield from _split_members(jax.tree.map(lambda leaf, i=index: leaf[i], state))
+
+
+def find_clip_states(opt_state: Any) -> list[tuple[str, ClipState]]:
+    """Return the path and the state of each clipper.
+
+    Raises:
+      ValueError: the optimizer state has none, or an earlier version saved it.
+    """
+    states = find_states(opt_state, ClipState, "a clipper")
+    for path, state in states:
+        if state.clip_tally.dropped is None:
+            raise ValueError(
+                "opt_state must have the present structure, but an earlier version "
+                f"saved {path}.clip_tally; call upgrade_state(opt_state)"
+            )
+    return states
 
 
 def find_states(

@@ -8,7 +8,7 @@ from jax import Array
 from autoclip_core import Decision
 from autoclip_core.clipper.metrics import compute_metrics
 
-from .check_state import find_states
+from .check_state import find_clip_states
 from .clipper import ClipState
 
 
@@ -27,7 +27,8 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
       Arrays of shape (), by name.
 
     Raises:
-      ValueError: the state has no clipper, or was made by `vmap`.
+      ValueError: the state has no clipper, was made by `vmap`, or was saved by an
+        earlier version.
 
     >>> import optax
     >>> from autoclip_jax import clip_by_quantile
@@ -37,7 +38,7 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     >>> float(clip_metrics(state)["clip/norm"])
     5.0
     """
-    states = [state for _, state in find_states(opt_state, ClipState, "a clipper")]
+    states = [state for _, state in find_clip_states(opt_state)]
     if len(states) == 1:
         return _state_metrics(states[0])
     return {

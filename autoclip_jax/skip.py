@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from autoclip_core import Drop, Policy
 from autoclip_core.checks import check_count, format_error
-from autoclip_core.policy import check_policy
+from autoclip_core.clipper.settings import check_traceable
 
 from .arguments import explain_arguments
 from .check_state import find_states
@@ -24,6 +24,12 @@ from .clipper import (
     wrong_state_error,
 )
 from .rows import Labels, Scope, choose_scope
+
+CLIP_AND_SKIP = (
+    "skip_steps itself drops: pass the policy inside Drop, and clip in the optimizer, "
+    "optax.chain(clip_by_policy(Fixed(1.0), scope='global'), optimizer)"
+)
+"""The way out for a policy that skips, too."""
 
 
 class SkipState(NamedTuple):
@@ -64,7 +70,8 @@ def skip_steps(
 
     Args:
       inner: the optimizer, or any chain.
-      policy: sets the threshold; nothing is scaled.
+      policy: sets the threshold; nothing is scaled. To clip as well, put
+        `clip_by_policy` into `inner`.
       max_consecutive: the most skipped updates in a row that `check_skips` accepts,
         >= 1.
       scope: as in `clip_by_policy`, but the default is "global". One row above its
@@ -88,14 +95,13 @@ def skip_steps(
     >>> updates.tolist(), int(state.skip_total)
     ([0.0], 1)
     """
-    check_policy(policy)
+    check_traceable(policy, jnp, CLIP_AND_SKIP)
     if not hasattr(inner, "init") or not hasattr(inner, "update"):
         rule = "an optax gradient transformation"
         way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
         raise TypeError(format_error("inner", rule, inner, way_out))
     check_count("max_consecutive", max_consecutive, 1)
     dropping = Drop(policy, action="skip")
-    dropping.init(1, jnp)  # raises for a history of unbounded length
     row_scope = choose_scope(scope, global_clipping, labels, rule, "global")
     check_axis_name(axis_name, row_scope)
     inner = optax.with_extra_args_support(inner)

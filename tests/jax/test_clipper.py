@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import autoclip_jax
-from autoclip_core import Drop, Fixed, Quantile, ZScore
+from autoclip_core import Cap, Drop, Fixed, Quantile, ZScore
 from autoclip_jax import (
     check_skips,
     clip_by_ema_ratio,
@@ -362,6 +362,12 @@ MISTAKES = {
     "skip": (lambda: clip_by_policy(Fixed(1.0), nonfinite="skip"), "skip_steps"),
     "raise": (lambda: clip_by_policy(Fixed(1.0), nonfinite="raise"), "check_skips"),
     "drop": (lambda: clip_by_policy(Drop(Fixed(1.0), action="skip")), "skip_steps"),
+    "drop in skip_steps": (
+        lambda: skip_steps(
+            optax.sgd(0.1), Cap(Drop(Fixed(4.0), action="skip"), max_norm=1.0)
+        ),
+        r"without Drop.*pass the policy inside Drop.*clip_by_policy\(Fixed",
+    ),
     "history": (lambda: clip_by_quantile(history_length=None), "StreamingQuantile"),
     "scope": (lambda: clip_by_quantile(scope="layer"), "one of 'parameter'"),
     "both": (
