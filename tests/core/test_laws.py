@@ -32,6 +32,7 @@ from ..support.cases import (
     any_series,
     assert_same,
     each,
+    every_kind,
     every_policy,
     fewer_examples,
     leaves,
@@ -321,7 +322,7 @@ COMBINATORS = [
 ]
 
 
-@every_policy
+@every_kind
 @fewer_examples
 @given(series=any_series(most=10))
 def test_the_inner_policy_records_as_if_it_were_alone(policy, series):
@@ -332,7 +333,7 @@ def test_the_inner_policy_records_as_if_it_were_alone(policy, series):
         assert_same(state.inner if counts else state, inner)
 
 
-@every_policy
+@every_kind
 @fewer_examples
 @given(series=any_series(most=10))
 def test_both_policies_of_a_drop_learn_as_if_alone(policy, series):
@@ -354,7 +355,7 @@ def test_both_policies_of_a_drop_learn_as_if_alone(policy, series):
 LEVEL = StreamingQuantile(0.8)
 
 
-@every_policy
+@every_kind
 @fewer_examples
 @given(series=any_series(most=12), norm=positive())
 def test_a_cap_around_drop_clips_by_the_constant(policy, series, norm):
@@ -368,7 +369,7 @@ def test_a_cap_around_drop_clips_by_the_constant(policy, series, norm):
         assert_same(state, states.policy)
 
 
-@every_policy
+@every_kind
 @fewer_examples
 @given(series=any_series(most=12), norm=positive())
 def test_drop_removes_what_its_policy_clips(policy, series, norm):

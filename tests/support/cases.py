@@ -100,6 +100,12 @@ def each(policies):
 
 every_policy = each(POLICIES)
 
+KINDS = {
+    (type(policy), type(policy.init(1))): code for code, policy in POLICIES.items()
+}
+every_kind = each({code: POLICIES[code] for code in KINDS.values()})
+"""Run a test once for each class of policy and class of state."""
+
 # A property that is tested for each policy needs fewer examples of each.
 fewer_examples = settings(max_examples=settings.default.max_examples // 10)
 
