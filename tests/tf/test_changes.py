@@ -7,7 +7,6 @@ The lists continue after every change.
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 
 import keras
 import numpy as np
@@ -19,7 +18,6 @@ from autoclip_tf import Clipper, NormClip
 from autoclip_tf.optimizers import SGD
 
 from ..support.account import POLICIES
-from ..support.cases import of_another_process
 
 POLICY, threshold_of = POLICIES["quantile"]
 ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
@@ -214,24 +212,4 @@ def test_runs_in_parallel_threads_are_independent():
     """Train four models in parallel and check each of them."""
     runs = [Run(network()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda run: run.train(15), runs))
-
-
-def digest():
-    """Return a hash of all bits of a trained model and its optimizer."""
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((50,)), layers.Dense(300), layers.Dense(2)])
-    clippers = [Clipper(POLICY), Clipper(POLICY, scope="global")]
-    optimizer = SGD(0.01, momentum=0.9, gradient_transformers=clippers)
-    model.compile(optimizer, loss="mse", run_eagerly=True)
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(64, 50)), rng.normal(size=(64, 2))
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
-    bits = sha256()
-    for variable in (*model.variables, *model.optimizer.variables):
-        bits.update(variable.numpy().tobytes())
-    return bits.hexdigest()
-
-
-def test_the_same_seed_gives_the_same_bits_in_another_process():
-    assert of_another_process(__name__) == digest()
+        list(pool.map(lambda run: run.train(8), runs))

@@ -1,15 +1,17 @@
 """2N steps equal N steps, a file, a new process and N more steps, bit for bit.
 
-Each policy has a clipper at one scope; one policy of each kind has a clipper at each
-scope. One optimizer applies all clippers, one after the other, so each format is one
-file. The clippers of each kind also run in a loop without an optimizer. The optimizer
-steps eagerly, because tracing so many clippers takes longer than the steps. The loop is
-traced.
+One policy of each kind has a clipper, at alternating scopes; a window has a clipper at
+each scope. Policies of a kind have the same arrays in a file, and `test_clipper.py`
+restores every policy from its configuration. One optimizer applies all clippers, one
+after the other, so each format is one file. A quarter of the clippers also runs in a
+loop without an optimizer. The optimizer steps eagerly, and the loop is traced.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
+from hashlib import sha256
 
 import keras
 import numpy as np
@@ -39,10 +41,11 @@ SCOPES = ("parameter", "global", "unit")
 CODES = [code for code in STATIC if "skip" not in code]
 # The last policy of each kind in the table has a short window.
 KINDS = {type(STATIC[code]): code for code in CODES}
-# A policy has no scope of its own: each policy runs at one scope, each kind at all.
-IN_LOOP = [(code, scope) for code in KINDS.values() for scope in SCOPES]
-AT_ONE_SCOPE = [(code, SCOPES[place % 3]) for place, code in enumerate(CODES)]
-RUNS = list(dict.fromkeys(AT_ONE_SCOPE + IN_LOOP))
+# The scope decides only how many rows a state has.
+AT_ONE_SCOPE = [(code, SCOPES[place % 3]) for place, code in enumerate(KINDS.values())]
+WINDOWS = [(KINDS[Quantile], scope) for scope in SCOPES]
+RUNS = list(dict.fromkeys(AT_ONE_SCOPE + WINDOWS))
+IN_LOOP = RUNS[1::4]
 
 
 def make_clippers(runs):
@@ -177,11 +180,32 @@ def resume(folder):
     for name, (kind, _, load) in FORMATS.items():
         load(runs[kind], folder)
         np.savez(folder / f"{name}.npz", *train(runs[kind], range(N, 2 * N)))
+    (folder / "digest").write_text(fit_and_digest())
+
+
+def fit_and_digest():
+    """Return a hash of all bits of a model and its optimizer after `fit`."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers.Dense(300), keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((50,)), *layers])
+    clippers = [QuantileClip(0.75, history_length=8, scope=s) for s in SCOPES[:2]]
+    optimizer = SGD(0.01, momentum=0.9, gradient_transformers=clippers)
+    model.compile(optimizer, loss="mse", run_eagerly=True)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 50)), rng.normal(size=(64, 2))
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    bits = sha256()
+    for variable in (*model.variables, *model.optimizer.variables):
+        bits.update(variable.numpy().tobytes())
+    return bits.hexdigest()
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Return the results of the uninterrupted and the resumed run of each format."""
+    """Return the results of the uninterrupted and the resumed run of each format.
+
+    The last entry holds a hash of another run in both processes.
+    """
     folder, uninterrupted = tmp_path_factory.mktemp("resume"), {}
     for kind in (InOptimizer, InLoop):
         run = kind()
@@ -193,12 +217,15 @@ def outcomes(tmp_path_factory):
         check_metrics(run.clippers)
     code = f"import sys; from {__name__} import resume; resume(sys.argv[1])"
     root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, folder], cwd=root, check=True)
+    # The new process orders sets of strings in another way.
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", code, folder]
+    subprocess.run(command, cwd=root, env=environment, check=True)
     results = {}
     for name, (kind, _, _) in FORMATS.items():
         with np.load(folder / f"{name}.npz") as file:
             results[name] = uninterrupted[kind], list(file.values())
-    return results
+    return results | {"digest": (fit_and_digest(), (folder / "digest").read_text())}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -208,6 +235,11 @@ def test_all_clippers_resume_in_a_new_process_bit_for_bit(outcomes, form):
     assert len(uninterrupted) == len(resumed) > 5 * len(clippers)
     for one, other in zip(uninterrupted, resumed, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
+
+
+def test_the_same_seed_gives_the_same_bits_in_another_process(outcomes):
+    one, other = outcomes["digest"]
+    assert one == other
 
 
 # Files that are broken or do not fit.
