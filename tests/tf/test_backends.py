@@ -1,4 +1,4 @@
-"""The same training on the three backends of Keras, each in a child process."""
+"""Keras trains alike on its backends; JAX and torch run in child processes."""
 
 import functools
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ..support import keras_child
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["quantile", "global", "unit", "zscore", "norm", "value"]
 
@@ -18,9 +20,14 @@ NAMES = ["quantile", "global", "unit", "zscore", "norm", "value"]
 @functools.cache
 def results_on(backend):
     """Return the results of `keras_child.py` on a backend."""
+    if backend == "tensorflow":  # the backend of this process
+        with tempfile.TemporaryDirectory() as folder:
+            return keras_child.check_backend(Path(folder))
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
+        # Each operation of an eager step is compiled; that takes longer than the steps.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PYTHONWARNINGS": "ignore",
     }
@@ -51,10 +58,9 @@ def every_backend(*names):
 pytestmark = pytest.mark.slow
 
 
-def check_same(name, one, other):
+def check_same(name, one, other, steps):
     """Check that two runs have the same metrics of a clipper and the same weights."""
-    assert one[name]["steps"] == other[name]["steps"] == 12
-    assert one[name]["clip_rate"] > 0
+    assert one[name]["steps"] == other[name]["steps"] == steps
     for key in ("norm", "threshold"):
         np.testing.assert_allclose(one[name][key], other[name][key], rtol=1e-4)
     for weight, expected in zip(one["weights"], other["weights"], strict=True):
@@ -64,14 +70,15 @@ def check_same(name, one, other):
 @every_backend("jax", "torch")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backend_trains_as_tensorflow_does(name, backend):
-    check_same(name, results_on(backend), results_on("tensorflow"))
+    assert results_on(backend)[name]["clip_rate"] > 0
+    check_same(name, results_on(backend), results_on("tensorflow"), steps=12)
 
 
 @every_backend("jax")
 def test_uncompiled_training_gives_the_same_numbers(backend):
     results = results_on(backend)
     for name in NAMES:
-        check_same(name, results["uncompiled"], results)
+        check_same(name, results["uncompiled"], results["first epoch"], steps=4)
 
 
 @every_backend("jax", "tensorflow", "torch")
@@ -79,9 +86,9 @@ def test_runs_are_logged_saved_and_observed_once_per_update(backend):
     results = results_on(backend)
     assert all(results[name]["logged"] for name in NAMES)
     assert results["resumed"]
-    assert results["accumulated"] == 4
+    assert results["accumulated"] == 2
 
 
 @every_backend("jax")
 def test_stateless_apply_matches_the_golden_traces(backend):
-    assert results_on(backend)["traces"] == 4
+    assert results_on(backend)["traces"] == len(keras_child.TRACED)
