@@ -12,6 +12,7 @@ from torch._inductor import config as inductor
 from autoclip_core import (
     Cap,
     Drop,
+    EmaRatio,
     Fixed,
     Quantile,
     StreamingQuantile,
@@ -39,8 +40,11 @@ CLIPPERS = {
     "agc": lambda p: AGC(p, clipping=0.5),
     "constant": lambda p: NormClip(p, max_norm=5.0),
     "value": lambda p: ValueClip(p, clip_value=0.5),
-    "warm-up": lambda p: Clipper(
-        p, Warmup(Cap(StreamingQuantile(0.5), max_norm=9.0), steps=3)
+    "combinators": lambda p: Clipper(
+        p,
+        Warmup(
+            Cap(Drop(EmaRatio(3.0), clip=StreamingQuantile(0.5)), max_norm=9.0), steps=3
+        ),
     ),
 }
 
@@ -115,6 +119,7 @@ def test_a_compiled_step_decides_as_an_eager_one(name):
     expected = train(eager, updater(eager, eager_clipper), 30)
     decisions = train(traced, compiled(updater(traced, traced_clipper)), 30)
     assert expected[3].any()  # something was clipped
+    assert expected[6].any() == (name == "combinators")  # and dropped
     for actual, wanted in zip(decisions, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=0)
     for actual, wanted in zip(traced, eager, strict=True):
