@@ -47,6 +47,7 @@ TESTS = {
     "record/totals.py": ["log_totals"],
     "policies/mean_std.py": [*FAST, "policies", "golden"],
     "clipper/metrics.py": ["metrics", "validation"],
+    "clipper/norms.py": ["norms", "metrics"],
     "history/moments.py": ["moments", "policies", "golden"],
     "policies/param_ratio.py": [*FAST, "policies", "golden"],
     "clipper/patterns.py": ["patterns"],
@@ -104,13 +105,13 @@ EQUIVALENT = {
     "clipper/metrics.py": [
         # `where` discards the value, or it is the same in every row.
         ("xp.any -> xp.all", "as_count(xp.any(decision.skipped))"),
-        ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("0 -> 1", "xp.where(total > 0, total, 1)"),
         ("1 -> 2", "xp.where(total > 0, total, 1)"),
         # Without a threshold every place holds +inf; with one, both are the first.
         ("count > 0 -> count >= 0", ""),
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
     ],
+    "clipper/norms.py": [("1.0 -> 1.01", "largest, 1.0)")],
     # The replay reports only the first row.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
     # Whether a policy cancels updates does not depend on the number of rows.
