@@ -10,6 +10,7 @@ files elsewhere that are called `test_torch_*.py`, `test_tf_*.py`, `test_jax_*.p
 that needs a framework has `@pytest.mark.needs("jax")` and imports it inside.
 """
 
+import gc
 import importlib.util
 import os
 import sys
@@ -116,6 +117,13 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu") and not cuda():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def pytest_collection_finish(session):
+    # The trainers of Hugging Face, Keras and some tests call gc.collect(). It need not
+    # examine the modules of all frameworks each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_collectionfinish(config, items):
