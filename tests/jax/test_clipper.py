@@ -33,7 +33,12 @@ FACTORIES = {
     "ema_ratio": lambda **k: clip_by_ema_ratio(warmup_steps=0, **k),
     "param_ratio": lambda **k: clip_by_param_ratio(0.1, **k),
 }
-STATIC = [c for c in traced_policies() if "None" not in c and "skip" not in c]
+KINDS = {
+    jax.tree.structure(policy_of(code).init(1)): code
+    for code in traced_policies()
+    if "None" not in code and "skip" not in code
+}
+"""A policy for each structure of state. `core/test_parity.py` compiles every policy."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +81,7 @@ def through_optax(policy, series):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", STATIC)
+@pytest.mark.parametrize("code", KINDS.values())
 def test_jitted_steps_match_the_golden_traces(code):
     check_traces(through_optax, code)
 

@@ -32,6 +32,8 @@ WHOLE = [
     if all(grad is not None for grads in CASES[name].series() for grad in grads)
 ]
 """Cases for `lax.scan`, which needs the same structure, without None, in every step."""
+STEPWISE = [name for name in NARROW if name not in WHOLE] + ["nothing"]
+"""Cases for jitted steps: those with None, and one that also runs in `lax.scan`."""
 LONGEST = max(CASES[name].steps for name in WHOLE)
 
 CLIPPERS = {
@@ -119,7 +121,7 @@ def to_numpy(update):
 
 
 @every_pair
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", STEPWISE)
 def test_jitted_steps(name, policy, scope):
     check_one(name, policy, scope, one_by_one(name))
 
