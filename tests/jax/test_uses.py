@@ -182,32 +182,39 @@ def test_the_nfnets_rule_is_that_of_optax_bit_for_bit(shape):
 
 
 def units(params, rule="flax"):
+    """Return the number of units of parameters; shapes suffice."""
     return len(clip_by_param_ratio(rule=rule).init(params).clip_norm)
 
 
 def test_flax_linen_units(lenient):
     nn = pytest.importorskip("flax.linen")
-    key, image = jax.random.key(0), jnp.ones((1, 8, 8, 4))
-    assert units(nn.Dense(7).init(key, jnp.ones((1, 3)))) == 7 + 1
-    assert units(nn.Conv(6, (3, 3)).init(key, image)) == 6 + 1
-    depthwise = nn.Conv(8, (3, 3), feature_group_count=4)
-    assert units(depthwise.init(key, image)) == 8 + 1
-    assert units(nn.ConvTranspose(6, (3, 3)).init(key, image)) == 6 + 1
-    assert units(nn.Embed(11, 5).init(key, jnp.array([1]))) == 11
-    attention = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
-    # query, key and value have 2 heads of 4 outputs each, and out has 8 outputs.
-    assert units(attention.init(key, jnp.ones((1, 5, 8)))) == 3 * 8 + 8
+    image = jnp.ones((1, 8, 8, 4))
+    modules = [
+        (7 + 1, nn.Dense(7), jnp.ones((1, 3))),
+        (6 + 1, nn.Conv(6, (3, 3)), image),
+        (8 + 1, nn.Conv(8, (3, 3), feature_group_count=4), image),
+        (6 + 1, nn.ConvTranspose(6, (3, 3)), image),
+        (11, nn.Embed(11, 5), jnp.array([1])),
+        # query, key and value have 2 heads of 4 outputs each, and out has 8 outputs.
+        (
+            3 * 8 + 8,
+            nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False),
+            jnp.ones((1, 5, 8)),
+        ),
+    ]
+    for count, module, inputs in modules:
+        assert units(jax.eval_shape(module.init, jax.random.key(0), inputs)) == count
 
 
 def test_flax_nnx_units(lenient):
     nnx = pytest.importorskip("flax.nnx")
-    rngs = nnx.Rngs(0)
     modules = {
-        7 + 1: nnx.Linear(3, 7, rngs=rngs),
-        6 + 1: nnx.Conv(4, 6, (3, 3), rngs=rngs),
-        11: nnx.Embed(11, 5, rngs=rngs),
+        7 + 1: lambda rngs: nnx.Linear(3, 7, rngs=rngs),
+        6 + 1: lambda rngs: nnx.Conv(4, 6, (3, 3), rngs=rngs),
+        11: lambda rngs: nnx.Embed(11, 5, rngs=rngs),
     }
-    for count, module in modules.items():
+    for count, make in modules.items():
+        module = nnx.eval_shape(lambda make=make: make(nnx.Rngs(0)))
         assert units(nnx.state(module, nnx.Param)) == count
 
 
@@ -221,8 +228,8 @@ def test_haiku_units(lenient):
         (8 + 1, lambda x: hk.DepthwiseConv2D(2, 3)(x)),
     ]
     for count, function in modules:
-        params = hk.transform(function).init(jax.random.key(0), image)
-        assert units(params) == count
+        init = hk.transform(function).init
+        assert units(jax.eval_shape(init, jax.random.key(0), image)) == count
 
 
 def test_equinox_units(lenient):
