@@ -95,16 +95,14 @@ def test_a_nan_in_one_shard_cancels_the_update_on_all_ranks(results, world):
         assert rank == {"unchanged": True, "steps": [1], "skipped": 1.0}
 
 
-@every_world
-def test_too_many_skips_stop_a_run_with_shards(results, world):
-    for rank in of(results, world, "too_many_skips_of_shards"):
+def test_too_many_skips_stop_a_run_with_shards(results):
+    for rank in of(results, 2, "too_many_skips_of_shards"):
         assert rank["step"] == 2
         assert "3 updates in a row were skipped" in rank["error"]
 
 
-@every_world
-def test_too_many_skips_stop_a_fused_run_with_shards(results, world):
-    for rank in of(results, world, "too_many_skips_of_a_fused_optimizer"):
+def test_too_many_skips_stop_a_fused_run_with_shards(results):
+    for rank in of(results, 2, "too_many_skips_of_a_fused_optimizer"):
         assert rank["step"] == 2
         assert "3 updates in a row were skipped" in rank["error"]
 
@@ -123,9 +121,8 @@ def test_an_overflow_on_one_rank_is_an_overflow_on_all_ranks(results, world):
     assert ranks[0]["metrics"]["clip/clip_rate"] == 1.0
 
 
-@every_world
-def test_a_loss_scale_over_shards_is_the_same_on_all_ranks(results, world):
-    ranks = of(results, world, "a_scaler_of_shards")
+def test_a_loss_scale_over_shards_is_the_same_on_all_ranks(results):
+    ranks = of(results, 2, "a_scaler_of_shards")
     for rank in ranks:
         for way in rank["ways"]:
             first, second, third = way["weights"]
@@ -138,30 +135,26 @@ def test_a_loss_scale_over_shards_is_the_same_on_all_ranks(results, world):
                 assert_close(way["metrics"][name], expected, rtol=1e-4)
 
 
-@every_world
-def test_a_scaler_around_attached_stages_is_refused_on_all_ranks(results, world):
-    for rank in of(results, world, "a_scaler_around_attached_stages"):
+def test_a_scaler_around_attached_stages_is_refused_on_all_ranks(results):
+    for rank in of(results, 2, "a_scaler_around_attached_stages"):
         assert len(rank["errors"]) == 3
         for error in rank["errors"]:
             assert "clipper.step(scaler=scaler, optimizer=optimizer)" in error
         assert rank["left"] == []
 
 
-@every_world
-def test_attached_stages_share_one_norm(results, world):
-    for rank in of(results, world, "attached_stages"):
-        assert_close(rank["weight"], -1 / world**0.5)
+def test_attached_stages_share_one_norm(results):
+    for rank in of(results, 2, "attached_stages"):
+        assert_close(rank["weight"], -1 / 2**0.5)
 
 
-@every_world
-def test_a_copy_of_a_clipper_reduces_over_the_same_ranks(results, world):
-    for rank in of(results, world, "a_copy_of_a_clipper_of_stages"):
-        assert_close(rank["norm"], 3 * world**0.5)
+def test_a_copy_of_a_clipper_reduces_over_the_same_ranks(results):
+    for rank in of(results, 2, "a_copy_of_a_clipper_of_stages"):
+        assert_close(rank["norm"], 3 * 2**0.5)
 
 
-@every_world
-def test_a_clipper_made_before_sharding_warns(results, world):
-    for rank in of(results, world, "made_before_sharding"):
+def test_a_clipper_made_before_sharding_warns(results):
+    for rank in of(results, 2, "made_before_sharding"):
         model, parameters, part = rank["warnings"]
         assert len(model) == len(parameters) == len(part) == 1
         assert model[0].startswith("8 of the clipper's parameters, such as a.weight")
@@ -189,9 +182,8 @@ def test_a_process_group_across_shards_is_refused(results):
         assert "process_group must be within the ranks" in rank["error"]
 
 
-@every_world
-def test_frozen_parameters_are_handled_as_in_one_process(results, world):
-    for rank in of(results, world, "frozen_on_all_ranks"):
+def test_frozen_parameters_are_handled_as_in_one_process(results):
+    for rank in of(results, 2, "frozen_on_all_ranks"):
         for sharded, alone in zip(rank["sharded"], rank["alone"], strict=True):
             assert_close(sharded, alone)
 
@@ -203,16 +195,14 @@ def test_stages_on_one_grid_are_not_taken_for_copies(results, world):
         assert_close(rank["norms"], wanted)
 
 
-@every_world
-def test_the_flat_parameters_of_fsdp1_are_refused(results, world):
-    for rank in of(results, world, "flat_parameters_of_fsdp1"):
+def test_the_flat_parameters_of_fsdp1_are_refused(results):
+    for rank in of(results, 2, "flat_parameters_of_fsdp1"):
         assert "FSDP1" in rank["error"]
         assert "threshold()" in rank["error"]
 
 
-@every_world
-def test_an_infinity_in_one_shard_raises_on_all_ranks(results, world):
-    errors = {r["error"] for r in of(results, world, "raise_on_a_nan_of_one_rank")}
+def test_an_infinity_in_one_shard_raises_on_all_ranks(results):
+    errors = {r["error"] for r in of(results, 2, "raise_on_a_nan_of_one_rank")}
     assert len(errors) == 1
     assert "is not finite" in errors.pop()
 
@@ -236,10 +226,9 @@ def test_the_stages_of_a_pipeline_share_one_norm(results, world):
     assert_close(after.tolist(), [1.0] * 3)
 
 
-@every_world
-def test_a_norm_that_is_a_dtensor_can_be_observed(results, world):
+def test_a_norm_that_is_a_dtensor_can_be_observed(results):
     alone = in_one_process("global")["decisions"][0][0]
-    for rank in of(results, world, "observe_a_sharded_norm"):
+    for rank in of(results, 2, "observe_a_sharded_norm"):
         assert rank["kind"] == "DTensor"
         assert_close(rank["norm"], alone)
 
@@ -259,16 +248,14 @@ def test_stages_with_different_rows_are_refused_on_every_rank(results, world):
         assert rank["grad"] == 1.0
 
 
-@every_world
-def test_removing_one_of_two_clippers_leaves_the_other_its_mark(results, world):
-    for rank in of(results, world, "two_clippers_of_stages"):
+def test_removing_one_of_two_clippers_leaves_the_other_its_mark(results):
+    for rank in of(results, 2, "two_clippers_of_stages"):
         assert rank["marked"] == [["_step_supports_amp_scaling"]] * 2
         assert rank["left"] == []
 
 
-@every_world
-def test_a_value_clip_clamps_sums_and_not_their_parts(results, world):
-    for rank in of(results, world, "sequence_parallel"):
+def test_a_value_clip_clamps_sums_and_not_their_parts(results):
+    for rank in of(results, 2, "sequence_parallel"):
         for whole, parts in zip(rank["found"][::2], rank["found"][1::2], strict=True):
             assert all("Partial" in kind for kind in parts["kinds"])
             assert max(whole["values"]) > 20.0
