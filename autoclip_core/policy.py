@@ -47,7 +47,8 @@ class Decision(NamedTuple):
     threshold: Array
     """min(T, D), the norm above which the row is changed; +inf without a limit."""
     scale: Array
-    """The factor for the gradient of the row: 1 keeps it, 0 removes it."""
+    """The factor for the gradient of the row: 1 keeps it, 0 removes it. In a clipper
+    with `scale_only`, the norm after scaling divided by the norm before."""
     clipped: Array
     """Whether the norm is finite and exceeds the threshold; a dropped row, too."""
     finite: Array

@@ -43,6 +43,9 @@ class Clipper(Observer):
       max_threshold: the threshold is never above this, > 0, also during the warm-up.
       exclude: parameters to leave out: names, names of modules, patterns with `*`,
         compiled regular expressions, or functions of (name, parameter).
+      scale_only: the parameters that clipping scales, in the forms of `exclude`; by
+        default all. The others belong to the norm of their row and are not scaled. A
+        row that is not finite, dropped or skipped is still removed as a whole.
       dry_run: measure, decide and record, but change no gradient.
       max_consecutive_skips: if more updates in a row are skipped, `step` raises a
         RuntimeError (on an accelerator, `metrics` does).
@@ -79,6 +82,7 @@ class Clipper(Observer):
         min_threshold: float | None = None,
         max_threshold: float | None = None,
         exclude: Pattern | Iterable[Pattern] | None = (),
+        scale_only: Pattern | Iterable[Pattern] | None = None,
         dry_run: bool = False,
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
@@ -93,6 +97,7 @@ class Clipper(Observer):
                 warmup_steps, warmup_threshold, min_threshold, max_threshold
             ),
             exclude=exclude,
+            scale_only=scale_only,
             dry_run=check_flag("dry_run", dry_run),
             most_skips=max_consecutive_skips,
             process_group=process_group,

@@ -38,12 +38,12 @@ class ClipCallback(pl.Callback):
       optimizer: the number of the only optimizer to clip, in the order of
         `configure_optimizers`; by default all are clipped. For a different rule per
         optimizer, give the trainer several callbacks.
-      **keywords: the keywords of `clipper`; `exclude` may name parameters that are
-        still frozen.
+      **keywords: the keywords of `clipper`; `exclude` and `scale_only` may name
+        parameters that are still frozen.
 
     Raises:
       ValueError: at the start of training, if `optimizer` is not a valid index,
-        `exclude` matches no parameter of the module, or the checkpoint does not fit.
+        a pattern matches no parameter of the module, or the checkpoint does not fit.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
@@ -70,19 +70,19 @@ class ClipCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """The name of the state: class, optimizer, scope and exclude.
+        """The name of the state: class, optimizer, scope, exclude and scale_only.
 
         A trainer may have several of these callbacks. Other settings are not part of
         the name: a state that differs in them is refused with the difference, while a
         state under another name would be ignored.
         """
         name = getattr(self._make, "__name__", type(self._make).__name__)
-        exclude = self._keywords.get("exclude")
+        keywords = self._keywords
+        settings = {"scope": keywords.get("scope"), "exclude": keywords.get("exclude")}
+        if "scale_only" in keywords:  # earlier checkpoints have no such entry
+            settings["scale_only"] = keywords["scale_only"]
         # The repr of a function has an address, which differs in the next process.
-        settings = {
-            "scope": self._keywords.get("scope"),
-            "exclude": getattr(exclude, "__qualname__", exclude),
-        }
+        settings = {k: getattr(v, "__qualname__", v) for k, v in settings.items()}
         if self._index is not None:
             settings["optimizer"] = self._index
         return self._generate_state_key(clipper=name, **settings)

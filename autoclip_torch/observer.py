@@ -9,7 +9,7 @@ from torch import Tensor
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
 from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
-from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
@@ -19,9 +19,9 @@ from .rows.groups import (
     Group,
     NamedParameter,
     ParametersLike,
-    check_patterns,
     exclude_from,
     find_units,
+    mark_scaled,
     read_groups,
     refuse_shared,
 )
@@ -42,10 +42,8 @@ class Observer:
     Args:
       parameters: as in `Clipper`.
       policy: the policy of all groups that do not set their own.
-      scope: as in `Clipper`.
-      nonfinite: as in `Clipper`.
+      scope, nonfinite, exclude, scale_only: as in `Clipper`.
       bounds: the warm-up, the floor and the cap of each policy.
-      exclude: as in `Clipper`.
       **stepping: the other arguments of `Stepper`.
 
     Raises:
@@ -63,6 +61,7 @@ class Observer:
         nonfinite: str,
         bounds: PolicyBounds,
         exclude: Pattern | Iterable[Pattern] | None,
+        scale_only: Pattern | Iterable[Pattern] | None,
         **stepping: Any,
     ) -> None:
         """Check the arguments and lay out the rows."""
@@ -72,8 +71,8 @@ class Observer:
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
         self._bounds = bounds
         self._exclude = as_patterns(exclude)
+        self._scale_only = as_scale_patterns(scale_only)
         self._groups = read_groups(parameters)
-        check_patterns(self._groups, self._exclude)
         rows = self._lay_out(self._groups)
         self._stepper = self._stepper_class(
             self._groups, rows, nonfinite=nonfinite, **stepping
@@ -258,7 +257,8 @@ class Observer:
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings = {"nonfinite": self.nonfinite, **vars(self._bounds)}
-        settings |= {"exclude": self._exclude, "dry_run": self._stepper.dry_run}
+        settings |= {"exclude": self._exclude, "scale_only": self._scale_only}
+        settings["dry_run"] = self._stepper.dry_run
         shown = {k: v for k, v in settings.items() if v and v != "zero"}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)
@@ -278,8 +278,9 @@ class Observer:
         def policy_of(overrides: dict[str, Any]) -> Policy:
             return self._bounds.apply(self._group_policy(overrides))
 
-        clipped = exclude_from(groups, self._exclude)
-        return make_rows(clipped, self.scope, policy_of, self._get_units)
+        clipped = mark_scaled(exclude_from(groups, self._exclude), self._scale_only)
+        scales_all = not self._scale_only
+        return make_rows(clipped, self.scope, policy_of, self._get_units, scales_all)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""

@@ -42,7 +42,7 @@ class ClipCallback(TrainerCallback, ExportableState):
     Args:
       clipper: a class of `autoclip_torch`, or its name.
       **keywords: the keywords of the class: plain Python and policies, which are saved
-        as JSON. `exclude` may name parameters that are still frozen.
+        as JSON. `exclude` and `scale_only` may name parameters that are still frozen.
 
     Raises:
       ValueError, TypeError: a class or a setting that no checkpoint can hold.

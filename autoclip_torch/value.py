@@ -16,6 +16,7 @@ from .clipper import Clipper
 from .gradients.layout import Gradients, as_real, make_writable
 from .gradients.sharded import is_partial, sum_partial
 from .rows.groups import ParametersLike
+from .rows.rows import Rows
 from .rows.settings import ClipperKeywords, check_keys
 from .step.amp import LossScale
 from .step.stepper import Stepper
@@ -28,6 +29,10 @@ class ValueStepper(Stepper):
     def has_one_factor(self) -> bool:
         """False: each element has its own factor."""
         return False
+
+    def split(self, rows: Rows) -> Rows:
+        """Return the rows: the norm after clamping is measured, not computed."""
+        return rows
 
     def measure(
         self,
@@ -74,11 +79,13 @@ class ValueStepper(Stepper):
         entries = self.rows.by_parameter
         for entry, limit in zip(entries, self._get_limits(), strict=True):
             gradient = entry.parameter.grad
-            if gradient is not None and gradient.is_sparse:
+            if gradient is None or not entry.is_scaled:
+                continue
+            if gradient.is_sparse:
                 entry.parameter.grad = _clamp_copy(gradient, limit)
             elif is_partial(gradient):
                 entry.parameter.grad = _clamp_(sum_partial(gradient), limit)
-            elif gradient is not None:
+            else:
                 _clamp_(make_writable(entry, gradient), limit)
 
     def _map(
@@ -89,13 +96,13 @@ class ValueStepper(Stepper):
             yield None if gradient is None else function(gradient, limit)
 
     def _get_limits(self) -> list[float]:
-        """Return the clip value of each parameter."""
+        """Return the clip value of each parameter; +inf if it is only measured."""
         limits, by_policy = [], self.rows.by_policy
         for entry in self.rows.by_parameter:
             blocks = (b for b in by_policy if b.start <= entry.start < b.stop)
             # A parameter without rows has nothing to clip, and perhaps no policy.
             policy: Any = next(blocks, by_policy[0]).policy
-            limits.append(policy.max_norm)
+            limits.append(policy.max_norm if entry.is_scaled else float("inf"))
         return limits
 
 
@@ -111,8 +118,9 @@ class ValueClip(Clipper):
     Args:
       parameters: see `Clipper`.
       clip_value: the largest magnitude, > 0. It limits each part of a complex element.
-      **keywords: scope, global_clipping, nonfinite, exclude, dry_run and
-        max_consecutive_skips, as in `Clipper`.
+      **keywords: scope, global_clipping, nonfinite, exclude, scale_only, dry_run and
+        max_consecutive_skips, as in `Clipper`. With `scale_only`, the elements of the
+        other parameters are measured and not clipped.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.

@@ -1,31 +1,55 @@
-"""The patterns that `exclude` accepts, in every framework."""
+"""The patterns that `exclude` and `scale_only` accept, in every framework."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from autoclip_core.checks import format_error
+
 Pattern = str | re.Pattern[str] | Callable[[str | None, Any], bool]
 """A name, a module's name, a pattern with `*`, a regular expression, or a function."""
 
 
-def as_patterns(exclude: Pattern | Iterable[Pattern] | None) -> list[Pattern]:
+def as_patterns(
+    given: Pattern | Iterable[Pattern] | None, argument: str = "exclude"
+) -> list[Pattern]:
     """Return the patterns in an argument: one pattern, several, or None.
+
+    Args:
+      given: the value of the argument.
+      argument: its name, for the error message.
 
     Raises:
       TypeError: an entry is neither a name, a pattern nor a function.
     """
-    if exclude is None:
+    if given is None:
         return []
-    is_list = isinstance(exclude, Iterable) and not isinstance(exclude, str)
-    patterns: Any = list(exclude) if is_list else [exclude]  # type: ignore[arg-type]
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    patterns: Any = list(given) if is_list else [given]  # type: ignore[arg-type]
     for pattern in patterns:
         if not isinstance(pattern, str | re.Pattern) and not callable(pattern):
             raise TypeError(
-                "exclude must hold names, patterns or a function of (name, parameter), "
-                f"got {pattern!r}"
+                f"{argument} must hold names, patterns or a function of (name, "
+                f"parameter), got {pattern!r}"
             )
     return patterns  # type: ignore[no-any-return]
+
+
+def as_scale_patterns(
+    scale_only: Pattern | Iterable[Pattern] | None,
+) -> list[Pattern]:
+    """Return the patterns of `scale_only`; no pattern means that all are scaled.
+
+    Raises:
+      TypeError: an entry is neither a name, a pattern nor a function.
+      ValueError: the argument holds no pattern.
+    """
+    patterns = as_patterns(scale_only, "scale_only")
+    if scale_only is not None and not patterns:
+        rule, way_out = "None or hold a pattern", "to scale nothing, set dry_run=True"
+        raise ValueError(format_error("scale_only", rule, scale_only, way_out))
+    return patterns
 
 
 def check_patterns_match(
@@ -33,6 +57,7 @@ def check_patterns_match(
     parameters: Sequence[tuple[str | None, Any]],
     match: Callable[[Pattern, str | None, Any], bool],
     way_out: str,
+    argument: str = "exclude",
 ) -> None:
     """Check that each pattern except a function matches at least one parameter.
 
@@ -41,6 +66,7 @@ def check_patterns_match(
       parameters: pairs of name and parameter.
       match: returns whether a pattern matches a name and a parameter.
       way_out: for the error if no parameter has a name: how to pass names.
+      argument: the argument that holds the patterns, for the error message.
 
     Raises:
       ValueError: the parameters have no names, or a pattern matches none of them.
@@ -50,15 +76,15 @@ def check_patterns_match(
             continue
         if all(name is None for name, _ in parameters):
             raise ValueError(
-                f"exclude={pattern!r} needs named parameters, got unnamed ones; "
+                f"{argument}={pattern!r} needs named parameters, got unnamed ones; "
                 f"{way_out}"
             )
         if not any(match(pattern, *parameter) for parameter in parameters):
             names = ", ".join(str(name) for name, _ in parameters[:8])
             names += ", ..." if len(parameters) > 8 else ""
             raise ValueError(
-                f"exclude must match a parameter's name, got {pattern!r}; the names "
-                f"are {names}"
+                f"{argument} must match a parameter's name, got {pattern!r}; the "
+                f"names are {names}"
             )
 
 

@@ -31,6 +31,7 @@ class ClipperKeywords(TypedDict, total=False):
     global_clipping: bool | None
     nonfinite: str
     exclude: Pattern | Iterable[Pattern] | None
+    scale_only: Pattern | Iterable[Pattern] | None
     dry_run: bool
 
 

@@ -64,14 +64,12 @@ def measure(
     wide = get_wide_type(device)
     absent = torch.zeros((), dtype=wide, device=device)
     true = torch.ones((), dtype=torch.bool, device=device)
-    # Parameters are in the order of their rows, so the keys are, too.
-    vectors: dict[int, list[Tensor]] = {entry.start: [] for entry in rows.by_parameter}
-    widths = {entry.start: entry.stop - entry.start for entry in rows.by_parameter}
+    vectors: dict[int, list[Tensor]] = {start: [] for start in rows.ranges}
     for entry, norms in _measure_parameters(rows, tensors, wide):
         vectors[entry.start].append(norms.to(device, non_blocking=True))
     norms_of_rows, observed = [], []
     for start, parts in vectors.items():
-        width = widths[start]
+        width = rows.ranges[start]
         norms_of_rows.append(combine_norms(parts) if parts else absent.expand(width))
         observed.append((true if parts else ~true).expand(width))
     return torch.cat(norms_of_rows), torch.cat(observed)

@@ -1,6 +1,6 @@
 """Keep a clipper up to date with an optimizer that gets parameters later."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,13 +24,14 @@ def make_clipper(
 
     Args:
       make: a class of clippers, or a function that takes groups and returns a clipper.
-      keywords: the keywords of `make`. `exclude` may name any parameter of the model,
-        also if another optimizer steps it or if it is still frozen.
+      keywords: the keywords of `make`. `exclude` and `scale_only` may name any
+        parameter of the model, also if another optimizer steps it or if it is still
+        frozen.
       optimizer: a torch optimizer, or a wrapper that holds one.
       model: the module whose parameters the optimizer steps.
 
     Raises:
-      ValueError: the optimizer steps no parameter of the model, or `exclude` matches
+      ValueError: the optimizer steps no parameter of the model, or a pattern matches
         no parameter of the model.
     """
     optimizer, parameters = unwrap(optimizer), list(model.named_parameters())
@@ -40,16 +41,22 @@ def make_clipper(
             f"{type(optimizer).__name__} that steps none of them; make it after the "
             "model was moved, wrapped or sharded"
         )
-    patterns = as_patterns(keywords.get("exclude"))
-    match = partial(matches, separator=".")
-    check_patterns_match(patterns, parameters, match, "name those of the model")
+    functions = {
+        argument: _join_patterns(keywords[argument], argument, parameters)
+        for argument in ("exclude", "scale_only")
+        if keywords.get(argument)
+    }
+    return make(read_optimizer_groups(optimizer, model), **{**keywords, **functions})
 
-    def is_excluded(name: str | None, parameter: Tensor) -> bool:
-        return any(match(pattern, name, parameter) for pattern in patterns)
 
-    if patterns:
-        keywords = {**keywords, "exclude": is_excluded}
-    return make(read_optimizer_groups(optimizer, model), **keywords)
+def _join_patterns(
+    given: Any, argument: str, parameters: Sequence[tuple[str, Tensor]]
+) -> Callable[[str | None, Tensor], bool]:
+    """Return a function that says whether a pattern of the argument matches."""
+    patterns, match = as_patterns(given, argument), partial(matches, separator=".")
+    way_out = "name those of the model"
+    check_patterns_match(patterns, parameters, match, way_out, argument)
+    return lambda name, parameter: any(match(p, name, parameter) for p in patterns)
 
 
 def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Read the first argument of a clipper: parameters, names, groups and units."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ class NamedParameter:
     name: str | None
     layer: nn.Module | None = None
     """The module that owns the parameter, if the clipper received a module."""
+    is_scaled: bool = True
+    """Whether clipping scales its gradient."""
 
 
 @dataclass
@@ -75,26 +77,27 @@ def read_optimizer_groups(
     return [Group(list(map(name_as_in_model, group.parameters))) for group in groups]
 
 
-def check_patterns(groups: Sequence[Group], patterns: Sequence[Pattern]) -> None:
-    """Refuse a pattern that cannot match.
-
-    Raises:
-      ValueError: the parameters have no names, or no name matches.
-    """
+def _check_patterns(
+    groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
+) -> None:
+    """Refuse a pattern of an argument that cannot match."""
     pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
     way_out = "pass the model or model.named_parameters()"
-    check_patterns_match(patterns, pairs, partial(matches, separator="."), way_out)
+    match = partial(matches, separator=".")
+    check_patterns_match(patterns, pairs, match, way_out, argument)
 
 
-def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[Group]:
+def exclude_from(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
     """Return the groups without the parameters that a pattern matches.
 
     Raises:
-      ValueError: no parameter is left.
+      ValueError: the parameters have no names, no name matches, or no parameter is
+        left.
     """
-    patterns, left = list(patterns), []
+    _check_patterns(groups, patterns, "exclude")
+    left = []
     for index, group in enumerate(groups):
-        parameters = [p for p in group.parameters if not _is_excluded(p, patterns)]
+        parameters = [p for p in group.parameters if not _is_matched(p, patterns)]
         if parameters:
             left.append(Group(parameters, group.overrides, f"group {index}"))
     if not left:
@@ -105,7 +108,23 @@ def exclude_from(groups: Sequence[Group], patterns: Iterable[Pattern]) -> list[G
     return left
 
 
-def _is_excluded(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
+def mark_scaled(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
+    """Return the groups; only parameters that a pattern matches are marked as scaled.
+
+    Without patterns, all are scaled.
+
+    Raises:
+      ValueError: the parameters have no names, or no name matches.
+    """
+    _check_patterns(groups, patterns, "scale_only")
+
+    def mark(named: NamedParameter) -> NamedParameter:
+        return replace(named, is_scaled=not patterns or _is_matched(named, patterns))
+
+    return [replace(g, parameters=list(map(mark, g.parameters))) for g in groups]
+
+
+def _is_matched(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
     return any(matches(p, named.name, named.parameter, ".") for p in patterns)
 
 

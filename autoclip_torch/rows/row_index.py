@@ -1,6 +1,6 @@
 """Look up the rows of many parameters at once, with arrays instead of a loop."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ class RowIndex:
 
     Args:
       bounds: the first row of each parameter, and one more than its last row.
+      ranges: all rows in order, as in `Rows`.
     """
 
-    def __init__(self, bounds: Iterable[tuple[int, int]]) -> None:
+    def __init__(
+        self, bounds: Iterable[tuple[int, int]], ranges: Mapping[int, int]
+    ) -> None:
         """Concatenate the rows of all parameters."""
         pairs = list(bounds)
         self._starts, self._stops = np.array(pairs, np.intp).reshape(-1, 2).T
@@ -26,7 +29,7 @@ class RowIndex:
         ends = self.counts.cumsum()
         shift = (self._starts - ends + self.counts).repeat(self.counts)
         self._rows = np.arange(len(shift)) + shift
-        self._widths = {start: stop - start for start, stop in pairs}
+        self._ranges = ranges
 
     def get_rows(self, is_selected: _Array) -> _Array:
         """Return the rows of the selected parameters, one parameter after the other."""
@@ -43,5 +46,5 @@ class RowIndex:
 
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Return a vector over the rows as views, by first row of each parameter."""
-        widths = list(self._widths.values())
-        return dict(zip(self._widths, torch.split(values, widths), strict=True))
+        lengths = list(self._ranges.values())
+        return dict(zip(self._ranges, torch.split(values, lengths), strict=True))

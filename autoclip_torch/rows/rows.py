@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,8 @@ class ParameterRows:
     """One more than its last row. At scope "global" and "group" rows are shared."""
     units: Units | None = None
     """How it is cut at scope "unit", if it has more than one unit."""
+    is_scaled: bool = True
+    """Whether clipping scales it; a row that is removed is removed in any case."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Rows:
     """One name per row; no two are equal."""
     scope: str
     """Which gradients share a row."""
+    ranges: dict[int, int]
+    """All rows in order, cut into ranges of a parameter: first row to length."""
+    scales_all: bool
+    """Whether clipping scales every parameter. Without `scale_only` it does."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -58,7 +64,8 @@ class Rows:
     @cached_property
     def index(self) -> RowIndex:
         """The rows of each parameter, as arrays."""
-        return RowIndex((entry.start, entry.stop) for entry in self.by_parameter)
+        pairs = ((entry.start, entry.stop) for entry in self.by_parameter)
+        return RowIndex(pairs, self.ranges)
 
 
 def make_rows(
@@ -66,6 +73,7 @@ def make_rows(
     scope: str,
     policy_of: Callable[[dict[str, Any]], Policy],
     units_of: Callable[[NamedParameter], Units],
+    scales_all: bool = True,
 ) -> Rows:
     """Cut the parameters into rows.
 
@@ -74,6 +82,7 @@ def make_rows(
       scope: "global" (one row), "group", "parameter" or "unit".
       policy_of: returns the policy of a group from the overrides in its dict.
       units_of: returns how a parameter is cut at scope "unit".
+      scales_all: whether clipping scales every parameter, also on other ranks.
 
     Raises:
       ValueError: a group overrides the policy, although all groups share one row.
@@ -92,7 +101,32 @@ def make_rows(
             if group_policy == policy:
                 _add_group(by_parameter, names, group, scope, units_of)
         by_policy.append(PolicyRows(policy, first, len(names)))
-    return Rows(by_parameter, by_policy, _make_unique(names), scope)
+    # Parameters are in the order of their rows.
+    ranges = {entry.start: entry.stop - entry.start for entry in by_parameter}
+    names = _make_unique(names)
+    return Rows(by_parameter, by_policy, names, scope, ranges, scales_all)
+
+
+def split_rows(rows: Rows) -> Rows:
+    """Return two parts of each row: first what is scaled of all rows, then the rest.
+
+    Without `scale_only`, the rows are returned as they are. With it, this rank may have
+    only one part of a row, and another rank the other part.
+    """
+    if rows.scales_all:
+        return rows
+    count = len(rows.names)
+    by_parameter = [
+        entry
+        if entry.is_scaled
+        else replace(entry, start=entry.start + count, stop=entry.stop + count)
+        for entry in rows.by_parameter
+    ]
+    names = [*rows.names, *(f"rest of {name}" for name in rows.names)]
+    rest = {start + count: length for start, length in rows.ranges.items()}
+    return replace(
+        rows, by_parameter=by_parameter, names=names, ranges=rows.ranges | rest
+    )
 
 
 def _refuse_overrides(groups: Sequence[Group]) -> None:
@@ -130,6 +164,5 @@ def _add_group(
             names.extend(name_units(name, named.parameter.shape, units))
             if len(names) - start == 1:
                 units = None
-        by_parameter.append(
-            ParameterRows(named.parameter, named.name, start, len(names), units)
-        )
+        rows = start, len(names), units, named.is_scaled
+        by_parameter.append(ParameterRows(named.parameter, named.name, *rows))

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor
 
 from autoclip_core import Decision
+from autoclip_core.clipper.parts import (
+    get_part_scales,
+    join_norms,
+    join_observed,
+    measure_scale,
+)
 from autoclip_torch.gradients import cpu, device, sharded
 from autoclip_torch.gradients.layout import Gradients, copy_shared
 from autoclip_torch.gradients.ranks import find_ranks
 from autoclip_torch.rows.groups import Group
-from autoclip_torch.rows.rows import Rows
+from autoclip_torch.rows.rows import Rows, split_rows
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .amp import NO_SCALE, LossScale
@@ -44,6 +50,8 @@ class Stepper:
         self.dry_run = dry_run
         self.groups = groups
         self.rows = rows
+        self.parts = self.split(rows)
+        self._part_norms: Any = None
         self.policy_states = PolicyStates(rows, nonfinite)
         self.ranks = find_ranks(rows.parameters, process_group)
         self.policy_states.move_to(device.choose_device(rows.parameters))
@@ -57,13 +65,23 @@ class Stepper:
     @property
     def has_one_factor(self) -> bool:
         """Whether one number scales every gradient."""
-        return self.rows.scope == "global"
+        return self.rows.scope == "global" and not self.is_split
+
+    @property
+    def is_split(self) -> bool:
+        """Whether rows have two parts: what clipping scales, and the rest."""
+        return self.parts is not self.rows
+
+    def split(self, rows: Rows) -> Rows:
+        """Return the rows, in two parts if some parameters are only measured."""
+        return split_rows(rows)
 
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
         """Continue with more parameters; the existing rows keep their history."""
         ranks = find_ranks(rows.parameters, self.process_group)
         self.policy_states = self.policy_states.extend_to(rows)
         self.groups, self.rows, self.ranks = groups, rows, ranks
+        self.parts = self.split(rows)
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts."""
@@ -99,6 +117,10 @@ class Stepper:
         decision = self.decide(norms, observed, *others)
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
+        if self.is_split:
+            states = self.policy_states
+            decision = measure_scale(decision, self._part_norms, xp=states.xp)
+            states.decision = decision
         return Decision(*map(torch.as_tensor, decision))
 
     def read_gradients(self) -> list[Tensor | None]:
@@ -124,14 +146,17 @@ class Stepper:
             the parameters themselves, if a policy needs their norms.
         """
         states = self.policy_states
-        (norms, observed), *further = self.measure_rows(
+        (norms, observed), *further = self._measure_parts(
             gradients, *(others or self._get_weights()), overflow=loss_scale.overflow
         )
         if loss_scale.factor is not None:
             norms = norms / states.as_array(loss_scale.factor)
         if loss_scale.overflow is not None:
             observed = observed & (states.as_array(loss_scale.overflow) == 0)
-        return [norms, observed, *[norms for norms, _ in further]]
+        if self.is_split:
+            self._part_norms = norms
+        norms, observed = self._join(norms, observed)
+        return [norms, observed, *[self._join(*measured)[0] for measured in further]]
 
     def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
         """Decide, and record the norms. The arguments are what `measure` returned."""
@@ -144,12 +169,14 @@ class Stepper:
         # other clippers of the same optimizer have to measure them before.
         if states.may_skip:
             scales = states.xp.where(decision.skipped, 1.0, scales)
+        if self.is_split:
+            scales = get_part_scales(decision._replace(scale=scales), states.xp)
         if self.ranks is not None:
-            sharded.scale_(self.rows, gradients, scales)
+            sharded.scale_(self.parts, gradients, scales)
         elif states.device is not None:
-            device.scale_(self.rows, gradients, scales)
+            device.scale_(self.parts, gradients, scales)
         else:
-            cpu.scale_(self.rows, gradients, scales)
+            cpu.scale_(self.parts, gradients, scales)
 
     def cancels(self, decision: Decision) -> bool:
         """Return whether the update is cancelled. On a device, this waits for it."""
@@ -177,24 +204,8 @@ class Stepper:
         """
         if not (weights := self._get_weights()):
             return None
-        ((norms, _),) = self.measure_rows(*weights)
-        return norms
-
-    def measure_rows(
-        self, *sequences: Gradients, overflow: Tensor | None = None
-    ) -> list[tuple[Any, Any]]:
-        """Return for each sequence the norm of each row, and which rows have one.
-
-        Args:
-          *sequences: gradients, or parameters: one tensor per parameter in each.
-          overflow: as in `sharded.measure`.
-        """
-        rows, device_used = self.rows, self.policy_states.device
-        if self.ranks is not None:
-            return sharded.measure(rows, sequences, device_used, self.ranks, overflow)
-        if device_used is not None:
-            return [device.measure(rows, tensors, device_used) for tensors in sequences]
-        return [cpu.measure(rows, tensors) for tensors in sequences]
+        ((norms, observed),) = self._measure_parts(*weights)
+        return self._join(norms, observed)[0]
 
     def move_states(self, gradients: Sequence[Tensor | None]) -> None:
         """Move the policy states to the device of the gradients, if there are any."""
@@ -202,6 +213,29 @@ class Stepper:
         tensors = gradients if self.ranks is None else self.rows.parameters
         if present := [tensor for tensor in tensors if tensor is not None]:
             self.policy_states.move_to(device.choose_device(present))
+
+    def _measure_parts(
+        self, *sequences: Gradients, overflow: Tensor | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Return for each sequence the norm of each part, and which parts have one.
+
+        Args:
+          *sequences: gradients, or parameters: one tensor per parameter in each.
+          overflow: as in `sharded.measure`.
+        """
+        parts, device_used = self.parts, self.policy_states.device
+        if self.ranks is not None:
+            return sharded.measure(parts, sequences, device_used, self.ranks, overflow)
+        if device_used is not None:
+            return [device.measure(parts, each, device_used) for each in sequences]
+        return [cpu.measure(parts, each) for each in sequences]
+
+    def _join(self, norms: Any, observed: Any) -> tuple[Any, Any]:
+        """Return the norm of each row, and which rows have one, from their parts."""
+        if not self.is_split:
+            return norms, observed
+        xp = self.policy_states.xp
+        return join_norms(norms, xp=xp), join_observed(observed)
 
     def _get_weights(self) -> list[list[Tensor]]:
         """Return the parameters as the only item of a list, if a policy needs them."""

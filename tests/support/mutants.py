@@ -50,6 +50,7 @@ TESTS = {
     "clipper/norms.py": ["norms", "metrics"],
     "history/moments.py": ["moments", "policies", "golden"],
     "policies/param_ratio.py": [*FAST, "policies", "golden"],
+    "clipper/parts.py": ["parts"],
     "clipper/patterns.py": ["patterns"],
     "policy.py": [*FAST, "policies", "decide", "laws", "full_history"],
     "policies/quantile.py": [*FAST, "validation", "policies", "golden", "laws"],

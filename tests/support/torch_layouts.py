@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from autoclip_core import Quantile
+from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import AGC, Clipper, QuantileClip, ValueClip
 
 STEPS = 4
@@ -130,6 +130,9 @@ CLIPPERS = {
     "agc": lambda m: AGC(m, clipping=0.02),
     "value": lambda m: ValueClip(m, clip_value=0.05, scope="global"),
     "value of each": lambda m: ValueClip(m, clip_value=0.05),
+    "scale only": lambda m: Clipper(
+        m, Drop(Fixed(3.0), clip=Fixed(0.5)), scope="global", scale_only="*.weight"
+    ),
 }
 
 
@@ -138,7 +141,8 @@ CLIPPERS = {
 OF_TWO = ["ddp", "fsdp", "tensor parallel", "only a part", "two roots"]
 OF_FOUR = ["hsdp", "tensor parallel and fsdp", "two flat meshes"]
 OF_FOUR += ["a flat mesh and a grid"]
-RUNS = [(2, layout, case) for layout in OF_TWO for case in CLIPPERS]
+RUNS = [(2, layout, case) for layout in OF_TWO for case in [*CLIPPERS][:-1]]
+RUNS += [(2, layout, "scale only") for layout in ("fsdp", "tensor parallel")]
 RUNS += [(4, layout, "global") for layout in ("fsdp", "tensor parallel")]
 RUNS += [
     (4, layout, case)

@@ -364,7 +364,23 @@ def stages_of_a_pipeline():
         squares.append(sum(float(g.square().sum()) for g in grads))
         norms += clipper.step().norm.tolist()
         after.append(sum(float(g.square().sum()) for g in grads))
-    return {"norms": norms, "squares": squares, "after": after}
+    clipper = NormClip(
+        stage,
+        max_norm=1.0,
+        process_group=dist.group.WORLD,
+        scale_only=lambda name, parameter: rank == 0,
+    )
+    for p in stage.parameters():
+        p.grad = torch.ones_like(p)
+    size = sum(p.numel() for p in stage.parameters())
+    decision = clipper.step()
+    only_first = {
+        "size": size,
+        "norm": decision.norm.item(),
+        "gradient": stage.bias.grad.tolist(),
+        "norm after": clipper.metrics()["clip/norm_after"],
+    }
+    return {"norms": norms, "squares": squares, "after": after, "first": only_first}
 
 
 def stages_with_other_rows():

@@ -33,7 +33,13 @@ from autoclip_torch import (
 CLIPPERS = {
     "quantile": lambda p: QuantileClip(p, quantile=0.5, history_length=20),
     "current": lambda p: QuantileClip(p, include_current=True, history_length=20),
-    "global": lambda p: QuantileClip(p, scope="global", history_length=20),
+    "global, scale only": lambda p: QuantileClip(
+        p,
+        quantile=0.5,
+        scope="global",
+        history_length=20,
+        scale_only=lambda name, parameter: parameter.ndim > 1,
+    ),
     "mean_std": lambda p: StandardClip(p, deviations=0.5, history_length=20),
     "zscore": lambda p: ZClip(p, z=0.5, warmup_steps=3),
     "ema_ratio": lambda p: AdaGC(p, warmup_steps=3, warmup_threshold=50.0),

@@ -244,9 +244,13 @@ def test_two_callbacks_in_one_checkpoint():
         ClipCallback(kind, scope=scope, optimizer=number, **more).state_key
         for scope in ("global", "parameter")
         for number in (None, 0, 1)
-        for kind, more in ((QuantileClip, {}), (NormClip, {"max_norm": 1.0}))
+        for kind, more in (
+            (QuantileClip, {}),
+            (NormClip, {"max_norm": 1.0}),
+            (NormClip, {"max_norm": 1.0, "scale_only": "*bias"}),
+        )
     }
-    assert len(keys) == 12
+    assert len(keys) == 18
 
 
 def test_a_checkpoint_without_a_history_warns(tmp_path):

@@ -226,6 +226,17 @@ def test_the_stages_of_a_pipeline_share_one_norm(results, world):
     assert_close(after.tolist(), [1.0] * 3)
 
 
+@every_world
+def test_with_scale_only_a_stage_may_scale_all_and_another_none(results, world):
+    ranks = [rank["first"] for rank in of(results, world, "stages_of_a_pipeline")]
+    first, *others = (rank["size"] for rank in ranks)
+    norm = (first + sum(others)) ** 0.5
+    for number, rank in enumerate(ranks):
+        assert_close(rank["norm"], norm)
+        assert_close(rank["gradient"], [1.0 if number else 1 / norm] * 2)
+        assert_close(rank["norm after"], (first / norm**2 + sum(others)) ** 0.5)
+
+
 def test_a_norm_that_is_a_dtensor_can_be_observed(results):
     alone = in_one_process("global")["decisions"][0][0]
     for rank in of(results, 2, "observe_a_sharded_norm"):
