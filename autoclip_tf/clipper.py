@@ -7,7 +7,12 @@ import keras
 from keras import ops
 
 from autoclip_core import Policy, decide
-from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.parts import (
+    get_part_scales,
+    join_observed,
+    measure_scale,
+)
+from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 from autoclip_core.clipper.settings import (
     PolicyBounds,
@@ -23,7 +28,7 @@ from .layouts import UnitsOf, make_unit_rule
 from .optimizer_mixin import Pair
 from .optimizers import add_transformers
 from .rows import Rows
-from .settings import Settings, exclude_from_config, find_policy
+from .settings import PATTERNS, Settings, find_policy, patterns_from_config
 from .state import MakeVariable, StatefulTransformer, StateVariables, make_variable
 
 
@@ -50,6 +55,10 @@ class Clipper(StatefulTransformer):
       exclude: variables that are not measured and not scaled: names of layers or
         variables, ends of paths, patterns with `*`, compiled regular expressions,
         functions of (path, variable).
+      scale_only: the variables that clipping scales, in the forms of `exclude`; by
+        default all. The others belong to the norm of their row and are not scaled. A
+        row that is not finite or dropped is still set to 0 as a whole. In a decision,
+        `scale` is then the norm after divided by the norm before.
       dry_run: measure, decide and record, but change no gradient.
 
     Raises:
@@ -77,6 +86,7 @@ class Clipper(StatefulTransformer):
         min_threshold: float | None = None,
         max_threshold: float | None = None,
         exclude: Pattern | Iterable[Pattern] | None = None,
+        scale_only: Pattern | Iterable[Pattern] | None = None,
         dry_run: bool = False,
     ) -> None:
         """Check the arguments."""
@@ -93,9 +103,11 @@ class Clipper(StatefulTransformer):
             max_threshold,
             exclude,
             dry_run,
+            scale_only,
         )
         self.scope = choose_scope(scope, global_clipping, self._default_scope)
         as_patterns(exclude)
+        as_scale_patterns(scale_only)
         bounds = PolicyBounds(
             warmup_steps, warmup_threshold, min_threshold, max_threshold
         )
@@ -117,7 +129,7 @@ class Clipper(StatefulTransformer):
           make: from a name and an initial value to a variable of the state.
 
         Raises:
-          ValueError: the clipper is built already, for another optimizer; or `exclude`
+          ValueError: the clipper is built already, for another optimizer; or a pattern
             does not fit the variables.
 
         >>> from autoclip_core import Fixed
@@ -139,7 +151,8 @@ class Clipper(StatefulTransformer):
                 f"{type(self).__name__}.from_config(clipper.get_config())"
             )
         patterns = as_patterns(self._settings.exclude)
-        rows = Rows(variables, self.scope, self._units(), patterns)
+        scaled = as_scale_patterns(self._settings.scale_only)
+        rows = Rows(variables, self.scope, self._units(), patterns, scaled)
         self._rows = rows
         self._state = StateVariables(self._limits, len(rows.names), make)
 
@@ -169,7 +182,7 @@ class Clipper(StatefulTransformer):
             variable_rows = rows.find_rows(variable)
             if variable_rows is not None and gradient is not None:
                 parts[index] = Part(variable_rows, gradient, tuple(variable.shape))
-        scaled = self._step(list(parts.values()), len(rows.names))
+        scaled = self._step(list(parts.values()), rows)
         for index, gradient in zip(parts, scaled, strict=True):
             pairs[index] = (gradient, pairs[index][1])
         return pairs
@@ -220,7 +233,8 @@ class Clipper(StatefulTransformer):
         NormClip(max_norm=2.0, scope='global')
         """
         arguments = dict(config)
-        arguments["exclude"] = exclude_from_config(config.get("exclude"))
+        for name in PATTERNS:
+            arguments[name] = patterns_from_config(config.get(name))
         if isinstance(config.get("policy"), Mapping):
             arguments["policy"] = policy_from_dict(config["policy"], find_policy)
         return cls(**arguments)
@@ -242,22 +256,27 @@ class Clipper(StatefulTransformer):
         """Return the function that cuts a variable into units, for scope "unit"."""
         return make_unit_rule("unit", {})
 
-    def _step(self, parts: list[Part], row_count: int) -> list[Any]:
+    def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
         """Measure, decide and record; return the scaled gradients."""
         state = self._state.read()
+        part_norms = measure_norms(parts, rows.part_count)
         policy_state, decision = decide(
             self._limits,
             state.policy,
-            measure_norms(parts, row_count),
-            observed=ops.convert_to_tensor(find_observed(parts, row_count)),
+            rows.join(part_norms),
+            observed=find_observed_rows(parts, rows),
             param_norms=self._param_norms(),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
+        scales = decision.scale
+        if rows.is_split:
+            scales = get_part_scales(decision, namespace)
+            decision = measure_scale(decision, part_norms, xp=namespace)
         self._state.write_step(decision, state.tally, policy_state)
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
-        return scale_all(parts, decision.scale)
+        return scale_all(parts, scales)
 
     def _param_norms(self) -> Any:
         """Return the norm of each row's variables, or None if the policy needs none."""
@@ -268,4 +287,10 @@ class Clipper(StatefulTransformer):
             Part(variable_rows, ops.convert_to_tensor(variable), tuple(variable.shape))
             for variable, variable_rows in rows.clipped_variables()
         ]
-        return measure_norms(parts, len(rows.names))
+        return rows.join(measure_norms(parts, rows.part_count))
+
+
+def find_observed_rows(parts: Sequence[Part], rows: Rows) -> Any:
+    """Return which rows have a gradient, as a tensor."""
+    observed = find_observed(parts, rows.part_count)
+    return ops.convert_to_tensor(join_observed(observed) if rows.is_split else observed)

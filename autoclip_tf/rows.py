@@ -1,11 +1,14 @@
 """Which variable belongs to which row; decided in Python when a clipper is built."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from autoclip_core.clipper.parts import join_norms
 from autoclip_core.clipper.patterns import Pattern, check_patterns_match
 from autoclip_core.clipper.units import ParameterRows, Units, name_units
 
+from . import namespace
 from .layouts import UnitsOf, matches_path, path_of
 
 
@@ -17,10 +20,15 @@ class Rows:
       scope: as in `Clipper`.
       units_of: how a variable is cut into units, at scope "unit".
       exclude: as in `Clipper`; these variables belong to no row.
+      scale_only: as in `Clipper`. The other variables belong to a second part of their
+        row, whose numbers follow after those of all rows.
 
     Raises:
       ValueError: no variable has an excluded name, or every variable is excluded.
     """
+
+    part_count: int
+    """The number of rows, or twice that number if rows have two parts."""
 
     def __init__(
         self,
@@ -28,6 +36,7 @@ class Rows:
         scope: str,
         units_of: UnitsOf,
         exclude: Sequence[Pattern],
+        scale_only: Sequence[Pattern] = (),
     ) -> None:
         """Assign rows to the variables."""
         named = [(path_of(variable), variable) for variable in variables]
@@ -47,6 +56,34 @@ class Rows:
                 f"exclude must leave a variable to clip, got {list(exclude)!r}, which "
                 f"excludes all of {', '.join(path for path, _ in named)}"
             )
+        self._split(scale_only)
+
+    def _split(self, patterns: Sequence[Pattern]) -> None:
+        """Move the rows of each variable that no pattern matches to the second part."""
+        named = [(path_of(v), v) for v, _ in self.clipped_variables()]
+        way_out = "give every variable a name"
+        check_patterns_match(patterns, named, matches_path, way_out, "scale_only")
+        self.part_count = count = len(self.names)
+        for path, variable in named:
+            if not patterns or any(matches_path(p, path, variable) for p in patterns):
+                continue
+            rows: Any = self._rows_by_id[_stable_id(variable)]
+            moved = replace(rows, start=rows.start + count, stop=rows.stop + count)
+            self._rows_by_id[_stable_id(variable)] = moved
+            self.part_count = 2 * count
+
+    @property
+    def is_split(self) -> bool:
+        """Whether rows have two parts: what clipping scales, and the rest."""
+        return self.part_count != len(self.names)
+
+    def join(self, part_norms: Any) -> Any:
+        """Return the norm of each row from the norms of its parts."""
+        return join_norms(part_norms, xp=namespace) if self.is_split else part_norms
+
+    def is_scaled(self, rows: ParameterRows) -> bool:
+        """Return whether clipping scales the variable with these rows."""
+        return rows.start < len(self.names) or not self.is_split
 
     def _add_rows(
         self, path: str, shape: tuple[int, ...], scope: str, units: Units | None

@@ -11,6 +11,9 @@ import autoclip_core
 from autoclip_core.checks import check_choice, check_flag, format_error
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 
+PATTERNS = {"exclude", "scale_only"}
+"""The keywords that hold patterns."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,6 +28,7 @@ class Settings:
     max_threshold: float | None = None
     exclude: Any = None
     dry_run: bool = False
+    scale_only: Any = None
 
     def __post_init__(self) -> None:
         """Check the rules that do not depend on the policy.
@@ -54,12 +58,12 @@ class Settings:
     def to_config(self) -> dict[str, Any]:
         """Return the keywords that differ from their defaults, as plain data."""
         config = self.non_defaults()
-        if "exclude" in config:
-            config["exclude"] = [_to_config(p) for p in as_patterns(self.exclude)]
+        for name in PATTERNS & config.keys():
+            config[name] = [_to_config(p) for p in as_patterns(config[name], name)]
         return config
 
 
-def exclude_from_config(saved: Iterable[Any] | None) -> list[Pattern] | None:
+def patterns_from_config(saved: Iterable[Any] | None) -> list[Pattern] | None:
     """Return the patterns and functions that `Settings.to_config` returned."""
     return None if saved is None else [_from_config(pattern) for pattern in saved]
 

@@ -9,11 +9,13 @@ from keras import ops
 from autoclip_core import Fixed
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
+from autoclip_core.clipper.parts import get_part_scales
 from autoclip_core.clipper.settings import ClipperKeywords, check_keywords
 
 from . import gradients, namespace
-from .clipper import Clipper
+from .clipper import Clipper, find_observed_rows
 from .gradients import Part
+from .rows import Rows
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
@@ -28,7 +30,8 @@ class ValueClip(Clipper):
 
     Args:
       clip_value: the largest magnitude, > 0.
-      scope, global_clipping, nonfinite, exclude, dry_run: as in `Clipper`.
+      scope, global_clipping, nonfinite, exclude, scale_only, dry_run: as in `Clipper`.
+        With `scale_only`, the elements of the other variables are not clipped.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
@@ -49,16 +52,23 @@ class ValueClip(Clipper):
     def _arguments(self) -> dict[str, Any]:
         return {"clip_value": self.clip_value}
 
-    def _step(self, parts: list[Part], row_count: int) -> list[Any]:
+    def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
         """Clamp every element; decide by the norms before and after."""
-        clamped = [part._replace(tensor=self._clamp(part)) for part in parts]
-        is_changed = gradients.find_largest(parts, row_count) > self.clip_value
+        scaled = [part for part in parts if rows.is_scaled(part.rows)]
+        clamped = [
+            part._replace(tensor=self._clamp(part))
+            if rows.is_scaled(part.rows)
+            else part
+            for part in parts
+        ]
+        row_count = len(rows.names)
+        is_changed = gradients.find_largest(scaled, row_count) > self.clip_value
         decision = decide_by_value(
-            gradients.measure_norms(parts, row_count),
-            gradients.measure_norms(clamped, row_count),
+            rows.join(gradients.measure_norms(parts, rows.part_count)),
+            rows.join(gradients.measure_norms(clamped, rows.part_count)),
             is_changed,
             thresholds=ops.full((row_count,), self.clip_value, "float32"),
-            observed=ops.convert_to_tensor(gradients.find_observed(parts, row_count)),
+            observed=find_observed_rows(parts, rows),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
@@ -68,7 +78,10 @@ class ValueClip(Clipper):
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":
             return [part.tensor for part in clamped]
-        return gradients.scale_all(clamped, ops.where(decision.finite, 1.0, 0.0))
+        scales = ops.where(decision.finite, 1.0, 0.0)
+        if rows.is_split:
+            scales = get_part_scales(decision._replace(scale=scales), namespace)
+        return gradients.scale_all(clamped, scales)
 
     def _clamp(self, part: Part) -> Any:
         limit = np.float32(self.clip_value)
