@@ -26,6 +26,7 @@ _WAYS_OUT = {
     "max_consecutive": _SKIP,
     "max_consecutive_skips": _SKIP,
     "nonfinite": "it skips every update whose norm is not finite",
+    "scale_only": "it scales nothing; give scale_only to a clipper inside of it",
     "process_group": "inside shard_map give axis_name; under jit leave it out",
 }
 """Other keywords of torch's clippers, or of another factory."""

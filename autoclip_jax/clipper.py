@@ -12,11 +12,17 @@ from autoclip_core import Policy, decide
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
+from autoclip_core.clipper.parts import (
+    get_part_scales,
+    join_norms,
+    join_observed,
+    measure_scale,
+)
 from autoclip_core.clipper.settings import check_traceable
 
 from .arguments import explain_arguments
 from .gradients import has_gradient, list_leaves, measure_norms, scale_updates
-from .rows import Labels, Rows, Scope, choose_scope
+from .rows import Labels, Mask, Rows, Scope, choose_scope
 
 
 class ClipState(NamedTuple):
@@ -29,7 +35,7 @@ class ClipState(NamedTuple):
     clip_threshold: Array
     """The threshold of each row; +inf if there was none."""
     clip_scale: Array
-    """The scale of each row."""
+    """The scale of each row; with `scale_only`, the norm after / the norm before."""
     clip_clipped: Array
     """Whether each row was clipped."""
     clip_finite: Array
@@ -45,6 +51,7 @@ def clip_by_policy(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -59,6 +66,10 @@ def clip_by_policy(
       labels: groups in place of a scope: a pytree of labels (a prefix of the updates'
         tree) or a function that returns one, as for `optax.partition`. Gradients with
         equal labels share a norm.
+      scale_only: the parameters that clipping scales, as the mask of `optax.masked`: a
+        pytree of booleans (a prefix of the updates' tree) or a function that returns
+        one; by default all. The others belong to the norm of their row and are not
+        scaled. A row that is not finite or dropped is still set to 0 as a whole.
       nonfinite: what happens to a row whose norm is NaN or infinite: "zero" sets it to
         0, "propagate" leaves it unchanged. Its norm is never recorded.
       axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`. Under
@@ -79,7 +90,9 @@ def clip_by_policy(
     >>> updates.tolist(), state.clip_norm.tolist()
     ([0.6000000238418579, 0.800000011920929], [5.0])
     """
-    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, scale_only=scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -102,10 +115,10 @@ def make_transformation(
         updates: Any, state: ClipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del extra_args
-        state, rows = decide_step(
+        state, rows, scales = decide_step(
             policy, scope, nonfinite, axis_name, state, updates, params
         )
-        return scale_updates(rows, updates, state.clip_scale), state
+        return scale_updates(rows, updates, scales), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -131,27 +144,38 @@ def decide_step(
     state: ClipState,
     updates: Any,
     params: Any,
-) -> tuple[ClipState, Rows]:
-    """Measure the updates and decide; return the next state and the rows."""
+) -> tuple[ClipState, Rows, Array]:
+    """Measure the updates and decide; return the next state, the rows and the scales.
+
+    If rows have two parts, there is a scale for each part.
+    """
     rows = scope.rows(updates, params)
     check_state_matches(policy, state, rows)
     norms = measure_norms(rows, updates, axis_name)
     observed = has_gradient(rows, updates)
     param_norms = _measure_params(policy, rows, params, axis_name)
-    return _next_state(policy, nonfinite, state, norms, observed, param_norms), rows
+    state, scales = _next_state(
+        policy, nonfinite, rows.is_split, state, norms, observed, param_norms
+    )
+    return state, rows, scales
 
 
 # Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _next_state(
     policy: Policy,
     nonfinite: str,
+    is_split: bool,
     state: ClipState,
-    norms: Array,
+    part_norms: Array,
     observed: Array,
     param_norms: Array | None,
-) -> ClipState:
-    """Return the state after one decision."""
+) -> tuple[ClipState, Array]:
+    """Return the state after one decision, and the scale of each part."""
+    norms = part_norms
+    if is_split:
+        norms, observed = join_norms(norms, xp=jnp), join_observed(observed)
+        param_norms = None if param_norms is None else join_norms(param_norms, xp=jnp)
     policy_state, decision = decide(
         policy,
         state.clip_policy,
@@ -161,8 +185,13 @@ def _next_state(
         nonfinite=nonfinite,
         xp=jnp,
     )
+    scales = decision.scale
+    if is_split:
+        scales = get_part_scales(decision, jnp)
+        decision = measure_scale(decision, part_norms, xp=jnp)
     tally = metrics.count_step(state.clip_tally, decision, jnp)
-    return ClipState(policy_state, *decision[:5], tally)  # all fields but `skipped`
+    # All fields but `skipped` and `dropped`.
+    return ClipState(policy_state, *decision[:5], tally), scales
 
 
 def _measure_params(

@@ -11,7 +11,7 @@ from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
 
 from .arguments import explain_arguments
 from .clipper import make_transformation
-from .rows import Labels, choose_scope
+from .rows import Labels, Mask, choose_scope
 
 
 @explain_arguments(Quantile)
@@ -23,6 +23,7 @@ def clip_by_quantile(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -44,7 +45,9 @@ def clip_by_quantile(
     policy = Quantile(
         quantile, history_length=history_length, include_current=include_current
     )
-    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, scale_only=scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -59,6 +62,7 @@ def clip_by_mean_std(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -83,7 +87,9 @@ def clip_by_mean_std(
         ddof=ddof,
         include_current=include_current,
     )
-    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, scale_only=scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -98,6 +104,7 @@ def clip_by_zscore(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -118,7 +125,7 @@ def clip_by_zscore(
     policy = ZScore(
         z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
     )
-    row_scope = choose_scope(scope, global_clipping, labels, rule, "global")
+    row_scope = choose_scope(scope, global_clipping, labels, rule, "global", scale_only)
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -132,6 +139,7 @@ def clip_by_ema_ratio(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -152,7 +160,9 @@ def clip_by_ema_ratio(
     policy = EmaRatio(
         ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
     )
-    row_scope = choose_scope(scope, global_clipping, labels, rule)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, scale_only=scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -164,6 +174,7 @@ def clip_by_param_ratio(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    scale_only: Mask = None,
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -181,5 +192,5 @@ def clip_by_param_ratio(
     [1.5, 2.0]
     """
     policy = ParamRatio(clipping, eps=eps)
-    row_scope = choose_scope(scope, global_clipping, labels, rule, "unit")
+    row_scope = choose_scope(scope, global_clipping, labels, rule, "unit", scale_only)
     return make_transformation(policy, row_scope, nonfinite, axis_name)

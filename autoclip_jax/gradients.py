@@ -16,7 +16,7 @@ _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
 
 def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
-    """Return the norm of each row, shape (rows,), float32.
+    """Return the norm of each part of a row, shape (parts,), float32.
 
     Squares are summed in float32. If a sum is infinite or tiny, precision may be lost:
     then each row is divided by its largest element and summed again. A row of exact
@@ -30,7 +30,7 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
     pairs = zip(rows.parameters, list_leaves(tree), strict=True)
     parts = [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
     if not parts:
-        return jnp.zeros((len(rows.names),), jnp.float32)
+        return jnp.zeros((rows.part_count,), jnp.float32)
     squares = _sum_squares(rows, parts, None, axis_name)
     is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
     is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
@@ -50,8 +50,8 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
 
 
 def has_gradient(rows: Rows, tree: Any) -> Array:
-    """Return for each row whether it has a gradient; tracing a step decides it."""
-    observed = [False] * len(rows.names)
+    """Return for each part whether it has a gradient; tracing a step decides it."""
+    observed = [False] * rows.part_count
     for parameter, leaf in zip(rows.parameters, list_leaves(tree), strict=True):
         if is_gradient(leaf):
             count = parameter.stop - parameter.start
@@ -60,7 +60,7 @@ def has_gradient(rows: Rows, tree: Any) -> Array:
 
 
 def scale_updates(rows: Rows, tree: Any, scales: Array) -> Any:
-    """Return the tree scaled row by row; a scale of 1 leaves each bit of a leaf."""
+    """Return the tree scaled part by part; a scale of 1 leaves each bit of a leaf."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
     scaled = [
         _scale(leaf, scales[parameter.start : parameter.stop], parameter.units)
@@ -146,11 +146,16 @@ def _magnitudes(leaf: Array, units: Units | None) -> Array:
 
 
 def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
-    """Return one vector over the rows; it is 0 for a row without a value."""
+    """Return one vector over the parts; it is 0 for a part without a value."""
     widths = {p.start: p.stop - p.start for p in rows.parameters if p.stop > p.start}
-    zero = jnp.zeros((), jnp.float32)
-    in_order = ((values.get(start, zero), widths[start]) for start in sorted(widths))
-    return jnp.concatenate([jnp.broadcast_to(v, (width,)) for v, width in in_order])
+    vectors: list[Array] = []
+    zero, end = jnp.zeros((), jnp.float32), 0
+    for start in (*sorted(widths), rows.part_count):
+        if start > end:  # a row that is scaled as a whole has no second part
+            vectors.append(jnp.zeros((start - end,), jnp.float32))
+        end = start + widths.get(start, 0)
+        vectors.append(jnp.broadcast_to(values.get(start, zero), (end - start,)))
+    return jnp.concatenate(vectors)
 
 
 def _reduce(collective: Any, value: Array, axes: Any) -> Array:

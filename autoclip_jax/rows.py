@@ -1,10 +1,11 @@
 """Which leaf of a pytree belongs to which row; computed in Python, once per trace."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper import settings
@@ -16,6 +17,9 @@ SCOPES = ("parameter", "global", "unit")
 
 Labels = Any
 """A pytree of labels, a prefix of the updates' tree, or a function that returns one."""
+
+Mask = Any
+"""A pytree of booleans, as for `optax.masked`, or a function that returns one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class Rows:
     """One per leaf."""
     names: list[str]
     """One per row."""
+    is_split: bool = False
+    """Whether a row has a second part, of what clipping does not scale. The numbers of
+    these parts follow after those of all rows."""
+
+    @property
+    def part_count(self) -> int:
+        """The number of parts of all rows."""
+        return len(self.names) * (2 if self.is_split else 1)
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,13 @@ class Scope:
       name: "parameter", "global", "unit" or, with labels, "group".
       labels: as for `optax.partition`: a pytree or a function.
       unit_rule: how a leaf is cut into units; only at scope "unit".
+      scale_only: as in `clip_by_policy`.
     """
 
     name: str
     labels: Labels = None
     unit_rule: UnitRule | None = None
+    scale_only: Mask = None
 
     def rows(self, tree: Any, params: Any = None) -> Rows:
         """Return the rows of a tree, whose leaves are arrays or have a shape.
@@ -54,6 +68,28 @@ class Scope:
         """
         if self.name in ("unit", "group") and params is not None:
             tree = jax.tree.map(_gradient_or_param, tree, params, is_leaf=is_none)
+        rows = self._whole_rows(tree)
+        return rows if self.scale_only is None else self._split(rows, tree)
+
+    def _split(self, rows: Rows, tree: Any) -> Rows:
+        """Return the rows in two parts; the second has the leaves not to scale."""
+        mask, count = self.scale_only, len(rows.names)
+        mask = mask(tree) if callable(mask) else mask
+        flags = _repeat_prefix(mask, tree, "scale_only")
+        leaves = jax.tree.leaves(tree, is_leaf=is_none)
+        for flag, leaf in zip(flags, leaves, strict=True):
+            if leaf is not None and not isinstance(flag, bool | np.bool_):
+                rule = "a tree of True and False, or a function that returns one"
+                way_out = "as the mask of optax.masked"
+                raise TypeError(format_error("scale_only", rule, mask, way_out))
+        parameters = [
+            p if flag else replace(p, start=p.start + count, stop=p.stop + count)
+            for p, flag in zip(rows.parameters, flags, strict=True)
+        ]
+        return Rows(parameters, rows.names, is_split=not all(flags))
+
+    def _whole_rows(self, tree: Any) -> Rows:
+        """Return the rows without a second part."""
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         if self.name == "global":
             return Rows([ParameterRows(0, 1) for _ in leaves], ["global"])
@@ -102,15 +138,7 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
       ValueError: the labels are not a prefix of the tree, or an array has no label.
     """
 
-    def repeat(label: Any, part: Any) -> Any:
-        return jax.tree.map(lambda _: label, part, is_leaf=is_none)
-
-    try:
-        repeated = jax.tree.map(repeat, labels, tree, is_leaf=is_none)
-    except ValueError as error:
-        rule = "a prefix of the tree of the updates"
-        raise ValueError(format_error("labels", rule, labels, str(error))) from error
-    leaf_labels = jax.tree.leaves(repeated, is_leaf=is_none)
+    leaf_labels = _repeat_prefix(labels, tree, "labels")
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
     for label, (path, leaf) in zip(leaf_labels, leaves, strict=True):
         if label is None and leaf is not None:
@@ -120,12 +148,31 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
     return leaf_labels
 
 
+def _repeat_prefix(prefix: Any, tree: Any, argument: str) -> list[Any]:
+    """Return the entry of a prefix for each leaf of a tree, including each `None`.
+
+    Raises:
+      ValueError: the value of the argument is not a prefix of the tree.
+    """
+
+    def repeat(entry: Any, part: Any) -> Any:
+        return jax.tree.map(lambda _: entry, part, is_leaf=is_none)
+
+    try:
+        repeated = jax.tree.map(repeat, prefix, tree, is_leaf=is_none)
+    except ValueError as error:
+        rule = "a prefix of the tree of the updates"
+        raise ValueError(format_error(argument, rule, prefix, str(error))) from error
+    return jax.tree.leaves(repeated, is_leaf=is_none)
+
+
 def choose_scope(
     scope: str | None,
     global_clipping: bool | None,
     labels: Labels,
     rule: str,
     default: str = "parameter",
+    scale_only: Mask = None,
 ) -> Scope:
     """Return the scope that the arguments of a factory agree on.
 
@@ -147,7 +194,7 @@ def choose_scope(
     if rule != "flax" and scope != "unit":
         way_out = 'it defines which axes form a unit; add scope="unit"'
         raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
-    return Scope(scope, labels, unit_rule if scope == "unit" else None)
+    return Scope(scope, labels, unit_rule if scope == "unit" else None, scale_only)
 
 
 def is_none(leaf: Any) -> bool:

@@ -132,7 +132,7 @@ def _transformation(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
         _check_skip_state(state)
-        clip, _ = decide_step(
+        clip, *_ = decide_step(
             dropping, scope, "skip", axis_name, state.skip_clip, updates, params
         )
         is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)

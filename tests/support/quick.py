@@ -19,7 +19,7 @@ TESTS = {
     "autoclip_core/policies": "core/policies core/combinators core/oracles core/golden "
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
-    "core/metrics core/norms core/by_value",
+    "core/metrics core/norms core/parts core/by_value",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
     "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/cli core/clip_log",
@@ -39,25 +39,26 @@ TESTS = {
     "autoclip_torch/optim.py": "torch/optim torch/optim_state torch/errors",
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
-    "torch/exclude",
+    "torch/exclude torch/scale_only",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reads torch/units "
     "torch/value torch/edges",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/load_state torch/resume "
     "torch/optim_state torch/observe torch/device torch/faults",
-    "autoclip_torch/step": "torch/clipper torch/nonfinite torch/amp torch/errors",
+    "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
+    "torch/errors",
     "autoclip_torch/step/unwrap.py": "torch/fabric torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward",
-    "autoclip_tf": "tf/gradients tf/layouts tf/clipper",
+    "autoclip_tf": "tf/gradients tf/layouts tf/clipper tf/scale_only",
     "autoclip_tf/callbacks.py": "tf/callbacks",
     "autoclip_tf/clipper.py": "tf/clipper tf/faults",
     "autoclip_tf/legacy.py": "tf/legacy",
     "autoclip_tf/optimizer_mixin.py": "tf/optimizers",
     "autoclip_tf/optimizers.py": "tf/optimizers tf/changes",
     "autoclip_tf/state.py": "tf/resume",
-    "autoclip_jax": "jax/clipper jax/arguments jax/find_threshold",
+    "autoclip_jax": "jax/clipper jax/scale_only jax/arguments jax/find_threshold",
     "autoclip_jax/check_state.py": "jax/resume",
     "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
