@@ -45,7 +45,8 @@ class Clipper(Observer):
         compiled regular expressions, or functions of (name, parameter).
       scale_only: the parameters that clipping scales, in the forms of `exclude`; by
         default all. The others belong to the norm of their row and are not scaled. A
-        row that is not finite, dropped or skipped is still removed as a whole.
+        row that is not finite, dropped or skipped is still removed as a whole. In a
+        decision, `scale` is then the norm after divided by the norm before.
       dry_run: measure, decide and record, but change no gradient.
       max_consecutive_skips: if more updates in a row are skipped, `step` raises a
         RuntimeError (on an accelerator, `metrics` does).
