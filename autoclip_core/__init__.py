@@ -1,12 +1,14 @@
 """Threshold policies for adaptive gradient clipping, and records of their decisions.
 
 The package imports NumPy alone, and matplotlib inside the functions that draw. Read
-`policy.py` first: `decide(policy, state, norms)` is the one step; it limits, scales and
-records.
+`decision.py` first: `decide(policy, state, norms)` is the one step; it limits, scales
+and records.
 """
 
 __version__ = "0.1.0"
 
+from .decision import Decision as Decision
+from .decision import decide as decide
 from .log.clip_log import ClipLog as ClipLog
 from .log.metrics_logger import MetricsLogger as MetricsLogger
 from .log.report import write_report as write_report
@@ -25,7 +27,5 @@ from .policies.param_ratio import ParamRatio as ParamRatio
 from .policies.quantile import Quantile as Quantile
 from .policies.streaming_quantile import StreamingQuantile as StreamingQuantile
 from .policies.zscore import ZScore as ZScore
-from .policy import Decision as Decision
 from .policy import Policy as Policy
-from .policy import decide as decide
 from .scale import Limit as Limit

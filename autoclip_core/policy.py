@@ -1,4 +1,4 @@
-"""Define what a policy is, and `decide()`: the one step that every adapter calls.
+"""Define what a policy is; `decision.py` has the one step that every adapter calls.
 
 A policy is a frozen dataclass of plain numbers. It has three pure methods over a vector
 of rows: `init`, `limit` and `record`. They are written once, against an array namespace
@@ -14,19 +14,15 @@ policy uses nothing else: no branch on data, no write in place, no `float()`.
 
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .checks import check_choice, format_error
+from .checks import format_error
 from .scale import (
-    NONFINITE,
     XP,
     Array,
-    as_norms,
     complete_limit,
-    find_level,
-    scale_rows,
 )
 from .scale import Limit as Limit
 
@@ -37,26 +33,6 @@ NAMESPACE_NAMES = tuple(
 """The names that a policy may use from its array namespace."""
 
 State = TypeVar("State")
-
-
-class Decision(NamedTuple):
-    """The result of one step; every field has one entry per row."""
-
-    norm: Array
-    """The norm before scaling; NaN if the row was not observed."""
-    threshold: Array
-    """min(T, D), the norm above which the row is changed; +inf without a limit."""
-    scale: Array
-    """The factor for the gradient of the row: 1 keeps it, 0 removes it. In a clipper
-    with `scale_only`, the norm after scaling divided by the norm before."""
-    clipped: Array
-    """Whether the norm is finite and exceeds the threshold; a dropped row, too."""
-    finite: Array
-    """False if the observed norm is NaN or infinite."""
-    skipped: Array
-    """Whether the whole update must be skipped; the same in every row."""
-    dropped: Array
-    """Whether the norm is finite and exceeds the drop level D."""
 
 
 class Policy(Protocol):
@@ -86,6 +62,11 @@ class Policy(Protocol):
     @property
     def needs_param_norms(self) -> bool:
         """Whether `limit` needs the norms of the parameters."""
+        return False
+
+    @property
+    def can_limit_losses(self) -> bool:
+        """Whether it works on values of any sign, so that it can be a loss policy."""
         return False
 
     def init(self, rows: int, xp: XP = np) -> Any:
@@ -179,106 +160,17 @@ def as_code(value: Any) -> str:
     return "float('inf')" if value == float("inf") else repr(value)
 
 
-def decide(
-    policy: Policy,
-    state: State,
-    norms: Array,
-    *,
-    observed: Array = None,
-    param_norms: Array = None,
-    nonfinite: str = "zero",
-    xp: XP = np,
-) -> tuple[State, Decision]:
-    """Take one step: limit, scale, record, with the numeric rules of `scale.py`.
-
-    The policy sets the threshold before it records the norm, unless it includes the
-    current norm. Only finite, positive norms of observed rows are recorded. This
-    function applies that rule to every policy, so a policy need not check it.
-
-    Args:
-      policy: any `Policy`.
-      state: the state of the policy, from `policy.init(rows)` or from the last step.
-      norms: the norm of each row, shape (rows,), any float type.
-      observed: which rows have a gradient, booleans of shape (rows,); None means all.
-      param_norms: norms of the parameters, shape (rows,), if the policy needs them.
-      nonfinite: the rule for a row whose norm is NaN or infinite: "zero" (scale 0),
-        "skip" (every scale is 0 and no row records), "propagate" (scale 1), "raise".
-      xp: the array namespace; `state` and `norms` belong to it.
-
-    Returns:
-      The next state and the `Decision`.
-
-    Raises:
-      FloatingPointError: a norm is not finite and `nonfinite="raise"`.
-      ValueError: `nonfinite` is another word, or a shape is not (rows,).
-
-    >>> from autoclip_core import Quantile
-    >>> policy = Quantile(0.5, history_length=3)
-    >>> state = policy.init(rows=1)
-    >>> for norm in [1.0, 3.0, float("nan"), 8.0]:
-    ...     state, decision = decide(policy, state, [norm])
-    ...     print(decision.threshold[0], decision.scale[0])
-    inf 1.0
-    1.0 0.33333334
-    2.0 0.0
-    2.0 0.25
-    """
-    check_choice("nonfinite", nonfinite, NONFINITE)
-    norms = as_norms(norms, xp)
-    finite = xp.isfinite(norms)
-    is_observed = finite | ~finite if observed is None else xp.asarray(observed)
-    _check_shapes(norms, observed=is_observed, param_norms=param_norms)
-    is_nonfinite = is_observed & ~finite
-    if nonfinite == "raise" and bool(xp.any(is_nonfinite)):
-        raise FloatingPointError(
-            'a gradient norm is not finite and nonfinite="raise"; '
-            'to continue without that gradient, set nonfinite="zero" or "skip"'
-        )
-    # A policy receives 0 instead of NaN, infinity and a row without a gradient.
-    valid_norms = xp.where(is_observed & finite, norms, 0.0)
+def limit_and_record(
+    policy: Policy, state: Any, values: Array, param_norms: Array = None, xp: XP = np
+) -> tuple[Limit, Any]:
+    """Return the complete limit of a policy, and its state with the values recorded."""
     if param_norms is not None:
         param_norms = xp.asarray(param_norms, dtype=xp.float32)
     # A threshold beyond the range of float32 is +inf; NumPy need not warn about it.
     with np.errstate(over="ignore") if xp is np else nullcontext():
-        limit = policy.limit(state, valid_norms, param_norms=param_norms, xp=xp)
-        recorded = policy.record(state, valid_norms, limit, xp)
-    limit = complete_limit(limit, xp)
-    scale, clipped, dropped = scale_rows(
-        valid_norms, limit.threshold, limit.target, limit.drop, xp
-    )
-
-    records = valid_norms > 0
-    skipped = is_observed & ~is_observed
-    if limit.cancels:
-        skipped = skipped | xp.any(dropped)
-    if nonfinite == "skip":
-        skipped = skipped | xp.any(is_nonfinite)
-        records = records & ~xp.any(is_nonfinite)
-    if nonfinite == "zero":
-        scale = xp.where(is_nonfinite, 0.0, scale)
-    state = select_rows(records, recorded, state, xp)
-    return state, Decision(
-        norm=xp.where(is_observed, norms, float("nan")),
-        threshold=find_level(limit, xp),
-        scale=xp.where(skipped & is_observed, 0.0, scale),
-        clipped=clipped,
-        finite=~is_nonfinite,
-        skipped=skipped,
-        dropped=dropped,
-    )
-
-
-def _check_shapes(norms: Array, **others: Array) -> None:
-    """Raise a ValueError unless every array has shape (rows,); a trace knows shapes."""
-    rows = tuple(norms.shape)
-    if len(rows) != 1:
-        rule, way_out = "of shape (rows,)", "one norm per row"
-        raise ValueError(format_error("norms", rule, rows, way_out))
-    for name, array in others.items():
-        shape = rows if array is None else tuple(np.shape(array))
-        if shape != rows:
-            rule, way_out = f"of shape {rows}", "give one entry per row, as in norms"
-            raise ValueError(format_error(name, rule, shape, way_out))
+        limit = policy.limit(state, values, param_norms=param_norms, xp=xp)
+        recorded = policy.record(state, values, limit, xp)
+    return complete_limit(limit, xp), recorded
 
 
 def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:

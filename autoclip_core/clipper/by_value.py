@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from autoclip_core.policy import Decision
+from autoclip_core.decision import Decision, find_skips
+from autoclip_core.loss import LossDecision
 from autoclip_core.scale import XP, Array, as_norms
 
 
@@ -14,6 +15,7 @@ def decide_by_value(
     thresholds: Array,
     observed: Array,
     nonfinite: str = "zero",
+    loss: LossDecision | None = None,
     xp: XP = np,
 ) -> Decision:
     """Return the decision that describes the effect of clamping the elements.
@@ -25,6 +27,7 @@ def decide_by_value(
       thresholds: the largest magnitude that an element may have.
       observed: which rows have a gradient.
       nonfinite: as in `decide`.
+      loss: as in `decide`.
       xp: the array namespace.
 
     >>> norm, true = np.float32([5.0]), np.array([True])
@@ -35,11 +38,10 @@ def decide_by_value(
     finite = xp.isfinite(norms) | ~observed
     clipped = finite & observed & changed
     scale = xp.where(clipped, after, 1.0) / xp.where(clipped, norms, 1.0)
-    dropped = skipped = ~(observed | ~observed)
     if nonfinite == "zero":
         scale = xp.where(finite, scale, 0.0)
-    elif nonfinite == "skip":
-        skipped = skipped | xp.any(~finite)
-        scale = xp.where(skipped & observed, 0.0, scale)
+    dropped = ~(observed | ~observed)
+    skipped, _ = find_skips(~finite, nonfinite, loss, xp)
+    scale = xp.where(skipped & observed, 0.0, scale)
     norms = xp.where(observed, norms, float("nan"))
     return Decision(norms, thresholds, scale, clipped, finite, skipped, dropped)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoclip_core.decision import Decision
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Decision
 from autoclip_core.scale import XP, Array
 
 from .norms import combine_norms

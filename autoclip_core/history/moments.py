@@ -32,16 +32,20 @@ class Moments(NamedTuple):
     count: Array
     """Shape (rows,): the number of norms recorded."""
 
-    def find_problem(self) -> str:
-        """Return why loaded moments are invalid, or ""."""
+    def find_problem(self, lowest: float = 0.0) -> str:
+        """Return why loaded moments are invalid, or ""; norms are above `lowest`."""
         mean, squares, count = self
         is_finite = np.isfinite(mean[:, 1])
         is_valid = np.isfinite(squares) & (squares >= 0)
         return (
-            find_invalid_mean(mean[:, 0], count)
+            find_invalid_mean(mean[:, 0], count, lowest)
             or find_invalid_value("mean of logarithms", mean[:, 1], "finite", is_finite)
             or find_invalid_value("squares", squares, ">= 0 and finite", is_valid)
         )
+
+    def find_signed_problem(self) -> str:
+        """Return why loaded moments of losses are invalid, or ""."""
+        return self.find_problem(lowest=-np.inf)
 
 
 def empty(rows: int, length: None = None, xp: XP = np) -> Moments:
@@ -58,8 +62,9 @@ def push(moments: Moments, norms: Array, xp: XP = np) -> Moments:
     """Return the moments after one more norm in each row."""
     mean, squares, count = moments
     values = np.empty_like(mean)
-    values[:, 0] = np.where(norms > 0, norms, 1.0)  # `decide` discards 0
-    np.log(values[:, 0], out=values[:, 1])
+    values[:, 0] = norms
+    values[:, 1] = np.where(norms > 0, norms, 1.0)  # a loss has no logarithm
+    np.log(values[:, 1], out=values[:, 1])
     count = count + np.int32(1)
     distance = values - mean
     mean = mean + distance / count[:, None]

@@ -8,7 +8,8 @@ replace the oldest norm in the ordered row by a new norm; nothing is sorted:
     replaced = inserted[:-1] if it is below the oldest norm, else inserted[1:]
 
 The same lines compile under XLA and cost H operations per row. The +inf padding
-requires finite, positive norms: `decide` records no other.
+requires finite values. `decide` records finite, positive norms, and `decide_loss`
+records finite losses of any sign.
 """
 
 from typing import NamedTuple
@@ -32,8 +33,8 @@ class Window(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, wrapped into [0, 2H) so it never overflows."""
 
-    def find_problem(self) -> str:
-        """Return why a loaded window is invalid, or ""."""
+    def find_problem(self, lowest: float = 0.0) -> str:
+        """Return why a loaded window is invalid, or ""; norms are above `lowest`."""
         ring, ordered, count = self
         length = ring.shape[1]
         most = 2 * length - 1  # the count wraps around there
@@ -41,12 +42,16 @@ class Window(NamedTuple):
         if invalid:
             return f"counts {invalid[0]} norms, and must count 0 to {most}"
         is_filled = np.arange(length) < count_norms(self)[:, None]
-        if not ((ring > 0).all() and np.array_equal(ring < np.inf, is_filled)):
+        if not ((ring > lowest).all() and np.array_equal(ring < np.inf, is_filled)):
             return "holds other norms in the order of arrival than it counts"
         has_ends = (ordered[:, [0, -1]] == [-np.inf, np.inf]).all()
         if not (has_ends and np.array_equal(ordered[:, 1:-1], np.sort(ring, axis=1))):
             return "holds other norms in ascending order than in the order of arrival"
         return ""
+
+    def find_signed_problem(self) -> str:
+        """Return why a loaded window of losses is invalid, or ""."""
+        return self.find_problem(lowest=-np.inf)
 
 
 def empty(rows: int, length: int, xp: XP = np) -> Window:
@@ -157,7 +162,10 @@ def mean_std(
         unit = divisor / divisor
     else:
         offsets = xp.where(is_filled, values, middle) - middle
-        unit = largest[:, 0]
+        # The largest magnitude: of norms the largest norm. Losses may be negative.
+        lowest = xp.where(has_norms, values[:, 0], 1.0)
+        unit = xp.maximum(largest[:, 0], 0.0 - lowest)
+        unit = xp.where(unit > 0, unit, 1.0)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
     residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
     std = unit * xp.sqrt(xp.sum(residuals * residuals, axis=1) / freedom)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.checks import format_error
-from autoclip_core.policy import Policy, check_policy, decide
+from autoclip_core.decision import decide
+from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
 

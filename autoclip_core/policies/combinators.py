@@ -34,6 +34,11 @@ class Combinator(Policy):
         """Whether the inner policy needs the norms of the parameters."""
         return self.policy.needs_param_norms
 
+    @property
+    def can_limit_losses(self) -> bool:
+        """Whether the inner policy works on values of any sign."""
+        return self.policy.can_limit_losses
+
     def init(self, rows: int, xp: XP = np) -> Any:
         """Return the state of the inner policy."""
         return self.policy.init(rows, xp)

@@ -73,8 +73,16 @@ class Drop(Combinator):
     @property
     def needs_param_norms(self) -> bool:
         """Whether one of the policies needs the norms of the parameters."""
-        policies = [self.policy] if self.clip is None else [self.policy, self.clip]
-        return any(policy.needs_param_norms for policy in policies)
+        return any(policy.needs_param_norms for policy in self._policies)
+
+    @property
+    def can_limit_losses(self) -> bool:
+        """Whether all policies work on values of any sign."""
+        return all(policy.can_limit_losses for policy in self._policies)
+
+    @property
+    def _policies(self) -> list[Policy]:
+        return [self.policy] if self.clip is None else [self.policy, self.clip]
 
     def init(self, rows: int, xp: XP = np) -> Any:
         """Return the state of the inner policy; with `clip`, the states of both."""

@@ -48,6 +48,11 @@ class Fixed(Policy):
         number = check_positive("max_norm", self.max_norm, way_out)
         object.__setattr__(self, "max_norm", number)
 
+    @property
+    def can_limit_losses(self) -> bool:
+        """True: a constant does not depend on the sign of what it limits."""
+        return True
+
     def init(self, rows: int, xp: XP = np) -> NoState:
         """Return the empty state."""
         return NoState()

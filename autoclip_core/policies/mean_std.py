@@ -79,6 +79,11 @@ class MeanStd(Policy):
         object.__setattr__(self, "history_length", length)
         object.__setattr__(self, "ddof", check_count("ddof", self.ddof, 0))
 
+    @property
+    def can_limit_losses(self) -> bool:
+        """Whether it uses past values themselves, not their logarithms."""
+        return not self.log and not self.include_current
+
     def init(self, rows: int, xp: XP = np) -> Any:
         """Return the empty window."""
         return self._history.empty(rows, self.history_length, xp)

@@ -67,6 +67,11 @@ class Quantile(Policy):
         """1 - q, if the norms are stationary."""
         return round(1 - self.quantile, 12)
 
+    @property
+    def can_limit_losses(self) -> bool:
+        """Whether the history is a window of past values; all norms are positive."""
+        return self.history_length is not None and not self.include_current
+
     def init(self, rows: int, xp: XP = np) -> Any:
         """Return the empty window."""
         return self._history.empty(rows, self.history_length, xp)

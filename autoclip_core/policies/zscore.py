@@ -25,12 +25,16 @@ class Moments(NamedTuple):
     count: Array
     """Shape (rows,): norms recorded, up to max(warmup_steps, 1)."""
 
-    def find_problem(self) -> str:
-        """Return why loaded moments are invalid, or ""."""
+    def find_problem(self, lowest: float = 0.0) -> str:
+        """Return why loaded moments are invalid, or ""; norms are above `lowest`."""
         is_valid = np.isfinite(self.deviation) & (self.deviation >= 0)
-        return find_invalid_mean(self.mean, self.count) or find_invalid_value(
+        return find_invalid_mean(self.mean, self.count, lowest) or find_invalid_value(
             "deviation", self.deviation, ">= 0 and finite", is_valid
         )
+
+    def find_signed_problem(self) -> str:
+        """Return why loaded moments of losses are invalid, or ""."""
+        return self.find_problem(lowest=-np.inf)
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -56,7 +60,8 @@ class ZScore(Policy):
         a larger spike ends closer to mu. "mean" is mu. "threshold" is T.
       record: y. "winsorized" is min(n, T); T follows a change of level, because sigma
         grows by about 7 % at each clipped step. If sigma = 0 (constant norms), y is at
-        most 2 * T, because T could not rise otherwise. "applied" is the norm after
+        most 2 * T, because T could not rise otherwise (n itself if T <= 0, as it may be
+        for losses). "applied" is the norm after
         clipping, the paper's rule; T never follows a tenfold rise, because a clipped
         spike lies less than one sigma from mu. "raw" is n; one spike hides the next.
         "none" records nothing at a clipped step.
@@ -104,6 +109,11 @@ class ZScore(Policy):
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def can_limit_losses(self) -> bool:
+        """True: mean and deviation exist for values of any sign."""
+        return True
 
     def init(self, rows: int, xp: XP = np) -> Moments:
         """Return the state before the first norm."""
@@ -164,7 +174,9 @@ class ZScore(Policy):
             return xp.where(norms > limit.threshold, limit.target, norms)
         if self.recorded == "winsorized":
             threshold = limit.threshold
-            ceiling = xp.where(deviation > 0, threshold, 2 * threshold)
+            # A loss may be negative: twice its threshold is no room for a deviation.
+            widened = xp.where(threshold > 0, 2 * threshold, norms)
+            ceiling = xp.where(deviation > 0, threshold, widened)
             return xp.minimum(norms, ceiling)
         return norms
 

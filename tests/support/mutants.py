@@ -53,6 +53,8 @@ TESTS = {
     "clipper/parts.py": ["parts"],
     "clipper/patterns.py": ["patterns"],
     "policy.py": [*FAST, "policies", "decide", "laws", "full_history"],
+    "decision.py": [*FAST, "policies", "decide", "laws", "loss"],
+    "loss.py": ["loss"],
     "policies/quantile.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/streaming_quantile.py": [
         *FAST,

@@ -160,3 +160,33 @@ def jaychanhoi_unit(gradient, weight, clipping, eps):
     size = np.sqrt((weight**2).sum(axis=axes, keepdims=True))
     limit = clipping * np.maximum(size, eps)
     return np.where(norm > limit, gradient * limit / np.maximum(norm, 1e-8), gradient)
+
+
+def olmo_core(values, length=128, sigma=6.0):
+    """SkipStepOptimizer, for the losses or the norms: which values exceed their level.
+
+    A value may be at most 6 deviations (n - 1) above the mean of the last 128 past
+    values. The rule starts when 64 values are there, the current one included. The
+    optimizer skips the step if its loss or its norm is above the level.
+    """
+    values = np.float64(values)
+    is_above = np.zeros(len(values), bool)
+    for step in range(length // 2 - 1, len(values)):
+        past = values[max(0, step - length) : step]
+        is_above[step] = values[step] - past.mean() > sigma * past.std(ddof=1)
+    return is_above
+
+
+def losses_and_norms(steps=5000, seed=21):
+    """Return losses of both signs and norms, with spikes, and a few changes of level.
+
+    No loss is close to its level, so that float32 and float64 decide alike.
+    """
+    rng = np.random.default_rng(seed)
+    losses = 0.5 * rng.standard_normal(steps) + np.repeat(
+        [1.0, -2.0, 0.0, 5.0], steps // 4
+    )
+    norms = 10 * np.exp(0.3 * rng.standard_normal(steps))
+    losses[rng.random(steps) < 0.01] += 8
+    norms[rng.random(steps) < 0.01] *= 30
+    return np.float32(losses), np.float32(norms)

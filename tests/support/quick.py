@@ -21,6 +21,8 @@ TESTS = {
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
     "core/metrics core/norms core/parts core/by_value",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
+    "autoclip_core/decision.py": "core/decide core/golden core/faults core/loss",
+    "autoclip_core/loss.py": "core/loss torch/loss jax/loss",
     "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/cli core/clip_log",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
