@@ -77,14 +77,16 @@ def _make_digests(clipper: Clipper) -> dict[str, bytes]:
     Parameters and their names are left out: the stages of a pipeline hold different
     ones.
     """
-    state, (decision, _) = clipper.state_dict(), clipper._policy_states.read()
+    state, (decision, _, losses) = clipper.state_dict(), clipper._policy_states.read()
     settings = ("class", "scope", "policies", "settings")
     parts = {
         "settings": {name: state[name] for name in settings},
         "history": state["states"],
         "counts": state["tally"],
-        "last decision": decision._asdict(),
+        "last decision": {**decision._asdict(), **losses},
     }
+    if "loss" in state:
+        parts["losses"] = state["loss"]
     return {name: _digest(part) for name, part in parts.items()}
 
 

@@ -14,13 +14,13 @@ from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
-from .observer import Observer
+from .loss_observer import LossObserver
 from .rows.groups import ParametersLike, read_optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
 
-class Clipper(Observer):
+class Clipper(LossObserver):
     """Clip gradients in place by any policy, at any scope.
 
     Call `step()` after `backward()` and before `optimizer.step()`.
@@ -48,6 +48,10 @@ class Clipper(Observer):
         row that is not finite, dropped or skipped is still removed as a whole. In a
         decision, `scale` is then the norm after divided by the norm before.
       dry_run: measure, decide and record, but change no gradient.
+      loss_policy: a policy for the loss, such as `MeanStd(6.0, history_length=128)`. A
+        loss above its threshold cancels the update; norms and loss are recorded. A loss
+        that is not finite cancels it, too, and nothing is recorded. Each step then
+        needs its loss: `step(loss=loss)`, or `observe_loss(loss)` before it.
       max_consecutive_skips: if more updates in a row are skipped, `step` raises a
         RuntimeError (on an accelerator, `metrics` does).
       process_group: the ranks that hold different parameters of one model, such as the
@@ -85,6 +89,7 @@ class Clipper(Observer):
         exclude: Pattern | Iterable[Pattern] | None = (),
         scale_only: Pattern | Iterable[Pattern] | None = None,
         dry_run: bool = False,
+        loss_policy: Policy | None = None,
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
     ) -> None:
@@ -100,6 +105,7 @@ class Clipper(Observer):
             exclude=exclude,
             scale_only=scale_only,
             dry_run=check_flag("dry_run", dry_run),
+            loss_policy=loss_policy,
             most_skips=max_consecutive_skips,
             process_group=process_group,
         )
@@ -114,10 +120,13 @@ class Clipper(Observer):
     def dry_run(self, value: bool) -> None:
         self._stepper.dry_run = check_flag("dry_run", value)
 
-    def step(self, *, scaler: Any = None, optimizer: Any = None) -> Decision:
+    def step(
+        self, *, loss: Any = None, scaler: Any = None, optimizer: Any = None
+    ) -> Decision:
         """Measure the gradients, decide, scale them in place, and record their norms.
 
         Args:
+          loss: as in `observe_loss`.
           scaler: a `torch.amp.GradScaler`, together with `optimizer`. It unscales the
             gradients first, unless it already has. A step that overflowed is not
             recorded. Without this argument, call `scaler.unscale_(optimizer)` first:
@@ -136,7 +145,8 @@ class Clipper(Observer):
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
           RuntimeError: the scaler has stepped the optimizer already.
           RuntimeError: the clipper is attached and clips inside the optimizer's step.
-          ValueError: a gradient of another optimizer is still multiplied by the scale.
+          ValueError: a gradient of another optimizer is still multiplied by the scale;
+            or the loss is missing, or given without `loss_policy`.
 
         >>> from autoclip_core import Fixed
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -151,6 +161,8 @@ class Clipper(Observer):
                 "would clip the gradients twice; leave clipper.step() out, or call "
                 "clipper.detach() first"
             )
+        if loss is not None:
+            self.observe_loss(loss)
         if scaler is None and optimizer is None:
             return self._stepper.step()
         scale = unscale_once(scaler, optimizer)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .clipper import Clipper
@@ -31,6 +33,9 @@ class ClipCallback(pl.Callback):
     optimizer later are clipped from then on. The history is saved in the checkpoint.
     The trainer logs the result of `metrics()` whenever it logs. With several
     optimizers, the names are `clip/optimizer0/norm` and so on.
+
+    A `loss_policy` receives the losses of the backward passes before the step: their
+    mean with `accumulate_grad_batches`, their sum with manual optimization.
 
     Args:
       clipper: a class of `autoclip_torch`, or a function that takes the first argument
@@ -65,6 +70,7 @@ class ClipCallback(pl.Callback):
         self._index = optimizer
         self._saved: list[dict[str, Any]] | None = None
         self._optimizers: dict[int, Optimizer] = {}
+        self._losses: list[Tensor] = []
         self.clippers: list[Clipper] = []
         """One per clipped optimizer, from the start of training."""
 
@@ -106,13 +112,25 @@ class ClipCallback(pl.Callback):
         for clipper, optimizer in self._get_pairs():
             clipper.attach(optimizer)
 
+    def on_before_backward(
+        self, trainer: "pl.Trainer", pl_module: Any, loss: Tensor
+    ) -> None:
+        """Keep the loss, without the loss scale of 16-bit precision."""
+        if any(clipper.loss_policy is not None for clipper in self.clippers):
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            loss = loss.detach()
+            self._losses.append(loss if scaler is None else loss / scaler._scale)
+
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
-        """Add parameters that a callback has unfrozen and given to the optimizer."""
+        """Add parameters that a callback has unfrozen, and give the step its loss."""
+        losses, self._losses = self._losses, []
         for clipper, clipped_optimizer in self._get_pairs():
             if clipped_optimizer is unwrap(optimizer):
                 add_new_parameters(clipper, clipped_optimizer, pl_module)
+                if clipper.loss_policy is not None:
+                    clipper.observe_loss(_join_losses(losses, trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: Any, *args: Any, **kwargs: Any
@@ -178,6 +196,20 @@ def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
             f"{other} clips before ClipCallback, which then measures clipped norms; "
             "leave it out"
         )
+
+
+def _join_losses(losses: list[Tensor], trainer: "pl.Trainer", pl_module: Any) -> Tensor:
+    """Return the loss of a step from the losses of its backward passes.
+
+    Lightning has divided each of them by `accumulate_grad_batches`. Without a backward
+    pass the loss is NaN, which cancels the update.
+    """
+    if not losses:
+        return torch.tensor(float("nan"))
+    total = torch.stack(losses).sum()
+    if not pl_module.automatic_optimization:
+        return total
+    return total * (trainer.accumulate_grad_batches / len(losses))
 
 
 def _choose(optimizers: list[Optimizer], index: int | None) -> dict[int, Optimizer]:

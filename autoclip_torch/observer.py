@@ -161,6 +161,7 @@ class Observer:
 
         Returns:
           The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
+          With a loss policy, also those of `autoclip_core.loss.compute_loss_metrics`.
 
         Raises:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
@@ -172,12 +173,12 @@ class Observer:
         >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
         (3.0, 0.5)
         """
-        decision, tally = self._policy_states.read()
+        decision, tally, losses = self._policy_states.read()
         stepper = self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
-        logged = {k: float(v) for k, v in compute_metrics(decision, tally).items()}
+        logged = {**compute_metrics(decision, tally), **losses}
         rows = compute_row_metrics(self.names, decision, tally) if per_row else {}
-        return logged | rows
+        return {name: float(value) for name, value in logged.items()} | rows
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts, as if no step had been taken.
@@ -251,7 +252,7 @@ class Observer:
         tensor([2.])
         """
         check_state_matches(state_dict, self.state_dict(), strict)
-        self._policy_states.load_dict(state_dict)
+        self._policy_states.load_dict(state_dict, strict)
         self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:

@@ -1,10 +1,12 @@
 """A callback of the Hugging Face `Trainer` that clips inside the optimizer's step."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
@@ -39,6 +41,10 @@ class ClipCallback(TrainerCallback, ExportableState):
     clips first, at `max_grad_norm=1.0` by default: set it to 0. To keep the history
     when a run is resumed, set `restore_callback_states_from_checkpoint=True`.
 
+    A `loss_policy` receives the loss that the trainer backpropagates, with gradient
+    accumulation the mean. The model must return its loss; a loss that the trainer
+    computes (`compute_loss_func`, `label_smoothing_factor`) is not available here.
+
     Args:
       clipper: a class of `autoclip_torch`, or its name.
       **keywords: the keywords of the class: plain Python and policies, which are saved
@@ -68,6 +74,8 @@ class ClipCallback(TrainerCallback, ExportableState):
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
         """The state to start with; the trainer sets it from a checkpoint."""
+        self._losses: list[Tensor] = []
+        self._forward_hook: Any = None
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
@@ -85,13 +93,23 @@ class ClipCallback(TrainerCallback, ExportableState):
             _warn_of_no_history(args)
         clipper.attach(optimizer)
         self.clipper = clipper
+        self._remove_hook()
+        if clipper.loss_policy is not None:
+            model = kwargs["model"]
+            self._forward_hook = model.register_forward_hook(self._follow_loss)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Add parameters that a callback has unfrozen and given to the optimizer."""
-        if self.clipper is not None:
-            add_new_parameters(self.clipper, kwargs["optimizer"], kwargs["model"])
+        """Add parameters that a callback has unfrozen, and give the step its loss."""
+        if self.clipper is None:
+            return
+        optimizer = kwargs["optimizer"]
+        add_new_parameters(self.clipper, optimizer, kwargs["model"])
+        if self.clipper.loss_policy is not None:
+            losses, self._losses = self._losses, []
+            scaler = getattr(optimizer, "scaler", None)
+            self.clipper.observe_loss(_join_losses(losses, scaler))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
@@ -105,6 +123,7 @@ class ClipCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Detach the clipper from the optimizer; the history stays."""
+        self._remove_hook()
         if self.clipper is not None:
             self.clipper.detach()
 
@@ -114,6 +133,45 @@ class ClipCallback(TrainerCallback, ExportableState):
         saved = self.saved if self.clipper is None else self.clipper.state_dict()
         attributes = {"saved": _to_json(saved)}
         return {"args": {"clipper": self._name, **keywords}, "attributes": attributes}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _follow_loss(self, model: Any, args: Any, output: Any) -> None:
+        """Keep the loss that the model returns, as far as it is backpropagated.
+
+        The trainer divides it by the number of micro-batches, unless the model has
+        done so, and scales it. The gradient of the loss is the product of all that.
+        """
+        if not model.training:
+            return
+        loss = output.get("loss") if isinstance(output, dict) else output[0]
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            add = partial(self._add_loss, loss.detach())
+            loss.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _add_loss(self, loss: Tensor, weight: Tensor) -> None:
+        self._losses.append(loss * weight)
+
+    def _remove_hook(self) -> None:
+        if self._forward_hook is not None:
+            self._forward_hook.remove()
+        self._forward_hook, self._losses = None, []
+
+
+def _join_losses(losses: list[Tensor], scaler: Any) -> Tensor:
+    """Return the loss of a step, without the loss scale.
+
+    Raises:
+      ValueError: no loss of the model was backpropagated.
+    """
+    if not losses:
+        raise ValueError(
+            "with loss_policy the model must return the loss that is backpropagated, "
+            "got none; leave compute_loss_func and label_smoothing_factor out, or make "
+            "the clipper yourself and call clipper.observe_loss(loss) in compute_loss"
+        )
+    total = torch.stack(losses).sum()
+    is_scaled = scaler is not None and scaler.is_enabled()
+    return total / scaler._scale if is_scaled else total
 
 
 def _check_arguments(args: Any) -> None:

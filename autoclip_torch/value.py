@@ -9,6 +9,7 @@ from autoclip_core import Decision, Fixed, Policy
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.settings import check_keywords
+from autoclip_core.loss import LossDecision
 from autoclip_core.policy import get_arguments
 from autoclip_core.scale import as_norms
 
@@ -55,7 +56,9 @@ class ValueStepper(Stepper):
             self._map(_cut_off, gradients),
         )
 
-    def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
+    def decide(
+        self, norms: Any, observed: Any, *others: Any, loss: LossDecision | None = None
+    ) -> Decision:
         """Return the decision that describes what clamping does; record no norm."""
         states, (norms_after, removed) = self.policy_states, others
         return states.count_step(
@@ -66,6 +69,7 @@ class ValueStepper(Stepper):
                 thresholds=states.get_thresholds(None),
                 observed=observed,
                 nonfinite=states.nonfinite,
+                loss=loss,
                 xp=states.xp,
             )
         )
@@ -118,9 +122,9 @@ class ValueClip(Clipper):
     Args:
       parameters: see `Clipper`.
       clip_value: the largest magnitude, > 0. It limits each part of a complex element.
-      **keywords: scope, global_clipping, nonfinite, exclude, scale_only, dry_run and
-        max_consecutive_skips, as in `Clipper`. With `scale_only`, the elements of the
-        other parameters are measured and not clipped.
+      **keywords: scope, global_clipping, nonfinite, exclude, scale_only, dry_run,
+        loss_policy and max_consecutive_skips, as in `Clipper`. With `scale_only`, the
+        elements of the other parameters are measured and not clipped.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.

@@ -8,7 +8,7 @@ row is not divided, and nothing here is called.
 
 import numpy as np
 
-from autoclip_core.policy import Decision
+from autoclip_core.decision import Decision
 from autoclip_core.scale import XP, Array
 
 from .norms import combine_norms

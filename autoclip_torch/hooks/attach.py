@@ -80,6 +80,7 @@ class Attachment:
 
         def clipped_closure() -> Any:
             loss = closure()
+            self._stepper.loss.give_closure_loss(loss)
             self._clip(optimizer)
             return loss
 

@@ -138,6 +138,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         def clipped_closure() -> Any:
             loss = closure()
+            self.clipper._stepper.loss.give_closure_loss(loss)
             self.clipper.step()
             return loss
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
+from autoclip_core import Policy
 from autoclip_core.clipper import settings
 
 
 class ClipperKeywords(settings.ClipperKeywords, total=False):
     """The keywords of every clipper, except those of its policy."""
 
+    loss_policy: Policy | None
     max_consecutive_skips: int | None
     process_group: Any
 

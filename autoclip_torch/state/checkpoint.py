@@ -28,15 +28,23 @@ def state_to_dict(state: Any) -> Any:
     return torch.from_numpy(np.array(state))
 
 
-def state_from_dict(saved: Any, like: Any, path: str) -> Any:
+def state_from_dict(
+    saved: Any, like: Any, path: str, *, is_signed: bool = False
+) -> Any:
     """Return the saved state with the structure and the device of `like`.
+
+    Args:
+      saved: a dict of tensors, as `state_to_dict` returns it.
+      like: a state of the present structure.
+      path: the name of the state in the messages.
+      is_signed: whether its values may be 0 or negative, as losses may.
 
     Raises:
       ValueError: a part is missing, has another shape or type, or has values that no
         run can produce.
     """
     state = _convert(saved, like, path)
-    for fault in find_problems(move(state, None), path):
+    for fault in find_problems(move(state, None), path, is_signed=is_signed):
         raise ValueError(f"state is invalid: {fault}; load a valid one")
     return state
 

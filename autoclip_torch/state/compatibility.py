@@ -38,7 +38,9 @@ def check_state_matches(
     Raises:
       ValueError: the states differ; the message names the part and both values.
     """
-    missing = sorted(set(current) - set(saved)) if isinstance(saved, Mapping) else None
+    missing = None
+    if isinstance(saved, Mapping):  # a state without a loss policy has no "loss"
+        missing = sorted(set(current) - {*saved, "loss"})
     if missing is None or missing:
         got = type(saved).__name__ if missing is None else f"no {', '.join(missing)}"
         raise ValueError(
@@ -56,6 +58,10 @@ def check_state_matches(
     for name, saved_part, part in pairs:
         for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
+    if strict and "loss" in saved and "loss" not in current:
+        policy = saved["loss"]["policy"]
+        error = format_difference("loss_policy", policy, None)
+        raise ValueError(f"{error}; pass strict=False to load the state without it")
     # Parameters without names fit parameters with names, if their shapes are equal.
     has_names = saved["names"] is not None and current["names"] is not None
     for name in ("settings", "policies", "names") if strict else ():
@@ -66,6 +72,18 @@ def check_state_matches(
             if _shapes(saved["states"]) == _shapes(current["states"]):
                 error += "; pass strict=False to keep this clipper's settings"
             raise ValueError(error)
+
+
+def check_loss_matches(
+    saved: Mapping[str, Any], current: Mapping[str, Any], strict: bool
+) -> None:
+    """Check that the saved loss policy fits; the arguments are as above."""
+    pairs = [("loss_policy", _types(saved["policy"]), _types(current["policy"]))]
+    if strict:
+        pairs += [("loss_policy", saved["policy"], current["policy"])]
+    for name, saved_part, part in pairs:
+        for difference in _compare(saved_part, part, name):
+            raise ValueError(format_difference(*difference))
 
 
 def _shapes(states: Any) -> Any:

@@ -10,13 +10,15 @@ from torch import Tensor
 from autoclip_core import Decision, decide
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
+from autoclip_core.loss import LossDecision, compute_loss_metrics
 from autoclip_core.policy import select_rows
 from autoclip_core.scale import find_level
 from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_to_dict, states_from_list, tally_from_dict
+from .loss_monitor import LossMonitor
 from .namespace import TorchNamespace
-from .trees import list_arrays, move, read_arrays, replace_first_rows
+from .trees import move, read_arrays, replace_first_rows, store
 
 
 class PolicyStates:
@@ -25,10 +27,14 @@ class PolicyStates:
     Args:
       rows: the rows and the policy of each.
       nonfinite: as in `Clipper`.
+      losses: the monitor of the loss policy, or None without one.
     """
 
-    def __init__(self, rows: Rows, nonfinite: str) -> None:
+    def __init__(
+        self, rows: Rows, nonfinite: str, losses: LossMonitor | None = None
+    ) -> None:
         """Start without history, on the CPU."""
+        self.losses = losses
         self.rows = rows
         self.nonfinite = nonfinite
         self._namespace: TorchNamespace | None = None
@@ -59,6 +65,8 @@ class PolicyStates:
             metrics.empty_tally(len(self.rows.names), self.xp), self.tally
         )
         self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
+        if self.losses is not None:
+            self.losses.reset()
 
     def _start(self) -> None:
         """Create empty states on the device. Find out if updates may be skipped."""
@@ -74,6 +82,7 @@ class PolicyStates:
             block.policy.record(state, part, limit, self.xp)
             limits.append(limit)
         self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
+        self.may_skip |= self.losses is not None
 
     def _make_states(self) -> list[Any]:
         """Return the states of the policies before the first step."""
@@ -96,14 +105,24 @@ class PolicyStates:
         self._start()
         self.states = [move(state, device) for state in states]
         self.tally, self.decision = move(tally, device), move(decision, device)
+        if self.losses is not None:
+            self.losses.move_to(namespace)
 
-    def decide(self, norms: Any, observed: Any, param_norms: Any = None) -> Decision:
+    def decide(
+        self,
+        norms: Any,
+        observed: Any,
+        param_norms: Any = None,
+        *,
+        loss: LossDecision | None = None,
+    ) -> Decision:
         """Decide on one step, and record its norms.
 
         Args:
           norms: shape (rows,), an array of the namespace `xp`.
           observed: booleans of shape (rows,).
           param_norms: shape (rows,), or None if no policy needs them.
+          loss: the decision on the loss of the step, if there is a loss policy.
         """
         states, decisions = [], []
         # With "raise", the clipper has checked the norms already.
@@ -117,6 +136,7 @@ class PolicyStates:
                 observed=observed[rows],
                 param_norms=None if param_norms is None else param_norms[rows],
                 nonfinite=nonfinite,
+                loss=loss,
                 xp=self.xp,
             )
             states.append(after)
@@ -144,19 +164,30 @@ class PolicyStates:
             parts.append(find_level(limit, xp) + rows)
         return xp.concatenate(parts)
 
-    def read(self) -> tuple[Decision, Tally]:
-        """Return the last decision and the tally as NumPy arrays, in one transfer."""
-        arrays = [*self.decision, *self.tally]
+    def read(self) -> tuple[Decision, Tally, dict[str, Any]]:
+        """Return decision, tally and metrics of the loss, all in NumPy.
+
+        From a device this is one transfer. Without a loss policy the dict is empty.
+        """
+        losses: dict[str, Any] = {}
+        if (monitor := self.losses) is not None:
+            loss, threshold, *_ = monitor.decision
+            losses = compute_loss_metrics(loss, threshold, monitor.state)
+        arrays = [*self.decision, *self.tally, *losses.values()]
         if self.device is not None:
             arrays = read_arrays(arrays)
+        end = len(self.decision) + len(self.tally)
         decision = Decision(*arrays[: len(self.decision)])
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
-        return decision._replace(**flags), Tally(*arrays[len(self.decision) :])
+        tally = Tally(*arrays[len(self.decision) : end])
+        losses = dict(zip(losses, arrays[end:], strict=True))
+        return decision._replace(**flags), tally, losses
 
     def extend_to(self, rows: Rows) -> "PolicyStates":
         """Return the states for more rows; the present rows keep their history."""
         more = PolicyStates(rows, self.nonfinite)
         more.move_to(self.device)
+        more.losses, more.may_skip = self.losses, more.may_skip or self.may_skip
         old = {
             block.policy: (block, state)
             for block, state in zip(self.rows.by_policy, self.states, strict=True)
@@ -176,29 +207,27 @@ class PolicyStates:
 
     def to_dict(self) -> dict[str, Any]:
         """Return copies of states and counts as tensors, for a checkpoint."""
-        return {
+        saved: dict[str, Any] = {
             "states": [state_to_dict(state) for state in self.states],
             "tally": state_to_dict(self.tally),
         }
+        if self.losses is not None:
+            saved["loss"] = self.losses.to_dict()
+        return saved
 
-    def load_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_dict(self, saved: Mapping[str, Any], strict: bool = True) -> None:
         """Load states and counts. On a ValueError nothing changes."""
         states = states_from_list(saved["states"], self.states)
         tally = tally_from_dict(saved["tally"], self.tally)
+        if self.losses is not None:
+            self.losses.load(self.losses.convert(saved.get("loss"), strict))
         self.states = self._store(states, self.states)
         self.tally = self._store(tally, self.tally)
         self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
 
     def _store(self, new: Any, old: Any) -> Any:
-        """Return the new state; on a device, in the memory of the old one.
-
-        A captured CUDA graph always writes to the same memory.
-        """
-        if self.device is None:
-            return new
-        if memory := list_arrays(old):
-            torch._foreach_copy_(memory, list_arrays(new))
-        return old
+        """Return the new state; on a device, in the memory of the old one."""
+        return store(new, old, self.device)
 
     def _split(self, rows: Any) -> list[tuple[Any, Any, Any]]:
         """Return the rows of each policy, its state, and its part of an array."""

@@ -33,7 +33,7 @@ class RunChecks:
         if most_skips is not None:
             check_count("max_consecutive_skips", most_skips, 1)
             if not may_skip:
-                rule = 'given with nonfinite="skip" or with Drop(action="skip")'
+                rule = 'given with nonfinite="skip", Drop(action="skip") or loss_policy'
                 way_out = "nothing else cancels an update; leave it out"
                 error = format_error("max_consecutive_skips", rule, most_skips, way_out)
                 raise ValueError(error)

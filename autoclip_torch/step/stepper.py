@@ -6,22 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_core import Decision
+from autoclip_core import Decision, Policy
 from autoclip_core.clipper.parts import (
     get_part_scales,
     join_norms,
     join_observed,
     measure_scale,
 )
+from autoclip_core.loss import LossDecision
 from autoclip_torch.gradients import cpu, device, sharded
 from autoclip_torch.gradients.layout import Gradients, copy_shared
 from autoclip_torch.gradients.ranks import find_ranks
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows, split_rows
+from autoclip_torch.state.loss_monitor import LossMonitor
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .amp import NO_SCALE, LossScale
 from .run_checks import RunChecks, check_finite, is_skipped
+from .step_loss import StepLoss, decide_on_loss
 
 
 class Stepper:
@@ -34,6 +37,7 @@ class Stepper:
       dry_run: as in `Clipper`.
       most_skips: `max_consecutive_skips` of `Clipper`.
       process_group: as in `Clipper`.
+      loss_policy: as in `Clipper`.
     """
 
     def __init__(
@@ -45,14 +49,17 @@ class Stepper:
         dry_run: bool,
         most_skips: int | None,
         process_group: Any,
+        loss_policy: Policy | None = None,
     ) -> None:
         """Start without history, on the device of the parameters."""
+        losses = None if loss_policy is None else LossMonitor(loss_policy)
+        self.loss = StepLoss(is_needed=losses is not None)
         self.dry_run = dry_run
         self.groups = groups
         self.rows = rows
         self.parts = self.split(rows)
         self._part_norms: Any = None
-        self.policy_states = PolicyStates(rows, nonfinite)
+        self.policy_states = PolicyStates(rows, nonfinite, losses)
         self.ranks = find_ranks(rows.parameters, process_group)
         self.policy_states.move_to(device.choose_device(rows.parameters))
         self.checks = RunChecks(most_skips, self.policy_states.may_skip)
@@ -107,6 +114,7 @@ class Stepper:
           in_place: whether to scale the gradients here. If not, the kernel of a fused
             optimizer scales them.
         """
+        loss = self.loss.take()
         gradients = self.read_gradients()
         self.move_states(gradients)
         norms, observed, *others = self.measure(gradients, loss_scale)
@@ -114,7 +122,8 @@ class Stepper:
         self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
         if self.policy_states.nonfinite == "raise":
             check_finite(self.policy_states, norms, observed)
-        decision = self.decide(norms, observed, *others)
+        loss_decision = decide_on_loss(loss, self.policy_states, self.ranks)
+        decision = self.decide(norms, observed, *others, loss=loss_decision)
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
         if self.is_split:
@@ -158,9 +167,16 @@ class Stepper:
         norms, observed = self._join(norms, observed)
         return [norms, observed, *[self._join(*measured)[0] for measured in further]]
 
-    def decide(self, norms: Any, observed: Any, *others: Any) -> Decision:
-        """Decide, and record the norms. The arguments are what `measure` returned."""
-        return self.policy_states.decide(norms, observed, *others)
+    def decide(
+        self, norms: Any, observed: Any, *others: Any, loss: LossDecision | None = None
+    ) -> Decision:
+        """Decide, and record the norms.
+
+        Args:
+          norms, observed, *others: what `measure` returned.
+          loss: the decision on the loss of the step.
+        """
+        return self.policy_states.decide(norms, observed, *others, loss=loss)
 
     def scale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
         """Multiply the gradients by the scale of their row, in place."""

@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import SequenceParallel, parallelize_modu
 
 from autoclip_core import Drop, Fixed
 from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
+from autoclip_torch.agreement import check_agreement
 
 from .torch_layouts import (
     CLIPPERS,
@@ -40,6 +41,7 @@ from .torch_layouts import (
 )
 
 WORLDS = (4, 2)
+NAN = float("nan")
 
 
 def skip_on_a_nan_of_one_rank():
@@ -505,6 +507,43 @@ def flat_parameters_of_fsdp1():
     return {"error": None}
 
 
+def losses_of_ranks():
+    """Each rank has its own loss: replicas, shards, stages, and an attached clipper."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    results = {}
+    for layout in ("replicas", "shards", "stages", "attached"):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 5)
+        layer = fully_shard(layer) if layout == "shards" else layer
+        group = dist.group.WORLD if layout == "stages" else None
+        clipper = NormClip(
+            layer, max_norm=1.0, loss_policy=Fixed(2.0), process_group=group
+        )
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        if layout == "attached":
+            clipper.attach(optimizer)
+        changed, means = [], []
+        for loss in (rank, 100.0 * (rank == 1), NAN if rank == 1 else 0.0, -rank):
+            before = weights(layer)
+            for p in layer.parameters():
+                p.grad = torch.full_like(p, 1.0)
+            clipper.observe_loss(loss)
+            if layout != "attached":
+                clipper.step()
+            optimizer.step()
+            changed.append(weights(layer) != before)
+            means.append(clipper.metrics()["clip/loss"])
+        check_agreement(clipper)
+        means[2] = str(means[2])
+        results[layout] = {"changed": changed, "means": means}
+    mean = (world - 1) / 2
+    wanted = {
+        "changed": [True, False, False, True],
+        "means": [mean, 100.0 / world, "nan", -mean],
+    }
+    return {"results": results, "wanted": wanted}
+
+
 EVERY_WORLD = [
     stages_with_other_rows,
     experts_beside_shards,
@@ -516,6 +555,7 @@ EVERY_WORLD = [
     stages_of_a_pipeline,
 ]
 OF_TWO = [
+    losses_of_ranks,
     two_clippers_of_stages,
     sequence_parallel,
     too_many_skips_of_a_fused_optimizer,

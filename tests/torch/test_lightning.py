@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import (  # noqa: E402
 )
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
+from autoclip_core import Fixed  # noqa: E402
 from autoclip_torch import NormClip, QuantileClip  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 
@@ -453,3 +454,57 @@ def rank_of_two(rank, folder):
         result = [full, callback.clippers[0].state_dict()]
         torch.save(result, f"{folder}/{name}{run.global_rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+class Losses(pl.Callback):
+    """The last loss of a clipper after each batch, and the loss of each batch."""
+
+    def __init__(self, callback):
+        self.callback = callback
+        self.steps, self.decided, self.computed = [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, index):
+        metrics = self.callback.clippers[0].metrics()
+        if metrics["clip/steps"] > len(self.decided):
+            self.decided.append(metrics["clip/loss"])
+            self.steps.append(index)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, index):
+        with torch.no_grad():
+            x, y = batch
+            loss = torch.nn.functional.l1_loss(pl_module.net(x), y)
+        self.computed.append(loss.item())
+
+
+SCALER = torch.amp.GradScaler("cpu", init_scale=4.0)
+LOSS_CASES = {
+    "automatic": (Automatic, {}),
+    "fused": (Fused, {}),
+    "accumulated": (Automatic, {"accumulate_grad_batches": 4}),
+    "manual": (Manual, {}),
+    "scaled": (Automatic, {"plugins": [MixedPrecision("16-mixed", "cpu", SCALER)]}),
+    "one of two": (TwoOptimizers, {}),
+}
+
+
+@pytest.mark.parametrize("kind", LOSS_CASES)
+def test_a_loss_policy_receives_the_mean_loss_of_the_step(tmp_path, kind):
+    """An accumulated step has four batches, and the last one of an epoch two."""
+    module, settings = LOSS_CASES[kind]
+    index = 0 if kind == "one of two" else None
+    callback = ClipCallback(
+        NormClip, max_norm=1.0, loss_policy=Fixed(1.5), optimizer=index
+    )
+    losses = Losses(callback)
+    trainer(tmp_path, losses, callback, **settings).fit(module())
+    ends = [step + 1 for step in losses.steps]
+    assert ends == ([4, 6] if kind == "accumulated" else [1, 2, 3, 4, 5, 6])
+    starts = [0, *ends[:-1]]
+    means = [
+        sum(losses.computed[start:end]) / (end - start)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    rtol = 1e-2 if kind == "scaled" else 1e-5
+    assert losses.decided == pytest.approx(means, rel=rtol)
+    skipped = sum(mean > 1.5 for mean in means)
+    assert callback.clippers[0].metrics()["clip/skipped_total"] == skipped > 0

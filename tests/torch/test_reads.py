@@ -56,8 +56,8 @@ def test_a_step_that_reads_is_detected():
     """The control of `test_device.py`: one `if` on the decision raises."""
 
     class CuriousStepper(Stepper):
-        def decide(self, *arguments):
-            decision = super().decide(*arguments)
+        def decide(self, *arguments, **keywords):
+            decision = super().decide(*arguments, **keywords)
             assert decision.finite.any()
             return decision
 

@@ -95,6 +95,12 @@ def test_a_nan_in_one_shard_cancels_the_update_on_all_ranks(results, world):
         assert rank == {"unchanged": True, "steps": [1], "skipped": 1.0}
 
 
+def test_the_mean_loss_of_the_ranks_decides(results):
+    for rank in of(results, 2, "losses_of_ranks"):
+        for layout in rank["results"].values():
+            assert layout == rank["wanted"]
+
+
 def test_too_many_skips_stop_a_run_with_shards(results):
     for rank in of(results, 2, "too_many_skips_of_shards"):
         assert rank["step"] == 2

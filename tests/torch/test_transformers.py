@@ -10,7 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from autoclip_core import Cap, Quantile  # noqa: E402
+from autoclip_core import Cap, Fixed, Quantile  # noqa: E402
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip  # noqa: E402
 from autoclip_torch.transformers import ClipCallback  # noqa: E402
 
@@ -286,3 +286,24 @@ def test_a_run_that_was_interrupted_is_clipped_once_in_the_next(tmp_path):
 def test_a_setting_that_json_cannot_hold_is_refused_at_once():
     with pytest.raises(TypeError, match=r"exclude must be a number, .* a policy"):
         ClipCallback(QuantileClip, exclude=re.compile("bias"))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_policy_receives_the_loss_that_the_trainer_logs(tmp_path, accumulation):
+    callback = ClipCallback(NormClip, max_norm=0.5, loss_policy=Fixed(2.9))
+    settings = {"gradient_accumulation_steps": accumulation, "max_steps": 3}
+    run = trainer(tmp_path, callback, **settings)
+    run.train()
+    entries = logged(run)
+    losses = [entry["loss"] for entry in entries]
+    assert [entry["clip/loss"] for entry in entries] == pytest.approx(losses, rel=1e-3)
+    skipped = sum(loss > 2.9 for loss in losses)
+    assert entries[-1]["clip/loss_skipped_total"] == skipped
+    assert not run.model._forward_hooks
+
+
+def test_a_loss_that_the_model_does_not_return_is_an_error(tmp_path):
+    callback = ClipCallback(NormClip, max_norm=0.5, loss_policy=Fixed(2.9))
+    run = trainer(tmp_path, callback, label_smoothing_factor=0.1, max_steps=1)
+    with pytest.raises(ValueError, match="the model must return the loss"):
+        run.train()
