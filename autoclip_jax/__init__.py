@@ -17,9 +17,9 @@ try:
     from .factories import clip_by_quantile as clip_by_quantile
     from .factories import clip_by_zscore as clip_by_zscore
     from .metrics import clip_metrics as clip_metrics
-    from .skip import SkipState as SkipState
     from .skip import check_skips as check_skips
     from .skip import skip_steps as skip_steps
+    from .skip_state import SkipState as SkipState
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "optax"):
         raise

@@ -10,6 +10,7 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.validation import find_problems
 
 from .clipper import ClipState
+from .skip_state import SkipLoss, SkipState
 
 State = TypeVar("State")
 
@@ -43,17 +44,24 @@ got -1.0; restore a valid checkpoint
     """
     for path, state in find_clip_states(opt_state):
         for member in _split_members(jax.device_get(state)):
-            for problem in find_problems(member, path):
-                raise ValueError(
-                    f"opt_state is invalid: {problem}; restore a valid checkpoint"
-                )
+            _refuse(find_problems(member, path))
+    for path, losses in list_states(opt_state, SkipLoss):
+        for member in _split_members(jax.device_get(losses)):
+            _refuse(find_problems(member, path, is_signed=True))
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    """Raise a ValueError for the first problem, if there is one."""
+    for problem in problems:
+        raise ValueError(f"opt_state is invalid: {problem}; restore a valid checkpoint")
 
 
 def upgrade_state(old: Any) -> Any:
     """Return an optimizer state of an earlier version in the present structure.
 
-    Earlier versions did not count the steps with a dropped row. That count starts at 0;
-    all else is unchanged. A state that needs no change is returned as it is.
+    Earlier versions did not count the steps with a dropped row, and `skip_steps` had no
+    loss policy. That count starts at 0, and `skip_loss` is None; all else is unchanged.
+    A state that needs no change is returned as it is.
 
     Args:
       old: the restored optimizer state: the objects themselves, with `dropped=None` in
@@ -66,33 +74,40 @@ def upgrade_state(old: Any) -> Any:
     >>> int(upgrade_state(old).clip_tally.dropped)
     0
     """
-    return jax.tree.map(_upgrade, old, is_leaf=_is_earlier_tally)
+    return jax.tree.map(_upgrade, old, is_leaf=_is_earlier)
 
 
 _EARLIER_COUNTS = {*Tally._fields} - {"dropped"}
+_EARLIER_SKIPS = {*SkipState._fields} - {"skip_loss"}
 
 
-def _is_earlier_tally(part: Any) -> bool:
-    """Return whether a part of a state is a tally, or its dict, without `dropped`."""
+def _is_earlier(part: Any) -> bool:
+    """Return whether a part of a state is a tally, or a dict, of an earlier version."""
     if isinstance(part, Mapping):
-        return set(part) == _EARLIER_COUNTS
+        return set(part) in (_EARLIER_COUNTS, _EARLIER_SKIPS)
     return isinstance(part, Tally) and part.dropped is None
 
 
 def _upgrade(part: Any) -> Any:
-    if not _is_earlier_tally(part):
+    if not _is_earlier(part):
         return part
     if isinstance(part, Tally):
         return part._replace(dropped=jnp.zeros_like(part.steps))
+    if set(part) == _EARLIER_SKIPS:
+        inside = {name: upgrade_state(value) for name, value in part.items()}
+        return {**inside, "skip_loss": None}
     return {**part, "dropped": jnp.zeros_like(part["steps"])}
 
 
-def _split_members(state: ClipState) -> Iterator[ClipState]:
-    """Yield the state, or each member of a state that `vmap` made."""
-    if state.clip_norm.ndim < 2:
+def _split_members(state: Any) -> Iterator[Any]:
+    """Yield the state, or each member of a state that `vmap` made.
+
+    The second field is the norm of each row, or the loss: one axis without `vmap`.
+    """
+    if state[1].ndim < 2:
         yield state
         return
-    for index in range(len(state.clip_norm)):
+    for index in range(len(state[1])):
         yield from _split_members(jax.tree.map(lambda leaf, i=index: leaf[i], state))
 
 
@@ -120,16 +135,21 @@ def find_states(
     Raises:
       ValueError: the optimizer state has none.
     """
-
-    def is_state(leaf: Any) -> bool:
-        return isinstance(leaf, kind)
-
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_state)
-    pairs = ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
-    states = [(path, leaf) for path, leaf in pairs if is_state(leaf)]
+    states = list_states(opt_state, kind)
     if not states:
         raise ValueError(
             f"opt_state must hold the state of {owner}, got none; pass the state that "
             "tx.init or tx.update returned, or its restored copy"
         )
     return states
+
+
+def list_states(opt_state: Any, kind: type[State]) -> list[tuple[str, State]]:
+    """Return the path and the state of each part of a kind; there may be none."""
+
+    def is_state(leaf: Any) -> bool:
+        return isinstance(leaf, kind)
+
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_state)
+    pairs = ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+    return [(path, leaf) for path, leaf in pairs if is_state(leaf)]

@@ -19,6 +19,7 @@ from autoclip_core.clipper.parts import (
     measure_scale,
 )
 from autoclip_core.clipper.settings import check_traceable
+from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
 from .gradients import has_gradient, list_leaves, measure_norms, scale_updates
@@ -144,6 +145,7 @@ def decide_step(
     state: ClipState,
     updates: Any,
     params: Any,
+    loss: LossDecision | None = None,
 ) -> tuple[ClipState, Rows, Array]:
     """Measure the updates and decide; return the next state, the rows and the scales.
 
@@ -154,8 +156,9 @@ def decide_step(
     norms = measure_norms(rows, updates, axis_name)
     observed = has_gradient(rows, updates)
     param_norms = _measure_params(policy, rows, params, axis_name)
+    measured = norms, observed, param_norms
     state, scales = _next_state(
-        policy, nonfinite, rows.is_split, state, norms, observed, param_norms
+        policy, nonfinite, rows.is_split, state, *measured, loss
     )
     return state, rows, scales
 
@@ -170,6 +173,7 @@ def _next_state(
     part_norms: Array,
     observed: Array,
     param_norms: Array | None,
+    loss: LossDecision | None,
 ) -> tuple[ClipState, Array]:
     """Return the state after one decision, and the scale of each part."""
     norms = part_norms
@@ -183,6 +187,7 @@ def _next_state(
         observed=observed,
         param_norms=param_norms,
         nonfinite=nonfinite,
+        loss=loss,
         xp=jnp,
     )
     scales = decision.scale
@@ -248,8 +253,8 @@ def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
             f"rows, and the updates make {row_count}; init it on parameters of this "
             "structure, and give params to update if gradients may be None"
         )
-    actual = _array_types(state)
-    expected = _array_types(jax.eval_shape(partial(init_state, policy, row_count)))
+    actual = array_types(state)
+    expected = array_types(jax.eval_shape(partial(init_state, policy, row_count)))
     if actual != expected:
         names = sorted(actual.keys() ^ expected.keys()) or [
             name for name in expected if actual[name] != expected[name]
@@ -276,7 +281,7 @@ def wrong_state_error(state: Any, expected: str) -> TypeError:
     )
 
 
-def _array_types(state: Any) -> dict[str, str]:
+def array_types(state: Any) -> dict[str, str]:
     """Return the shape and the type of each array, by path."""
     return {
         jax.tree_util.keystr(path): f"{tuple(leaf.shape)} {leaf.dtype}"

@@ -89,6 +89,11 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     return selected.reshape(leaf.shape)
 
 
+def average(value: Array, axis_name: Any) -> Array:
+    """Return the mean of a number over the mesh axes along which it varies."""
+    return _reduce(lax.pmean, value, axis_name)
+
+
 def _sum_squares(
     rows: Rows,
     parts: Sequence[tuple[ParameterRows, Array]],

@@ -1,22 +1,27 @@
 """Numbers to log, from any optimizer state."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from autoclip_core import Decision
 from autoclip_core.clipper.metrics import compute_metrics
+from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
 from .clipper import ClipState
+from .skip_state import SkipState
 
 
 def clip_metrics(opt_state: Any) -> dict[str, Array]:
     """Return the `clip/...` numbers of the clipper in an optimizer state.
 
     The clipper may be inside chains, masks and partitions, and the call may be inside
-    `jit`. `autoclip_core.clipper.metrics.compute_metrics` documents the names. With
+    `jit`. `autoclip_core.clipper.metrics.compute_metrics` documents the names, and
+    `autoclip_core.loss.compute_loss_metrics` those of a loss policy. With
     several clippers, each has its own numbers: `clip/0/norm`, `clip/1/norm` in the
     order of the state.
 
@@ -38,14 +43,33 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     >>> float(clip_metrics(state)["clip/norm"])
     5.0
     """
-    states = [state for _, state in find_clip_states(opt_state)]
-    if len(states) == 1:
-        return _state_metrics(states[0])
+    find_clip_states(opt_state)  # raises without a clipper
+    clippers = list(_list_metrics(opt_state))
+    if len(clippers) == 1:
+        return clippers[0]
     return {
         name.replace("clip/", f"clip/{index}/"): value
-        for index, state in enumerate(states)
-        for name, value in _state_metrics(state).items()
+        for index, metrics in enumerate(clippers)
+        for name, value in metrics.items()
     }
+
+
+def _list_metrics(opt_state: Any) -> Iterator[dict[str, Array]]:
+    """Yield the metrics of each clipper, with those of its loss policy."""
+
+    def is_state(part: Any) -> bool:
+        return isinstance(part, ClipState | SkipState)
+
+    for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
+        if isinstance(state, ClipState):
+            yield _state_metrics(state)
+            continue
+        losses: dict[str, Array] = {}
+        if (record := state.skip_loss) is not None:
+            loss, threshold = record.skip_loss_value, record.skip_loss_threshold
+            losses = compute_loss_metrics(loss, threshold, record.skip_loss_state)
+        yield _state_metrics(state.skip_clip) | losses
+        yield from _list_metrics(state.inner_state)
 
 
 def _state_metrics(state: ClipState) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,18 @@ from jax import Array, lax
 from autoclip_core import Drop, Policy
 from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.settings import check_traceable
+from autoclip_core.loss import check_loss_policy
 
 from .arguments import explain_arguments
 from .check_state import find_states
 from .clipper import (
-    ClipState,
     check_axis_name,
     decide_step,
     init_state,
     wrong_state_error,
 )
 from .rows import Labels, Scope, choose_scope
+from .skip_state import SkipState, decide_on_value, init_skip_loss
 
 CLIP_AND_SKIP = (
     "skip_steps itself drops: pass the policy inside Drop, and clip in the optimizer, "
@@ -32,28 +33,12 @@ CLIP_AND_SKIP = (
 """The way out for a policy that skips, too."""
 
 
-class SkipState(NamedTuple):
-    """The state of `skip_steps`."""
-
-    skip_clip: ClipState
-    """The policy state and the last decision."""
-    skip_total: Array
-    """Shape (): the number of skipped updates."""
-    skip_in_a_row: Array
-    """Shape (): the number of updates skipped since the last accepted update."""
-    skip_most_in_a_row: Array
-    """Shape (): the largest value that `skip_in_a_row` had."""
-    skip_too_many: Array
-    """Shape (): whether that value exceeds `max_consecutive`."""
-    inner_state: Any
-    """The state of the wrapped optimizer."""
-
-
 @explain_arguments(call="skip_steps(inner, {})")
 def skip_steps(
     inner: optax.GradientTransformation,
     policy: Policy,
     *,
+    loss_policy: Policy | None = None,
     max_consecutive: int = 100,
     scope: str | None = None,
     global_clipping: bool | None = None,
@@ -61,7 +46,7 @@ def skip_steps(
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip an update whose norm exceeds the policy's threshold, or is not finite.
+    """Skip an update whose norm or loss exceeds its threshold, or is not finite.
 
     In a skipped step the updates are zero and `inner` does not receive the gradients:
     moments, step counts and schedules do not change. The policy records the finite
@@ -72,6 +57,12 @@ def skip_steps(
       inner: the optimizer, or any chain.
       policy: sets the threshold; nothing is scaled. To clip as well, put
         `clip_by_policy` into `inner`.
+      loss_policy: a policy for the loss, such as `MeanStd(6.0, history_length=128)`,
+        with a bounded history. Each step then needs its mean loss:
+        `update(grads, state, params, value=loss)`, which `inner` receives, too. A loss
+        above its threshold skips the update; norms and loss are recorded. A loss that
+        is not finite skips it, too, and nothing is recorded. With `axis_name`, the mean
+        over these axes decides.
       max_consecutive: the most skipped updates in a row that `check_skips` accepts,
         >= 1.
       scope: as in `clip_by_policy`, but the default is "global". One row above its
@@ -101,21 +92,26 @@ def skip_steps(
         way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
         raise TypeError(format_error("inner", rule, inner, way_out))
     check_count("max_consecutive", max_consecutive, 1)
+    if loss_policy is not None:
+        check_loss_policy(loss_policy)
+        loss_policy.init(1, jnp)  # raises for a history of unbounded length
     dropping = Drop(policy, action="skip")
     row_scope = choose_scope(scope, global_clipping, labels, rule, "global")
     check_axis_name(axis_name, row_scope)
     inner = optax.with_extra_args_support(inner)
-    return _transformation(inner, dropping, row_scope, axis_name, max_consecutive)
+    policies = dropping, loss_policy
+    return _transformation(inner, policies, row_scope, axis_name, max_consecutive)
 
 
 def _transformation(
     inner: optax.GradientTransformationExtraArgs,
-    dropping: Drop,
+    policies: tuple[Drop, Policy | None],
     scope: Scope,
     axis_name: Any,
     max_consecutive: int,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the pair of `init` and `update`."""
+    dropping, loss_policy = policies
 
     def init(params: Any) -> SkipState:
         clip = init_state(dropping, len(scope.rows(params).names))
@@ -126,20 +122,26 @@ def _transformation(
             skip_most_in_a_row=jnp.zeros((), jnp.int32),
             skip_too_many=jnp.zeros((), bool),
             inner_state=inner.init(params),
+            skip_loss=init_skip_loss(loss_policy),
         )
 
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
         _check_skip_state(state)
+        value = extra_args.get("value")
+        record, loss = decide_on_value(loss_policy, state.skip_loss, value, axis_name)
         clip, *_ = decide_step(
-            dropping, scope, "skip", axis_name, state.skip_clip, updates, params
+            dropping, scope, "skip", axis_name, state.skip_clip, updates, params, loss
         )
         is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
+        if loss is not None:
+            is_skipped = is_skipped | loss.skipped[0]
         accept = partial(inner.update, updates, state.inner_state, params, **extra_args)
         updates, inner_state = _skip_or_accept(is_skipped, accept, state.inner_state)
         counted = _count_skips(state, is_skipped, max_consecutive)
-        return updates, counted._replace(skip_clip=clip, inner_state=inner_state)
+        new = {"skip_clip": clip, "inner_state": inner_state, "skip_loss": record}
+        return updates, counted._replace(**new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -234,6 +234,24 @@ def a_step_inside_shard_map_trains_as_one_device():
         np.testing.assert_allclose(many_params, one_params, rtol=1e-5)
 
 
+def the_mean_loss_over_the_mapped_axes_decides():
+    """Each device has a loss from 0 to 7: the mean exceeds a threshold of 3 only."""
+    for threshold, is_skipped in ((3.0, True), (4.0, False)):
+        tx = skip_steps(
+            optax.sgd(1.0), Fixed(9.0), loss_policy=Fixed(threshold), axis_name=AXES
+        )
+        state = tx.init(jnp.ones(4))
+
+        def step(gradient, loss, tx=tx, state=state):
+            updates, after = tx.update(gradient, state, value=loss[0])
+            return updates, after.skip_loss.skip_loss_value
+
+        many = mapped(step, (P(), P(AXES)), (P(), P()), check=TYPED)
+        updates, loss = many(jnp.ones(4), jnp.arange(8, dtype=jnp.float32))
+        assert loss.tolist() == [3.5]
+        assert updates.tolist() == [0.0 if is_skipped else -1.0] * 4
+
+
 NEED_TYPES = ["each_leaf_is_reduced_over_the_axes_it_is_sharded_along"]
 NEED_TYPES += ["squares_that_overflow_are_summed_again_over_all_devices"]
 NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_sharded_along"]
@@ -244,6 +262,7 @@ CHECKS = [
     sharded_arrays_under_jit_need_no_axis_name,
     unit_norms_of_sharded_weights_under_jit_are_those_of_one_device,
     a_step_inside_shard_map_trains_as_one_device,
+    the_mean_loss_over_the_mapped_axes_decides,
 ]
 
 
