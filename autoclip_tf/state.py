@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -131,6 +131,17 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
 
     _rows: Rows | None = None
     _state: StateVariables
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Refuse a loss policy, which has to cancel updates."""
+        if "loss_policy" in keywords:
+            raise TypeError(
+                f"loss_policy is no argument of {cls.__name__}: a gradient transformer "
+                "cannot cancel an update; in a training loop of your own, decide with "
+                "autoclip_core.loss.decide_loss and leave optimizer.apply out"
+            )
+        made: Self = super().__new__(cls)
+        return made
 
     @property
     def built(self) -> bool:

@@ -428,6 +428,14 @@ WRONG = {
         lambda: ValueClip(1.0, max_threshold=2.0),
         r"max_threshold is no argument of ValueClip",
     ),
+    "a loss policy": (
+        lambda: QuantileClip(loss_policy=Fixed(1.0)),
+        r"loss_policy is no argument of QuantileClip: .* leave optimizer.apply out",
+    ),
+    "a loss policy of any policy": (
+        lambda: Clipper(Quantile(), loss_policy=Fixed(1.0)),
+        r"loss_policy is no argument of Clipper: .* leave optimizer.apply out",
+    ),
     "an odd dry run": (lambda: QuantileClip(dry_run=1), r"dry_run must be True or"),
 }
 
