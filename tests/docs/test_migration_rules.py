@@ -19,9 +19,10 @@ from autoclip_core import (
     ZScore,
     replay,
 )
+from autoclip_core.loss import decide_loss, init_loss
 
 from ..support import other_rules
-from ..support.other_rules import series
+from ..support.other_rules import losses_and_norms, olmo_core, series
 
 NORMS = series()
 IS_FINITE = np.isfinite(NORMS)
@@ -91,6 +92,13 @@ def test_skipped_steps_are_those_of_olmo_core():
     policy = Drop(Warmup(MeanStd(6.0, history_length=128), steps=63), action="skip")
     result, _ = compare(policy, other_rules.skip_step(finite_norms()))
     np.testing.assert_array_equal(result.skipped, result.clipped)
+    losses, _ = losses_and_norms(steps=500)
+    state, skipped = init_loss(policy.policy), []
+    for loss in losses:
+        state, decision = decide_loss(policy.policy, state, loss)
+        skipped.append(decision.skipped[0])
+    np.testing.assert_array_equal(skipped, olmo_core(losses))
+    assert sum(skipped) > 3
 
 
 @pytest.mark.parametrize("ratio", [1.5, 3.0])
