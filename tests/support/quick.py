@@ -42,8 +42,8 @@ TESTS = {
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only",
-    "autoclip_torch/gradients": "torch/gradients torch/device torch/reads torch/units "
-    "torch/value torch/edges",
+    "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
+    "torch/units torch/value torch/edges",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/load_state torch/resume "
