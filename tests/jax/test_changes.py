@@ -5,7 +5,6 @@ The lists continue after every change. A change that needs another state is refu
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from autoclip_core import Fixed
 from autoclip_jax import clip_by_policy
 
 from ..support.account import POLICIES
-from ..support.cases import of_another_process
 
 POLICY, threshold_of = POLICIES["quantile"]
 ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
@@ -267,25 +265,3 @@ def test_runs_in_parallel_threads_are_independent():
     """Run one transformation in eight threads and check each run."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: Run().train(30), range(8)))
-
-
-def digest():
-    """Return a hash of all bits of the parameters and states of two runs."""
-    bits = sha256()
-    for scope in ("parameter", "global"):
-        tx = optax.chain(clip_by_policy(POLICY, scope=scope), optax.adam(0.1))
-        params = {"b": jnp.ones(300), "w": jnp.ones((300, 200))}
-        state, update = tx.init(params), jax.jit(tx.update)
-        for step in range(10):
-            grads = {
-                name: draw(step, name, leaf.shape) for name, leaf in params.items()
-            }
-            updates, state = update(grads, state)
-            params = optax.apply_updates(params, updates)
-        for leaf in jax.tree.leaves((params, state)):
-            bits.update(np.asarray(leaf).tobytes())
-    return bits.hexdigest()
-
-
-def test_the_same_seed_gives_the_same_bits_in_another_process():
-    assert of_another_process(__name__) == digest()

@@ -6,9 +6,7 @@ file and pass a function to `check_traces`.
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -411,16 +409,3 @@ def check_traces(run, code, steps=None):
             )
             check(np.asarray(thresholds)[:, row], trace["thresholds"][:length])
             check(np.asarray(scales)[:, row], trace["scales"][:length])
-
-
-def of_another_process(module):
-    """Return the output of `digest()` of a test module in a new process."""
-    child = subprocess.run(
-        [sys.executable, "-c", f"from {module} import digest; print(digest())"],
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return child.stdout.strip()
