@@ -156,7 +156,7 @@ DEFECTS = {
         "torch/test_units.py::test_a_unit_is_what_one_output_depends_on",
         "torch/test_units.py"
         "::test_bare_parameters_of_a_transposed_convolution_would_be_cut_by_input",
-        "torch/test_units.py::test_the_rule_nfnets_is_that_of_optax",
+        "torch/test_units.py::test_the_rule_nfnets_takes_norms_over_the_axes_of_optax",
     ],
     "a layer that starts at zero and never moves": [
         "torch/test_units.py::test_a_layer_that_starts_at_zero_trains",

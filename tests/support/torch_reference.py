@@ -135,15 +135,24 @@ def arrays(tensors):
     return [None if t is None else t.detach().float().numpy().copy() for t in tensors]
 
 
+def check_close(actual, expected, rtol):
+    """Do as `assert_allclose`, which takes four times as long and gives the message."""
+    actual = np.asarray(actual)
+    with np.errstate(invalid="ignore"):  # the difference of two infinities
+        deviation = np.abs(actual - expected)
+    is_close = (deviation <= rtol * np.abs(expected)) & (deviation < np.inf)
+    is_same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    if actual.shape != expected.shape or not (is_close | is_same).all():
+        np.testing.assert_allclose(actual, expected, rtol=rtol)
+
+
 def check_decision(decision, expected, rtol=1e-5):
     """Check a decision against the reference."""
-    np.testing.assert_allclose(decision.norm, expected.norm, rtol=2e-6)
-    np.testing.assert_allclose(decision.threshold, expected.threshold, rtol=rtol)
-    np.testing.assert_allclose(decision.scale, expected.scale, rtol=rtol)
+    check_close(decision.norm, expected.norm, rtol=2e-6)
+    check_close(decision.threshold, expected.threshold, rtol=rtol)
+    check_close(decision.scale, expected.scale, rtol=rtol)
     for name in ("clipped", "finite", "skipped", "dropped"):
-        np.testing.assert_array_equal(
-            getattr(decision, name), getattr(expected, name), name
-        )
+        assert np.array_equal(getattr(decision, name), getattr(expected, name)), name
 
 
 def check_gradients(parameters, expected, rtol=1e-5):
@@ -151,4 +160,4 @@ def check_gradients(parameters, expected, rtol=1e-5):
     for parameter, gradient in zip(parameters, expected.gradients, strict=True):
         assert (parameter.grad is None) == (gradient is None)
         if gradient is not None:
-            np.testing.assert_allclose(parameter.grad, gradient, rtol=rtol)
+            check_close(parameter.grad, gradient, rtol=rtol)
