@@ -1,4 +1,4 @@
-"""`ClipCallback` in a real Lightning Trainer, against a plain loop."""
+"""`ClipCallback` in a real Lightning Trainer, and clippers under Lightning Fabric."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ import torch
 
 pl = pytest.importorskip("lightning.pytorch")
 
+from lightning import fabric  # noqa: E402
 from lightning.fabric.plugins.environments import (  # noqa: E402
     TorchElasticEnvironment,
 )
@@ -508,3 +509,42 @@ def test_a_loss_policy_receives_the_mean_loss_of_the_step(tmp_path, kind):
     assert losses.decided == pytest.approx(means, rel=rtol)
     skipped = sum(mean > 1.5 for mean in means)
     assert callback.clippers[0].metrics()["clip/skipped_total"] == skipped > 0
+
+
+# Fabric: its wrappers, its precision, its checkpoints.
+
+
+FABRIC_LIMIT = 1e-3
+
+
+def step_of_fabric(launched, model, optimizer, clipper, by_hand):
+    """Take one step of SGD with learning rate 1; return the length of the update."""
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    launched.backward(model(torch.full((4, 3), 100.0)).sum())
+    if by_hand:
+        clipper.step()
+    optimizer.step()
+    moved = [
+        (p - old).flatten() for p, old in zip(model.parameters(), before, strict=True)
+    ]
+    return torch.cat(moved).norm().item()
+
+
+@pytest.mark.parametrize("how", ["by hand", "attached", "fused"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fabric(tmp_path, how, precision):
+    launched = fabric.Fabric(accelerator="cpu", precision=precision)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=how == "fused")
+    model, optimizer = launched.setup(model, optimizer)
+    clipper = NormClip(model, max_norm=FABRIC_LIMIT)
+    if how != "by hand":
+        clipper.attach(optimizer)
+    moved = step_of_fabric(launched, model, optimizer, clipper, how == "by hand")
+    assert moved == pytest.approx(FABRIC_LIMIT, rel=1e-3)
+    state = {"model": model, "optimizer": optimizer, "clipper": clipper}
+    launched.save(tmp_path / "state.ckpt", state)
+    clipper.reset()
+    launched.load(tmp_path / "state.ckpt", state)
+    assert clipper.metrics()["clip/steps"] == 1
