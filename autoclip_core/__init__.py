@@ -25,6 +25,7 @@ from .policies.fixed import Fixed as Fixed
 from .policies.mean_std import MeanStd as MeanStd
 from .policies.param_ratio import ParamRatio as ParamRatio
 from .policies.quantile import Quantile as Quantile
+from .policies.schedule import Scheduled as Scheduled
 from .policies.streaming_quantile import StreamingQuantile as StreamingQuantile
 from .policies.zscore import ZScore as ZScore
 from .policy import Policy as Policy

@@ -140,14 +140,15 @@ def check_policy(value: Any, name: str = "policy") -> None:
 def get_arguments(policy: Policy) -> dict[str, Any]:
     """Return the arguments of the constructor, by name, that make an equal policy.
 
-    An optional policy that is None is left out, so that saved descriptions stay equal.
+    An argument that a later version added is left out if it has its default, so that
+    saved descriptions stay equal.
     """
     assert is_dataclass(policy)
     pairs = [(f, getattr(policy, f.name)) for f in fields(policy)]
     return {
         f.metadata.get("argument", f.name): value
         for f, value in pairs
-        if value is not None or "is_optional" not in f.metadata
+        if value != f.default or "is_added" not in f.metadata
     }
 
 

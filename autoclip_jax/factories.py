@@ -101,6 +101,7 @@ def clip_by_zscore(
     warmup_steps: int = 25,
     target: str = "reciprocal",
     record: str = "winsorized",
+    log: bool = False,
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
@@ -123,7 +124,12 @@ def clip_by_zscore(
     [4.0]
     """
     policy = ZScore(
-        z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+        z,
+        alpha=alpha,
+        warmup_steps=warmup_steps,
+        target=target,
+        record=record,
+        log=log,
     )
     row_scope = choose_scope(scope, global_clipping, labels, rule, "global", scale_only)
     return make_transformation(policy, row_scope, nonfinite, axis_name)

@@ -181,11 +181,17 @@ class ZClip(_Named):
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
+        log: bool = False,
         **common: Unpack[PolicyKeywords],
     ) -> None:
         """Make the policy and the clipper."""
         policy = ZScore(
-            z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+            z,
+            alpha=alpha,
+            warmup_steps=warmup_steps,
+            target=target,
+            record=record,
+            log=log,
         )
         super().__init__(policy, common, PolicyKeywords)
 

@@ -1,5 +1,6 @@
 """The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
+from inspect import signature
 from typing import Any, Unpack
 
 from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
@@ -31,9 +32,8 @@ class _Named(Clipper):
         return get_arguments(self.policy)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        defaults = get_arguments(self.policy)
-        check_keys(overrides, defaults)
-        return type(self.policy)(**{**defaults, **overrides})
+        check_keys(overrides, signature(type(self.policy)).parameters)
+        return type(self.policy)(**{**get_arguments(self.policy), **overrides})
 
 
 class QuantileClip(_Named):
@@ -194,11 +194,17 @@ class ZClip(_Named):
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
+        log: bool = False,
         **common: Unpack[PolicyKeywords],
     ) -> None:
         """Create the policy and the clipper."""
         policy = ZScore(
-            z, alpha=alpha, warmup_steps=warmup_steps, target=target, record=record
+            z,
+            alpha=alpha,
+            warmup_steps=warmup_steps,
+            target=target,
+            record=record,
+            log=log,
         )
         super().__init__(parameters, policy, **common)
 

@@ -22,6 +22,7 @@ from autoclip_core import (
     ParamRatio,
     Quantile,
     Replay,
+    Scheduled,
     StreamingQuantile,
     Warmup,
     ZScore,
@@ -35,6 +36,7 @@ STEPS, SPIKE, SHIFT = 1000, 250, 500
 
 DRAWN = {
     "fixed": Fixed(3.0),
+    "scheduled": Scheduled([(0, 6.0), (400, 2.0)]),
     "quantile": Quantile(0.9, history_length=200),
     "streaming_quantile": StreamingQuantile(0.9),
     "mean_std": MeanStd(2.0, history_length=200),
@@ -69,9 +71,8 @@ def replay_beside_weights(series, policy):
     for norm in series.astype(np.float32):
         state, decision = decide(policy, state, [norm], param_norms=weights)
         steps.append(decision)
-    taken = [np.concatenate(column) for column in zip(*steps, strict=True)]
-    norm, threshold, scale, clipped, finite, skipped = taken
-    return Replay(policy, norm, threshold, scale, clipped, finite, skipped)
+    taken = (np.concatenate(column) for column in zip(*steps, strict=True))
+    return Replay(policy, *taken)
 
 
 def save(figure, name, height):

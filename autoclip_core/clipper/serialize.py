@@ -17,8 +17,17 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
     """
     saved: dict[str, Any] = {"type": type(policy).__name__}
     for name, value in get_arguments(policy).items():
-        saved[name] = policy_to_dict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+        saved[name] = _as_plain(value)
     return saved
+
+
+def _as_plain(value: Any) -> Any:
+    """Return a policy as a dict, a tuple as a list, and any other value unchanged."""
+    if is_dataclass(value):
+        return policy_to_dict(value)  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return [_as_plain(part) for part in value]
+    return value
 
 
 def policy_from_dict(

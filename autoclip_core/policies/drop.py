@@ -56,7 +56,7 @@ class Drop(Combinator):
 
     _: KW_ONLY
     action: str = "zero"
-    clip: Policy | None = field(default=None, metadata={"is_optional": True})
+    clip: Policy | None = field(default=None, metadata={"is_added": True})
 
     def __post_init__(self) -> None:
         """Check the arguments."""

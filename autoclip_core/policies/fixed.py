@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.checks import check_positive
+from autoclip_core.checks import check_limit
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import XP, Array
 
@@ -18,16 +18,18 @@ class NoState(NamedTuple):
 class Fixed(Policy):
     """Clip every norm above one constant: T = R = max_norm.
 
+    `Fixed(float("inf"))` clips nothing: the clipper only observes the norms.
+
     The threshold has the unit of a gradient norm. A good value depends on the loss, on
     the scale of the loss and on the model. The threshold does not adapt to any of them.
 
     Args:
       max_norm: the threshold, > 0. Usual values are 0.5 to 10 times the mean norm of a
-        healthy run.
+        healthy run. +inf clips nothing.
 
     Raises:
       TypeError: `max_norm` is not a number.
-      ValueError: `max_norm` is not positive and finite.
+      ValueError: `max_norm` is not positive.
 
     >>> from autoclip_core import decide
     >>> policy = Fixed(1.0)
@@ -45,7 +47,7 @@ class Fixed(Policy):
     def __post_init__(self) -> None:
         """Check the threshold."""
         way_out = "use a positive threshold (0 would remove every gradient)"
-        number = check_positive("max_norm", self.max_norm, way_out)
+        number = check_limit("max_norm", self.max_norm, way_out)
         object.__setattr__(self, "max_norm", number)
 
     @property

@@ -5,21 +5,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoclip_core.checks import check_choice, check_count, check_number, check_positive
+from autoclip_core.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_positive,
+)
 from autoclip_core.history.lookup import look_up_constants
 from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import XP, Array
+from autoclip_core.scale import SMALLEST_NORMAL, XP, Array
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Moments(NamedTuple):
     """The state of `ZScore`."""
 
     mean: Array
-    """Shape (rows,): mu, the moving average of the recorded norms."""
+    """Shape (rows,): mu, the average of the recorded norms; with `log`, exp(mu)."""
     deviation: Array
     """Shape (rows,): sigma, their deviation. Its square could overflow."""
     count: Array
@@ -51,6 +58,11 @@ class ZScore(Policy):
     A norm n above T is scaled to the target R. The recorded norm y decides whether the
     threshold can follow a change of level.
 
+    With `log=True`, mu and sigma are those of ln n and ln y, and T is
+    exp(mu + z * sigma). The targets are then the exponentials of the formulas below;
+    exp(mu) is the geometric mean. Gradient norms are closer to log-normal than to
+    normal, so the clip rate then depends less on their spread.
+
     Args:
       z: the number of deviations above the mean, > 0; usually 2 to 3.
       alpha: the weight of the previous moments, in [0, 1); usually 0.9 to 0.99. The
@@ -65,6 +77,7 @@ class ZScore(Policy):
         clipping, the paper's rule; T never follows a tenfold rise, because a clipped
         spike lies less than one sigma from mu. "raw" is n; one spike hides the next.
         "none" records nothing at a clipped step.
+      log: whether to use the logarithms of the norms.
 
     Raises:
       TypeError: a number has the wrong type.
@@ -81,6 +94,8 @@ class ZScore(Policy):
     Reference:
       Kumar, Owen, Roy Chowdhury, Guera, "ZClip: Adaptive spike mitigation for LLM
       pre-training", 2025, https://arxiv.org/abs/2504.02507
+      Chen, Firat, Bapna et al., "The best of both worlds: Combining recent advances in
+      neural machine translation", 2018, https://arxiv.org/abs/1804.09849 (log, z = 4)
     """
 
     z: float
@@ -89,6 +104,7 @@ class ZScore(Policy):
     target: str
     # The argument is `record`. A field of that name would hide the method.
     recorded: str = field(metadata={"argument": "record"})
+    log: bool = field(default=False, metadata={"is_added": True})
 
     def __init__(
         self,
@@ -98,6 +114,7 @@ class ZScore(Policy):
         warmup_steps: int = 25,
         target: str = "reciprocal",
         record: str = "winsorized",
+        log: bool = False,
     ) -> None:
         """Check and store the arguments."""
         checked = {
@@ -106,6 +123,7 @@ class ZScore(Policy):
             "warmup_steps": check_count("warmup_steps", warmup_steps, 0),
             "target": check_choice("target", target, TARGETS),
             "recorded": check_choice("record", record, RECORDS),
+            "log": check_flag("log", log),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -128,7 +146,8 @@ class ZScore(Policy):
         """Return mu + z * sigma and the target; without norms the target is T."""
         mean, deviation, count = state
         is_ready = count >= max(self.warmup_steps, 1)
-        threshold = xp.where(is_ready, mean + self.z * deviation, float("inf"))
+        level = _add_offset(mean, self.z * deviation, self.log, xp)
+        threshold = xp.where(is_ready, level, float("inf"))
         if norms is None or self.target == "threshold":
             return Limit(threshold, threshold)
         is_above = norms > threshold
@@ -137,8 +156,10 @@ class ZScore(Policy):
         # If n is clipped, sigma / (n - mu) is at most 1 / z. Otherwise R is T.
         # If sigma = 0, R is mu: n - mu may be so small that XLA flushes it to 0.
         spread = xp.where(is_above, deviation, 0.0)
-        excess = xp.where(spread > 0, norms - mean, 1.0)
-        reciprocal = mean + self.z * self.z * (spread * (spread / excess))
+        distance = _subtract_mean(norms, mean, self.log, xp)
+        excess = xp.where(spread > 0, distance, 1.0)
+        offset = self.z * self.z * (spread * (spread / excess))
+        reciprocal = _add_offset(mean, offset, self.log, xp)
         target = xp.minimum(reciprocal, threshold)  # rounding may exceed T
         return Limit(threshold, xp.where(is_above, target, threshold))
 
@@ -156,10 +177,10 @@ class ZScore(Policy):
         weight = xp.where(is_warming, mean_weight, 1 - self.alpha)
         remainder = xp.where(is_warming, 1 - weight, self.alpha * self.alpha)
         square_weight = weight * remainder
-        distance = xp.maximum(new - mean, mean - new)
+        offset = _subtract_mean(new, mean, self.log, xp)
         updated = Moments(
-            mean + weight * (new - mean),
-            _update_deviation(deviation, weight, distance, square_weight, xp),
+            _update_mean(mean, new, weight * offset, self.log, xp),
+            _update_deviation(deviation, weight, offset, square_weight, xp),
             xp.where(is_warming, count + 1, count),
         )
         if self.recorded == "none":
@@ -186,16 +207,46 @@ def _compute_weights(n: Array) -> tuple[Array]:
     return (np.float32(1) / (n + 1).astype(np.float32),)
 
 
+def _subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
+    """Return n - mu; with `log`, ln n - mu, or 0 if there is no norm or no mean.
+
+    With `log` the state holds exp(mu). A ratio of norms beyond the range of float32
+    counts as the end of that range.
+    """
+    if not log:
+        return norms - mean
+    has_both = (norms > 0) & (mean > 0)
+    ratio = xp.where(has_both, norms, 1.0) / xp.where(has_both, mean, 1.0)
+    ratio = xp.where(ratio < LARGEST, ratio, LARGEST)
+    return xp.log(xp.where(ratio > SMALLEST_NORMAL, ratio, SMALLEST_NORMAL))
+
+
+def _add_offset(mean: Array, offset: Array, log: bool, xp: XP) -> Array:
+    """Return mu + offset; with `log`, its exponential."""
+    return mean * xp.exp(offset) if log else mean + offset
+
+
+def _update_mean(mean: Array, new: Array, offset: Array, log: bool, xp: XP) -> Array:
+    """Return the mean that includes the norm `new`, `offset` away from the old mean."""
+    if not log:
+        return mean + offset
+    old = xp.where(mean > 0, mean, new)  # the first norm is the mean
+    # A geometric mean lies between its norms. Rounding must not leave float32.
+    moved = xp.minimum(old * xp.exp(offset), xp.maximum(old, new))
+    return xp.maximum(moved, xp.minimum(old, new))
+
+
 def _update_deviation(
-    sigma: Array, weight: Array, distance: Array, square_weight: Array, xp: XP
+    sigma: Array, weight: Array, offset: Array, square_weight: Array, xp: XP
 ) -> Array:
-    """Return sqrt((1 - weight) * sigma^2 + square_weight * distance^2).
+    """Return sqrt((1 - weight) * sigma^2 + square_weight * offset^2).
 
     The result is sigma plus a change. The change is a fraction of sigma, and so is its
     rounding error. A root that is always off by one unit (torch's is) would add up over
     the span of the average. Both numbers are first divided by the larger one, so no
     norm is squared.
     """
+    distance = xp.maximum(offset, 0.0 - offset)
     largest = xp.maximum(sigma, distance)
     unit = xp.where(largest > 0, largest, 1.0)
     old, new = sigma / unit, distance / unit

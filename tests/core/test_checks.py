@@ -1,12 +1,13 @@
 """Bad arguments: the error names the argument, the rule, the value and a way out."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 import autoclip_core
-from autoclip_core import Cap, Drop, Fixed, ParamRatio, Quantile, decide
+from autoclip_core import Cap, Drop, Fixed, ParamRatio, Quantile, Scheduled, decide
 from autoclip_core.checks import (
     check_choice,
     check_count,
@@ -17,6 +18,7 @@ from autoclip_core.checks import (
     check_quantile,
     format_error,
 )
+from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from ..support.cases import policy_of
 
@@ -34,8 +36,8 @@ NUMBERS = [
     (
         ("Fixed", {}),
         "max_norm",
-        POSITIVE,
-        NOT_POSITIVE,
+        "> 0",
+        [0, 0.0, -1, -0.5, -INF, NAN],
         "use a positive threshold (0 would remove every gradient)",
     ),
     (("Quantile", {}), "quantile", "in [0, 1]", [-0.1, -1, 100.5, INF, NAN], ""),
@@ -82,6 +84,7 @@ FLAGS = [
     ("Quantile", "include_current"),
     ("MeanStd", "include_current"),
     ("MeanStd", "log"),
+    ("ZScore", "log"),
 ]
 CHOICES = [
     (("ZScore", {}), "target", "'reciprocal', 'mean', 'threshold'"),
@@ -238,6 +241,49 @@ def test_numbers_of_any_kind_become_floats(value):
     ]:
         assert type(getattr(policy, name)) is float
         assert getattr(policy, name) == value
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "words"),
+    [
+        ([], ValueError, "points must be pairs (step, threshold), at least one, got"),
+        (3.0, ValueError, "points must be pairs (step, threshold), at least one, got"),
+        ([(0, 1.0, 2.0)], ValueError, "at least one, got (0, 1.0, 2.0)"),
+        ([(0, 2.0), 5], ValueError, "at least one, got 5"),
+        (
+            [(0, 2.0), (9, 1.0), (9, 3.0)],
+            ValueError,
+            "above the step before it, 9, got",
+        ),
+        ([(-1, 2.0)], ValueError, "step must be a whole number >= 0, got -1"),
+        ([(0.5, 2.0)], TypeError, "step must be a whole number >= 0, got 0.5"),
+        ([(0, 0.0)], ValueError, "threshold must be > 0 and finite, got 0.0"),
+        ([(0, INF)], ValueError, "threshold must be > 0 and finite, got inf"),
+        ([(0, "1")], TypeError, "threshold must be a number > 0 and finite, got '1'"),
+    ],
+    ids=repr,
+)
+def test_a_schedule_has_points_whose_steps_rise(points, error, words):
+    with pytest.raises(error) as raised:
+        Scheduled(points)
+    assert words in str(raised.value)
+
+
+def test_points_of_a_file_become_tuples():
+    """JSON has lists; the policy must be hashable, and equal to the saved one."""
+    policy = Scheduled([[np.int64(0), 3], [10, np.float32(0.5)]])
+    assert repr(policy) == "Scheduled(points=((0, 3.0), (10, 0.5)))"
+    assert hash(policy) == hash(policy_of(repr(policy)))
+    saved = json.loads(json.dumps(policy_to_dict(Cap(policy, max_norm=1.0))))
+    assert policy_from_dict(saved, vars(autoclip_core).get) == Cap(policy, max_norm=1.0)
+
+
+def test_an_infinite_constant_only_observes():
+    policy = policy_of(repr(Fixed(INF)))
+    _, decision = decide(policy, policy.init(2), np.float32([1e30, NAN]))
+    assert decision.threshold.tolist() == [INF, INF]
+    assert decision.scale.tolist() == [1.0, 0.0]
+    assert not decision.clipped.any()
 
 
 def test_a_negative_deviation_could_turn_a_gradient_round():

@@ -493,6 +493,7 @@ SHIFTS = {
     "MeanStd()": (165, 1010),
     "MeanStd(log=True)": (195, 1000),
     "ZScore()": (40, 300),
+    "ZScore(log=True)": (20, 200),
     "EmaRatio(warmup_steps=0)": (2400, 200),
     "EmaRatio(2.0, warmup_steps=0)": (90, 160),
     "StreamingQuantile()": (45, 420),
@@ -563,6 +564,7 @@ CONSTANT = {
     "MeanStd()": 160,
     "MeanStd(log=True)": 200,
     "ZScore()": 45,
+    "ZScore(log=True)": 45,
     "EmaRatio(2.0, warmup_steps=0)": 90,
     "StreamingQuantile()": 55,
 }
@@ -603,6 +605,6 @@ def test_the_table_is_complete():
         for name, kind in vars(autoclip_core).items()
         if autoclip_core.Policy in getattr(kind, "__mro__", ())[1:]
     ]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     for name in kinds:
         assert any(f"{name}(" in code for code in STATIC), name

@@ -170,10 +170,11 @@ def test_all_history_is_for_the_host_only(code):
 # One step at a time: things that a formula does not say.
 
 
-def test_zscore_reciprocal_never_exceeds_its_threshold():
+@pytest.mark.parametrize("log", [False, True])
+def test_zscore_reciprocal_never_exceeds_its_threshold(log):
     """R/n would amplify if rounding put R above T, and n is the next float above T."""
     rng = np.random.default_rng(0)
-    policy = ZScore(2.5, warmup_steps=1)
+    policy = ZScore(2.5, warmup_steps=1, log=log)
     rows = 200_000
     mean = np.float32(rng.random(rows) * 10.0 ** rng.integers(-6, 1, rows))
     deviation = np.float32(rng.random(rows))
@@ -241,6 +242,21 @@ def test_a_memory_of_nothing_is_the_last_norm():
     assert decision.threshold[1:, 0].tolist() == [2, 4, 8, 2]
 
 
+def test_logarithms_reach_over_the_whole_range_of_float32():
+    """A ratio of two norms may overflow, and so may a mean at the end of the range."""
+    largest, smallest = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+    norms = np.float32([[largest, smallest], [smallest, largest]] * 20)
+    policy = ZScore(2.0, alpha=0.5, warmup_steps=2, record="raw", log=True)
+    state, decision = run(policy, series_of(norms))
+    assert (state.mean >= smallest).all()
+    assert (state.mean <= largest).all()
+    assert np.isfinite(state.deviation).all()
+    assert not np.isnan(decision.threshold).any()
+    state, _ = run(policy, series_of(np.full((40, 1), largest)))
+    assert state.mean.tolist() == [largest]
+    assert state.deviation.tolist() == [0.0]
+
+
 # A policy as an object.
 
 
@@ -284,7 +300,11 @@ def test_the_repr_makes_the_policy_again(policy):
     assert "np." not in repr(policy)
     plain = (float, int, bool, str, type(None))
     for value in get_arguments(policy).values():
-        assert type(value) in plain or Policy in type(value).__mro__
+        parts = (
+            [part for pair in value for part in pair] if type(value) is tuple else []
+        )
+        for part in parts or [value]:
+            assert type(part) in plain or Policy in type(part).__mro__
 
 
 @pytest.mark.parametrize(
@@ -305,6 +325,11 @@ def test_the_repr_makes_the_policy_again(policy):
             "ZScore()",
             "ZScore(z=2.5, alpha=0.97, warmup_steps=25, target='reciprocal',"
             " record='winsorized')",
+        ),
+        (
+            "ZScore(log=True)",
+            "ZScore(z=2.5, alpha=0.97, warmup_steps=25, target='reciprocal',"
+            " record='winsorized', log=True)",
         ),
         (
             "EmaRatio()",

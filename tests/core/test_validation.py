@@ -27,6 +27,8 @@ TABLE = [
     (["EmaRatio(2.0, warmup_steps=2)"], "mean", [NAN, INF, -1.0, 0.0]),
     (["EmaRatio(2.0, warmup_steps=2)"], "count", [-1, 0]),
     (["StreamingQuantile(0.5)"], "level", [NAN, -INF, -1.0, 0.0]),
+    (["ZScore(warmup_steps=2, log=True)"], "mean", [NAN, INF, -1.0, 0.0]),
+    (["Scheduled([(0, 2.0), (9, 1.0)])"], "count", [-1]),
     (["Warmup(StreamingQuantile(0.5), steps=3)"], "recorded", [-1]),
     (["Warmup(StreamingQuantile(0.5), steps=3)"], "inner.level", [NAN, -1.0]),
     (["Cap(Floor(ZScore(), min_norm=0.1), max_norm=9.0)"], "mean", [NAN, -1.0]),

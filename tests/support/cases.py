@@ -47,6 +47,7 @@ ZSCORES = [
 # Windows and warm-ups are short, so that a short series fills and leaves them.
 STATIC = table_of(
     "Fixed(1.0)",
+    "Scheduled([(0, 3.0), (12, 0.5), (13, 2.0), (50, 0.9)])",
     "Quantile(0.9)",
     "Quantile(0.9, history_length=20)",
     "Quantile(0.5, history_length=7)",
@@ -60,6 +61,8 @@ STATIC = table_of(
     "MeanStd(2.0, history_length=12, log=True)",
     *ZSCORES,
     "ZScore(warmup_steps=0)",
+    "ZScore(2.0, alpha=0.9, warmup_steps=5, log=True)",
+    "ZScore(2.0, alpha=0.9, warmup_steps=0, target='mean', record='raw', log=True)",
     "EmaRatio(2.0, beta=0.9, warmup_steps=0)",
     "EmaRatio(1.05, warmup_steps=6, warmup_threshold=2.0)",
     "StreamingQuantile(0.9)",

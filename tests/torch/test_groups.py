@@ -59,8 +59,8 @@ OVERRIDES = {
     ),
     "ZClip": (
         Case(ZClip, {"z": 1.0, "warmup_steps": 5}, "ZScore(1.0, warmup_steps=5)"),
-        {"record": "raw", "target": "mean", "warmup_steps": 9},
-        "ZScore(1.0, record='raw', target='mean', warmup_steps=9)",
+        {"record": "raw", "target": "mean", "warmup_steps": 9, "log": True},
+        "ZScore(1.0, record='raw', target='mean', warmup_steps=9, log=True)",
     ),
     "AdaGC": (
         Case(AdaGC, {"warmup_steps": 5}, "EmaRatio(warmup_steps=5)"),

@@ -73,6 +73,22 @@ class Fixed(Policy):
 
 
 @dataclass
+class Scheduled(Policy):
+    """A threshold that is linear between given numbers of recorded norms."""
+
+    points: list[tuple[int, float]]
+    count: int = field(default=0, init=False)
+
+    def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
+        steps, values = zip(*self.points, strict=True)
+        threshold = float(np.interp(self.count, steps, values))
+        return threshold, threshold
+
+    def learn(self, norm: float) -> None:
+        self.count += 1
+
+
+@dataclass
 class ParamRatio(Policy):
     """A constant times the norm of the parameters."""
 
@@ -83,6 +99,11 @@ class ParamRatio(Policy):
     def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
         threshold = self.clipping * max(param_norm, self.eps)
         return threshold, threshold
+
+
+def exp(value: float) -> float:
+    """Return the exponential, +inf above the largest float."""
+    return math.exp(value) if value < 709 else math.inf
 
 
 def window(recorded: Norms, norm: float, current: bool, length: int | None) -> Norms:
@@ -148,7 +169,7 @@ class MeanStd(Policy):
 
 @dataclass
 class ZScore(Policy):
-    """Exponential mean plus z standard deviations."""
+    """Exponential mean plus z standard deviations, of the norms or of their logs."""
 
     z: float = 2.5
     _: KW_ONLY
@@ -156,11 +177,19 @@ class ZScore(Policy):
     warmup_steps: int = 25
     target: str = "reciprocal"
     record: str = "winsorized"
+    log: bool = False
     collected: Norms = field(default_factory=list, init=False)
     mean: float = field(default=math.nan, init=False)
     variance: float = field(default=math.nan, init=False)
 
     def limit(self, norm: float, param_norm: float) -> tuple[float, float]:
+        if not self.log:
+            return self.limit_value(norm)
+        value = math.log(norm) if 0 < norm < math.inf else norm
+        threshold, target = self.limit_value(value)
+        return exp(threshold), exp(target)
+
+    def limit_value(self, norm: float) -> tuple[float, float]:
         if len(self.collected) < max(1, self.warmup_steps):
             return math.inf, math.inf
         threshold = self.mean + self.z * math.sqrt(self.variance)
@@ -171,12 +200,15 @@ class ZScore(Policy):
         return threshold, self.mean + self.z**2 * self.variance / (norm - self.mean)
 
     def learn(self, norm: float) -> None:
+        self.learn_value(math.log(norm) if self.log else norm)
+
+    def learn_value(self, norm: float) -> None:
         if len(self.collected) < max(1, self.warmup_steps):
             self.collected.append(norm)
             self.mean = float(np.mean(self.collected))
             self.variance = float(np.var(self.collected))
             return
-        threshold, target = self.limit(norm, 0.0)
+        threshold, target = self.limit_value(norm)
         learned = norm
         if norm > threshold:
             if self.record == "none":
@@ -185,7 +217,8 @@ class ZScore(Policy):
                 learned = target
             if self.record == "winsorized":
                 # Not in the paper: the threshold must rise after constant norms.
-                learned = min(norm, threshold if self.variance > 0 else 2 * threshold)
+                double = threshold + math.log(2) if self.log else 2 * threshold
+                learned = min(norm, threshold if self.variance > 0 else double)
         # alpha·mean + (1 − alpha)·learned, written so that a constant stays constant.
         self.mean += (1 - self.alpha) * (learned - self.mean)
         self.variance = (
@@ -334,7 +367,7 @@ class Drop(Combinator):
             self.clip.learn(norm)
 
 
-STATELESS = [Fixed, ParamRatio]
+STATELESS = [Fixed, Scheduled, ParamRatio]
 STATEFUL = [Quantile, MeanStd, ZScore, EmaRatio, StreamingQuantile]
 COMBINATORS = [Warmup, Cap, Floor, Drop]
 NAMES = {policy.__name__: policy for policy in STATELESS + STATEFUL + COMBINATORS}
@@ -383,6 +416,7 @@ def run_levels(
 
 CASES: list[tuple[str, str | None]] = [
     ("Fixed(1.0)", None),
+    ("Scheduled([(0, 4.0), (30, 0.3), (31, 2.2), (200, 0.85)])", None),
     ("Quantile(0.9)", None),
     ("Quantile(0.9, history_length=50)", None),
     ("Quantile(0.5, history_length=10)", None),
@@ -402,6 +436,9 @@ CASES: list[tuple[str, str | None]] = [
     ("ZScore(record='none')", None),
     ("ZScore(warmup_steps=0)", None),
     ("ZScore(2.0, alpha=0.9, warmup_steps=5, target='threshold')", None),
+    ("ZScore(4.0, alpha=0.99, warmup_steps=50, target='threshold', log=True)", None),
+    ("ZScore(log=True)", None),
+    ("ZScore(2.0, target='mean', record='applied', log=True)", None),
     ("EmaRatio()", None),
     ("EmaRatio(warmup_steps=0)", None),
     ("EmaRatio(2.0, warmup_steps=10)", None),
@@ -732,6 +769,15 @@ def check_by_hand() -> None:
     assert scales[:4] == [1.0] * 4
     assert close(scales[4], 0.1)
 
+    # Of 1 and e² the mean logarithm is 1, and its variance 1: T = e^3. The norm e⁵
+    # is at z = 4: R = e^(1 + 2²/4). T is learned: μ = 1.06, σ² = 0.97 + 0.03·1.94².
+    policy = evaluate("ZScore(2.0, warmup_steps=2, log=True)")
+    thresholds, scales = run(policy, [1.0, math.exp(2), math.exp(5), 1.0])
+    assert close(thresholds[2], math.exp(3))
+    assert close(scales[2], math.exp(-3))
+    sigma = math.sqrt(0.97 + 0.03 * 1.94**2)
+    assert close(thresholds[3], math.exp(1.06 + 2 * sigma))
+
     # Both warm-up norms are limited to 1, and γ is the smaller, 0.5. Then T = 2γ = 1,
     # 1 is applied, and γ = (0.5 + 1)/2.
     policy = evaluate("EmaRatio(2.0, beta=0.5, warmup_steps=2)")
@@ -757,6 +803,11 @@ def check_by_hand() -> None:
     thresholds, scales = run(evaluate("ParamRatio()"), [1.0, 2.0], [0.0, 50.0])
     assert close(thresholds[0], 1e-5)
     assert close(scales[1], 0.25)
+
+    # Half-way from 4 to 1 it is 2.5. A norm of 0 does not count.
+    policy = evaluate("Scheduled([(1, 4.0), (3, 1.0)])")
+    thresholds, _ = run(policy, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    assert thresholds == [4.0, 4.0, 4.0, 2.5, 1.0, 1.0]
 
     # Under a cap of 1 the quantile still learns 4 and 6, and is 5 where it is seen.
     norms = [4.0, 6.0, 8.0]
