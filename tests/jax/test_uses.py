@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from autoclip_core import Fixed, Quantile
+from autoclip_core import Cap, Drop, Fixed, Quantile, Scheduled
 from autoclip_jax import (
+    OptaxSchedule,
     check_skips,
     clip_by_param_ratio,
     clip_by_policy,
@@ -146,6 +147,39 @@ def test_an_absent_gradient_keeps_its_units():
     updates, state = tx.update({"a": None, "c": params["c"]}, state, params)
     assert updates["a"] is None
     np.testing.assert_array_equal(np.isnan(state.clip_norm), [True] * 3 + [False] * 3)
+
+
+def test_an_optax_schedule_counts_recorded_norms_and_resumes(lenient):
+    """A row that is idle or not finite does not advance; `Scheduled` says the same."""
+    schedule = optax.piecewise_interpolate_schedule("linear", 4.0, {10: 0.25, 20: 2.0})
+    grads = {"a": STEPS.at[5:9].set(0.0), "b": 3 * STEPS.at[4].set(jnp.nan)}
+
+    def run(policy, half=None):
+        tx = clip_by_policy(Cap(Drop(Fixed(50.0), clip=policy), max_norm=3.0))
+
+        def step(state, grad):
+            updates, state = tx.update(grad, state)
+            return state, (updates, state.clip_threshold)
+
+        state, steps = tx.init({"a": STEPS[0], "b": STEPS[0]}), jnp.arange(30)
+        parts = [steps] if half is None else [steps[:half], steps[half:]]
+        taken = []
+        for part in parts:
+            part = jax.tree.map(lambda leaf, part=part: leaf[part], grads)
+            state, result = jax.lax.scan(step, state, part)
+            taken.append(result)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *taken)
+
+    points = [(0, 4.0), (10, 1.0), (20, 2.0)]
+    updates, threshold = run(OptaxSchedule(schedule))
+    assert_same(run(OptaxSchedule(schedule), half=7), (updates, threshold))
+    _, expected = run(Scheduled(points))
+    np.testing.assert_allclose(threshold, expected, rtol=1e-6)
+    of_b = np.interp(np.r_[:5, 4:29], *zip(*points, strict=True))
+    np.testing.assert_allclose(threshold[:, 1], np.minimum(of_b, 3.0), rtol=1e-6)
+    assert (threshold[8, 0], threshold[9, 0]) == (threshold[5, 0], threshold[5, 0])
+    with pytest.raises(TypeError, match=r"an optax schedule, got 3\.0"):
+        OptaxSchedule(3.0)
 
 
 def test_debug_nans_finds_nothing_in_a_step():
