@@ -44,7 +44,8 @@ class EmaRatio(Policy):
     The paper clips the global norm during its warm-up, and it freezes a layer whose
     gradient is 0 there. This policy limits each row separately, and the average of a
     row starts at its first positive norm. For the paper's warm-up, clip the global norm
-    with `Fixed` before this policy.
+    with `Warmup(Fixed(inf), steps=100, threshold=1.0)` before this policy, whose
+    `warmup_threshold` is then +inf.
 
     Args:
       ratio: T / gamma, > 1; usually 1.03 to 3.
@@ -69,8 +70,8 @@ class EmaRatio(Policy):
     3.0 0.75
 
     Reference:
-      Wang, Li, Chen et al., "AdaGC: Improving training stability for large language
-      model pretraining", 2025, https://arxiv.org/abs/2502.11034
+      Wang, Li, Chen et al., "AdaGC: Enhancing LLM pretraining stability via adaptive
+      gradient clipping", ICML 2026, https://arxiv.org/abs/2502.11034 (version 2)
     """
 
     ratio: float = 1.05

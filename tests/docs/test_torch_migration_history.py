@@ -207,9 +207,39 @@ def test_a_z_score_is_that_of_zclip(target, record, bound):
 def make_adagc(parameters):
     """Return AdamW with the two clippers of the page."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
-    warmup = NormClip(parameters, max_norm=3e38, warmup_steps=99, warmup_threshold=1.0)
-    clipper = AdaGC(parameters, warmup_steps=99, warmup_threshold=math.inf)
-    return optimizer, (warmup, clipper)
+    return optimizer, make_warmup_and_adagc(parameters, steps=99)
+
+
+def make_warmup_and_adagc(parameters, steps):
+    warmup = NormClip(parameters, math.inf, warmup_steps=steps, warmup_threshold=1.0)
+    clipper = AdaGC(parameters, warmup_steps=steps, warmup_threshold=math.inf)
+    return warmup, clipper
+
+
+def test_the_pair_of_clippers_is_the_rule_of_the_adagc_paper():
+    """A step that is not finite is given to ours alone, and changes nothing."""
+    ours = make_parameters()
+    clippers = make_warmup_and_adagc(ours, steps=100)
+    norms = series(rows=3, level=0.3)
+    is_finite = np.isfinite(norms).all(axis=1)
+    levels, scales, rates = [], [], []
+    for grads, given in zip(gradients(norms), is_finite, strict=True):
+        if not given:
+            grads = [torch.full_like(gradient, math.nan) for gradient in grads]
+        set_gradients(ours, grads)
+        first, second = [clipper.step() for clipper in clippers]
+        if given:
+            levels.append(second.threshold.numpy())
+            scales.append((first.scale * second.scale).numpy())
+            rates.append((float(first.clipped), second.clipped.float().mean()))
+    rule = list(other_rules.adagc(norms[is_finite].astype(float).tolist()))
+    expected_levels, expected_scales = map(np.array, zip(*rule, strict=True))
+    np.testing.assert_allclose(levels, expected_levels, rtol=2e-5)
+    np.testing.assert_allclose(scales, expected_scales, rtol=2e-5)
+    in_warmup, afterwards = np.mean(rates[:100], axis=0), np.mean(rates[100:], axis=0)
+    assert 0.1 < in_warmup[0] < 1
+    assert in_warmup[1] == afterwards[0] == 0
+    assert 0.1 < afterwards[1] < 1
 
 
 @pytest.mark.needs("peers")

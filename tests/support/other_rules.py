@@ -114,6 +114,39 @@ def skip_step(norms, length=128, sigma=6.0):
         past.append(norm)
 
 
+def clip_and_skip(norms, max_norm, skip_above, eps=1e-6):
+    """Megatron-LM, xtuner, axlearn: clip at a constant, skip above another one.
+
+    xtuner and axlearn also skip a step whose norm is not finite.
+    """
+    for norm in norms:
+        is_skipped = not norm <= skip_above
+        scale = min(1.0, max_norm / (norm + eps))
+        yield max_norm, 0.0 if is_skipped else scale
+
+
+def adagc(norms, ratio=1.05, beta=0.98, warmup_steps=100, max_norm=1.0):
+    """The AdaGC paper: the thresholds and scales of all tensors, for each step.
+
+    In the warm-up the global norm is clipped at `max_norm`, and gamma is the smallest
+    norm of the tensor after it.
+    """
+    gammas = [math.inf] * len(norms[0])
+    for step, row in enumerate(norms):
+        if step < warmup_steps:
+            scale = min(1.0, max_norm / math.hypot(*row))
+            scales, levels = [scale] * len(row), [math.inf] * len(row)
+            gammas = [min(g, scale * n) for g, n in zip(gammas, row, strict=True)]
+        else:
+            levels = [ratio * gamma for gamma in gammas]
+            scales = [min(1.0, t / n) for t, n in zip(levels, row, strict=True)]
+            applied = [s * n for s, n in zip(scales, row, strict=True)]
+            gammas = [
+                beta * g + (1 - beta) * a for g, a in zip(gammas, applied, strict=True)
+            ]
+        yield levels, scales
+
+
 def olmo_ratio(norms, ratio, beta):
     """OLMo's `max_grad_norm_ratio`: a multiple of the average of the clipped norm."""
     average = None
