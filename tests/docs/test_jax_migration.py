@@ -146,6 +146,24 @@ def test_skipped_steps_are_those_of_maxtext():
     assert 3 < (scales == 0).sum() < 100
 
 
+def test_steps_clipped_and_skipped_are_those_of_axlearn():
+    """A skipped step changes neither the parameters nor the state of the optimizer."""
+    clipped = optax.chain(clip_by_policy(Fixed(12.0), scope="global"), optax.trace(0.9))
+    ours = skip_steps(clipped, Fixed(150.0))
+    params, updates = make_params(SHAPES), make_updates()
+    result, states = run(ours, updates, params)
+    rule = other_rules.clip_and_skip(NORMS.tolist(), 12.0, 150.0, eps=1e-8)
+    _, scales = np.array(list(rule)).T
+    is_skipped = np.diff(np.asarray(states.skip_total), prepend=0) == 1
+    np.testing.assert_array_equal(is_skipped, scales == 0)
+    trace, expected = np.zeros(3), []
+    for gradient, scale in zip(updates["bias"], scales, strict=True):
+        trace = scale * gradient + 0.9 * trace if scale else trace
+        expected.append(trace if scale else np.zeros(3))
+    np.testing.assert_allclose(result["bias"], expected, rtol=2e-5, atol=1e-6)
+    assert 5 < is_skipped.sum() < 100
+
+
 def test_clipped_updates_are_those_of_levanter():
     """After Adam: the norms of its updates, which need 64 steps, follow the rule."""
     historical = Warmup(MeanStd(3.0, history_length=128, ddof=0), steps=64)

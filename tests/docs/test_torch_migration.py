@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_torch import NormClip, ValueClip
+from autoclip_core import Cap, Drop, Fixed
+from autoclip_torch import Clipper, NormClip, ValueClip
 
 from ..support import other_rules
 from ..support.other_rules import series
@@ -78,6 +79,26 @@ def test_a_limit_of_elements_is_that_of_torch():
         theirs,
         gradients(series(level=1.0)),
     )
+
+
+def test_constants_to_clip_and_to_skip():
+    """xtuner also skips a step whose norm is not finite, as `nonfinite="skip"` does."""
+    norms = series()
+    ours = make_parameters()
+    policy = Cap(Drop(Fixed(150.0), action="skip"), max_norm=12.0)
+    clipper = Clipper(ours, policy, scope="global", nonfinite="skip")
+    rule = other_rules.clip_and_skip(norms.tolist(), 12.0, 150.0)
+    scales, skipped = [], []
+    for grads in gradients(norms):
+        set_gradients(ours, grads)
+        decision = clipper.step()
+        scales.append(float(decision.scale))
+        skipped.append(bool(decision.skipped))
+    _, expected = np.array(list(rule)).T
+    np.testing.assert_allclose(scales, expected, rtol=5e-6)
+    np.testing.assert_array_equal(skipped, expected == 0)
+    assert 5 < np.sum(skipped) < 100
+    assert 100 < np.sum((expected > 0) & (expected < 0.99)) < 400
 
 
 @pytest.mark.parametrize(
