@@ -18,6 +18,7 @@ from autoclip_core import (
     MeanStd,
     Policy,
     Quantile,
+    Scheduled,
     StreamingQuantile,
     Warmup,
     ZScore,
@@ -230,6 +231,11 @@ def test_the_speed_limit_of_adagc():
 def test_a_constant_threshold_before_the_norms_is_one_number():
     policy = Fixed(2.0)
     assert [field.tolist() for field in policy.limit(policy.init(3))[:2]] == [[2.0]] * 2
+
+
+def test_a_schedule_stops_counting_at_its_last_point():
+    state, _ = run(Scheduled([(0, 2.0), (3, 1.0)]), series_of(np.ones(8)))
+    assert state.count.tolist() == [3]
 
 
 def test_a_memory_of_nothing_is_the_last_norm():

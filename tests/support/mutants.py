@@ -39,6 +39,7 @@ TESTS = {
     "policies/zscore.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/ema_ratio.py": [*FAST, "validation", "policies", "golden", "laws"],
     "policies/fixed.py": [*FAST, "policies", "decide"],
+    "policies/schedule.py": [*FAST, "validation", "policies", "golden"],
     "history/full.py": ["full_history", "policies"],
     "record/row_counts.py": ["row_counts", "log_bounded"],
     "record/step.py": ["log_step", "clip_log", "log_bounded"],
@@ -175,9 +176,15 @@ EQUIVALENT = {
         ("norms > threshold -> norms >= threshold", "above ="),
         ("norms > limit.threshold -> norms >= limit.threshold", ""),
         # `where` discards the value, or 0 is divided by it.
-        ("1.0 -> 1.01", "excess = xp.where(spread > 0, norms - mean, 1.0)"),
+        ("1.0 -> 1.01", "excess = xp.where(spread > 0, distance, 1.0)"),
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
+        # Without a norm or a mean the offset is discarded, or has the weight 0.
+        ("1.0 -> 1.01", "xp.where(has_both, norms, 1.0)"),
+        ("norms > 0 -> norms >= 0", ""),
+        # If both are equal, either branch gives that number.
+        ("ratio < LARGEST -> ratio <= LARGEST", ""),
+        ("ratio > SMALLEST_NORMAL -> ratio >= SMALLEST_NORMAL", ""),
     ],
     "policies/combinators.py": [
         ("threshold > self.max_norm -> threshold >= self.max_norm", ""),
@@ -185,6 +192,11 @@ EQUIVALENT = {
         ("threshold < self.min_norm -> threshold <= self.min_norm", ""),
         ("target < self.min_norm -> target <= self.min_norm", ""),
         ("drop < self.min_norm -> drop <= self.min_norm", ""),
+    ],
+    # At a point the weighted mean is the threshold of the point.
+    "policies/schedule.py": [
+        ("k > step -> k >= step", ""),
+        ("k < next_step -> k <= next_step", ""),
     ],
     "policies/drop.py": [("drop > clip_drop -> drop >= clip_drop", "")],
 }
