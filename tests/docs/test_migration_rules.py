@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autoclip_core import (
+    Cap,
     Drop,
     EmaRatio,
     Fixed,
@@ -105,6 +106,32 @@ def test_skipped_steps_are_those_of_olmo_core():
 def test_a_ratio_is_that_of_olmo(ratio):
     policy = EmaRatio(ratio, beta=0.95, warmup_steps=0)
     compare(policy, other_rules.olmo_ratio(finite_norms(), ratio, 0.95))
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        (
+            Cap(Drop(Fixed(100.0), action="skip"), max_norm=12.0),
+            lambda norms: other_rules.clip_and_skip(norms, 12.0, 100.0),
+        ),
+        (
+            Warmup(MeanStd(3.0, history_length=128, ddof=0), steps=64),
+            other_rules.levanter,
+        ),
+    ],
+    ids=["Megatron-LM, xtuner, axlearn", "levanter"],
+)
+def test_decisions_agree_on_5000_steps(policy, rule):
+    norms = np.concatenate([series(seed=seed) for seed in range(11)])
+    norms = norms[np.isfinite(norms)][:5000]
+    result = replay(norms, policy)
+    _, scales = np.array(list(rule(norms.astype(float).tolist()))).T
+    np.testing.assert_allclose(result.scales, scales, rtol=5e-6)
+    np.testing.assert_array_equal(result.scales < 1, scales < 1)
+    np.testing.assert_array_equal(result.skipped, scales == 0)
+    assert len(norms) == 5000
+    assert 0.01 < result.clipped.mean() < 0.9
 
 
 def steady_norms():

@@ -93,7 +93,7 @@ def levanter(norms, length=128, sigma=3.0):
     for norm in norms:
         level = math.inf
         if len(past) >= length // 2:
-            deviation = max(statistics.pstdev(past), 1e-6)
+            deviation = max(float(np.std(past)), 1e-6)
             level = statistics.fmean(past) + sigma * deviation
         yield level, level / norm if norm > level else 1.0
         past.append(norm)
