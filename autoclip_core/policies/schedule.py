@@ -66,6 +66,11 @@ class Scheduled(Policy):
         """Check the points, and store them as tuples."""
         object.__setattr__(self, "points", _check_points(self.points))
 
+    @property
+    def can_limit_losses(self) -> bool:
+        """True: the schedule does not depend on the sign of what it limits."""
+        return True
+
     def init(self, rows: int, xp: XP = np) -> Recorded:
         """Return a count of 0."""
         return Recorded(xp.zeros((rows,), dtype=xp.int32))

@@ -130,8 +130,8 @@ class ZScore(Policy):
 
     @property
     def can_limit_losses(self) -> bool:
-        """True: mean and deviation exist for values of any sign."""
-        return True
+        """Whether it uses the values themselves, not their logarithms."""
+        return not self.log
 
     def init(self, rows: int, xp: XP = np) -> Moments:
         """Return the state before the first norm."""
