@@ -216,7 +216,8 @@ def _subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
     if not log:
         return norms - mean
     has_both = (norms > 0) & (mean > 0)
-    ratio = xp.where(has_both, norms, 1.0) / xp.where(has_both, mean, 1.0)
+    divisor = xp.where(has_both, mean, 1.0)
+    ratio = xp.where(has_both, norms, 1.0) / divisor
     ratio = xp.where(ratio < LARGEST, ratio, LARGEST)
     return xp.log(xp.where(ratio > SMALLEST_NORMAL, ratio, SMALLEST_NORMAL))
 
