@@ -202,6 +202,9 @@ NAMED = {
     "AdaGC": AdaGC,
     "AGC": AGC,
     "ValueClip": lambda p, **k: ValueClip(p, 1.0, **k),
+    "scale_only": lambda p, **k: NormClip(
+        [("a", p[0]), ("b", p[1])], 1.0, scale_only="b", **k
+    ),
     "two policies": lambda p, **k: Clipper(
         [{"params": p[:1]}, {"params": p[1:], "policy": Fixed(1.0)}], Quantile(), **k
     ),
