@@ -120,7 +120,7 @@ def final(run: dict[str, Any]) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Run the grid, print the tables, save picture and results."""
     options = read_options(__doc__, arguments)
-    seeds, updates = (1, 20) if options.quick else (6, 150)
+    seeds, updates = (1, 10) if options.quick else (6, 150)
     batches = BATCHES[:2] if options.quick else BATCHES
     grid = [(setting, batch) for setting in SETTINGS for batch in batches]
     cells = [(*cell, seed, updates) for cell in grid for seed in range(seeds)]

@@ -39,7 +39,7 @@ class Size(NamedTuple):
     test: int
 
 
-FULL, TRIAL = Size(500, 400, 100), Size(4, 40, 10)
+FULL, TRIAL = Size(500, 400, 100), Size(4, 16, 4)
 
 METHODS: dict[str, Any] = {
     "no clipping": None,
