@@ -67,7 +67,7 @@ def run(case, way, policy, scope):
             parameter.grad = grad
         before = [parameter.detach().clone() for parameter in parameters]
         step()
-        decision, tally = clipper._policy_states.read()
+        decision, tally, _ = clipper._policy_states.read()
         steps.append(StepResult(decision, tally, list(map(gradient_of, parameters))))
         if kernel_scales and not decision.finite.all():
             assert all(map(torch.equal, parameters, before))
