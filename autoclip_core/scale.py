@@ -55,6 +55,10 @@ class Limit(NamedTuple):
     """D, shape (rows,) or one number for all rows; +inf drops nothing."""
 
 
+LARGEST_DIVISOR = 2.0**126
+"""XLA multiplies by 1 / divisor, and flushes it to 0 if the divisor is larger."""
+
+
 def as_norms(norms: Array, xp: XP = np) -> Array:
     """Return the norms as float32: subnormal as 0, above the float32 range as inf."""
     with np.errstate(over="ignore") if xp is np else nullcontext():

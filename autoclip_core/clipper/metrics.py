@@ -51,6 +51,15 @@ class Tally(NamedTuple):
         return problem
 
 
+class Totals(NamedTuple):
+    """The norm of all finite observed rows as one row, shape (); NaN if all are NaN."""
+
+    norm: Array
+    """Before scaling."""
+    norm_after: Array
+    """After scaling."""
+
+
 def empty_tally(rows: int, xp: XP = np) -> Tally:
     """Return the tally before the first step."""
     shapes: list[tuple[int, ...]] = [(), (rows,), (rows,), (), (), (), ()]
@@ -92,6 +101,28 @@ def was_observed(decision: Decision) -> Array:
     return is_number | ~decision.finite
 
 
+def compute_totals(
+    decision: Decision, xp: XP = np, *, norm: str = "l2", sizes: Array = None
+) -> Totals:
+    """Return the norm of all rows as one row; for the arguments see `compute_metrics`.
+
+    Rows that are not finite are left out. If no other row was observed, the norm is
+    NaN.
+    """
+    measured = was_observed(decision) & decision.finite
+    has_no_norm = xp.any(~decision.finite) & ~xp.any(measured)
+    norms = xp.where(measured, decision.norm, 0.0)
+    sizes = None if sizes is None else xp.where(measured, sizes, 0.0)
+    return Totals(
+        *(
+            xp.where(
+                has_no_norm, float("nan"), combine_norms(n, norm, sizes=sizes, xp=xp)
+            )
+            for n in (norms, norms * decision.scale)
+        )
+    )
+
+
 def compute_metrics(
     decision: Decision,
     tally: Tally,
@@ -99,6 +130,7 @@ def compute_metrics(
     *,
     norm: str = "l2",
     sizes: Array = None,
+    totals: Totals | None = None,
 ) -> dict[str, Array]:
     """Return the metrics of the last step and of the run, each a number.
 
@@ -121,19 +153,11 @@ def compute_metrics(
       xp: the array namespace, as in `decide`; it must also have `sort` and `max`.
       norm: the norm of each row, as in `combine_norms`.
       sizes: with "rms", the number of elements of each row, shape (rows,).
+      totals: the result of `compute_totals` if it is known; norm and sizes are then
+        not used.
     """
     observed = was_observed(decision)
-    measured = observed & decision.finite
-    norms = xp.where(measured, decision.norm, 0.0)
-    sizes = None if sizes is None else xp.where(measured, sizes, 0.0)
-    after = norms * decision.scale
-    # Rows that are not finite are left out of the norm. If no other row was observed,
-    # the norm is NaN.
-    has_no_norm = xp.any(~decision.finite) & ~xp.any(measured)
-    total, total_after = (
-        xp.where(has_no_norm, float("nan"), combine_norms(n, norm, sizes=sizes, xp=xp))
-        for n in (norms, after)
-    )
+    total, total_after = totals or compute_totals(decision, xp, norm=norm, sizes=sizes)
     is_zero = total == 0
     scale = xp.where(is_zero, 1.0, total_after) / xp.where(is_zero, 1.0, total)
     return {

@@ -14,7 +14,7 @@ without elements has the norm 0.
 import numpy as np
 
 from autoclip_core.checks import check_choice
-from autoclip_core.scale import XP, Array
+from autoclip_core.scale import LARGEST_DIVISOR, XP, Array
 
 NORMS = ("l2", "rms", "max")
 """The choices for the `norm` of a clipper."""
@@ -32,7 +32,7 @@ def to_rms(l2_norms: Array, sizes: Array, xp: XP = np) -> Array:
     >>> to_rms(np.array([6.0, 0.0]), np.array([4.0, 0.0])).tolist()
     [3.0, 0.0]
     """
-    return l2_norms / xp.sqrt(xp.maximum(sizes, 1.0))
+    return l2_norms / xp.sqrt(xp.where(sizes > 1, sizes, 1.0))
 
 
 def combine_norms(
@@ -64,6 +64,7 @@ def combine_norms(
     if norm == "max":
         return largest
     unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+    unit = xp.where(unit < LARGEST_DIVISOR, unit, LARGEST_DIVISOR)
     squares = (norms / unit) ** 2
     if norm == "l2":
         return unit * xp.sqrt(xp.sum(squares, axis=0))

@@ -56,6 +56,15 @@ def unit_count(shape: Sequence[int], units: Units) -> int:
     return math.prod(unit_shape(shape, units))
 
 
+def row_size(shape: Sequence[int], rows: ParameterRows) -> int:
+    """Return the number of elements of a parameter in each of its rows.
+
+    >>> row_size((8, 3, 5, 5), ParameterRows(start=0, stop=8))
+    75
+    """
+    return math.prod(shape) // max(1, rows.stop - rows.start)
+
+
 def name_units(name: str, shape: Sequence[int], units: Units) -> list[str]:
     """Return a name for each unit: `name[0]`, `name[1]`, ...; `name` for a single one.
 

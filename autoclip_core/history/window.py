@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import XP, Array
+from autoclip_core.scale import LARGEST_DIVISOR, XP, Array
 
 from .lookup import get_tables, look_up_constants
 
@@ -166,6 +166,7 @@ def mean_std(
         lowest = xp.where(has_norms, values[:, 0], 1.0)
         unit = xp.maximum(largest[:, 0], 0.0 - lowest)
         unit = xp.where(unit > 0, unit, 1.0)
+        unit = xp.where(unit < LARGEST_DIVISOR, unit, LARGEST_DIVISOR)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
     residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
     std = unit * xp.sqrt(xp.sum(residuals * residuals, axis=1) / freedom)

@@ -66,7 +66,8 @@ class StepRecorder:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
             fields norm, threshold, scale, clipped, finite and optionally skipped and
             dropped, each with one entry per row. Or a dict of metrics with the names
-            `clip/...`.
+            `clip/...`. Several rows are combined as l2 norms; if the clipper has
+            another norm, record its `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.

@@ -168,6 +168,7 @@ STEPS = {
         scale=np.float32([0, 1]), dropped=np.array([True, False])
     ),
     "huge": decision_of([1e30, 3e30, 2e30], 1e30),
+    "almost infinite": decision_of([3e38, 1e38], [1e38, INF]),
     "huge and tiny": decision_of([1e30, 1e-30], 1e-3),
     "tiny": decision_of([1e-30, 3e-30, 2e-30], 1e-30),
 }
