@@ -9,7 +9,6 @@ from autoclip_core import __version__ as __version__
 try:
     from .check_state import check_state as check_state
     from .check_state import upgrade_state as upgrade_state
-    from .clipper import ClipState as ClipState
     from .clipper import clip_by_policy as clip_by_policy
     from .factories import clip_by_ema_ratio as clip_by_ema_ratio
     from .factories import clip_by_mean_std as clip_by_mean_std
@@ -21,6 +20,7 @@ try:
     from .skip import check_skips as check_skips
     from .skip import skip_steps as skip_steps
     from .skip_state import SkipState as SkipState
+    from .state import ClipState as ClipState
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "optax"):
         raise

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.validation import find_problems
 
-from .clipper import ClipState
 from .skip_state import SkipLoss, SkipState
+from .state import ClipState
 
 State = TypeVar("State")
 
@@ -79,18 +79,22 @@ def upgrade_state(old: Any) -> Any:
 
 _EARLIER_COUNTS = {*Tally._fields} - {"dropped"}
 _EARLIER_SKIPS = {*SkipState._fields} - {"skip_loss"}
+_EARLIER_FIELDS = {*ClipState._fields} - {"clip_totals"}
 
 
 def _is_earlier(part: Any) -> bool:
     """Return whether a part of a state is a tally, or a dict, of an earlier version."""
     if isinstance(part, Mapping):
-        return set(part) in (_EARLIER_COUNTS, _EARLIER_SKIPS)
+        return set(part) in (_EARLIER_COUNTS, _EARLIER_SKIPS, _EARLIER_FIELDS)
     return isinstance(part, Tally) and part.dropped is None
 
 
 def _upgrade(part: Any) -> Any:
     if not _is_earlier(part):
         return part
+    if isinstance(part, Mapping) and set(part) == _EARLIER_FIELDS:
+        tally = _upgrade(part["clip_tally"])
+        return {**part, "clip_tally": tally, "clip_totals": None}
     if isinstance(part, Tally):
         return part._replace(dropped=jnp.zeros_like(part.steps))
     if set(part) == _EARLIER_SKIPS:

@@ -1,7 +1,7 @@
 """Gradient transformations that clip, for `optax.chain`."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jax import Array
 from autoclip_core import Policy, decide
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper import metrics
-from autoclip_core.clipper.metrics import Tally
 from autoclip_core.clipper.parts import (
     get_part_scales,
     join_norms,
@@ -22,27 +21,15 @@ from autoclip_core.clipper.settings import check_traceable
 from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
-from .gradients import has_gradient, list_leaves, measure_norms, scale_updates
+from .gradients import (
+    count_elements,
+    has_gradient,
+    list_leaves,
+    measure_norms,
+    scale_updates,
+)
 from .rows import Labels, Mask, Rows, Scope, choose_scope
-
-
-class ClipState(NamedTuple):
-    """The state of a transformation that clips; a row's fields have shape (rows,)."""
-
-    clip_policy: Any
-    """The policy state."""
-    clip_norm: Array
-    """The last norm of each row, before scaling: 0 at first, NaN without gradient."""
-    clip_threshold: Array
-    """The threshold of each row; +inf if there was none."""
-    clip_scale: Array
-    """The scale of each row; with `scale_only`, the norm after / the norm before."""
-    clip_clipped: Array
-    """Whether each row was clipped."""
-    clip_finite: Array
-    """Whether the norm of each row was finite."""
-    clip_tally: Tally
-    """The counts of the run, for `clip_metrics`."""
+from .state import ClipState, check_state_matches, init_state
 
 
 @explain_arguments()
@@ -53,6 +40,7 @@ def clip_by_policy(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -71,6 +59,9 @@ def clip_by_policy(
         pytree of booleans (a prefix of the updates' tree) or a function that returns
         one; by default all. The others belong to the norm of their row and are not
         scaled. A row that is not finite or dropped is still set to 0 as a whole.
+      norm: the norm of a row: "l2"; "rms", the l2 norm divided by the square root of
+        the number of elements; or "max", the largest magnitude. Thresholds, recorded
+        norms and the norms of parameters are norms of this kind.
       nonfinite: what happens to a row whose norm is NaN or infinite: "zero" sets it to
         0, "propagate" leaves it unchanged. Its norm is never recorded.
       axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`. Under
@@ -92,7 +83,7 @@ def clip_by_policy(
     ([0.6000000238418579, 0.800000011920929], [5.0])
     """
     row_scope = choose_scope(
-        scope, global_clipping, labels, rule, scale_only=scale_only
+        scope, global_clipping, labels, rule, norm, scale_only=scale_only
     )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
@@ -110,7 +101,7 @@ def make_transformation(
     check_axis_name(axis_name, scope)
 
     def init(params: Any) -> ClipState:
-        return init_state(policy, len(scope.rows(params).names))
+        return init_state(policy, len(scope.rows(params).names), scope.norm)
 
     def update(
         updates: Any, state: ClipState, params: Any = None, **extra_args: Any
@@ -122,19 +113,6 @@ def make_transformation(
         return scale_updates(rows, updates, scales), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def init_state(policy: Policy, rows: int) -> ClipState:
-    """Return the state before the first step; every array has its own buffer."""
-    return ClipState(
-        clip_policy=policy.init(rows, jnp),
-        clip_norm=jnp.zeros((rows,), jnp.float32),
-        clip_threshold=jnp.full((rows,), jnp.inf, jnp.float32),
-        clip_scale=jnp.ones((rows,), jnp.float32),
-        clip_clipped=jnp.zeros((rows,), bool),
-        clip_finite=jnp.ones((rows,), bool),
-        clip_tally=metrics.empty_tally(rows, jnp),
-    )
 
 
 def decide_step(
@@ -152,25 +130,35 @@ def decide_step(
     If rows have two parts, there is a scale for each part.
     """
     rows = scope.rows(updates, params)
-    check_state_matches(policy, state, rows)
-    norms = measure_norms(rows, updates, axis_name)
-    observed = has_gradient(rows, updates)
-    param_norms = _measure_params(policy, rows, params, axis_name)
-    measured = norms, observed, param_norms
-    state, scales = _next_state(
-        policy, nonfinite, rows.is_split, state, *measured, loss
+    check_state_matches(policy, state, rows, scope.norm)
+    measured = (
+        *_measure(rows, updates, axis_name, scope.norm),
+        has_gradient(rows, updates),
+        _measure_params(policy, rows, params, axis_name, scope.norm),
     )
+    how = nonfinite, scope.norm, rows.is_split
+    state, scales = _next_state(policy, *how, state, *measured, loss)
     return state, rows, scales
 
 
+def _measure(
+    rows: Rows, tree: Any, axis_name: Any, norm: str
+) -> tuple[Array, Array | None]:
+    """Return the norm of each part, and with "rms" its number of elements."""
+    norms = measure_norms(rows, tree, axis_name, norm)
+    return norms, count_elements(rows, tree, axis_name) if norm == "rms" else None
+
+
 # Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _next_state(
     policy: Policy,
     nonfinite: str,
+    norm: str,
     is_split: bool,
     state: ClipState,
     part_norms: Array,
+    sizes: Array | None,
     observed: Array,
     param_norms: Array | None,
     loss: LossDecision | None,
@@ -178,8 +166,8 @@ def _next_state(
     """Return the state after one decision, and the scale of each part."""
     norms = part_norms
     if is_split:
-        norms, observed = join_norms(norms, xp=jnp), join_observed(observed)
-        param_norms = None if param_norms is None else join_norms(param_norms, xp=jnp)
+        norms = join_norms(norms, norm, sizes=sizes, xp=jnp)
+        observed = join_observed(observed)
     policy_state, decision = decide(
         policy,
         state.clip_policy,
@@ -193,14 +181,18 @@ def _next_state(
     scales = decision.scale
     if is_split:
         scales = get_part_scales(decision, jnp)
-        decision = measure_scale(decision, part_norms, xp=jnp)
-    tally = metrics.count_step(state.clip_tally, decision, jnp)
-    # All fields but `skipped` and `dropped`.
-    return ClipState(policy_state, *decision[:5], tally), scales
+        decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=jnp)
+    tally, totals = metrics.count_step(state.clip_tally, decision, jnp), None
+    if norm != "l2":
+        rows = decision.norm.shape[0]
+        sizes = None if sizes is None else sizes.reshape(-1, rows).sum(axis=0)
+        totals = metrics.compute_totals(decision, jnp, norm=norm, sizes=sizes)
+    # All fields of the decision but `skipped` and `dropped`.
+    return ClipState(policy_state, *decision[:5], tally, totals), scales
 
 
 def _measure_params(
-    policy: Policy, rows: Rows, params: Any, axis_name: Any
+    policy: Policy, rows: Rows, params: Any, axis_name: Any, norm: str
 ) -> Array | None:
     """Return the norms of the parameters, or None if the policy needs none."""
     if not policy.needs_param_norms:
@@ -215,7 +207,8 @@ def _measure_params(
             f"params must have the structure of the updates, which has "
             f"{len(rows.parameters)} leaves, got {len(list_leaves(params))}"
         )
-    return measure_norms(rows, params, axis_name)
+    norms, sizes = _measure(rows, params, axis_name, norm)
+    return join_norms(norms, norm, sizes=sizes, xp=jnp) if rows.is_split else norms
 
 
 def check_axis_name(axis_name: Any, scope: Scope) -> None:
@@ -234,56 +227,3 @@ def check_axis_name(axis_name: Any, scope: Scope) -> None:
         )
         rule = 'left out with scope="unit"'
         raise ValueError(format_error("axis_name", rule, axis_name, way_out))
-
-
-def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
-    """Refuse a state of other parameters or of another policy; costs only tracing.
-
-    Raises:
-      TypeError: the state belongs to another transformation.
-      ValueError: rows, the policy's kind, a shape or a type differ; the message says
-        which.
-    """
-    if not isinstance(state, ClipState):
-        raise wrong_state_error(state, "ClipState of a clipper")
-    shape, row_count = tuple(state.clip_norm.shape), len(rows.names)
-    if shape != (row_count,):
-        raise ValueError(
-            f"the state of a clipper must fit the updates: it has {sum(shape[-1:])} "
-            f"rows, and the updates make {row_count}; init it on parameters of this "
-            "structure, and give params to update if gradients may be None"
-        )
-    actual = array_types(state)
-    expected = array_types(jax.eval_shape(partial(init_state, policy, row_count)))
-    if actual != expected:
-        names = sorted(actual.keys() ^ expected.keys()) or [
-            name for name in expected if actual[name] != expected[name]
-        ]
-        pair = [{n: t.get(n, "absent") for n in names} for t in (actual, expected)]
-        raise ValueError(
-            f"the state of a clipper must fit its policy: it holds {pair[0]}, and "
-            f"{policy!r} makes {pair[1]}; restore it into the policy that saved it"
-            f"{upgrade_hint(state)}"
-        )
-
-
-def upgrade_hint(state: ClipState) -> str:
-    """Return how to convert a state that an earlier version saved; else ""."""
-    is_earlier = state.clip_tally.dropped is None
-    return ", and convert it: upgrade_state(opt_state)" if is_earlier else ""
-
-
-def wrong_state_error(state: Any, expected: str) -> TypeError:
-    """Return the error for the state of another transformation."""
-    return TypeError(
-        f"state must be the {expected}, got {type(state).__name__}; was skip_steps or "
-        "a link of the chain added or removed since the state was saved?"
-    )
-
-
-def array_types(state: Any) -> dict[str, str]:
-    """Return the shape and the type of each array, by path."""
-    return {
-        jax.tree_util.keystr(path): f"{tuple(leaf.shape)} {leaf.dtype}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }

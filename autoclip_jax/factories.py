@@ -24,6 +24,7 @@ def clip_by_quantile(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -46,7 +47,7 @@ def clip_by_quantile(
         quantile, history_length=history_length, include_current=include_current
     )
     row_scope = choose_scope(
-        scope, global_clipping, labels, rule, scale_only=scale_only
+        scope, global_clipping, labels, rule, norm, scale_only=scale_only
     )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
@@ -63,6 +64,7 @@ def clip_by_mean_std(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -88,7 +90,7 @@ def clip_by_mean_std(
         include_current=include_current,
     )
     row_scope = choose_scope(
-        scope, global_clipping, labels, rule, scale_only=scale_only
+        scope, global_clipping, labels, rule, norm, scale_only=scale_only
     )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
@@ -106,6 +108,7 @@ def clip_by_zscore(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -131,7 +134,9 @@ def clip_by_zscore(
         record=record,
         log=log,
     )
-    row_scope = choose_scope(scope, global_clipping, labels, rule, "global", scale_only)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, norm, "global", scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
@@ -146,6 +151,7 @@ def clip_by_ema_ratio(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -167,7 +173,7 @@ def clip_by_ema_ratio(
         ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
     )
     row_scope = choose_scope(
-        scope, global_clipping, labels, rule, scale_only=scale_only
+        scope, global_clipping, labels, rule, norm, scale_only=scale_only
     )
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
@@ -181,6 +187,7 @@ def clip_by_param_ratio(
     global_clipping: bool | None = None,
     labels: Labels = None,
     scale_only: Mask = None,
+    norm: str = "l2",
     nonfinite: str = "zero",
     axis_name: Any = None,
     rule: str = "flax",
@@ -198,5 +205,7 @@ def clip_by_param_ratio(
     [1.5, 2.0]
     """
     policy = ParamRatio(clipping, eps=eps)
-    row_scope = choose_scope(scope, global_clipping, labels, rule, "unit", scale_only)
+    row_scope = choose_scope(
+        scope, global_clipping, labels, rule, norm, "unit", scale_only
+    )
     return make_transformation(policy, row_scope, nonfinite, axis_name)

@@ -1,13 +1,21 @@
 """The norm of each row of a pytree, and the updates times their scales."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from autoclip_core.clipper.units import ParameterRows, Units, split_shape, unit_shape
+from autoclip_core.clipper.norms import to_rms
+from autoclip_core.clipper.units import (
+    ParameterRows,
+    Units,
+    row_size,
+    split_shape,
+    unit_shape,
+)
 
 from .rows import Rows, is_gradient, is_none
 
@@ -15,7 +23,9 @@ from .rows import Rows, is_gradient, is_none
 _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
 
-def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
+def measure_norms(
+    rows: Rows, tree: Any, axis_name: Any = None, norm: str = "l2"
+) -> Array:
     """Return the norm of each part of a row, shape (parts,), float32.
 
     Squares are summed in float32. If a sum is infinite or tiny, precision may be lost:
@@ -26,27 +36,51 @@ def measure_norms(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
       rows: which leaf belongs to which row.
       tree: the gradients, or the parameters.
       axis_name: as in `clip_by_policy`.
+      norm: as in `clip_by_policy`.
     """
-    pairs = zip(rows.parameters, list_leaves(tree), strict=True)
-    parts = [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
+    parts = _list_parts(rows, tree)
     if not parts:
         return jnp.zeros((rows.part_count,), jnp.float32)
+    if norm == "max":
+        return _largest_magnitudes(rows, parts, axis_name, _magnitudes_or_infinity)
+    sizes = count_elements(rows, tree, axis_name) if norm == "rms" else None
     squares = _sum_squares(rows, parts, None, axis_name)
     is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
     is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
 
     def measure_again() -> Array:
-        largest = _largest_magnitudes(rows, parts, axis_name)
+        largest = _largest_magnitudes(rows, parts, axis_name, _magnitudes)
         divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
         # XLA multiplies by 1 / divisor. If that is subnormal, XLA flushes it to 0.
         divisor = jnp.minimum(divisor, 1e30)
-        return divisor * jnp.sqrt(_sum_squares(rows, parts, divisor, axis_name))
+        return divisor * root(_sum_squares(rows, parts, divisor, axis_name))
+
+    def root(sums: Array) -> Array:
+        return jnp.sqrt(sums) if sizes is None else to_rms(jnp.sqrt(sums), sizes, jnp)
 
     # Outside of a trace, `cond` would compile its branches again in every step.
     if not isinstance(is_safe, jax.core.Tracer):
-        return jnp.sqrt(squares) if is_safe else measure_again()
-    norms: Array = lax.cond(is_safe, lambda: jnp.sqrt(squares), measure_again)
+        return root(squares) if is_safe else measure_again()
+    norms: Array = lax.cond(is_safe, lambda: root(squares), measure_again)
     return norms
+
+
+def count_elements(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
+    """Return the number of elements of each part that has a gradient, as float32."""
+    sizes = np.zeros((rows.part_count,), np.float32)
+    for parameter, leaf in _list_parts(rows, tree):
+        axes = _find_cutting_axes(leaf, axis_name)
+        # A sum of ones is a plain number, known when tracing.
+        pieces = lax.psum(1, axes) if axes else 1  # type: ignore[no-untyped-call]
+        size = pieces * row_size(leaf.shape, parameter)
+        sizes[parameter.start : parameter.stop] += size
+    return jnp.asarray(sizes)
+
+
+def _list_parts(rows: Rows, tree: Any) -> list[tuple[ParameterRows, Array]]:
+    """Return the leaves that have a norm, each with its rows."""
+    pairs = zip(rows.parameters, list_leaves(tree), strict=True)
+    return [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
 
 
 def has_gradient(rows: Rows, tree: Any) -> Array:
@@ -127,14 +161,17 @@ def _sum_leaf_squares(
 
 
 def _largest_magnitudes(
-    rows: Rows, parts: Sequence[tuple[ParameterRows, Array]], axes: Any
+    rows: Rows,
+    parts: Sequence[tuple[ParameterRows, Array]],
+    axes: Any,
+    magnitudes: Callable[[Array, Units | None], Array],
 ) -> Array:
     """Return the largest magnitude of each row."""
     largest: dict[int, Array] = {}
     for parameter, leaf in parts:
         units = parameter.units
         unit_axes = None if units is None else units.axes
-        top = jnp.max(_magnitudes(leaf, units), axis=unit_axes, initial=0.0)
+        top = jnp.max(magnitudes(leaf, units), axis=unit_axes, initial=0.0)
         top = _replicate(top).reshape(-1).astype(jnp.float32)
         top = _reduce(lax.pmax, top, axes)
         largest[parameter.start] = jnp.maximum(largest.get(parameter.start, 0.0), top)
@@ -148,6 +185,12 @@ def _magnitudes(leaf: Array, units: Units | None) -> Array:
         magnitudes = magnitudes.astype(jnp.float32)
     shape = leaf.shape if units is None else split_shape(leaf.shape, units)
     return magnitudes.reshape(shape)
+
+
+def _magnitudes_or_infinity(leaf: Array, units: Units | None) -> Array:
+    """Return the same, infinity for a NaN: not every maximum returns a NaN."""
+    magnitudes = _magnitudes(leaf, units)
+    return jnp.where(jnp.isnan(magnitudes), jnp.inf, magnitudes)
 
 
 def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
@@ -171,12 +214,17 @@ def _reduce(collective: Any, value: Array, axes: Any) -> Array:
     Elsewhere (`pmap`, or `check_vma=False`) all given axes are assumed to cut every
     leaf.
     """
+    cutting = _find_cutting_axes(value, axes)
+    return collective(value, cutting) if cutting else value
+
+
+def _find_cutting_axes(value: Array, axes: Any) -> tuple[str, ...]:
+    """Return those of the given axes that cut a value into pieces; see `_reduce`."""
     if axes is None:
-        return value
+        return ()
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     is_typed = all(name in _varying_axes(lax.axis_index(name)) for name in names)
-    cutting = tuple(n for n in names if not is_typed or n in _varying_axes(value))
-    return collective(value, cutting) if cutting else value
+    return tuple(n for n in names if not is_typed or n in _varying_axes(value))
 
 
 def _varying_axes(value: Array) -> frozenset[str]:

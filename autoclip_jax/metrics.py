@@ -12,8 +12,8 @@ from autoclip_core.clipper.metrics import compute_metrics
 from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
-from .clipper import ClipState
 from .skip_state import SkipState
+from .state import ClipState
 
 
 def clip_metrics(opt_state: Any) -> dict[str, Array]:
@@ -81,4 +81,5 @@ def _state_metrics(state: ClipState) -> dict[str, Array]:
         )
     no = jnp.zeros_like(state.clip_clipped)  # the tally counts skips and drops
     decision = Decision(*state[1:6], skipped=no, dropped=no)  # clip_norm to clip_finite
-    return compute_metrics(decision, state.clip_tally, jnp)
+    totals = state.clip_totals
+    return compute_metrics(decision, state.clip_tally, jnp, totals=totals)

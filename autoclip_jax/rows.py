@@ -9,6 +9,7 @@ import numpy as np
 
 from autoclip_core.checks import check_choice, format_error
 from autoclip_core.clipper import settings
+from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.units import ParameterRows, name_units
 
 from .layouts import UnitRule, find_unit_rule
@@ -53,12 +54,14 @@ class Scope:
       labels: as for `optax.partition`: a pytree or a function.
       unit_rule: how a leaf is cut into units; only at scope "unit".
       scale_only: as in `clip_by_policy`.
+      norm: the norm of each row.
     """
 
     name: str
     labels: Labels = None
     unit_rule: UnitRule | None = None
     scale_only: Mask = None
+    norm: str = "l2"
 
     def rows(self, tree: Any, params: Any = None) -> Rows:
         """Return the rows of a tree, whose leaves are arrays or have a shape.
@@ -171,13 +174,14 @@ def choose_scope(
     global_clipping: bool | None,
     labels: Labels,
     rule: str,
+    norm: str,
     default: str = "parameter",
     scale_only: Mask = None,
 ) -> Scope:
     """Return the scope that the arguments of a factory agree on.
 
     Raises:
-      ValueError: the arguments disagree, or the scope or the rule is unknown.
+      ValueError: the arguments disagree, or the scope, rule or norm is unknown.
     """
     unit_rule = find_unit_rule(rule)
     if scope is not None:
@@ -194,7 +198,8 @@ def choose_scope(
     if rule != "flax" and scope != "unit":
         way_out = 'it defines which axes form a unit; add scope="unit"'
         raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
-    return Scope(scope, labels, unit_rule if scope == "unit" else None, scale_only)
+    used_rule = unit_rule if scope == "unit" else None
+    return Scope(scope, labels, used_rule, scale_only, check_norm(norm))
 
 
 def is_none(leaf: Any) -> bool:

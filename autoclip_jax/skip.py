@@ -17,14 +17,10 @@ from autoclip_core.loss import check_loss_policy
 
 from .arguments import explain_arguments
 from .check_state import find_states
-from .clipper import (
-    check_axis_name,
-    decide_step,
-    init_state,
-    wrong_state_error,
-)
+from .clipper import check_axis_name, decide_step
 from .rows import Labels, Scope, choose_scope
 from .skip_state import SkipState, decide_on_value, init_skip_loss
+from .state import init_state, wrong_state_error
 
 CLIP_AND_SKIP = (
     "skip_steps itself drops: pass the policy inside Drop, and clip in the optimizer, "
@@ -43,6 +39,7 @@ def skip_steps(
     scope: str | None = None,
     global_clipping: bool | None = None,
     labels: Labels = None,
+    norm: str = "l2",
     axis_name: Any = None,
     rule: str = "flax",
 ) -> optax.GradientTransformationExtraArgs:
@@ -69,6 +66,7 @@ def skip_steps(
         threshold skips the whole update.
       global_clipping: as in `clip_by_policy`.
       labels: as in `clip_by_policy`.
+      norm: as in `clip_by_policy`.
       axis_name: as in `clip_by_policy`.
       rule: as in `clip_by_policy`.
 
@@ -96,7 +94,7 @@ def skip_steps(
         check_loss_policy(loss_policy)
         loss_policy.init(1, jnp)  # raises for a history of unbounded length
     dropping = Drop(policy, action="skip")
-    row_scope = choose_scope(scope, global_clipping, labels, rule, "global")
+    row_scope = choose_scope(scope, global_clipping, labels, rule, norm, "global")
     check_axis_name(axis_name, row_scope)
     inner = optax.with_extra_args_support(inner)
     policies = dropping, loss_policy
@@ -114,7 +112,7 @@ def _transformation(
     dropping, loss_policy = policies
 
     def init(params: Any) -> SkipState:
-        clip = init_state(dropping, len(scope.rows(params).names))
+        clip = init_state(dropping, len(scope.rows(params).names), scope.norm)
         return SkipState(
             skip_clip=clip,
             skip_total=jnp.zeros((), jnp.int32),

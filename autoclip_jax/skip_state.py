@@ -16,8 +16,8 @@ from autoclip_core.loss import (
     init_loss,
 )
 
-from .clipper import ClipState, array_types
 from .gradients import average
+from .state import ClipState, array_types
 
 
 class SkipLoss(NamedTuple):

@@ -84,6 +84,12 @@ def test_a_constant_is_that_of_optax():
     )
 
 
+def test_a_root_mean_square_is_that_of_optax():
+    ours = clip_by_policy(Fixed(1.5), norm="rms")
+    states = compare(ours, optax.clip_by_block_rms(1.5))
+    check_rate(states)
+
+
 @pytest.mark.parametrize(
     ("shapes", "axis"),
     [

@@ -10,6 +10,7 @@ import pytest
 
 import autoclip_jax
 from autoclip_core import Cap, Drop, Fixed, Quantile, ZScore
+from autoclip_core.clipper.norms import NORMS
 from autoclip_jax import (
     check_skips,
     clip_by_ema_ratio,
@@ -22,6 +23,7 @@ from autoclip_jax import (
     skip_steps,
 )
 
+from ..support.account import norm_of
 from ..support.cases import check_traces, policy_of, traced_policies
 
 TWO_LEAVES = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
@@ -197,10 +199,41 @@ def test_a_row_that_is_not_finite_becomes_zero_and_is_not_recorded(bad):
 
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_the_norm_is_right_if_its_squares_overflow_or_vanish(size):
-    tx = clip_by_policy(Fixed(1.0), scope="global")
     grads = {"a": jnp.full((10,), size), "b": jnp.full((6,), size)}
-    _, state = jax.jit(tx.update)(grads, tx.init(grads))
-    assert float(state.clip_norm[0]) == pytest.approx(4 * size, rel=1e-6)
+    for norm, expected in (("l2", 4 * size), ("rms", size), ("max", size)):
+        tx = clip_by_policy(Fixed(1.0), scope="global", norm=norm)
+        _, state = jax.jit(tx.update)(grads, tx.init(grads))
+        assert float(state.clip_norm[0]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_each_norm_of_units_of_groups_and_of_all_rows(norm):
+    """A parameter without a gradient does not count, neither in rows nor in metrics."""
+    rng = np.random.default_rng(0)
+    grads = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5), "c": None}
+    grads["d"] = 3 * rng.normal(size=(2, 2)) + 4j
+    params = jax.tree.map(jnp.ones_like, grads | {"c": np.ones(7)})
+    labels = {"a": 0, "b": 1, "c": 0, "d": 1}
+    columns = [*grads["a"].T, grads["b"], *grads["d"].T]
+    expected = {
+        "unit": [*columns[:5], [], *columns[5:]],
+        "group": [grads["a"].ravel(), np.append(grads["b"], grads["d"])],
+    }
+    updates = jax.tree.map(jnp.asarray, grads)
+    for scope, rows in expected.items():
+        where = {"labels": labels} if scope == "group" else {"scope": scope}
+        tx = clip_by_policy(Fixed(1.0), norm=norm, **where)
+        scaled, state = tx.update(updates, tx.init(params), params)
+        wanted = [norm_of([np.abs(row)], norm) for row in rows]
+        wanted = [
+            w if len(row) else np.nan for w, row in zip(wanted, rows, strict=True)
+        ]
+        np.testing.assert_allclose(state.clip_norm, wanted, rtol=1e-6)
+        measured = clip_metrics(state)
+        for name, tree in (("clip/norm", updates), ("clip/norm_after", scaled)):
+            every = [np.abs(leaf) for leaf in jax.tree.leaves(tree)]
+            wanted = norm_of(every, norm)
+            np.testing.assert_allclose(measured[name], wanted, rtol=1e-6)
 
 
 def test_half_precision_norms_are_computed_in_float32():

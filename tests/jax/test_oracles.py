@@ -53,6 +53,41 @@ def test_global_norm_clipping_is_that_of_optax():
     assert 0.1 < rate < 0.9
 
 
+def test_rms_clipping_of_each_parameter_is_that_of_optax():
+    (params,) = trees(1, 1.0)
+    states = compare(
+        clip_by_policy(Fixed(1.0), norm="rms"),
+        optax.clip_by_block_rms(1.0),
+        params,
+        trees(60, 0.7),
+    )
+    rate = np.mean([state.clip_scale < 1 for state in states])
+    assert 0.1 < rate < 0.9
+
+
+def test_rms_clipping_after_adam_is_the_update_clipping_of_stable_adamw():
+    """Shazeer and Stern 2018: an update is divided by max(1, RMS(update) / d)."""
+    tx = optax.chain(optax.scale_by_adam(), clip_by_policy(Fixed(1.0), norm="rms"))
+    (params,) = trees(1, 1.0)
+    state, update = tx.init(params), jax.jit(tx.update)
+    means = {name: (0.0, 0.0) for name in SHAPES}
+    scales = []
+    for step, grads in enumerate(trees(240, 1.0), start=1):
+        level = 100.0 if step > 200 else 1.0  # the second moment follows slowly
+        grads = jax.tree.map(lambda g, level=level: g * level, grads)
+        updates, state = update(grads, state)
+        for name, grad in jax.tree.map(np.float64, grads).items():
+            first, second = means[name]
+            first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
+            means[name] = first, second
+            root = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+            adam = first / (1 - 0.9**step) / root
+            expected = adam / max(1.0, np.sqrt(np.mean(adam**2)))
+            np.testing.assert_allclose(updates[name], expected, rtol=1e-4, atol=1e-7)
+        scales.append(state[1].clip_scale)
+    assert 0.02 < np.mean(np.array(scales) < 1) < 0.9
+
+
 @pytest.mark.parametrize("clipping", [0.05, 0.5])
 def test_agc_is_that_of_optax(clipping):
     """`rule="nfnets"` uses the axes of optax; both have `eps=1e-3` by default."""

@@ -486,6 +486,11 @@ def test_states_within_others_are_upgraded():
     nested = {"0": {"clip_tally": {k: v for k, v in tally.items() if k != "dropped"}}}
     dropped = upgrade_state(nested)["0"]["clip_tally"]["dropped"]
     np.testing.assert_array_equal(dropped, np.zeros(3, np.int32))
+    fields = {k: v for k, v in clip._asdict().items() if k != "clip_totals"}
+    [upgraded] = upgrade_state([fields | nested["0"]])
+    assert set(upgraded) == set(clip._fields)
+    assert upgraded["clip_totals"] is None
+    assert set(upgraded["clip_tally"]) == set(tally)
 
 
 DROPS = clip_by_policy(

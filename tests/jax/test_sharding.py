@@ -84,8 +84,8 @@ assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=2e
 def both_scopes(**keywords):
     """Return a clipper of scope "global" and one of scope "parameter"."""
     return [
-        clip_by_quantile(0.5, history_length=4, scope=scope, **keywords)
-        for scope in ("global", "parameter")
+        clip_by_quantile(0.5, history_length=4, scope=scope, norm=norm, **keywords)
+        for scope, norm in (("global", "rms"), ("parameter", "l2"))
     ]
 
 
@@ -133,10 +133,10 @@ def squares_that_overflow_are_summed_again_over_all_devices():
 
 def without_types_every_leaf_counts_as_sharded_along_all_named_axes():
     cut = {name: x for name, x in grads(3).items() if name == "both"}
-    tx = clip_by_policy(Fixed(1.0), scope="global", axis_name=AXES)
+    tx = clip_by_policy(Fixed(1.0), scope="global", axis_name=AXES, norm="max")
     specs = {"both": SPECS["both"]}
     update = mapped(tx.update, (specs, P()), (specs, P()), check=False)
-    alone = clip_by_policy(Fixed(1.0), scope="global")
+    alone = clip_by_policy(Fixed(1.0), scope="global", norm="max")
     wanted, one = jax.jit(alone.update)(cut, alone.init(cut))
     updates, many = update(cut, tx.init(cut))
     assert_close(updates, wanted)
@@ -145,8 +145,11 @@ def without_types_every_leaf_counts_as_sharded_along_all_named_axes():
 
 
 def pmap_sums_over_the_devices():
-    tx = clip_by_quantile(0.5, history_length=4, scope="global", axis_name="x")
-    whole = clip_by_quantile(0.5, history_length=4, scope="global")
+    how = {"history_length": 4, "scope": "global", "norm": "rms"}
+    tx, whole = (
+        clip_by_quantile(0.5, axis_name="x", **how),
+        clip_by_quantile(0.5, **how),
+    )
     update = jax.pmap(tx.update, axis_name="x", in_axes=(0, None), out_axes=(0, None))
     update_alone = jax.jit(whole.update)
     one = many = tx.init(grads(0))
@@ -202,7 +205,8 @@ def a_mesh_of_explicit_axes_gives_the_same_updates():
     # Outside of jit each operation is compiled, so only groups and units run there.
     made = [clip_by_policy(Fixed(0.5), labels=labels), clip_by_param_ratio(0.1)]
     eager = update_all([*made])
-    made += [clip_by_policy(Fixed(0.5), scope=s) for s in ("parameter", "global")]
+    made += [clip_by_policy(Fixed(0.5), scope="parameter", norm="rms")]
+    made += [clip_by_policy(Fixed(0.5), scope="global", norm="max")]
     made += [clip_by_param_ratio(0.1, rule="nfnets")]
     jitted = jax.jit(update_all(made))
     params = grads(0)
