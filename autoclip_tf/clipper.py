@@ -7,11 +7,7 @@ import keras
 from keras import ops
 
 from autoclip_core import Policy, decide
-from autoclip_core.clipper.parts import (
-    get_part_scales,
-    join_observed,
-    measure_scale,
-)
+from autoclip_core.clipper.parts import get_part_scales, measure_scale
 from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 from autoclip_core.clipper.settings import (
@@ -23,8 +19,9 @@ from autoclip_core.clipper.settings import (
 from autoclip_core.policy import check_policy
 
 from . import namespace
-from .gradients import Part, find_observed, measure_norms, scale_all
+from .gradients import Part, scale_all
 from .layouts import UnitsOf, make_unit_rule
+from .measure import find_observed_rows, measure_parts, measure_rows
 from .optimizer_mixin import Pair
 from .optimizers import add_transformers
 from .rows import Rows
@@ -46,6 +43,9 @@ class Clipper(StatefulTransformer):
       scope: the gradients that share one norm: each "parameter" (the default), all of
         them ("global"), or each output "unit" of each variable.
       global_clipping: the older spelling of `scope="global"`.
+      norm: the norm of a row: "l2"; "rms", the l2 norm divided by the square root of
+        the number of elements; or "max", the largest magnitude. Thresholds, recorded
+        norms and the norms of variables are norms of this kind.
       nonfinite: the rule for a row whose norm is NaN or infinite: "zero" sets its
         gradient to 0, "propagate" leaves it unchanged. The norm is never recorded.
       warmup_steps: norms that each row records before the policy is used, >= 0.
@@ -80,6 +80,7 @@ class Clipper(StatefulTransformer):
         *,
         scope: str | None = None,
         global_clipping: bool | None = None,
+        norm: str = "l2",
         nonfinite: str = "zero",
         warmup_steps: int = 0,
         warmup_threshold: float | None = None,
@@ -96,6 +97,7 @@ class Clipper(StatefulTransformer):
         self._settings = Settings(
             scope,
             global_clipping,
+            norm,
             nonfinite,
             warmup_steps,
             warmup_threshold,
@@ -152,7 +154,8 @@ class Clipper(StatefulTransformer):
             )
         patterns = as_patterns(self._settings.exclude)
         scaled = as_scale_patterns(self._settings.scale_only)
-        rows = Rows(variables, self.scope, self._units(), patterns, scaled)
+        norm = self._settings.norm
+        rows = Rows(variables, self.scope, self._units(), patterns, scaled, norm)
         self._rows = rows
         self._state = StateVariables(self._limits, len(rows.names), make)
 
@@ -259,11 +262,11 @@ class Clipper(StatefulTransformer):
     def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
         """Measure, decide and record; return the scaled gradients."""
         state = self._state.read()
-        part_norms = measure_norms(parts, rows.part_count)
+        part_norms, sizes = measure_parts(parts, rows)
         policy_state, decision = decide(
             self._limits,
             state.policy,
-            rows.join(part_norms),
+            rows.join(part_norms, sizes),
             observed=find_observed_rows(parts, rows),
             param_norms=self._param_norms(),
             nonfinite=self._settings.nonfinite,
@@ -272,7 +275,9 @@ class Clipper(StatefulTransformer):
         scales = decision.scale
         if rows.is_split:
             scales = get_part_scales(decision, namespace)
-            decision = measure_scale(decision, part_norms, xp=namespace)
+            decision = measure_scale(
+                decision, part_norms, rows.norm, sizes=sizes, xp=namespace
+            )
         self._state.write_step(decision, state.tally, policy_state)
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
@@ -287,10 +292,4 @@ class Clipper(StatefulTransformer):
             Part(variable_rows, ops.convert_to_tensor(variable), tuple(variable.shape))
             for variable, variable_rows in rows.clipped_variables()
         ]
-        return rows.join(measure_norms(parts, rows.part_count))
-
-
-def find_observed_rows(parts: Sequence[Part], rows: Rows) -> Any:
-    """Return which rows have a gradient, as a tensor."""
-    observed = find_observed(parts, rows.part_count)
-    return ops.convert_to_tensor(join_observed(observed) if rows.is_split else observed)
+        return measure_rows(parts, rows)

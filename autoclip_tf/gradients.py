@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from autoclip_core.clipper.units import ParameterRows, Units, unit_shape
+from autoclip_core.clipper.norms import to_rms
+from autoclip_core.clipper.units import ParameterRows, Units, row_size, unit_shape
 
+from . import namespace
 from .sparse import SparseGradient, can_stay_sparse, to_dense
 
 # A sum of float32 squares in this range has lost nothing to overflow or underflow.
@@ -62,7 +64,7 @@ class DenseGradient:
         return values
 
 
-def measure_norms(parts: Sequence[Part], row_count: int) -> Tensor:
+def measure_norms(parts: Sequence[Part], row_count: int, norm: str = "l2") -> Tensor:
     """Return the norm of each row, shape (row_count,), float32.
 
     Squares are summed in float32. If a sum is infinite or tiny, it may have lost
@@ -72,25 +74,42 @@ def measure_norms(parts: Sequence[Part], row_count: int) -> Tensor:
     Args:
       parts: gradients or variables.
       row_count: the number of rows.
+      norm: as in `Clipper`.
     """
     gradients = [_wrap(part, merge=True) for part in parts]
+    if norm == "max":
+        return _largest(parts, gradients, row_count, _magnitude_or_infinity)
     squares = _sum_squares(parts, gradients, row_count, None)
     is_absent = ops.convert_to_tensor(~find_observed(parts, row_count))
     is_exact = ops.logical_and(squares > _MIN_EXACT_SUM, squares < _MAX_EXACT_SUM)
 
     def rescaled_norms() -> Tensor:
-        largest = _largest(parts, gradients, row_count)
+        largest = _largest(parts, gradients, row_count, ops.abs)
         is_usable = ops.logical_and(largest > 0, ops.isfinite(largest))
         divisor = ops.where(is_usable, largest, 1.0)
-        return divisor * ops.sqrt(_sum_squares(parts, gradients, row_count, divisor))
+        return divisor * root(_sum_squares(parts, gradients, row_count, divisor))
+
+    def root(sums: Tensor) -> Tensor:
+        if norm == "l2":
+            return ops.sqrt(sums)
+        return to_rms(ops.sqrt(sums), count_elements(parts, row_count), namespace)
 
     all_exact = ops.all(ops.logical_or(is_exact, is_absent))
-    return ops.cond(all_exact, lambda: ops.sqrt(squares), rescaled_norms)
+    return ops.cond(all_exact, lambda: root(squares), rescaled_norms)
+
+
+def count_elements(parts: Sequence[Part], row_count: int) -> Tensor:
+    """Return the number of elements of each row; a sparse gradient counts whole."""
+    sizes = np.zeros((row_count,), np.float32)
+    for rows, _, shape in parts:
+        sizes[rows.start : rows.stop] += row_size(shape, rows)
+    return ops.convert_to_tensor(sizes)
 
 
 def find_largest(parts: Sequence[Part], row_count: int) -> Tensor:
     """Return the largest magnitude in each row, shape (row_count,), float32."""
-    return _largest(parts, [_wrap(part, merge=True) for part in parts], row_count)
+    gradients = [_wrap(part, merge=True) for part in parts]
+    return _largest(parts, gradients, row_count, ops.abs)
 
 
 def find_observed(parts: Sequence[Part], row_count: int) -> np.ndarray[Any, Any]:
@@ -168,9 +187,19 @@ def _sum_squares(
     return _reduce_rows(parts, gradients, row_count, squares, ops.segment_sum)
 
 
-def _largest(parts: Sequence[Part], gradients: Sequence[Any], row_count: int) -> Tensor:
+def _magnitude_or_infinity(values: Tensor) -> Tensor:
+    """Return magnitudes, infinity for a NaN: a maximum under XLA ignores a NaN."""
+    return ops.where(values == values, ops.abs(values), float("inf"))
+
+
+def _largest(
+    parts: Sequence[Part],
+    gradients: Sequence[Any],
+    row_count: int,
+    magnitude: Callable[[Tensor], Tensor],
+) -> Tensor:
     def largest(part: Part, gradient: Any) -> Tensor:
-        magnitudes = ops.abs(_widen(gradient.values))
+        magnitudes = magnitude(_widen(gradient.values))
         return gradient.reduce(_max, magnitudes, part.rows.units)
 
     # segment_max returns -inf for a row without a gradient, which has no elements.

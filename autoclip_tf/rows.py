@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from autoclip_core.clipper.parts import join_norms
 from autoclip_core.clipper.patterns import Pattern, check_patterns_match
-from autoclip_core.clipper.units import ParameterRows, Units, name_units
+from autoclip_core.clipper.units import ParameterRows, Units, name_units, row_size
 
 from . import namespace
 from .layouts import UnitsOf, matches_path, path_of
@@ -22,6 +24,7 @@ class Rows:
       exclude: as in `Clipper`; these variables belong to no row.
       scale_only: as in `Clipper`. The other variables belong to a second part of their
         row, whose numbers follow after those of all rows.
+      norm: as in `Clipper`.
 
     Raises:
       ValueError: no variable has an excluded name, or every variable is excluded.
@@ -37,8 +40,10 @@ class Rows:
         units_of: UnitsOf,
         exclude: Sequence[Pattern],
         scale_only: Sequence[Pattern] = (),
+        norm: str = "l2",
     ) -> None:
         """Assign rows to the variables."""
+        self.norm = norm
         named = [(path_of(variable), variable) for variable in variables]
         check_patterns_match(exclude, named, matches_path, "give every variable a name")
         self.names: list[str] = ["global"] if scope == "global" else []
@@ -77,9 +82,19 @@ class Rows:
         """Whether rows have two parts: what clipping scales, and the rest."""
         return self.part_count != len(self.names)
 
-    def join(self, part_norms: Any) -> Any:
-        """Return the norm of each row from the norms of its parts."""
-        return join_norms(part_norms, xp=namespace) if self.is_split else part_norms
+    @property
+    def sizes(self) -> np.ndarray[Any, Any]:
+        """The number of elements of each row."""
+        sizes: np.ndarray[Any, Any] = np.zeros(self.part_count, np.float32)
+        for variable, rows in self.clipped_variables():
+            sizes[rows.start : rows.stop] += row_size(variable.shape, rows)
+        return sizes.reshape(-1, len(self.names)).sum(axis=0)
+
+    def join(self, part_norms: Any, sizes: Any) -> Any:
+        """Return the norm of each row from the norms and the sizes of its parts."""
+        if not self.is_split:
+            return part_norms
+        return join_norms(part_norms, self.norm, sizes=sizes, xp=namespace)
 
     def is_scaled(self, rows: ParameterRows) -> bool:
         """Return whether clipping scales the variable with these rows."""

@@ -9,6 +9,7 @@ import keras
 
 import autoclip_core
 from autoclip_core.checks import check_choice, check_flag, format_error
+from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 
 PATTERNS = {"exclude", "scale_only"}
@@ -21,6 +22,7 @@ class Settings:
 
     scope: str | None = None
     global_clipping: bool | None = None
+    norm: str = "l2"
     nonfinite: str = "zero"
     warmup_steps: int = 0
     warmup_threshold: float | None = None
@@ -37,6 +39,7 @@ class Settings:
           ValueError, TypeError: an argument breaks its rule; the message says which.
         """
         check_flag("dry_run", self.dry_run)
+        check_norm(self.norm)
         way_out = (
             "a gradient transformer cannot skip an update or read a value; set "
             'nonfinite="zero", and to stop a run add keras.callbacks.TerminateOnNaN()'

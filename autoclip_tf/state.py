@@ -178,7 +178,8 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         (4.0, 2.0)
         """
         decision, tally, _ = self._read_numpy()
-        run = metrics.compute_metrics(decision, tally)
+        rows = self._built_rows()
+        run = metrics.compute_metrics(decision, tally, norm=rows.norm, sizes=rows.sizes)
         numbers = {name: float(value) for name, value in run.items()}
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)

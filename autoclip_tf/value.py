@@ -13,8 +13,9 @@ from autoclip_core.clipper.parts import get_part_scales
 from autoclip_core.clipper.settings import ClipperKeywords, check_keywords
 
 from . import gradients, namespace
-from .clipper import Clipper, find_observed_rows
+from .clipper import Clipper
 from .gradients import Part
+from .measure import find_observed_rows, measure_rows
 from .rows import Rows
 
 
@@ -30,8 +31,8 @@ class ValueClip(Clipper):
 
     Args:
       clip_value: the largest magnitude, > 0.
-      scope, global_clipping, nonfinite, exclude, scale_only, dry_run: as in `Clipper`.
-        With `scale_only`, the elements of the other variables are not clipped.
+      scope, global_clipping, norm, nonfinite, exclude, scale_only, dry_run: as in
+        `Clipper`. With `scale_only`, the elements of other variables are not clipped.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
@@ -64,8 +65,8 @@ class ValueClip(Clipper):
         row_count = len(rows.names)
         is_changed = gradients.find_largest(scaled, row_count) > self.clip_value
         decision = decide_by_value(
-            rows.join(gradients.measure_norms(parts, rows.part_count)),
-            rows.join(gradients.measure_norms(clamped, rows.part_count)),
+            measure_rows(parts, rows),
+            measure_rows(clamped, rows),
             is_changed,
             thresholds=ops.full((row_count,), self.clip_value, "float32"),
             observed=find_observed_rows(parts, rows),

@@ -29,6 +29,7 @@ class ClipperKeywords(TypedDict, total=False):
 
     scope: str | None
     global_clipping: bool | None
+    norm: str
     nonfinite: str
     exclude: Pattern | Iterable[Pattern] | None
     scale_only: Pattern | Iterable[Pattern] | None

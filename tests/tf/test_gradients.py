@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from autoclip_core.clipper.norms import NORMS
 from autoclip_core.clipper.units import ParameterRows, Units, one_unit, unit_count
 from autoclip_tf import AGC
 from autoclip_tf.gradients import (
@@ -14,6 +15,8 @@ from autoclip_tf.gradients import (
     measure_norms,
     scale_all,
 )
+
+from ..support.account import norm_of
 
 MODES = {
     "eager": lambda step: step,
@@ -50,7 +53,7 @@ def part(tensor, units=None, start=0):
 def test_norms_are_those_of_float64(dtype, mode):
     def norms(*grads):
         parts = [part(g, start=i) for i, g in enumerate(grads)]
-        return measure_norms(parts, len(parts))
+        return [measure_norms(parts, len(parts), norm) for norm in NORMS]
 
     measure_all = MODES[mode](norms)
     for size in [1e-3, 1.0] if dtype == "float16" else [1e-30, 1e-3, 1.0, 1e30]:
@@ -59,10 +62,11 @@ def test_norms_are_those_of_float64(dtype, mode):
             tf.cast(size * rng.normal(size=shape), dtype)
             for shape in [(40, 30), (7,), (), (0, 3)]
         ]
-        got = measure_all(*grads)
-        assert got.dtype == tf.float32
-        wanted = [np.sqrt(np.sum(np.float64(g) ** 2)) for g in grads]
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, err_msg=f"size {size}")
+        for got, norm in zip(measure_all(*grads), NORMS, strict=True):
+            assert got.dtype == tf.float32
+            wanted = [norm_of([np.asarray(g, np.float64)], norm) for g in grads]
+            message = f"{norm}, size {size}"
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, err_msg=message)
 
 
 @every_mode()
@@ -126,8 +130,11 @@ def test_the_variable_gives_the_shape_if_the_graph_has_none():
 @every_mode()
 def test_a_row_of_several_gradients_has_their_joint_norm(mode):
     grads = [tf.constant([3.0, 0.0]), tf.constant([[4.0]]), tf.constant([12.0])]
-    together = MODES[mode](lambda *grads: measure_norms([part(g) for g in grads], 1))
-    np.testing.assert_allclose(together(*grads), [13.0])
+    together = MODES[mode](
+        lambda *grads: [measure_norms([part(g) for g in grads], 1, n) for n in NORMS]
+    )
+    expected = [[13.0], [13.0 / 2], [12.0]]
+    np.testing.assert_allclose(together(*grads), expected)
     huge = MODES[mode](lambda *grads: measure_norms([part(g * 1e25) for g in grads], 1))
     np.testing.assert_allclose(huge(*grads), [13e25], rtol=1e-6)
 
@@ -144,12 +151,16 @@ def test_slices_of_one_index_are_summed_before_the_norm(units, mode):
     def norms(values, indices):
         gradient = tf.IndexedSlices(values, indices, sparse.dense_shape)
         parts = [Part(rows, gradient, (6, 2))]
-        return measure_norms(parts, len(wanted)), find_largest(parts, len(wanted))
+        found = [measure_norms(parts, len(wanted), norm) for norm in NORMS]
+        return *found, find_largest(parts, len(wanted))
 
-    got, top = MODES[mode](norms)(sparse.values, sparse.indices)
+    got, rms, *tops = MODES[mode](norms)(sparse.values, sparse.indices)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    # The absent rows of a sparse gradient count as zeros.
+    np.testing.assert_allclose(rms, wanted / (12 / len(wanted)) ** 0.5, rtol=1e-6)
     largest = np.max(np.abs(full), axis=over).reshape(-1)
-    np.testing.assert_allclose(top, largest, rtol=1e-6)
+    for top in tops:
+        np.testing.assert_allclose(top, largest, rtol=1e-6)
 
 
 def test_the_norm_of_two_slices_is_that_of_their_sum():
@@ -198,12 +209,14 @@ def test_units_are_measured_and_scaled_separately(mode):
     units = Units((0, 2))
 
     def step(tensor):
-        norms = measure_norms([part(tensor, units)], 4)
-        return norms, scale_all([part(tensor, units)], 1.0 / norms)[0]
+        norms, *others = [measure_norms([part(tensor, units)], 4, n) for n in NORMS]
+        return others, norms, scale_all([part(tensor, units)], 1.0 / norms)[0]
 
-    norms, scaled = MODES[mode](step)(kernel)
+    (rms, largest), norms, scaled = MODES[mode](step)(kernel)
     wanted = np.sqrt(np.sum(np.float64(kernel) ** 2, axis=(0, 2)))
     np.testing.assert_allclose(norms, wanted, rtol=1e-6)
+    np.testing.assert_allclose(rms, wanted / 15**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(largest, np.abs(kernel).max((0, 2)))
     np.testing.assert_allclose(scaled, kernel / wanted[:, None], rtol=1e-5)
 
 
