@@ -78,9 +78,9 @@ def _make_digests(clipper: Clipper) -> dict[str, bytes]:
     ones.
     """
     state, (decision, _, losses) = clipper.state_dict(), clipper._policy_states.read()
-    settings = ("class", "scope", "policies", "settings")
+    settings = ("class", "scope", "norm", "policies", "settings")
     parts = {
-        "settings": {name: state[name] for name in settings},
+        "settings": {name: state.get(name) for name in settings},
         "history": state["states"],
         "counts": state["tally"],
         "last decision": {**decision._asdict(), **losses},

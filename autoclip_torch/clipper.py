@@ -7,6 +7,7 @@ import torch
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
+from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
@@ -33,6 +34,10 @@ class Clipper(LossObserver):
       scope: the gradients that share one norm: those of each "parameter" (the default),
         of each "group", of each output "unit" of each parameter, or all ("global").
       global_clipping: the older spelling of `scope="global"`.
+      norm: the norm of a row: "l2"; "rms", the l2 norm divided by the square root of
+        the number of elements; or "max", the largest magnitude. Thresholds, recorded
+        norms and the norms of parameters are norms of this kind. `autoclip_core.
+        clipper.norms` has the formulas.
       nonfinite: what happens to a row whose norm is NaN or infinite. "zero" sets its
         gradient to 0. "skip" cancels the whole update: every gradient becomes None,
         also those of excluded parameters. "raise" raises an error. "propagate" leaves
@@ -55,7 +60,7 @@ class Clipper(LossObserver):
       max_consecutive_skips: if more updates in a row are skipped, `step` raises a
         RuntimeError (on an accelerator, `metrics` does).
       process_group: the ranks that hold different parameters of one model, such as the
-        stages of a pipeline, or experts. Squared norms are summed over these ranks, and
+        stages of a pipeline, or experts. The norms of these ranks are combined, and
         every rank must call `step`. All ranks must have the same rows, as with
         scope="global". Sharded parameters (`DTensor`) hold their ranks and need no
         group.
@@ -81,6 +86,7 @@ class Clipper(LossObserver):
         *,
         scope: str | None = None,
         global_clipping: bool | None = None,
+        norm: str = "l2",
         nonfinite: str = "zero",
         warmup_steps: int = 0,
         warmup_threshold: float | None = None,
@@ -98,6 +104,7 @@ class Clipper(LossObserver):
             parameters,
             policy,
             scope=choose_scope(scope, global_clipping, self._default_scope),
+            norm=check_norm(norm),
             nonfinite=nonfinite,
             bounds=PolicyBounds(
                 warmup_steps, warmup_threshold, min_threshold, max_threshold

@@ -21,6 +21,8 @@ def find_clipping_threshold(
     dataloader: Iterable[Any],
     loss: Callable[[Any, Any], Tensor],
     num_batches: int = 100,
+    *,
+    norm: str = "l2",
 ) -> Suggestion:
     """Return the norms' statistics over some batches, a threshold and advice.
 
@@ -39,6 +41,7 @@ def find_clipping_threshold(
       loss: a function of `(model(inputs), target)`; for a dict, of
         `(model(**batch), batch)`.
       num_batches: the largest number of batches, >= 1.
+      norm: as in `Clipper`.
 
     Returns:
       The result of `suggest_threshold` for the norms of the whole gradient.
@@ -56,7 +59,7 @@ def find_clipping_threshold(
     (4, None)
     """
     check_count("num_batches", num_batches, 1)
-    meter = NormClip(model.parameters(), max_norm=1.0, dry_run=True)
+    meter = NormClip(model.parameters(), max_norm=1.0, norm=norm, dry_run=True)
     device = next(model.parameters()).device
     norms = []
     with restore_model(model, dataloader), torch.enable_grad():

@@ -42,7 +42,7 @@ class Observer:
     Args:
       parameters: as in `Clipper`.
       policy: the policy of all groups that do not set their own.
-      scope, nonfinite, exclude, scale_only: as in `Clipper`.
+      scope, norm, nonfinite, exclude, scale_only: as in `Clipper`.
       bounds: the warm-up, the floor and the cap of each policy.
       **stepping: the other arguments of `Stepper`.
 
@@ -58,6 +58,7 @@ class Observer:
         policy: Policy,
         *,
         scope: str,
+        norm: str,
         nonfinite: str,
         bounds: PolicyBounds,
         exclude: Pattern | Iterable[Pattern] | None,
@@ -68,15 +69,14 @@ class Observer:
         check_policy(policy)
         self.policy = policy
         self.scope = scope
+        self.norm = norm
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
         self._bounds = bounds
         self._exclude = as_patterns(exclude)
         self._scale_only = as_scale_patterns(scale_only)
-        self._groups = read_groups(parameters)
-        rows = self._lay_out(self._groups)
-        self._stepper = self._stepper_class(
-            self._groups, rows, nonfinite=nonfinite, **stepping
-        )
+        self._groups = groups = read_groups(parameters)
+        stepping["nonfinite"] = nonfinite
+        self._stepper = self._stepper_class(groups, self._lay_out(groups), **stepping)
 
     @property
     def names(self) -> list[str]:
@@ -119,8 +119,8 @@ class Observer:
         Args:
           norms: one step, a number or shape (rows,); or a series of steps, shape
             (steps,) for one row or (steps, rows), such as the history of an earlier
-            run. Negative and non-finite norms count as non-finite steps and are not
-            recorded. None counts a step without a norm, and records nothing.
+            run. All are of the clipper's `norm`. Negative and non-finite norms count as
+            non-finite steps. None counts a step without a norm. Neither is recorded.
 
         Returns:
           The decision on the last step.
@@ -138,6 +138,7 @@ class Observer:
         tensor([0.2500])
         """
         states = self._policy_states
+        states.sizes = None
         weights = self._stepper.measure_parameters()
         arrays = map(states.as_array, as_series(norms, len(self.names)))
         steps = list(zip(*arrays, strict=True))
@@ -173,12 +174,11 @@ class Observer:
         >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
         (3.0, 0.5)
         """
-        decision, tally, losses = self._policy_states.read()
-        stepper = self._stepper
+        (decision, tally, losses), stepper = self._policy_states.read(), self._stepper
         stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
-        logged = {**compute_metrics(decision, tally), **losses}
+        run = compute_metrics(decision, tally, **self._policy_states.describe_norm())
         rows = compute_row_metrics(self.names, decision, tally) if per_row else {}
-        return {name: float(value) for name, value in logged.items()} | rows
+        return {name: float(value) for name, value in (run | losses).items()} | rows
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts, as if no step had been taken.
@@ -257,10 +257,10 @@ class Observer:
 
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
-        settings = {"nonfinite": self.nonfinite, **vars(self._bounds)}
-        settings |= {"exclude": self._exclude, "scale_only": self._scale_only}
-        settings["dry_run"] = self._stepper.dry_run
-        shown = {k: v for k, v in settings.items() if v and v != "zero"}
+        settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
+        settings |= vars(self._bounds) | {"exclude": self._exclude}
+        settings |= {"scale_only": self._scale_only, "dry_run": self._stepper.dry_run}
+        shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)
 
@@ -280,8 +280,8 @@ class Observer:
             return self._bounds.apply(self._group_policy(overrides))
 
         clipped = mark_scaled(exclude_from(groups, self._exclude), self._scale_only)
-        scales_all = not self._scale_only
-        return make_rows(clipped, self.scope, policy_of, self._get_units, scales_all)
+        how = not self._scale_only, self.norm
+        return make_rows(clipped, self.scope, policy_of, self._get_units, *how)
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""

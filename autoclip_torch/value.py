@@ -122,7 +122,7 @@ class ValueClip(Clipper):
     Args:
       parameters: see `Clipper`.
       clip_value: the largest magnitude, > 0. It limits each part of a complex element.
-      **keywords: scope, global_clipping, nonfinite, exclude, scale_only, dry_run,
+      **keywords: scope, global_clipping, norm, nonfinite, exclude, scale_only, dry_run,
         loss_policy and max_consecutive_skips, as in `Clipper`. With `scale_only`, the
         elements of the other parameters are measured and not clipped.
 

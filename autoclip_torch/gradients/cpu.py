@@ -1,6 +1,6 @@
 """Measure and scale plain CPU tensors, in NumPy: only clipped gradients are written.
 
-`squares.py` sums the squares.
+`squares.py` sums the squares, and `largest.py` finds the largest magnitudes.
 """
 
 from typing import Any
@@ -13,7 +13,9 @@ from autoclip_core.clipper.units import Units
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import squares
+from .largest import find_largest
 from .layout import (
+    RowNorms,
     align_unit_scales,
     apply_scale_,
     as_real,
@@ -32,10 +34,21 @@ _SMALLEST_BATCH = 32
 _Array = np.ndarray[Any, Any]
 
 
-def measure(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
-    """Return the norm of each row as float64, and which rows have one."""
+def measure(rows: Rows, tensors: Any) -> RowNorms:
+    """Return the norm of each row as float64, and which rows have one.
+
+    An rms norm is measured as an l2 norm.
+    """
     tensors = list(tensors)
-    sums = np.zeros(len(rows.names))
+    observed = _find_observed(rows, tensors)
+    if rows.norm == "max":
+        return RowNorms(find_largest(rows, tensors), observed)
+    return RowNorms(np.sqrt(_sum_squares(rows, tensors)), observed)
+
+
+def _sum_squares(rows: Rows, tensors: list[Any]) -> _Array:
+    """Return the sum of squares of each row as float64."""
+    sums: _Array = np.zeros(len(rows.names))
     short: list[int] = []
     with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
         pairs = zip(rows.by_parameter, tensors, strict=True)
@@ -51,7 +64,7 @@ def measure(rows: Rows, tensors: Any) -> tuple[_Array, _Array]:
                 _add_one(sums, rows.by_parameter[index], tensors[index])
         else:
             _add_short(sums, rows, tensors, short)
-        return np.sqrt(sums), _find_observed(rows, tensors)
+    return sums
 
 
 def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:

@@ -12,6 +12,7 @@ Setting to 0 is a separate pass, because 0 * inf is NaN. Units are copied to flo
 first. Tensors with one norm are widened while they are summed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .layout import (
     Gradients,
+    RowNorms,
     align_unit_scales,
     apply_scale_,
+    as_measurable,
     as_real,
     compute_norm,
     get_unit_norms,
@@ -53,30 +56,38 @@ def get_wide_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def measure(
-    rows: Rows, tensors: Gradients, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def get_order(rows: Rows) -> float:
+    """Return the order of the vector norm that measures a row."""
+    return math.inf if rows.norm == "max" else 2
+
+
+def measure(rows: Rows, tensors: Gradients, device: torch.device) -> RowNorms:
     """Return on the device the norm of each row, and which rows have one.
 
     Squares are summed in float64, so that neither large nor small finite gradients lose
-    their norm; on a device without float64, in float32.
+    their norm; on a device without float64, in float32. An rms norm is measured as an
+    l2 norm. A NaN makes a largest magnitude infinite.
     """
-    wide = get_wide_type(device)
+    wide, order = get_wide_type(device), get_order(rows)
     absent = torch.zeros((), dtype=wide, device=device)
     true = torch.ones((), dtype=torch.bool, device=device)
     vectors: dict[int, list[Tensor]] = {start: [] for start in rows.ranges}
-    for entry, norms in _measure_parameters(rows, tensors, wide):
+    for entry, norms in _measure_parameters(rows, tensors, wide, order):
         vectors[entry.start].append(norms.to(device, non_blocking=True))
     norms_of_rows, observed = [], []
     for start, parts in vectors.items():
         width = rows.ranges[start]
-        norms_of_rows.append(combine_norms(parts) if parts else absent.expand(width))
+        row_norms = combine_norms(parts, order) if parts else absent.expand(width)
+        norms_of_rows.append(row_norms)
         observed.append((true if parts else ~true).expand(width))
-    return torch.cat(norms_of_rows), torch.cat(observed)
+    norms = torch.cat(norms_of_rows)
+    if order != 2:
+        norms = norms.masked_fill(norms.isnan(), order)
+    return RowNorms(norms, torch.cat(observed))
 
 
 def _measure_parameters(
-    rows: Rows, tensors: Gradients, wide: torch.dtype
+    rows: Rows, tensors: Gradients, wide: torch.dtype, order: float
 ) -> Iterator[tuple[ParameterRows, Tensor]]:
     """Yield each parameter that has a tensor, with the norms of its rows."""
     whole: list[tuple[ParameterRows, Tensor]] = []
@@ -86,30 +97,34 @@ def _measure_parameters(
         if entry.units is None:
             whole.append((entry, tensor))
         else:
-            yield entry, get_unit_norms(tensor, entry.units, wide).reshape(-1)
-    norms = measure_whole([tensor for _, tensor in whole], wide)
+            unit_norms = get_unit_norms(tensor, entry.units, wide, order)
+            yield entry, unit_norms.reshape(-1)
+    norms = measure_whole([tensor for _, tensor in whole], wide, order)
     for (entry, _), norm in zip(whole, norms, strict=True):
         yield entry, norm.reshape(1)
 
 
-def measure_whole(tensors: list[Tensor], wide: torch.dtype) -> list[Tensor]:
+def measure_whole(
+    tensors: list[Tensor], wide: torch.dtype, order: float = 2
+) -> list[Tensor]:
     """Return the norm of each tensor; one call measures all tensors of a type."""
-    values = [as_real(t.coalesce() if t.is_sparse else t) for t in tensors]
+    dense = [tensor.coalesce() if tensor.is_sparse else tensor for tensor in tensors]
+    values = [as_measurable(tensor, order) for tensor in dense]
     norms = values.copy()
     for indices in _group_by_type(values):
         batch = [values[index] for index in indices]
         dtype = torch.promote_types(wide, batch[0].dtype)
-        batch_norms = torch._foreach_norm(batch, 2, dtype)
+        batch_norms = torch._foreach_norm(batch, order, dtype)
         for index, norm in zip(indices, batch_norms, strict=True):
             norms[index] = norm
     return norms
 
 
-def combine_norms(norms: list[Tensor]) -> Tensor:
+def combine_norms(norms: list[Tensor], order: float = 2) -> Tensor:
     """Return the norm of a row that holds several tensors."""
     if len(norms) == 1:
         return norms[0]
-    return compute_norm(torch.stack(norms), (0,), norms[0].dtype)
+    return compute_norm(torch.stack(norms), (0,), norms[0].dtype, order)
 
 
 def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:

@@ -1,18 +1,30 @@
 """Access the elements of a gradient: dense, sparse, complex, strided or narrow."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autoclip_core.checks import format_error
-from autoclip_core.clipper.units import Units, split_shape, unit_shape
+from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 from autoclip_torch.rows.rows import ParameterRows
 
 Gradients = Iterable[Tensor | None]
 """One tensor per parameter; None if a parameter has no gradient."""
+
+
+class RowNorms(NamedTuple):
+    """The norms of all rows: NumPy arrays on the CPU, or tensors on a device."""
+
+    norms: Any
+    """Shape (rows,)."""
+    observed: Any
+    """Shape (rows,): which rows have a tensor."""
+    sizes: Any = None
+    """Shape (rows,): the number of elements on all ranks, if "rms" needs it."""
+
 
 PIECE = 2**20
 """The largest number of elements that are copied at a time."""
@@ -49,27 +61,43 @@ def with_axis(values: Tensor) -> Tensor:
 
 
 def compute_norm(
-    values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype
+    values: Tensor,
+    axes: tuple[int, ...] | None,
+    dtype: torch.dtype,
+    order: float = 2,
 ) -> Tensor:
     """Return norms over axes, or over all axes if None, accumulated in `dtype`."""
-    norms: Tensor = torch.linalg.vector_norm(values, dim=axes, dtype=dtype)
+    norms: Tensor = torch.linalg.vector_norm(values, order, dim=axes, dtype=dtype)
     return norms
 
 
-def get_unit_norms(tensor: Tensor, units: Units | None, dtype: torch.dtype) -> Tensor:
-    """Return the norm of a tensor or of its units, accumulated in `dtype` or wider."""
-    if tensor.is_sparse:
-        tensor = tensor.coalesce() if units is None else tensor.to_dense()
+def as_measurable(tensor: Tensor, order: float) -> Tensor:
+    """Return real elements that have the norm of a tensor of dense elements."""
+    values = as_real(tensor)
+    if order == 2:
+        return values
+    # The largest magnitude of complex elements is not that of their two parts.
+    values = get_stored(tensor).abs() if get_stored(tensor).is_complex() else values
+    return values if values.numel() else values.new_zeros(1)
+
+
+def get_unit_norms(
+    tensor: Tensor, units: Units, dtype: torch.dtype, order: float = 2
+) -> Tensor:
+    """Return the norm of each unit of a tensor, accumulated in `dtype` or wider."""
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    if order != 2:
+        if tensor.numel() == 0:  # an empty axis has no largest element
+            return tensor.new_zeros(unit_count(tensor.shape, units), dtype=dtype)
+        tensor = tensor.abs() if tensor.is_complex() else tensor
     values = as_real(tensor)
     dtype = torch.promote_types(dtype, values.dtype)
-    if units is None:
-        return compute_norm(values, None, dtype)
     if not units.axes:
         return tensor.abs().to(dtype)
     if tensor.is_complex():  # as_real() adds an axis of real and imaginary parts
         axes = (*units.axes, len(split_shape(tensor.shape, units)))
         units = Units(axes, units.groups)
-    return compute_norm(split_groups(values, units), units.axes, dtype)
+    return compute_norm(split_groups(values, units), units.axes, dtype, order)
 
 
 def split_groups(values: Tensor, units: Units) -> Tensor:

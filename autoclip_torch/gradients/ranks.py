@@ -32,10 +32,14 @@ class Ranks:
     has_checked_rows: bool = False
     """Whether `check_rows` has run."""
 
-    def sum_(self, vector: Tensor) -> None:
-        """Sum the vectors of all ranks in place. Every rank must call this."""
+    def reduce_(self, vector: Tensor, take_largest: bool) -> None:
+        """Sum the vectors of all ranks in place, or take the largest entries.
+
+        Every rank must call this.
+        """
+        operation = dist.ReduceOp.MAX if take_largest else dist.ReduceOp.SUM
         for group in self.groups:
-            dist.all_reduce(vector, group=group)
+            dist.all_reduce(vector, operation, group=group)
 
     def check_rows(self, rows: int, device: torch.device) -> None:
         """Check once that ranks with different parameters have equally many rows.

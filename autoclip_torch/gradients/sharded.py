@@ -1,8 +1,9 @@
 """Measure and scale gradients that are distributed over ranks.
 
 Each rank measures the local part of a `DTensor` (FSDP2, tensor parallel). One reduction
-sums the squares of all rows over the ranks, so every rank receives the same numbers and
-makes the same decision. A part that several ranks hold counts once.
+sums the squares of all rows over the ranks, or takes the largest magnitudes, so every
+rank receives the same numbers and makes the same decision. A part that several ranks
+hold counts once.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,18 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
-from autoclip_torch.rows.rows import Rows
+from autoclip_torch.rows.rows import ParameterRows, Rows
 
-from .device import combine_norms, get_wide_type, measure_whole, scale_whole_
+from .device import (
+    combine_norms,
+    get_order,
+    get_wide_type,
+    measure_whole,
+    scale_whole_,
+)
 from .layout import (
     Gradients,
+    RowNorms,
     align_unit_scales,
     apply_scale_,
     get_unit_norms,
@@ -31,34 +39,33 @@ def measure(
     device: torch.device | None,
     ranks: Ranks,
     overflow: Tensor | None = None,
-) -> list[tuple[Any, Any]]:
+) -> list[RowNorms]:
     """Return for each sequence the norm of each row, and which rows have one.
 
     Args:
       rows: which tensor belongs to which row.
       sequences: gradients, or gradients and parameters: one tensor per parameter.
       device: the device of the norms; None returns NumPy arrays on the CPU.
-      ranks: the ranks that sum their squares.
+      ranks: the ranks that reduce their parts.
       overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of any
         rank did; then no rank observes the step.
     """
     sum_device = torch.device("cpu") if device is None else device
     if not torch.compiler.is_compiling():
         ranks.check_rows(len(rows.names), sum_device)
-    parts = [
-        _measure_squares(rows, tensors, sum_device, ranks) for tensors in sequences
-    ]
+    parts = [_measure_local(rows, tensors, sum_device, ranks) for tensors in sequences]
     # All ranks send vectors of the same length, with or without a loss scale.
     flag = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
     vector = torch.cat([*parts, flag.reshape(1)])
-    ranks.sum_(vector)
+    ranks.reduce_(vector, take_largest=rows.norm == "max")
     if overflow is not None:
         overflow.copy_(vector[-1] != 0)  # a fused kernel compares it with 1
     results = []
-    for squares, count in vector[:-1].view(len(sequences), 2, -1):
-        norms, observed = squares.sqrt(), (count > 0) & (vector[-1] == 0)
+    for powers, count, *sizes in vector[:-1].view(len(sequences), -1, len(rows.names)):
+        norms = powers if rows.norm == "max" else powers.sqrt()
+        measured = (norms, (count > 0) & (vector[-1] == 0), *sizes)
         results.append(
-            (norms.numpy(), observed.numpy()) if device is None else (norms, observed)
+            RowNorms(*(t.numpy() if device is None else t for t in measured))
         )
     return results
 
@@ -84,47 +91,75 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
     scale_whole_(whole, scales)
 
 
-def _measure_squares(
+def _measure_local(
     rows: Rows, tensors: Gradients, device: torch.device, ranks: Ranks
 ) -> Tensor:
-    """Return this rank's share of the squared norms, and which rows it observed."""
-    wide = get_wide_type(device)
-    share = torch.zeros(2, len(rows.names), dtype=wide, device=device)
-    squares, observed = share
+    """Return this rank's share of the norms, the rows that it observed, and sizes.
+
+    Its share is its part of the squared norms; or the largest magnitudes, with infinity
+    for NaN, because a reduction over ranks need not return NaN.
+    """
+    wide, order = get_wide_type(device), get_order(rows)
+    height = 3 if rows.norm == "rms" else 2
+    share = torch.zeros(height, len(rows.names), dtype=wide, device=device)
+    powers, observed = share[:2]
     whole: dict[tuple[int, float], list[Tensor]] = {}
     for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
         if tensor is None:
             continue
-        tensor = sum_partial(tensor)
+        tensor, span = sum_partial(tensor), slice(entry.start, entry.stop)
         weight = ranks.get_weight(tensor)
+        if rows.norm == "rms":
+            share[2, span] += weight * _count_local(tensor, entry, wide).to(device)
         if entry.units is None:
             whole.setdefault((entry.start, weight), []).append(_get_local(tensor))
             continue
-        part = _sum_units(tensor, entry.units, wide).to(device, non_blocking=True)
-        squares[entry.start : entry.stop] += weight * part
-        observed[entry.start : entry.stop] = 1
+        part = _measure_units(tensor, _get_local(tensor), entry.units, wide, order)
+        _join_(powers[span], part.to(device, non_blocking=True), weight, order)
+        observed[span] = 1
     for (row, weight), parts in whole.items():
-        norms = [norm.to(device) for norm in measure_whole(parts, wide)]
-        squares[row] += weight * combine_norms(norms).square()
+        norms = [part.to(device) for part in measure_whole(parts, wide, order)]
+        _join_(powers[row], combine_norms(norms, order), weight, order)
         observed[row] = 1
     return share.reshape(-1)
 
 
-def _sum_units(tensor: Tensor, units: Units, wide: torch.dtype) -> Tensor:
-    """Return the sum of squares of the local part of each unit."""
+def _join_(powers: Tensor, norms: Tensor, weight: float, order: float) -> None:
+    """Add the squares of norms, or take the largest norms, in place."""
+    if order == 2:
+        powers += weight * norms.square()
+    else:
+        norms = norms.masked_fill(norms.isnan(), order)
+        powers.copy_(torch.maximum(powers, norms))
+
+
+def _count_local(tensor: Tensor, entry: ParameterRows, wide: torch.dtype) -> Tensor:
+    """Return the number of local elements in each row of a tensor."""
     local = _get_local(tensor)
+    if entry.units is None:
+        return torch.full((), local.numel(), dtype=wide)
     if not is_sharded(tensor):
-        return get_unit_norms(local, units, wide).square().reshape(-1)
+        return torch.full((), entry.size, dtype=wide)
+    ones = torch.ones_like(local)
+    return _measure_units(tensor, ones, entry.units, wide, 2).square()
+
+
+def _measure_units(
+    tensor: Tensor, local: Tensor, units: Units, wide: torch.dtype, order: float
+) -> Tensor:
+    """Return the norm of the local part of each unit; 0 if no part is local."""
+    if not is_sharded(tensor):
+        return get_unit_norms(local, units, wide, order).reshape(-1)
     if local.numel() == 0:
         return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
     region = _find_region(tensor)
     if units.groups > 1:  # a shard may cut through a group: measure the whole shape
         whole = local.new_zeros(tensor.shape)
         whole[region] = local
-        return get_unit_norms(whole, units, wide).square().reshape(-1)
+        return get_unit_norms(whole, units, wide, order).reshape(-1)
     grid = torch.zeros(unit_shape(tensor.shape, units), dtype=wide, device=local.device)
     target = grid[_find_grid_region(region, units)]
-    target.copy_(get_unit_norms(local, units, wide).square().reshape(target.shape))
+    target.copy_(get_unit_norms(local, units, wide, order).reshape(target.shape))
     return grid.reshape(-1)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from autoclip_core import Policy
@@ -31,6 +32,11 @@ class ParameterRows:
     is_scaled: bool = True
     """Whether clipping scales it; a row that is removed is removed in any case."""
 
+    @property
+    def size(self) -> int:
+        """The number of its elements in each of its rows."""
+        return self.parameter.numel() // max(1, self.stop - self.start)
+
 
 @dataclass(frozen=True)
 class PolicyRows:
@@ -55,6 +61,8 @@ class Rows:
     """All rows in order, cut into ranges of a parameter: first row to length."""
     scales_all: bool
     """Whether clipping scales every parameter. Without `scale_only` it does."""
+    norm: str = "l2"
+    """The norm of a row: "l2", "rms" or "max"."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -67,6 +75,21 @@ class Rows:
         pairs = ((entry.start, entry.stop) for entry in self.by_parameter)
         return RowIndex(pairs, self.ranges)
 
+    def count_elements(self, tensors: Sequence[Any]) -> dict[int, int]:
+        """Return the number of elements of each row: the first row of a range to it.
+
+        A parameter without a tensor does not count.
+        """
+        sizes = dict.fromkeys(self.ranges, 0)
+        for entry, tensor in zip(self.by_parameter, tensors, strict=True):
+            if tensor is not None:
+                sizes[entry.start] += entry.size
+        return sizes
+
+    def repeat(self, numbers: dict[int, int]) -> np.ndarray[Any, Any]:
+        """Return a number of each range of rows once for each of its rows."""
+        return np.repeat([*numbers.values()], [*self.ranges.values()])
+
 
 def make_rows(
     groups: Sequence[Group],
@@ -74,6 +97,7 @@ def make_rows(
     policy_of: Callable[[dict[str, Any]], Policy],
     units_of: Callable[[NamedParameter], Units],
     scales_all: bool = True,
+    norm: str = "l2",
 ) -> Rows:
     """Cut the parameters into rows.
 
@@ -83,6 +107,7 @@ def make_rows(
       policy_of: returns the policy of a group from the overrides in its dict.
       units_of: returns how a parameter is cut at scope "unit".
       scales_all: whether clipping scales every parameter, also on other ranks.
+      norm: the norm of each row.
 
     Raises:
       ValueError: a group overrides the policy, although all groups share one row.
@@ -104,7 +129,7 @@ def make_rows(
     # Parameters are in the order of their rows.
     ranges = {entry.start: entry.stop - entry.start for entry in by_parameter}
     names = _make_unique(names)
-    return Rows(by_parameter, by_policy, names, scope, ranges, scales_all)
+    return Rows(by_parameter, by_policy, names, scope, ranges, scales_all, norm)
 
 
 def split_rows(rows: Rows) -> Rows:

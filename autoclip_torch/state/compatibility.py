@@ -13,7 +13,9 @@ FORMAT = 1
 def describe_clipper(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
     """Return the description that a state must match to fit such a clipper."""
     has_names = all(entry.name is not None for entry in rows.by_parameter)
-    return {
+    # The norm is left out if it is "l2", as in the states of earlier versions.
+    other_norm = {} if rows.norm == "l2" else {"norm": rows.norm}
+    return other_norm | {
         "format": FORMAT,
         "class": kind,
         "scope": rows.scope,
@@ -39,8 +41,9 @@ def check_state_matches(
       ValueError: the states differ; the message names the part and both values.
     """
     missing = None
-    if isinstance(saved, Mapping):  # a state without a loss policy has no "loss"
-        missing = sorted(set(current) - {*saved, "loss"})
+    # A state without a loss policy has no "loss", and one of l2 norms has no "norm".
+    if isinstance(saved, Mapping):
+        missing = sorted(set(current) - {*saved, "loss", "norm"})
     if missing is None or missing:
         got = type(saved).__name__ if missing is None else f"no {', '.join(missing)}"
         raise ValueError(
@@ -55,6 +58,7 @@ def check_state_matches(
     structure = ["class", "scope", "parameters", "rows"]
     pairs = [(name, saved[name], current[name]) for name in structure]
     pairs += [("policies", _types(saved["policies"]), _types(current["policies"]))]
+    pairs += [("norm", saved.get("norm", "l2"), current.get("norm", "l2"))]
     for name, saved_part, part in pairs:
         for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))

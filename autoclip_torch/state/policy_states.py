@@ -37,6 +37,8 @@ class PolicyStates:
         self.losses = losses
         self.rows = rows
         self.nonfinite = nonfinite
+        self.sizes: Any = None
+        """The elements of each row in the last step, for "rms"; None for all."""
         self._namespace: TorchNamespace | None = None
         self.states: list[Any]
         self.tally: Tally
@@ -182,6 +184,17 @@ class PolicyStates:
         tally = Tally(*arrays[len(self.decision) : end])
         losses = dict(zip(losses, arrays[end:], strict=True))
         return decision._replace(**flags), tally, losses
+
+    def describe_norm(self) -> dict[str, Any]:
+        """Return the norm and the sizes of the rows in the last step, in NumPy."""
+        if self.rows.norm != "rms":
+            return {"norm": self.rows.norm}
+        rows, sizes = self.rows, self.sizes
+        if sizes is None:
+            sizes = rows.count_elements(rows.by_parameter)
+        if isinstance(sizes, dict):
+            return {"norm": "rms", "sizes": rows.repeat(sizes)}
+        return {"norm": "rms", "sizes": torch.as_tensor(sizes).numpy(force=True)}
 
     def extend_to(self, rows: Rows) -> "PolicyStates":
         """Return the states for more rows; the present rows keep their history."""

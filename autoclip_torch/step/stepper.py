@@ -15,8 +15,9 @@ from autoclip_core.clipper.parts import (
 )
 from autoclip_core.loss import LossDecision
 from autoclip_torch.gradients import cpu, device, sharded
-from autoclip_torch.gradients.layout import Gradients, copy_shared
+from autoclip_torch.gradients.layout import Gradients, RowNorms, copy_shared
 from autoclip_torch.gradients.ranks import find_ranks
+from autoclip_torch.gradients.sizes import divide_by_roots
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows, split_rows
 from autoclip_torch.state.loss_monitor import LossMonitor
@@ -127,8 +128,8 @@ class Stepper:
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
         if self.is_split:
-            states = self.policy_states
-            decision = measure_scale(decision, self._part_norms, xp=states.xp)
+            states, norm = self.policy_states, self._measured_norm
+            decision = measure_scale(decision, self._part_norms, norm, xp=states.xp)
             states.decision = decision
         return Decision(*map(torch.as_tensor, decision))
 
@@ -154,18 +155,19 @@ class Stepper:
           *others: further sequences of one tensor per parameter. By default these are
             the parameters themselves, if a policy needs their norms.
         """
-        states = self.policy_states
-        (norms, observed), *further = self._measure_parts(
-            gradients, *(others or self._get_weights()), overflow=loss_scale.overflow
+        states, weights = self.policy_states, [] if others else self._get_weights()
+        first, *further = self._measure_parts(
+            gradients, *others, *weights, overflow=loss_scale.overflow
         )
+        if self.is_split:
+            self._part_norms = first.norms
+        norms, observed, states.sizes = self._join(first, gradients)
         if loss_scale.factor is not None:
             norms = norms / states.as_array(loss_scale.factor)
         if loss_scale.overflow is not None:
             observed = observed & (states.as_array(loss_scale.overflow) == 0)
-        if self.is_split:
-            self._part_norms = norms
-        norms, observed = self._join(norms, observed)
-        return [norms, observed, *[self._join(*measured)[0] for measured in further]]
+        present = [gradients, *weights][-1]
+        return [norms, observed, *[self._join(x, present).norms for x in further]]
 
     def decide(
         self, norms: Any, observed: Any, *others: Any, loss: LossDecision | None = None
@@ -220,8 +222,8 @@ class Stepper:
         """
         if not (weights := self._get_weights()):
             return None
-        ((norms, observed),) = self._measure_parts(*weights)
-        return self._join(norms, observed)[0]
+        (measured,) = self._measure_parts(*weights)
+        return self._join(measured, *weights).norms
 
     def move_states(self, gradients: Sequence[Tensor | None]) -> None:
         """Move the policy states to the device of the gradients, if there are any."""
@@ -232,7 +234,7 @@ class Stepper:
 
     def _measure_parts(
         self, *sequences: Gradients, overflow: Tensor | None = None
-    ) -> list[tuple[Any, Any]]:
+    ) -> list[RowNorms]:
         """Return for each sequence the norm of each part, and which parts have one.
 
         Args:
@@ -246,12 +248,28 @@ class Stepper:
             return [device.measure(parts, each, device_used) for each in sequences]
         return [cpu.measure(parts, each) for each in sequences]
 
-    def _join(self, norms: Any, observed: Any) -> tuple[Any, Any]:
-        """Return the norm of each row, and which rows have one, from their parts."""
-        if not self.is_split:
-            return norms, observed
-        xp = self.policy_states.xp
-        return join_norms(norms, xp=xp), join_observed(observed)
+    @property
+    def _measured_norm(self) -> str:
+        """The norm of each part; an rms norm is measured as an l2 norm."""
+        return "l2" if self.rows.norm == "rms" else self.rows.norm
+
+    def _join(self, parts: RowNorms, tensors: Sequence[Any]) -> RowNorms:
+        """Return the norm of each row, and which rows have one, from their parts.
+
+        Args:
+          parts: what was measured.
+          tensors: one per parameter; None for a parameter that does not count.
+        """
+        norms, observed, sizes = parts
+        if self.is_split:
+            xp, count = self.policy_states.xp, len(self.rows.names)
+            norms = join_norms(norms, self._measured_norm, xp=xp)
+            observed = join_observed(observed)
+            sizes = None if sizes is None else sizes[:count] + sizes[count:]
+        if self.rows.norm == "rms":
+            sizes = self.rows.count_elements(tensors) if sizes is None else sizes
+            norms = divide_by_roots(self.rows, norms, sizes)
+        return RowNorms(norms, observed, sizes)
 
     def _get_weights(self) -> list[list[Tensor]]:
         """Return the parameters as the only item of a list, if a policy needs them."""

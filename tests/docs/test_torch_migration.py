@@ -22,15 +22,18 @@ from ..support.torch_series import (
 )
 
 
-def test_a_constant_is_that_of_torch():
+@pytest.mark.parametrize(
+    ("norm", "norm_type", "limit"), [("l2", 2.0, 12.0), ("max", math.inf, 5.0)]
+)
+def test_a_constant_is_that_of_torch(norm, norm_type, limit):
     ours, theirs = make_pair()
     returned = []
 
     def clip():
-        norm = nn.utils.clip_grad_norm_(theirs, max_norm=12.0, norm_type=2.0)
+        norm = nn.utils.clip_grad_norm_(theirs, max_norm=limit, norm_type=norm_type)
         returned.append(norm)
 
-    clipper = NormClip(ours, max_norm=12.0)
+    clipper = NormClip(ours, max_norm=limit, norm=norm)
     decisions = compare(clipper, ours, clip, theirs, gradients(series()))
     norms = torch.cat([decision.norm for decision in decisions])
     torch.testing.assert_close(norms, torch.stack(returned), rtol=1e-6, atol=0)

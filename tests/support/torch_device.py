@@ -155,6 +155,10 @@ CLIPPERS = {
     "adagc": lambda m, **k: AdaGC(m, warmup_steps=3, **k),
     "norm": lambda m, **k: NormClip(m, max_norm=1.0, **k),
     "value": lambda m, **k: ValueClip(m, clip_value=0.5, **k),
+    "agc, rms": lambda m, **k: AGC(m, clipping=0.1, norm="rms", **k),
+    "value, rms": lambda m, **k: ValueClip(m, clip_value=0.5, norm="rms", **k),
+    "norm, max": lambda m, **k: NormClip(m, max_norm=1.0, norm="max", **k),
+    "agc, max": lambda m, **k: AGC(m, clipping=0.1, norm="max", **k),
     "streaming": lambda m, **k: Clipper(m, StreamingQuantile(0.5), **k),
     "drop": lambda m, **k: Clipper(m, Drop(EmaRatio(1.1, warmup_steps=2)), **k),
     "drop and clip": lambda m, **k: Clipper(

@@ -90,12 +90,14 @@ def numbers(gradient):
     return dense.to(wide).resolve_conj().resolve_neg().numpy().copy()
 
 
-def true_norms(array, scope):
+def true_norms(array, scope, norm="l2"):
     """Return the norm of each row, by definition; a vector is one unit."""
-    squares = np.abs(array) ** 2
-    if scope == "unit" and array.ndim > 1:
-        return np.sqrt(squares.sum(axis=tuple(range(1, array.ndim))))
-    return np.sqrt([squares.sum()])
+    rows = len(array) if scope == "unit" and array.ndim > 1 else 1
+    table = np.abs(array).reshape(rows, array.size // max(rows, 1))
+    if norm == "max":
+        return table.max(axis=1, initial=0.0)
+    norms = np.sqrt((table**2).sum(axis=1))
+    return norms / np.sqrt(max(table.shape[1], 1)) if norm == "rms" else norms
 
 
 def spread(values, array):

@@ -134,6 +134,20 @@ CLIPPERS = {
         m, Drop(Fixed(3.0), clip=Fixed(0.5)), scope="global", scale_only="*.weight"
     ),
 }
+OTHER_NORMS = {
+    f"{name}, {norm}": lambda m, make=make, norm=norm: make(m, norm)
+    for norm in ("rms", "max")
+    for name, make in {
+        "agc": lambda m, norm: AGC(m, clipping=0.02, norm=norm),
+        "group": lambda m, norm: Clipper(
+            [{"params": m.a.parameters()}, {"params": m.d.parameters()}],
+            Quantile(0.5, history_length=4),
+            scope="group",
+            norm=norm,
+        ),
+    }.items()
+}
+CLIPPERS_OF_RUNS = CLIPPERS | OTHER_NORMS
 
 
 # Four ranks take longer than two. They run what needs four, with three clippers: one
@@ -148,6 +162,11 @@ RUNS += [
     (4, layout, case)
     for layout in OF_FOUR
     for case in ("global", "agc", "value of each")
+]
+RUNS += [
+    (world, layout, case)
+    for world, layout in ((2, "fsdp"), (2, "only a part"), (4, "hsdp"))
+    for case in OTHER_NORMS
 ]
 """Each run: the number of ranks, the layout and the clipper."""
 
@@ -189,7 +208,12 @@ def run(case, layout):
     torch.manual_seed(0)
     net = Net()
     model = layout(net)
-    clipper = CLIPPERS[case](net)
+    clipper = CLIPPERS_OF_RUNS[case](net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     result = train(model, clipper, optimizer, range(STEPS))
-    return result | {"weights": weights(net), "names": clipper.names}
+    metrics = clipper.metrics()
+    return result | {
+        "weights": weights(net),
+        "names": clipper.names,
+        "norms": [metrics["clip/norm"], metrics["clip/norm_after"]],
+    }

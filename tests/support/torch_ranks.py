@@ -5,6 +5,7 @@ It starts four ranks and then two, which load what the four have saved. Each ran
 """
 
 import copy
+import itertools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -22,9 +24,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 
 from autoclip_core import Drop, Fixed
+from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
 from autoclip_torch.agreement import check_agreement
 
+from .torch_gradients import true_norms
 from .torch_layouts import (
     CLIPPERS,
     LAYOUTS,
@@ -235,8 +239,9 @@ def made_before_sharding():
 def experts_beside_shards():
     """Each rank of a group has one expert, a plain tensor; the rest is sharded."""
     world = dist.get_world_size()
-    norms = {}
-    for ranks in {2, world}:  # every pair of ranks has the same two experts
+    found = []
+    # Every pair of ranks has the same two experts.
+    for ranks, name in itertools.product({2, world}, NORMS):
         mesh = init_device_mesh(
             "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
         )
@@ -248,14 +253,16 @@ def experts_beside_shards():
             [*dense.parameters(), expert],
             max_norm=1.0,
             process_group=mesh["expert"].get_group(),
+            norm=name,
         )
         for p in dense.parameters():
             p.grad = torch.full_like(p, 2.0)
         expert.grad = torch.full((2,), number + 1.0)
-        wanted = 4.0 * 20 + sum(2 * (expert + 1.0) ** 2 for expert in range(ranks))
+        gradient = [2.0] * 20 + [number + 1.0 for number in range(ranks)] * 2
+        wanted = true_norms(np.array(gradient), "global", name).item()
         norm = clipper.step().norm.item()
-        norms[ranks] = [norm, wanted**0.5, expert.grad[0].item() * norm, number + 1.0]
-    return {"found": list(norms.values())}
+        found.append([norm, wanted, expert.grad[0].item() * norm, number + 1.0])
+    return {"found": found}
 
 
 def sharded_stages():

@@ -46,6 +46,8 @@ CLIPPERS = {
     "agc": lambda p: AGC(p, clipping=0.5),
     "constant": lambda p: NormClip(p, max_norm=5.0),
     "value": lambda p: ValueClip(p, clip_value=0.5),
+    "rms": lambda p: NormClip(p, max_norm=0.1, norm="rms", scope="group"),
+    "max": lambda p: AGC(p, clipping=0.5, norm="max"),
     "combinators": lambda p: Clipper(
         p,
         Warmup(

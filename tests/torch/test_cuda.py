@@ -1,11 +1,13 @@
 """Steps on a CUDA device, in the mode that makes every synchronization an error."""
 
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
+from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import NormClip, QuantileClip
 
 from ..support.torch_device import (
@@ -76,13 +78,13 @@ def check_on_cuda(make, scope, nonfinite):
 
 @every_scope
 def test_on_cuda_every_kind_of_gradient(scope):
-    for name, make in GRADIENTS.items():
+    for (name, make), norm in itertools.product(GRADIENTS.items(), NORMS):
         gradient = make()
-        norms = true_norms(numbers(gradient), scope)
+        norms = true_norms(numbers(gradient), scope, norm)
         limit = float(np.float32(0.6 * norms.max(initial=0))) or 1.0
         p = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype).cuda())
         p.grad = gradient.cuda()
-        clipper = NormClip([p], max_norm=limit, scope=scope)
+        clipper = NormClip([p], max_norm=limit, scope=scope, norm=norm)
         if gradient.is_sparse:
             decision = clipper.step()  # coalescing reads the number of duplicates
         else:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from autoclip_core import Fixed
+from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import Clipper, NormClip
 
 from ..support.torch_gradients import (
@@ -40,12 +41,13 @@ from ..support.torch_gradients import (
 @every_gradient
 def test_the_norm_is_that_of_float64(make, scope):
     p = parameter(make())
-    expected = true_norms(numbers(p.grad), scope)
-    decision = Clipper([p], Fixed(1e30), scope=scope).step()
-    assert decision.norm.dtype == torch.float32
-    np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
-    assert decision.finite.all()
-    assert not decision.clipped.any()
+    for norm in NORMS:
+        expected = true_norms(numbers(p.grad), scope, norm)
+        decision = Clipper([p], Fixed(1e30), scope=scope, norm=norm).step()
+        assert decision.norm.dtype == torch.float32
+        np.testing.assert_allclose(decision.norm.numpy(), expected, rtol=1e-6)
+        assert decision.finite.all()
+        assert not decision.clipped.any()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_many_ranks_clip_as_one_process_does(results, world, layout, case):
         assert rank["names"] == alone["names"]
         assert rank["decisions"] == ranks[0]["decisions"]  # bit for bit
     assert_close(ranks[0]["decisions"], alone["decisions"])
+    assert_close(ranks[0]["norms"], alone["norms"])
     assert_close(ranks[0]["weights"], alone["weights"], rtol=1e-4)
     scales = torch.tensor([scale for _, _, scale in alone["decisions"]])
     assert bool((scales < 1).any()), "nothing was clipped"
