@@ -12,6 +12,7 @@ from autoclip_core.clipper.metrics import count_step, empty_tally
 
 from ..support.account import (
     HISTORY,
+    NORMS,
     POLICIES,
     SCOPES,
     StepResult,
@@ -53,11 +54,12 @@ def run(case, policy, scope):
 
 def clip_series(case, policy, scope="parameter"):
     """Return the result of `decide` for each step."""
-    rows, (policy, _) = SCOPES[scope](len(case.layout)), POLICIES[policy]
+    rows, kind = SCOPES[scope](len(case.layout)), NORMS[policy, scope]
+    policy, _ = POLICIES[policy]
     row_of = {place: row for row, places in enumerate(rows) for place in places}
     state, tally, steps = policy.init(len(rows)), empty_tally(len(rows)), []
     for grads in case.series():
-        norms = [norm_of([grads[place] for place in places]) for places in rows]
+        norms = [norm_of([grads[place] for place in places], kind) for places in rows]
         present = ~np.isnan(norms)
         state, decision = decide(policy, state, norms, observed=present)
         tally = count_step(tally, decision)

@@ -17,7 +17,7 @@ from jax import lax
 from autoclip_core import Decision
 from autoclip_jax import clip_by_policy
 
-from ..support.account import POLICIES, SCOPES, StepResult, check
+from ..support.account import NORMS, POLICIES, StepResult, check
 from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn
 
@@ -37,9 +37,8 @@ STEPWISE = [name for name in NARROW if name not in WHOLE] + ["nothing"]
 LONGEST = max(CASES[name].steps for name in WHOLE)
 
 CLIPPERS = {
-    (policy, scope): clip_by_policy(POLICIES[policy][0], scope=scope)
-    for policy in POLICIES
-    for scope in SCOPES
+    (policy, scope): clip_by_policy(POLICIES[policy][0], scope=scope, norm=norm)
+    for (policy, scope), norm in NORMS.items()
 }
 every_pair = pytest.mark.parametrize(("policy", "scope"), CLIPPERS)
 
@@ -106,10 +105,9 @@ def check_one(name, policy, scope, steps):
 
 def in_numpy(state, updates):
     """Return the results of a step in NumPy."""
-    _, *fields, tally = state
     no = np.zeros_like(state.clip_finite)
-    decision = Decision(*fields, skipped=no, dropped=no)
-    return StepResult(decision, tally, list(map(to_numpy, updates)))
+    decision = Decision(*state[1:6], skipped=no, dropped=no)
+    return StepResult(decision, state.clip_tally, list(map(to_numpy, updates)))
 
 
 def to_numpy(update):

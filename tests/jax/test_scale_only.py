@@ -26,26 +26,26 @@ SCOPES = {
 
 
 @pytest.mark.parametrize(
-    ("scope", "name", "nonfinite"),
+    ("scope", "name", "nonfinite", "kind"),
     [
-        ("global", "clip and drop", "zero"),
-        ("group", "clip", "zero"),
-        ("parameter", "clip", "propagate"),
-        ("unit of the last axis", "clip and drop", "zero"),
+        ("global", "clip and drop", "zero", "max"),
+        ("group", "clip", "zero", "rms"),
+        ("parameter", "clip", "propagate", "l2"),
+        ("unit of the last axis", "clip and drop", "zero", "rms"),
     ],
 )
-def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite):
+def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite, kind):
     """The updates and `clip/norm_after` follow the rules, in one compilation."""
     policy = POLICIES[name]
-    tx = clip_by_policy(
-        policy[0], scale_only=MASK, nonfinite=nonfinite, **SCOPES[scope]
-    )
+    how = {"nonfinite": nonfinite, "norm": kind, **SCOPES[scope]}
+    tx = clip_by_policy(policy[0], scale_only=MASK, **how)
     params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
     state, update = tx.init(params), jax.jit(tx.update)
     series = make_series()
     for grads in series if scope == "global" else series[:7] + series[8:]:
         updates, state = update(grads, state, params)
-        after, norm, norm_after = expect(grads, ROWS[scope], policy, nonfinite)
+        how = policy, nonfinite, kind
+        after, norm, norm_after = expect(grads, ROWS[scope], *how)
         assert {n for n, leaf in updates.items() if leaf is not None} == set(after)
         for n, wanted in after.items():
             np.testing.assert_allclose(updates[n], wanted, rtol=1e-6)

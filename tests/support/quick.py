@@ -43,7 +43,7 @@ TESTS = {
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
-    "torch/units torch/value torch/edges",
+    "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/load_state torch/resume "

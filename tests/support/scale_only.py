@@ -4,6 +4,8 @@ import numpy as np
 
 from autoclip_core import Drop, Fixed
 
+from .account import norm_of
+
 INF, NAN = float("inf"), float("nan")
 SHAPES = {"w": (3, 4), "v": (3,), "u": (2, 3)}
 SCALED = ["w", "u"]
@@ -35,6 +37,10 @@ POLICIES = {
 }
 
 
+NORMS = {"clip": "rms", "drop": "max", "clip and drop": "l2", "clip and skip": "rms"}
+"""The norm with which each policy is tested."""
+
+
 def make_series():
     """Return gradients: small, large, not finite, missing, and of very large norm."""
     rng = np.random.default_rng(0)
@@ -51,7 +57,7 @@ def make_series():
     return series
 
 
-def expect(grads, rows, policy, nonfinite="zero"):
+def expect(grads, rows, policy, nonfinite="zero", kind="l2"):
     """Return the gradients after a step, and the norms before and after, by the rules.
 
     The gradients are None if the update is skipped. The norms leave out the rows that
@@ -62,14 +68,16 @@ def expect(grads, rows, policy, nonfinite="zero"):
       rows: a value of `ROWS`.
       policy: a value of `POLICIES`.
       nonfinite: as in `Clipper`.
+      kind: the norm.
     """
     _, threshold, drop = policy
     given = {name: np.float64(g) for name, g in grads.items() if g is not None}
     after = {name: grad.copy() for name, grad in given.items()}
-    norms_before, norms_after, is_skipped = [], [], False
+    before, remaining, is_skipped = [], [], False
     for row in sorted({row for name in given for row in rows[name].flat}):
         inside = {name: rows[name] == row for name in given}
-        norm = _norm(given[name][inside[name]] for name in given)
+        members = [given[name][inside[name]] for name in given]
+        norm = norm_of(members, kind)
         finite = np.isfinite(norm)
         is_removed = norm > drop if finite else nonfinite in ("zero", "skip")
         skips = "skip" in (str(policy[0]) if finite else nonfinite)
@@ -80,13 +88,9 @@ def expect(grads, rows, policy, nonfinite="zero"):
             elif finite and norm > threshold and name in SCALED:
                 grad[inside[name]] *= threshold / norm
         if finite:
-            norms_before.append(norm)
-            norms_after.append(_norm(after[name][inside[name]] for name in after))
-    if not norms_before:
+            before += members
+            remaining += [after[name][inside[name]] for name in after]
+    if not before:
         return (None if is_skipped else after), NAN, NAN
-    norm, norm_after = _norm([norms_before]), _norm([norms_after])
+    norm, norm_after = norm_of(before, kind), norm_of(remaining, kind)
     return (None, norm, 0.0) if is_skipped else (after, norm, norm_after)
-
-
-def _norm(parts):
-    return np.sqrt(sum(np.sum(np.square(part)) for part in parts))

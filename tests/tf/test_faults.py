@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autoclip_tf import Clipper
 
-from ..support.account import POLICIES, SCOPES, StepResult, check
+from ..support.account import NORMS, POLICIES, SCOPES, StepResult, check
 from ..support.cases import fewer_examples
 from ..support.faults import CASES, drawn, layout_of
 
@@ -73,7 +73,7 @@ def variables(layout):
 
 @cache
 def clipper(policy, scope, layout):
-    clip = Clipper(POLICIES[policy][0], scope=scope)
+    clip = Clipper(POLICIES[policy][0], scope=scope, norm=NORMS[policy, scope])
     clip.build(variables(layout))
     return clip
 

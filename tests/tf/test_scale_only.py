@@ -22,21 +22,23 @@ def scaled_by(clip, variables, grads):
 
 
 @pytest.mark.parametrize(
-    ("scope", "name", "nonfinite", "compiles"),
+    ("scope", "name", "nonfinite", "kind"),
     [
-        ("global", "clip and drop", "zero", False),
-        ("parameter", "clip", "propagate", False),
-        ("unit of the last axis", "clip and drop", "zero", True),
+        ("global", "clip and drop", "zero", "rms"),
+        ("parameter", "clip", "propagate", "l2"),
+        ("unit of the last axis", "clip and drop", "zero", "max"),
     ],
 )
-def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite, compiles):
+def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite, kind):
     """The gradients and `clip/norm_after` follow the rules, eagerly and under XLA."""
     policy, variables = POLICIES[name], make_variables()
+    compiles = scope == "unit of the last axis"
     clip = Clipper(
         policy[0],
         scope=scope.split(" ")[0],
         nonfinite=nonfinite,
         scale_only=SCALED,
+        norm=kind,
     )
     clip.build(variables)
 
@@ -49,7 +51,8 @@ def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite, comp
         series = [grads for grads in series if grads["v"] is not None]
     for grads in series:
         scaled = dict(zip(SHAPES, step(*grads.values()), strict=True))
-        after, norm, norm_after = expect(grads, ROWS[scope], policy, nonfinite)
+        how = policy, nonfinite, kind
+        after, norm, norm_after = expect(grads, ROWS[scope], *how)
         assert {n for n, gradient in scaled.items() if gradient is not None} == set(
             after
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoclip_torch import Clipper
 
-from ..support.account import POLICIES, SCOPES, StepResult, check
+from ..support.account import NORMS, POLICIES, SCOPES, StepResult, check
 from ..support.faults import CASES, drawn, layouts
 
 
@@ -57,7 +57,8 @@ def run(case, way, policy, scope):
         torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype)))
         for shape, dtype in case.layout
     ]
-    clip = {"policy": POLICIES[policy][0], "scope": scope}
+    norm = NORMS[policy, scope]
+    clip = {"policy": POLICIES[policy][0], "scope": scope, "norm": norm}
     clipper, step = WAYS[way](parameters, clip)
     kernel_scales, steps = (way, scope) == ("fused", "global"), []
     for grads in case.series():

@@ -12,6 +12,7 @@ from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, ValueClip
 from autoclip_torch.hooks.new_parameters import make_clipper
 
 from ..support.scale_only import (
+    NORMS,
     POLICIES,
     ROWS,
     SCALED,
@@ -54,7 +55,7 @@ TORCH_SCOPES = ["global", "group", "parameter", "unit"]
 @pytest.mark.parametrize("scope", TORCH_SCOPES)
 def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite):
     """The gradients and `clip/norm_after` follow the rules, on the CPU and a device."""
-    policy = POLICIES[name]
+    policy, norm_kind = POLICIES[name], NORMS[name]
     for kind in (unwatched, watched):
         parameters = make_parameters()
         clipper = Clipper(
@@ -63,12 +64,14 @@ def test_only_these_are_scaled_and_all_are_measured(scope, name, nonfinite):
             scope=scope,
             nonfinite=nonfinite,
             scale_only=SCALED,
+            norm=norm_kind,
         )
         for grads in make_series():
             give_all(parameters, grads, kind)
             with looks_counted():
                 clipper.step()
-            after, norm, norm_after = expect(grads, ROWS[scope], policy, nonfinite)
+            how = policy, nonfinite, norm_kind
+            after, norm, norm_after = expect(grads, ROWS[scope], *how)
             for n, parameter in parameters.items():
                 assert (parameter.grad is None) == (after is None or n not in after)
                 if parameter.grad is not None:
