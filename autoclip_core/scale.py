@@ -55,8 +55,8 @@ class Limit(NamedTuple):
     """D, shape (rows,) or one number for all rows; +inf drops nothing."""
 
 
-LARGEST_DIVISOR = 2.0**126
-"""XLA multiplies by 1 / divisor, and flushes it to 0 if the divisor is larger."""
+LARGEST_DIVISOR = 8.507059173023462e37
+"""2**126: XLA multiplies by 1 / divisor, and flushes it if the divisor is larger."""
 
 
 def as_norms(norms: Array, xp: XP = np) -> Array:
