@@ -52,8 +52,8 @@ def skip_steps(
 
     Args:
       inner: the optimizer, or any chain.
-      policy: sets the threshold; nothing is scaled. To clip as well, put
-        `clip_by_policy` into `inner`.
+      policy: sets the threshold, without a `Drop`; nothing is scaled. To clip as well,
+        put `clip_by_policy` into `inner`.
       loss_policy: a policy for the loss, such as `MeanStd(6.0, history_length=128)`,
         with a bounded history. Each step then needs its mean loss:
         `update(grads, state, params, value=loss)`, which `inner` receives, too. A loss
@@ -85,6 +85,8 @@ def skip_steps(
     ([0.0], 1)
     """
     check_traceable(policy, jnp, CLIP_AND_SKIP)
+    if _has_drop(policy):
+        raise ValueError(format_error("policy", "without Drop", policy, CLIP_AND_SKIP))
     if not hasattr(inner, "init") or not hasattr(inner, "update"):
         rule = "an optax gradient transformation"
         way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
@@ -99,6 +101,12 @@ def skip_steps(
     inner = optax.with_extra_args_support(inner)
     policies = dropping, loss_policy
     return _transformation(inner, policies, row_scope, axis_name, max_consecutive)
+
+
+def _has_drop(policy: Any) -> bool:
+    """Return whether a policy is `Drop`, or a combinator around one."""
+    inner = getattr(policy, "policy", None)
+    return isinstance(policy, Drop) or (inner is not None and _has_drop(inner))
 
 
 def _transformation(

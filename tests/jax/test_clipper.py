@@ -406,6 +406,10 @@ MISTAKES = {
         ),
         r"without Drop.*pass the policy inside Drop.*clip_by_policy\(Fixed",
     ),
+    "clip in skip_steps": (
+        lambda: skip_steps(optax.sgd(0.1), Drop(Fixed(4.0), clip=Fixed(1.0))),
+        "without Drop.*pass the policy inside Drop",
+    ),
     "history": (lambda: clip_by_quantile(history_length=None), "StreamingQuantile"),
     "scope": (lambda: clip_by_quantile(scope="layer"), "one of 'parameter'"),
     "both": (
