@@ -35,7 +35,8 @@ class ClipCallback(pl.Callback):
     optimizers, the names are `clip/optimizer0/norm` and so on.
 
     A `loss_policy` receives the losses of the backward passes before the step: their
-    mean with `accumulate_grad_batches`, their sum with manual optimization.
+    mean with `accumulate_grad_batches`, their sum with manual optimization. Steps of
+    several optimizers after one backward pass use the same loss.
 
     Args:
       clipper: a class of `autoclip_torch`, or a function that takes the first argument
@@ -71,6 +72,7 @@ class ClipCallback(pl.Callback):
         self._saved: list[dict[str, Any]] | None = None
         self._optimizers: dict[int, Optimizer] = {}
         self._losses: list[Tensor] = []
+        self._has_stepped = False
         self.clippers: list[Clipper] = []
         """One per clipped optimizer, from the start of training."""
 
@@ -111,6 +113,7 @@ class ClipCallback(pl.Callback):
             )
         for clipper, optimizer in self._get_pairs():
             clipper.attach(optimizer)
+        self._losses = []  # an interrupted run may have left some
 
     def on_before_backward(
         self, trainer: "pl.Trainer", pl_module: Any, loss: Tensor
@@ -119,13 +122,17 @@ class ClipCallback(pl.Callback):
         if any(clipper.loss_policy is not None for clipper in self.clippers):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             loss = loss.detach()
+            if self._has_stepped:
+                self._losses, self._has_stepped = [], False
             self._losses.append(loss if scaler is None else loss / scaler._scale)
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
         """Add parameters that a callback has unfrozen, and give the step its loss."""
-        losses, self._losses = self._losses, []
+        losses, self._has_stepped = self._losses, True
+        if pl_module.automatic_optimization:
+            self._losses = []  # a step without a backward pass has no loss
         for clipper, clipped_optimizer in self._get_pairs():
             if clipped_optimizer is unwrap(optimizer):
                 add_new_parameters(clipper, clipped_optimizer, pl_module)

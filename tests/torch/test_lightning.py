@@ -96,6 +96,17 @@ class TwoOptimizers(Automatic):
         return [torch.optim.Adam(net.parameters(), lr=0.1) for net in nets]
 
 
+class OneBackward(TwoOptimizers):
+    def training_step(self, batch, index):
+        x, y = batch
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        output = self.net(x) + self.other(x)
+        self.manual_backward(torch.nn.functional.l1_loss(output, y))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
 def trainer(folder, *callbacks, epochs=1, **settings):
     return pl.Trainer(
         max_epochs=epochs,
@@ -509,6 +520,14 @@ def test_a_loss_policy_receives_the_mean_loss_of_the_step(tmp_path, kind):
     assert losses.decided == pytest.approx(means, rel=rtol)
     skipped = sum(mean > 1.5 for mean in means)
     assert callback.clippers[0].metrics()["clip/skipped_total"] == skipped > 0
+
+
+def test_the_steps_after_one_backward_pass_use_the_same_loss(tmp_path):
+    callback = ClipCallback(NormClip, max_norm=1.0, loss_policy=Fixed(1e6))
+    trainer(tmp_path, callback).fit(OneBackward())
+    first, second = (clipper.metrics() for clipper in callback.clippers)
+    assert first["clip/loss"] == second["clip/loss"]
+    assert first["clip/skipped_total"] == second["clip/skipped_total"] == 0
 
 
 # Fabric: its wrappers, its precision, its checkpoints.
