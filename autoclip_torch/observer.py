@@ -259,7 +259,7 @@ class Observer:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
         settings |= vars(self._bounds) | {"exclude": self._exclude}
-        settings |= {"scale_only": self._scale_only, "dry_run": self._stepper.dry_run}
+        settings |= {"scale_only": self._scale_only} | self._stepper.settings
         shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)

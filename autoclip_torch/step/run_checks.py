@@ -37,7 +37,7 @@ class RunChecks:
                 way_out = "nothing else cancels an update; leave it out"
                 error = format_error("max_consecutive_skips", rule, most_skips, way_out)
                 raise ValueError(error)
-        self._most_skips = most_skips
+        self.most_skips = most_skips
         self.overflows = OverflowCheck()
         self._has_had_gradient = False
 
@@ -100,7 +100,7 @@ class RunChecks:
 
     def check_skips(self, tally: Tally) -> None:
         """Stop a run that skips every update."""
-        most = self._most_skips
+        most = self.most_skips
         if most is not None and tally.skipped_in_a_row > most:
             raise RuntimeError(
                 f"{int(tally.skipped_in_a_row)} updates in a row were skipped, more "

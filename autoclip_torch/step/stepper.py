@@ -66,6 +66,16 @@ class Stepper:
         self.checks = RunChecks(most_skips, self.policy_states.may_skip)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the clipper that concern its steps, for its repr."""
+        losses, most_skips = self.policy_states.losses, self.checks.most_skips
+        return {
+            "dry_run": self.dry_run,
+            "loss_policy": None if losses is None else losses.policy,
+            "max_consecutive_skips": most_skips,
+        }
+
+    @property
     def process_group(self) -> Any:
         """The ranks that hold different parameters of one model, or None."""
         return None if self.ranks is None else self.ranks.process_group

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_array
 from torch import nn
 
-from autoclip_core import Cap, Decision, Quantile
+from autoclip_core import Cap, Decision, Fixed, Quantile
 from autoclip_torch import (
     AGC,
     AdaGC,
@@ -555,6 +555,10 @@ def test_a_clipper_prints_its_arguments_its_scope_and_its_rows():
         "Clipper(policy=Cap(policy=Quantile(quantile=0.9, history_length=1000, "
         "include_current=False), max_norm=10.0), scope='group', rows=1)": Clipper(
             model, cap, scope="group"
+        ),
+        "NormClip(max_norm=1.0, scope='global', loss_policy=Fixed(max_norm=2.0), "
+        "max_consecutive_skips=9, rows=1)": NormClip(
+            model, 1.0, loss_policy=Fixed(2.0), max_consecutive_skips=9
         ),
     }
     for text, clipper in shown.items():
