@@ -71,7 +71,16 @@ def check_loss_policy(policy: Any) -> None:
 
 
 def init_loss(policy: Policy, xp: XP = np) -> LossState:
-    """Return the state of a loss policy before the first loss."""
+    """Return the state of a loss policy before the first loss.
+
+    Args:
+      policy: a policy that works on values of any sign.
+      xp: the array namespace.
+
+    >>> from autoclip_core import MeanStd
+    >>> int(init_loss(MeanStd(6.0, history_length=128)).loss_skipped)
+    0
+    """
     return LossState(policy.init(1, xp), xp.zeros((), dtype=xp.int32))
 
 

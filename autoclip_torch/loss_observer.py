@@ -20,7 +20,8 @@ class LossObserver(Observer):
         """Give the loss of the next step to a clipper with a `loss_policy`.
 
         Call it before `optimizer.step()` if the clipper is attached or wrapped. If the
-        optimizer gets a closure, the loss that the closure returns is used instead.
+        optimizer gets a closure, leave it out: the clipper uses what the closure
+        returns. A loss given here replaces the first of these.
 
         Args:
           loss: the loss of the whole step, a number or a tensor with one element: not
