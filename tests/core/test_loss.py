@@ -22,6 +22,7 @@ from autoclip_core.loss import (
     empty_loss_decision,
     init_loss,
 )
+from autoclip_core.scale import SMALLEST_NORMAL
 
 from ..support.cases import (
     FRAMEWORKS,
@@ -188,6 +189,22 @@ def test_a_loss_without_a_finite_difference_is_not_finite(loss):
     assert decision.finite.tolist() == [False]
     assert decision.skipped.tolist() == [True]
     assert_same(after.loss_policy, state.loss_policy)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_subnormal_loss_counts_as_0(sign):
+    """XLA and TensorFlow flush such numbers, also in a comparison."""
+    smallest = np.float32(sign * SMALLEST_NORMAL)
+    for loss, counted in ((sign * 1e-39, 0.0), (smallest, smallest)):
+        _, decision = decide_loss(Fixed(1.0), init_loss(Fixed(1.0)), loss)
+        assert decision.loss.tolist() == [counted]
+
+
+def test_before_the_first_loss_nothing_is_skipped():
+    loss, threshold, finite, skipped = empty_loss_decision()
+    assert np.isnan(loss).tolist() == [True]
+    assert threshold.tolist() == [INF]
+    assert (finite.tolist(), skipped.tolist()) == ([True], [False])
 
 
 @pytest.mark.parametrize("policy", SIGNED.values(), ids=list(SIGNED))

@@ -133,6 +133,13 @@ EQUIVALENT = {
         ("1 -> 2", "policy.init(1), norm"),
         ("1 -> 2", "norm = np.ones(1, np.float32)"),
     ],
+    # `select_rows` and `skipped` discard what follows from it. There is one loss.
+    "loss.py": [
+        ("0.0 -> 1.0", "valid_loss = xp.where(finite, loss, 0.0)"),
+        ("xp.any -> xp.all", "xp.any(skipped)"),
+        # Infinity is no number.
+        ("0 -> 1", "no = threshold == 0"),
+    ],
     # If all norms are 0, their divisor does not matter.
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(finite.max()) or 1.0"),
