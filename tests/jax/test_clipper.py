@@ -36,11 +36,11 @@ FACTORIES = {
     "param_ratio": lambda **k: clip_by_param_ratio(0.1, **k),
 }
 KINDS = {
-    jax.tree.structure(policy_of(code).init(1)): code
+    type(policy_of(code).init(1)): code
     for code in traced_policies()
     if "None" not in code and "skip" not in code
 }
-"""A policy for each structure of state. `core/test_parity.py` compiles every policy."""
+"""A policy for each class of state. `core/test_parity.py` compiles every policy."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """The wrappers of optax, and models of Flax, Haiku and Equinox."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,31 +268,38 @@ def test_haiku_units(lenient):
         assert units(jax.eval_shape(init, jax.random.key(0), image)) == count
 
 
+def shapes_of(make):
+    """Return the shapes of an Equinox module in place of its arrays."""
+    eqx = pytest.importorskip("equinox")
+    module = eqx.filter_eval_shape(make, key=jax.random.key(0))
+    return eqx.filter(module, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+
+
 def test_equinox_units(lenient):
     eqx = pytest.importorskip("equinox")
-    key = jax.random.key(0)
     modules = {
-        7 + 1: eqx.nn.Linear(3, 7, key=key),
-        6 + 1: eqx.nn.Conv2d(4, 6, 3, key=key),
-        11: eqx.nn.Embedding(11, 5, key=key),
+        7 + 1: partial(eqx.nn.Linear, 3, 7),
+        6 + 1: partial(eqx.nn.Conv2d, 4, 6, 3),
+        11: partial(eqx.nn.Embedding, 11, 5),
     }
-    for count, module in modules.items():
-        assert units(eqx.filter(module, eqx.is_array), "equinox") == count
+    for count, make in modules.items():
+        assert units(shapes_of(make), "equinox") == count
 
 
 def test_equinox_and_haiku_norms_run_over_the_inputs_of_each_output(lenient):
     eqx, hk = pytest.importorskip("equinox"), pytest.importorskip("haiku")
-    key = jax.random.key(0)
-    attention = eqx.nn.MultiheadAttention(2, 8, output_size=6, key=key)
-    upwards = eqx.nn.ConvTranspose2d(4, 6, 3, use_bias=False, key=key)
-    table = hk.transform(lambda x: hk.Embed(11, 5)(x)).init(key, jnp.array([1]))
+    attention = shapes_of(partial(eqx.nn.MultiheadAttention, 2, 8, output_size=6))
+    upwards = shapes_of(partial(eqx.nn.ConvTranspose2d, 4, 6, 3, use_bias=False))
+    embed = hk.transform(lambda x: hk.Embed(11, 5)(x)).init
+    table = jax.eval_shape(embed, jax.random.key(0), jnp.array([1]))
+    rng = np.random.default_rng(0)
     # In Equinox the outputs come first; in a table each word has a vector.
-    for params, rule in (
+    for shapes, rule in (
         (attention.output_proj, "equinox"),
         (upwards, "equinox"),
         (table, "flax"),
     ):
-        arrays = eqx.filter(params, eqx.is_array)
+        arrays = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), shapes)
         tx = clip_by_param_ratio(rule=rule)
         _, state = jax.jit(tx.update)(arrays, tx.init(arrays), arrays)
         weight = jax.tree.leaves(arrays)[0]

@@ -137,13 +137,15 @@ def arrays(tensors):
 
 def check_close(actual, expected, rtol):
     """Do as `assert_allclose`, which takes four times as long and gives the message."""
-    actual = np.asarray(actual)
-    with np.errstate(invalid="ignore"):  # the difference of two infinities
-        deviation = np.abs(actual - expected)
-    is_close = (deviation <= rtol * np.abs(expected)) & (deviation < np.inf)
-    is_same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
-    if actual.shape != expected.shape or not (is_close | is_same).all():
-        np.testing.assert_allclose(actual, expected, rtol=rtol)
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.shape == expected.shape:
+        with np.errstate(invalid="ignore"):  # the difference of two infinities
+            deviation = np.abs(actual - expected)
+        is_close = (deviation <= rtol * np.abs(expected)) & (deviation < np.inf)
+        is_same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+        if (is_close | is_same).all():
+            return
+    np.testing.assert_allclose(actual, expected, rtol=rtol)
 
 
 def check_decision(decision, expected, rtol=1e-5):

@@ -1,4 +1,4 @@
-"""Every torch test runs on one thread."""
+"""Every torch test runs on one thread, and draws the same numbers in any order."""
 
 import pytest
 
@@ -12,3 +12,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed():
+    """Otherwise the weights of a model would depend on the tests before it."""
+    import torch
+
+    torch.manual_seed(0)
