@@ -84,7 +84,7 @@ NUMBERS = {
     "alpha": (ZClip, r"in \[0, 1\)", [1, 1.5, -0.1, NAN]),
     "ratio": (AdaGC, "> 1 and finite", [1, 0.5, NAN, INF]),
     "beta": (AdaGC, r"in \[0, 1\)", [1, -0.1, NAN]),
-    "max_norm": (NormClip, "> 0 and finite", [0, -1, NAN, INF]),
+    "max_norm": (NormClip, "> 0", [0, -1, NAN, -INF]),
     "clip_value": (ValueClip, "> 0 and finite", [0, -1, NAN, INF]),
     "min_threshold": (QuantileClip, "> 0 and finite", [0, -1, NAN, INF]),
     "max_threshold": (ZClip, "> 0 and finite", [0, -1, NAN, INF]),
