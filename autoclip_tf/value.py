@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from autoclip_core import Fixed
+from autoclip_core import Decision, Fixed
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.parts import get_part_scales
@@ -75,6 +75,12 @@ class ValueClip(Clipper):
         )
         state = self._state.read()
         self._state.write_step(decision, state.tally, state.policy)
+        return self._apply(decision, parts, clamped, rows)
+
+    def _apply(
+        self, decision: Decision, parts: list[Part], clamped: list[Part], rows: Rows
+    ) -> list[Any]:
+        """Return the gradients to step with: 0 in a row that is not finite."""
         if self._settings.dry_run or not parts:
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":

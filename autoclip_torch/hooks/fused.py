@@ -79,13 +79,7 @@ class Controls:
             # from all gradients of the optimizer here, before they are measured.
             _unscale_(optimizer, scale.factor)
             scale = scale._replace(factor=None)
-        try:
-            decision = stepper.clip(scale, in_place=not kernel_scales)
-            stepper.check()
-        except Exception:
-            pop_controls(optimizer)  # or they would multiply the next loss scale
-            self._clear()
-            raise
+        decision = self._decide(stepper, optimizer, scale, in_place=not kernel_scales)
         factor = scale.factor
         if not stepper.dry_run:
             if kernel_scales:
@@ -95,6 +89,24 @@ class Controls:
         self._without_momentum = find_parameters_without_momentum(optimizer)
         self._set(optimizer, factor, found_inf)
         self._clipped.append(stepper)
+
+    def _decide(
+        self,
+        stepper: Stepper,
+        optimizer: Optimizer,
+        scale: LossScale,
+        *,
+        in_place: bool,
+    ) -> Decision:
+        """Return the decision of a clipper; after an error, no control is left."""
+        try:
+            decision = stepper.clip(scale, in_place=in_place)
+            stepper.check()
+        except Exception:
+            pop_controls(optimizer)  # or they would multiply the next loss scale
+            self._clear()
+            raise
+        return decision
 
     def restore(self, optimizer: Optimizer) -> None:
         """Set the controls as before the step; a `GradScaler` removes its own."""
