@@ -59,9 +59,10 @@ def _refuse(problems: Iterator[str]) -> None:
 def upgrade_state(old: Any) -> Any:
     """Return an optimizer state of an earlier version in the present structure.
 
-    Earlier versions did not count the steps with a dropped row, and `skip_steps` had no
-    loss policy. That count starts at 0, and `skip_loss` is None; all else is unchanged.
-    A state that needs no change is returned as it is.
+    Earlier versions did not count the steps with a dropped row, had only the norm "l2",
+    and `skip_steps` had no loss policy. That count starts at 0, `clip_totals` and
+    `skip_loss` are None, and all else is unchanged. A state that needs no change is
+    returned as it is.
 
     Args:
       old: the restored optimizer state: the objects themselves, with `dropped=None` in
