@@ -63,8 +63,7 @@ def check_state_matches(
         for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
     if strict and "loss" in saved and "loss" not in current:
-        policy = saved["loss"]["policy"]
-        error = format_difference("loss_policy", policy, None)
+        error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
         raise ValueError(f"{error}; pass strict=False to load the state without it")
     # Parameters without names fit parameters with names, if their shapes are equal.
     has_names = saved["names"] is not None and current["names"] is not None
@@ -82,12 +81,22 @@ def check_loss_matches(
     saved: Mapping[str, Any], current: Mapping[str, Any], strict: bool
 ) -> None:
     """Check that the saved loss policy fits; the arguments are as above."""
-    pairs = [("loss_policy", _types(saved["policy"]), _types(current["policy"]))]
+    pair = _get_loss_policy(saved), current["policy"]
+    pairs = [("loss_policy", *map(_types, pair))]
     if strict:
-        pairs += [("loss_policy", saved["policy"], current["policy"])]
+        pairs += [("loss_policy", *pair)]
     for name, saved_part, part in pairs:
         for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
+
+
+def _get_loss_policy(saved: Any) -> Any:
+    """Return the policy of a saved loss policy, which must be whole."""
+    names = ["policy", "state"]
+    keys = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
+    if keys != names:
+        raise ValueError(format_difference("loss", keys, names))
+    return saved["policy"]
 
 
 def _shapes(states: Any) -> Any:

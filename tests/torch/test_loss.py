@@ -363,6 +363,10 @@ def test_a_loss_policy_that_does_not_fit_is_refused():
     state["loss"]["state"]["loss_skipped"].fill_(-1)
     with pytest.raises(ValueError, match="state is invalid: loss: loss_skipped"):
         clipper.load_state_dict(state)
+    del state["loss"]["policy"]
+    for damaged in (clipper, without):
+        with pytest.raises(ValueError, match=r"loss is \['state'\] in the state"):
+            damaged.load_state_dict(state)
 
 
 def test_new_parameters_keep_the_losses():
