@@ -115,7 +115,12 @@ def _types(policies: Any) -> Any:
     if not isinstance(policies, Mapping):
         return policies
     inner = [_types(part) for part in policies.values() if isinstance(part, Mapping)]
-    return inner[0] if len(inner) == 1 else inner or policies.get("type")
+    if inner:
+        return inner[0] if len(inner) == 1 else inner
+    kind = policies.get("type")
+    # With `log`, the deviation in the state of `ZScore` is one of logarithms.
+    has_logs = kind == "ZScore" and policies.get("log")
+    return "ZScore(log=True)" if has_logs else kind
 
 
 def _compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -98,6 +98,11 @@ STRUCTURE = [
         r"policies\[0\] is 'Quantile' in the state and 'MeanStd' in the clipper",
     ),
     (
+        lambda: ZClip(pair()),
+        lambda: ZClip(pair(), log=True),
+        r"policies\[0\] is 'ZScore' in the state and 'ZScore\(log=True\)' in the",
+    ),
+    (
         lambda: QuantileClip(groups(1), **Q10, scope="group"),
         lambda: QuantileClip(groups(2), **Q10, scope="group"),
         r"rows\[1\]\[0\] is 1 in the state and 0 in the clipper",
