@@ -33,6 +33,7 @@ class LossObserver(Observer):
         Raises:
           ValueError: the clipper has no `loss_policy`, or the loss is not one number.
 
+        >>> import torch
         >>> from autoclip_core import Fixed
         >>> from autoclip_torch import Clipper
         >>> weight = torch.nn.Parameter(torch.zeros(2))
