@@ -19,7 +19,7 @@ from models import MODELS, make_parameters, set_gradients, tiny
 from targets import ALL, REGIMES
 from timing import Timed, alternate
 
-PARTS = {"norms": "measure_rows", "decide": "decide", "scale": "scale"}
+PARTS = {"norms": "measure", "decide": "decide", "scale": "scale"}
 """The methods of a stepper; recording and counting are in `decide`."""
 SHOWN = (
     "NormClip",
