@@ -85,12 +85,10 @@ def decide(
     2.0 0.25
     """
     check_choice("nonfinite", nonfinite, NONFINITE)
-    norms, is_observed = _read_norms(norms, observed, xp)
+    norms, finite, is_observed = _read_norms(norms, observed, xp)
     _check_shapes(norms, observed=is_observed, param_norms=param_norms)
-    finite = xp.isfinite(norms)
     is_nonfinite = is_observed & ~finite
-    if nonfinite == "raise":
-        _check_finite(is_nonfinite, xp)
+    _check_finite(is_nonfinite, nonfinite, xp)
     # A policy receives 0 instead of NaN, infinity and a row without a gradient.
     valid_norms = xp.where(is_observed & finite, norms, 0.0)
     limit, recorded = limit_and_record(policy, state, valid_norms, param_norms, xp)
@@ -132,18 +130,16 @@ def find_skips(
     return is_void | loss.skipped, is_void
 
 
-def _read_norms(norms: Array, observed: Array, xp: XP) -> tuple[Array, Array]:
-    """Return the norms as float32, and which rows were observed."""
+def _read_norms(norms: Array, observed: Array, xp: XP) -> tuple[Array, Array, Array]:
+    """Return the norms as float32, which are finite, and which were observed."""
     norms = as_norms(norms, xp)
-    if observed is not None:
-        return norms, xp.asarray(observed)
     finite = xp.isfinite(norms)
-    return norms, finite | ~finite
+    return norms, finite, finite | ~finite if observed is None else xp.asarray(observed)
 
 
-def _check_finite(is_nonfinite: Array, xp: XP) -> None:
-    """Raise a FloatingPointError if any row is not finite."""
-    if bool(xp.any(is_nonfinite)):
+def _check_finite(is_nonfinite: Array, nonfinite: str, xp: XP) -> None:
+    """Raise a FloatingPointError if any row is not finite and the rule is "raise"."""
+    if nonfinite == "raise" and bool(xp.any(is_nonfinite)):
         raise FloatingPointError(
             'a gradient norm is not finite and nonfinite="raise"; '
             'to continue without that gradient, set nonfinite="zero" or "skip"'

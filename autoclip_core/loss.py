@@ -162,8 +162,8 @@ def _as_loss(loss: Array, xp: XP) -> Array:
         loss = xp.asarray(loss, dtype=xp.float32)
     shape = tuple(loss.shape)
     if shape not in ((), (1,)):
-        rule, way_out = "a single number", "reduce it first: loss.mean()"
-        raise ValueError(format_error("loss", rule, f"shape {shape}", way_out))
+        rule, way_out = "of shape () or (1,)", "reduce it first: loss.mean()"
+        raise ValueError(format_error("loss", rule, shape, way_out))
     loss = loss if shape else loss[None]
     is_tiny = (loss < SMALLEST_NORMAL) & (loss > -SMALLEST_NORMAL)
     return xp.where(is_tiny, 0.0, loss)

@@ -19,7 +19,7 @@ from .arguments import explain_arguments
 from .check_state import find_states
 from .clipper import check_axis_name, decide_step
 from .rows import Labels, Scope, choose_scope
-from .skip_state import SkipState, decide_on_value, init_skip_loss
+from .skip_state import SkipState, decide_on_value, init_skip_state
 from .state import init_state, wrong_state_error
 
 CLIP_AND_SKIP = (
@@ -121,15 +121,7 @@ def _transformation(
 
     def init(params: Any) -> SkipState:
         clip = init_state(dropping, len(scope.rows(params).names), scope.norm)
-        return SkipState(
-            skip_clip=clip,
-            skip_total=jnp.zeros((), jnp.int32),
-            skip_in_a_row=jnp.zeros((), jnp.int32),
-            skip_most_in_a_row=jnp.zeros((), jnp.int32),
-            skip_too_many=jnp.zeros((), bool),
-            inner_state=inner.init(params),
-            skip_loss=init_skip_loss(loss_policy),
-        )
+        return init_skip_state(clip, inner.init(params), loss_policy)
 
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any

@@ -50,6 +50,21 @@ class SkipState(NamedTuple):
     """The state of the loss policy, and its last decision; None without one."""
 
 
+def init_skip_state(
+    clip: ClipState, inner_state: Any, loss_policy: Policy | None
+) -> SkipState:
+    """Return the state before the first step; every array has its own buffer."""
+    return SkipState(
+        skip_clip=clip,
+        skip_total=jnp.zeros((), jnp.int32),
+        skip_in_a_row=jnp.zeros((), jnp.int32),
+        skip_most_in_a_row=jnp.zeros((), jnp.int32),
+        skip_too_many=jnp.zeros((), bool),
+        inner_state=inner_state,
+        skip_loss=init_skip_loss(loss_policy),
+    )
+
+
 def init_skip_loss(policy: Policy | None) -> SkipLoss | None:
     """Return the state before the first loss, or None without a loss policy."""
     if policy is None:

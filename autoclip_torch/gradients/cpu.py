@@ -79,8 +79,7 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     factors = index.split(torch.from_numpy(scales))
     touched = index.count(is_touched).tolist()
     is_multiplied = index.count(is_touched & (scales != 0)) == index.counts
-    products: list[Tensor] = []
-    product_factors: list[Tensor] = []
+    products: tuple[list[Tensor], list[Tensor]] = ([], [])
     entries = zip(
         rows.by_parameter, gradients, touched, is_multiplied.tolist(), strict=True
     )
@@ -91,14 +90,14 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
         values, factor = _align(gradient, factor, entry.units)
         # A negated view, such as the imaginary part of a conjugate, is scaled alone.
         if is_product and values.dtype.itemsize >= 4 and not values.is_neg():
-            products.append(values)
-            product_factors.append(factor)
+            products[0].append(values)
+            products[1].append(factor)
         elif entry.units is None:
             _scale_whole_(values, float(factor))
         else:
             _scale_units_(gradient, entry.units, values, factor)
-    if products:
-        torch._foreach_mul_(products, product_factors)
+    if products[0]:
+        torch._foreach_mul_(*products)
 
 
 def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:

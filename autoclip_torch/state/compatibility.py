@@ -40,6 +40,25 @@ def check_state_matches(
     Raises:
       ValueError: the states differ; the message names the part and both values.
     """
+    _check_origin(saved, current)
+    _check_structure(saved, current)
+    if not strict:
+        return
+    if "loss" in saved and "loss" not in current:
+        error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
+        raise ValueError(f"{error}; pass strict=False to load the state without it")
+    # Parameters without names fit parameters with names, if their shapes are equal.
+    has_names = saved["names"] is not None and current["names"] is not None
+    for name in ["settings", "policies", *(["names"] if has_names else [])]:
+        for difference in _compare(saved[name], current[name], name):
+            error = format_difference(*difference)
+            if _shapes(saved["states"]) == _shapes(current["states"]):
+                error += "; pass strict=False to keep this clipper's settings"
+            raise ValueError(error)
+
+
+def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless `state_dict()` made the state, in this format."""
     missing = None
     # A state without a loss policy has no "loss", and one of l2 norms has no "norm".
     if isinstance(saved, Mapping):
@@ -55,6 +74,10 @@ def check_state_matches(
             f"state_dict must have format {FORMAT}, got {saved['format']!r}; it was "
             "saved by another version of autoclip_torch"
         )
+
+
+def _check_structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the history would have another meaning in the clipper."""
     structure = ["class", "scope", "parameters", "rows"]
     pairs = [(name, saved[name], current[name]) for name in structure]
     pairs += [("policies", _types(saved["policies"]), _types(current["policies"]))]
@@ -62,19 +85,6 @@ def check_state_matches(
     for name, saved_part, part in pairs:
         for difference in _compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
-    if strict and "loss" in saved and "loss" not in current:
-        error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
-        raise ValueError(f"{error}; pass strict=False to load the state without it")
-    # Parameters without names fit parameters with names, if their shapes are equal.
-    has_names = saved["names"] is not None and current["names"] is not None
-    for name in ("settings", "policies", "names") if strict else ():
-        if name == "names" and not has_names:
-            continue
-        for difference in _compare(saved[name], current[name], name):
-            error = format_difference(*difference)
-            if _shapes(saved["states"]) == _shapes(current["states"]):
-                error += "; pass strict=False to keep this clipper's settings"
-            raise ValueError(error)
 
 
 def check_loss_matches(

@@ -28,7 +28,8 @@ class StepLoss:
         """Keep the loss for the next step; it replaces one that no step has used.
 
         Raises:
-          ValueError: there is no loss policy, or the loss is not a single number.
+          ValueError: there is no loss policy, or the loss has more than one element.
+          TypeError: the loss is not a real number.
         """
         if not self.is_needed:
             raise ValueError(
@@ -36,11 +37,14 @@ class StepLoss:
                 "loss_policy=MeanStd(6.0, history_length=128)"
             )
         loss = loss.full_tensor() if is_sharded(loss) else loss
+        is_complex = isinstance(loss, Tensor) and loss.is_complex()
+        if is_complex or isinstance(loss, str | complex):
+            rule, way_out = "a real number", "give the mean loss of the step"
+            raise TypeError(format_error("loss", rule, loss, way_out))
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1 or value.ndim > 1:
-            rule, way_out = "a single number", "reduce it first: loss.mean()"
-            shape = f"shape {tuple(value.shape)}"
-            raise ValueError(format_error("loss", rule, shape, way_out))
+            rule, way_out = "of shape () or (1,)", "reduce it first: loss.mean()"
+            raise ValueError(format_error("loss", rule, tuple(value.shape), way_out))
         self._loss = value.reshape(1)
 
     def give_closure_loss(self, loss: Any) -> None:

@@ -175,7 +175,7 @@ def test_a_loss_of_any_form_is_one_number():
         assert decision.loss.tolist() == [3.0]
         assert decision.skipped.tolist() == [True]
     for loss in (np.ones(2), np.ones((1, 1)), np.ones(0)):
-        with pytest.raises(ValueError, match="loss must be a single number, got"):
+        with pytest.raises(ValueError, match="loss must be of shape"):
             decide_loss(policy, init_loss(policy), loss)
 
 

@@ -175,7 +175,14 @@ INVALID = [torch.ones(2), torch.ones(1, 1), [1.0, 2.0]]
 @pytest.mark.parametrize("loss", INVALID, ids=str)
 def test_a_loss_of_another_shape_is_refused(loss):
     clipper = make([parameter()])
-    with pytest.raises(ValueError, match=r"single number, got .*mean"):
+    with pytest.raises(ValueError, match=r"of shape .*mean"):
+        clipper.step(loss=loss)
+
+
+@pytest.mark.parametrize("loss", ["1.0", 1 + 2j, torch.tensor(1 + 2j)], ids=str)
+def test_a_loss_that_is_no_real_number_is_refused(loss):
+    clipper = make([parameter()])
+    with pytest.raises(TypeError, match=r"loss must be a real number, got .*mean loss"):
         clipper.step(loss=loss)
 
 
