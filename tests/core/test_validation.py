@@ -10,7 +10,7 @@ import pytest
 
 from autoclip_core import Fixed, decide
 from autoclip_core.clipper.metrics import count_step, empty_tally
-from autoclip_core.history.validation import find_problems
+from autoclip_core.history.validation import find_invalid_mean, find_problems
 
 from ..support.cases import every_policy, policy_of
 
@@ -139,6 +139,13 @@ def test_a_state_without_a_rule_is_sound():
     assert list(find_problems(state, "state")) == []
     [problem] = find_problems(broken(state, "inner.mean", NAN), "state")
     assert problem.startswith("state.inner: mean must be finite")
+
+
+def test_the_rule_for_a_mean_depends_on_what_is_recorded():
+    mean, count = np.float32([NAN]), np.int32([1])
+    rules = {0.0: "finite, > 0 after at least one norm", -INF: "finite, and 0 before"}
+    for lowest, rule in rules.items():
+        assert f"must be {rule}" in find_invalid_mean(mean, count, lowest)
 
 
 @pytest.mark.needs("torch")
