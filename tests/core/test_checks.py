@@ -358,6 +358,7 @@ def test_a_long_value_is_shown_in_a_short_line(value):
 
 def test_a_short_value_is_shown_whole():
     assert format_error("x", "> 0", "a  b" * 19 + "cd", "").endswith("  bcd'")
+    assert format_error("x", "> 0", "a  b" * 19 + "cde", "").endswith("  b...")
     assert format_error("x", "> 0", np.eye(2), "").endswith("[[1., 0.], [0., 1.]])")
 
 
