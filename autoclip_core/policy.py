@@ -148,7 +148,7 @@ def get_arguments(policy: Policy) -> dict[str, Any]:
     return {
         f.metadata.get("argument", f.name): value
         for f, value in pairs
-        if value != f.default or "is_added" not in f.metadata
+        if value != f.default or not f.metadata.get("is_added")
     }
 
 

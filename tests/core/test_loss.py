@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip_core import Drop, Fixed, MeanStd, Quantile, ZScore, decide
+from autoclip_core import (
+    Drop,
+    EmaRatio,
+    Fixed,
+    MeanStd,
+    Policy,
+    Quantile,
+    ZScore,
+    decide,
+)
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.history.validation import find_problems
 from autoclip_core.loss import (
@@ -328,6 +337,19 @@ def test_a_policy_of_positive_numbers_is_refused(code):
     with pytest.raises(ValueError, match=r"any sign, got .*; use MeanStd") as error:
         check_loss_policy(POLICIES[code])
     assert code.partition("(")[0] in str(error.value)
+
+
+class Undeclared(Fixed):
+    """A policy that does not say whether it works on values of any sign."""
+
+    can_limit_losses = Policy.can_limit_losses
+
+
+def test_a_policy_has_to_declare_that_it_works_on_losses():
+    pair = Drop(MeanStd(2.0, history_length=7), clip=EmaRatio(2.0))
+    for policy in (Undeclared(1.0), pair):
+        with pytest.raises(ValueError, match="any sign"):
+            check_loss_policy(policy)
 
 
 def test_all_other_policies_are_accepted():
