@@ -251,7 +251,7 @@ def test_numbers_of_any_kind_become_floats(value):
         ([(0, 1.0, 2.0)], ValueError, "at least one, got (0, 1.0, 2.0)"),
         ([(0, 2.0), 5], ValueError, "at least one, got 5"),
         (
-            [(0, 2.0), (9, 1.0), (9, 3.0)],
+            [(0, 2.0), (5, 1.0), (9, 1.0), (9, 3.0)],
             ValueError,
             "above the step before it, 9, got",
         ),
