@@ -54,6 +54,7 @@ def test_each_row_follows_the_formulas(nonfinite):
         for name, column in zip(FIELDS, expected, strict=True):
             np.testing.assert_array_equal(getattr(decision, name), column)
         assert decision.threshold is limits
+        assert decision.dropped.tolist() == [False] * len(table)
 
 
 def test_a_row_that_is_not_finite_becomes_0_by_default():
