@@ -5,7 +5,12 @@ from functools import partial
 
 import pytest
 
-from autoclip_core.clipper.patterns import as_patterns, check_patterns_match, matches
+from autoclip_core.clipper.patterns import (
+    as_patterns,
+    as_scale_patterns,
+    check_patterns_match,
+    matches,
+)
 
 matches_in_torch = partial(matches, separator=".")
 
@@ -91,3 +96,10 @@ def test_unnamed_parameters_are_refused():
         "exclude='head' needs named parameters, got unnamed ones; give "
         "named_parameters()"
     )
+
+
+def test_scale_only_is_none_or_holds_a_pattern():
+    assert as_scale_patterns(None) == []
+    assert as_scale_patterns("head") == ["head"]
+    with pytest.raises(ValueError, match="scale_only must be None or hold a pattern"):
+        as_scale_patterns([])

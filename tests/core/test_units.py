@@ -14,6 +14,7 @@ from autoclip_core.clipper.units import (
     name_units,
     nfnets_units,
     one_unit,
+    row_size,
     split_shape,
     transposed_conv_units,
     unit_count,
@@ -167,3 +168,9 @@ def test_each_unit_has_a_name_and_a_single_one_has_that_of_the_parameter():
 
 def test_a_parameter_that_is_not_divided_has_no_units():
     assert ParameterRows(2, 3) == ParameterRows(start=2, stop=3, units=None)
+
+
+def test_a_row_has_its_share_of_the_elements():
+    rows = {(0, 1): 24, (5, 13): 3, (5, 5): 24}
+    for (start, stop), size in rows.items():
+        assert row_size((8, 3), ParameterRows(start, stop)) == size
