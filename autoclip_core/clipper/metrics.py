@@ -1,7 +1,7 @@
 """The metrics of a step and of the run, with the same names in every framework."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.scale import XP, Array
 
 from .norms import combine_norms
+
+T = TypeVar("T")
 
 
 class Tally(NamedTuple):
@@ -173,6 +175,21 @@ def compute_metrics(
         "clip/skipped_total": tally.skipped,
         "clip/dropped_total": tally.dropped,
         "clip/steps": tally.steps,
+    }
+
+
+def name_update_metrics(metrics: dict[str, T]) -> dict[str, T]:
+    """Return the metrics under the names of an update clipper.
+
+    `clip/norm` becomes `clip/update_norm`, so that one run can log the metrics of its
+    gradients and those of its updates.
+
+    >>> name_update_metrics({"clip/norm": 5.0, "clip/scale/layer.weight": 0.5})
+    {'clip/update_norm': 5.0, 'clip/update_scale/layer.weight': 0.5}
+    """
+    return {
+        name.replace("clip/", "clip/update_", 1): value
+        for name, value in metrics.items()
     }
 
 

@@ -16,6 +16,7 @@ from autoclip_core.clipper.metrics import (
     count_step,
     empty_decision,
     empty_tally,
+    name_update_metrics,
     was_observed,
 )
 
@@ -303,3 +304,13 @@ def test_decision_and_tally_are_not_changed():
     for field, old in zip(decision, before, strict=True):
         np.testing.assert_array_equal(field, old)
     assert all((count == 0).all() for count in tally)
+
+
+def test_an_update_clipper_has_metric_names_of_its_own():
+    """The prefix changes once: a row may have "clip/" in its name."""
+    metrics = {"clip/norm": 1.0, "clip/scale/clip/0": 2.0, "clip/steps": 3.0}
+    assert name_update_metrics(metrics) == {
+        "clip/update_norm": 1.0,
+        "clip/update_scale/clip/0": 2.0,
+        "clip/update_steps": 3.0,
+    }
