@@ -66,6 +66,16 @@ def as_norms(norms: Array, xp: XP = np) -> Array:
     return xp.where(norms < SMALLEST_NORMAL, 0.0, norms)
 
 
+def as_divisor(magnitudes: Array, xp: XP = np) -> Array:
+    """Return magnitudes to divide by: 1 in place of 0, and at most LARGEST_DIVISOR.
+
+    >>> as_divisor(np.float32([0, 0.5, 3e38])).tolist()
+    [1.0, 0.5, 8.507059173023462e+37]
+    """
+    divisor = xp.where(magnitudes > 0, magnitudes, 1.0)
+    return xp.where(divisor < LARGEST_DIVISOR, divisor, LARGEST_DIVISOR)
+
+
 def scale_rows(
     norms: Array, threshold: Array, target: Array, drop: Array, xp: XP = np
 ) -> tuple[Array, Array, Array]:

@@ -14,7 +14,7 @@ without elements has the norm 0.
 import numpy as np
 
 from autoclip_core.checks import check_choice
-from autoclip_core.scale import LARGEST_DIVISOR, XP, Array
+from autoclip_core.scale import XP, Array, as_divisor
 
 NORMS = ("l2", "rms", "max")
 """The choices for the `norm` of a clipper."""
@@ -63,8 +63,7 @@ def combine_norms(
     largest = xp.max(norms, axis=0)
     if norm == "max":
         return largest
-    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
-    unit = xp.where(unit < LARGEST_DIVISOR, unit, LARGEST_DIVISOR)
+    unit = as_divisor(largest, xp)
     squares = (norms / unit) ** 2
     if norm == "l2":
         return unit * xp.sqrt(xp.sum(squares, axis=0))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import LARGEST_DIVISOR, XP, Array
+from autoclip_core.scale import XP, Array, as_divisor
 
 from .lookup import get_tables, look_up_constants
 
@@ -163,22 +163,13 @@ def mean_std(
     else:
         offsets = xp.where(is_filled, values, middle) - middle
         lowest = xp.where(has_norms, values[:, 0], 1.0)
-        unit = _choose_unit(largest[:, 0], lowest, xp)
+        # Losses may be negative: then the lowest has the largest magnitude.
+        unit = as_divisor(xp.maximum(largest[:, 0], -lowest), xp)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
     residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
     std = unit * xp.sqrt(xp.sum(residuals * residuals, axis=1) / freedom)
     has_std = n >= max(2, ddof + 1)
     return middle[:, 0], mean, xp.where(has_std, std, float("inf"))
-
-
-def _choose_unit(largest: Array, lowest: Array, xp: XP) -> Array:
-    """Return the largest magnitude of each row, by which it can be divided.
-
-    Of norms it is the largest norm. Losses may be negative.
-    """
-    unit = xp.maximum(largest, 0.0 - lowest)
-    unit = xp.where(unit > 0, unit, 1.0)
-    return xp.where(unit < LARGEST_DIVISOR, unit, LARGEST_DIVISOR)
 
 
 def compute_ranks(n: Array, q: float) -> tuple[Array, Array]:

@@ -95,6 +95,15 @@ def test_broken_moments_have_a_fault(parts):
     assert state._replace(**parts).find_problem()
 
 
+def test_only_moments_of_losses_may_have_a_mean_below_0():
+    negative, small = (
+        moments.push(moments.empty(1), np.float32([value])) for value in (-2, 0.5)
+    )
+    assert small.find_problem() == ""
+    assert negative.find_signed_problem() == ""
+    assert "mean" in negative.find_problem()
+
+
 def test_one_broken_count_among_sound_ones_is_a_fault():
     state = moments.push(moments.empty(2), np.float32([2.0, 3.0]))
     assert state.find_problem() == ""

@@ -275,6 +275,25 @@ def test_one_window_may_hold_the_smallest_and_the_largest_norm(log, deviations):
     assert actual == pytest.approx(expected, rel=5e-5)
 
 
+LOSSES = [
+    [0, 0, 0],
+    [-3, -1, 2],
+    [-3e30, -1e30, -2e30],
+    [-2e38, 1, 2],
+    [1e-30, -2e-30, 3e-30],
+    [-0.5, 0.25, 0.125],
+]
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+def test_the_deviation_of_losses_is_that_of_numpy(losses):
+    """Losses may be negative, and the lowest may have the largest magnitude."""
+    losses = np.float64(np.float32(losses))
+    middle, mean, std = window.mean_std(filled(column(losses), 4), log=False, ddof=1)
+    assert middle + mean == pytest.approx(losses.mean(), rel=1e-5)
+    assert std == pytest.approx(losses.std(ddof=1), rel=1e-5, abs=0)
+
+
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("norm", [1.0, 3.0, 0.1, 1e30, 1.7e-20])
 def test_equal_norms_have_no_deviation_and_are_their_own_mean(log, norm):
@@ -376,6 +395,14 @@ def test_a_window_has_no_fault(length, rows):
     for step in range(3 * length):
         assert state.find_problem() == ""
         state = window.push(state, np.float32(np.arange(rows) + 1 + step % 3))
+
+
+def test_only_a_window_of_losses_may_hold_values_below_0():
+    state = filled(column([-3, 0, 0.5]), 5)
+    assert state.find_signed_problem() == ""
+    assert "than it counts" in state.find_problem()
+    assert "than it counts" in changed("ring", (0, 1), np.nan)(state).find_problem()
+    assert filled(column([0.5]), 5).find_problem() == ""
 
 
 # Four norms in a window of five: 3, 1, 4, 2.

@@ -65,7 +65,7 @@ TESTS = {
         "laws",
     ],
     "planning/replay.py": ["replay", "spikes"],
-    "scale.py": [*FAST, "decide", "policies"],
+    "scale.py": [*FAST, "decide", "policies", "norms", "window"],
     "clipper/settings.py": ["settings"],
     "planning/spikes.py": ["spikes"],
     "planning/suggest.py": ["suggest"],
@@ -82,7 +82,10 @@ EQUIVALENT = {
     # `where` or `decide` discards the value.
     "scale.py": [
         ("1.0 -> 1.01", "divisor = xp.where(is_above, norms, 1.0)"),
+        # If all magnitudes are 0, their divisor does not matter.
+        ("1.0 -> 1.01", "divisor = xp.where(magnitudes > 0, magnitudes, 1.0)"),
         # If both are equal, either branch gives that number.
+        ("divisor < LARGEST_DIVISOR -> divisor <= LARGEST_DIVISOR", ""),
         ("threshold > 0 -> threshold >= 0", "is_drop = (threshold > 0)"),
         ("threshold < drop -> threshold <= drop", ""),
         ("limit.threshold > limit.drop -> limit.threshold >= limit.drop", ""),
@@ -103,7 +106,8 @@ EQUIVALENT = {
         ("divisor / divisor -> divisor * divisor", ""),
         # If both are equal, either branch gives that number.
         ("window.count < length -> window.count <= length", ""),
-        ("unit < LARGEST_DIVISOR -> unit <= LARGEST_DIVISOR", ""),
+        # Without a norm the unit divides no norm.
+        ("1.0 -> 1.01", "lowest = xp.where(has_norms, values[:, 0], 1.0)"),
         # The mean may be measured from either middle norm of an even number.
         ("1 -> 2", "half = (n[:, None] + 1) // 2"),
     ],
@@ -119,11 +123,9 @@ EQUIVALENT = {
         ("0 -> 1", "below = xp.where(count > 0, count - 1, count)"),
     ],
     "clipper/norms.py": [
-        ("1.0 -> 1.01", "largest, 1.0)"),
         # A row without elements has the norm 0. Equal numbers give one result.
         ("1.0 -> 1.01", "sizes, 1.0)"),
         ("sizes > 1 -> sizes >= 1", ""),
-        ("unit < LARGEST_DIVISOR -> unit <= LARGEST_DIVISOR", ""),
     ],
     # The replay reports only the first row.
     "planning/replay.py": [("1 -> 2", "policy.init(1)")],
