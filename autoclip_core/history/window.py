@@ -164,7 +164,7 @@ def mean_std(
         offsets = xp.where(is_filled, values, middle) - middle
         lowest = xp.where(has_norms, values[:, 0], 1.0)
         # Losses may be negative: then the lowest has the largest magnitude.
-        unit = as_divisor(xp.maximum(largest[:, 0], -lowest), xp)
+        unit = as_divisor(xp.maximum(largest[:, 0], 0.0 - lowest), xp)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
     residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
     std = unit * xp.sqrt(xp.sum(residuals * residuals, axis=1) / freedom)
