@@ -18,15 +18,20 @@ from autoclip_core.clipper.settings import (
 )
 from autoclip_core.policy import check_policy
 
-from . import namespace
-from .gradients import Part, scale_all
+from .gradients import namespace
+from .gradients.measure import find_observed_rows, measure_parts, measure_rows
+from .gradients.parts import Part, scale_all
+from .gradients.rows import Rows
 from .layouts import UnitsOf, make_unit_rule
-from .measure import find_observed_rows, measure_parts, measure_rows
-from .optimizer_mixin import Pair
 from .optimizers import add_transformers
-from .rows import Rows
-from .settings import PATTERNS, Settings, find_policy, patterns_from_config
-from .state import MakeVariable, StatefulTransformer, StateVariables, make_variable
+from .state.settings import PATTERNS, Settings, find_policy, patterns_from_config
+from .state.variables import (
+    MakeVariable,
+    StatefulTransformer,
+    StateVariables,
+    make_variable,
+)
+from .step.optimizer_mixin import Pair
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")

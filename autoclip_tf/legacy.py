@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .optimizer_mixin import GradientTransformersMixin
-from .state import make_variable
+from .state.variables import make_variable
+from .step.optimizer_mixin import GradientTransformersMixin
 
 
 class _TfKerasMixin(GradientTransformersMixin):

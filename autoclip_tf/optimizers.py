@@ -23,8 +23,8 @@ import numpy as np
 from autoclip_core.checks import format_error
 
 from . import legacy
-from .optimizer_mixin import GradientTransformersMixin, Transformer
-from .state import constant_initializer
+from .state.variables import constant_initializer
+from .step.optimizer_mixin import GradientTransformersMixin, Transformer
 
 _PACKAGE = "autoclip_tf"
 _WRAPPERS = (

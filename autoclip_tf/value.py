@@ -12,11 +12,11 @@ from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.parts import get_part_scales
 from autoclip_core.clipper.settings import ClipperKeywords, check_keywords
 
-from . import gradients, namespace
 from .clipper import Clipper
-from .gradients import Part
-from .measure import find_observed_rows, measure_rows
-from .rows import Rows
+from .gradients import namespace
+from .gradients.measure import find_observed_rows, measure_rows
+from .gradients.parts import Part, find_largest, map_elements, scale_all
+from .gradients.rows import Rows
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
@@ -63,7 +63,7 @@ class ValueClip(Clipper):
             for part in parts
         ]
         row_count = len(rows.names)
-        is_changed = gradients.find_largest(scaled, row_count) > self.clip_value
+        is_changed = find_largest(scaled, row_count) > self.clip_value
         decision = decide_by_value(
             measure_rows(parts, rows),
             measure_rows(clamped, rows),
@@ -88,7 +88,7 @@ class ValueClip(Clipper):
         scales = ops.where(decision.finite, 1.0, 0.0)
         if rows.is_split:
             scales = get_part_scales(decision._replace(scale=scales), namespace)
-        return gradients.scale_all(clamped, scales)
+        return scale_all(clamped, scales)
 
     def _clamp(self, part: Part) -> Any:
         limit = np.float32(self.clip_value)
@@ -98,4 +98,4 @@ class ValueClip(Clipper):
             is_beyond = ops.abs(values) > ops.cast(limit, values.dtype)
             return ops.where(is_beyond, ops.sign(values) * limit, values)
 
-        return gradients.map_elements(clamp, part)
+        return map_elements(clamp, part)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from autoclip_core.clipper.norms import NORMS
 from autoclip_core.clipper.units import ParameterRows, Units, one_unit, unit_count
 from autoclip_tf import AGC
-from autoclip_tf.gradients import (
+from autoclip_tf.gradients.parts import (
     Part,
     find_largest,
     find_observed,

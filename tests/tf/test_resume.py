@@ -31,7 +31,7 @@ from autoclip_core import (
 )
 from autoclip_tf import Clipper, QuantileClip
 from autoclip_tf.optimizers import SGD
-from autoclip_tf.state import LATER
+from autoclip_tf.state.variables import LATER
 
 from ..support.cases import STATIC, policy_of
 

@@ -12,9 +12,8 @@ from autoclip_core import Decision, Policy
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.validation import find_problems
-
-from . import namespace
-from .rows import Rows
+from autoclip_tf.gradients import namespace
+from autoclip_tf.gradients.rows import Rows
 
 # On TensorFlow a checkpoint follows the attributes of a `tf.Module`, and `init_scope`
 # makes a variable that outlives the graph in which it is made.

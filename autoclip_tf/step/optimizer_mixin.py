@@ -8,8 +8,7 @@ import keras
 import numpy as np
 
 from autoclip_core.checks import format_error
-
-from .state import LATER, StatefulTransformer, check_state
+from autoclip_tf.state.variables import LATER, StatefulTransformer, check_state
 
 Pair = tuple[Any, Any]
 """A gradient, or None, and its variable."""

@@ -7,7 +7,7 @@ from keras import ops
 
 from autoclip_core.clipper.parts import join_observed
 
-from .gradients import Part, count_elements, find_observed, measure_norms
+from .parts import Part, count_elements, find_observed, measure_norms
 from .rows import Rows
 
 Tensor = Any

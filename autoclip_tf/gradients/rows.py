@@ -9,9 +9,9 @@ import numpy as np
 from autoclip_core.clipper.parts import join_norms
 from autoclip_core.clipper.patterns import Pattern, check_patterns_match
 from autoclip_core.clipper.units import ParameterRows, Units, name_units, row_size
+from autoclip_tf.layouts import UnitsOf, matches_path, path_of
 
 from . import namespace
-from .layouts import UnitsOf, matches_path, path_of
 
 
 class Rows:
