@@ -25,12 +25,8 @@ from .gradients.rows import Rows
 from .layouts import UnitsOf, make_unit_rule
 from .optimizers import add_transformers
 from .state.settings import PATTERNS, Settings, find_policy, patterns_from_config
-from .state.variables import (
-    MakeVariable,
-    StatefulTransformer,
-    StateVariables,
-    make_variable,
-)
+from .state.transformer import StatefulTransformer
+from .state.variables import MakeVariable, StateVariables, make_variable
 from .step.optimizer_mixin import Pair
 
 

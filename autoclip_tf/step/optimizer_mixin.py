@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from autoclip_core.checks import format_error
-from autoclip_tf.state.variables import LATER, StatefulTransformer, check_state
+from autoclip_tf.state.transformer import StatefulTransformer
+from autoclip_tf.state.variables import LATER, check_state
 
 Pair = tuple[Any, Any]
 """A gradient, or None, and its variable."""

@@ -1,0 +1,133 @@
+"""`StatefulTransformer`: what reads, checks and resets the state of a clipper."""
+
+from typing import Any, Self
+
+import keras
+
+from autoclip_core import Decision
+from autoclip_core.clipper import metrics
+from autoclip_tf.gradients.rows import Rows
+
+from .variables import ClipperState, MakeVariable, StateVariables, check_state
+
+# On TensorFlow a checkpoint follows the attributes of a `tf.Module`.
+_Module: Any = object
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    _Module = tf.Module
+
+
+class StatefulTransformer(_Module):  # type: ignore[misc]
+    """A gradient transformer with a state: the part of a clipper that reads the state.
+
+    A subclass has `_build_without_later(variables, make)`, which sets `_rows` and
+    `_state`. `_add_later_variables(make)` then completes the state.
+    """
+
+    _rows: Rows | None = None
+    _state: StateVariables
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Refuse a loss policy, which has to cancel updates."""
+        if "loss_policy" in keywords:
+            raise TypeError(
+                f"loss_policy is no argument of {cls.__name__}: a gradient transformer "
+                "cannot cancel an update; in a training loop of your own, decide with "
+                "autoclip_core.loss.decide_loss and leave optimizer.apply out"
+            )
+        made: Self = super().__new__(cls)
+        return made
+
+    @property
+    def built(self) -> bool:
+        """Whether the clipper was built for its variables."""
+        return self._rows is not None
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row, in the order of a decision's entries."""
+        return list(self._built_rows().names)
+
+    @property
+    def decision(self) -> Decision:
+        """The last decision, in NumPy, with one entry per row (see `names`)."""
+        return self._read_numpy().decision
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return what to log of the last step and of the run.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row, as
+            `clip/norm/<path>` and so on.
+
+        Returns:
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
+
+        Raises:
+          ValueError: the clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
+        (4.0, 2.0)
+        """
+        decision, tally, _ = self._read_numpy()
+        rows = self._built_rows()
+        run = metrics.compute_metrics(decision, tally, norm=rows.norm, sizes=rows.sizes)
+        numbers = {name: float(value) for name, value in run.items()}
+        if per_row:
+            numbers |= metrics.compute_row_metrics(self.names, decision, tally)
+        return numbers
+
+    def check_state(self) -> None:
+        """Raise if the state is invalid: NaN, a negative level, an impossible count.
+
+        `tf.train.Checkpoint.restore` does not validate what it writes into variables:
+        call this once afterwards. `load_weights` and `load_model` validate before they
+        write.
+
+        Raises:
+          ValueError: the state is invalid, and the message says where and how; or the
+            clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> clip = NormClip(1.0)
+        >>> clip.build([keras.Variable([0.0, 0.0])])
+        >>> clip.check_state()
+        """
+        check_state(self._read_numpy())
+
+    def reset(self) -> None:
+        """Set the policy state, the counts and the last decision to their start.
+
+        Raises:
+          ValueError: the clipper is not built.
+
+        >>> from autoclip_tf import NormClip
+        >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
+        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> clip.reset()
+        >>> clip.metrics()["clip/steps"]
+        0.0
+        """
+        self._built_rows()
+        self._state.reset()
+
+    def _add_later_variables(self, make: MakeVariable) -> None:
+        self._state.add_later_variables(make)
+        # `tf.train.Checkpoint` saves the variables under the name of this attribute.
+        self._variables = self._state.variables
+
+    def _read_numpy(self) -> ClipperState:
+        self._built_rows()
+        return self._state.read_numpy()
+
+    def _built_rows(self) -> Rows:
+        if self._rows is None:
+            raise ValueError(
+                "a clipper must be built before its state is read, got one that is "
+                "not; take a step, or call build(model.trainable_variables)"
+            )
+        return self._rows
