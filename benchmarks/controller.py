@@ -1,7 +1,8 @@
 """Measure what each policy does to series of norms whose answer is known.
 
-Run it as `python benchmarks/controller.py`: it prints the tables of docs/controller.md;
-with `--write` it puts them there. No network is trained, everything is drawn from one
+Run it as `python benchmarks/controller.py`: it prints the tables of
+docs/evidence/controller.md; with `--write` it puts them there, and the short one into
+docs/controller.md. No network is trained, everything is drawn from one
 seed, and all series are rows of one run per policy. It takes under a minute.
 """
 
@@ -16,7 +17,10 @@ import numpy as np
 import autoclip_core
 from autoclip_core import Policy, decide
 
-PAGE = Path(__file__).parents[1] / "docs" / "controller.md"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "controller.md"
+"""The page that holds all tables."""
+SHORT_PAGE = PAGE.parents[1] / PAGE.name
+"""The page that holds the table of `SHOWN`."""
 
 STEPS, ROWS = 4000, 8
 SETTLED = 1000
@@ -52,6 +56,19 @@ POLICIES = {
     "Floor(StreamingQuantile(0.9), min_norm=1.0)": "",
 }
 """The policies, as expressions in the names of `autoclip_core`, and what they are."""
+
+SHOWN = (
+    "Fixed(1.0)",
+    "Quantile(0.9)",
+    "Quantile(0.5)",
+    "StreamingQuantile(0.9)",
+    "MeanStd()",
+    "ZScore()",
+    "ZScore(record='applied')",
+    "EmaRatio()",
+    "EmaRatio(2.0)",
+)
+"""The policies of the short table."""
 
 
 class Taken(NamedTuple):
@@ -190,6 +207,16 @@ def make_tables(runs: Mapping[str, Run]) -> str:
     return as_markdown(steady) + "\n\n" + as_markdown(changing)
 
 
+def make_short_table(runs: Mapping[str, Run]) -> str:
+    """Return clip rates at three spreads, and steps to follow a change, in Markdown."""
+    kinds = ["log-std 0.1", "log-std 0.3", "log-std 1.0"]
+    rows = [["policy", *kinds, "×10", "÷10"]]
+    for code in SHOWN:
+        rates = [percent(clip_rate(runs[code][kind])) for kind in kinds]
+        rows.append([f"`{code}`", *rates, *change_cells(runs[code])[2:4]])
+    return as_markdown(rows)
+
+
 def calm_cell(taken: Taken) -> str:
     """Return clip rate, mean scale and largest norm passed."""
     rate = percent(clip_rate(taken))
@@ -243,17 +270,21 @@ def put_between_marks(page: str, tables: str) -> str:
 
 
 def main() -> None:
-    """Print the tables, or write them into the page."""
+    """Print the tables, or write them into the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help="into the two pages")
     options = parser.parse_args()
     series = make_series()
-    tables = make_tables({code: run(policy_of(code), series) for code in POLICIES})
-    if options.write:
-        page = put_between_marks(PAGE.read_text(encoding="utf-8"), tables)
-        PAGE.write_text(page, encoding="utf-8")
-    else:
-        print(tables)
+    runs = {code: run(policy_of(code), series) for code in POLICIES}
+    for page, tables in (
+        (PAGE, make_tables(runs)),
+        (SHORT_PAGE, make_short_table(runs)),
+    ):
+        if options.write:
+            text = put_between_marks(page.read_text(encoding="utf-8"), tables)
+            page.write_text(text, encoding="utf-8")
+        else:
+            print(tables, end="\n\n")
 
 
 if __name__ == "__main__":

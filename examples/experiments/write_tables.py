@@ -1,6 +1,7 @@
-"""Put the tables of docs/evidence/*.json into docs/evidence.md, between their marks.
+"""Put the tables of docs/evidence/*.json into the evidence pages, between their marks.
 
-`python examples/experiments/write_tables.py`, after an experiment ran.
+`python examples/experiments/write_tables.py`, after an experiment ran. The mark
+`tables of NAME` takes all tables of NAME.json, and `tables of NAME: TITLE` takes one.
 """
 
 import json
@@ -8,20 +9,29 @@ import re
 
 from experiment import EVIDENCE
 
-PAGE = EVIDENCE.with_suffix(".md")
-MARKS = re.compile(r"(<!-- tables of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (EVIDENCE.with_suffix(".md"), *sorted(EVIDENCE.glob("*.md")))
+MARKS = re.compile(
+    r"(<!-- tables of (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def with_tables(page: str) -> str:
     """Return the page with the tables as they are in the JSON files."""
 
     def fill(match: re.Match[str]) -> str:
-        saved = json.loads((EVIDENCE / f"{match[2]}.json").read_text(encoding="utf-8"))
-        tables = [f"*{title}*\n\n{text}" for title, text in saved["tables"].items()]
-        return f"{match[1]}\n" + "\n\n".join(tables) + f"\n\n{match[3]}"
+        mark, name, title, end = match.groups()
+        text = (EVIDENCE / f"{name}.json").read_text(encoding="utf-8")
+        tables = json.loads(text)["tables"]
+        if title:
+            shown = [tables[title]]
+        else:
+            shown = [f"*{title}*\n\n{table}" for title, table in tables.items()]
+        return f"{mark}\n" + "\n\n".join(shown) + f"\n\n{end}"
 
     return MARKS.sub(fill, page)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(with_tables(text), encoding="utf-8")

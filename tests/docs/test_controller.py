@@ -62,9 +62,16 @@ def agree(made, page):
     return True
 
 
-def test_the_page_holds_what_the_code_computes(runs):
-    page = bench.PAGE.read_text(encoding="utf-8")
-    made = bench.put_between_marks(page, bench.make_tables(runs))
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        (bench.PAGE, bench.make_tables),
+        (bench.SHORT_PAGE, bench.make_short_table),
+    ],
+)
+def test_the_page_holds_what_the_code_computes(runs, path, make):
+    page = path.read_text(encoding="utf-8")
+    made = bench.put_between_marks(page, make(runs))
     assert words(made) == words(page)
     assert agree(made, page)
 

@@ -190,7 +190,8 @@ def test_every_public_name_is_in_the_reference(package):
 
 
 def test_what_the_guide_says_of_the_policies_is_in_the_one_table():
-    rows = re.findall(r"^\| `(\S+)` \|(.*)$", PAGES["controller.md"], re.MULTILINE)
+    page = PAGES["evidence/controller.md"]
+    rows = re.findall(r"^\| `(\S+)` \|(.*)$", page, re.MULTILINE)
     steady, changing = dict(reversed(rows)), dict(rows)  # each table has each policy
     assert re.search(r" 1\.6 %.* 7\.1 %", steady["ZScore()"])
     assert re.search(r" 42\.2 % · 0\.97.* 90\.1 %", steady["EmaRatio()"])

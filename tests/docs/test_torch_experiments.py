@@ -1,4 +1,4 @@
-"""Every experiment runs as a trial, and docs/evidence.md shows what was saved.
+"""Every experiment runs as a trial, and the evidence pages show what was saved.
 
 The trials run in this process: starting Python and torch six times would take longer.
 """
@@ -183,12 +183,18 @@ def test_faults_ruin_sgd_unless_it_clips(load):
 
 
 @pytest.mark.needs("plot")
-def test_the_page_shows_the_tables_that_were_saved(load):
-    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    assert load("write_tables").with_tables(page) == page
+def test_the_pages_show_the_tables_that_were_saved(load):
+    script = load("write_tables")
+    pages = {path: path.read_text(encoding="utf-8") for path in script.PAGES}
+    for page in pages.values():
+        assert script.with_tables(page) == page
+    assert script.with_tables(page.replace(" | ", " | 9")) == page
+    summary = pages[EVIDENCE.with_suffix(".md")]
     for name in NAMES:
-        assert f"<!-- tables of {name} -->" in page
-        assert f"(evidence/{name}.png)" in page
+        details = pages[EVIDENCE / f"{name}.md"]
+        assert f"<!-- tables of {name} -->" in details
+        assert f"](evidence/{name}.md)" in summary
+        assert f"(evidence/{name}.png)" in summary or f"({name}.png)" in details
         assert (EVIDENCE / f"{name}.png").stat().st_size < 80_000
 
 

@@ -77,6 +77,7 @@ TESTS = {
     "docs/migration.md": "docs/pages docs/migration docs/migration_rules "
     "docs/torch_migration docs/torch_migration_agc docs/torch_migration_history "
     "docs/tf_migration docs/jax_migration",
+    "docs/evidence": "docs/pages docs/torch_experiments",
     "docs/evidence.md": "docs/pages docs/torch_experiments",
     "examples": "docs/examples",
     "examples/demo.py": "docs/demo",
