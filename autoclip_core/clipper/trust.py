@@ -1,11 +1,12 @@
-"""The two policies of `TrustClip` and their defaults, the same in every framework.
+"""The two policies of `TrustClip` and their defaults, and the policy of LARC.
 
 One policy filters the gradient, the other bounds the update: the change of the weights
 in one step. A gradient does not depend on the learning rate, the momentum or the
 preconditioner of the optimizer. The update depends on all three.
 """
 
-from autoclip_core.policies.param_ratio import ParamRatio
+from autoclip_core.checks import check_positive
+from autoclip_core.policies.param_ratio import ParamRatio, TrustRatio
 from autoclip_core.policies.quantile import Quantile
 
 RATIO = 0.02
@@ -44,3 +45,12 @@ def make_bound(ratio: float = RATIO) -> ParamRatio:
     ParamRatio(clipping=0.05, eps=0.03)
     """
     return ParamRatio(ratio, eps=FLOOR)
+
+
+def make_larc(trust_coefficient: float = RATIO) -> TrustRatio:
+    """Return the policy of LARC, for the norm lr * |g|.
+
+    >>> make_larc().clipping
+    0.02
+    """
+    return TrustRatio(check_positive("trust_coefficient", trust_coefficient))

@@ -1,4 +1,4 @@
-"""A ratio to the norm of the parameters: adaptive gradient clipping, AGC."""
+"""A ratio to the norm of the parameters: adaptive gradient clipping, AGC, and LARC."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -83,3 +83,26 @@ class ParamRatio(Policy):
     def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
         """Return the same state."""
         return state
+
+
+@dataclass(frozen=True, repr=False)
+class TrustRatio(ParamRatio):
+    """The threshold of LARC: T = R = clipping * |w|, and none for weights of 0.
+
+    A row whose weights are 0 is left alone. `eps` is the largest |w| that counts as 0.
+    """
+
+    eps: float = 1e-30
+
+    def limit(
+        self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
+    ) -> Limit:
+        """Return `clipping` times the norm of the parameters.
+
+        Raises:
+          ValueError: `param_norms` is None.
+        """
+        threshold = super().limit(state, norms, param_norms=param_norms, xp=xp)[0]
+        has_norm = xp.isfinite(param_norms) & (param_norms > self.eps)
+        threshold = xp.where(has_norm, threshold, float("inf"))
+        return Limit(threshold, threshold)
