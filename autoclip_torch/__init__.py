@@ -27,4 +27,5 @@ from .named import NormClip as NormClip
 from .named import QuantileClip as QuantileClip
 from .named import StandardClip as StandardClip
 from .named import ZClip as ZClip
+from .update import UpdateClipper as UpdateClipper
 from .value import ValueClip as ValueClip

@@ -50,7 +50,7 @@ class Observer:
       TypeError, ValueError: an argument breaks its rule; the message says which.
     """
 
-    _stepper_class = Stepper
+    _stepper_class: type[Stepper] = Stepper
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Observer:
         steps = list(zip(*arrays, strict=True))
         if self.nonfinite == "raise":
             for step, observed in steps:
-                check_finite(states, step, observed)
+                check_finite(states, step, observed, self._stepper.quantity)
         for step, observed in steps:
             decision = states.decide(step, observed, weights)
         self._stepper.checks.overflows.ignore_earlier_steps()

@@ -3,6 +3,7 @@
 `squares.py` sums the squares, and `largest.py` finds the largest magnitudes.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,30 +41,38 @@ def measure(rows: Rows, tensors: Any) -> RowNorms:
     An rms norm is measured as an l2 norm.
     """
     tensors = list(tensors)
-    observed = _find_observed(rows, tensors)
+    return RowNorms(measure_norms(rows, tensors), find_observed(rows, tensors))
+
+
+def measure_norms(rows: Rows, tensors: Iterable[Any]) -> _Array:
+    """Return the norm of each row as float64.
+
+    The tensors may come from a generator. Long ones are then freed one by one.
+    """
     if rows.norm == "max":
-        return RowNorms(find_largest(rows, tensors), observed)
-    return RowNorms(np.sqrt(_sum_squares(rows, tensors)), observed)
+        return find_largest(rows, tensors)
+    norms: _Array = np.sqrt(_sum_squares(rows, tensors))
+    return norms
 
 
-def _sum_squares(rows: Rows, tensors: list[Any]) -> _Array:
+def _sum_squares(rows: Rows, tensors: Iterable[Any]) -> _Array:
     """Return the sum of squares of each row as float64."""
     sums: _Array = np.zeros(len(rows.names))
-    short: list[int] = []
+    short: dict[int, Tensor] = {}
     with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
         pairs = zip(rows.by_parameter, tensors, strict=True)
         for index, (entry, tensor) in enumerate(pairs):
             if tensor is None or entry.start == entry.stop:
                 continue
             if squares.is_short(tensor, entry.units):
-                short.append(index)
+                short[index] = tensor
             else:
                 _add_one(sums, entry, tensor)
         if len(short) < _SMALLEST_BATCH:
-            for index in short:
-                _add_one(sums, rows.by_parameter[index], tensors[index])
+            for index, tensor in short.items():
+                _add_one(sums, rows.by_parameter[index], tensor)
         else:
-            _add_short(sums, rows, tensors, short)
+            _add_short(sums, rows, short)
     return sums
 
 
@@ -108,19 +117,19 @@ def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
         sums[entry.start : entry.stop] += squares.sum_units(tensor, entry.units)
 
 
-def _add_short(sums: _Array, rows: Rows, tensors: list[Any], short: list[int]) -> None:
+def _add_short(sums: _Array, rows: Rows, short: dict[int, Tensor]) -> None:
     """Add the sums of squares of short tensors, many at a time."""
-    ends = np.cumsum([tensors[index].numel() for index in short])
+    ends = np.cumsum([tensor.numel() for tensor in short.values()])
     cuts = np.flatnonzero(np.diff(ends // _BATCH_ELEMENTS)) + 1
-    for batch in np.split(short, cuts):
-        is_in_batch = np.zeros(len(tensors), np.bool_)
+    for batch in np.split(list(short), cuts):
+        is_in_batch = np.zeros(len(rows.by_parameter), np.bool_)
         is_in_batch[batch] = True
         counts = rows.index.counts[batch]
-        batch_sums = squares.sum_short([tensors[index] for index in batch], counts)
+        batch_sums = squares.sum_short([short[index] for index in batch], counts)
         np.add.at(sums, rows.index.get_rows(is_in_batch), batch_sums)
 
 
-def _find_observed(rows: Rows, tensors: list[Tensor | None]) -> _Array:
+def find_observed(rows: Rows, tensors: Sequence[Tensor | None]) -> _Array:
     """Return which rows have a tensor."""
     is_present = np.array([tensor is not None for tensor in tensors], np.bool_)
     observed: _Array = np.full(len(rows.names), is_present.all())

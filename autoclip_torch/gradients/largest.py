@@ -4,6 +4,7 @@ torch's own norm of infinite order takes 25 times as long here, because it uses 
 vector instructions.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .layout import as_measurable, get_unit_norms, is_cut_by_first_axis
 _Array = np.ndarray[Any, Any]
 
 
-def find_largest(rows: Rows, tensors: list[Any]) -> _Array:
+def find_largest(rows: Rows, tensors: Iterable[Any]) -> _Array:
     """Return the largest magnitude of each row, as float64; infinity for a NaN."""
     largest: _Array = np.zeros(len(rows.names))
     for entry, tensor in zip(rows.by_parameter, tensors, strict=True):

@@ -38,12 +38,16 @@ class RunChecks:
                 error = format_error("max_consecutive_skips", rule, most_skips, way_out)
                 raise ValueError(error)
         self.most_skips = most_skips
-        self.overflows = OverflowCheck()
+        self.overflows = self._start_overflow_check()
         self._has_had_gradient = False
 
     def reset(self) -> None:
         """Restart the counts."""
-        self.overflows = OverflowCheck()
+        self.overflows = self._start_overflow_check()
+
+    def _start_overflow_check(self) -> Any:
+        """Return the check of the norms that are not finite."""
+        return OverflowCheck()
 
     def check_gradients(
         self,
@@ -150,17 +154,26 @@ class OverflowCheck:
 _NONFINITE_STEPS, _RECENT_STEPS = 10, 100
 
 
-def check_finite(states: PolicyStates, norms: Any, observed: Any) -> None:
-    """Raise a FloatingPointError that names the rows whose norm is not finite."""
+def check_finite(
+    states: PolicyStates, norms: Any, observed: Any, quantity: str = "gradient"
+) -> None:
+    """Raise a FloatingPointError that names the rows whose norm is not finite.
+
+    Args:
+      states: the rows.
+      norms, observed: as in `PolicyStates.decide`.
+      quantity: what was measured, "gradient" or "update".
+    """
     _refuse_to_compile('nonfinite="raise"')
     is_bad = (observed & ~states.xp.isfinite(as_norms(norms, states.xp))).tolist()
     names = [name for name, bad in zip(states.rows.names, is_bad, strict=True) if bad]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        other = ' or "skip"' if quantity == "gradient" else ""
         raise FloatingPointError(
-            f"the gradient norm of {', '.join(names[:3])}{more} is not finite and "
-            'nonfinite="raise"; to go on without such gradients, set '
-            'nonfinite="zero" or "skip"'
+            f"the {quantity} norm of {', '.join(names[:3])}{more} is not finite and "
+            f'nonfinite="raise"; to go on without such {quantity}s, set '
+            f'nonfinite="zero"{other}'
         )
 
 

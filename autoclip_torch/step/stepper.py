@@ -41,6 +41,9 @@ class Stepper:
       loss_policy: as in `Clipper`.
     """
 
+    quantity = "gradient"
+    """What is measured, for error messages."""
+
     def __init__(
         self,
         groups: Sequence[Group],
@@ -132,7 +135,7 @@ class Stepper:
         on_any_rank = None if self.ranks is None else observed
         self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
         if self.policy_states.nonfinite == "raise":
-            check_finite(self.policy_states, norms, observed)
+            check_finite(self.policy_states, norms, observed, self.quantity)
         loss_decision = decide_on_loss(loss, self.policy_states, self.ranks)
         decision = self.decide(norms, observed, *others, loss=loss_decision)
         if in_place and not self.dry_run:
