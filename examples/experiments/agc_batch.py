@@ -9,6 +9,7 @@ batches, and the last layer is better left unclipped.
 `python examples/experiments/agc_batch.py` takes about 3 minutes on two cores.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ def rate_of(batch: int) -> float:
     return RATE_OF_32 * batch / 32
 
 
+@cache
 def load_images() -> Any:
     """Return 1400 images to train on and 397 to test with, and their digits."""
     from sklearn.datasets import load_digits

@@ -3,11 +3,9 @@
 The trials run in this process: starting Python and torch six times would take longer.
 """
 
-import importlib
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "experiments"
 EVIDENCE = ROOT / "docs" / "evidence"
 NAMES = [
     "heavy_tails",
@@ -26,21 +23,6 @@ NAMES = [
     "speech_losses",
     "language_model",
 ]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Return a function that imports a module of the experiments, as a script would."""
-    before = set(sys.modules)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second thread waits more than it helps
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if file.startswith(str(ROOT / "examples")):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ TESTS = {
     "docs/evidence.md": "docs/pages docs/torch_experiments",
     "examples": "docs/examples",
     "examples/demo.py": "docs/demo",
-    "examples/experiments": "docs/torch_experiments",
+    "examples/experiments": "docs/torch_experiments docs/torch_no_tuning",
     "examples/find_threshold_keras.py": "docs/examples tf/find_threshold",
     "examples/threshold_first.py": "docs/examples torch/threshold_first",
     "tests": "project/conftest core/never",

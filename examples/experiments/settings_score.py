@@ -1,0 +1,97 @@
+"""How far a setting is from the best constant of each cell, and how many runs it loses.
+
+A cell is a task at one learning rate under one optimizer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from intervals import Interval, median_interval
+
+LOST = 0.95
+"""A run is lost if it diverges, or ends above this share of its task's level."""
+
+
+class Cell(NamedTuple):
+    """A task at a learning rate under an optimizer."""
+
+    task: str
+    optimizer: str
+    factor: float
+
+
+Results = Mapping[tuple[str, Cell], Sequence[Mapping[str, Any]]]
+"""The results of each seed by contender and cell."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A contender's score over cells."""
+
+    lost: int
+    runs: int
+    """Of cell and seed, where at least one contender trains."""
+    excesses: Mapping[Cell, float]
+    """Of the mean loss over the least mean loss of the oracle; 0.02 is 2 %."""
+
+    @property
+    def mean(self) -> float:
+        """Return the mean excess."""
+        return float(np.mean(list(self.excesses.values())))
+
+    def median(self, factors: Iterable[float]) -> Interval:
+        """Return the median excess of the cells at these rates, with its interval."""
+        return median_interval(
+            [e for cell, e in self.excesses.items() if cell.factor in factors]
+        )
+
+    def share_within(self, limit: float) -> float:
+        """Return the share of cells whose excess is at most `limit`."""
+        return float(np.mean([e <= limit for e in self.excesses.values()]))
+
+
+def is_lost(result: Mapping[str, Any]) -> bool:
+    """Return whether the run diverged or learned next to nothing."""
+    return result["loss"] is None or result["loss"] > LOST * result["level"]
+
+
+def mean_loss(results: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean over seeds; no loss counts more than the task's level."""
+    losses = [r["level"] if r["loss"] is None else r["loss"] for r in results]
+    return float(
+        np.mean([min(x, r["level"]) for x, r in zip(losses, results, strict=True)])
+    )
+
+
+def score_all(
+    results: Results, contenders: Iterable[str], oracle: Sequence[str]
+) -> dict[str, Score]:
+    """Return the score of each contender over the cells that it ran.
+
+    The oracle takes the best of its contenders in each cell.
+    """
+    trains = {
+        (cell, seed)
+        for (_, cell), of_cell in results.items()
+        for seed, result in enumerate(of_cell)
+        if not is_lost(result)
+    }
+    best = {
+        cell: min(mean_loss(results[name, cell]) for name in oracle)
+        for cell in {cell for _, cell in results}
+    }
+    scores = {}
+    for contender in contenders:
+        cells = {c: r for (name, c), r in results.items() if name == contender}
+        outcomes = [
+            is_lost(result)
+            for cell, of_cell in cells.items()
+            for seed, result in enumerate(of_cell)
+            if (cell, seed) in trains
+        ]
+        excesses = {cell: mean_loss(r) / best[cell] - 1 for cell, r in cells.items()}
+        scores[contender] = Score(sum(outcomes), len(outcomes), excesses)
+    return scores
