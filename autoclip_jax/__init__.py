@@ -21,6 +21,8 @@ try:
     from .skip import skip_steps as skip_steps
     from .skip_state import SkipState as SkipState
     from .state import ClipState as ClipState
+    from .state import TrustState as TrustState
+    from .trust import trust_clip as trust_clip
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "optax"):
         raise

@@ -1,13 +1,14 @@
 """Errors for arguments that a factory cannot use, with the way out."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 
 from autoclip_core import Policy
+from autoclip_core.checks import format_error
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -18,6 +19,8 @@ _COMBINATORS = {
     "Cap": {"max_threshold": "max_norm"},
 }
 """Combinators, from the inside out: keywords of torch's clippers, and their fields."""
+
+_COMBINATOR_KEYWORDS = [n for fields in _COMBINATORS.values() for n in fields]
 
 _SKIP = "wrap the optimizer: skip_steps(optimizer, policy, max_consecutive=...)"
 _WAYS_OUT = {
@@ -36,6 +39,7 @@ def explain_arguments(
     policy: type[Policy] | None = None,
     scope: str | None = None,
     call: str = "clip_by_policy({})",
+    ways_out: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Return a decorator that explains unknown keywords and arrays in place of numbers.
 
@@ -46,7 +50,9 @@ def explain_arguments(
       policy: the policy whose arguments the factory takes; None if it takes a policy.
       scope: the default scope of the factory, if `call` has another default.
       call: the call that makes the same transformation from any policy.
+      ways_out: unknown keywords and what to do instead, for this factory.
     """
+    known = _WAYS_OUT | dict(ways_out or {})
 
     def decorate(factory: Callable[P, Result]) -> Callable[P, Result]:
         parameters = inspect.signature(factory).parameters
@@ -57,8 +63,8 @@ def explain_arguments(
             arguments = dict(zip(parameters, args, strict=False)) | kwargs
             _check_numbers(numbers, arguments)
             for name in kwargs.keys() - parameters.keys():
-                way_out = _WAYS_OUT.get(name)
-                if any(name in fields for fields in _COMBINATORS.values()):
+                way_out = known.get(name)
+                if way_out is None and name in _COMBINATOR_KEYWORDS:
                     inside = _suggest_arguments(policy, scope, parameters, arguments)
                     way_out = f"wrap the policy: {call.format(inside)}"
                 elif (
@@ -124,3 +130,10 @@ def _keywords(arguments: dict[str, Any]) -> list[str]:
     """Return the arguments as code; a function is written as a variable."""
     pairs = ((n, n if callable(v) else repr(v)) for n, v in arguments.items())
     return [f"{name}={value}" for name, value in pairs]
+
+
+def check_transformation(argument: str, value: Any, way_out: str) -> None:
+    """Raise `TypeError` if an argument is no gradient transformation."""
+    if not hasattr(value, "init") or not hasattr(value, "update"):
+        rule = "an optax gradient transformation"
+        raise TypeError(format_error(argument, rule, value, way_out))

@@ -47,13 +47,16 @@ def clip_by_policy(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip updates by any policy of `autoclip_core`.
 
+    First in a chain, it clips the gradients. Last in a chain, it clips the change of
+    the weights: `optax.chain(optax.adamw(1e-3), clip_by_policy(policy))`.
+
     Args:
       policy: the policy; it runs unchanged inside `jax.jit`.
-      scope: the gradients that share one norm: each "parameter" (the default), all of
+      scope: the updates that share one norm: each "parameter" (the default), all of
         them ("global"), or each output "unit" of each parameter.
       global_clipping: the older spelling of `scope="global"`.
       labels: groups in place of a scope: a pytree of labels (a prefix of the updates'
-        tree) or a function that returns one, as for `optax.partition`. Gradients with
+        tree) or a function that returns one, as for `optax.partition`. Updates with
         equal labels share a norm.
       scale_only: the parameters that clipping scales, as the mask of `optax.masked`: a
         pytree of booleans (a prefix of the updates' tree) or a function that returns
@@ -64,7 +67,7 @@ def clip_by_policy(
         norms and the norms of parameters are norms of this kind.
       nonfinite: what happens to a row whose norm is NaN or infinite: "zero" sets it to
         0, "propagate" leaves it unchanged. Its norm is never recorded.
-      axis_name: mesh axes that cut a gradient into pieces, inside `shard_map`. Under
+      axis_name: mesh axes that cut an update into pieces, inside `shard_map`. Under
         `jit` with sharded arrays, leave it out.
       rule: how a parameter is cut at scope "unit": "flax" (also for Haiku), "equinox",
         "layer" (the whole parameter) or "nfnets" (optax's rule).

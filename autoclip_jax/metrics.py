@@ -1,19 +1,18 @@
 """Numbers to log, from any optimizer state."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from autoclip_core import Decision
-from autoclip_core.clipper.metrics import compute_metrics
+from autoclip_core.clipper.metrics import compute_metrics, name_update_metrics
 from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
 from .skip_state import SkipState
 from .state import ClipState
+from .update_clippers import find_clippers
 
 
 def clip_metrics(opt_state: Any) -> dict[str, Array]:
@@ -21,9 +20,13 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
 
     The clipper may be inside chains, masks and partitions, and the call may be inside
     `jit`. `autoclip_core.clipper.metrics.compute_metrics` documents the names, and
-    `autoclip_core.loss.compute_loss_metrics` those of a loss policy. With
-    several clippers, each has its own numbers: `clip/0/norm`, `clip/1/norm` in the
-    order of the state.
+    `autoclip_core.loss.compute_loss_metrics` those of a loss policy.
+
+    A clipper clips the update if another transformation of its chain stands before it
+    and none behind it. Its names begin with `clip/update_`: `clip/update_norm`. The
+    names of all other clippers are `clip/norm` and so on. Several clippers of one kind
+    are numbered in the order of the state: `clip/0/norm`, `clip/1/norm`, or
+    `clip/0/update_norm`, `clip/1/update_norm`. One of each kind needs no number.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
@@ -42,9 +45,28 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
     >>> float(clip_metrics(state)["clip/norm"])
     5.0
+
+    Behind the optimizer, a clipper measures the update:
+
+    >>> tx = optax.chain(optax.sgd(0.1), clip_by_quantile(0.9))
+    >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
+    >>> float(clip_metrics(state)["clip/update_norm"])
+    0.5
     """
     find_clip_states(opt_state)  # raises without a clipper
-    clippers = list(_list_metrics(opt_state))
+    gradients: list[dict[str, Array]] = []
+    updates: list[dict[str, Array]] = []
+    for state, is_update in find_clippers(opt_state):
+        measured = _compute_metrics(state)
+        if is_update:
+            updates.append(name_update_metrics(measured))
+        else:
+            gradients.append(measured)
+    return _number(gradients) | _number(updates)
+
+
+def _number(clippers: list[dict[str, Array]]) -> dict[str, Array]:
+    """Return the metrics of all clippers of a kind; numbered if there are several."""
     if len(clippers) == 1:
         return clippers[0]
     return {
@@ -54,22 +76,15 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     }
 
 
-def _list_metrics(opt_state: Any) -> Iterator[dict[str, Array]]:
-    """Yield the metrics of each clipper, with those of its loss policy."""
-
-    def is_state(part: Any) -> bool:
-        return isinstance(part, ClipState | SkipState)
-
-    for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
-        if isinstance(state, ClipState):
-            yield _state_metrics(state)
-            continue
-        losses: dict[str, Array] = {}
-        if (record := state.skip_loss) is not None:
-            loss, threshold = record.skip_loss_value, record.skip_loss_threshold
-            losses = compute_loss_metrics(loss, threshold, record.skip_loss_state)
-        yield _state_metrics(state.skip_clip) | losses
-        yield from _list_metrics(state.inner_state)
+def _compute_metrics(state: ClipState | SkipState) -> dict[str, Array]:
+    """Return the metrics of a clipper, with those of its loss policy."""
+    if isinstance(state, ClipState):
+        return _state_metrics(state)
+    losses: dict[str, Array] = {}
+    if (record := state.skip_loss) is not None:
+        loss, threshold = record.skip_loss_value, record.skip_loss_threshold
+        losses = compute_loss_metrics(loss, threshold, record.skip_loss_state)
+    return _state_metrics(state.skip_clip) | losses
 
 
 def _state_metrics(state: ClipState) -> dict[str, Array]:

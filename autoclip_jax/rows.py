@@ -76,15 +76,8 @@ class Scope:
 
     def _split(self, rows: Rows, tree: Any) -> Rows:
         """Return the rows in two parts; the second has the leaves not to scale."""
-        mask, count = self.scale_only, len(rows.names)
-        mask = mask(tree) if callable(mask) else mask
-        flags = _repeat_prefix(mask, tree, "scale_only")
-        leaves = jax.tree.leaves(tree, is_leaf=is_none)
-        for flag, leaf in zip(flags, leaves, strict=True):
-            if leaf is not None and not isinstance(flag, bool | np.bool_):
-                rule = "a tree of True and False, or a function that returns one"
-                way_out = "as the mask of optax.masked"
-                raise TypeError(format_error("scale_only", rule, mask, way_out))
+        flags = repeat_mask(self.scale_only, tree, "scale_only")
+        count = len(rows.names)
         parameters = [
             p if flag else replace(p, start=p.start + count, stop=p.stop + count)
             for p, flag in zip(rows.parameters, flags, strict=True)
@@ -149,6 +142,24 @@ def _label_leaves(labels: Labels, tree: Any) -> list[Any]:
             message = format_error("labels", "a label per array", labels, way_out)
             raise ValueError(message)
     return leaf_labels
+
+
+def repeat_mask(mask: Mask, tree: Any, argument: str) -> list[bool]:
+    """Return the flag of each leaf of a tree, including each `None`.
+
+    Raises:
+      TypeError: the flag of an array is not a boolean.
+      ValueError: the mask is not a prefix of the tree.
+    """
+    mask = mask(tree) if callable(mask) else mask
+    flags = _repeat_prefix(mask, tree, argument)
+    leaves = jax.tree.leaves(tree, is_leaf=is_none)
+    for flag, leaf in zip(flags, leaves, strict=True):
+        if leaf is not None and not isinstance(flag, bool | np.bool_):
+            rule = "a tree of True and False, or a function that returns one"
+            way_out = "as the mask of optax.masked"
+            raise TypeError(format_error(argument, rule, mask, way_out))
+    return flags
 
 
 def _repeat_prefix(prefix: Any, tree: Any, argument: str) -> list[Any]:

@@ -15,7 +15,7 @@ from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.settings import check_traceable
 from autoclip_core.loss import check_loss_policy
 
-from .arguments import explain_arguments
+from .arguments import check_transformation, explain_arguments
 from .check_state import find_states
 from .clipper import check_axis_name, decide_step
 from .rows import Labels, Scope, choose_scope
@@ -87,10 +87,8 @@ def skip_steps(
     check_traceable(policy, jnp, CLIP_AND_SKIP)
     if _has_drop(policy):
         raise ValueError(format_error("policy", "without Drop", policy, CLIP_AND_SKIP))
-    if not hasattr(inner, "init") or not hasattr(inner, "update"):
-        rule = "an optax gradient transformation"
-        way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
-        raise TypeError(format_error("inner", rule, inner, way_out))
+    way_out = "wrap the optimizer: skip_steps(optax.adam(1e-3), policy)"
+    check_transformation("inner", inner, way_out)
     check_count("max_consecutive", max_consecutive, 1)
     if loss_policy is not None:
         check_loss_policy(loss_policy)

@@ -35,6 +35,17 @@ class ClipState(NamedTuple):
     """The norm of all rows as one row; None if `norm` is "l2": the rows say it."""
 
 
+class TrustState(NamedTuple):
+    """The state of `trust_clip`."""
+
+    trust_gradient: Any
+    """The `ClipState` of the gradient filter; with `exclude`, inside a mask."""
+    inner_state: Any
+    """The state of the wrapped optimizer."""
+    trust_update: Any
+    """The `ClipState` of the bound; with `exclude`, inside a mask."""
+
+
 def init_state(policy: Policy, rows: int, norm: str) -> ClipState:
     """Return the state before the first step; every array has its own buffer."""
     return ClipState(
@@ -95,8 +106,8 @@ def upgrade_hint(state: ClipState) -> str:
 def wrong_state_error(state: Any, expected: str) -> TypeError:
     """Return the error for the state of another transformation."""
     return TypeError(
-        f"state must be the {expected}, got {type(state).__name__}; was skip_steps or "
-        "a link of the chain added or removed since the state was saved?"
+        f"state must be the {expected}, got {type(state).__name__}; was skip_steps, "
+        "trust_clip or a link of the chain added or removed since the state was saved?"
     )
 
 

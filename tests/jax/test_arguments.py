@@ -18,6 +18,7 @@ from autoclip_jax import (
     clip_by_quantile,
     clip_by_zscore,
     skip_steps,
+    trust_clip,
 )
 
 FIXED, SGD = Fixed(1.0), optax.sgd(1.0)
@@ -29,6 +30,7 @@ FACTORIES = {
     clip_by_ema_ratio: {"ratio": 2.0},
     clip_by_param_ratio: {"clipping": 0.5},
     skip_steps: {"inner": SGD, "policy": FIXED},
+    trust_clip: {"optimizer": SGD},
 }
 """Each factory with valid arguments."""
 every_factory = pytest.mark.parametrize(
@@ -141,6 +143,10 @@ def test_several_combinators_are_suggested_in_the_order_of_the_torch_clippers():
         (clip_by_quantile, "process_group", "axis_name"),
         (skip_steps, "max_consecutive_skips", "use max_consecutive"),
         (skip_steps, "nonfinite", "skips every update"),
+        (trust_clip, "max_consecutive_skips", "skip_steps(optimizer, policy"),
+        (trust_clip, "max_threshold", "make the halves yourself: optax.chain("),
+        (trust_clip, "norm", "make the halves yourself: optax.chain("),
+        (trust_clip, "global_clipping", 'use scope="global"'),
     ],
 )
 def test_a_keyword_of_another_package_has_a_way_out(factory, keyword, way_out):

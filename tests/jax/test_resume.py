@@ -36,6 +36,7 @@ from autoclip_jax import (
     clip_by_quantile,
     clip_metrics,
     skip_steps,
+    trust_clip,
     upgrade_state,
 )
 
@@ -66,6 +67,9 @@ def one_of_each_structure():
 
 def transformation(code, scope):
     """Return a clipper before SGD, or SGD with skipped steps."""
+    if code == TRUST:
+        optimizer = optax.sgd(0.02, momentum=0.9)
+        return trust_clip(optimizer, history_length=20, scope=scope)
     policy, how = policy_of(code), SCOPES[scope]
     if "skip" in code:
         policy = policy.policy if isinstance(policy, Drop) else policy.policy.policy
@@ -73,6 +77,7 @@ def transformation(code, scope):
     return optax.chain(clip_by_policy(policy, **how), optax.sgd(0.02))
 
 
+TRUST = "trust_clip"
 CODES = one_of_each_structure()
 # A scope changes only the length of the arrays, so one policy runs at every scope.
 RUNS = [(code, "unit") for code in CODES]
@@ -81,6 +86,7 @@ RUNS += [
     for scope in SCOPES
     if scope != "unit"
 ]
+RUNS += [(TRUST, "unit")]
 
 
 @cache

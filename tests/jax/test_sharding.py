@@ -21,7 +21,9 @@ from autoclip_jax import (
     clip_by_param_ratio,
     clip_by_policy,
     clip_by_quantile,
+    clip_metrics,
     skip_steps,
+    trust_clip,
 )
 
 AXES = ("data", "model")
@@ -227,15 +229,26 @@ def a_mesh_of_explicit_axes_gives_the_same_updates():
 
 
 def parameters_are_measured_over_the_axes_they_are_sharded_along():
-    tx = clip_by_param_ratio(0.1, scope="parameter", axis_name=AXES)
+    """`trust_clip` measures gradients, updates and parameters."""
+
+    def make(**keywords):
+        ratio = clip_by_param_ratio(0.1, scope="parameter", **keywords)
+        return [ratio, trust_clip(optax.sgd(0.1), history_length=4, **keywords)]
+
+    pieces, alone = make(axis_name=AXES), make()
     params, leaves = grads(0), grads(5)
-    alone = clip_by_param_ratio(0.1, scope="parameter")
-    wanted, one = jax.jit(alone.update)(leaves, tx.init(params), params)
-    update = mapped(tx.update, (SPECS, P(), SPECS), (SPECS, P()))
-    updates, many = update(leaves, tx.init(params), params)
-    np.testing.assert_allclose(many.clip_threshold, one.clip_threshold, rtol=2e-6)
-    for name in leaves:
-        np.testing.assert_allclose(updates[name], wanted[name], rtol=2e-6)
+    states = [tx.init(params) for tx in alone]
+    wanted, one = jax.jit(update_all(alone))(leaves, states, params)
+    both = ([SPECS] * 2, P())
+    update = mapped(update_all(pieces), (SPECS, P(), SPECS), both)
+    updates, many = update(leaves, states, params)
+    assert_close(updates, wanted)
+    assert one[1].trust_update.clip_clipped.all()
+    assert_close(
+        [many[0].clip_threshold, many[1].trust_update.clip_threshold],
+        [one[0].clip_threshold, one[1].trust_update.clip_threshold],
+    )
+    assert_close(clip_metrics(many), clip_metrics(one))
 
 
 def a_step_inside_shard_map_trains_as_one_device():

@@ -26,6 +26,7 @@ from autoclip_jax import (
     clip_by_quantile,
     clip_metrics,
     skip_steps,
+    trust_clip,
 )
 from autoclip_tf import Clipper as KerasClipper
 from autoclip_tf import QuantileClip as KerasQuantileClip
@@ -86,4 +87,6 @@ assert_type(clip_metrics(()), dict[str, jax.Array])
 clip_by_policy(policy, scope="global", axis_name="data")
 skipping = skip_steps(optax.adam(1e-3), policy, max_consecutive=5)
 assert_type(skipping, optax.GradientTransformationExtraArgs)
+assert_type(trust_clip(optax.sgd(0.1)), optax.GradientTransformationExtraArgs)
+trust_clip(optax.adam(1e-3), ratio=0.05, scope="unit", exclude={"bias": True})
 check_skips(())

@@ -1,0 +1,79 @@
+"""Which clippers in an optimizer state clip the update: those behind the optimizer."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from .skip_state import SkipState
+from .state import ClipState, TrustState
+
+
+def find_clippers(
+    part: Any, is_behind: bool = False, is_followed: bool = False
+) -> Iterator[tuple[ClipState | SkipState, bool]]:
+    """Yield the state of each clipper, and whether it clips the update.
+
+    A clipper clips the update if another transformation of its chain stands before it,
+    and none behind it. Other clippers do not count. In a wrapper, the position is that
+    of the wrapper.
+
+    Args:
+      part: an optimizer state, or a part of it.
+      is_behind: whether another transformation stands before this part.
+      is_followed: whether another transformation stands behind this part.
+    """
+    if isinstance(part, ClipState):
+        yield part, is_behind and not is_followed
+    elif isinstance(part, SkipState):
+        yield part, False  # its clipper decides on the gradient
+        yield from find_clippers(part.inner_state, is_behind, is_followed)
+    elif isinstance(part, TrustState):
+        yield from find_clippers(part.trust_gradient)
+        yield from find_clippers(part.inner_state, is_behind, is_followed)
+        yield from find_clippers(part.trust_update, is_behind=True)
+    elif _has_clipper(part):
+        links = _list_children(part)
+        changes = [_is_chain(part) and _has_transformation(link) for link in links]
+        for index, link in enumerate(links):
+            behind = is_behind or any(changes[:index])
+            followed = is_followed or any(changes[index + 1 :])
+            yield from find_clippers(link, behind, followed)
+
+
+def _has_transformation(part: Any) -> bool:
+    """Return whether a link of a chain holds a transformation that is no clipper."""
+    if isinstance(part, ClipState):
+        return False
+    if isinstance(part, SkipState):
+        return _has_transformation(part.inner_state)
+    if isinstance(part, TrustState) or not _has_clipper(part):
+        return True
+    links = _list_children(part)
+    # The other fields of a wrapper are its counts.
+    return any(
+        _has_transformation(link)
+        for link in links
+        if _is_chain(part) or _has_clipper(link)
+    )
+
+
+def _is_chain(part: Any) -> bool:
+    """Return whether a part is the state of `optax.chain` or `optax.named_chain`."""
+    return type(part) in (tuple, OrderedDict)
+
+
+def _list_children(part: Any) -> list[Any]:
+    """Return the parts of a pytree, one level down."""
+    children: list[Any] = jax.tree.leaves(part, is_leaf=lambda x: x is not part)
+    return children
+
+
+def _has_clipper(part: Any) -> bool:
+    leaves = jax.tree.leaves(part, is_leaf=_is_clipper)
+    return any(_is_clipper(leaf) for leaf in leaves)
+
+
+def _is_clipper(part: Any) -> bool:
+    return isinstance(part, ClipState | SkipState)
