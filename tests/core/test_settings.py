@@ -108,6 +108,7 @@ def test_an_unknown_keyword_is_refused():
 )
 def test_the_bounds_wrap_a_policy(settings, whole):
     assert PolicyBounds(*settings).apply(INNER) == whole
+    assert PolicyBounds().apply(INNER) == INNER
 
 
 @pytest.mark.parametrize(
