@@ -329,7 +329,8 @@ for name in {names!r}:
     print(name)
 """
     # Less optimization takes a third off the time. Only the sums of the devices matter.
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=8"
     flags += " --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", code],
