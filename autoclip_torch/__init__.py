@@ -27,5 +27,6 @@ from .named import NormClip as NormClip
 from .named import QuantileClip as QuantileClip
 from .named import StandardClip as StandardClip
 from .named import ZClip as ZClip
+from .trust import TrustClip as TrustClip
 from .update import UpdateClipper as UpdateClipper
 from .value import ValueClip as ValueClip

@@ -11,6 +11,7 @@ from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .step.unwrap import unwrap
 from .step.warn import warn
+from .trust import TrustClip
 
 try:
     import lightning.pytorch as pl
@@ -39,8 +40,8 @@ class ClipCallback(pl.Callback):
     several optimizers after one backward pass use the same loss.
 
     Args:
-      clipper: a class of `autoclip_torch`, or a function that takes the first argument
-        of a clipper and returns a clipper.
+      clipper: a class of `autoclip_torch`, such as `TrustClip`, or a function that
+        takes the first argument of a clipper and returns a clipper.
       optimizer: the number of the only optimizer to clip, in the order of
         `configure_optimizers`; by default all are clipped. For a different rule per
         optimizer, give the trainer several callbacks.
@@ -60,7 +61,7 @@ class ClipCallback(pl.Callback):
 
     def __init__(
         self,
-        clipper: Callable[..., Clipper],
+        clipper: Callable[..., Clipper | TrustClip],
         *,
         optimizer: int | None = None,
         **keywords: Any,
@@ -73,7 +74,7 @@ class ClipCallback(pl.Callback):
         self._optimizers: dict[int, Optimizer] = {}
         self._losses: list[Tensor] = []
         self._has_stepped = False
-        self.clippers: list[Clipper] = []
+        self.clippers: list[Clipper | TrustClip] = []
         """One per clipped optimizer, from the start of training."""
 
     @property
@@ -99,10 +100,9 @@ class ClipCallback(pl.Callback):
         """Create the clippers and attach each to its optimizer."""
         _warn_of_other_clipping(trainer, pl_module)
         self._optimizers = _choose(trainer.optimizers, self._index)
-        self.clippers = [
-            make_clipper(self._make, self._keywords, optimizer, pl_module)
-            for optimizer in self._optimizers.values()
-        ]
+        self.clippers = []
+        for optimizer in self._optimizers.values():
+            self.clippers.append(self._create(optimizer, pl_module))
         if self._saved is not None:
             self._restore(self._saved)
         elif trainer.ckpt_path is not None:
@@ -112,14 +112,15 @@ class ClipCallback(pl.Callback):
                 "another class, scope or exclude"
             )
         for clipper, optimizer in self._get_pairs():
-            clipper.attach(optimizer)
+            if isinstance(clipper, Clipper):
+                clipper.attach(optimizer)
         self._losses = []  # an interrupted run may have left some
 
     def on_before_backward(
         self, trainer: "pl.Trainer", pl_module: Any, loss: Tensor
     ) -> None:
         """Keep the loss, without the loss scale of 16-bit precision."""
-        if any(clipper.loss_policy is not None for clipper in self.clippers):
+        if any(map(_needs_loss, self.clippers)):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             loss = loss.detach()
             if self._has_stepped:
@@ -134,9 +135,11 @@ class ClipCallback(pl.Callback):
         if pl_module.automatic_optimization:
             self._losses = []  # a step without a backward pass has no loss
         for clipper, clipped_optimizer in self._get_pairs():
+            if isinstance(clipper, TrustClip):  # it adds new parameters itself
+                continue
             if clipped_optimizer is unwrap(optimizer):
                 add_new_parameters(clipper, clipped_optimizer, pl_module)
-                if clipper.loss_policy is not None:
+                if _needs_loss(clipper):
                     clipper.observe_loss(_join_losses(losses, trainer, pl_module))
 
     def on_train_batch_end(
@@ -170,7 +173,15 @@ class ClipCallback(pl.Callback):
         """Keep the state until the optimizers exist."""
         self._saved = state_dict["clippers"]
 
-    def _get_pairs(self) -> list[tuple[Clipper, Optimizer]]:
+    def _create(self, optimizer: Optimizer, pl_module: Any) -> Clipper | TrustClip:
+        """Return a clipper of the optimizer; a `TrustClip` is registered already."""
+        if isinstance(self._make, type) and issubclass(self._make, TrustClip):
+            return self._make(pl_module, optimizer, **self._keywords)
+        make: Any = self._make
+        clipper: Clipper = make_clipper(make, self._keywords, optimizer, pl_module)
+        return clipper
+
+    def _get_pairs(self) -> list[tuple[Clipper | TrustClip, Optimizer]]:
         return list(zip(self.clippers, self._optimizers.values(), strict=True))
 
     def _restore(self, saved: list[dict[str, Any]]) -> None:
@@ -188,6 +199,10 @@ class ClipCallback(pl.Callback):
     def _detach(self) -> None:
         for clipper in self.clippers:
             clipper.detach()
+
+
+def _needs_loss(clipper: Clipper | TrustClip) -> bool:
+    return isinstance(clipper, Clipper) and clipper.loss_policy is not None
 
 
 def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:

@@ -15,6 +15,7 @@ from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
+from .trust import TrustClip
 from .value import ValueClip
 
 try:
@@ -30,7 +31,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 _KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip)
-_CLASSES: dict[str, type[Clipper]] = {kind.__name__: kind for kind in _KINDS}
+_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_KINDS, TrustClip)}
 
 
 class ClipCallback(TrainerCallback, ExportableState):
@@ -46,7 +47,7 @@ class ClipCallback(TrainerCallback, ExportableState):
     computes (`compute_loss_func`, `label_smoothing_factor`) is not available here.
 
     Args:
-      clipper: a class of `autoclip_torch`, or its name.
+      clipper: a class of `autoclip_torch`, such as `TrustClip`, or its name.
       **keywords: the keywords of the class: plain Python and policies, which are saved
         as JSON. `exclude` and `scale_only` may name parameters that are still frozen.
 
@@ -58,7 +59,9 @@ class ClipCallback(TrainerCallback, ExportableState):
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
     """
 
-    def __init__(self, clipper: type[Clipper] | str, **keywords: Any) -> None:
+    def __init__(
+        self, clipper: type[Clipper] | type[TrustClip] | str, **keywords: Any
+    ) -> None:
         """Keep the arguments until the model and the optimizer exist."""
         name = clipper if isinstance(clipper, str) else clipper.__name__
         if name not in _CLASSES or clipper not in (name, _CLASSES[name]):
@@ -70,7 +73,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         self._keywords = {k: _from_json(value) for k, value in keywords.items()}
         for key, value in self._keywords.items():
             _check_json(key, value)
-        self.clipper: Clipper | None = None
+        self.clipper: Clipper | TrustClip | None = None
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
         """The state to start with; the trainer sets it from a checkpoint."""
@@ -84,26 +87,26 @@ class ClipCallback(TrainerCallback, ExportableState):
         _check_arguments(args)
         if self.clipper is not None:  # a run that was interrupted never ended
             self.clipper.detach()
-        make, optimizer = _CLASSES[self._name], kwargs["optimizer"]
-        clipper = make_clipper(make, self._keywords, optimizer, kwargs["model"])
+        optimizer, model = kwargs["optimizer"], kwargs["model"]
+        clipper = self.clipper = self._create(optimizer, model)
         if self.saved is not None:
             clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
             self.saved = None  # the next run starts without a history
         elif state.global_step > 0:
             _warn_of_no_history(args)
-        clipper.attach(optimizer)
-        self.clipper = clipper
         self._remove_hook()
+        if isinstance(clipper, TrustClip):
+            return
+        clipper.attach(optimizer)
         if clipper.loss_policy is not None:
-            model = kwargs["model"]
             self._forward_hook = model.register_forward_hook(self._follow_loss)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
         """Add parameters that a callback has unfrozen, and give the step its loss."""
-        if self.clipper is None:
-            return
+        if not isinstance(self.clipper, Clipper):
+            return  # a TrustClip adds new parameters itself
         optimizer = kwargs["optimizer"]
         add_new_parameters(self.clipper, optimizer, kwargs["model"])
         if self.clipper.loss_policy is not None:
@@ -133,6 +136,14 @@ class ClipCallback(TrainerCallback, ExportableState):
         saved = self.saved if self.clipper is None else self.clipper.state_dict()
         attributes = {"saved": _to_json(saved)}
         return {"args": {"clipper": self._name, **keywords}, "attributes": attributes}
+
+    def _create(self, optimizer: Any, model: Any) -> Clipper | TrustClip:
+        """Return a clipper of the optimizer; a `TrustClip` is registered already."""
+        kind = _CLASSES[self._name]
+        if kind is TrustClip:
+            return TrustClip(model, optimizer, **self._keywords)
+        clipper: Clipper = make_clipper(kind, self._keywords, optimizer, model)
+        return clipper
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _follow_loss(self, model: Any, args: Any, output: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from torch import nn
+from torch.optim import Optimizer
 
 from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag
@@ -29,6 +30,7 @@ class UpdateClipper(Observer):
 
     _stepper_class = UpdateStepper
     _stepper: UpdateStepper
+    _hooks: UpdateHooks | None = None
 
     def __init__(
         self,
@@ -76,9 +78,7 @@ class UpdateClipper(Observer):
         patterns = {"exclude": exclude, "scale_only": scale_only}
         make_clipper(create, patterns, innermost, model)
         self._model = model
-        self._hooks: UpdateHooks | None = UpdateHooks(
-            self._stepper, innermost, self._add_new_parameters
-        )
+        self._register(innermost)
 
     @property
     def dry_run(self) -> bool:
@@ -117,6 +117,10 @@ class UpdateClipper(Observer):
           `clip/update_` in place of `clip/`.
         """
         return name_update_metrics(super().metrics(per_row=per_row))
+
+    def _register(self, innermost: Optimizer) -> None:
+        """Register the hooks on an optimizer."""
+        self._hooks = UpdateHooks(self._stepper, innermost, self._add_new_parameters)
 
     def _add_new_parameters(self, optimizer: Any) -> None:
         """Add the parameters that the optimizer got since the last step."""

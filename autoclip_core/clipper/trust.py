@@ -44,7 +44,7 @@ def make_bound(ratio: float = RATIO) -> ParamRatio:
     >>> make_bound(0.05)
     ParamRatio(clipping=0.05, eps=0.03)
     """
-    return ParamRatio(ratio, eps=FLOOR)
+    return ParamRatio(check_positive("ratio", ratio), eps=FLOOR)
 
 
 def make_larc(trust_coefficient: float = RATIO) -> TrustRatio:

@@ -19,11 +19,20 @@ class Attachment:
 
     A copied or unpickled optimizer has no hooks, because torch drops all of them. A
     copied clipper is not attached either. Attach the two copies again.
+
+    Args:
+      stepper: the steps of the clipper.
+      optimizer: the innermost optimizer.
+      is_trust_clip: whether the clipper is the gradient filter of a `TrustClip`.
     """
 
-    def __init__(self, stepper: Stepper, optimizer: Optimizer) -> None:
+    def __init__(
+        self, stepper: Stepper, optimizer: Optimizer, *, is_trust_clip: bool = False
+    ) -> None:
         """Register the hooks."""
         check_steps_all(stepper.rows.parameters, optimizer)
+        refuse_beside_trust_clip(stepper, optimizer)
+        self.is_trust_clip = is_trust_clip
         self._stepper = stepper
         self._optimizer = weakref.ref(optimizer)
         others = _get_attachments(optimizer)
@@ -121,6 +130,34 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
             "yet, or one of another backward pass; make a clipper for each optimizer, "
             "of the parameters that it steps"
         )
+
+
+def refuse_beside_trust_clip(stepper: Stepper, optimizer: Optimizer) -> None:
+    """Refuse to clip gradients that a `TrustClip` clips already.
+
+    A clipper in a dry run, or one with a loss policy, may be attached, too.
+    """
+    if clips_gradients(stepper) and has_trust_clip(optimizer):
+        raise RuntimeError(
+            "the optimizer has a TrustClip, which clips its gradients already, so they "
+            "would be clipped twice; leave this clipper out, or replace the TrustClip "
+            "by an UpdateClipper, which bounds the update and clips no gradient"
+        )
+
+
+def clips_gradients(stepper: Stepper) -> bool:
+    """Return whether a clipper clips gradients, and is not there for another reason."""
+    return not (stepper.dry_run or stepper.loss.is_needed)
+
+
+def has_trust_clip(optimizer: Optimizer) -> bool:
+    """Return whether a `TrustClip` acts in the optimizer."""
+    return any(attachment.is_trust_clip for attachment in _get_attachments(optimizer))
+
+
+def list_attached(optimizer: Optimizer) -> list[Stepper]:
+    """Return the steppers that are attached to the optimizer."""
+    return [attachment._stepper for attachment in _get_attachments(optimizer)]
 
 
 def _get_attachments(optimizer: Optimizer) -> list["Attachment"]:

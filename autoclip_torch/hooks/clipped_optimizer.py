@@ -1,12 +1,15 @@
 """An optimizer that clips the gradients, then steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from autoclip_torch.rows.groups import keep_params
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
+
+from .attach import refuse_beside_trust_clip
 
 _STATE_HOOKS = (
     "register_state_dict_pre_hook",
@@ -59,6 +62,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.__dict__["optimizer"] = optimizer
         self.__dict__["clipper"] = clipper
         self.__dict__["_is_ready"] = False
+        self._check_clipper(optimizer)
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._is_ready = True
         if clipper.process_group is not None:
@@ -114,7 +118,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         for hook in self._optimizer_step_pre_hooks.values():
             if (changed := hook(self, args, kwargs)) is not None:
                 args, kwargs = changed
-        loss = ClippedOptimizer._clip_and_step(*args, **kwargs)
+        loss = type(self)._clip_and_step(*args, **kwargs)
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
         return loss
@@ -223,18 +227,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
         >>> optimizer.clipper.metrics()["clip/steps"]
         1.0
         """
-        state, clipper = dict(state_dict), self.clipper
+        state = dict(state_dict)
         clipper_state = state.pop("clipper", None)
-        # On a device, loading overwrites the present tensors: `before` is a copy.
-        before, decision = clipper.state_dict(), clipper._policy_states.decision
-        if clipper_state is not None:
-            clipper.load_state_dict(clipper_state)
-        try:
+        with undo_on_error(self._list_observers()):
+            if clipper_state is not None:
+                self.clipper.load_state_dict(clipper_state)
             self.optimizer.load_state_dict(state)
-        except Exception:
-            clipper.load_state_dict(before)
-            clipper._policy_states.decision = decision
-            raise
+
+    def _check_clipper(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check that no `TrustClip` clips the same gradients."""
+        while isinstance(optimizer, ClippedOptimizer):
+            optimizer = optimizer.optimizer
+        refuse_beside_trust_clip(self.clipper._stepper, optimizer)
+
+    def _list_observers(self) -> list[Any]:
+        """Return the clippers that have states."""
+        return [self.clipper]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: the optimizer and the clipper."""
@@ -243,3 +251,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Wrap the copied optimizer again."""
         ClippedOptimizer.__init__(self, state["optimizer"], state["clipper"])
+
+
+@contextmanager
+def undo_on_error(clippers: Sequence[Any]) -> Iterator[None]:
+    """Restore the states of clippers if an exception is raised while states load."""
+    # On a device, loading overwrites the present tensors: a state dict is a copy.
+    before = [(c, c.state_dict(), c._policy_states.decision) for c in clippers]
+    try:
+        yield
+    except Exception:
+        for clipper, state, decision in before:
+            clipper.load_state_dict(state)
+            clipper._policy_states.decision = decision
+        raise

@@ -6,7 +6,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from autoclip_core.clipper.patterns import as_patterns, check_patterns_match, matches
+from autoclip_core.clipper.patterns import (
+    Pattern,
+    as_patterns,
+    check_patterns_match,
+    matches,
+)
 from autoclip_torch.observer import Observer
 from autoclip_torch.rows.groups import Group, read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
@@ -56,7 +61,14 @@ def _join_patterns(
     patterns, match = as_patterns(given, argument), partial(matches, separator=".")
     way_out = "name those of the model"
     check_patterns_match(patterns, parameters, match, way_out, argument)
-    return lambda name, parameter: any(match(p, name, parameter) for p in patterns)
+    return partial(_matches_any, patterns)
+
+
+def _matches_any(
+    patterns: Sequence[Pattern], name: str | None, parameter: Tensor
+) -> bool:
+    """Return whether a pattern matches. A function of this module can be pickled."""
+    return any(matches(p, name, parameter, separator=".") for p in patterns)
 
 
 def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import (  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from autoclip_core import Fixed  # noqa: E402
-from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 
 pytestmark = [
@@ -35,6 +35,10 @@ pytestmark = [
 ]
 
 QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
+TRUST = {"ratio": 0.05, "quantile": 0.5, "history_length": 8}
+quantile_and_trust = pytest.mark.parametrize(
+    ("kind", "settings"), [(QuantileClip, QUANTILE), (TrustClip, TRUST)]
+)
 
 
 def batches(steps=6):
@@ -197,26 +201,31 @@ def test_two_optimizers_have_a_history_each(tmp_path):
         assert f"clip/optimizer{index}/norm" in logged
 
 
-def test_the_metrics_are_logged(tmp_path):
+@quantile_and_trust
+def test_the_metrics_are_logged(tmp_path, kind, settings):
     logger = CSVLogger(tmp_path)
-    callback = ClipCallback(QuantileClip, **QUANTILE)
+    callback = ClipCallback(kind, **settings)
     trainer(tmp_path, callback, logger=logger).fit(Automatic())
     header, *rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
     assert len(rows) == 6
     last = dict(zip(header.split(","), rows[-1].split(","), strict=True))
     for name, value in callback.clippers[0].metrics().items():
         assert float(last[name]) == pytest.approx(value, rel=1e-6)
+    assert 0 < float(last["clip/clip_rate"]) < 1
+    if kind is TrustClip:
+        assert 0 < float(last["clip/update_clip_rate"]) <= 1
 
 
-def test_a_resumed_run_has_the_history(tmp_path):
-    whole, through = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+@quantile_and_trust
+def test_a_resumed_run_has_the_history(tmp_path, kind, settings):
+    whole, through = Automatic(), ClipCallback(kind, **settings)
     trainer(tmp_path, through, epochs=2).fit(whole)
 
-    first = ClipCallback(QuantileClip, **QUANTILE)
+    first = ClipCallback(kind, **settings)
     half = trainer(tmp_path, first, epochs=1, enable_checkpointing=True)
     half.fit(Automatic())
     half.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, second = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
+    resumed, second = Automatic(), ClipCallback(kind, **settings)
     again = trainer(tmp_path, second, epochs=2)
     again.fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     torch.testing.assert_close(resumed.net.weight, whole.net.weight, rtol=0, atol=0)

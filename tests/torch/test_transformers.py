@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from autoclip_core import Cap, Fixed, Quantile  # noqa: E402
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_torch.transformers import ClipCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
@@ -104,7 +104,7 @@ def test_gradient_accumulation_is_one_step(tmp_path):
     assert callback.clipper.metrics()["clip/steps"] == 3
 
 
-@pytest.mark.parametrize("kind", ["quantile", "capped", "agc", "numpy"])
+@pytest.mark.parametrize("kind", ["quantile", "capped", "agc", "numpy", "trust"])
 def test_a_resumed_run_has_the_history(tmp_path, kind):
     def make():
         if kind == "quantile":
@@ -115,6 +115,9 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
             return ClipCallback(
                 "AGC", clipping=0.02, exclude=["transformer.wte.weight"]
             )
+        if kind == "trust":
+            settings = {"history_length": 8, "exclude": ["transformer.wpe"]}
+            return ClipCallback(TrustClip, quantile=0.5, **settings)
         policy = Cap(Quantile(0.5, history_length=8), max_norm=2.0)
         return ClipCallback(Clipper, policy=policy, scope="group")
 
@@ -131,7 +134,11 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
     ]
     assert callback.clipper.metrics()["clip/steps"] == 6
     resumed_log, whole_log = logged(again)[3:], logged(whole)[3:]
-    for name in ("clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"):
+    names = ["clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"]
+    if kind == "trust":
+        names += [name.replace("clip/", "clip/update_") for name in names]
+        assert 0 < callback.clipper.metrics()["clip/update_clip_rate"] < 1
+    for name in names:
         assert [entry[name] for entry in resumed_log] == [
             entry[name] for entry in whole_log
         ]

@@ -1,0 +1,296 @@
+"""`TrustClip` filters the gradient and bounds the update, inside `optimizer.step()`."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NoReturn
+
+from torch import nn
+from torch.optim import Optimizer
+
+from autoclip_core.checks import format_error
+from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.settings import format_clipper
+from autoclip_core.clipper.trust import (
+    HISTORY_LENGTH,
+    QUANTILE,
+    RATIO,
+    make_bound,
+    make_filter,
+)
+
+from .clipper import Clipper
+from .hooks.attach import Attachment
+from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
+from .hooks.new_parameters import add_new_parameters, make_clipper
+from .observer import Observer
+from .update import UpdateClipper
+from .update_step.hooks import find_innermost
+from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
+
+
+class TrustClip:
+    """Clip the gradient at its recent quantile, and bound the update by the weights.
+
+    There is no number to choose. Two limits act inside `optimizer.step()`:
+
+    - The filter clips the gradient g before the step. Its threshold is the `quantile`
+      of the last `history_length` norms |g| of all parameters.
+    - The bound clips the update of each parameter w after the step. The root mean
+      square of the update is at most T = ratio * max(rms(w), 0.03). So weights that
+      start at 0 can grow.
+
+    A spike of the gradient does not enter the moments of the optimizer. A learning rate
+    that is too high does not move the weights beyond the bound.
+
+    The clipper registers itself on the optimizer, which keeps it alive: nothing else is
+    called. Parameters that the optimizer gets later are clipped from then on. A copied
+    or unpickled optimizer has no hooks, and a copied clipper is not registered: make a
+    new one on the copy and load the state, or use `as_optimizer`.
+
+    Args:
+      model: the module whose parameters the optimizer steps.
+      optimizer: the torch optimizer, or a wrapper around it.
+      ratio: bound: the largest update, as a fraction of the weights, > 0.
+      quantile: filter: in [0, 1]; 0.9 clips about 10 % of the steps.
+      history_length: filter: the number of norms that it keeps, >= 1.
+      scope: bound: the updates that share one norm: those of each "parameter" (the
+        default), of each output "unit" of each parameter, of each "group" of the
+        optimizer, or all ("global").
+      exclude: both: parameters to leave out, as in `Clipper`.
+      nonfinite: filter: what happens if the norm is NaN or infinite, as in `Clipper`.
+        The bound always restores the weights of a row whose update is not finite.
+      dry_run: both: measure, decide and record, but change nothing.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule, or an `UpdateClipper` bounds
+        the update already; the message says which.
+      RuntimeError: another clipper clips the gradients of the optimizer already.
+
+    >>> import torch
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 0.5)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
+    >>> clipper = TrustClip(layer, optimizer)
+    >>> layer.weight.grad = torch.ones(1, 2)
+    >>> optimizer.step()
+    >>> layer.weight.data
+    tensor([[0.4900, 0.4900]])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        ratio: float = RATIO,
+        quantile: float = QUANTILE,
+        history_length: int = HISTORY_LENGTH,
+        scope: str = "parameter",
+        exclude: Pattern | Iterable[Pattern] | None = (),
+        nonfinite: str = "zero",
+        dry_run: bool = False,
+    ) -> None:
+        """Create both halves, and register them on the optimizer."""
+        if not isinstance(model, nn.Module):
+            rule, way_out = "a torch.nn.Module", "write TrustClip(model, optimizer)"
+            raise TypeError(format_error("model", rule, model, way_out))
+        refuse_other_filters(optimizer)
+        innermost, policy = find_innermost(optimizer), make_bound(ratio)
+        self._model = model
+        self._exclude = as_patterns(exclude)
+        keywords: dict[str, Any] = {"exclude": self._exclude, "dry_run": dry_run}
+        self._filter = make_clipper(
+            partial(Clipper, policy=make_filter(quantile, history_length)),
+            {"scope": "global", "nonfinite": nonfinite, **keywords},
+            innermost,
+            model,
+        )
+        self._bound = UpdateClipper(
+            model, innermost, policy, scope=scope, norm="rms", **keywords
+        )
+        self._attach_filter(innermost)
+
+    _handle: Any = None
+    process_group = None
+    """No ranks: sharded parameters (`DTensor`) know their ranks."""
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row of the bound; the filter has one row, "global"."""
+        return self._bound.names
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether gradients and weights stay unchanged; it may be set between steps."""
+        return self._filter.dry_run
+
+    @dry_run.setter
+    def dry_run(self, value: bool) -> None:
+        self._filter.dry_run = value
+        self._bound.dry_run = value
+
+    def step(self, *args: Any, **keywords: Any) -> NoReturn:
+        """Raise a RuntimeError: it clips inside `optimizer.step()`.
+
+        Raises:
+          RuntimeError: always.
+        """
+        raise RuntimeError(
+            "a TrustClip clips inside optimizer.step(), before and after the update; "
+            "leave clipper.step() out"
+        )
+
+    def detach(self) -> None:
+        """Remove both halves from the optimizer; the history stays.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
+        >>> TrustClip(layer, optimizer).detach()
+        >>> clipper = TrustClip(layer, optimizer, ratio=0.05)
+        """
+        self._filter.detach()
+        self._bound.detach()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return the metrics of both halves.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row.
+
+        Returns:
+          The metrics of the filter, `clip/norm` and so on, and those of the bound,
+          `clip/update_norm` and so on. The norms of the bound are root mean squares.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> metrics = clipper.metrics()
+        >>> metrics["clip/steps"], metrics["clip/update_steps"]
+        (0.0, 0.0)
+        """
+        metrics = self._filter.metrics(per_row=per_row)
+        return metrics | self._bound.metrics(per_row=per_row)
+
+    def reset(self) -> None:
+        """Delete the recorded norms and the counts of both halves.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
+        """
+        self._filter.reset()
+        self._bound.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both halves: tensors and plain Python.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> sorted(clipper.state_dict())
+        ['class', 'gradient', 'update']
+        """
+        return {
+            "class": type(self).__name__,
+            "gradient": self._filter.state_dict(),
+            "update": self._bound.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> None:
+        """Continue from a saved state. A resumed run is identical bit for bit.
+
+        Args:
+          state_dict: the result of `state_dict()`.
+          strict: whether plain settings (the quantile, the ratio) must agree. If not,
+            this clipper keeps its own.
+
+        Raises:
+          ValueError: the state of a half does not fit; the message names the
+            difference, and neither half was changed.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.load_state_dict(clipper.state_dict())
+        """
+        if not isinstance(state_dict, Mapping) or not _HALVES <= set(state_dict):
+            rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
+            is_dict = isinstance(state_dict, Mapping)
+            value = sorted(state_dict) if is_dict else type(state_dict).__name__
+            raise ValueError(format_error("state_dict", rule, value, ""))
+        with undo_on_error(self._halves):
+            self._filter.load_state_dict(state_dict["gradient"], strict=strict)
+            self._bound.load_state_dict(state_dict["update"], strict=strict)
+
+    @classmethod
+    def as_optimizer(
+        cls, optimizer: Optimizer, *, model: nn.Module, **keywords: Any
+    ) -> ClippedOptimizer:
+        """Return an optimizer that clips inside its step, with one state dict.
+
+        Its state dict is that of the optimizer, with that of the clipper under
+        "clipper". Its copies clip, too.
+
+        Args:
+          optimizer: any torch optimizer.
+          model: the module whose parameters it steps.
+          **keywords: the keywords of the constructor.
+
+        Raises:
+          TypeError, ValueError, RuntimeError: as the constructor.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> sgd = torch.optim.SGD(layer.parameters(), lr=100.0)
+        >>> optimizer = TrustClip.as_optimizer(sgd, model=layer)
+        >>> sorted(optimizer.state_dict())
+        ['clipper', 'param_groups', 'state']
+        """
+        return TrustOptimizer(optimizer, cls(model, optimizer, **keywords))
+
+    def __repr__(self) -> str:
+        """Return the class, its arguments that are not defaults, and the rows."""
+        quantile: Any = self._filter.policy
+        bound: Any = self._bound.policy
+        arguments = {
+            "ratio": bound.clipping,
+            "quantile": quantile.quantile,
+            "history_length": quantile.history_length,
+        }
+        nonfinite = self._filter.nonfinite
+        settings: dict[str, Any] = {"exclude": self._exclude, "dry_run": self.dry_run}
+        settings |= {"nonfinite": nonfinite if nonfinite != "zero" else ""}
+        shown = {name: value for name, value in settings.items() if value}
+        shown["rows"] = len(self.names)
+        return format_clipper(type(self), arguments, self._bound.scope, shown)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy copy: the halves, without the hooks."""
+        return {**vars(self), "_handle": None}
+
+    @property
+    def _halves(self) -> list[Observer]:
+        return [self._filter, self._bound]
+
+    def _register(self, innermost: Optimizer) -> None:
+        """Register both halves on a copied optimizer."""
+        self._bound._register(innermost)
+        self._attach_filter(innermost)
+
+    def _attach_filter(self, innermost: Optimizer) -> None:
+        """Register the filter; before each of its steps, it gets new parameters."""
+        self._handle = innermost.register_step_pre_hook(self._before_step)
+        stepper = self._filter._stepper
+        self._filter._attachment = Attachment(stepper, innermost, is_trust_clip=True)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        add_new_parameters(self._filter, optimizer, self._model)
+
+
+_HALVES = {"gradient", "update"}

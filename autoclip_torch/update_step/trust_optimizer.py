@@ -1,0 +1,72 @@
+"""The optimizer of `TrustClip.as_optimizer`, and what a `TrustClip` refuses."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
+from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
+from autoclip_torch.hooks.new_parameters import add_new_parameters
+from autoclip_torch.observer import Observer
+from autoclip_torch.step.unwrap import unwrap
+
+from .hooks import find_innermost
+
+
+class TrustOptimizer(ClippedOptimizer):
+    """An optimizer whose `TrustClip` acts in the step of the optimizer inside."""
+
+    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if closure is None:
+            return self.optimizer.step()
+        return self.optimizer.step(closure)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the optimizer and to both halves, or to none."""
+        if not self._is_ready:
+            return
+        self.optimizer.add_param_group(param_group)
+        try:
+            for half in self._list_observers():
+                add_new_parameters(half, self.optimizer, self.clipper._model)
+        except Exception:
+            self.optimizer.param_groups.pop()
+            raise
+
+    def _check_clipper(self, optimizer: Optimizer) -> None:
+        """Accept the clipper: it has checked the optimizer."""
+
+    def _list_observers(self) -> list[Observer]:
+        halves: list[Observer] = self.clipper._halves
+        return halves
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Wrap the copied optimizer, and register the clipper on it."""
+        super().__setstate__(state)
+        self.clipper._register(find_innermost(self.optimizer))
+
+
+def refuse_other_filters(optimizer: Any) -> None:
+    """Refuse an optimizer whose gradients another clipper clips.
+
+    Raises:
+      RuntimeError: a `TrustClip` or another clipper of gradients acts in its step.
+    """
+    inner, steppers = unwrap(optimizer), []
+    while isinstance(inner, ClippedOptimizer):
+        if isinstance(inner.clipper, Observer):
+            steppers.append(inner.clipper._stepper)
+        inner = unwrap(inner.optimizer)
+    if has_trust_clip(inner):
+        raise RuntimeError(
+            "the optimizer has a TrustClip already, so a second one would clip twice; "
+            "call detach() on the first one, or leave this one out"
+        )
+    if any(map(clips_gradients, [*steppers, *list_attached(inner)])):
+        raise RuntimeError(
+            "the optimizer has a clipper of gradients already, and a TrustClip would "
+            "clip the same gradients; leave that clipper out, or keep it and bound the "
+            "update alone: UpdateClipper(model, optimizer, ParamRatio(0.02, eps=0.03), "
+            'norm="rms")'
+        )
