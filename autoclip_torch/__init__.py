@@ -1,7 +1,7 @@
 """Adaptive gradient clipping for PyTorch: a clipper between backward and update.
 
-The files here are public, except `observer.py`; they may import the folders, which are
-private (`ClippedOptimizer` is exported from one). Read `clipper.py` first.
+The files here are public; they may import the folders, which are private
+(`ClippedOptimizer` is exported from one). Read `clipper.py` first.
 """
 
 try:

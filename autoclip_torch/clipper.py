@@ -15,7 +15,7 @@ from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
-from .loss_observer import LossObserver
+from .observer.loss_observer import LossObserver
 from .rows.groups import ParametersLike, read_optimizer_groups
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap

@@ -22,7 +22,7 @@ from .clipper import Clipper
 from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
 from .hooks.new_parameters import add_new_parameters, make_clipper
-from .observer import Observer
+from .observer.observer import Observer
 from .update import UpdateClipper
 from .update_step.hooks import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
@@ -129,16 +129,20 @@ class TrustClip:
         self._filter.dry_run = value
         self._bound.dry_run = value
 
-    def step(self, *args: Any, **keywords: Any) -> NoReturn:
+    def step(self) -> NoReturn:
         """Raise a RuntimeError: it clips inside `optimizer.step()`.
 
         Raises:
           RuntimeError: always.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.step()
+        Traceback (most recent call last):
+        RuntimeError: it clips inside optimizer.step(); leave clipper.step() out
         """
-        raise RuntimeError(
-            "a TrustClip clips inside optimizer.step(), before and after the update; "
-            "leave clipper.step() out"
-        )
+        raise RuntimeError("it clips inside optimizer.step(); leave clipper.step() out")
 
     def detach(self) -> None:
         """Remove both halves from the optimizer; the history stays.
@@ -219,10 +223,10 @@ class TrustClip:
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.load_state_dict(clipper.state_dict())
         """
-        if not isinstance(state_dict, Mapping) or not _HALVES <= set(state_dict):
+        is_mapping = isinstance(state_dict, Mapping)
+        if not is_mapping or not {"gradient", "update"} <= set(state_dict):
             rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
-            is_dict = isinstance(state_dict, Mapping)
-            value = sorted(state_dict) if is_dict else type(state_dict).__name__
+            value = sorted(state_dict) if is_mapping else state_dict
             raise ValueError(format_error("state_dict", rule, value, ""))
         with undo_on_error(self._halves):
             self._filter.load_state_dict(state_dict["gradient"], strict=strict)
@@ -291,6 +295,3 @@ class TrustClip:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         add_new_parameters(self._filter, optimizer, self._model)
-
-
-_HALVES = {"gradient", "update"}

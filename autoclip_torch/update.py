@@ -14,7 +14,7 @@ from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.new_parameters import add_new_parameters, make_clipper
-from .observer import Observer
+from .observer.observer import Observer
 from .update_step.hooks import UpdateHooks, find_innermost
 from .update_step.stepper import UpdateStepper
 

@@ -12,7 +12,7 @@ from autoclip_core.clipper.patterns import (
     check_patterns_match,
     matches,
 )
-from autoclip_torch.observer import Observer
+from autoclip_torch.observer.observer import Observer
 from autoclip_torch.rows.groups import Group, read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
 

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
 from autoclip_torch.hooks.new_parameters import add_new_parameters
-from autoclip_torch.observer import Observer
+from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.unwrap import unwrap
 
 from .hooks import find_innermost

@@ -14,8 +14,7 @@ from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
-
-from .rows.groups import (
+from autoclip_torch.rows.groups import (
     Group,
     NamedParameter,
     ParametersLike,
@@ -25,13 +24,13 @@ from .rows.groups import (
     read_groups,
     refuse_shared,
 )
-from .rows.rows import Rows, make_rows
-from .rows.settings import check_keys
-from .state.compatibility import check_state_matches, describe_clipper
-from .state.policy_states import PolicyStates
-from .state.series import as_series
-from .step.run_checks import check_finite
-from .step.stepper import Stepper
+from autoclip_torch.rows.rows import Rows, make_rows
+from autoclip_torch.rows.settings import check_keys
+from autoclip_torch.state.compatibility import check_state_matches, describe_clipper
+from autoclip_torch.state.policy_states import PolicyStates
+from autoclip_torch.state.series import as_series
+from autoclip_torch.step.run_checks import check_finite
+from autoclip_torch.step.stepper import Stepper
 
 
 class Observer:
