@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -33,14 +33,23 @@ class Table:
         )
 
 
-def read_options(doc: str, arguments: Sequence[str] | None = None) -> Any:
-    """Return the options every experiment has: quick, workers, output."""
+def read_options(
+    doc: str,
+    arguments: Sequence[str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Any:
+    """Return the options every experiment has: quick, workers, output.
+
+    `flags` are an experiment's further options, by name, with their help.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     cores = os.cpu_count() or 1
     parser.add_argument("--quick", action="store_true", help="a trial of some seconds")
     parser.add_argument("--workers", type=int, default=min(cores, 4))
     help_ = "folder for picture and results (default docs/evidence; a trial: a new one)"
     parser.add_argument("--output", type=Path, help=help_)
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     options = parser.parse_args(arguments)
     if options.output is None:
         quick = options.quick

@@ -75,7 +75,9 @@ TUNING: dict[str, Task] = {
     ),
     "conv net": Task(partial(classify, make_model=conv_net), 300, (1.0, 0.3, 0.03)),
     "vision transformer": Task(
-        partial(classify, make_model=VisionTransformer, batch=32), 300, (0.3, 0.1, 0.01)
+        partial(classify, make_model=VisionTransformer, batch=32),
+        300,
+        (0.3, 0.03, 0.003),
     ),
 }
 """The tasks on which settings were chosen, and the prototype before them."""
@@ -87,11 +89,11 @@ HELD_OUT: dict[str, Task] = {
     ),
     "speech, masks": Task(partial(speech_loss, name="MI"), 150, (3e4, 1e3, 0.03)),
     "MLP, faults": Task(
-        partial(classify, make_model=mlp), 300, (1.0, 0.3, 0.03), faulty=True
+        partial(classify, make_model=mlp), 300, (1.0, 0.3, 0.01), faulty=True
     ),
-    "fine-tuning": Task(fine_tuning, 400, (0.1, 0.01, 0.01)),
-    "autoencoder": Task(autoencoder, 400, (1.0, 1.0, 0.03)),
-    "control": Task(control, 150, (0.03, 0.01, 0.03)),
+    "fine-tuning": Task(fine_tuning, 400, (0.1, 0.03, 0.01)),
+    "autoencoder": Task(autoencoder, 400, (1.0, 1.0, 0.01)),
+    "control": Task(control, 150, (0.03, 0.003, 0.03)),
 }
 """The tasks whose results are reported and chose nothing."""
 

@@ -1,5 +1,6 @@
-"""The benchmark of settings: its score, its resumption, its tasks."""
+"""The benchmark of settings: its score, its resumption, its tasks, and its trial."""
 
+import json
 import math
 from typing import NamedTuple
 
@@ -129,3 +130,24 @@ def test_lamb_moves_weights_by_a_share_of_their_norm(load):
     # The first update of Adam is the gradient's sign; it gets the length 0.1 · 5.
     expected = [3 - 0.5 / math.sqrt(2), 4 + 0.5 / math.sqrt(2)]
     assert weight.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_trial_resumes_and_reports_both_halves(load, tmp_path, capsys):
+    module = load("no_tuning")
+    arguments = ["--quick", "--workers", "1", "--output", str(tmp_path)]
+    path = tmp_path / "no_tuning.jsonl"
+    module.main(arguments)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line) for line in lines]
+    assert {run["seed"] for run in runs} == {0, 1}
+    assert {run["contender"] for run in runs} == set(module.TRIAL.contenders)
+    [table] = json.loads((tmp_path / "no_tuning.json").read_text())["tables"].values()
+    assert table.count("(best single)") == 1
+    assert "nan" not in table
+    assert (tmp_path / "no_tuning.png").read_bytes().startswith(b"\x89PNG")
+    path.write_text("\n".join(lines[:-1]), encoding="utf-8")
+    capsys.readouterr()
+    module.main([*arguments, "--report"])
+    module.main(arguments)
+    again = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
+    assert [r | {"seconds": 0} for r in again] == [r | {"seconds": 0} for r in runs]

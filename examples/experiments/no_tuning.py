@@ -1,0 +1,168 @@
+"""Does one setting train everywhere, without a number to choose?
+
+Tasks, learning rates from a tenth to a hundred times the good one, three optimizers. A
+cell is one of each. In each cell every contender runs with one seed; then the best
+eight and the named rivals run with five. A contender's excess is its test loss over
+that of the best constant of the cell. The settings of TrustClip were chosen on the
+tasks in `tasks.TUNING` only.
+
+`python examples/experiments/no_tuning.py` takes at most 4 hours on two cores. It
+appends each run to no_tuning.jsonl in the output folder, and goes on from there.
+`--report` runs nothing, and shows what is there.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from contenders import CONSTANTS, CONTENDERS, NO_CLIPPING
+from experiment import read_options, save
+from run_store import read_results, run_missing
+from settings_picture import draw
+from settings_score import Cell, Results, Score, score_all
+from settings_table import make_table
+from tasks import FACTORS, HELD_OUT, OPTIMIZERS, TASKS
+from training_run import Run, train
+
+NAME = "no_tuning"
+ORACLE = [NO_CLIPPING, *CONSTANTS]
+RIVALS = [*ORACLE, "TrustClip", "AutoClip p = 10", "ZClip", "AdaGC", "AGC 0.01"]
+RIVALS += ["LARC 0.02", "LAMB"]
+"""The contenders that run with all seeds, whatever the screen says."""
+
+BEST = 8
+"""How many of all do besides, by the mean excess over the tasks for tuning."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run."""
+
+    tasks: Sequence[str]
+    factors: Sequence[float]
+    contenders: Sequence[str]
+    seeds: int
+    steps: int | None
+    """Of each run, instead of the task's number."""
+
+    def runs(self, contenders: Iterable[str], seeds: Iterable[int]) -> list[Run]:
+        """Return the runs, in the order in which they start."""
+        return [
+            Run(task, optimizer, factor, contender, seed, self.steps_of(task))
+            for seed, contender in product(seeds, contenders)
+            for task, optimizer, factor in product(self.tasks, OPTIMIZERS, self.factors)
+            if optimizer in CONTENDERS[contender].optimizers
+        ]
+
+    def steps_of(self, task: str) -> int:
+        """Return the number of steps of a run."""
+        return self.steps or TASKS[task].steps
+
+
+FULL = Plan(list(TASKS), FACTORS, list(CONTENDERS), seeds=5, steps=None)
+TRIAL = Plan(
+    ["heavy tails × 1", "MLP, faults"],
+    (1.0, 100.0),
+    [*ORACLE, "TrustClip", "LAMB"],
+    seeds=2,
+    steps=3,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, print the table, save picture and results."""
+    flags = {"report": "run nothing: show the runs that are stored"}
+    options = read_options(__doc__, arguments, flags)
+    plan = TRIAL if options.quick else FULL
+    path = options.output / f"{NAME}.jsonl"
+    if options.report:
+        stored = read_results(path, Run)
+    else:
+        screen = plan.runs(plan.contenders, [0])
+        stored = run_missing(train, screen, path, options.workers)
+        finalists = choose_finalists(complete(stored, plan, seeds=1))
+        final = plan.runs(finalists, range(1, plan.seeds))
+        stored = run_missing(train, final, path, options.workers)
+    report(stored, plan, options.output)
+
+
+def complete(stored: dict[Any, Any], plan: Plan, seeds: int) -> Results:
+    """Return the results of the contenders that ran all cells of a half with `seeds`.
+
+    A half is the tasks for tuning or the others.
+    """
+    results: dict[tuple[str, Cell], list[Any]] = {}
+    for contender, is_held_out in product(plan.contenders, (False, True)):
+        half: dict[tuple[str, Cell], list[Any]] = {}
+        runs = [
+            run
+            for run in plan.runs([contender], range(seeds))
+            if (run.task in HELD_OUT) == is_held_out
+        ]
+        if all(run in stored for run in runs):
+            for run in runs:
+                cell = Cell(run.task, run.optimizer, run.factor)
+                half.setdefault((contender, cell), []).append(stored[run])
+        results.update(half)
+    return results
+
+
+def split(results: Results) -> tuple[Results, Results]:
+    """Return the results of the tasks for tuning, and those of the others."""
+    halves: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+    for (contender, cell), of_cell in results.items():
+        halves[cell.task in HELD_OUT][contender, cell] = of_cell
+    return halves
+
+
+def contenders_of(results: Results) -> list[str]:
+    """Return the contenders that have results, in their order."""
+    return list(dict.fromkeys(contender for contender, _ in results))
+
+
+def score_half(results: Results) -> dict[str, Score]:
+    """Return the scores, without any if the oracle has not run."""
+    names = contenders_of(results)
+    return score_all(results, names, ORACLE) if set(ORACLE) <= set(names) else {}
+
+
+def choose_finalists(results: Results) -> list[str]:
+    """Return the rivals and the best of all, in the order of the contenders."""
+    scores = score_half(split(results)[0])
+    best = sorted(scores, key=lambda name: scores[name].mean)[:BEST]
+    chosen = {*RIVALS, *best} & set(scores)
+    return [name for name in CONTENDERS if name in chosen]
+
+
+def report(stored: dict[Any, Any], plan: Plan, output: Any) -> None:
+    """Print the table, save picture and results: of the seeds that the oracle ran."""
+    for seeds in range(plan.seeds, 0, -1):
+        results = complete(stored, plan, seeds)
+        tuning, held_out = map(score_half, split(results))
+        if tuning and held_out:
+            break
+    else:
+        raise SystemExit(f"the constants have not run: {len(stored)} runs are stored")
+    everywhere = score_half(results)
+    constant = min(CONSTANTS, key=lambda name: everywhere[name].mean)
+    title = f"Excess over the best constant of each cell, seeds: {seeds}"
+    tables = {title: make_table(tuning, held_out, constant)}
+    draw(split(results)[1], held_out, constant, output / f"{NAME}.png")
+    save(NAME, output, tables, list_results(results, plan))
+
+
+def list_results(results: Results, plan: Plan) -> list[dict[str, Any]]:
+    """Return a line for each contender, task and optimizer: losses by rate and seed."""
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for (contender, (task, optimizer, _)), of_cell in results.items():
+        empty = {"contender": contender, "task": task, "optimizer": optimizer}
+        empty |= {"held_out": task in HELD_OUT, "level": round(of_cell[0]["level"], 5)}
+        line = lines.setdefault((contender, task, optimizer), empty | {"losses": []})
+        losses = [r["loss"] for r in of_cell]
+        line["losses"].append([x if x is None else float(f"{x:.4g}") for x in losses])
+    return list(lines.values())
+
+
+if __name__ == "__main__":
+    main()
