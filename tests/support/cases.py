@@ -266,7 +266,7 @@ def in_jax(jit=True):
 def in_tf(xla=True):
     import tensorflow as tf
 
-    from autoclip_tf import namespace
+    from autoclip_tf.gradients import namespace
 
     compiled = partial(tf.function, jit_compile=xla)
     return Framework(namespace, tf.convert_to_tensor, compiled)
