@@ -25,7 +25,7 @@ from .gradients.rows import Rows
 from .layouts import UnitsOf, make_unit_rule
 from .optimizers import add_transformers
 from .state.settings import PATTERNS, Settings, find_policy, patterns_from_config
-from .state.transformer import StatefulTransformer
+from .state.transformer import StatefulTransformer, without_autograph
 from .state.variables import MakeVariable, StateVariables, make_variable
 from .step.optimizer_mixin import Pair
 
@@ -160,6 +160,7 @@ class Clipper(StatefulTransformer):
         self._rows = rows
         self._state = StateVariables(self._limits, len(rows.names), make)
 
+    @without_autograph
     def __call__(self, grads_and_vars: Iterable[Pair]) -> list[Pair]:
         """Take one step: measure, decide, record, and return the scaled pairs.
 

@@ -1,6 +1,7 @@
 """`StatefulTransformer`: what reads, checks and resets the state of a clipper."""
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import keras
 
@@ -16,6 +17,20 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     _Module = tf.Module
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def without_autograph(method: _Method) -> _Method:
+    """Return a method that `tf.function` traces as it is.
+
+    No branch of a step depends on a tensor. AutoGraph would convert a hundred functions
+    to find that out, which takes 3 seconds.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return method
+    unconverted: _Method = tf.autograph.experimental.do_not_convert(method)
+    return unconverted
 
 
 class StatefulTransformer(_Module):  # type: ignore[misc]

@@ -268,7 +268,8 @@ def in_tf(xla=True):
 
     from autoclip_tf.gradients import namespace
 
-    compiled = partial(tf.function, jit_compile=xla)
+    # Without AutoGraph, which would convert the core's functions for seconds.
+    compiled = partial(tf.function, jit_compile=xla, autograph=False)
     return Framework(namespace, tf.convert_to_tensor, compiled)
 
 

@@ -72,7 +72,7 @@ def opposed_gradients(strategy):
         optimizer = SGD(1.0, gradient_transformers=[NormClip(1.0)])
         optimizer.build([weight])
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         def step_of_replica():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
