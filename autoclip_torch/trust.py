@@ -24,7 +24,7 @@ from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .observer.observer import Observer
 from .update import UpdateClipper
-from .update_step.hooks import find_innermost
+from .update_step.optimizers import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
 
 

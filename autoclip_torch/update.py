@@ -15,17 +15,66 @@ from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .observer.observer import Observer
-from .update_step.hooks import UpdateHooks, find_innermost
+from .update_step.hooks import UpdateHooks, check_has_no_clipper
+from .update_step.optimizers import find_innermost
 from .update_step.stepper import UpdateStepper
 
 
 class UpdateClipper(Observer):
     """Clip the change of the weights in each step, by any policy, at any scope.
 
-    It registers itself on the optimizer, which keeps it alive; the training loop needs
-    no other line. The norm of a row is that of its update `w_new - w_old`, and the norm
-    of its parameters is that of `w_old`. A row whose norm n exceeds its threshold T
-    becomes `w_old + T / n * (w_new - w_old)`. Other rows are unchanged bit for bit.
+    It registers itself on the optimizer, which keeps it alive. The training loop needs
+    no other line. The norm n of a row is that of its update `w_new - w_old`. The norm
+    of its parameters is that of `w_old`. If n exceeds the threshold T, the row becomes
+    `w_old + T / n * (w_new - w_old)`. Other rows are unchanged bit for bit.
+
+    A gradient does not depend on the learning rate, the momentum or the preconditioner.
+    The update depends on all three, and on the weight decay. `ParamRatio(0.02)` limits
+    each update to 2 % of the norm of its weights.
+
+    Weights that start at 0 need a lower bound, or they would hardly move:
+    `ParamRatio(0.02, eps=0.03)` with norm="rms" is T = 0.02 * max(rms(w), 0.03), in l2
+    norms 0.02 * max(|w|, 0.03 * sqrt(N)) for N elements.
+
+    The persistent cost is one copy of the weights that have a gradient. Of a parameter
+    with a sparse gradient only its rows are copied, with SparseAdam, Adagrad, and SGD
+    without momentum.
+
+    Args:
+      model: the module whose parameters the optimizer steps. Parameters that the
+        optimizer gets later are added before its next step.
+      optimizer: a torch optimizer, or a wrapper that holds one, such as Accelerate's or
+        a `ClippedOptimizer`. An optimizer with weights of its own is refused: see
+        Raises.
+      policy: any policy of `autoclip_core` that does not skip.
+      scope: the weights that share one norm: those of each "parameter", of each "group"
+        of the optimizer, of each output "unit" of each parameter, or all ("global").
+      norm: as in `Clipper`.
+      nonfinite: what happens to a row whose update is NaN or infinite. "zero" restores
+        `w_old` and warns once. "raise" restores all rows, then raises an error.
+        "propagate" leaves the row unchanged. The norm is never recorded.
+      warmup_steps, warmup_threshold, min_threshold, max_threshold: as in `Clipper`.
+      exclude, scale_only: as in `Clipper`; names are those of the model.
+      dry_run: measure, decide and record, but change no weight.
+
+    Raises:
+      TypeError: `model` is no module, or `optimizer` no torch optimizer.
+      ValueError: the policy or `nonfinite` skips updates. The moments of the optimizer
+        have advanced before the update is known, so skip in a `Clipper` of the
+        gradients.
+      ValueError: the optimizer keeps weights of its own (schedule-free, Lookahead, SAM,
+        ASGD, LBFGS, float32 copies, ZeRO), or has an update clipper already.
+
+    >>> import torch
+    >>> from autoclip_core import ParamRatio
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+    >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+    >>> model(torch.tensor([3.0, 3.0])).backward()
+    >>> optimizer.step()
+    >>> model.weight.data
+    tensor([[0.9800, 0.9800]])
     """
 
     _stepper_class = UpdateStepper
@@ -56,6 +105,7 @@ class UpdateClipper(Observer):
                 "UpdateClipper(model, optimizer, policy)"
             )
         innermost = find_innermost(optimizer)
+        check_has_no_clipper(innermost)
         check_choice("scope", scope, SCOPES)
         check_nonfinite(nonfinite)
 
@@ -94,13 +144,32 @@ class UpdateClipper(Observer):
 
         Raises:
           RuntimeError: always.
+
+        >>> import torch
+        >>> from autoclip_core import ParamRatio
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters())
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper.step()
+        Traceback (most recent call last):
+        ...
+        RuntimeError: an update clipper clips inside optimizer.step(); leave step() out
         """
         raise RuntimeError(
-            "an update clipper clips inside optimizer.step(); leave clipper.step() out"
+            "an update clipper clips inside optimizer.step(); leave step() out"
         )
 
     def detach(self) -> None:
-        """Remove the clipper from its optimizer."""
+        """Remove the clipper from its optimizer. Its state remains.
+
+        >>> import torch
+        >>> from autoclip_core import ParamRatio
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters())
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper.detach()
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.05))
+        """
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
@@ -115,6 +184,14 @@ class UpdateClipper(Observer):
         Returns:
           The names of `autoclip_core.clipper.metrics.compute_metrics`, with
           `clip/update_` in place of `clip/`.
+
+        >>> import torch
+        >>> from autoclip_core import ParamRatio
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters())
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper.metrics()["clip/update_steps"]
+        0.0
         """
         return name_update_metrics(super().metrics(per_row=per_row))
 

@@ -29,10 +29,14 @@ from .layout import (
     as_measurable,
     as_real,
     compute_norm,
+    get_stored,
     get_unit_norms,
     make_writable,
     with_axis,
 )
+
+BATCH = 2**26
+"""After this many elements, tensors that a generator yields are measured and freed."""
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -91,14 +95,26 @@ def _measure_parameters(
 ) -> Iterator[tuple[ParameterRows, Tensor]]:
     """Yield each parameter that has a tensor, with the norms of its rows."""
     whole: list[tuple[ParameterRows, Tensor]] = []
+    size = 0
     for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
         if tensor is None or entry.start == entry.stop:
             continue
-        if entry.units is None:
-            whole.append((entry, tensor))
-        else:
+        if entry.units is not None:
             unit_norms = get_unit_norms(tensor, entry.units, wide, order)
             yield entry, unit_norms.reshape(-1)
+            continue
+        whole.append((entry, tensor))
+        size += get_stored(tensor).numel()
+        if size >= BATCH:
+            yield from _measure_batch(whole, wide, order)
+            whole, size = [], 0
+    yield from _measure_batch(whole, wide, order)
+
+
+def _measure_batch(
+    whole: list[tuple[ParameterRows, Tensor]], wide: torch.dtype, order: float
+) -> Iterator[tuple[ParameterRows, Tensor]]:
+    """Yield each parameter that is one row, or a part of one, with its norm."""
     norms = measure_whole([tensor for _, tensor in whole], wide, order)
     for (entry, _), norm in zip(whole, norms, strict=True):
         yield entry, norm.reshape(1)

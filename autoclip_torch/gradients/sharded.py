@@ -79,13 +79,13 @@ def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
             continue
         if not is_sharded(gradient):
             gradient = make_writable(entry, gradient)
-        local = _get_local(gradient)
+        local = get_local(gradient)
         if entry.units is None:
             whole.setdefault(entry.start, []).append(local)
             continue
         entry_scales = scales[entry.start : entry.stop].to(local.device)
         if is_sharded(gradient):
-            apply_scale_(local, _find_local_scales(gradient, entry_scales, entry.units))
+            apply_scale_(local, align_local_scales(gradient, entry_scales, entry.units))
         else:
             apply_scale_(*align_unit_scales(local, entry_scales, entry.units))
     scale_whole_(whole, scales)
@@ -112,9 +112,9 @@ def _measure_local(
         if rows.norm == "rms":
             share[2, span] += weight * _count_local(tensor, entry, wide).to(device)
         if entry.units is None:
-            whole.setdefault((entry.start, weight), []).append(_get_local(tensor))
+            whole.setdefault((entry.start, weight), []).append(get_local(tensor))
             continue
-        part = _measure_units(tensor, _get_local(tensor), entry.units, wide, order)
+        part = _measure_units(tensor, get_local(tensor), entry.units, wide, order)
         _join_(powers[span], part.to(device, non_blocking=True), weight, order)
         observed[span] = 1
     for (row, weight), parts in whole.items():
@@ -135,7 +135,7 @@ def _join_(powers: Tensor, norms: Tensor, weight: float, order: float) -> None:
 
 def _count_local(tensor: Tensor, entry: ParameterRows, wide: torch.dtype) -> Tensor:
     """Return the number of local elements in each row of a tensor."""
-    local = _get_local(tensor)
+    local = get_local(tensor)
     if entry.units is None:
         return torch.full((), local.numel(), dtype=wide)
     if not is_sharded(tensor):
@@ -163,7 +163,7 @@ def _measure_units(
     return grid.reshape(-1)
 
 
-def _find_local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
+def align_local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
     """Return the scales of the units, in a shape that broadcasts to the local part."""
     grid = scales.reshape(unit_shape(gradient.shape, units))
     region = _find_region(gradient)
@@ -180,7 +180,7 @@ def _find_grid_region(region: tuple[slice, ...], units: Units) -> tuple[slice, .
     )
 
 
-def _get_local(tensor: Any) -> Tensor:
+def get_local(tensor: Any) -> Tensor:
     """Return the local part of a tensor, as a view that may be written."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local

@@ -1,93 +1,116 @@
-"""The change of the weights in one step: measure it, and write a part of it.
+"""The change of one parameter in a step, in any layout, and a part of it written.
 
 A change is measured as `w_old - w_new`. A clipped row becomes `w_old - s * change`,
 which is exactly `w_old` for s = 0, also for a weight of -0.0.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoclip_core.clipper.units import Units
-from autoclip_torch.gradients import cpu
 from autoclip_torch.gradients.layout import (
     align_unit_scales,
     apply_scale_,
     as_real,
     count_piece_rows,
+    get_stored,
     is_cut_by_first_axis,
     with_axis,
 )
-from autoclip_torch.rows.rows import ParameterRows, Rows
+from autoclip_torch.gradients.ranks import is_sharded
+from autoclip_torch.gradients.sharded import align_local_scales, get_local
+from autoclip_torch.rows.rows import ParameterRows
+
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter before and after a step."""
+    """A parameter before and after a step; of a sparse gradient, the touched rows."""
 
     entry: ParameterRows
     old: Tensor
     new: Tensor
-    """The parameter itself, without its history of operations."""
+    """The elements that the optimizer has written, without a gradient function."""
 
-    def subtract(self) -> Tensor:
-        """Return `w_old - w_new`, of half-precision weights in float32."""
-        if self.old.dtype in (torch.bfloat16, torch.float16):
-            return self.old.float() - self.new.float()
-        return self.old - self.new
+    @property
+    def size(self) -> int:
+        """The number of elements on this rank."""
+        return get_stored(get_local(self.new)).numel()
 
 
-def cut_by_size(changes: Iterable[Change]) -> list[Change]:
-    """Return the changes, long ones in parts, so that differences take little memory.
+def subtract(changes: Sequence[Change]) -> list[Tensor]:
+    """Return `w_old - w_new` of each change in few launches; half precision widened."""
+    if any(change.new.is_sparse or is_sharded(change.new) for change in changes):
+        return [_subtract_one(change) for change in changes]
+    old = [_widen(change.old) for change in changes]
+    new = [_widen(change.new) for change in changes]
+    return list(torch._foreach_sub(old, new)) if changes else []
+
+
+def _subtract_one(change: Change) -> Tensor:
+    old, new = change.old, change.new
+    if not new.is_sparse:
+        return _widen(old) - _widen(new)
+    values = _widen(old._values()) - _widen(new._values())
+    indices, shape = new._indices(), new.shape
+    return make_sparse(indices, values, shape)
+
+
+def make_sparse(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """Return a coalesced sparse tensor; its indices are known to be valid."""
+    return torch.sparse_coo_tensor(
+        indices, values, shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Return half-precision numbers in float32, where their difference is exact."""
+    return tensor.float() if tensor.dtype in _NARROW else tensor
+
+
+def subtract_in_batches(changes: Iterable[Change], most: int) -> Iterator[Tensor]:
+    """Yield `w_old - w_new` of each change, computed for about `most` elements a time.
+
+    Only the differences of one batch are in memory, if the caller frees them.
+    """
+    batch: list[Change] = []
+    size = 0
+    for change in changes:
+        if batch and size + change.size > most:
+            yield from subtract(batch)
+            batch, size = [], 0
+        batch.append(change)
+        size += change.size
+    yield from subtract(batch)
+
+
+def cut_by_size(changes: Iterable[Change]) -> Iterator[Change]:
+    """Yield the changes, long ones in parts, so that a difference takes little memory.
 
     A part of a parameter has a part of its rows, or belongs to the same row.
     """
-    return [part for change in changes for part in _cut(change)]
-
-
-def _cut(change: Change) -> Iterator[Change]:
-    entry, old, new = change.entry, change.old, change.new
-    if entry.units is None:
-        old, new = _flatten(old), _flatten(new)
-    elif not is_cut_by_first_axis(entry.units, new):
-        yield change
-        return
-    if not new.ndim or (step := count_piece_rows(new)) >= new.shape[0]:
-        yield change
-        return
-    for start in range(0, new.shape[0], step):
-        part = slice(start, start + step)
-        rows = entry
-        if entry.units is not None:
-            stop = min(start + step, new.shape[0])
-            rows = replace(entry, start=entry.start + start, stop=entry.start + stop)
-        yield Change(rows, old[part], new[part])
-
-
-def _flatten(tensor: Tensor) -> Tensor:
-    return tensor.view(-1) if tensor.is_contiguous() else tensor
-
-
-def measure_on_cpu(rows: Rows, changes: list[Change]) -> Any:
-    """Return the norm of the change of each row as a NumPy array."""
-    pieces = cut_by_size(changes)
-    piece_rows = replace(rows, by_parameter=[piece.entry for piece in pieces])
-    return cpu.measure_norms(piece_rows, (piece.subtract() for piece in pieces))
-
-
-def scale_on_cpu_(changes: list[Change], scales: Any) -> None:
-    """Write the scaled changes, except those whose rows all have scale 1."""
-    if (scales == 1).all():
-        return
     for change in changes:
-        entry = change.entry
-        if (scales[entry.start : entry.stop] != 1).any():
-            for piece in cut_by_size([change]):
-                rows = slice(piece.entry.start, piece.entry.stop)
-                write_(piece, torch.from_numpy(scales[rows]))
+        entry, old, new = change.entry, change.old, change.new
+        if entry.units is None and new.is_contiguous():
+            old, new = old.view(-1), new.view(-1)
+        elif entry.units is None or not is_cut_by_first_axis(entry.units, new):
+            yield change
+            continue
+        step = count_piece_rows(new) if new.ndim else 1
+        if not new.ndim or step >= new.shape[0]:
+            yield change
+            continue
+        pairs = zip(torch.split(old, step), torch.split(new, step), strict=True)
+        start = entry.start
+        for old_part, new_part in pairs:
+            rows = entry
+            if entry.units is not None:
+                rows = replace(entry, start=start, stop=start + len(new_part))
+                start = rows.stop
+            yield Change(rows, old_part, new_part)
 
 
 def write_(change: Change, scales: Tensor) -> None:
@@ -97,19 +120,20 @@ def write_(change: Change, scales: Tensor) -> None:
       change: a parameter before and after the step.
       scales: float32, one per row of the parameter.
     """
-    difference = change.subtract()
-    units = change.entry.units
-    new, aligned = _align(change.new, scales, units)
-    old, _ = _align(change.old, scales, units)
-    removed, _ = _align(difference, scales, units)
+    new, aligned = _align(change.new, scales, change)
+    old, _ = _align(change.old, scales, change)
+    wide = _widen(old)
+    removed = wide - _widen(new)
     apply_scale_(removed, aligned)
-    new.copy_(torch.where(aligned == 1, new, old - removed))
+    new.copy_(torch.where(aligned == 1, new, wide - removed))
 
 
-def _align(
-    values: Tensor, scales: Tensor, units: Units | None
-) -> tuple[Tensor, Tensor]:
+def _align(tensor: Tensor, scales: Tensor, change: Change) -> tuple[Tensor, Tensor]:
     """Return real elements and their scales, in shapes that broadcast."""
+    units, local = change.entry.units, get_local(tensor)
+    scales = scales.to(local.device)
     if units is None:
-        return with_axis(as_real(values)), scales[:1]
-    return align_unit_scales(values, scales, units)
+        return with_axis(as_real(local)), scales[:1]
+    if is_sharded(tensor):
+        return local, align_local_scales(tensor, scales, units)
+    return align_unit_scales(local, scales, units)

@@ -6,9 +6,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
-from autoclip_torch.step.unwrap import unwrap
-
 from .stepper import UpdateStepper
 
 
@@ -18,7 +15,7 @@ class UpdateHooks:
     A copy of the clipper has no hooks, because torch drops those of a copied optimizer.
 
     Args:
-      clipper: the clipper. It may get more parameters, but not another stepper.
+      stepper: the steps of the clipper.
       optimizer: the innermost torch optimizer.
       add_parameters: called before each step; it adds the optimizer's new parameters.
     """
@@ -62,27 +59,22 @@ class UpdateHooks:
         self._add_parameters(optimizer)
         has_closure = kwargs.get("closure") is not None
         has_closure |= len(args) > 1 and args[1] is not None  # args[0]: the optimizer
-        self._stepper.begin(has_closure)
+        self._stepper.begin(optimizer, has_closure)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._stepper.finish()
+        self._stepper.finish(optimizer)
 
 
-def find_innermost(optimizer: Any) -> Optimizer:
-    """Return the optimizer that steps, inside wrappers and `ClippedOptimizer`s.
+def check_has_no_clipper(optimizer: Optimizer) -> None:
+    """Refuse a second update clipper on the same optimizer.
 
     Raises:
-      TypeError: the argument neither is nor holds a torch optimizer.
       ValueError: an `UpdateClipper` acts in the optimizer already.
     """
-    inner = unwrap(optimizer)
-    while isinstance(inner, ClippedOptimizer):
-        inner = unwrap(inner.optimizer)
-    hooks = inner._optimizer_step_pre_hooks.values()
+    hooks = optimizer._optimizer_step_pre_hooks.values()
     owners = (getattr(hook, "__self__", None) for hook in hooks)
     if any(isinstance(owner, UpdateHooks) for owner in owners):
         raise ValueError(
-            "optimizer must have one update clipper, and this one has one already, "
-            "which would clip the same update; call detach() on the first one"
+            "optimizer must have at most one update clipper, got one that has one: two "
+            "would clip the same update; call detach() on the first one"
         )
-    return inner

@@ -1,10 +1,18 @@
-"""Warn once about an update that is not finite."""
+"""Warn once if an update is not finite, or if the optimizer may undo the clipping."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from autoclip_core.clipper.metrics import Tally
 from autoclip_torch.step.run_checks import RunChecks
 from autoclip_torch.step.warn import warn
+
+from .copies import Weights
+from .optimizers import find_weights_in_state
 
 
 class UpdateChecks(RunChecks):
@@ -13,6 +21,35 @@ class UpdateChecks(RunChecks):
     def __init__(self) -> None:
         """Start at the beginning of a run; nothing cancels an update."""
         super().__init__(most_skips=None, may_skip=False)
+        self._is_first_step = True
+        self._suspects: dict[str, Tensor] = {}
+
+    def check_gradients(self, *arguments: Any) -> None:
+        """Accept a step without gradients: the optimizer then changes nothing."""
+
+    def check_state(self, optimizer: Optimizer, weights: Sequence[Weights]) -> None:
+        """Look for weights in the optimizer's state, after its first step.
+
+        On a device, the result is read by the next call of `metrics`.
+        """
+        if self._is_first_step and weights:
+            self._suspects = find_weights_in_state(optimizer, weights)
+            self._is_first_step = False
+
+    def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
+        """Check counts that are on the CPU."""
+        super().check_counts(tally, nonfinite, dry_run)
+        if not self._suspects:
+            return
+        flags = torch.stack([flag.cpu() for flag in self._suspects.values()]).tolist()
+        names = [name for name, flag in zip(self._suspects, flags, strict=True) if flag]
+        self._suspects = {}
+        if names:
+            warn(
+                f"{' and '.join(map(repr, names))} in the optimizer's state equals the "
+                "weights; if the optimizer computes its next weights from it, the "
+                "update clipper has little effect; clip the gradients instead"
+            )
 
     def _start_overflow_check(self) -> Any:
         """Return the check of the norms that are not finite."""

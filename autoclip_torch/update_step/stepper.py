@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from autoclip_core import Decision
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.parts import get_part_scales
 from autoclip_torch.gradients import cpu
-from autoclip_torch.gradients.layout import Gradients, RowNorms
+from autoclip_torch.gradients.layout import Gradients
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.amp import LossScale
 from autoclip_torch.step.stepper import Stepper
 
-from .changes import Change, measure_on_cpu, scale_on_cpu_
+from . import engine
+from .changes import Change
 from .copies import Copies
 from .run_checks import UpdateChecks
 
@@ -52,41 +55,39 @@ class UpdateStepper(Stepper):
                 'use action="zero" here, or skip in a Clipper of the gradients'
             )
             raise ValueError(format_error("policy", rule, policies[0], way_out))
-        self.checks = UpdateChecks()
+        self.checks = self._checks = UpdateChecks()
         self._copies = Copies()
 
-    def begin(self, has_closure: bool) -> None:
+    def begin(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Copy the weights before a step of the optimizer."""
-        self._copies.take(self.rows.by_parameter, has_closure)
+        self._copies.take(self.rows.parameters, optimizer, has_closure)
 
-    def finish(self) -> None:
+    @torch.no_grad()
+    def finish(self, optimizer: Optimizer) -> None:
         """Clip the update that the optimizer has made.
 
         Raises:
           FloatingPointError: an update is not finite and `nonfinite="raise"`; all
             weights are those before the step.
         """
+        # A step that calls the step of its base class runs its hooks twice.
+        if not self._copies.is_open:
+            return
+        self._copies.compare()
         try:
+            self._checks.check_state(optimizer, self._copies.list_all())
             self.clip()
         except FloatingPointError:
             self._copies.restore_()
             raise
         finally:
-            self._copies.clear()
+            self._copies.close()
         self.check()
 
     def read_gradients(self) -> list[Tensor | None]:
-        """Return the weights after the step; None if a parameter has no gradient.
-
-        If another clipper cancelled the update, there is no gradient.
-        """
-        parameters = self.rows.parameters
-        return [
-            p.detach()
-            if p.grad is not None and self._copies.get(p) is not None
-            else None
-            for p in parameters
-        ]
+        """Return the weights after the step; None if a parameter was not copied."""
+        weights = map(self._copies.get, self.rows.parameters)
+        return [None if each is None else each.new for each in weights]
 
     def measure(
         self,
@@ -102,36 +103,42 @@ class UpdateStepper(Stepper):
           *others: none.
         """
         states, weights = self.policy_states, self._get_weights()
-        first, *further = self._measure_updates(gradients, *weights)
+        changes = self._list_changes()
+        first, *further = engine.measure(
+            self.parts, changes, weights, states.device, self.ranks
+        )
         if self.is_split:
             self._part_norms = first.norms
         norms, observed, states.sizes = self._join(first, gradients)
+        observed = self._leave_out_cancelled(norms, observed)
         return [norms, observed, *[self._join(x, *weights).norms for x in further]]
+
+    def _leave_out_cancelled(self, norms: Any, observed: Any) -> Any:
+        """Return which rows have an update, without those that a clipper cancelled.
+
+        Their gradients were removed and their weights did not change. An optimizer or a
+        hook may also remove gradients after the weights have changed.
+        """
+        gradients = [parameter.grad for parameter in self.rows.parameters]
+        if all(each.parameter.grad is not None for each in self._copies.list_all()):
+            return observed
+        has_gradient = torch.from_numpy(cpu.find_observed(self.rows, gradients))
+        return observed & ((norms != 0) | self.policy_states.as_array(has_gradient))
 
     def scale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
         """Write the scaled update of each row, or the weights before the step."""
-        scales = decision.scale
+        states, scales = self.policy_states, decision.scale
         if self.is_split:
-            scales = get_part_scales(decision, self.policy_states.xp)
-        changes = self._list_changes(gradients)
-        scale_on_cpu_(changes, scales)
+            scales = get_part_scales(decision, states.xp)
+        engine.scale_(self._list_changes(), scales)
 
-    def _measure_updates(
-        self, new: Sequence[Tensor | None], *weights: list[Tensor]
-    ) -> list[RowNorms]:
-        """Return the norms of the updates, and those of the weights if given."""
-        changes = self._list_changes(new)
-        norms = measure_on_cpu(self.parts, changes)
-        first = RowNorms(norms, cpu.find_observed(self.parts, new))
-        return [first, *[cpu.measure(self.parts, each) for each in weights]]
-
-    def _list_changes(self, new: Sequence[Tensor | None]) -> list[Change]:
-        """Return the parameters that have a gradient, before and after the step."""
+    def _list_changes(self) -> list[Change]:
+        """Return the parameters that were copied, before and after the step."""
         changes = []
-        for entry, weights in zip(self.parts.by_parameter, new, strict=True):
-            old = self._copies.get(entry.parameter)
-            if weights is not None and old is not None and entry.start < entry.stop:
-                changes.append(Change(entry, old, weights))
+        for entry in self.parts.by_parameter:
+            weights = self._copies.get(entry.parameter)
+            if weights is not None and entry.start < entry.stop:
+                changes.append(Change(entry, weights.old, weights.new))
         return changes
 
     def _get_weights(self) -> list[list[Tensor]]:
@@ -139,9 +146,13 @@ class UpdateStepper(Stepper):
 
         Between two steps, these are the present weights.
         """
-        if not super()._get_weights():
-            return []
-        parameters = self.rows.parameters
-        copies = map(self._copies.get, parameters)
-        pairs = zip(copies, parameters, strict=True)
-        return [[p.detach() if old is None else old for old, p in pairs]]
+        return [
+            list(map(self._find_old_weights, self.rows.parameters))
+            for _ in super()._get_weights()
+        ]
+
+    def _find_old_weights(self, parameter: Tensor) -> Tensor:
+        weights = self._copies.get(parameter)
+        if weights is None or weights.old.is_sparse:
+            return parameter.detach()
+        return weights.old

@@ -11,7 +11,7 @@ from autoclip_torch.hooks.new_parameters import add_new_parameters
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.unwrap import unwrap
 
-from .hooks import find_innermost
+from .optimizers import find_innermost
 
 
 class TrustOptimizer(ClippedOptimizer):

@@ -14,8 +14,8 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from autoclip_core import Drop, Fixed, Quantile
-from autoclip_torch import AGC, Clipper, QuantileClip, ValueClip
+from autoclip_core import Drop, Fixed, ParamRatio, Quantile
+from autoclip_torch import AGC, Clipper, QuantileClip, UpdateClipper, ValueClip
 
 STEPS = 4
 
@@ -202,6 +202,43 @@ def train(model, clipper, optimizer, steps, spoil=lambda step: None):
         )
         optimizer.step()
     return {"decisions": decisions, "reductions": reductions}
+
+
+UPDATE_RUNS = [
+    (2, "fsdp", "unit"),
+    (2, "tensor parallel", "global"),
+    (4, "hsdp", "rms"),
+]
+"""Each run of an update clipper: the number of ranks, the layout and the keywords."""
+
+UPDATE_CLIPPERS = {
+    "unit": {"scope": "unit"},
+    "global": {"scope": "global"},
+    "rms": {"scope": "parameter", "norm": "rms"},
+}
+
+
+def run_updates(case, layout):
+    """Train with an update clipper; return the rows of each step and the weights."""
+    torch.manual_seed(0)
+    net = Net()
+    model = layout(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
+    policy = ParamRatio(0.05, eps=0.1)
+    clipper = UpdateClipper(net, optimizer, policy, **UPDATE_CLIPPERS[case])
+    rows, reductions = [], []
+    for step in range(STEPS):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        if dist.is_initialized():
+            with CommDebugMode() as communication:
+                optimizer.step()
+            reductions.append(communication.get_total_counts())
+        else:
+            optimizer.step()
+        rows.append(list(clipper.metrics(per_row=True).values()))
+    return {"rows": rows, "reductions": reductions, "weights": weights(net)}
 
 
 def run(case, layout):

@@ -34,11 +34,13 @@ from .torch_layouts import (
     LAYOUTS,
     RUNS,
     STEPS,
+    UPDATE_RUNS,
     Net,
     batch,
     fsdp,
     full,
     run,
+    run_updates,
     train,
     weights,
     whole,
@@ -599,6 +601,11 @@ def main(rank, world, folder):
     for size, name, case in RUNS:
         if size == world:
             results[f"{name}: {case}"] = attempt(run, case, LAYOUTS[name])
+    for size, name, case in UPDATE_RUNS:
+        if size == world:
+            results[f"update, {name}: {case}"] = attempt(
+                run_updates, case, LAYOUTS[name]
+            )
     if world == 4:
         functions = [*EVERY_WORLD, a_process_group_across_shards]
         results["save_half_way"] = attempt(save_half_way, folder)

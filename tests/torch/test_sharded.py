@@ -90,6 +90,19 @@ def test_a_step_takes_one_reduction(results, world, layout, case):
     assert counts == {(each,) * torch_layouts.STEPS}
 
 
+@pytest.mark.parametrize(("world", "layout", "case"), torch_layouts.UPDATE_RUNS)
+def test_many_ranks_clip_updates_as_one_process_does(results, world, layout, case):
+    """The norms of the update and of the weights take one reduction together."""
+    ranks = of(results, world, f"update, {layout}: {case}")
+    alone = torch_layouts.run_updates(case, torch_layouts.whole)
+    for rank in ranks:
+        assert rank["rows"] == ranks[0]["rows"]  # bit for bit
+        assert rank["reductions"] == [1] * torch_layouts.STEPS
+    assert_close(ranks[0]["rows"], alone["rows"], rtol=1e-3)
+    assert_close(ranks[0]["weights"], alone["weights"], rtol=1e-4)
+    assert alone["rows"][-1][5] > 0, "the clip rate"
+
+
 @every_world
 def test_a_nan_in_one_shard_cancels_the_update_on_all_ranks(results, world):
     for rank in of(results, world, "skip_on_a_nan_of_one_rank"):

@@ -1,0 +1,116 @@
+"""Which optimizers an `UpdateClipper` accepts, and the innermost of several.
+
+An update can be clipped if the optimizer computes the next weights from the present
+ones. The optimizers below compute them from weights of their own, or move the weights
+outside of one step, so they would undo the clipping.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autoclip_torch.gradients.sharded import get_local
+from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
+from autoclip_torch.step.unwrap import unwrap
+
+from .copies import Weights
+
+_CLASSES = {
+    "LBFGS": "takes several steps in one call, and keeps a history of them",
+    "ASGD|SWA": "averages weights that are not clipped yet",
+    ".*ScheduleFree.*": "interpolates between weights of its own",
+    ".*Lookahead|Ranger.*|EmoNavi": "pulls the weights to slow weights of its own",
+    ".*SAM": "moves the weights twice in each step",
+    "LOMO|AdaLOMO": "steps within the backward pass",
+    "ZeroRedundancyOptimizer|DistributedOptimizer|.*Zero.*Optimizer.*": (
+        "steps a part of the weights, and receives the rest from other ranks"
+    ),
+    ".*(FP|Float|float|BF)16.*|MixedPrecision.*": "steps float32 copies of the weights",
+    "FTRL|MADGRAD|DAdaptSGD|DAdaptAdaGrad|AccSGD|A2Grad|SPlus|TRAC": (
+        "computes the weights from sums or weights in its state"
+    ),
+}
+"""Patterns of class names, also of base classes, and what such an optimizer does."""
+
+_ATTRIBUTES = (
+    "fp32_params",
+    "fp32_from_fp16_groups",
+    "fp32_from_float16_groups",
+    "shard_fp32_from_float16_groups",
+    "single_partition_of_fp32_groups",
+    "master_weights",
+)
+"""Attributes that are set on optimizers with float32 copies of the weights."""
+
+
+def find_innermost(optimizer: Any) -> Optimizer:
+    """Return the optimizer that steps, inside wrappers and `ClippedOptimizer`s.
+
+    Raises:
+      TypeError: the argument neither is nor holds a torch optimizer.
+      ValueError: the optimizer or a wrapper would undo the clipping.
+    """
+    inner = unwrap(optimizer)
+    _check_layers(optimizer, inner)
+    if isinstance(inner, ClippedOptimizer):
+        return find_innermost(inner.optimizer)
+    return inner
+
+
+def _check_layers(layer: Any, inner: Optimizer) -> None:
+    """Check an optimizer inside wrappers, and each of these."""
+    while layer is not inner:
+        _check_accepted(layer)
+        layer = layer.optimizer
+    _check_accepted(inner)
+
+
+def _check_accepted(optimizer: Any) -> None:
+    names = [base.__name__ for base in type(optimizer).__mro__]
+    reasons = [
+        reason
+        for pattern, reason in _CLASSES.items()
+        if any(re.fullmatch(pattern, name) for name in names)
+    ]
+    if any(getattr(optimizer, name, False) for name in _ATTRIBUTES):
+        reasons.append("steps float32 copies of the weights")
+    if reasons:
+        rule = "one that computes its next weights from the present ones"
+        got = f"{names[0]}, which {reasons[0]}"
+        way_out = "clip its gradients instead: Clipper(model, policy).attach(optimizer)"
+        raise ValueError(f"optimizer must be {rule}, got {got}; {way_out}")
+
+
+def find_weights_in_state(
+    optimizer: Optimizer, weights: Iterable[Weights]
+) -> dict[str, Tensor]:
+    """Return which entries of the state equal the weights of every parameter.
+
+    Slow weights and master copies do so before or after their first step. Each entry is
+    a boolean tensor, which is not read here.
+    """
+    flags: dict[str, Tensor] | None = None
+    for parameter, old, new in weights:
+        if parameter.numel() > 1 and not old.is_sparse:
+            state = optimizer.state.get(parameter, {})
+            here = {k: _is_copy(v, old, new) for k, v in state.items() if _fits(v, old)}
+            known = here if flags is None else flags
+            flags = {
+                k: known[k] & here[k].to(known[k].device) for k in known.keys() & here
+            }
+    return flags or {}
+
+
+def _fits(value: Any, weights: Tensor) -> bool:
+    is_dense = isinstance(value, Tensor) and not value.is_sparse
+    return is_dense and value.shape == weights.shape
+
+
+def _is_copy(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Return whether a tensor equals the weights before or after a step, and not 0."""
+    local, old, new = map(get_local, (value, old, new))
+    local = local.to(old.device, old.dtype)
+    return ((local == old).all() | (local == new).all()) & (local != 0).any()
