@@ -13,6 +13,7 @@ from .step import (
     Step,
     read_decision,
     reduce_rows,
+    select_metrics,
     step_from_metrics,
     step_from_numbers,
     step_from_one_row,
@@ -66,8 +67,9 @@ class StepRecorder:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
             fields norm, threshold, scale, clipped, finite and optionally skipped and
             dropped, each with one entry per row. Or a dict of metrics with the names
-            `clip/...`. Several rows are combined as l2 norms; if the clipper has
-            another norm, record its `metrics()`.
+            `clip/...`; `clip/update_...` is read only if it has no others. Several rows
+            are combined as l2 norms; if the clipper has another norm, record its
+            `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.
@@ -106,11 +108,12 @@ class StepRecorder:
     def _read(self, decision: object) -> Step:
         """Return the step of a decision or of metrics, and count its rows."""
         if isinstance(decision, Mapping):
-            step = step_from_metrics(decision)
+            metrics = select_metrics(decision)
+            step = step_from_metrics(metrics)
             self._logged_totals = {
-                name: int(decision[key])
+                name: int(metrics[key])
                 for name, key in TOTALS.items()
-                if key in decision
+                if key in metrics
             }
             self._offered = self._logged_totals.get("steps", self._offered + 1) - 1
             return step

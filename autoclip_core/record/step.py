@@ -64,6 +64,20 @@ def step_from_numbers(norm: Any, threshold: Any, scale: Any, clipped: Any) -> St
     return Step(norm, threshold, scale, clipped, True, False)
 
 
+def select_metrics(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metrics of gradients, else those of updates under the same names.
+
+    >>> select_metrics({"clip/update_norm": 5.0})
+    {'clip/norm': 5.0}
+    """
+    if "clip/norm" in metrics or "clip/update_norm" not in metrics:
+        return metrics
+    return {
+        name.replace("clip/update_", "clip/", 1): value
+        for name, value in metrics.items()
+    }
+
+
 def step_from_metrics(metrics: Mapping[str, Any]) -> Step:
     """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
     missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]

@@ -528,6 +528,18 @@ def test_a_falling_threshold_is_reported_in_long_runs_too(steps):
     assert "from the first third" not in advice(late)
 
 
+def test_metrics_of_updates_are_recorded_if_there_are_no_others():
+    updates = {"clip/update_norm": 4.0, "clip/update_threshold": 1.0}
+    updates |= {"clip/update_steps": 7, "clip/update_nonfinite_total": 2}
+    log = ClipLog()
+    log.record(updates)
+    assert (log.steps[0], log.norms[0], log.scales[0]) == (6, 4.0, 0.25)
+    assert log.summary().nonfinite == 2
+    both = ClipLog()
+    both.record({"clip/norm": 3.0, "clip/threshold": 3.0, "clip/steps": 9} | updates)
+    assert (both.steps[0], both.norms[0], both.summary().nonfinite) == (8, 3.0, 0)
+
+
 def test_numbers_after_metrics_continue_the_step_count():
     log = ClipLog()
     log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/steps": 10})

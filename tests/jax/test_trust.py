@@ -203,6 +203,16 @@ def test_skipped_steps_around_it_change_none_of_its_halves():
     assert metrics["clip/update_steps"].tolist() == [1, 1]
 
 
+def test_an_optimizer_that_keeps_weights_of_its_own_is_bounded_from_inside():
+    tx = optax.contrib.schedule_free(trust_clip(optax.sgd(1.0)), learning_rate=1.0)
+    states, _, _, metrics = take_steps(tx, jnp.array([1.0, 2.0]))
+    for name, bound in (("a", 0.02), ("b", 0.0006)):
+        own = np.stack([PARAMS[name], *states.z[name]])
+        rms = np.sqrt(np.mean(np.diff(own, axis=0) ** 2, axis=1))
+        np.testing.assert_allclose(rms, [bound, bound], rtol=1e-3)
+    assert metrics["clip/update_steps"].tolist() == [1, 2]
+
+
 # Runs: linear regression, with noise in the targets. One compilation for all.
 
 STEPS, FEATURES, BATCH = 300, 8, 16
