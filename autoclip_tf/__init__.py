@@ -26,4 +26,6 @@ from .clippers import QuantileClip as QuantileClip
 from .clippers import StandardClip as StandardClip
 from .clippers import ZClip as ZClip
 from .optimizers import with_gradient_transformers as with_gradient_transformers
+from .trust import TrustClip as TrustClip
+from .update import UpdateClipper as UpdateClipper
 from .value import ValueClip as ValueClip

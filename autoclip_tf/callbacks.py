@@ -5,10 +5,17 @@ from typing import Any
 
 import keras
 
-from .clipper import Clipper
+from autoclip_core.clipper.metrics import name_update_metrics
+
+from .policy_clipper import PolicyClipper
+from .state.transformer import split_pairs
 
 NAMES = ("clip/norm", "clip/threshold", "clip/clip_rate", "clip/nonfinite_total")
-"""The metrics that are logged; `Clipper.metrics` documents all metrics."""
+"""The metrics that are logged; `Clipper.metrics` documents all metrics. Those of an
+`UpdateClipper` are `UPDATE_NAMES`."""
+
+UPDATE_NAMES = tuple(name_update_metrics(dict.fromkeys(NAMES, 0.0)))
+"""The same of the updates."""
 
 
 class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
@@ -16,9 +23,10 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
 
     They reach `History`, and each callback that is listed after this one, such as
     `CSVLogger` and `TensorBoard`. Norm and threshold belong to the epoch's last
-    step; clip rate and count belong to the whole run. Several clippers are numbered
-    `clip/0/norm`, `clip/1/norm` in the order of the optimizer. This is a callback of
-    Keras 3. In tf_keras, write `LambdaCallback(on_epoch_end=lambda epoch, logs:
+    step; clip rate and count belong to the whole run. Several clippers of gradients are
+    numbered `clip/0/norm`, `clip/1/norm` in the order of the optimizer. The metrics of
+    updates are `clip/update_norm` and so on. This is a callback of Keras 3. In
+    tf_keras, write `LambdaCallback(on_epoch_end=lambda epoch, logs:
     logs.update(clipper.metrics()))`.
 
     Raises:
@@ -53,15 +61,22 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
         """Add the metrics to the logs, which the next callbacks receive."""
         if logs is None:
             return
-        for index, clipper in enumerate(self._clippers):
-            number = f"{index}/" if len(self._clippers) > 1 else ""
-            metrics = clipper.metrics()
-            for name in NAMES:
-                logs[name.replace("/", f"/{number}", 1)] = metrics[name]
+        clippers = self._clippers
+        for names, group in (
+            (NAMES, [each for each in clippers if not each.clips_update]),
+            (UPDATE_NAMES, [each for each in clippers if each.clips_update]),
+        ):
+            for index, clipper in enumerate(group):
+                number = f"{index}/" if len(group) > 1 else ""
+                metrics = clipper.metrics()
+                for name in names:
+                    logs[name.replace("/", f"/{number}", 1)] = metrics[name]
 
 
-def clippers_of(optimizer: Any) -> Iterator[Clipper]:
+def clippers_of(optimizer: Any) -> Iterator[PolicyClipper]:
     """Yield the clippers of an optimizer and of the optimizers that it wraps.
+
+    In place of a `TrustClip`, its two halves are yielded.
 
     Args:
       optimizer: the optimizer of a compiled model, or None.
@@ -73,8 +88,8 @@ def clippers_of(optimizer: Any) -> Iterator[Clipper]:
     """
     if optimizer is None:
         return
-    for transformer in getattr(optimizer, "gradient_transformers", ()):
-        if isinstance(transformer, Clipper):
+    for transformer in split_pairs(getattr(optimizer, "gradient_transformers", ())):
+        if isinstance(transformer, PolicyClipper):
             yield transformer
     yield from clippers_of(getattr(optimizer, "inner_optimizer", None))
     for inner in getattr(optimizer, "optimizers", ()):

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 
 from .state.variables import make_variable
-from .step.optimizer_mixin import GradientTransformersMixin
+from .step.optimizer_mixin import GradientTransformersMixin, refuse_pairs
 
 
 class _TfKerasMixin(GradientTransformersMixin):
     """Transforms gradients after they are aggregated and sparse ones deduplicated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make the optimizer, which cannot clip updates."""
+        super().__init__(*args, **kwargs)
+        if self.update_clipper is not None:
+            refuse_pairs(type(self.update_clipper))
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
         """Return a new variable of this optimizer."""

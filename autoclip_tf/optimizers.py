@@ -4,7 +4,8 @@
 
 is the Adam of `keras.optimizers` with one more argument. The module has every optimizer
 of Keras. A transformer is a callable from a list of (gradient, variable) pairs to such
-a list: a clipper of this package, or any function.
+a list: a clipper of this package, or any function. An `UpdateClipper` or a `TrustClip`
+also belongs into the list.
 
 It runs once per update, on the gradients that the update uses: after unscaling, after
 accumulation, and after the sum over all replicas. Keras's own `clipnorm` acts before
@@ -18,12 +19,11 @@ from functools import cache
 from typing import Any
 
 import keras
-import numpy as np
 
 from autoclip_core.checks import format_error
 
 from . import legacy
-from .state.variables import constant_initializer
+from .step.keras_mixin import KerasMixin
 from .step.optimizer_mixin import GradientTransformersMixin, Transformer
 
 _PACKAGE = "autoclip_tf"
@@ -31,36 +31,6 @@ _WRAPPERS = (
     keras.optimizers.LossScaleOptimizer,
     *filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]),
 )
-
-
-class _KerasMixin(GradientTransformersMixin):
-    """Transforms gradients in a method that `fit` calls on every backend."""
-
-    def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
-        """Return a new variable, updated by one replica: all have the same gradient."""
-        return self.add_variable(  # type: ignore[attr-defined]
-            shape=value.shape,
-            initializer=constant_initializer(value),
-            dtype=value.dtype.name,
-            aggregation="only_first_replica",
-            name=name,
-        )
-
-    if keras.backend.backend() == "tensorflow":
-        # Keras sums over replicas inside the update. Before that sum, each replica has
-        # only a part of the gradient.
-        def _all_reduce_sum_gradients(self, pairs: Any) -> Any:
-            summed = super()._all_reduce_sum_gradients(pairs)  # type: ignore[misc]
-            return self.transform(summed)
-
-    else:
-
-        def _backend_update_step(
-            self, gradients: Any, variables: Any, rate: Any
-        ) -> Any:
-            pairs = self.transform(zip(gradients, variables, strict=True))
-            gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
-            return super()._backend_update_step(gradients, variables, rate)  # type: ignore[misc]
 
 
 @cache
@@ -92,7 +62,7 @@ def with_gradient_transformers(optimizer_class: Any) -> Any:
     if keras.backend.backend() == "torch":  # Keras then makes an object of a subclass
         base = type(optimizer_class.__new__(optimizer_class))
     namespace = {"__module__": __name__, "__doc__": _docstring(optimizer_class)}
-    subclass = type(optimizer_class.__name__, (_KerasMixin, base), namespace)
+    subclass = type(optimizer_class.__name__, (KerasMixin, base), namespace)
     register = keras.saving.register_keras_serializable
     return register(_PACKAGE, _registered_name(optimizer_class))(subclass)
 
@@ -149,11 +119,12 @@ def _docstring(optimizer_class: Any) -> str:
         f"`{name}` that also accepts `gradient_transformers=`.\n\n"
         "Args:\n"
         f"  *args, **kwargs: the arguments of `{name}`.\n"
-        "  gradient_transformers: callables that gradients go through, in order.\n\n"
+        "  gradient_transformers: callables that gradients go through, in order, and\n"
+        "    at most one clipper of updates.\n\n"
         "Raises:\n"
         "  TypeError: a transformer is not callable.\n"
-        "  ValueError: a transformer is repeated, or the optimizer also clips by\n"
-        "    itself.\n\n"
+        "  ValueError: a transformer is repeated, two clip updates, or the optimizer\n"
+        "    also clips by itself.\n\n"
         ">>> from autoclip_tf import NormClip\n"
         f">>> optimizer = {optimizer_class.__name__}(\n"
         "...     gradient_transformers=[NormClip(2.0)])\n"

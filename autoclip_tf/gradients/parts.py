@@ -165,8 +165,8 @@ def _scale(part: Part, scales: Tensor) -> Tensor:
     be summed to be scaled, and stay slices.
     """
     gradient = _wrap(part, merge=False)
-    scale = gradient.spread_scale(_select_part(scales, part))
-    wide = _widen(gradient.values)
+    scale = gradient.spread_scale(select_part(scales, part))
+    wide = widen(gradient.values)
     product = ops.where(scale == 0, 0.0, wide * ops.cast(scale, wide.dtype))
     narrow = ops.cast(product, gradient.values.dtype)
     return gradient.with_values(ops.where(scale == 1, gradient.values, narrow))
@@ -178,9 +178,9 @@ def _sum_squares(
     """Return each row's sum of squares, after division by the row's divisor, if any."""
 
     def squares(part: Part, gradient: Any) -> Tensor:
-        values = _widen(gradient.values)
+        values = widen(gradient.values)
         if divisor is not None:
-            spread = gradient.spread_scale(_select_part(divisor, part))
+            spread = gradient.spread_scale(select_part(divisor, part))
             values = values / ops.cast(spread, values.dtype)
         return gradient.reduce(ops.sum, ops.square(values), part.rows.units)
 
@@ -199,7 +199,7 @@ def _largest(
     magnitude: Callable[[Tensor], Tensor],
 ) -> Tensor:
     def largest(part: Part, gradient: Any) -> Tensor:
-        magnitudes = magnitude(_widen(gradient.values))
+        magnitudes = magnitude(widen(gradient.values))
         return gradient.reduce(_max, magnitudes, part.rows.units)
 
     # segment_max returns -inf for a row without a gradient, which has no elements.
@@ -270,14 +270,14 @@ def _reduce_axis(function: Callable[..., Tensor], values: Tensor, axis: int) -> 
     return ops.maximum(function(values, axis=axis), 0.0)
 
 
-def _select_part(by_row: Tensor, part: Part) -> Tensor:
+def select_part(by_row: Tensor, part: Part) -> Tensor:
     """Return a part's entries of a number per row, to broadcast with the variable."""
     units = part.rows.units
     shape = () if units is None else unit_shape(part.shape, units)
     return ops.reshape(by_row[part.rows.start : part.rows.stop], shape)
 
 
-def _widen(values: Tensor) -> Tensor:
+def widen(values: Tensor) -> Tensor:
     """Return the values in float32 or wider."""
     is_narrow = "16" in str(values.dtype)
     return ops.cast(values, "float32") if is_narrow else values

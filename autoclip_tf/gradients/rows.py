@@ -55,7 +55,7 @@ class Rows:
                 shape = tuple(variable.shape)
                 units = units_of(path, shape) if scope == "unit" else None
                 rows = self._add_rows(path, shape, scope, units)
-            self._rows_by_id[_stable_id(variable)] = rows
+            self._rows_by_id[stable_id(variable)] = rows
         if not any(self._rows_by_id.values()):
             raise ValueError(
                 f"exclude must leave a variable to clip, got {list(exclude)!r}, which "
@@ -72,9 +72,9 @@ class Rows:
         for path, variable in named:
             if not patterns or any(matches_path(p, path, variable) for p in patterns):
                 continue
-            rows: Any = self._rows_by_id[_stable_id(variable)]
+            rows: Any = self._rows_by_id[stable_id(variable)]
             moved = replace(rows, start=rows.start + count, stop=rows.stop + count)
-            self._rows_by_id[_stable_id(variable)] = moved
+            self._rows_by_id[stable_id(variable)] = moved
             self.part_count = 2 * count
 
     @property
@@ -111,7 +111,7 @@ class Rows:
 
     def clipped_variables(self) -> list[tuple[Any, ParameterRows]]:
         """Return the variables that are not excluded, each with its rows."""
-        pairs = ((v, self._rows_by_id[_stable_id(v)]) for v in self._variables)
+        pairs = ((v, self._rows_by_id[stable_id(v)]) for v in self._variables)
         return [(variable, rows) for variable, rows in pairs if rows is not None]
 
     def find_rows(self, variable: Any) -> ParameterRows | None:
@@ -120,7 +120,7 @@ class Rows:
         Raises:
           ValueError: the clipper was not built for this variable.
         """
-        key = _stable_id(variable)
+        key = stable_id(variable)
         if key not in self._rows_by_id:
             known = ", ".join(self.names[:8])
             raise ValueError(
@@ -132,7 +132,7 @@ class Rows:
         return self._rows_by_id[key]
 
 
-def _stable_id(variable: Any) -> int:
+def stable_id(variable: Any) -> int:
     """Return an id that a variable and its wrappers share, on every replica."""
     inner = getattr(variable, "_value", None)  # Keras wraps a TensorFlow variable
     inner = variable if inner is None or not hasattr(inner, "assign") else inner

@@ -1,6 +1,6 @@
-"""`StatefulTransformer`: what reads, checks and resets the state of a clipper."""
+"""What a transformer with a state is to an optimizer, and how its state is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import keras
@@ -39,6 +39,10 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
     A subclass has `_build_without_later(variables, make)`, which sets `_rows` and
     `_state`. `_add_later_variables(make)` then completes the state.
     """
+
+    clips_update = False
+    """Whether it acts after the optimizer's step, by `clip_update`; else it receives
+    the gradients before the step."""
 
     _rows: Rows | None = None
     _state: StateVariables
@@ -130,6 +134,18 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         self._built_rows()
         self._state.reset()
 
+    def clip_update(
+        self, variables: Sequence[Any], before: Sequence[Any], after: Sequence[Any]
+    ) -> list[Any]:
+        """Return the values of variables after clipping.
+
+        Args:
+          variables: those that the step changed.
+          before: their values before the step.
+          after: their values after the step.
+        """
+        raise NotImplementedError
+
     def _add_later_variables(self, make: MakeVariable) -> None:
         self._state.add_later_variables(make)
         # `tf.train.Checkpoint` saves the variables under the name of this attribute.
@@ -146,3 +162,29 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
                 "not; take a step, or call build(model.trainable_variables)"
             )
         return self._rows
+
+
+class TransformerPair(_Module):  # type: ignore[misc]
+    """Two transformers with states in one place of `gradient_transformers`.
+
+    Args:
+      gradient: acts on the gradients, before the step.
+      update: acts on the change of the variables, after the step.
+    """
+
+    def __init__(
+        self, gradient: StatefulTransformer, update: StatefulTransformer
+    ) -> None:
+        """Store the two halves."""
+        super().__init__()
+        self.gradient = gradient
+        self.update = update
+
+
+def split_pairs(transformers: Iterable[Any]) -> Iterator[Any]:
+    """Yield the transformers, with the two halves of a pair in place of the pair."""
+    for transformer in transformers:
+        if isinstance(transformer, TransformerPair):
+            yield from (transformer.gradient, transformer.update)
+        else:
+            yield transformer

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
 
 from autoclip_core.checks import format_error
-from autoclip_tf.state.transformer import StatefulTransformer
+from autoclip_tf.state.transformer import StatefulTransformer, split_pairs
 from autoclip_tf.state.variables import LATER, check_state
 
 Pair = tuple[Any, Any]
@@ -21,7 +21,8 @@ Transformer = Callable[[list[Pair]], Iterable[Pair]]
 class GradientTransformersMixin:
     """Adds `gradient_transformers=` to the optimizer class that follows in the bases.
 
-    A subclass calls `transform` on the gradients that an update uses. Its
+    A subclass calls `transform` on the gradients that an update uses, and the
+    `clip_update` of the update clipper, if there is one, after the step. Its
     `add_state_variable` makes a variable of the optimizer.
 
     Args:
@@ -31,7 +32,8 @@ class GradientTransformersMixin:
 
     Raises:
       TypeError: a transformer is not callable.
-      ValueError: the optimizer also clips by itself, or a transformer is repeated.
+      ValueError: the optimizer also clips by itself, a transformer is repeated, or two
+        clip the update.
     """
 
     # The number of variables without the clippers' variables; None before `build`.
@@ -49,6 +51,14 @@ class GradientTransformersMixin:
         self._gradient_transformers = transformers
         if transformers:
             _refuse_clipping_twice(self)
+
+    @property
+    def update_clipper(self) -> StatefulTransformer | None:
+        """The transformer that clips the change of the variables, or None."""
+        for transformer in self._stateful_transformers():
+            if transformer.clips_update:
+                return transformer
+        return None
 
     @property
     def gradient_transformers(self) -> tuple[Transformer, ...]:
@@ -77,9 +87,10 @@ class GradientTransformersMixin:
 
     def transform(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Return the transformed pairs that have a gradient."""
-        pairs = list(pairs)
-        for transformer in self._gradient_transformers:
-            pairs = list(transformer(pairs))
+        pairs, update_clipper = list(pairs), self.update_clipper
+        for transformer in split_pairs(self._gradient_transformers):
+            if transformer is not update_clipper:
+                pairs = list(transformer(pairs))
         return [pair for pair in pairs if pair[0] is not None]
 
     def load_own_variables(self, store: Any) -> None:
@@ -129,8 +140,7 @@ class GradientTransformersMixin:
             check_state(state.from_values(values))
 
     def _stateful_transformers(self) -> list[StatefulTransformer]:
-        transformers = self._gradient_transformers
-        return [t for t in transformers if isinstance(t, StatefulTransformer)]
+        return _find_stateful(self._gradient_transformers)
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration of the optimizer and of its transformers."""
@@ -151,6 +161,24 @@ class GradientTransformersMixin:
         return super().from_config(arguments, custom_objects)  # type: ignore[misc]
 
 
+def refuse_pairs(owner: type) -> NoReturn:
+    """Raise a TypeError: a clipper of updates was called with gradients.
+
+    Raises:
+      TypeError: always.
+    """
+    raise TypeError(
+        f"{owner.__name__} must clip inside an optimizer of Keras 3, got gradients; "
+        "the update is not known before the step; write "
+        f"{owner.__name__}(...).as_optimizer(keras.optimizers.SGD(0.1))"
+    )
+
+
+def _find_stateful(transformers: Iterable[Any]) -> list[StatefulTransformer]:
+    halves = split_pairs(transformers)
+    return [each for each in halves if isinstance(each, StatefulTransformer)]
+
+
 def _check_shapes(variables: Sequence[Any], store: Any) -> None:
     """Refuse the file of an optimizer with other clippers before anything is loaded."""
     for index, variable in enumerate(variables):
@@ -169,7 +197,7 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
 
     Raises:
       TypeError: the transformers are not a list of callables.
-      ValueError: a transformer is repeated.
+      ValueError: a transformer is repeated, or two clip the update.
     """
     name, rule = "gradient_transformers", "a list of callables"
     if transformers is None:
@@ -184,6 +212,10 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
         way_out = "a clipper holds one history; make a second one"
         error = format_error(name, "without repetition", transformers, way_out)
         raise ValueError(error)
+    stateful = _find_stateful(transformers)
+    if sum(transformer.clips_update for transformer in stateful) > 1:
+        rule, way_out = "with at most one that clips the update", "leave one out"
+        raise ValueError(format_error(name, rule, transformers, way_out))
     return tuple(transformers)
 
 

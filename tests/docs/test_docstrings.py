@@ -40,7 +40,7 @@ EXPLAINED = {
     r"\.on_\w+ lacks": "a hook, which only the trainer calls; the trainer documents it",
     r"\.ClipCallback\.(state|state_dict|load_state_dict) lacks":
         "the trainer calls it for its checkpoint",
-    r"\.(GradientTransformersMixin|_KerasMixin)\.\w+ lacks":
+    r"\.(GradientTransformersMixin|KerasMixin)\.\w+ lacks":
         "Keras calls it in a step, or documents it as a method of an optimizer",
     r"\.((Quantile|Standard|Z|Norm|Value)Clip|AGC|AdaGC|clip_by_\w+) lacks "
     r"(Args|Raises|the formula)":

@@ -11,9 +11,21 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, ValueClip, ZClip
+from autoclip_core import Quantile
+from autoclip_tf import (
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    TrustClip,
+    UpdateClipper,
+    ValueClip,
+    ZClip,
+)
 from autoclip_tf.callbacks import ClipLogger
 from autoclip_tf.optimizers import SGD, Adam
+
+from . import update_reference
 
 # One optimizer applies them one after the other. In this order each of them clips.
 CLIPPERS = {
@@ -23,6 +35,7 @@ CLIPPERS = {
     "norm": lambda: NormClip(1.0),
     "value": lambda: ValueClip(0.2),
     "unit": lambda: AGC(0.001),
+    "update": lambda: UpdateClipper(Quantile(0.2, history_length=50), scope="unit"),
 }
 
 
@@ -83,13 +96,15 @@ def fit_and_measure(model, clips, epochs):
     history = fit(model, epochs, [ClipLogger()])
     results = {"weights": weights_of(model)}
     for index, (name, clip) in enumerate(zip(CLIPPERS, clips, strict=True)):
-        metrics, logged = clip.metrics(), history[f"clip/{index}/norm"]
+        metrics = clip.metrics()
+        prefix = "clip/update_" if clip.clips_update else "clip/"
+        logged = history[f"{prefix}norm" if clip.clips_update else f"clip/{index}/norm"]
         results[name] = {
             "norm": clip.decision.norm.tolist(),
             "threshold": clip.decision.threshold.tolist(),
-            "steps": metrics["clip/steps"],
-            "clip_rate": metrics["clip/clip_rate"],
-            "logged": logged[-1] == metrics["clip/norm"],
+            "steps": metrics[f"{prefix}steps"],
+            "clip_rate": metrics[f"{prefix}clip_rate"],
+            "logged": logged[-1] == metrics[f"{prefix}norm"],
         }
     return results
 
@@ -103,12 +118,18 @@ def resumes(model, folder):
 
 
 def accumulate(jit):
-    """Return the number of observed updates in 8 batches, 4 batches per update."""
-    model, clip = network(), QuantileClip(0.5, scope="global")
-    optimizer = Adam(0.01, gradient_transformers=[clip], gradient_accumulation_steps=4)
+    """Return the number of observed updates in 8 batches, 4 batches per update.
+
+    The optimizer also averages the weights and decays them.
+    """
+    model, clip = network(), TrustClip(ratio=0.005)
+    settings = {"gradient_accumulation_steps": 4, "use_ema": True, "weight_decay": 0.1}
+    optimizer = Adam(0.01, gradient_transformers=[clip], **settings)
     model.compile(optimizer, loss="mse", jit_compile=jit)
     fit(model, 2)
-    return clip.metrics()["clip/steps"]
+    metrics = clip.metrics()
+    names = ("steps", "update_steps", "update_norm", "update_threshold")
+    return [metrics[f"clip/{name}"] for name in names] + weights_of(model)
 
 
 def count_stateless_traces():
@@ -158,12 +179,43 @@ def count_stateless_traces():
     return len(TRACED)
 
 
+def follow_reference():
+    """Compare with the steps of `update_reference.py`; return their number."""
+    case = update_reference.CASES["trust"]
+    clip = UpdateClipper(case.policy, scope=case.scope, norm=case.norm)
+    start = update_reference.weights()
+    weights = [keras.Variable(value, name=name) for name, value in start.items()]
+    rate, momentum = update_reference.LEARNING_RATE, update_reference.MOMENTUM
+    optimizer = SGD(rate, momentum=momentum, gradient_transformers=[clip])
+    optimizer.build(weights)
+
+    def step(state, arrays, values):
+        optimizer.apply(arrays, weights)
+        return [weight.value for weight in weights], state
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        step = jax.jit(optimizer.stateless_apply)
+    values, state = ([v.value for v in each] for each in (weights, optimizer.variables))
+    for gradients, expected in zip(
+        update_reference.gradients(), update_reference.run(case), strict=True
+    ):
+        arrays = [keras.ops.convert_to_tensor(g) for g in gradients.values()]
+        values, state = step(state, arrays, values)
+        new = map(keras.ops.convert_to_numpy, values)
+        update_reference.assert_agrees(dict(zip(start, new, strict=True)), expected)
+    return update_reference.STEPS
+
+
 def check_backend(folder):
     """Return the result of each check by its name."""
     # `fit` compiles by default on an accelerator. Other tests cover XLA on TensorFlow.
     jit = keras.backend.backend() == "jax"
     model, (first, last) = train(jit, epochs=(1, 2))
     results = last | {"resumed": resumes(model, folder), "accumulated": accumulate(jit)}
+    if keras.backend.backend() != "tensorflow":  # `test_update.py` covers it
+        results["recorded steps"] = follow_reference()
     if jit:
         results["first epoch"] = first
         _, [results["uncompiled"]] = train(jit=False, epochs=(1,))

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from autoclip_tf import NormClip, QuantileClip
+from autoclip_core import ParamRatio
+from autoclip_tf import NormClip, QuantileClip, UpdateClipper
 from autoclip_tf.optimizers import SGD
 
 
@@ -41,6 +42,11 @@ def train(library, optimizer, **compiled):
     return [variable.numpy().tolist() for variable in model.trainable_variables]
 
 
+def find_metric(clip, name):
+    metrics = clip.metrics()
+    return metrics.get(f"clip/update_{name}", metrics.get(f"clip/{name}"))
+
+
 def compare(library, strategy, make, **compiled):
     """Train on one device and on two replicas; return the results of each clipper."""
     results = {}
@@ -53,8 +59,8 @@ def compare(library, strategy, make, **compiled):
             {
                 "weights": weights,
                 "threshold": clip.decision.threshold.tolist(),
-                "steps": clip.metrics()["clip/steps"],
-                "clip_rate": clip.metrics()["clip/clip_rate"],
+                "steps": find_metric(clip, "steps"),
+                "clip_rate": find_metric(clip, "clip_rate"),
             }
             for clip in clips
         ]
@@ -88,14 +94,16 @@ def main():
     strategy = two_replicas()
     results = {"opposed": opposed_gradients(strategy)}
     scopes = ("global", "parameter", "unit")
+    settings = {"momentum": 0.5, "weight_decay": 0.01}
 
     def make(*scopes):
         clips = [QuantileClip(0.2, history_length=20, scope=scope) for scope in scopes]
-        return clips, SGD(0.1, gradient_transformers=clips)
+        clips.append(UpdateClipper(ParamRatio(0.01)))
+        return clips, SGD(0.1, gradient_transformers=clips, **settings)
 
     compiled = compare(keras, strategy, lambda: make(*scopes))
-    results |= dict(zip(scopes, compiled, strict=True))
-    [results["eagerly"]] = compare(
+    results |= dict(zip((*scopes, "update"), compiled, strict=True))
+    results["eagerly"], results["update eagerly"] = compare(
         keras, strategy, lambda: make("global"), run_eagerly=True
     )
     try:

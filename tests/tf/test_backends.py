@@ -84,9 +84,22 @@ def test_uncompiled_training_gives_the_same_numbers(backend):
 @every_backend("jax", "tensorflow", "torch")
 def test_runs_are_logged_saved_and_observed_once_per_update(backend):
     results = results_on(backend)
-    assert all(results[name]["logged"] for name in NAMES)
+    assert all(results[name]["logged"] for name in [*NAMES, "update"])
+    assert results["update"]["steps"] == 12
+    assert results["update"]["clip_rate"] > 0
     assert results["resumed"]
-    assert results["accumulated"] == 2
+    steps, update_steps, norm, threshold, *weights = results["accumulated"]
+    assert steps == update_steps == 2
+    assert norm > threshold  # the update was clipped
+    for weight, expected in zip(
+        weights, results_on("tensorflow")["accumulated"][4:], strict=True
+    ):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_backend("jax", "torch")
+def test_a_hundred_recorded_steps_agree_with_the_reference(backend):
+    assert results_on(backend)["recorded steps"] == 100
 
 
 @every_backend("jax")

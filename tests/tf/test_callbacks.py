@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_tf import NormClip, QuantileClip
-from autoclip_tf.callbacks import NAMES, ClipLogger, clippers_of
+from autoclip_tf import NormClip, QuantileClip, TrustClip
+from autoclip_tf.callbacks import NAMES, UPDATE_NAMES, ClipLogger, clippers_of
 from autoclip_tf.optimizers import SGD
 
 
@@ -49,10 +49,12 @@ def test_the_history_holds_the_metrics_of_each_epoch(tmp_path):
 
 
 def test_the_metrics_of_several_clippers_are_numbered():
-    clips = [NormClip(2.0), QuantileClip(0.5, scope="global")]
+    clips = [NormClip(2.0), TrustClip(quantile=0.5)]
     history = fit(SGD(0.01, gradient_transformers=clips), [ClipLogger()])
     assert history["clip/0/threshold"] == [2.0] * 3
     assert {f"clip/1/{name[5:]}" for name in NAMES} <= set(history)
+    assert {name for name in history if "update" in name} == set(UPDATE_NAMES)
+    assert history["clip/update_norm"][-1] == clips[1].metrics()["clip/update_norm"]
 
 
 def test_tensorboard_receives_the_metrics(tmp_path):

@@ -10,10 +10,13 @@ import tensorflow as tf
 from keras import layers
 
 import autoclip_tf
+from autoclip_core import Fixed, ParamRatio, Quantile
 from autoclip_tf import (
     AGC,
     NormClip,
     QuantileClip,
+    TrustClip,
+    UpdateClipper,
     ValueClip,
     with_gradient_transformers,
 )
@@ -105,7 +108,10 @@ def test_a_transformer_without_effect_leaves_the_training_unchanged(name):
         received.append([type(gradient) for gradient, _ in pairs])
         return pairs
 
-    actual = stepped(kind(gradient_transformers=[record]))
+    transformers = [record]
+    if name != "ScheduleFreeAdamW":  # it keeps weights in its state
+        transformers.append(UpdateClipper(Fixed(1e6)))
+    actual = stepped(kind(gradient_transformers=transformers))
     assert received == [[type(gradient) for gradient in gradients()]] * 3
     assert tf.IndexedSlices in received[0]
     assert_equal(actual, stepped(plain()))
@@ -126,8 +132,11 @@ def test_every_optimizer_clips_and_is_restored_from_its_configuration(name):
     assert loaded.get_config() == optimizer.get_config()
 
 
-def train_by_hand(rate, quantile, steps):
-    """Train by SGD, clipped to a quantile of past norms; return weights and norms."""
+def train_by_hand(rate, quantile, ratio, steps):
+    """Train by SGD, clipped to a quantile of past norms; return weights and norms.
+
+    The update is clipped to a ratio of the weights.
+    """
     model, (x, y) = network(), data()
     past = []
     for step in range(steps):
@@ -140,8 +149,11 @@ def train_by_hand(rate, quantile, steps):
         full = [np.float64(tf.convert_to_tensor(g)) for g in grads]
         norm = np.sqrt(sum(np.sum(g**2) for g in full))
         limit = np.quantile(np.float32(past), quantile) if past else np.inf
+        change = rate * min(1, limit / norm)
+        size = np.sqrt(sum(np.sum(weight**2) for weight in weights_of(model)))
+        change *= min(1, ratio * size / (change * norm))
         for variable, g in zip(model.trainable_variables, full, strict=True):
-            variable.assign(variable.numpy() - rate * min(1, limit / norm) * g)
+            variable.assign(variable.numpy() - change * g)
         past.append(norm)
     return weights_of(model), past
 
@@ -149,9 +161,11 @@ def train_by_hand(rate, quantile, steps):
 @pytest.mark.parametrize("mode", MODES)
 def test_fit_equals_a_hand_written_loop(mode):
     clip = QuantileClip(quantile=0.2, history_length=100, scope="global")
-    optimizer = SGD(0.01, gradient_transformers=[clip])
+    bound = UpdateClipper(ParamRatio(0.05), scope="global")
+    optimizer = SGD(0.01, gradient_transformers=[clip, bound])
     model, _ = trained(optimizer, 3, **MODES[mode])
-    wanted, past = train_by_hand(0.01, 0.2, 12)
+    wanted, past = train_by_hand(0.01, 0.2, 0.05, 12)
+    assert 0 < bound.metrics()["clip/update_clip_rate"] < 1
     assert clip.metrics()["clip/steps"] == 12
     assert clip.metrics()["clip/clip_rate"] > 0.1
     assert clip.decision.norm[0] == pytest.approx(past[-1], rel=1e-4)
@@ -188,7 +202,7 @@ def test_the_quick_start_runs():
 
 
 def test_a_saved_model_resumes_bit_for_bit(tmp_path):
-    clips = [QuantileClip(0.5, history_length=10), NormClip(3.0)]
+    clips = [TrustClip(history_length=10), QuantileClip(0.5, history_length=10)]
     optimizer = Adam(0.01, gradient_transformers=clips, use_ema=True)
     model, _ = trained(optimizer, 2, **MODES["graph"])
     model.save(tmp_path / "saved.keras")
@@ -198,13 +212,16 @@ def test_a_saved_model_resumes_bit_for_bit(tmp_path):
         each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     assert_equal(weights_of(model), weights_of(resumed))
     assert_equal(values_of(model.optimizer), values_of(resumed.optimizer))
-    steps = resumed.optimizer.gradient_transformers[0].metrics()["clip/steps"]
-    assert steps == 16
+    metrics = resumed.optimizer.gradient_transformers[0].metrics()
+    assert metrics == model.optimizer.gradient_transformers[0].metrics()
+    assert metrics["clip/steps"] == metrics["clip/update_steps"] == 16
 
 
 def test_weights_files_and_tensorflow_checkpoints_hold_the_history(tmp_path):
     def make_optimizer():
-        return Adam(0.01, gradient_transformers=[QuantileClip(0.5, history_length=10)])
+        update_clipper = UpdateClipper(Quantile(0.5, history_length=10))
+        clips = [QuantileClip(0.5, history_length=10), update_clipper]
+        return Adam(0.01, gradient_transformers=clips)
 
     model, _ = trained(make_optimizer(), **MODES["eager"])
     checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
@@ -230,7 +247,7 @@ def test_weights_files_and_tensorflow_checkpoints_hold_the_history(tmp_path):
 def test_the_checkpoint_of_an_optimizer_without_clipping_still_loads(way, tmp_path):
     plain, _ = trained(keras.optimizers.Adam(0.01), **MODES["eager"])
     model = network()
-    clip = QuantileClip(0.5)
+    clip = TrustClip()
     model.compile(Adam(0.01, gradient_transformers=[clip]), loss="mse")
     model.optimizer.build(model.trainable_variables)
     if way == "weights":
@@ -281,17 +298,19 @@ def test_a_custom_class_takes_transformers_and_is_pickled():
 
 
 def test_accumulated_steps_are_observed_once_per_update():
-    clip = QuantileClip(0.5, scope="global")
+    clip = TrustClip(quantile=0.5, ratio=0.4)
     optimizer = SGD(0.1, gradient_transformers=[clip], gradient_accumulation_steps=4)
     model, _ = trained(optimizer, 4, jit_compile=False)
-    assert clip.metrics()["clip/steps"] == 4  # 16 batches
-    other = QuantileClip(0.5, scope="global")
+    metrics = clip.metrics()
+    assert metrics["clip/steps"] == metrics["clip/update_steps"] == 4  # 16 batches
+    other = TrustClip(quantile=0.5, ratio=0.4)
     whole = network()
     optimizer = SGD(0.1, gradient_transformers=[other])
     whole.compile(optimizer, loss="mse", **MODES["eager"])
     x, y = data()
     whole.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0)
-    np.testing.assert_allclose(clip.decision.norm, other.decision.norm, rtol=1e-5)
+    assert 0 < metrics["clip/update_clip_rate"] < 1
+    assert metrics == pytest.approx(other.metrics(), rel=1e-5)
     for one, two in zip(weights_of(model), weights_of(whole), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 

@@ -29,7 +29,10 @@ def test_gradients_are_clipped_after_the_sum_over_the_replicas():
     assert results()["opposed"] == -1.0  # with global_clipnorm of Keras it is 0
 
 
-@pytest.mark.parametrize("name", ["global", "parameter", "unit", "eagerly", "legacy"])
+@pytest.mark.parametrize(
+    "name",
+    ["global", "parameter", "unit", "update", "eagerly", "update eagerly", "legacy"],
+)
 def test_two_replicas_train_as_one_device(name):
     if name not in results():
         pytest.skip("tf_keras is not installed")
