@@ -38,7 +38,6 @@ TESTS = {
     "torch/compile torch/threads torch/uses",
     "autoclip_torch/find_threshold.py": "torch/find_threshold torch/threshold_first",
     "autoclip_torch/named.py": "torch/clipper torch/errors torch/oracles torch/uses",
-    "autoclip_torch/optim.py": "torch/optim torch/optim_state torch/errors",
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only",
@@ -53,6 +52,11 @@ TESTS = {
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward",
+    "autoclip_torch/observer": "torch/observe torch/clipper torch/errors torch/loss",
+    "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
+    "torch/update/optimizers torch/update/trust",
+    "autoclip_torch/optim.py": "torch/optim torch/optim_state torch/errors "
+    "torch/update/larc",
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper tf/scale_only",
     "autoclip_tf/callbacks.py": "tf/callbacks",
     "autoclip_tf/clipper.py": "tf/clipper tf/faults",
@@ -70,6 +74,8 @@ TESTS = {
     "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
     "autoclip_jax/gradients.py": "jax/sharding",
+    "autoclip_jax/trust.py": "jax/trust",
+    "autoclip_jax/update_clippers.py": "jax/update",
     "autoclip_jax/skip.py": "jax/clipper jax/changes",
     "benchmarks": "docs/torch_bench",
     "benchmarks/controller.py": "docs/controller",
@@ -119,7 +125,7 @@ def tests_for(path):
 
 
 def file_of(name):
-    folder, _, name = name.partition("/")
+    folder, _, name = name.rpartition("/")
     return f"tests/{folder}/test_{name}.py"
 
 
