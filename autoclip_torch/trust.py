@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.patterns import Pattern, as_patterns
@@ -48,7 +48,8 @@ class TrustClip:
     new one on the copy and load the state, or use `as_optimizer`.
 
     Args:
-      model: the module whose parameters the optimizer steps.
+      model: the module whose parameters the optimizer steps. With None, the rows have
+        the names that the optimizer knows, if any.
       optimizer: the torch optimizer, or a wrapper around it.
       ratio: bound: the largest update, as a fraction of the weights, > 0.
       quantile: filter: in [0, 1]; 0.9 clips about 10 % of the steps.
@@ -66,7 +67,6 @@ class TrustClip:
         the update already; the message says which.
       RuntimeError: another clipper clips the gradients of the optimizer already.
 
-    >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.constant_(layer.weight, 0.5)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
@@ -79,7 +79,7 @@ class TrustClip:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         optimizer: Any,
         *,
         ratio: float = RATIO,
@@ -91,8 +91,11 @@ class TrustClip:
         dry_run: bool = False,
     ) -> None:
         """Create both halves, and register them on the optimizer."""
-        if not isinstance(model, nn.Module):
-            rule, way_out = "a torch.nn.Module", "write TrustClip(model, optimizer)"
+        if not isinstance(model, nn.Module | None):
+            rule, way_out = (
+                "a torch.nn.Module or None",
+                "write TrustClip(model, optimizer)",
+            )
             raise TypeError(format_error("model", rule, model, way_out))
         refuse_other_filters(optimizer)
         innermost, policy = find_innermost(optimizer), make_bound(ratio)
@@ -135,7 +138,6 @@ class TrustClip:
         Raises:
           RuntimeError: always.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.step()
@@ -147,7 +149,6 @@ class TrustClip:
     def detach(self) -> None:
         """Remove both halves from the optimizer; the history stays.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
         >>> TrustClip(layer, optimizer).detach()
@@ -169,7 +170,6 @@ class TrustClip:
           The metrics of the filter, `clip/norm` and so on, and those of the bound,
           `clip/update_norm` and so on. The norms of the bound are root mean squares.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> metrics = clipper.metrics()
@@ -182,7 +182,6 @@ class TrustClip:
     def reset(self) -> None:
         """Delete the recorded norms and the counts of both halves.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
         """
@@ -192,7 +191,6 @@ class TrustClip:
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both halves: tensors and plain Python.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> sorted(clipper.state_dict())
@@ -218,7 +216,6 @@ class TrustClip:
           ValueError: the state of a half does not fit; the message names the
             difference, and neither half was changed.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.load_state_dict(clipper.state_dict())
@@ -234,7 +231,11 @@ class TrustClip:
 
     @classmethod
     def as_optimizer(
-        cls, optimizer: Optimizer, *, model: nn.Module, **keywords: Any
+        cls,
+        optimizer: torch.optim.Optimizer,
+        *,
+        model: nn.Module | None = None,
+        **keywords: Any,
     ) -> ClippedOptimizer:
         """Return an optimizer that clips inside its step, with one state dict.
 
@@ -243,16 +244,15 @@ class TrustClip:
 
         Args:
           optimizer: any torch optimizer.
-          model: the module whose parameters it steps.
+          model: the module whose parameters it steps, for their names and layers.
           **keywords: the keywords of the constructor.
 
         Raises:
           TypeError, ValueError, RuntimeError: as the constructor.
 
-        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> sgd = torch.optim.SGD(layer.parameters(), lr=100.0)
-        >>> optimizer = TrustClip.as_optimizer(sgd, model=layer)
+        >>> optimizer = TrustClip.as_optimizer(sgd)
         >>> sorted(optimizer.state_dict())
         ['clipper', 'param_groups', 'state']
         """
@@ -282,16 +282,18 @@ class TrustClip:
     def _halves(self) -> list[Observer]:
         return [self._filter, self._bound]
 
-    def _register(self, innermost: Optimizer) -> None:
+    def _register(self, innermost: torch.optim.Optimizer) -> None:
         """Register both halves on a copied optimizer."""
         self._bound._register(innermost)
         self._attach_filter(innermost)
 
-    def _attach_filter(self, innermost: Optimizer) -> None:
+    def _attach_filter(self, innermost: torch.optim.Optimizer) -> None:
         """Register the filter; before each of its steps, it gets new parameters."""
         self._handle = innermost.register_step_pre_hook(self._before_step)
         stepper = self._filter._stepper
         self._filter._attachment = Attachment(stepper, innermost, is_trust_clip=True)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> None:
         add_new_parameters(self._filter, optimizer, self._model)

@@ -41,8 +41,9 @@ class UpdateClipper(Observer):
     without momentum.
 
     Args:
-      model: the module whose parameters the optimizer steps. Parameters that the
-        optimizer gets later are added before its next step.
+      model: the module whose parameters the optimizer steps. With None, the rows have
+        the names that the optimizer knows, if any. Parameters that the optimizer gets
+        later are added before its next step.
       optimizer: a torch optimizer, or a wrapper that holds one, such as Accelerate's or
         a `ClippedOptimizer`. An optimizer with weights of its own is refused: see
         Raises.
@@ -58,7 +59,8 @@ class UpdateClipper(Observer):
       dry_run: measure, decide and record, but change no weight.
 
     Raises:
-      TypeError: `model` is no module, or `optimizer` no torch optimizer.
+      TypeError: `model` is neither a module nor None, or `optimizer` is no torch
+        optimizer.
       ValueError: the policy or `nonfinite` skips updates. The moments of the optimizer
         have advanced before the update is known, so skip in a `Clipper` of the
         gradients.
@@ -83,7 +85,7 @@ class UpdateClipper(Observer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         optimizer: Any,
         policy: Policy,
         *,
@@ -99,10 +101,10 @@ class UpdateClipper(Observer):
         dry_run: bool = False,
     ) -> None:
         """Check the arguments, create the rows and register the hooks."""
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module | None):
             raise TypeError(
-                f"model must be a torch.nn.Module, got {type(model).__name__}; write "
-                "UpdateClipper(model, optimizer, policy)"
+                f"model must be a torch.nn.Module or None, got {type(model).__name__}; "
+                "write UpdateClipper(model, optimizer, policy)"
             )
         innermost = find_innermost(optimizer)
         check_has_no_clipper(innermost)

@@ -23,7 +23,7 @@ def make_clipper(
     make: Callable[..., C],
     keywords: Mapping[str, Any],
     optimizer: Any,
-    model: nn.Module,
+    model: nn.Module | None,
 ) -> C:
     """Create a clipper of the optimizer's groups, with the names of the model.
 
@@ -33,13 +33,21 @@ def make_clipper(
         parameter of the model, also if another optimizer steps it or if it is still
         frozen.
       optimizer: a torch optimizer, or a wrapper that holds one.
-      model: the module whose parameters the optimizer steps.
+      model: the module whose parameters the optimizer steps. With None, the parameters
+        have the names that the optimizer knows, if any.
 
     Raises:
       ValueError: the optimizer steps no parameter of the model, or a pattern matches
         no parameter of the model.
     """
-    optimizer, parameters = unwrap(optimizer), list(model.named_parameters())
+    optimizer = unwrap(optimizer)
+    if model is None:
+        members = [
+            m for g in read_optimizer_groups(optimizer, None) for m in g.parameters
+        ]
+        parameters: list[Any] = [(m.name, m.parameter) for m in members]
+    else:
+        parameters = list(model.named_parameters())
     if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in parameters):
         raise ValueError(
             f"optimizer must step parameters of the model, got a "
@@ -71,7 +79,9 @@ def _matches_any(
     return any(matches(p, name, parameter, separator=".") for p in patterns)
 
 
-def add_new_parameters(clipper: Observer, optimizer: Any, model: nn.Module) -> None:
+def add_new_parameters(
+    clipper: Observer, optimizer: Any, model: nn.Module | None
+) -> None:
     """Add parameters that the optimizer got later; present rows keep their state."""
     optimizer = unwrap(optimizer)
     known = set(map(id, clipper.parameters))

@@ -36,11 +36,13 @@ from autoclip_torch import (
     ClippedOptimizer,
     Clipper,
     QuantileClip,
+    TrustClip,
     ValueClip,
     find_clipping_threshold,
 )
 from autoclip_torch.hooks.attach import Attachment
 from autoclip_torch.lightning import ClipCallback as LightningCallback
+from autoclip_torch.optim import LARC
 from autoclip_torch.transformers import ClipCallback as TrainerCallback
 
 norms = np.ones(3, np.float32)
@@ -70,6 +72,12 @@ send(clipper.metrics)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 assert_type(clipper.attach(optimizer), Attachment)
 assert_type(QuantileClip.as_optimizer(optimizer, 0.9), ClippedOptimizer)
+both = TrustClip(model, optimizer, ratio=0.02, exclude="bias")
+assert_type(both.metrics(per_row=True), dict[str, float])
+assert_type(TrustClip.as_optimizer(optimizer, model=model), ClippedOptimizer)
+LARC(optimizer, 0.02, model=model, exclude="bias").step()
+TrainerCallback(TrustClip)
+LightningCallback(TrustClip, ratio=0.05)
 batches = [(torch.ones(1, 2), torch.ones(1, 1))]
 loss = torch.nn.functional.mse_loss
 assert_type(find_clipping_threshold(model, batches, loss, num_batches=1), Suggestion)

@@ -7,7 +7,7 @@ accelerate = pytest.importorskip("accelerate")
 
 from accelerate.utils import ProjectConfiguration  # noqa: E402
 
-from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 
 QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
 
@@ -84,6 +84,19 @@ def test_it_clips_once_per_synchronised_step(accelerator, by_hand):
         > 0
     )
     torch.testing.assert_close(model.weight, expected.weight)
+
+
+def test_trust_clip_takes_the_wrapped_optimizer(accelerator):
+    """Both halves act once per synchronised step: 4 steps of at most 2 %."""
+    model, optimizer = prepared(accelerator)
+    clipper = TrustClip(model, optimizer)
+    before = model.weight.detach().clone()
+    train(accelerator, model, optimizer, clipper, batches(8), by_hand=False)
+    metrics = clipper.metrics()
+    assert metrics["clip/steps"] == metrics["clip/update_steps"] == 4
+    assert metrics["clip/update_clip_rate"] > 0
+    moved = (model.weight - before).norm() / before.norm()
+    assert 0 < moved <= 1.02**4 - 1 + 1e-6
 
 
 def with_scaler(accelerator, scale):

@@ -407,6 +407,20 @@ def test_a_group_is_added_to_all_or_to_none():
     assert len(optimizer.param_groups) == 2
 
 
+def test_without_a_model_rows_are_named_by_position():
+    model = network()
+    optimizer = TrustClip.as_optimizer(torch.optim.SGD(model.parameters(), lr=1.0))
+    assert optimizer.clipper.names == [f"parameter {i}" for i in range(6)]
+    train(model, optimizer, 2)
+    assert optimizer.clipper.metrics()["clip/update_clip_rate"] > 0
+    named = torch.optim.SGD(model.named_parameters(), lr=1.0)
+    clipper = TrustClip.as_optimizer(named, exclude="0.bias").clipper
+    assert clipper.names[:2] == ["0.weight", "2.weight"]
+    unnamed = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=r"exclude='0.bias' needs named parameters"):
+        TrustClip.as_optimizer(unnamed, exclude="0.bias")
+
+
 @pytest.mark.parametrize("half", ["gradient", "update"])
 def test_a_state_is_loaded_whole_or_not_at_all(half):
     model, optimizer = as_optimizer()
