@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 from .decision import Decision as Decision
 from .decision import decide as decide
+from .files.read import LoggedNorms as LoggedNorms
+from .files.read import read_norms as read_norms
 from .log.clip_log import ClipLog as ClipLog
 from .log.metrics_logger import MetricsLogger as MetricsLogger
 from .log.report import write_report as write_report

@@ -2,27 +2,17 @@
 
 import argparse
 import csv
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from autoclip_core import __version__
-from autoclip_core.files.read import Series, read_series, read_table, table_to_series
-from autoclip_core.log.clip_log import ClipLog
-from autoclip_core.log.csv_jsonl import find_run_line, table_to_steps, write_csv
-from autoclip_core.log.report import write_report
-from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
-from autoclip_core.planning.replay import Replay, as_series, replay
-from autoclip_core.planning.suggest import suggest_threshold
-from autoclip_core.policies.quantile import Quantile
-from autoclip_core.policy import as_code
+from autoclip_core.files.names import make_printable
+from autoclip_core.files.open_file import stdin_as_file
 
-from .policy_options import add_options, make_policies, make_policy, refuse_options
-from .progress import progress_bar
+from .commands import run_replay, run_report, run_suggest
+from .policy_options import add_options, make_policy
 
 BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
 """What a wrong file or option raises; any other exception is a bug."""
@@ -36,9 +26,11 @@ EXAMPLES = """examples:
   autoclip replay norms.csv --compare --plot policies.png
   autoclip report run.jsonl -o report.html
 
-FILE is CSV, JSON lines or .npy; "-" is stdin. Without --column, the norms are in the
-only column except step, epoch and time, or else in the only column whose name contains
-"norm". NaN and infinity are non-finite steps; empty cells are skipped.
+FILE is what a run left: a CSV, JSON lines, trainer_state.json, a log of what was
+printed, TensorBoard events, an MLflow metric, .npy, .npz or the folder of a run; it may
+be compressed as .gz; "-" is stdin. Without --column, the norms are in the column that
+is named as the norm of the whole gradient. NaN and infinity are non-finite steps; empty
+cells are left out.
 """
 
 
@@ -53,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(argv)
         if "policy" in options:
             options.policy = make_policy(options)
-        prefix = f"{options.file}: "
-        options.run(options)
+        prefix = f"{make_printable(options.file)}: "
+        with stdin_as_file(options.file) as options.path:
+            options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader closed the pipe: discard the output that is still buffered.
@@ -122,7 +115,7 @@ def add_command(
         name, help=about, description=about, **LAYOUT
     )
     command.set_defaults(run=run)
-    command.add_argument("file", metavar="FILE", help='CSV, JSON lines, .npy or "-"')
+    command.add_argument("file", metavar="FILE", help='file or folder of a run, or "-"')
     command.add_argument("--column", metavar="NAME", help="the column of the norms")
     return command
 
@@ -138,146 +131,3 @@ def parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
     return int(text)
-
-
-def read_steps(options: argparse.Namespace) -> Series:
-    """Return the norms that the options select."""
-    series = read_series(options.file, options.column)
-    return series._replace(norms=series.norms[: options.until])
-
-
-def run_replay(options: argparse.Namespace) -> None:
-    """Replay one policy, or compare all policies."""
-    if options.compare:
-        return run_compare(options)
-    series = read_steps(options)
-    bar = progress_bar("replay")
-    report = replay(as_series(series.norms), options.policy, progress=bar)
-    if options.plot:
-        draw_replay(report, options.plot)
-    if options.output:
-        write_csv(options.output, replay_to_steps(report))
-    if options.json:
-        print_json({"column": series.column, **report_to_dict(report)})
-    else:
-        print(f"column            {series.column}\n{report}")
-    return None
-
-
-def run_compare(options: argparse.Namespace) -> None:
-    """Replay every policy and print a table."""
-    if options.output:
-        raise ValueError("--output saves the steps of one policy; leave out --compare")
-    refuse_options(options)
-    series = read_steps(options)
-    norms = as_series(series.norms)
-    reports = {
-        name: replay(norms, policy, progress=progress_bar(name))
-        for name, policy in make_policies(norms).items()
-    }
-    if options.plot:
-        draw_comparison(reports, options.plot)
-    if options.json:
-        rows = [{"name": name, **report_to_dict(r)} for name, r in reports.items()]
-        print_json({"column": series.column, "policies": rows})
-    else:
-        print(format_table(series, reports))
-
-
-def format_table(series: Series, reports: dict[str, Replay]) -> str:
-    """Return the comparison as an aligned table."""
-    first = next(iter(reports.values()))
-    header = ["policy", "clip rate", "median threshold", "mean scale", "spikes caught"]
-    header += ["recovered after"] if first.shift else []
-    rows = [header]
-    for name, report in reports.items():
-        spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
-        row = [name, f"{100 * report.clip_rate:.3g} %"]
-        row += [f"{report.median_threshold:.4g}", f"{report.mean_scale:.3g}", spikes]
-        if first.shift:
-            is_never = math.isinf(report.recovery)
-            row.append("never" if is_never else f"{report.recovery:.0f}")
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    steps = f"{len(first.norms)} steps ({first.nonfinite} non-finite)"
-    title = f"column {series.column}: {steps}"
-    if first.shift:
-        title += f", level x{first.shift.ratio:.3g} at step {first.shift.step}"
-    return "\n".join([title, "", *lines])
-
-
-def run_suggest(options: argparse.Namespace) -> None:
-    """Print statistics and a suggested threshold."""
-    series = read_steps(options)
-    suggestion = suggest_threshold(series.norms)
-    if options.json:
-        fields = {**vars(suggestion), "policy": as_code(suggestion.policy)}
-        print_json({"column": series.column, **fields})
-    else:
-        print(f"column        {series.column}\n{suggestion}")
-
-
-def run_report(options: argparse.Namespace) -> None:
-    """Write the HTML page."""
-    write_report(read_log(options), options.output, options.title)
-    print(f"{options.output}: {Path(options.output).stat().st_size // 1000} kB")
-
-
-def read_log(options: argparse.Namespace) -> ClipLog:
-    """Return the log in a file; a series of norms is replayed with the default policy.
-
-    The page needs thresholds, and its settings name the policy that set them.
-    """
-    table, other_lines = read_table(options.file)
-    names = {name.removeprefix("clip/") for name in table}
-    if options.column is None and {"norm", "threshold"} <= names:
-        return ClipLog.from_steps(
-            table_to_steps(table, options.file), find_run_line(other_lines)
-        )
-    policy = Quantile(0.9)
-    series = table_to_series(table, options.column)
-    report = replay(as_series(series.norms), policy, progress=progress_bar("replay"))
-    source = f"column {series.column} of {options.file}"
-    settings = {"policy": str(policy), "norms": source}
-    return ClipLog.from_steps(replay_to_steps(report), {"settings": settings})
-
-
-def report_to_dict(report: Replay) -> dict[str, Any]:
-    """Return the numbers of a replay for JSON."""
-    shift = report.shift
-    return {
-        "policy": as_code(report.policy),
-        "steps": len(report.norms),
-        "nonfinite": report.nonfinite,
-        "clip_rate": report.clip_rate,
-        "clip_rate_over_time": report.rates().tolist(),
-        "mean_scale": report.mean_scale,
-        "median_threshold": report.median_threshold,
-        "spikes": report.spikes.tolist(),
-        "spikes_caught": report.spikes_caught.tolist(),
-        "shift": shift._asdict() if shift else None,
-        "recovery": report.recovery,
-    }
-
-
-def print_json(value: Any) -> None:
-    """Print JSON with null for NaN and infinity, which JSON does not have."""
-    print(json.dumps(replace_nonfinite(value), indent=2))
-
-
-def replace_nonfinite(value: Any) -> Any:
-    """Return a value with None in place of NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: replace_nonfinite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_nonfinite(item) for item in value]
-    is_nonfinite = isinstance(value, float) and not math.isfinite(value)
-    return None if is_nonfinite else value

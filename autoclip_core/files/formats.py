@@ -1,121 +1,193 @@
-"""Reads the columns of CSV and JSON lines from W&B, TensorBoard and `ClipLog`."""
+"""Recognizes the format of a file from its content, and returns its rows."""
 
-import csv
 import json
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-Table = dict[str, list[Any]]
-"""Cells by column; an empty cell is "" or None."""
+from .binary_rows import (
+    NPY_MAGIC,
+    is_event_file,
+    is_npz,
+    read_array_rows,
+    read_event_rows,
+)
+from .collect import Row
+from .csv_rows import guess_delimiter, read_csv_rows, split_rows
+from .json_rows import flatten, read_document, read_json_lines
+from .log_rows import list_log_names, read_log_rows
+from .open_file import HEAD, open_lines, read_head, refuse_binary
+
+SAMPLE = 20
+"""Number of lines that are examined to recognize a table."""
+
+MLFLOW_LINE = re.compile(r"\d{12,14} \S+ -?\d+( \S+ \S+)?\s*")
+"""Time in milliseconds, value and step; perhaps the name and digest of a data set."""
 
 
-def read_csv_table(lines: Iterable[str], delimiter: str = ",") -> Table:
-    """Return the columns of a CSV with a header; short lines end with empty cells.
+class Source(NamedTuple):
+    """The rows of a file."""
 
-    If a file has a single column and no header, the column is named "norm".
+    kind: str
+    """What the file is, such as "CSV"."""
+    read: Callable[[], Iterator[Row]]
+    """Yields the rows from the first; it can be called more than once."""
+    decimal: str = "."
+    """The decimal separator."""
+    has_cells: bool = True
+    """Whether a row without the column counts as an empty cell."""
+
+
+def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
+    """Return the rows of an open file.
+
+    Args:
+      file: the file, at its start; it can be rewound.
+      path: its path, which names the metric of some formats.
+      column: the name to look for in a text log.
 
     Raises:
-      ValueError: a line is longer than the header, or two columns have the same name.
-
-    >>> read_csv_table(["step,norm", "0,1.5", "1,"])
-    {'step': ['0', '1'], 'norm': ['1.5', '']}
+      ValueError: the format is not read.
     """
-    rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
-    if not rows:
-        return {}
-    header = [name.strip() for name in rows[0]]
-    if len(header) == 1 and is_number(header[0]):
-        return {"norm": [row[0] for row in rows]}
-    table: Table = {name: [] for name in header}
-    if len(table) < len(header):
-        duplicate = next(name for name in header if header.count(name) > 1)
-        raise ValueError(
-            f"the columns must have different names, got {duplicate!r} twice"
-        )
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) > len(header):
-            raise ValueError(
-                f"line {number} must have {len(header)} cells as the header, got "
-                f"{len(row)}"
-            )
-        row += [""] * (len(header) - len(row))
-        for name, cell in zip(header, row, strict=True):
-            table[name].append(cell)
-    return table
+    head = read_head(file)
+    if head.startswith(NPY_MAGIC):
+        return Source("NumPy array", lambda: rewound(file, read_array_rows))
+    if head.startswith(b"PK") and is_npz(file):
+        return Source("NumPy archive", lambda: rewound(file, read_array_rows))
+    if is_event_file(head):
+        return event_source(lambda: iter([file]), file)
+    refuse_binary(head)
+    lines = list(islice((line for line in open_lines(file) if line.strip()), SAMPLE))
+    if not lines:
+        raise ValueError("it is empty: it must hold at least one norm")
+    if lines[0].lstrip()[0] in "{[":
+        source = find_json(file, lines)
+        if source:
+            return source
+    if MLFLOW_LINE.fullmatch(lines[0]):
+        name = mlflow_name(path)
+        return Source("MLflow metric", lambda: read_mlflow_rows(open_lines(file), name))
+    delimiter = guess_delimiter(lines)
+    if delimiter:
+        return csv_source(file, lines[0], delimiter)
+    return log_source(file, column)
 
 
-def read_jsonl_table(lines: Iterable[str]) -> tuple[Table, list[dict[str, Any]]]:
-    """Return the columns of JSON lines, and the lines that hold only nested values.
+def rewound(file: BinaryIO, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
+    """Return the rows of a binary file from its start."""
+    file.seek(0)
+    return read(file)
 
-    A line is an object, or a number, which goes into the column "norm". If a line lacks
-    a column, the cell is empty.
+
+def event_source(
+    open_files: Callable[[], Iterator[BinaryIO]], *files: BinaryIO
+) -> Source:
+    """Return the scalars of event files; `files` are rewound first."""
+
+    def read() -> Iterator[Row]:
+        for file in files:
+            file.seek(0)
+        return read_event_rows(open_files())
+
+    return Source("TensorBoard events", read, has_cells=False)
+
+
+def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
+    """Return the rows of JSON lines or of a document, or None if the text is neither.
 
     Raises:
-      ValueError: a line is neither an object nor a number.
-
-    >>> read_jsonl_table(['{"norm": 1.5}', '{"norm": "inf", "step": 1}'])[0]
-    {'norm': [1.5, 'inf'], 'step': [None, 1]}
+      ValueError: the text begins as JSON and is broken.
     """
-    table: Table = {}
-    other_lines: list[dict[str, Any]] = []
-    count = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = parse_line(line, number)
-        cells = {k: v for k, v in row.items() if not isinstance(v, dict | list)}
-        if not cells:
-            other_lines.append(row)
-            continue
-        for name, value in cells.items():
-            table.setdefault(name, [None] * count).append(value)
-        count += 1
-        for column in table.values():
-            column += [None] * (count - len(column))
-    return table, other_lines
-
-
-def parse_line(line: str, number: int) -> dict[str, Any]:
-    """Return one JSON line as an object; `number` is for errors."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number} is not JSON: {error}") from None
-    if isinstance(row, dict):
-        return row
-    if isinstance(row, int | float | str):
-        return {"norm": row}
-    raise ValueError(
-        f"line {number} must be an object or a number, got {line.strip()[:40]!r}"
+        first = json.loads(lines[0])
+    except (ValueError, RecursionError):
+        if not is_document(file):
+            if re.match(r'\s*(\{\s*"|\[\s*[{"])', lines[0]):
+                next(read_json_lines(lines))  # raises
+            return None
+        return document_source("".join(open_lines(file)))
+    if isinstance(first, list) and len(lines) > 1:
+        return None
+    if len(lines) > 1 or not isinstance(first, dict | list):
+        return json_lines_source(file)
+    return document_source(lines[0])
+
+
+def is_document(file: BinaryIO) -> bool:
+    """Return whether the text is one JSON document over several lines."""
+    head = ""
+    for line in open_lines(file):
+        head += line
+        if len(head) > HEAD:
+            break
+    try:
+        json.loads(head)
+    except json.JSONDecodeError as error:
+        return len(head) > HEAD and error.pos > len(head) - HEAD // 16
+    except RecursionError:
+        return False
+    return True
+
+
+def document_source(text: str) -> Source:
+    """Return the rows of a JSON document."""
+    document = json.loads(text)
+    kind = read_document(document)[0]
+    return Source(kind, lambda: read_document(document)[1])
+
+
+def json_lines_source(file: BinaryIO) -> Source:
+    """Return the rows of JSON lines, without the line of a `ClipLog` about its run."""
+
+    def read() -> Iterator[Row]:
+        lines = read_json_lines(open_lines(file), skip_cut_off=True)
+        return (flatten(row) for row in lines if "clip_log" not in row)
+
+    return Source("JSON lines", read)
+
+
+def csv_source(file: BinaryIO, header: str, delimiter: str) -> Source:
+    """Return the rows of a table in text."""
+    names = next(split_rows([header], delimiter))
+    kind = {" ": "table", "\t": "TSV"}.get(delimiter, "CSV")
+    if names == ["Wall time", "Step", "Value"]:
+        kind = "TensorBoard CSV"
+    if any(" - " in name and name.endswith("__MAX") for name in names):
+        kind = "W&B CSV"
+    decimal = "." if delimiter == "," else ","
+    return Source(kind, lambda: read_csv_rows(open_lines(file), delimiter), decimal)
+
+
+def log_source(file: BinaryIO, column: str | None) -> Source:
+    """Return the norms in what a training script printed."""
+    return Source(
+        "text log", lambda: read_log_rows(open_lines(file), column), has_cells=False
     )
 
 
-def parse_numbers(cells: Iterable[Any], name: str) -> list[float]:
-    """Return the numbers of a column; empty cells are left out.
+def list_names_in_log(file: BinaryIO) -> list[str]:
+    """Return names that stand before numbers in the first lines of a log."""
+    return list_log_names(islice(open_lines(file), 1000))
 
-    Raises:
-      ValueError: a cell is not a number.
 
-    >>> parse_numbers(["1.5", "", None, "NaN", True], "norm")
-    [1.5, nan, 1.0]
+def mlflow_name(path: str) -> str:
+    """Return the name of a metric: its path below the folder "metrics".
+
+    >>> mlflow_name("mlruns/0/a1b2/metrics/train/grad_norm")
+    'train/grad_norm'
     """
-    numbers = []
-    for row, cell in enumerate(cells, start=1):
-        if cell is None or (isinstance(cell, str) and not cell.strip()):
-            continue
-        try:
-            numbers.append(float(cell))
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"column {name!r} must hold numbers, got {cell!r} in row {row}"
-            ) from None
-    return numbers
+    parts = Path(path).parts
+    if "metrics" in parts[:-1]:
+        last = len(parts) - 1 - parts[::-1].index("metrics")
+        return "/".join(parts[last + 1 :])
+    return parts[-1]
 
 
-def is_number(text: str) -> bool:
-    """Return whether a cell is a number; NaN and infinity are numbers too."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def read_mlflow_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
+    """Yield the rows of MLflow's file of one metric."""
+    for line in lines:
+        if line.strip():
+            time, value, step = line.split()[:3]
+            yield {"timestamp": time, "step": step, name: value}

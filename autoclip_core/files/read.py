@@ -1,146 +1,181 @@
-"""Reads a series of norms from CSV, JSON lines or .npy, from a path or stdin."""
+"""Reads the gradient norms of a run from the file or the folder that it left."""
 
-import io
-import json
-import re
-import sys
-from tokenize import TokenError
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .formats import Table, parse_numbers, read_csv_table, read_jsonl_table
+from .collect import Collector, Column, find_nan_of_empty_cells, list_names
+from .folders import find_in_folder
+from .formats import Source, event_source, find_source, list_names_in_log, log_source
+from .json_rows import TextLine
+from .names import make_printable, rank_name
+from .open_file import open_bytes
 
-INDEX_WORDS = {"step", "steps", "epoch", "epochs", "time", "timestamp", "runtime"}
-"""Names of columns that hold the step or the time."""
 
-QUALIFIERS = {"global", "wall", "relative", "process", "train", "trainer", "training"}
-"""Words that may stand before the name of such a column, as in "global step"."""
+@dataclass(frozen=True, eq=False)
+class LoggedNorms:
+    """Gradient norms from a file, as `read_norms` returns them; `print` it.
 
+    >>> norms = LoggedNorms(np.ones(3), "grad_norm", "CSV", np.arange(3), empty=1)
+    >>> print(norms)
+    CSV, column grad_norm: 3 steps, 1 empty cell
+    """
 
-class Series(NamedTuple):
-    """The norms in a file."""
-
+    norms: Any
+    """The norms in the order of the file, shape (n,), float64; NaN and infinity are
+    non-finite steps. Empty cells are left out."""
     column: str
     """The name of their column."""
-    norms: list[float]
+    kind: str
+    """What the file is, such as "CSV" or "TensorBoard events"."""
+    steps: Any
+    """The step of each norm, shape (n,), int64: as in the file, or else 0, 1, 2, ..."""
+    empty: int = 0
+    """The number of empty cells in the column."""
+    columns: tuple[str, ...] = ()
+    """The names of all columns."""
+
+    def __str__(self) -> str:
+        """Return kind, column, number of steps and number of empty cells."""
+        size = len(self.norms)
+        nonfinite = size - int(np.isfinite(self.norms).sum())
+        parts = [count(size, "step"), count(self.empty, "empty cell")]
+        parts += [f"{nonfinite} NaN or infinite"] if nonfinite else []
+        return f"{self.kind}, column {make_printable(self.column)}: {', '.join(parts)}"
 
 
-def read_series(path: str, column: str | None = None) -> Series:
-    """Return the norms of a file; "-" is stdin.
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural if it is not 1."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def read_norms(path: str | os.PathLike[str], column: str | None = None) -> LoggedNorms:
+    """Return the gradient norms in a file or a folder that a training run wrote.
+
+    `norms[i]` is the i-th cell of the column that is not empty. The format is
+    recognized from the content:
+
+    - CSV and other tables in text, also those of Lightning, Keras, W&B and TensorBoard;
+      separated by comma, semicolon, tab or spaces; with a decimal point or comma.
+    - JSON lines with nested objects, whose columns have dotted names; JSON lists; an
+      object of lists, such as Keras's `history`; Hugging Face's `trainer_state.json`.
+    - What a training script printed: a name of a gradient norm, then a number.
+    - TensorBoard's event files (extra `files`); MLflow's metric files; `.npy`, `.npz`.
+
+    Each may be compressed as `.gz`. Text is UTF-8 or UTF-16.
 
     Args:
-      path: the file; its content determines the format, not its name.
-      column: the column of the norms; None to choose it with `choose_column`.
+      path: a file; a folder of a Hugging Face, Lightning, TensorBoard or MLflow run;
+        or "-" for stdin.
+      column: the column of the norms; for several runs in a W&B file, the part behind
+        " - " or the whole name. None takes the column that names the norm of the whole
+        gradient, or else the only column that names a gradient norm.
+
+    Returns:
+      A `LoggedNorms` with `norms`, `column`, `kind`, `steps` and `empty`.
 
     Raises:
+      ImportError: the file holds TensorBoard's events and tensorboard is not installed.
       OSError: the file cannot be read.
-      ValueError: the column does not exist, contains text, or is empty.
+      ValueError: the format is not read, no column or several columns match, or the
+        column holds text or nothing.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "run.log")
+    ...     lines = ["step 10 | loss 2.5 | grad norm: 1.5", "step 20 | grad norm: 1.25"]
+    ...     _ = path.write_text("\\n".join(lines))
+    ...     run = read_norms(path)
+    >>> print(run)
+    text log, column grad norm: 2 steps, 0 empty cells
+    >>> run.norms.tolist(), run.steps.tolist()
+    ([1.5, 1.25], [10, 20])
     """
-    return table_to_series(read_table(path)[0], column)
+    name = os.fspath(path)
+    files = [name]
+    if name != "-" and os.path.isdir(name):
+        files = [str(file) for file in find_in_folder(Path(name), column)]
+    if len(files) > 1:
+        return collect(event_source(lambda: open_each(files)), column)
+    with open_bytes(files[0]) as file:
+        source = find_source(file, files[0], column)
+        if column is None:
+            refuse_other_tag(source.kind, files[0])
+        try:
+            return collect(source, column)
+        except TextLine:
+            source = log_source(file, column)
+            return collect(source, column)
+        except ValueError as error:
+            raise ValueError(explain(error, source, file, column)) from None
 
 
-def table_to_series(table: Table, column: str | None) -> Series:
-    """Return the norms in a table, from the column that `choose_column` returns."""
-    name = choose_column(table, column)
-    norms = parse_numbers(table[name], name)
-    if not norms:
-        raise ValueError(f"column {name!r} is empty: it must hold at least one norm")
-    return Series(name, norms)
+def open_each(paths: list[str]) -> Iterator[BinaryIO]:
+    """Yield each file, opened; it is closed when the next one is asked for."""
+    for path in paths:
+        with open_bytes(path) as file:
+            yield file
 
 
-def read_table(path: str) -> tuple[Table, list[dict[str, Any]]]:
-    """Return the columns of a file of any of the three formats.
-
-    The second value holds the JSON lines with only nested values, such as the first
-    line of `ClipLog.to_jsonl`.
-    """
-    if path == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        with open(path, "rb") as file:
-            data = file.read()
-    if data.startswith(b"\x93NUMPY"):
-        return array_to_table(load_array(data)), []
-    text = data.decode("utf-8-sig")
-    start = text.lstrip()[:1]
-    if start == "[":
-        text = "\n".join(json.dumps(line) for line in json.loads(text))
-    if start in ("{", "["):
-        return read_jsonl_table(text.splitlines())
-    header = text.lstrip().partition("\n")[0]
-    unquoted = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(",;\t", key=unquoted.count)  # a comma if there is none of them
-    return read_csv_table(io.StringIO(text, newline=""), delimiter), []
+def collect(source: Source, column: str | None) -> LoggedNorms:
+    """Return the norms in the rows of a file."""
+    collector = Collector(column, source.decimal)
+    for row in source.read():
+        collector.add(row)
+    chosen = collector.choose()
+    norms = np.array(chosen.values)
+    steps = as_steps(chosen)
+    empty = collector.rows - len(norms) if source.has_cells else chosen.empty
+    if source.has_cells and np.isnan(norms).any():
+        places = find_nan_of_empty_cells(source.read(), chosen.name, source.decimal)
+        norms, steps = np.delete(norms, places), np.delete(steps, places)
+        empty += len(places)
+    return LoggedNorms(
+        norms, chosen.name, source.kind, steps, empty, tuple(collector.names)
+    )
 
 
-def load_array(data: bytes) -> Any:
-    """Return the array of a .npy file; a damaged header raises ValueError."""
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (SyntaxError, MemoryError, TokenError) as error:
-        raise ValueError(f"the header of the .npy file is damaged: {error}") from None
+def as_steps(column: Column) -> Any:
+    """Return the steps of a column as whole numbers; 0, 1, ... if one is missing."""
+    steps = np.array(column.steps)
+    is_whole = np.isfinite(steps) & (np.abs(steps) < 2**53)
+    if not is_whole.all() or (steps != np.floor(steps)).any():
+        return np.arange(len(steps))
+    return steps.astype(np.int64)
 
 
-def array_to_table(array: Any) -> Table:
-    """Return an array as one column, or a structured array as one column per field."""
-    if array.ndim != 1:
-        raise ValueError(f"the array must have one dimension, got shape {array.shape}")
-    if array.dtype.names:
-        return {name: array[name].tolist() for name in array.dtype.names}
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"the array must hold real numbers, got {array.dtype}")
-    return {"norm": array.tolist()}
+def explain(
+    error: ValueError, source: Source, file: BinaryIO, column: str | None
+) -> str:
+    """Return an error with what the file looked like."""
+    if source.kind != "text log":
+        return f"it looks like {source.kind}, but {error}"
+    names = list_names(list_names_in_log(file))
+    wanted = "a gradient norm" if column is None else repr(column)
+    if not names:
+        return (
+            f"it looks like text without a table, and no number stands behind {wanted}"
+        )
+    return (
+        f"it looks like a text log, but no number stands behind the name of {wanted}; "
+        f"pass column=, or --column, with one of its names: {names}"
+    )
 
 
-def choose_column(table: Table, column: str | None) -> str:
-    """Return the column that holds the norms.
-
-    Without a name it is the only column except step, epoch and time, or else the only
-    column whose name contains "norm". The columns __MIN and __MAX, which W&B writes for
-    each column, are ignored. A column "run - name" of W&B can be given as "name".
+def refuse_other_tag(kind: str, path: str) -> None:
+    """Refuse TensorBoard's CSV or JSON of another metric, which its name states.
 
     Raises:
-      ValueError: no column or several columns match; the message lists the columns.
-
-    >>> choose_column({"Wall time": [], "Step": [], "Value": []}, None)
-    'Value'
-    >>> wandb = {"Step": [], "a - norm": [], "a - norm__MIN": [], "a - norm__MAX": []}
-    >>> choose_column(wandb, None), choose_column(wandb, "norm")
-    ('a - norm', 'a - norm')
+      ValueError: the tag in the file's name names no gradient norm.
     """
-    if not table:
-        raise ValueError("it is empty: it must hold at least one norm")
-    listed = ", ".join(repr(name) for name in table)
-    if column is not None:
-        if column in table:
-            return column
-        matching = [name for name in table if name.rpartition(" - ")[2] == column]
-        if len(matching) == 1:
-            return matching[0]
-        raise ValueError(f"there is no column {column!r}; the columns are {listed}")
-    names = [name for name in table if not is_index(name) and not is_range(name, table)]
-    if len(names) == 1:
-        return names[0]
-    norms = [name for name in names if "norm" in name.lower()]
-    if len(norms) == 1:
-        return norms[0]
-    raise ValueError(f"which column holds the norms? Name one with --column: {listed}")
-
-
-def is_index(name: str) -> bool:
-    """Return whether a column holds the step, the epoch or the time.
-
-    >>> [is_index(n) for n in ("Wall time", "_step", "run - _step", "step_norm")]
-    [True, True, True, False]
-    """
-    name = name.rpartition(" - ")[2]
-    name = re.sub(r"__(MIN|MAX)$|\(.*\)", "", name)
-    words = set(re.findall("[a-z]+", name.lower())) - QUALIFIERS
-    return bool(words) and words <= INDEX_WORDS
-
-
-def is_range(name: str, table: Table) -> bool:
-    """Return whether W&B wrote this column as the range of another column."""
-    base = re.sub(r"__(MIN|MAX)$", "", name)
-    return base != name and base in table
+    tag = Path(path).name.partition("tag-")[2].rpartition(".")[0]
+    if kind in ("TensorBoard CSV", "TensorBoard JSON") and tag:
+        if rank_name(tag) is None:
+            raise ValueError(
+                f"it looks like {kind} of {tag!r}, which names no gradient norm; to "
+                "read it nevertheless, pass column='Value' or --column Value"
+            )

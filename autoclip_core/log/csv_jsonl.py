@@ -7,13 +7,16 @@ read from metrics, "past" the thinned steps.
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
-from os import PathLike
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
-from autoclip_core.files.formats import parse_numbers, read_csv_table, read_jsonl_table
+from autoclip_core.files.cells import is_empty, parse_number
+from autoclip_core.files.csv_rows import read_csv_rows
+from autoclip_core.files.json_rows import read_json_lines
+from autoclip_core.files.open_file import open_bytes, open_lines
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP, Store
@@ -68,15 +71,24 @@ def to_json(value: Any) -> Any:
 
 def read_csv(path: Path) -> Array:
     """Return the steps in a file that `write_csv` wrote."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return table_to_steps(read_csv_table(file), str(path))
+    with open_bytes(fspath(path)) as file:
+        return rows_to_steps(read_csv_rows(open_lines(file)), str(path))
 
 
 def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
     """Return the content of the line about the run, and the steps."""
-    with open(path, encoding="utf-8-sig") as file:
-        table, other_lines = read_jsonl_table(file)
-    return find_run_line(other_lines), table_to_steps(table, str(path))
+    about: dict[str, Any] = {}
+
+    def steps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if "clip_log" in row:
+                about.update(row["clip_log"])
+            else:
+                yield row
+
+    with open_bytes(fspath(path)) as file:
+        rows = read_json_lines(open_lines(file))
+        return about, rows_to_steps(steps(rows), str(path))
 
 
 def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,9 +97,18 @@ def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {**saved, "highest": np.array(steps, STEP)}
 
 
-def find_run_line(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of the line about the run; empty if there is none."""
-    return next((line["clip_log"] for line in lines if "clip_log" in line), {})
+def rows_to_steps(rows: Iterable[Mapping[str, Any]], source: str) -> Array:
+    """Return the rows of a log as an array of `STEP`; see `table_to_steps`."""
+    table: dict[str, list[Any]] = {}
+    for place, row in enumerate(rows):
+        for name, cell in row.items():
+            if name not in table:
+                table[name] = [None] * place
+            table[name].append(cell)
+        if len(row) < len(table):
+            for column in table.values():
+                column += [None] * (place + 1 - len(column))
+    return table_to_steps(table, source)
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
@@ -127,3 +148,25 @@ def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
     for name, column in columns.items():
         steps[name] = column
     return steps
+
+
+def parse_numbers(cells: Iterable[Any], name: str) -> list[float]:
+    """Return the numbers of a column; empty cells are left out.
+
+    Raises:
+      ValueError: a cell is not a number.
+
+    >>> parse_numbers(["1.5", "", None, "NaN", True], "norm")
+    [1.5, nan, 1.0]
+    """
+    numbers = []
+    for row, cell in enumerate(cells, start=1):
+        if is_empty(cell):
+            continue
+        try:
+            numbers.append(parse_number(cell))
+        except ValueError:
+            raise ValueError(
+                f"column {name!r} must hold numbers, got {cell!r} in row {row}"
+            ) from None
+    return numbers

@@ -21,9 +21,14 @@ TRAINERS = {
     ("autoclip_torch", "lightning.py"): {"lightning"},
     ("autoclip_torch", "transformers.py"): {"transformers"},
 }
-# The only module that imports tf_keras, inside a function: others import the module.
-LAZY = {("autoclip_tf", "legacy.py"): {"tf_keras"}}
-FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "optax", "matplotlib"}
+# The only modules that import these packages, inside a function.
+LAZY = {
+    ("autoclip_tf", "legacy.py"): {"tf_keras"},
+    ("autoclip_core", "files/binary_rows.py"): {"tensorboard"},
+}
+FRAMEWORKS = {
+    *("torch", "tensorflow", "keras", "jax", "optax", "matplotlib", "tensorboard"),
+}
 
 
 def folder(package):
@@ -99,6 +104,8 @@ def test_every_import_is_in_the_table(package):
         ("autoclip_core", "policy.py", "f = lambda: __import__('torch')"),
         ("autoclip_core", "log/plot.py", "import matplotlib"),
         ("autoclip_core", "log/summary.py", "def f():\n    import matplotlib"),
+        ("autoclip_core", "files/binary_rows.py", "import tensorboard"),
+        ("autoclip_core", "files/read.py", "def f():\n    import tensorboard"),
         ("autoclip_torch", "clipper.py", "from autoclip_jax import clip_by_quantile"),
         ("autoclip_torch", "clipper.py", "class A:\n    import transformers"),
         ("autoclip_torch", "lightning.py", "def f():\n    import lightning"),

@@ -1,0 +1,110 @@
+"""What each command does: read a file, compute, print or write."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoclip_core.files.read import LoggedNorms, read_norms
+from autoclip_core.log.clip_log import ClipLog
+from autoclip_core.log.csv_jsonl import read_csv, read_jsonl, write_csv
+from autoclip_core.log.report import write_report
+from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
+from autoclip_core.planning.replay import as_series, replay
+from autoclip_core.planning.suggest import suggest_threshold
+from autoclip_core.policies.quantile import Quantile
+from autoclip_core.policy import as_code
+
+from .output import format_table, print_json, print_text, report_to_dict
+from .policy_options import make_policies, refuse_options
+from .progress import progress_bar
+
+
+def read_steps(options: argparse.Namespace) -> LoggedNorms:
+    """Return the norms that the options select."""
+    read = read_norms(options.path, options.column)
+    return replace(
+        read, norms=read.norms[: options.until], steps=read.steps[: options.until]
+    )
+
+
+def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
+    """Return what was read for JSON."""
+    return {"column": read.column, "kind": read.kind, "empty": read.empty}
+
+
+def run_replay(options: argparse.Namespace) -> None:
+    """Replay one policy, or compare all policies."""
+    if options.compare:
+        return run_compare(options)
+    read = read_steps(options)
+    bar = progress_bar("replay")
+    report = replay(as_series(read.norms), options.policy, progress=bar)
+    if options.plot:
+        draw_replay(report, options.plot)
+    if options.output:
+        write_csv(options.output, replay_to_steps(report))
+    if options.json:
+        print_json({**file_to_dict(read), **report_to_dict(report)})
+    else:
+        print_text(read, report)
+    return None
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Replay every policy and print a table."""
+    if options.output:
+        raise ValueError("--output saves the steps of one policy; leave out --compare")
+    refuse_options(options)
+    read = read_steps(options)
+    norms = as_series(read.norms)
+    reports = {
+        name: replay(norms, policy, progress=progress_bar(name))
+        for name, policy in make_policies(norms).items()
+    }
+    if options.plot:
+        draw_comparison(reports, options.plot)
+    if options.json:
+        rows = [{"name": name, **report_to_dict(r)} for name, r in reports.items()]
+        print_json({**file_to_dict(read), "policies": rows})
+    else:
+        print_text(read, format_table(reports))
+
+
+def run_suggest(options: argparse.Namespace) -> None:
+    """Print statistics and a suggested threshold."""
+    read = read_steps(options)
+    suggestion = suggest_threshold(read.norms)
+    if options.json:
+        fields = {**vars(suggestion), "policy": as_code(suggestion.policy)}
+        print_json({**file_to_dict(read), **fields})
+    else:
+        print_text(read, suggestion)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Write the HTML page."""
+    read = read_norms(options.path, options.column)
+    page = Path(options.output)
+    verb = "overwritten" if page.exists() else "written"
+    write_report(read_log(read, options), page, options.title)
+    print_text(read, f"{page}: {verb}, {page.stat().st_size // 1000} kB")
+
+
+def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
+    """Return the log in a file; a series of norms is replayed with the default policy.
+
+    The page needs thresholds, and its settings name the policy that set them.
+    """
+    names = {name.removeprefix("clip/") for name in read.columns}
+    if options.column is None and {"norm", "threshold"} <= names:
+        if read.kind == "JSON lines":
+            about, steps = read_jsonl(options.path)
+            return ClipLog.from_steps(steps, about)
+        if read.kind == "CSV":
+            return ClipLog.from_steps(read_csv(options.path))
+    policy = Quantile(0.9)
+    report = replay(as_series(read.norms), policy, progress=progress_bar("replay"))
+    source = f"column {read.column} of {options.file}"
+    settings = {"policy": str(policy), "norms": source}
+    return ClipLog.from_steps(replay_to_steps(report), {"settings": settings})

@@ -1,0 +1,136 @@
+"""Reads the rows of a table in text: separated by comma, semicolon, tab or spaces."""
+
+import csv
+from collections.abc import Iterable, Iterator
+
+from .cells import is_empty, is_number
+
+DELIMITERS = ",;\t"
+
+Cells = dict[str, str]
+"""The cells of one row by column."""
+
+
+def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]:
+    """Yield the rows of a table with a header; short rows end with empty cells.
+
+    A single column without a header is named "norm"; several are named "1", "2", ....
+
+    Args:
+      lines: the lines of the file.
+      delimiter: one character; a space stands for any white space.
+
+    Raises:
+      ValueError: a row is longer than the header, or two columns have the same name.
+
+    >>> list(read_csv_rows(["step,norm", "0,1.5", "1,"]))
+    [{'step': '0', 'norm': '1.5'}, {'step': '1', 'norm': ''}]
+    """
+    rows = split_rows(lines, delimiter)
+    first = next(rows, None)
+    if first is None:
+        return
+    header = make_header(first)
+    if is_headless(first):
+        yield dict(zip(header, first, strict=True))
+    if len(set(header)) < len(header):
+        duplicate = next(name for name in header if header.count(name) > 1)
+        raise ValueError(
+            f"the columns must have different names, got {duplicate!r} twice"
+        )
+    size, number = len(header), 1
+    for number, row in enumerate(rows, start=2):
+        if len(row) < size:
+            row += [""] * (size - len(row))
+        elif len(row) > size:
+            if delimiter == " " and number == 2 and len(row) == size + 1:
+                header, size = ["", *header], size + 1  # pandas prints its index so
+            elif any(cell.strip() for cell in row[size:]):
+                raise ValueError(
+                    f"line {number} must have {size} cells as the header, got "
+                    f"{len(row)}"
+                )
+        yield dict(zip(header, row, strict=False))
+    if number == 1 and not is_headless(first):
+        yield dict.fromkeys(header, "")  # the names are known without a row
+
+
+def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Yield the cells of each line that is not blank."""
+    if delimiter == " ":
+        return (cells for line in lines if (cells := line.split()))
+    return (row for row in csv.reader(lines, delimiter=delimiter) if row)
+
+
+def make_header(first: list[str]) -> list[str]:
+    """Return the names of the columns; `np.savetxt` writes "#" before them."""
+    if is_headless(first):
+        return [str(i) for i in range(1, len(first) + 1)] if first[1:] else ["norm"]
+    names = [name.strip() for name in first]
+    names[0] = names[0].removeprefix("#").strip()
+    return names[1:] if not names[0] and first[0].strip() == "#" else names
+
+
+def is_headless(first: list[str]) -> bool:
+    """Return whether the first row holds numbers in place of names."""
+    return all(is_number(cell) for cell in first)
+
+
+def guess_delimiter(lines: list[str]) -> str | None:
+    """Return the delimiter of a table, or None if the text is no table.
+
+    Args:
+      lines: the first lines of the file that are not blank; at least one.
+
+    >>> guess_delimiter(["step;norm", "0;1,5"]), guess_delimiter(["norm", "1.5"])
+    (';', ',')
+    >>> guess_delimiter(["iter 0: loss 2.5, norm 1.5", "iter 1: loss 2.4, norm 1.4"])
+    """
+    for delimiter in sorted(DELIMITERS, key=lines[0].count, reverse=True):
+        if is_table(lines, delimiter):
+            return delimiter
+    if is_table(lines, " "):
+        return " "
+    return "," if is_single_column(lines) else None
+
+
+def is_table(lines: list[str], delimiter: str) -> bool:
+    """Return whether the lines are the header and the rows of a table."""
+    try:
+        first, *rows = split_rows(lines, delimiter)
+    except (csv.Error, ValueError):
+        return False
+    size = len(first)
+    if size < 2:
+        return False
+    if not rows:
+        return is_headless(first) or all(is_name(cell) for cell in first)
+    if delimiter == " ":
+        return any(len(row) in (size, size + 1) for row in rows) and all(
+            len(row) <= size + 1 and all(is_cell(cell) for cell in row) for row in rows
+        )
+    has_numbers = any(
+        is_cell(cell) and not is_empty(cell) and not is_cell(name)
+        for row in rows
+        for name, cell in zip(first, row, strict=False)
+    )
+    return has_numbers or is_headless(first)
+
+
+def is_single_column(lines: list[str]) -> bool:
+    """Return whether the lines hold one number each, the first perhaps a name."""
+    first, *rows = lines
+    first = first.strip().strip('"')
+    return is_cell(first) or (is_name(first) and (not rows or any(map(is_cell, rows))))
+
+
+def is_cell(cell: str) -> bool:
+    """Return whether a cell is a number in any notation, or empty."""
+    cell = cell.strip().strip('"')
+    return is_empty(cell) or is_number(cell) or is_number(cell, ",")
+
+
+def is_name(cell: str) -> bool:
+    """Return whether a text can be the name of a column: no number follows a word."""
+    words = cell.replace("=", " ").replace(":", " ").split()
+    return not any(is_number(word) for word in words[1:])

@@ -1,0 +1,133 @@
+"""Finds the file to read in the folder of a run."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .formats import MLFLOW_LINE
+from .names import rank_name
+
+TABLES = {".csv", ".jsonl", ".json", ".npy", ".npz", ".log", ".txt", ".tsv"}
+"""Ends of names of files that are read if a folder holds nothing else."""
+
+
+def find_in_folder(folder: Path, column: str | None) -> list[Path]:
+    """Return the file to read in a folder, or the event files of one run.
+
+    Looks for Hugging Face's trainer state, in the folder or in the checkpoint of the
+    highest step; event files; Lightning's `metrics.csv`; an MLflow metric; the newest
+    `version_*` of Lightning; event files further below; the only table.
+
+    Raises:
+      ValueError: nothing can be read, or several runs can.
+    """
+    for find in (find_state, find_events, find_table, find_version, find_runs):
+        files = find(folder)
+        if files:
+            return files
+    metric = find_metric(folder, column)
+    if metric:
+        return [metric]
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and is_table(f)]
+    if len(files) == 1:
+        return files
+    names = ", ".join(repr(f.name) for f in sorted(folder.iterdir())[:10]) or "nothing"
+    raise ValueError(
+        "it is a folder without a log that can be chosen; name the file to read. It "
+        f"holds {names}"
+    )
+
+
+def is_table(file: Path) -> bool:
+    """Return whether the name of a file is that of a table, perhaps compressed."""
+    return Path(file.name.removesuffix(".gz")).suffix.lower() in TABLES
+
+
+def find_state(folder: Path) -> list[Path]:
+    """Return Hugging Face's trainer state: of the run, or of its newest checkpoint."""
+    state = folder / "trainer_state.json"
+    if state.is_file():
+        return [state]
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    return newest(states, lambda file: file.parent.name)
+
+
+def find_events(folder: Path) -> list[Path]:
+    """Return the event files that are directly in a folder, in the order of time."""
+    return sorted(f for f in folder.glob("*tfevents*") if f.is_file())
+
+
+def find_table(folder: Path) -> list[Path]:
+    """Return Lightning's table of metrics."""
+    table = folder / "metrics.csv"
+    return [table] if table.is_file() else []
+
+
+def find_version(folder: Path) -> list[Path]:
+    """Return the files of the newest run that Lightning wrote."""
+    versions = [*folder.glob("version_*"), *folder.glob("lightning_logs/version_*")]
+    readable = [v for v in versions if find_table(v) or find_events(v)]
+    for version in newest(readable, lambda path: path.name):
+        return find_table(version) or find_events(version)
+    return []
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the event files of the only run below a folder.
+
+    Raises:
+      ValueError: several folders below hold event files.
+    """
+    runs = []
+    for place, _, names in os.walk(folder):
+        if any("tfevents" in name for name in names):
+            runs.append(Path(place))
+    if len(runs) > 1:
+        raise ValueError(
+            f"it holds {len(runs)} runs with event files; name one of the folders: "
+            + ", ".join(repr(str(run)) for run in sorted(runs)[:10])
+        )
+    return find_events(runs[0]) if runs else []
+
+
+def find_metric(folder: Path, column: str | None) -> Path | None:
+    """Return MLflow's file of the gradient norm in the folder of a run.
+
+    Raises:
+      ValueError: no metric is named as a gradient norm, or several are.
+    """
+    metrics = folder / "metrics" if (folder / "metrics").is_dir() else folder
+    files = {
+        file.relative_to(metrics).as_posix(): file
+        for file in sorted(metrics.rglob("*"))
+        if file.is_file() and is_metric(file)
+    }
+    if not files:
+        return None
+    if column is not None:
+        names = [name for name in files if name == column]
+    else:
+        ranks = {n: r for n in files if (r := rank_name(n)) is not None}
+        names = [n for n, rank in ranks.items() if rank == min(ranks.values())]
+    if len(names) == 1:
+        return files[names[0]]
+    listed = ", ".join(map(repr, files))
+    raise ValueError(
+        f"{len(names)} of the MLflow metrics match; pass column=, or --column: {listed}"
+    )
+
+
+def is_metric(file: Path) -> bool:
+    """Return whether the first line of a file is that of an MLflow metric."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as text:
+            return bool(MLFLOW_LINE.fullmatch(text.readline(200)))
+    except OSError:
+        return False
+
+
+def newest(paths: Iterable[Path], name: Callable[[Path], str]) -> list[Path]:
+    """Return the path with the highest number in its name, in a list, or none."""
+    numbered = [(int(m[0]), p) for p in paths if (m := re.search(r"\d+$", name(p)))]
+    return [max(numbered)[1]] if numbered else []

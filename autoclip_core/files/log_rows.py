@@ -1,0 +1,147 @@
+"""Reads what a training script printed, by one rule for every project.
+
+A name of a gradient norm, then a number, is a norm. "step" or "iteration", then a whole
+number, is its step; it may stand on an earlier line.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from .names import GRADIENT_WORDS, NORM_WORDS, rank_name, split_words
+
+COLOR = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+"""Escape sequences of a terminal: colours, movements, titles and links."""
+
+VALUE = (
+    r"[+-]?(?:nan|inf(?:inity)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?|"
+    r"\d+\.?\d*(?:e[+-]?\d+)?[KMGBT]?|\.\d+(?:e[+-]?\d+)?)|none|null|n/a"
+)
+
+BETWEEN = r"""["'\]]?\s*(?:[:=]|->|\bis\b|\bof\b)?\s*["'\[(]?(?:[A-Za-z][\w.]*\()?\s*"""
+"""What may stand between a name and its number; `tensor(` too."""
+
+AFTER = r"(?![\w%]|\.\w|/\d)"
+"""A number with a unit or a percent sign is no norm."""
+
+WORD = r"[A-Za-z_][\w./-]*"
+
+PAIR = re.compile(
+    rf"(?<![\w./-])(?P<name>{WORD}(?: {WORD}){{0,3}}?)"
+    rf"{BETWEEN}(?P<value>{VALUE}){AFTER}",
+    re.IGNORECASE,
+)
+
+STEP = re.compile(
+    r"\b(?:(?P<best>(?:train(?:er|ing)?/)?global[_ ]?step|num_updates)|"
+    r"step|iter|iteration|it|batch|update)\b"
+    r"""["']?\s*[:=#]?\s*["'\[(]?\s*(?P<step>\d+(?:,\d{3})*)(?:\.0+)?(?![\d.]\d|[A-Za-z\d%])""",
+    re.IGNORECASE,
+)
+
+LEVELS = {"info", "debug", "warning", "train", "trainer"}
+"""Words of a logger that may stand directly before a name."""
+
+
+def read_log_rows(
+    lines: Iterable[str], column: str | None = None
+) -> Iterator[dict[str, str]]:
+    """Yield each name of a gradient norm with its number, and the step.
+
+    Args:
+      lines: the lines of the log.
+      column: a name to look for, or None for the names of gradient norms.
+
+    >>> list(read_log_rows(["step 7 | loss 2.50 | norm 0.31 | lr 1e-4"]))
+    [{'step': '7', 'norm': '0.31'}]
+    """
+    named = find_named(column) if column else None
+    step, previous = None, None
+    for line in lines:
+        if "\x1b" in line:
+            line = COLOR.sub("", line)
+        step = find_step(line) or step
+        lower = line.lower()
+        if named is None and "norm" not in lower and "grad" not in lower:
+            continue
+        norms = named(line) if named else find_norms(line)
+        if not norms:
+            continue
+        row = {**({"step": step} if step else {}), **norms}
+        if step is None or row != previous:  # each rank may print the same line
+            yield row
+        previous, step = row, None
+
+
+def find_norms(line: str) -> dict[str, str]:
+    """Return the numbers of the gradient norms in a line by name."""
+    norms: dict[str, str] = {}
+    for match in PAIR.finditer(line):
+        name = find_norm_name(match["name"])
+        if name:
+            norms.setdefault(name, match["value"])
+    return norms
+
+
+def find_norm_name(phrase: str) -> str | None:
+    """Return the name of a gradient norm at the end of a phrase, or None.
+
+    >>> find_norm_name("INFO grad norm"), find_norm_name("Train l2_norm/grad/global")
+    ('grad norm', 'l2_norm/grad/global')
+    >>> find_norm_name("params norm"), find_norm_name("loss_scale")
+    (None, None)
+    """
+    words = phrase.split()
+    name = words.pop()
+    while words and not has_both(name):
+        if not rank_name(f"grad_norm {words[-1]}") == 0:
+            break
+        name = f"{words.pop()} {name}"
+    is_alone = not words or words[-1].lower() in LEVELS
+    if rank_name(name) in (None, 4) or not (is_alone or has_both(name)):
+        return None
+    return name
+
+
+def has_both(name: str) -> bool:
+    """Return whether a name has a word for the gradient and a word for the norm."""
+    words = set(split_words(name))
+    return bool(words & GRADIENT_WORDS) and bool(words & (NORM_WORDS | {"l2"}))
+
+
+def find_step(line: str) -> str | None:
+    """Return the step that a line states, or None.
+
+    >>> find_step("[step=10/739328,epoch=0]"), find_step("it took 2.5 s per step")
+    ('10', None)
+    """
+    first = None
+    for match in STEP.finditer(line):
+        if match["best"]:
+            return match["step"]
+        first = first or match["step"]
+    return first
+
+
+def find_named(column: str) -> Callable[[str], dict[str, str]]:
+    """Return a function that finds the number behind a given name in a line."""
+    pair = re.compile(
+        rf"(?<![\w/.]){re.escape(column)}{BETWEEN}(?P<value>{VALUE}){AFTER}",
+        re.IGNORECASE,
+    )
+
+    def find(line: str) -> dict[str, str]:
+        match = pair.search(line)
+        return {column: match["value"]} if match else {}
+
+    return find
+
+
+def list_log_names(lines: Iterable[str], most: int = 20) -> list[str]:
+    """Return names that stand before a number in a log, for an error."""
+    names: dict[str, None] = {}
+    for line in lines:
+        for match in PAIR.finditer(COLOR.sub("", line)):
+            names[match["name"]] = None
+        if len(names) >= most:
+            break
+    return list(names)[:most]
