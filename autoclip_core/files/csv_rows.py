@@ -56,19 +56,22 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
 
 
 def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Yield the cells of each line that is not blank."""
+    """Yield the cells of each line that is not blank.
+
+    `np.savetxt` writes "#" before the header.
+    """
     if delimiter == " ":
-        return (cells for line in lines if (cells := line.split()))
+        words = (line.lstrip().removeprefix("#").split() for line in lines)
+        return (cells for cells in words if cells)
     return (row for row in csv.reader(lines, delimiter=delimiter) if row)
 
 
 def make_header(first: list[str]) -> list[str]:
-    """Return the names of the columns; `np.savetxt` writes "#" before them."""
+    """Return the names of the columns."""
     if is_headless(first):
         return [str(i) for i in range(1, len(first) + 1)] if first[1:] else ["norm"]
     names = [name.strip() for name in first]
-    names[0] = names[0].removeprefix("#").strip()
-    return names[1:] if not names[0] and first[0].strip() == "#" else names
+    return [names[0].removeprefix("#").strip(), *names[1:]]
 
 
 def is_headless(first: list[str]) -> bool:
@@ -104,11 +107,13 @@ def is_table(lines: list[str], delimiter: str) -> bool:
     if size < 2:
         return False
     if not rows:
-        return is_headless(first) or all(is_name(cell) for cell in first)
+        return is_headless(first) or (delimiter != " " and all(map(is_name, first)))
     if delimiter == " ":
         return any(len(row) in (size, size + 1) for row in rows) and all(
             len(row) <= size + 1 and all(is_cell(cell) for cell in row) for row in rows
         )
+    if sum(len(row) == size for row in rows) < len(rows) / 2:
+        return False
     has_numbers = any(
         is_cell(cell) and not is_empty(cell) and not is_cell(name)
         for row in rows

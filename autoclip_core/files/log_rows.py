@@ -6,6 +6,7 @@ number, is its step; it may stand on an earlier line.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 from .names import GRADIENT_WORDS, NORM_WORDS, rank_name, split_words
 
@@ -25,18 +26,32 @@ AFTER = r"(?![\w%]|\.\w|/\d)"
 
 WORD = r"[A-Za-z_][\w./-]*"
 
-PAIR = re.compile(
-    rf"(?<![\w./-])(?P<name>{WORD}(?: {WORD}){{0,3}}?)"
-    rf"{BETWEEN}(?P<value>{VALUE}){AFTER}",
-    re.IGNORECASE,
+NAME_END = r"[\w./-]*(?: (?:of|the|all|total|gradients?|grads?)\b){0,4}"
+"""The end of a name after "norm"; more words follow in "norm of the gradient"."""
+
+NUMBER_AFTER_NAME = re.compile(
+    rf"(?P<end>{NAME_END}){BETWEEN}(?P<value>{VALUE}){AFTER}", re.IGNORECASE
 )
 
-STEP = re.compile(
-    r"\b(?:(?P<best>(?:train(?:er|ing)?/)?global[_ ]?step|num_updates)|"
-    r"step|iter|iteration|it|batch|update)\b"
-    r"""["']?\s*[:=#]?\s*["'\[(]?\s*(?P<step>\d+(?:,\d{3})*)(?:\.0+)?(?![\d.]\d|[A-Za-z\d%])""",
+REVERSED_START = re.compile(r"[\w./-]*(?: [\w./-]*[A-Za-z_](?![\w./-])){0,3}")
+"""The start of a name before "norm", read from its end."""
+
+MAX_NAME = 80
+"""Number of characters before "norm" that can belong to the name."""
+
+PAIR = re.compile(
+    rf"(?<![\w./-])(?P<name>{WORD}(?: {WORD}){{0,3}}?){BETWEEN}{VALUE}{AFTER}",
     re.IGNORECASE,
 )
+"""Any name before a number, for errors."""
+
+STEP = re.compile(
+    r"(?:(?P<best>global[_ ]?step|num_updates)|step|iter|iteration|it|batch|update)"
+    r"""["']?\s*[:=#]?\s*["'\[(]?\s*(?P<step>\d+(?:,\d{3})*)(?:\.0+)?(?![\d.]\d|[a-z\d%])"""
+)
+"""A step in a line in lower case; what stands before it is checked apart."""
+
+STEP_FOLDERS = ("train/", "trainer/", "training/")
 
 LEVELS = {"info", "debug", "warning", "train", "trainer"}
 """Words of a logger that may stand directly before a name."""
@@ -59,11 +74,9 @@ def read_log_rows(
     for line in lines:
         if "\x1b" in line:
             line = COLOR.sub("", line)
-        step = find_step(line) or step
         lower = line.lower()
-        if named is None and "norm" not in lower and "grad" not in lower:
-            continue
-        norms = named(line) if named else find_norms(line)
+        step = find_step(lower) or step
+        norms = named(line) if named else find_norms(line, lower)
         if not norms:
             continue
         row = {**({"step": step} if step else {}), **norms}
@@ -72,16 +85,29 @@ def read_log_rows(
         previous, step = row, None
 
 
-def find_norms(line: str) -> dict[str, str]:
-    """Return the numbers of the gradient norms in a line by name."""
+def find_norms(line: str, lower: str) -> dict[str, str]:
+    """Return the numbers of the gradient norms in a line by name.
+
+    Args:
+      line: the line.
+      lower: the line in lower case.
+    """
     norms: dict[str, str] = {}
-    for match in PAIR.finditer(line):
-        name = find_norm_name(match["name"])
-        if name:
-            norms.setdefault(name, match["value"])
+    word = "norm" if "norm" in lower else "grad"
+    place = lower.find(word)
+    while place >= 0:
+        match = NUMBER_AFTER_NAME.match(line, place)
+        if match:
+            before = line[max(place - MAX_NAME, 0) : place][::-1]
+            start = REVERSED_START.match(before)
+            name = find_norm_name((start[0][::-1] if start else "") + match["end"])
+            if name:
+                norms.setdefault(name, match["value"])
+        place = lower.find(word, match.end() if match else place + 1)
     return norms
 
 
+@lru_cache(maxsize=4096)
 def find_norm_name(phrase: str) -> str | None:
     """Return the name of a gradient norm at the end of a phrase, or None.
 
@@ -92,6 +118,8 @@ def find_norm_name(phrase: str) -> str | None:
     """
     words = phrase.split()
     name = words.pop()
+    if name.startswith("-"):  # an option of a command line
+        return None
     while words and not has_both(name):
         if not rank_name(f"grad_norm {words[-1]}") == 0:
             break
@@ -111,11 +139,19 @@ def has_both(name: str) -> bool:
 def find_step(line: str) -> str | None:
     """Return the step that a line states, or None.
 
+    Args:
+      line: the line in lower case.
+
     >>> find_step("[step=10/739328,epoch=0]"), find_step("it took 2.5 s per step")
     ('10', None)
     """
     first = None
     for match in STEP.finditer(line):
+        start = match.start()
+        before = line[start - 1 : start]
+        if before.isalnum() or before in ("_", ".", "-", "/"):
+            if not line.endswith(STEP_FOLDERS, 0, start):
+                continue
         if match["best"]:
             return match["step"]
         first = first or match["step"]

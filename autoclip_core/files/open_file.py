@@ -60,6 +60,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 
 def read_head(file: BinaryIO, size: int = HEAD) -> bytes:
     """Return the first bytes of a file, and rewind it."""
+    file.seek(0)
     head = file.read(size)
     file.seek(0)
     return head

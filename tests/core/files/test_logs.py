@@ -1,0 +1,200 @@
+"""`read_norms` on what training scripts print; one rule reads them all.
+
+Each example has the format of the project's source at the version that is named.
+"""
+
+import tracemalloc
+
+import pytest
+
+from autoclip_core import read_norms
+from autoclip_core.cli.main import main
+from autoclip_core.files.log_rows import find_norms
+
+TITAN = (
+    "[rank0]:[titan] 2025-08-01 10:00:0{i},123 - root - INFO - \x1b[31mstep: {s:2}  "
+    "\x1b[32mloss: 12.25740  \x1b[38;2;180;60;0mgrad_norm: {n:7.4f}  "
+    "\x1b[38;2;54;234;195mmemory:  9.53GiB(10.03%)  \x1b[34mtps: 1,234  "
+    "\x1b[36mtflops: 7.10  \x1b[35mmfu: 2.00%\x1b[39m\n"
+)
+
+LOGS = {
+    # megatron/training/training.py, training_log, core_v0.13
+    "Megatron-LM": " [2025-08-01 10:00:0{i}] iteration {s:8d}/     100 | consumed "
+    "samples:          320 | elapsed time per iteration (ms): 87.0 | learning rate: "
+    "1.638000E-08 | global batch size:     2 | lm loss: 1.086954E+01 | loss scale: "
+    "4294967296.0 | grad norm: {n:.3f} | num zeros: 0 | params norm: 99.100 | number "
+    "of skipped iterations:   0 | number of nan iterations:   0 |\n",
+    # train.py at commit 3adf61e prints no norm; its forks add it in this place
+    "nanoGPT": "iter {s}: loss 3.2000, grad_norm {n:.4f}, time 101.00ms, mfu 20.00%\n",
+    # train_gpt2.py of build-nanogpt
+    "build-nanogpt": "step {s:5d} | loss: 3.2 | lr 6.0000e-04 | norm: {n:.4f} | "
+    "dt: 9ms\n",
+    # train_gpt.py, print0 of 2025, with the norm that its forks add
+    "modded-nanogpt": "step:{s}/5100 train_loss:3.28 grad_norm:{n:.4f} "
+    "train_time:243ms step_avg:2.43ms\n",
+    # torchtitan/components/metrics.py, MetricsProcessor.log, v0.2
+    "torchtitan": TITAN,
+    # torchtune/training/metric_logging.py, DiskLogger.log_dict, v0.6
+    "torchtune": "Step {s} | loss:1.5 lr:2e-05 tokens_per_second_per_gpu:11 "
+    "grad_norm:{n} \n",
+    # nanotron/logging: LoggerWriter.add_scalars_from_list, v0.4
+    "nanotron": "08/01/2025 10:00:00 [INFO|DP=0|PP=0|TP=0]: iteration: {s} / 1000 | "
+    "consumed_tokens: 1.05M | elapsed_time_per_iteration_ms: 1.2K | lm_loss: 10.5 | "
+    "lr: 0.0001 | model_tflops_per_gpu: 7.1 | grad_norm: {n} | \n",
+    # olmo/train.py, log_metrics_to_console, v0.6
+    "OLMo": "2025-08-01 10:00:0{i}.000 host:0 olmo.train:966 INFO "
+    "[step={s}/739328,epoch=0]\n    train/CrossEntropyLoss=11.21\n    "
+    "train/Perplexity=73,500\n    optim/total_grad_norm={n}\n    "
+    "System/Peak GPU Memory (MB)=9,000\n",
+    # composer/loggers/console_logger.py, v0.30, with OptimizerMonitor
+    "Composer": "[batch={s}/50]:\n\t Train time/batch: 3\n"
+    "\t Train l2_norm/grad/global: {n:.4f}\n"
+    "\t Train l2_norm/grad/model.layernorm.weight: 0.1000\n"
+    "\t Train l2_norm/param/global: 51.1981\n\t Train l2_norm/moment/global: 0.0001\n"
+    "\t Train loss/train/total: 2.0000\n",
+    # llmc train_gpt2.cu, main
+    "llm.c": "step {s:4d}/19560 | loss 11.009529 (+nanz)| norm {n:6.4f} (+nanz)| lr "
+    "9.09e-07 | 1234.00 ms | 40.1% bf16 MFU | 425000 tok/s\n",
+    # fairseq/logging/progress_bar.py, v0.12.2: --log-format json, and simple
+    "fairseq json": "2025-08-01 10:00:0{i} | INFO | train_inner | "
+    '{{"epoch": 3, "update": 2.174, "loss": "9.368", "ppl": "460.11", '
+    '"wpb": "28201.6", "num_updates": "{s}", "lr": "3.75e-05", "gnorm": "{n}", '
+    '"clip": "0", "train_wall": "93"}}\n',
+    "fairseq simple": "2025-08-01 10:00:0{i} | INFO | train_inner | epoch 003:    "
+    "100 / 138 loss=9.368, nll_loss=8.846, ppl=460.11, num_updates={s}, lr=3.75e-05, "
+    "gnorm={n}, clip=0, loss_scale=4, train_wall=93\n",
+    # verl/utils/logger, concat_dict_to_str, v0.4
+    "verl": "step:{s} - actor/entropy:1.459 - actor/grad_norm:{n} - actor/lr:1e-06\n",
+    # a dict of Python, with tensors
+    "printed dict": "step {s} {{'loss': tensor(2.5), 'grad_norm': tensor({n}, "
+    "device='cuda:0'), 'lr': 1e-4}}\n",
+    "words": "At step {s} the gradient norm is {n}.\n",
+}
+
+NORMS, STEPS = [1.5, 2.25, 12.125], [10, 20, 30]
+NOISE = (
+    "WARNING: using RMSNorm eps=1e-05, --clip-grad-norm 1.0, max_grad_norm: 1.0\n"
+    "layernorm 12 weight norm: 7.5 normalized 3 norm_type 2.0 norm 5%\n"
+)
+
+
+def write_log(tmp_path, form, norms=NORMS, newline="\n"):
+    path = tmp_path / "run.log"
+    lines = [
+        form.format(i=i, s=s, n=n)
+        for i, (s, n) in enumerate(zip(STEPS, norms, strict=True))
+    ]
+    text = NOISE + "".join(lines) + "Training is done.\n"
+    path.write_bytes(text.replace("\n", newline).encode())
+    return path
+
+
+@pytest.mark.parametrize("project", LOGS)
+def test_a_log_is_read(tmp_path, project):
+    read = read_norms(write_log(tmp_path, LOGS[project]))
+    assert read.norms.tolist() == pytest.approx(NORMS, abs=1e-3)
+    assert (read.steps.tolist(), read.kind, read.empty) == (STEPS, "text log", 0)
+
+
+@pytest.mark.parametrize("project", ["Megatron-LM", "torchtitan", "torchtune", "OLMo"])
+def test_norms_that_are_not_finite_are_read(tmp_path, project):
+    read = read_norms(
+        write_log(tmp_path, LOGS[project], [1.5, float("nan"), float("inf")])
+    )
+    assert list(map(str, read.norms)) == ["1.5", "nan", "inf"]
+
+
+def test_hugging_face_dicts_are_read(tmp_path):
+    """transformers 4 prints numbers, transformers 5 prints text."""
+    path = tmp_path / "run.log"
+    path.write_text(
+        "{'loss': 2.5, 'grad_norm': 1.5, 'learning_rate': 5e-05, 'epoch': 0.1}\n"
+        "{'loss': '2.5', 'grad_norm': '2.25', 'learning_rate': '5e-05'}\n"
+        "{'eval_loss': '2.5', 'epoch': '1'}\n"
+    )
+    read = read_norms(path)
+    assert (read.norms.tolist(), read.steps.tolist()) == ([1.5, 2.25], [0, 1])
+
+
+def test_large_numbers_have_units_or_commas(tmp_path):
+    for form, text in (("nanotron", "1.23K"), ("OLMo", "1,230")):
+        path = write_log(tmp_path, LOGS[form], [text] * 3)
+        assert read_norms(path).norms.tolist() == [1230.0] * 3
+
+
+def test_lines_that_end_in_a_carriage_return_are_lines(tmp_path):
+    path = write_log(tmp_path, LOGS["llm.c"], newline="\r")
+    assert read_norms(path).steps.tolist() == STEPS
+
+
+def test_a_step_that_each_rank_prints_counts_once(tmp_path):
+    form = LOGS["torchtitan"] + LOGS["torchtitan"].replace("rank0", "rank1")
+    assert read_norms(write_log(tmp_path, form)).norms.tolist() == NORMS
+
+
+def test_a_log_gives_any_number_that_is_named(tmp_path):
+    path = write_log(tmp_path, LOGS["Megatron-LM"])
+    assert read_norms(path, "params norm").norms.tolist() == [99.1] * 3
+    assert read_norms(path, "lm loss").steps.tolist() == STEPS
+    with pytest.raises(ValueError, match="no number stands behind"):
+        read_norms(path, "x norm")
+
+
+def test_a_log_without_a_gradient_norm_lists_its_names(tmp_path, capsys):
+    path = tmp_path / "run.log"
+    path.write_text("iter 0: loss 2.5, time 3ms\niter 1: loss 2.4, time 3ms\n" + NOISE)
+    assert main(["suggest", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "it looks like a text log" in err
+    assert "--column, with one of its names: " in err
+    assert "'loss'" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "norms"),
+    [
+        ("grad_norm: 1.5 (clipped to 1.0)", {"grad_norm": "1.5"}),
+        ("norm of the gradient: 1.5", {"norm of the gradient": "1.5"}),
+        ("total_norm=1.5 grad_norm_after_clip=1", {"total_norm": "1.5"}),
+        ("grad norm:\t1.5e-3", {"grad norm": "1.5e-3"}),
+        ("Grad Norm: .5", {"Grad Norm": ".5"}),
+        ("gnorm -> 3", {"gnorm": "3"}),
+        ("grad_norm: None", {"grad_norm": "None"}),
+        ("feature norm: 1.5, loss 2", {}),
+        ("norm took 1.5 ms", {}),
+        ("grad_norm: 15ms", {}),
+        ("gradient_accumulation_steps: 8", {}),
+        ("saved grad_norm_1.5.png", {}),
+    ],
+)
+def test_only_a_gradient_norm_before_a_number_counts(line, norms):
+    found = find_norms(line, line.lower())
+    assert {k: v for k, v in found.items() if "after" not in k} == norms
+
+
+@pytest.mark.parametrize("kind", ["log", "jsonl", "csv"])
+def test_a_large_file_is_read_in_little_memory(tmp_path, kind):
+    """The file has 6 MB; the norms and steps of its lines need 0.1 MB."""
+    count, filler = 6_000, "x" * 1000
+    header, line = {
+        "log": ("", f"step {{i}} | {filler} | grad norm: {{i}}.5 | params norm: 3\n"),
+        "jsonl": (
+            "",
+            f'{{{{"step": {{i}}, "a": "{filler}", "grad_norm": {{i}}.5}}}}\n',
+        ),
+        "csv": ("step,a,grad_norm\n", f"{{i}},{filler},{{i}}.5\n"),
+    }[kind]
+    path = tmp_path / "large"
+    with open(path, "w") as file:
+        file.write(header)
+        file.writelines(line.format(i=i) for i in range(count))
+    read_norms(path)  # imports and caches
+    tracemalloc.start()
+    read = read_norms(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(read.norms), read.norms[-1]) == (count, count - 0.5)
+    assert path.stat().st_size > 5_000_000
+    assert peak < 1_500_000
