@@ -33,7 +33,10 @@ COMMON_WORDS = {
 }
 """Words that a norm of the whole gradient may have in its name."""
 
-AFTER_WORDS = {"after", "post", "clipped", "postclip", "mean", "avg", "average", "ema"}
+AFTER_WORDS = {
+    *("after", "post", "clipped", "postclip"),
+    *("mean", "avg", "average", "ema", "epoch"),
+}
 """Words of a norm after clipping, or of a mean of several steps."""
 
 OTHER_WORDS = {
@@ -55,7 +58,7 @@ def split_words(name: str) -> list[str]:
     >>> split_words("run 3 - train/gradNorm_l2")
     ['train', 'grad', 'norm', 'l2']
     """
-    name = base_name(name).removeprefix("clip/")
+    name = re.sub(r"(^|[_/])clip/", r"\1", base_name(name))
     name = re.sub("(?<=[a-z])(?=[A-Z])", " ", name)
     return re.findall("[a-z]+[0-9]*", name.lower())
 
@@ -83,6 +86,7 @@ def rank_name(name: str) -> int | None:
     has_gradient = len(before) < len(words)
     if not has_norm(words) or OTHER_WORDS & set(before):
         return None
+    words = [word if word == "l2" else word.rstrip("0123456789") for word in words]
     extra = set(words) - GRADIENT_WORDS - NORM_WORDS - COMMON_WORDS
     if extra & AFTER_WORDS and extra <= AFTER_WORDS | {"clip", "clipping"}:
         return 3

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from autoclip_core import ClipLog, MetricsLogger
+from autoclip_core import ClipLog, MetricsLogger, read_norms
 
 METRICS = {
     "clip/norm": 3.0,
@@ -75,6 +75,12 @@ def test_tensorboard_files_contain_the_metrics(tmp_path):
     assert set(events.Tags()["scalars"]) == set(METRICS)
     norms = [(e.step, e.value) for e in events.Scalars("clip/norm")]
     assert norms == [(0, 0.0), (2, 2.0), (4, 4.0)]
+    [file] = tmp_path.iterdir()
+    for path in (tmp_path, file):
+        read = read_norms(path)
+        assert (read.kind, read.column) == ("TensorBoard events", "clip/norm")
+        assert list(zip(read.steps, read.norms, strict=True)) == norms
+    assert read_norms(file, "clip/scale").norms.tolist() == [0.5] * 3
 
 
 @pytest.mark.skipif(not is_installed("mlflow"), reason="mlflow not installed")
@@ -92,6 +98,12 @@ def test_the_offline_store_of_mlflow_contains_the_metrics(tmp_path, monkeypatch)
     history = client.get_metric_history(run.info.run_id, "clip/norm")
     assert [(m.step, m.value) for m in history] == [(0, 0.0), (2, 2.0), (4, 4.0)]
     assert client.get_run(run.info.run_id).data.metrics["clip/scale"] == 0.5
+    folder = tmp_path / "runs" / run.info.experiment_id / run.info.run_id
+    for path in (folder, folder / "metrics" / "clip" / "norm"):
+        read = read_norms(path)
+        assert (read.kind, read.column) == ("MLflow metric", "clip/norm")
+        assert (read.norms.tolist(), read.steps.tolist()) == ([0, 2, 4], [0, 2, 4])
+    assert read_norms(folder, "clip/scale").norms.tolist() == [0.5] * 3
 
 
 @pytest.mark.needs("torch")

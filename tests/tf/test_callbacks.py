@@ -1,6 +1,7 @@
 """The metrics that `ClipLogger` adds to the logs of `fit`."""
 
 import csv
+import json
 
 import keras
 import numpy as np
@@ -9,6 +10,9 @@ import tensorflow as tf
 
 from autoclip_tf import NormClip, QuantileClip, TrustClip
 from autoclip_tf.callbacks import NAMES, UPDATE_NAMES, ClipLogger, clippers_of
+from autoclip_core import read_norms
+from autoclip_tf import NormClip, QuantileClip
+from autoclip_tf.callbacks import NAMES, ClipLogger, clippers_of
 from autoclip_tf.optimizers import SGD
 
 
@@ -46,6 +50,9 @@ def test_the_history_holds_the_metrics_of_each_epoch(tmp_path):
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
     assert [float(row["clip/norm"]) for row in rows] == history["clip/norm"]
+    (tmp_path / "history.json").write_text(json.dumps(history))
+    for path in (file, tmp_path / "history.json"):
+        assert read_norms(path).norms.tolist() == history["clip/norm"]
 
 
 def test_the_metrics_of_several_clippers_are_numbered():
@@ -70,6 +77,8 @@ def test_tensorboard_receives_the_metrics(tmp_path):
     assert name in events.Tags()["tensors"]
     values = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(name)]
     assert values == pytest.approx(history["clip/norm"])
+    read = read_norms(tmp_path)
+    assert (read.column, read.norms.tolist()) == (name, values)
 
 
 def test_a_clipper_inside_a_loss_scale_optimizer_is_logged():

@@ -24,6 +24,8 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from autoclip_core import Fixed  # noqa: E402
 from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
+from autoclip_core import Fixed, read_norms  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 
 pytestmark = [
@@ -214,6 +216,16 @@ def test_the_metrics_are_logged(tmp_path, kind, settings):
     assert 0 < float(last["clip/clip_rate"]) < 1
     if kind is TrustClip:
         assert 0 < float(last["clip/update_clip_rate"]) <= 1
+    for folder in (tmp_path, logger.log_dir):
+        read = read_norms(folder)
+        assert (read.kind, read.column, read.empty) == ("CSV", "clip/norm", 0)
+        assert read.norms.tolist() == pytest.approx(
+            [
+                float(row.split(",")[header.split(",").index("clip/norm")])
+                for row in rows
+            ]
+        )
+        assert read.steps.tolist() == list(range(6))
 
 
 @quantile_and_trust

@@ -12,6 +12,8 @@ pytest.importorskip("accelerate")
 
 from autoclip_core import Cap, Fixed, Quantile  # noqa: E402
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip  # noqa: E402
+from autoclip_core import Cap, Fixed, Quantile, read_norms  # noqa: E402
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip  # noqa: E402
 from autoclip_torch.transformers import ClipCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
@@ -70,7 +72,7 @@ def logged(run):
     return [entry for entry in run.state.log_history if "grad_norm" in entry]
 
 
-def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path):
+def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path, capsys):
     callback = ClipCallback(QuantileClip, **QUANTILE)
     run = trainer(tmp_path, callback)
     run.train()
@@ -85,6 +87,10 @@ def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path):
             assert entry["clip/norm_after"] == pytest.approx(after, rel=1e-5)
         history.append(entry["clip/norm"])
     assert callback.clipper.metrics()["clip/clip_rate"] > 0
+    (tmp_path / "run.log").write_text(capsys.readouterr().out)
+    read = read_norms(tmp_path / "run.log")
+    assert (read.kind, read.column) == ("text log", "grad_norm")
+    assert read.norms.tolist() == pytest.approx(history, rel=1e-3)
 
 
 def test_a_constant_limit_is_that_of_max_grad_norm(tmp_path):
@@ -126,6 +132,12 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
     saved = tmp_path / "checkpoint-3"
     state = json.loads((saved / "trainer_state.json").read_text())
     assert "ClipCallback" in state["stateful_callbacks"]
+    norms = [entry["grad_norm"] for entry in logged(whole)]
+    for path in (tmp_path, saved, saved / "trainer_state.json"):
+        read = read_norms(path)  # of a run it is the newest checkpoint, the sixth step
+        assert (read.kind, read.column) == ("Hugging Face trainer state", "grad_norm")
+        assert read.norms.tolist() == norms[: len(read.norms)]
+        assert read.steps.tolist() == list(range(1, 7 if path == tmp_path else 4))
     again = trainer(tmp_path, make(), restore_callback_states_from_checkpoint=True)
     again.train(resume_from_checkpoint=str(saved))
     torch.testing.assert_close(weights(again), weights(whole), rtol=0, atol=0)

@@ -329,3 +329,74 @@ def test_standard_input_is_read(monkeypatch):
     data = io.BytesIO(b'{"norm": 1.5}\nplain text, norm: 2.25\n')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
     assert read_norms("-").norms.tolist() == [1.5, 2.25]
+
+
+# Folders.
+
+
+def state_of(norms):
+    history = [{"step": i, "grad_norm": n} for i, n in enumerate(norms)]
+    return json.dumps({"log_history": history})
+
+
+FOLDERS = {
+    "the newest checkpoint by number": {
+        "checkpoint-9/trainer_state.json": state_of(NORMS[:1]),
+        "checkpoint-10/trainer_state.json": state_of(NORMS),
+    },
+    "the state of the run before checkpoints": {
+        "checkpoint-10/trainer_state.json": state_of([7.0]),
+        "trainer_state.json": state_of(NORMS),
+    },
+    "the newest version of Lightning": {
+        "version_2/metrics.csv": "step,grad_norm\n0,7\n",
+        "version_10/metrics.csv": table("step,grad_norm", INDEXED),
+    },
+    "the only table": {"run.csv": table("step,grad_norm", INDEXED), "notes.md": "a"},
+    "the MLflow metric among others": {
+        "meta.yaml": "run_id: a",
+        "metrics/loss": "1732900000000 7 0\n",
+        "metrics/train/grad_norm": "".join(
+            f"1732900000000 {n} {s}\n" for s, n in INDEXED
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_a_run_is_read(file, tmp_path, case, capsys):
+    for name, content in FOLDERS[case].items():
+        file(content, name)
+    assert read_norms(tmp_path).norms.tolist() == NORMS
+    assert main(["suggest", str(tmp_path)]) == 0
+    assert "3 steps, 0 empty cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "holds nothing"),
+        (["a.csv", "b.csv"], r"name the file to read\. It holds 'a.csv', 'b.csv'"),
+        (["a/events.out.tfevents.1", "b/events.out.tfevents.1"], "2 runs with event"),
+        (
+            ["metrics/loss", "metrics/lr"],
+            r"0 of the MLflow metrics match.*'loss', 'lr'",
+        ),
+    ],
+)
+def test_a_folder_without_a_choice_lists_what_it_holds(file, tmp_path, names, words):
+    for name in names:
+        file("norm\n1\n" if name.endswith("csv") else "1732900000000 7 0\n", name)
+    with pytest.raises(ValueError, match=words):
+        read_norms(tmp_path)
+
+
+def test_a_missing_tensorboard_is_named_with_its_extra(file, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    head = (
+        b"\x18" + bytes(11) + b"\x09" + bytes(8) + b"\x1a\x0dbrain.Event:2" + bytes(4)
+    )
+    assert main(["suggest", str(file(head, "events.out.tfevents.1"))]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert 'pip install "autoclip-toolkit[files]"' in err
