@@ -60,3 +60,12 @@ def is_number(cell: Any, decimal: str = ".") -> bool:
     except ValueError:
         return False
     return True
+
+
+def has_decimal_comma(cell: str) -> bool:
+    """Return whether a comma in a number can only be the decimal separator.
+
+    >>> has_decimal_comma("1,5"), has_decimal_comma("1,234"), has_decimal_comma("1.5")
+    (True, False, False)
+    """
+    return bool(DECIMAL_COMMA.fullmatch(cell)) and not THOUSANDS.fullmatch(cell)

@@ -7,6 +7,9 @@ from .cells import is_empty, is_number
 
 DELIMITERS = ",;\t"
 
+MAX_WORDS = 8
+"""Number of words in the name of a column, at most."""
+
 Cells = dict[str, str]
 """The cells of one row by column."""
 
@@ -63,7 +66,16 @@ def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     if delimiter == " ":
         words = (line.lstrip().removeprefix("#").split() for line in lines)
         return (cells for cells in words if cells)
-    return (row for row in csv.reader(lines, delimiter=delimiter) if row)
+    return read_csv_cells(lines, delimiter)
+
+
+def read_csv_cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Yield the cells of each line of a CSV; an error names the line."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is no CSV: {error}") from None
 
 
 def make_header(first: list[str]) -> list[str]:
@@ -101,7 +113,7 @@ def is_table(lines: list[str], delimiter: str) -> bool:
     """Return whether the lines are the header and the rows of a table."""
     try:
         first, *rows = split_rows(lines, delimiter)
-    except (csv.Error, ValueError):
+    except ValueError:
         return False
     size = len(first)
     if size < 2:
@@ -138,4 +150,4 @@ def is_cell(cell: str) -> bool:
 def is_name(cell: str) -> bool:
     """Return whether a text can be the name of a column: no number follows a word."""
     words = cell.replace("=", " ").replace(":", " ").split()
-    return not any(is_number(word) for word in words[1:])
+    return len(words) <= MAX_WORDS and not any(is_number(word) for word in words[1:])

@@ -14,6 +14,7 @@ from .binary_rows import (
     read_array_rows,
     read_event_rows,
 )
+from .cells import has_decimal_comma
 from .collect import Row
 from .csv_rows import guess_delimiter, read_csv_rows, split_rows
 from .json_rows import flatten, read_document, read_json_lines
@@ -71,7 +72,7 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
         return Source("MLflow metric", lambda: read_mlflow_rows(open_lines(file), name))
     delimiter = guess_delimiter(lines)
     if delimiter:
-        return csv_source(file, lines[0], delimiter)
+        return csv_source(file, lines, delimiter)
     return log_source(file, column)
 
 
@@ -108,7 +109,7 @@ def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
                 next(read_json_lines(lines))  # raises
             return None
         return document_source("".join(open_lines(file)))
-    if isinstance(first, list) and len(lines) > 1:
+    if isinstance(first, list) and len(lines) > 1 and lines[1].lstrip()[:1] != "[":
         return None
     if len(lines) > 1 or not isinstance(first, dict | list):
         return json_lines_source(file)
@@ -148,15 +149,22 @@ def json_lines_source(file: BinaryIO) -> Source:
     return Source("JSON lines", read)
 
 
-def csv_source(file: BinaryIO, header: str, delimiter: str) -> Source:
-    """Return the rows of a table in text."""
-    names = next(split_rows([header], delimiter))
+def csv_source(file: BinaryIO, lines: list[str], delimiter: str) -> Source:
+    """Return the rows of a table in text.
+
+    Args:
+      file: the file.
+      lines: its first lines.
+      delimiter: what separates its cells.
+    """
+    names, *rows = split_rows(lines, delimiter)
     kind = {" ": "table", "\t": "TSV"}.get(delimiter, "CSV")
     if names == ["Wall time", "Step", "Value"]:
         kind = "TensorBoard CSV"
     if any(" - " in name and name.endswith("__MAX") for name in names):
         kind = "W&B CSV"
-    decimal = "." if delimiter == "," else ","
+    has_comma = any(has_decimal_comma(cell) for row in rows for cell in row)
+    decimal = "," if has_comma or delimiter != "," else "."
     return Source(kind, lambda: read_csv_rows(open_lines(file), delimiter), decimal)
 
 

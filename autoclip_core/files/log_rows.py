@@ -18,20 +18,28 @@ VALUE = (
     r"\d+\.?\d*(?:e[+-]?\d+)?[KMGBT]?|\.\d+(?:e[+-]?\d+)?)|none|null|n/a"
 )
 
-BETWEEN = r"""["'\]]?\s*(?:[:=]|->|\bis\b|\bof\b)?\s*["'\[(]?(?:[A-Za-z][\w.]*\()?\s*"""
+GAP = r"\s{0,20}"
+"""White space; its length is limited so that no text makes the search slow."""
+
+BETWEEN = (
+    rf"""["'\]]?{GAP}(?:[:=]|->|\bis\b|\bof\b)?{GAP}"""
+    rf"""["'\[(]?(?:[A-Za-z][\w.]{{0,30}}\()?{GAP}"""
+)
 """What may stand between a name and its number; `tensor(` too."""
 
 AFTER = r"(?![\w%]|\.\w|/\d)"
 """A number with a unit or a percent sign is no norm."""
 
-WORD = r"[A-Za-z_][\w./-]*"
+WORD = r"[A-Za-z_][\w./-]{0,120}"
 
-NAME_END = r"[\w./-]*(?: (?:of|the|all|total|gradients?|grads?)\b){0,4}"
+NAME_END = r"[\w./-]{0,120}(?: (?:of|the|all|total|gradients?|grads?)\b){0,4}"
 """The end of a name after "norm"; more words follow in "norm of the gradient"."""
 
 NUMBER_AFTER_NAME = re.compile(
     rf"(?P<end>{NAME_END}){BETWEEN}(?P<value>{VALUE}){AFTER}", re.IGNORECASE
 )
+
+TOKEN = re.compile(r"[\w./-]*")
 
 REVERSED_START = re.compile(r"[\w./-]*(?: [\w./-]*[A-Za-z_](?![\w./-])){0,3}")
 """The start of a name before "norm", read from its end."""
@@ -47,7 +55,7 @@ PAIR = re.compile(
 
 STEP = re.compile(
     r"(?:(?P<best>global[_ ]?step|num_updates)|step|iter|iteration|it|batch|update)"
-    r"""["']?\s*[:=#]?\s*["'\[(]?\s*(?P<step>\d+(?:,\d{3})*)(?:\.0+)?(?![\d.]\d|[a-z\d%])"""
+    rf"""["']?{GAP}[:=#]?{GAP}["'\[(]?{GAP}(?P<step>\d+(?:,\d{{3}})*)(?:\.0+)?(?![\d.]\d|[a-z\d%])"""
 )
 """A step in a line in lower case; what stands before it is checked apart."""
 
@@ -93,7 +101,7 @@ def find_norms(line: str, lower: str) -> dict[str, str]:
       lower: the line in lower case.
     """
     norms: dict[str, str] = {}
-    word = "norm" if "norm" in lower else "grad"
+    word = "norm" if "norm" in lower or "l2" not in lower else "grad"
     place = lower.find(word)
     while place >= 0:
         match = NUMBER_AFTER_NAME.match(line, place)
@@ -103,7 +111,8 @@ def find_norms(line: str, lower: str) -> dict[str, str]:
             name = find_norm_name((start[0][::-1] if start else "") + match["end"])
             if name:
                 norms.setdefault(name, match["value"])
-        place = lower.find(word, match.end() if match else place + 1)
+        token = match or TOKEN.match(line, place)
+        place = lower.find(word, token.end() if token else place + 1)
     return norms
 
 

@@ -7,6 +7,7 @@ import io
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -55,7 +56,13 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
         file: Any = stack.enter_context(open(path, "rb"))
         if read_head(file, 2) == b"\x1f\x8b":
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
-        yield file
+        try:
+            yield file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"it looks like a gzip file that is damaged or cut off ({error}); "
+                "compress it again"
+            ) from None
 
 
 def read_head(file: BinaryIO, size: int = HEAD) -> bytes:
@@ -90,6 +97,8 @@ def find_encoding(head: bytes) -> str:
     """
     if head.startswith(b"\xef\xbb\xbf"):
         return "utf-8-sig"
+    if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "utf-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     even, odd = head[0:1024:2], head[1:1024:2]

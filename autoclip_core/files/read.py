@@ -158,7 +158,9 @@ def explain(
     wanted = "a gradient norm" if column is None else repr(column)
     if not names:
         return (
-            f"it looks like text without a table, and no number stands behind {wanted}"
+            f"it looks like text, but no number stands behind the name of {wanted}; "
+            "pass a table whose cells are separated by commas, or lines such as "
+            "'grad_norm: 1.5'"
         )
     return (
         f"it looks like a text log, but no number stands behind the name of {wanted}; "

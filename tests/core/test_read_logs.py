@@ -3,13 +3,14 @@
 Each example has the format of the project's source at the version that is named.
 """
 
+import time
 import tracemalloc
 
 import pytest
 
 from autoclip_core import read_norms
 from autoclip_core.cli.main import main
-from autoclip_core.files.log_rows import find_norms
+from autoclip_core.files.log_rows import find_norms, read_log_rows
 
 TITAN = (
     "[rank0]:[titan] 2025-08-01 10:00:0{i},123 - root - INFO - \x1b[31mstep: {s:2}  "
@@ -198,3 +199,21 @@ def test_a_large_file_is_read_in_little_memory(tmp_path, kind):
     assert (len(read.norms), read.norms[-1]) == (count, count - 0.5)
     assert path.stat().st_size > 5_000_000
     assert peak < 1_500_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "norm" + " " * 100_000 + "x",
+        "a" * 100_000 + " norm: 1.5",
+        "step" + " " * 100_000 + "grad_norm",
+        "norm" + "(" * 100_000,
+        "norm" * 20_000 + "x",
+    ],
+    ids=["spaces", "letters", "step", "brackets", "names"],
+)
+def test_the_time_for_a_line_is_linear_in_its_length(line):
+    """Each takes milliseconds; a search that tries all pairs of places, minutes."""
+    start = time.perf_counter()
+    list(read_log_rows([line]))
+    assert time.perf_counter() - start < 2

@@ -47,6 +47,10 @@ TABLES = {
     ),
     "np.savetxt with a header": ("# step grad_norm\n0 1.5\n10 2.25\n20 8.0\n", "table"),
     "decimal comma": ("step;grad_norm\n0;1,5\n10;2,25\n20;8,0\n", "CSV"),
+    "decimal comma in quotes": (
+        'step,grad_norm\n0,"1,5"\n10,"2,25"\n20,"8,0"\n',
+        "CSV",
+    ),
     "decimal comma and tab": ("step\tgrad_norm\n0\t1,5\n10\t2,25\n20\t8,0\n", "TSV"),
     "the index of pandas": (",step,grad_norm\n0,0,1.5\n1,10,2.25\n2,20,8.0\n", "CSV"),
     "W&B history": (
@@ -119,7 +123,9 @@ def test_norms_and_steps_are_read(file, case):
     assert kind in (0, read.kind)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
+)
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_each_encoding_and_gzip_are_read(file, encoding, compress):
     data = table("step,grad_norm", INDEXED).replace("\n", "\r\n").encode(encoding)
@@ -300,6 +306,8 @@ ERRORS = [
     (zipped("xl/workbook.xml"), "a zip archive"),
     (b'{"model": {"layers": 2}}', "looks like JSON, but no column is named"),
     (b'[[1, 2], "a"]', "JSON list must hold"),
+    (b"[1, 1.5]\n[2, 2.5]\n", "line 1 must be an object or a number, got '.1, 1.5.'"),
+    (gzip.compress(b"norm\n1.5\n" * 9999, mtime=0)[:40], "a gzip file that is damaged"),
     (b"Epoch 1/3\nall is well\n", "text"),
     (b"iter 0: loss 2.5, time 3ms\n", "a text log, .* --column, .*'loss'"),
     (write_array(np.zeros((2, 2, 2))), r"shape \(2, 2, 2\).*numpy.save"),
@@ -308,7 +316,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("data", "words"), ERRORS)
+@pytest.mark.parametrize(("data", "words"), ERRORS, ids=range(len(ERRORS)))
 def test_an_error_says_what_the_file_looks_like_and_the_way_out(file, data, words):
     with pytest.raises(ValueError, match=words):
         read_norms(file(data))
