@@ -34,9 +34,7 @@ MODULES = {
 }
 
 EXPLAINED = {
-    r"(Decision|Limit|Replay|Suggestion|\w+State) lacks (Args|an example)":
-    r"(Decision|Limit|Replay|Suggestion|LoggedNorms|ClipState|SkipState) lacks "
-    r"(Args|an example)":
+    r"(Decision|Limit|Replay|Suggestion|LoggedNorms|\w+State) lacks (Args|an example)":
         "a result, which users do not create; each of its fields has a docstring",
     r"Policy lacks Args": "a protocol: the classes that derive from it have arguments",
     r"\.on_\w+ lacks": "a hook, which only the trainer calls; the trainer documents it",
