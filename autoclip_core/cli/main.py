@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(argv)
         if "policy" in options:
             options.policy = make_policy(options)
-        prefix = f"{make_printable(options.file)}: "
+        prefix = f"{options.file}: "
         with stdin_as_file(options.file) as options.path:
             options.run(options)
         sys.stdout.flush()
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BAD_INPUT as error:
         if isinstance(error, OSError) and error.filename:
             prefix = f"{error.filename}: "  # it may be an output file
-        print(f"autoclip: {prefix}{one_line(error)}", file=sys.stderr)
+        message = make_printable(f"{prefix}{one_line(error)}")
+        print(f"autoclip: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,39 +2,16 @@
 
 import json
 import math
-import re
-import textwrap
 from typing import Any
 
-from autoclip_core.files.names import make_printable
+from autoclip_core.log.formatting import wrap_text
 from autoclip_core.planning.replay import Replay
 from autoclip_core.policy import as_code
 
-WIDTH = 80
-"""Maximum width of a line."""
-
 
 def print_text(*paragraphs: object) -> None:
-    """Print text in lines of at most 80 columns, without escape sequences.
-
-    A line continues below the second word group of its start, where values begin.
-    """
-    for line in "\n".join(map(str, paragraphs)).split("\n"):
-        print(wrap_line(make_printable(line)))
-
-
-def wrap_line(line: str) -> str:
-    """Return a line, wrapped if it is longer than 80 columns.
-
-    >>> print(wrap_line("policy        " + "Quantile " * 9))
-    policy        Quantile Quantile Quantile Quantile Quantile Quantile Quantile
-                  Quantile Quantile
-    """
-    name = re.match(r"\S+( \S+)*  +", line)
-    indent = " " * len(name[0]) if name else ""
-    return textwrap.fill(
-        line.rstrip(), WIDTH, subsequent_indent=indent, break_on_hyphens=False
-    )
+    """Print text in lines of at most 80 columns, without escape sequences."""
+    print(wrap_text("\n".join(map(str, paragraphs))))
 
 
 def format_table(reports: dict[str, Replay]) -> str:

@@ -21,6 +21,8 @@ from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP, Store
 
+from .replace_file import open_replacement
+
 Path = str | PathLike[str]
 
 NAMES = STEP.names or ()
@@ -28,7 +30,7 @@ NAMES = STEP.names or ()
 
 def write_csv(path: Path, steps: Array) -> None:
     """Write steps as CSV; every number reads back unchanged."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open_replacement(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(NAMES)
         for step in steps.tolist():
@@ -56,7 +58,7 @@ def write_jsonl(
             "stride": store.stride, "moved": store.moved, "highest": highest
         }  # fmt: skip
         about["totals"] = store.totals.to_dict()
-    with open(path, "w", encoding="utf-8") as file:
+    with open_replacement(path, encoding="utf-8") as file:
         print(json.dumps({"clip_log": about}), file=file)
         for step in steps.tolist():
             fields = {n: to_json(v) for n, v in zip(NAMES, step, strict=True)}

@@ -1,11 +1,14 @@
 """The picture of a run: norm, threshold and clipped steps over time."""
 
+import os
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from autoclip_core.record.step import Array
+
+from .replace_file import open_replacement
 
 COLUMNS = 1000
 """Maximum number of columns, about one per pixel; a column may cover many steps."""
@@ -36,7 +39,10 @@ def new_figure(size: tuple[float, float]) -> Any:
 def save_figure(figure: Any, path: str | PathLike[str] | None) -> Any:
     """Save a figure unless `path` is None, and return it; the suffix is the format."""
     if path is not None:
-        figure.savefig(path)
+        name, suffix = os.path.splitext(os.fspath(path))
+        suffix = suffix or ".png"
+        with open_replacement(name + suffix, "wb") as file:
+            figure.savefig(file, format=suffix[1:])
     return figure
 
 

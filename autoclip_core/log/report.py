@@ -9,6 +9,7 @@ from typing import Any
 
 from .clip_log import ClipLog
 from .formatting import format_number, format_percent
+from .replace_file import open_replacement
 from .summary import Summary
 
 STYLE = """
@@ -59,7 +60,7 @@ def write_report(
     True
     """
     page = make_page(log, title)
-    with open(path, "w", encoding="utf-8") as file:
+    with open_replacement(path, encoding="utf-8") as file:
         file.write(page)
 
 

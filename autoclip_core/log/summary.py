@@ -11,7 +11,7 @@ from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
 from . import advice
-from .formatting import format_number, format_percent
+from .formatting import format_number, format_percent, wrap_text
 
 RECENT_STEPS = 1000
 """Recorded steps that the recent clip rate covers."""
@@ -88,7 +88,7 @@ class Summary:
             )
             lines.append(f"most clipped rows {worst}")
         lines += self.advice
-        return "\n".join(lines)
+        return wrap_text("\n".join(lines))
 
 
 def summarise(

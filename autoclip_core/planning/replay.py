@@ -14,6 +14,7 @@ import numpy as np
 
 from autoclip_core.checks import format_error
 from autoclip_core.decision import decide
+from autoclip_core.log.formatting import wrap_text
 from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
@@ -130,7 +131,7 @@ class Replay:
         """Return one line per number."""
         count = int(self.dropped.sum())
         dropped = f", {count} of the steps dropped to 0" if count else ""
-        return (
+        return wrap_text(
             f"policy            {self.policy!r}\n"
             f"steps             {len(self.norms)} ({self.nonfinite} non-finite)\n"
             f"clip rate         {100 * self.clip_rate:.3g} %{dropped}\n"

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -225,3 +226,47 @@ def test_a_semicolon_in_a_quoted_name_is_not_a_delimiter(file, capsys):
     path = file('Step,"lr=1;wd=2;b - norm"\n0,1.5\n1,2.5\n')
     assert main(["suggest", path]) == 0
     assert "lr=1;wd=2;b - norm" in capsys.readouterr().out
+
+
+LONG = "run \x1b[31mwith a long name\x1b[0m, lr=0.001 and more - train/layers/grad_norm"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["suggest"], ["replay"], ["replay", "--compare"]),
+        pytest.param(["report"], marks=pytest.mark.needs("plot")),
+    ],
+    ids=" ".join,
+)
+def test_the_output_fits_80_columns_and_has_no_escape_sequences(
+    file, tmp_path, capsys, monkeypatch, argv
+):
+    monkeypatch.chdir(tmp_path)
+    norms = [1.5] * 60 + [90.0] + [9.0] * 60  # with a spike and a change of level
+    file(f'Step,"{LONG}"\n' + "".join(f"{i},{n}\n" for i, n in enumerate(norms)))
+    assert main([*argv, "norms.csv"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+    first = " ".join(out.split())
+    name = LONG.replace("\x1b", "\\x1b")
+    assert first.startswith(f"CSV, column {name}: 121 steps, 0 empty cells")
+
+
+def test_an_error_shows_escape_sequences(tmp_path, capsys):
+    assert main(["suggest", str(tmp_path / "\x1b[31m.csv")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.needs("plot")
+def test_report_says_what_it_overwrites(file, tmp_path, capsys):
+    path, page = file("norm\n" + "1\n" * 9), str(tmp_path / "page.html")
+    for verb in ("written", "overwritten"):
+        assert main(["report", path, "-o", page]) == 0
+        out = capsys.readouterr().out
+        assert " ".join(out.split()).endswith(f"page.html: {verb}, {size_of(page)} kB")
+
+
+def size_of(page):
+    return os.stat(page).st_size // 1000
