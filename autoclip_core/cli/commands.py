@@ -15,7 +15,7 @@ from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import as_code
 
-from .output import format_table, print_json, print_text, report_to_dict
+from .output import print_comparison, print_json, print_text, report_to_dict
 from .policy_options import make_policies, refuse_options
 from .progress import progress_bar
 
@@ -68,7 +68,7 @@ def run_compare(options: argparse.Namespace) -> None:
         rows = [{"name": name, **report_to_dict(r)} for name, r in reports.items()]
         print_json({**file_to_dict(read), "policies": rows})
     else:
-        print_text(read, format_table(reports))
+        print_comparison(read, reports)
 
 
 def run_suggest(options: argparse.Namespace) -> None:

@@ -2,11 +2,15 @@
 
 import json
 import math
+import sys
 from typing import Any
 
+from autoclip_core.files.read import LoggedNorms
 from autoclip_core.log.formatting import wrap_text
 from autoclip_core.planning.replay import Replay
 from autoclip_core.policy import as_code
+
+from .rich_output import has_rich, print_table
 
 
 def print_text(*paragraphs: object) -> None:
@@ -14,29 +18,42 @@ def print_text(*paragraphs: object) -> None:
     print(wrap_text("\n".join(map(str, paragraphs))))
 
 
-def format_table(reports: dict[str, Replay]) -> str:
-    """Return the comparison as an aligned table."""
-    first = next(iter(reports.values()))
-    rows = [
-        [
-            "",
-            "clip",
-            "median",
-            "mean",
-            "spikes",
-            *(["recovered"] if first.shift else []),
-        ],
-        ["policy", "rate", "threshold", "scale", "caught"],
-    ]
-    rows[1] += ["after"] if first.shift else []
-    for name, report in reports.items():
-        spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
-        row = [name, f"{100 * report.clip_rate:.3g} %"]
-        row += [f"{report.median_threshold:.4g}", f"{report.mean_scale:.3g}", spikes]
-        if first.shift:
-            is_never = math.isinf(report.recovery)
-            row.append("never" if is_never else f"{report.recovery:.0f}")
-        rows.append(row)
+def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
+    """Print a table with a line per policy; rich colours it on a terminal."""
+    shift = next(iter(reports.values())).shift
+    text = f"level x{shift.ratio:.3g} at step {shift.step}" if shift else ""
+    header = ["policy", "clip\nrate", "median\nthreshold", "mean\nscale"]
+    header += ["spikes\ncaught", *(["recovered\nafter"] if shift else [])]
+    rows = [[name, *comparison_cells(report)] for name, report in reports.items()]
+    if sys.stdout.isatty() and has_rich():
+        print_text(read, *([text] if text else []))
+        print_table(header, rows)
+    else:
+        print_text(read, text, format_table(header, rows))
+
+
+def comparison_cells(report: Replay) -> list[str]:
+    """Return the cells of a policy, without its name."""
+    spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
+    cells = [f"{100 * report.clip_rate:.3g} %", f"{report.median_threshold:.4g}"]
+    cells += [f"{report.mean_scale:.3g}", spikes]
+    if report.shift:
+        is_never = math.isinf(report.recovery)
+        cells.append("never" if is_never else f"{report.recovery:.0f}")
+    return cells
+
+
+def format_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return an aligned table; a name in the header may have two lines.
+
+    >>> print(format_table(["policy", "clip\\nrate"], [["fixed 2", "10 %"]]))
+             clip
+    policy   rate
+    -------  ----
+    fixed 2  10 %
+    """
+    names = [name.rpartition("\n") for name in header]
+    rows = [[name[0] for name in names], [name[2] for name in names], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -46,9 +63,7 @@ def format_table(reports: dict[str, Replay]) -> str:
         for row in rows
     ]
     lines.insert(2, "  ".join("-" * width for width in widths))
-    if first.shift:
-        lines.insert(0, f"level x{first.shift.ratio:.3g} at step {first.shift.step}")
-    return "\n".join(["", *lines])
+    return "\n".join(lines)
 
 
 def report_to_dict(report: Replay) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A progress bar on one line of the terminal; without a terminal there is none."""
+"""A progress bar on one line of the terminal; without a terminal there is none.
+
+It is the bar of rich if that is installed, and a plain one otherwise.
+"""
 
 import sys
 import time
@@ -6,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autoclip_core.planning.replay import Progress
+
+from .rich_output import has_rich, track
 
 UPDATE_SECONDS = 0.1
 """Seconds between two updates of the bar."""
@@ -18,6 +23,8 @@ def progress_bar(label: str) -> Progress | None:
     """Return a function that wraps a loop, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return None
+    if has_rich():
+        return lambda items: track(items, label)
 
     def wrap(items: Iterable[Any]) -> Iterator[Any]:
         total = len(items)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -196,14 +197,40 @@ def test_help_describes_the_file(capsys, command):
     assert "FILE" in capsys.readouterr().out
 
 
-def test_a_progress_bar_is_shown_only_on_a_terminal(file, capsys, monkeypatch):
+@pytest.fixture(params=["rich", "plain"])
+def library(request, monkeypatch):
+    """Whether the extra `cli` is installed."""
+    if request.param == "plain":
+        monkeypatch.setitem(sys.modules, "rich.progress", None)
+    else:
+        pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    return request.param
+
+
+def test_a_progress_bar_is_shown_only_on_a_terminal(file, capsys, monkeypatch, library):
     monkeypatch.setattr("autoclip_core.cli.progress.UPDATE_SECONDS", 0.0)
     path = file("norm\n" + "1\n" * 1500)
     assert main(["replay", path]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["replay", path]) == 0
-    assert "100 %" in capsys.readouterr().err
+    assert ("100%" if library == "rich" else "100 %") in capsys.readouterr().err
+
+
+def test_a_table_has_colours_only_on_a_terminal(file, capsys, monkeypatch, library):
+    path = file("norm\n" + "1\n" * 99 + "50\n" + "9\n" * 99)
+    assert main(["replay", path, "--compare"]) == 0
+    plain = capsys.readouterr().out
+    assert "\x1b" not in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["replay", path, "--compare"]) == 0
+    coloured = capsys.readouterr().out
+    assert ("\x1b[36m" in coloured) == (library == "rich")
+    text = re.sub("\x1b\\[[0-9;]*m|[-─]", "", coloured).split()
+    assert text == plain.replace("-", "").split()
+    assert max(map(len, re.sub("\x1b\\[[0-9;]*m", "", coloured).splitlines())) <= 80
 
 
 @pytest.mark.needs("plot")

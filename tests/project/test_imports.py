@@ -25,9 +25,11 @@ TRAINERS = {
 LAZY = {
     ("autoclip_tf", "legacy.py"): {"tf_keras"},
     ("autoclip_core", "files/binary_rows.py"): {"tensorboard"},
+    ("autoclip_core", "cli/rich_output.py"): {"rich"},
 }
 FRAMEWORKS = {
     *("torch", "tensorflow", "keras", "jax", "optax", "matplotlib", "tensorboard"),
+    "rich",
 }
 
 

@@ -15,7 +15,7 @@ PACKAGES = ("autoclip_core", "autoclip_torch", "autoclip_tf", "autoclip_jax")
 MOST_FILES, MOST_FILES_IF_FLAT, MOST_TEST_FILES, MOST_LINES = 12, 16, 40, 300
 HEAVY = (
     *("torch", "tensorflow", "keras", "tf_keras", "jax", "matplotlib"),
-    *("lightning", "transformers", "tensorboard"),
+    *("lightning", "transformers", "tensorboard", "rich"),
 )
 
 

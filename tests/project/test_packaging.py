@@ -32,7 +32,7 @@ def test_core_needs_numpy_alone():
 
 def test_the_extras_are_those_promised():
     metadata = importlib.metadata.metadata("autoclip-toolkit")
-    extras = {"torch", "tf", "jax", "plot", "files", "all"}
+    extras = {"torch", "tf", "jax", "plot", "files", "cli", "all"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
