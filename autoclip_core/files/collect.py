@@ -15,7 +15,11 @@ Row = Mapping[str, Any]
 """The cells of one row by column; a missing column is an empty cell."""
 
 MAX_NAMES = 10_000
-"""Number of names that are kept for errors."""
+"""Number of names that are kept, at most; columns behind them can still be chosen."""
+
+
+class NoColumn(ValueError):
+    """No column has the name of a gradient norm, or the name that was given."""
 
 
 class Column:
@@ -85,8 +89,9 @@ class Collector:
     def _find_columns(self, names: tuple[str, ...]) -> list[Column]:
         """Return the columns of a row to store, after a look at new names."""
         for name in names:
-            if name not in self.names and len(self.names) < MAX_NAMES:
-                self.names[name] = None
+            if name not in self.names and name not in self.columns:
+                if len(self.names) < MAX_NAMES:
+                    self.names[name] = None
                 self._consider(name)
         return [self.columns[name] for name in names if name in self.columns]
 
@@ -103,7 +108,6 @@ class Collector:
         if rank < self.rank:
             self.rank = rank
             self.columns.clear()
-            self._last_columns = []
         self.columns[name] = Column(name)
 
     def choose(self) -> Column:
@@ -118,9 +122,9 @@ class Collector:
         if len(columns) > 1:
             columns = prefer_total(columns)
         if not self.names:
-            raise ValueError("it is empty: it must hold at least one norm")
+            raise NoColumn("it is empty: it must hold at least one norm")
         if not columns:
-            raise ValueError(self._no_column())
+            raise NoColumn(self._no_column())
         if len(columns) > 1:
             raise ValueError(self._several_columns(columns))
         [column] = columns

@@ -103,10 +103,12 @@ def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
     """
     try:
         first = json.loads(lines[0])
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
         if not is_document(file):
             if re.match(r'\s*(\{\s*"|\[\s*[{"])', lines[0]):
-                next(read_json_lines(lines))  # raises
+                raise ValueError(
+                    f"it looks like JSON, but line 1 is not JSON: {error}"
+                ) from None
             return None
         return document_source("".join(open_lines(file)))
     if isinstance(first, list) and len(lines) > 1 and lines[1].lstrip()[:1] != "[":
@@ -133,8 +135,15 @@ def is_document(file: BinaryIO) -> bool:
 
 
 def document_source(text: str) -> Source:
-    """Return the rows of a JSON document."""
-    document = json.loads(text)
+    """Return the rows of a JSON document.
+
+    Raises:
+      ValueError: the document is broken, or holds no series.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it looks like JSON, but it is broken: {error}") from None
     kind = read_document(document)[0]
     return Source(kind, lambda: read_document(document)[1])
 

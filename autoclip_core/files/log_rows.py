@@ -23,7 +23,7 @@ GAP = r"\s{0,20}"
 
 BETWEEN = (
     rf"""["'\]]?{GAP}(?:[:=]|->|\bis\b|\bof\b)?{GAP}"""
-    rf"""["'\[(]?(?:[A-Za-z][\w.]{{0,30}}\()?{GAP}"""
+    rf"""["'(]?(?:[A-Za-z][\w.]{{0,30}}\()?{GAP}"""
 )
 """What may stand between a name and its number; `tensor(` too."""
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .collect import Collector, Column, find_nan_of_empty_cells, list_names
+from .collect import Collector, Column, NoColumn, find_nan_of_empty_cells, list_names
 from .folders import find_in_folder
 from .formats import Source, event_source, find_source, list_names_in_log, log_source
 from .json_rows import TextLine
@@ -105,13 +105,23 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
         source = find_source(file, files[0], column)
         if column is None:
             refuse_other_tag(source.kind, files[0])
-        try:
-            return collect(source, column)
-        except TextLine:
-            source = log_source(file, column)
-            return collect(source, column)
-        except ValueError as error:
-            raise ValueError(explain(error, source, file, column)) from None
+        return read_source(source, file, column)
+
+
+def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNorms:
+    """Return the norms in a file; JSON lines between lines of text are a log.
+
+    Raises:
+      ValueError: as `read_norms`; it says what the file looks like.
+    """
+    try:
+        return collect(source, column)
+    except TextLine:
+        return read_source(log_source(file, column), file, column)
+    except ValueError as error:
+        if source.kind == "text log" and isinstance(error, NoColumn):
+            raise ValueError(explain_log(file, column)) from None
+        raise ValueError(f"it looks like {source.kind}, but {error}") from None
 
 
 def open_each(paths: list[str]) -> Iterator[BinaryIO]:
@@ -148,12 +158,8 @@ def as_steps(column: Column) -> Any:
     return steps.astype(np.int64)
 
 
-def explain(
-    error: ValueError, source: Source, file: BinaryIO, column: str | None
-) -> str:
-    """Return an error with what the file looked like."""
-    if source.kind != "text log":
-        return f"it looks like {source.kind}, but {error}"
+def explain_log(file: BinaryIO, column: str | None) -> str:
+    """Return the error for a log without the norm, with the names that it holds."""
     names = list_names(list_names_in_log(file))
     wanted = "a gradient norm" if column is None else repr(column)
     if not names:

@@ -153,6 +153,14 @@ def test_a_log_without_a_gradient_norm_lists_its_names(tmp_path, capsys):
     assert "'loss'" in err
 
 
+def test_two_gradient_norms_in_a_log_are_listed(tmp_path):
+    form = "step:{s} - actor/grad_norm:{n} - critic/grad_norm:1.5\n"
+    path = write_log(tmp_path, form)
+    with pytest.raises(ValueError, match=r"2 columns .*'actor/grad_norm', 'critic/"):
+        read_norms(path)
+    assert read_norms(path, "actor/grad_norm").norms.tolist() == NORMS
+
+
 @pytest.mark.parametrize(
     ("line", "norms"),
     [
@@ -168,6 +176,7 @@ def test_a_log_without_a_gradient_norm_lists_its_names(tmp_path, capsys):
         ("grad_norm: 15ms", {}),
         ("gradient_accumulation_steps: 8", {}),
         ("saved grad_norm_1.5.png", {}),
+        ('"grad_norm": [1.5, 2.5]', {}),
     ],
 )
 def test_only_a_gradient_norm_before_a_number_counts(line, norms):

@@ -306,6 +306,8 @@ ERRORS = [
     (zipped("xl/workbook.xml"), "a zip archive"),
     (b'{"model": {"layers": 2}}', "looks like JSON, but no column is named"),
     (b'[[1, 2], "a"]', "JSON list must hold"),
+    (b'{"norm": 1\n', "looks like JSON, but line 1 is not JSON"),
+    (b'{\n"norm": [1, 2]', "looks like"),
     (b"[1, 1.5]\n[2, 2.5]\n", "line 1 must be an object or a number, got '.1, 1.5.'"),
     (gzip.compress(b"norm\n1.5\n" * 9999, mtime=0)[:40], "a gzip file that is damaged"),
     (b"Epoch 1/3\nall is well\n", "text"),
@@ -337,6 +339,12 @@ def test_standard_input_is_read(monkeypatch):
     data = io.BytesIO(b'{"norm": 1.5}\nplain text, norm: 2.25\n')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
     assert read_norms("-").norms.tolist() == [1.5, 2.25]
+
+
+def test_a_column_behind_very_many_is_found(file):
+    names = [*(f"layer{i}" for i in range(10_001)), "grad_norm"]
+    read = read_norms(file(table(",".join(names), [range(10_002)] * 2)))
+    assert (read.column, read.norms.tolist()) == ("grad_norm", [10_001.0] * 2)
 
 
 # Folders.
