@@ -22,10 +22,8 @@ from lightning.pytorch.strategies import (  # noqa: E402
 )
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
-from autoclip_core import Fixed  # noqa: E402
-from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_core import Fixed, read_norms  # noqa: E402
-from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 
 pytestmark = [

@@ -10,10 +10,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from autoclip_core import Cap, Fixed, Quantile  # noqa: E402
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_core import Cap, Fixed, Quantile, read_norms  # noqa: E402
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_torch.transformers import ClipCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
