@@ -27,10 +27,10 @@ EXAMPLES = """examples:
   autoclip report run.jsonl -o report.html
 
 FILE is what a run left: a CSV, JSON lines, trainer_state.json, a log of what was
-printed, TensorBoard events, an MLflow metric, .npy, .npz or the folder of a run; it may
-be compressed as .gz; "-" is stdin. Without --column, the norms are in the column that
-is named as the norm of the whole gradient. NaN and infinity are non-finite steps; empty
-cells are left out.
+printed, TensorBoard events, an MLflow metric, .npy, .npz, or the folder of a
+run. It may be compressed as .gz. "-" is stdin. Without --column, the norms are
+in the column that is named as the norm of the whole gradient. NaN and infinity
+are non-finite steps. Empty cells are left out.
 """
 
 
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_until(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    about = "write one HTML page about a run, from the file that ClipLog.to_jsonl wrote"
+    about = "write one HTML page about a run: summary, advice, pictures"
     command = add_command(commands, "report", run_report, about)
     about = "the page (default: %(default)s)"
     command.add_argument("-o", "--output", default="report.html", help=about)

@@ -188,12 +188,15 @@ def test_version_prints_the_name_and_the_version(capsys):
     assert capsys.readouterr().out == f"autoclip {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["replay", "suggest", "report"])
-def test_help_describes_the_file(capsys, command):
+@pytest.mark.parametrize("command", [[], ["replay"], ["suggest"], ["report"]])
+def test_help_describes_the_file_in_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command, "--help"])
     assert stop.value.code == 0
-    assert "FILE" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FILE" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.fixture(params=["rich", "plain"])
