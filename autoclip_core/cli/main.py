@@ -1,4 +1,4 @@
-"""The command line: replay a series of norms, suggest a threshold, report on a run."""
+"""The command line: replay norms, suggest a threshold, report on a run."""
 
 import argparse
 import csv

@@ -58,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default="quantile",
-        help="the policy (default: quantile, with quantile 0.9)",
+        metavar="POLICY",
+        help=f"{', '.join(POLICIES)} (default: quantile, with quantile 0.9)",
     )
     for name, meaning in HELP.items():
         option = "--" + name.replace("_", "-")
