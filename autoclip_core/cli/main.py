@@ -26,11 +26,11 @@ EXAMPLES = """examples:
   autoclip replay norms.csv --compare --plot policies.png
   autoclip report run.jsonl -o report.html
 
-FILE is what a run left: a CSV, JSON lines, trainer_state.json, a log of what was
-printed, TensorBoard events, an MLflow metric, .npy, .npz, or the folder of a
-run. It may be compressed as .gz. "-" is stdin. Without --column, the norms are
-in the column that is named as the norm of the whole gradient. NaN and infinity
-are non-finite steps. Empty cells are left out.
+FILE is what a run left: a CSV, JSON lines, trainer_state.json, a log of what
+was printed, TensorBoard events, an MLflow metric, .npy, .npz, or the folder of
+a run. It may be compressed as .gz. "-" is stdin. Without --column, the norms
+are in the column that is named as the norm of the whole gradient. NaN and
+infinity are non-finite steps. Empty cells are left out.
 """
 
 
