@@ -116,7 +116,9 @@ class Collector:
         Raises:
           ValueError: no column or several columns match, or it holds text.
         """
-        columns = [c for n, c in self.columns.items() if not is_range(n, self.names)]
+        columns = list(self.columns.values())
+        if self.column is None:
+            columns = [c for c in columns if not is_range(c.name, self.names)]
         if len(columns) > 1:
             columns = [c for c in columns if c.values or c.bad_cell] or columns
         if len(columns) > 1:

@@ -246,6 +246,9 @@ def test_the_columns_of_several_runs_are_listed(file):
     with pytest.raises(ValueError, match="2 columns are named as gradient norms"):
         read_norms(path)
     assert read_norms(path, names[1]).norms.tolist() == [2.5]
+    low = file(table(f"Step,{names[0]}__MIN,{names[0]}", [[0, 1.0, 1.5]]), "low.csv")
+    assert read_norms(low, f"{names[0]}__MIN").norms.tolist() == [1.0]
+    assert read_norms(low).norms.tolist() == [1.5]
     one = file(table("Step," + names[0], [[0, 1.5]]), "one.csv")
     assert read_norms(one, "train/grad_norm").column == names[0]
 
