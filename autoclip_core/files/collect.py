@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cells import is_empty, parse_number
-from .names import base_name, find_step_name, is_index, rank_name
+from .names import base_name, find_step_name, is_index, rank_name, split_words
 
 Row = Mapping[str, Any]
 """The cells of one row by column; a missing column is an empty cell."""
 
 MAX_NAMES = 10_000
 """Number of names that are kept, at most; columns behind them can still be chosen."""
+
+
+TOTAL_WORDS = {"total", "global", "unclipped"}
+"""Words of the norm of the whole gradient, before clipping."""
 
 
 class NoColumn(ValueError):
@@ -121,7 +125,7 @@ class Collector:
             columns = [c for c in columns if not is_range(c.name, self.names)]
         if len(columns) > 1:
             columns = [c for c in columns if c.values or c.bad_cell] or columns
-        if len(columns) > 1:
+        if self.column is None:
             columns = prefer_total(columns)
         if not self.names:
             raise NoColumn("it is empty: it must hold at least one norm")
@@ -170,11 +174,7 @@ def is_range(name: str, names: Iterable[str]) -> bool:
 
 def prefer_total(columns: list[Column]) -> list[Column]:
     """Return the columns of a total or a global norm, if there are some."""
-    totals = [
-        column
-        for column in columns
-        if any(word in column.name.lower() for word in ("total", "global", "unclipped"))
-    ]
+    totals = [c for c in columns if TOTAL_WORDS & set(split_words(c.name))]
     return totals or columns
 
 

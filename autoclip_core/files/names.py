@@ -16,7 +16,15 @@ QUALIFIERS = {
 """Words that may stand before the name of such a column, as in "global step"."""
 
 STEP_NAMES = (
-    *("globalstep", "trainerglobalstep", "step", "steps", "trainstep", "trainingstep"),
+    *(
+        "globalstep",
+        "trainerglobalstep",
+        "trainglobalstep",
+        "step",
+        "steps",
+        "trainstep",
+        "trainingstep",
+    ),
     *("iteration", "iter", "numupdates", "update", "updates", "optimizerstep"),
     *("batch", "timebatch", "index", "epoch"),
 )

@@ -237,7 +237,7 @@ def test_a_tensorboard_file_of_another_tag_is_refused(file, name):
 
 
 def test_the_columns_of_several_runs_are_listed(file):
-    names = ["run 1 - train/grad_norm", "run 2 - train/grad_norm"]
+    names = ["global run 1 - train/grad_norm", "run 2 - train/grad_norm"]
     path = file(table("Step," + ",".join(names), [[0, 1.5, 2.5]]))
     with pytest.raises(
         ValueError, match=r"2 columns match 'train/grad_norm'.*'run 2 -"
