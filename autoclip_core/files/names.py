@@ -16,17 +16,10 @@ QUALIFIERS = {
 """Words that may stand before the name of such a column, as in "global step"."""
 
 STEP_NAMES = (
-    *(
-        "globalstep",
-        "trainerglobalstep",
-        "trainglobalstep",
-        "step",
-        "steps",
-        "trainstep",
-        "trainingstep",
-    ),
-    *("iteration", "iter", "numupdates", "update", "updates", "optimizerstep"),
-    *("batch", "timebatch", "index", "epoch"),
+    *("globalstep", "trainerglobalstep", "trainglobalstep"),
+    *("step", "steps", "trainstep", "trainingstep", "iteration", "iter"),
+    *("numupdates", "update", "updates", "optimizerstep", "batch", "timebatch"),
+    "index",
 )
 """Columns that hold the step, best first, as letters only."""
 

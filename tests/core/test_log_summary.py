@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autoclip_core import ClipLog
+from autoclip_core import ClipLog, Fixed, decide
 from autoclip_core.log.advice import (
     advise_on_climb,
     advise_on_ratchet,
@@ -214,3 +214,15 @@ def test_advice_names_a_row_with_most_of_the_clips(clips, start):
     rows = SimpleNamespace(clips=lambda: np.array(clips), names=names)
     sentences = advise_on_rows(rows)
     assert [s.startswith(start) for s in sentences] == ([True] if start else [])
+
+
+def test_the_summary_fits_80_columns_and_shows_escape_sequences():
+    names = [f"\x1b[31mmodel.layers.{i}.self_attn.q_proj.weight" for i in range(9)]
+    log = ClipLog(names)
+    norm = np.full(9, 4.0, np.float32)
+    for _ in range(200):
+        log.record(decide(Fixed(1.0), Fixed(1.0).init(9), norm)[1])
+    text = str(log.summary())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    assert "\\x1b[31mmodel.layers.0" in text
