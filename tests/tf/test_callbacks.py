@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from autoclip_core import read_norms
 from autoclip_tf import NormClip, QuantileClip, TrustClip
 from autoclip_tf.callbacks import NAMES, UPDATE_NAMES, ClipLogger, clippers_of
-from autoclip_core import read_norms
-from autoclip_tf import NormClip, QuantileClip
-from autoclip_tf.callbacks import NAMES, ClipLogger, clippers_of
 from autoclip_tf.optimizers import SGD
 
 
