@@ -147,7 +147,9 @@ def test_the_update_follows_the_formula(kind, scope, norm):
         )
         clipped, rows = clipped + count, rows + of
         for name, p in ours.named_parameters():
-            np.testing.assert_allclose(p.detach().numpy(), expected[name], rtol=1e-6)
+            np.testing.assert_allclose(
+                p.detach().numpy(), expected[name], rtol=1e-6, atol=1e-9
+            )
     assert 0 < clipped < rows
 
 
@@ -535,7 +537,9 @@ def test_other_hooks_may_come_before_or_after(wrap, first):
         )
         assert count
         for name, p in ours.named_parameters():
-            np.testing.assert_allclose(p.detach().numpy(), expected[name], rtol=1e-6)
+            np.testing.assert_allclose(
+                p.detach().numpy(), expected[name], rtol=1e-6, atol=1e-9
+            )
 
 
 # State, copies, dry run.
