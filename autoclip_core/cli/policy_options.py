@@ -26,6 +26,9 @@ POLICIES: Mapping[str, type[Policy]] = {
 }
 """The policies that need only the norms."""
 
+NEEDS_WEIGHTS = {"trust": "clip/update_clip_rate", "param-ratio": "clip/clip_rate"}
+"""What cannot be replayed, and the metric of a run that answers instead."""
+
 BOUNDS = ("warmup_steps", "warmup_threshold", "min_threshold", "max_threshold")
 """The options that apply to every policy."""
 
@@ -56,10 +59,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("policy")
     group.add_argument(
         "--policy",
+        type=parse_name,
         choices=POLICIES,
         default="quantile",
         metavar="POLICY",
-        help=f"{', '.join(POLICIES)} (default: quantile, with quantile 0.9)",
+        help=f"{', '.join(POLICIES)} (default: quantile, with quantile 0.9). TrustClip "
+        "and AGC need the weights, which a series of norms does not have",
     )
     for name, meaning in HELP.items():
         option = "--" + name.replace("_", "-")
@@ -75,6 +80,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             kind = TYPES.get(name, float)
             metavar = name.rpartition("_")[2].upper()
             group.add_argument(option, type=kind, metavar=metavar, help=meaning + note)
+
+
+def parse_name(text: str) -> str:
+    """Return the name of a policy that needs only the norms."""
+    if text in NEEDS_WEIGHTS:
+        raise argparse.ArgumentTypeError(
+            f"{text} needs the weights of the model, which a series of norms does not "
+            f"have; train with dry_run=True and read {NEEDS_WEIGHTS[text]}"
+        )
+    return text
 
 
 def parse_length(text: str) -> int | None:

@@ -133,8 +133,8 @@ def advise_on_climb(first: Array, last: Array) -> list[str]:
         f"Red light: from the first third of the run to the last, the threshold rose "
         f"from {format_number(before)} to {format_number(after)}, and "
         f"{format_percent(rate)} of the last steps were clipped: the run may be "
-        "diverging, and the threshold follows it. Lower the learning rate, or set a "
-        "maximum threshold."
+        "diverging, and the threshold follows it. Lower the learning rate, bound the "
+        "update with TrustClip, or set a maximum threshold."
     ]
 
 

@@ -23,6 +23,13 @@ DRIFT = 2.0
 DIVERGED = 1000.0
 """A run has diverged if its last norms are more than this many times the usual."""
 
+TRUST_FIRST = (
+    "Begin with TrustClip, which needs no number: it filters the gradient and bounds "
+    "the update, the change of the weights in one step. A series of norms has no "
+    "weights, so the numbers here are for a clipper of the gradient alone."
+)
+"""The first advice for every series."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -146,6 +153,7 @@ def suggest_threshold(norms: Any) -> Suggestion:
         mean_range=(0.5 * mean, 10 * mean),
         policy=policy,
         advice=(
+            TRUST_FIRST,
             *advise_on_length(finite),
             *advise_on_threshold(finite, p90, mean),
             reason,

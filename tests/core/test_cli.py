@@ -141,6 +141,8 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--z", "3"], "--z is no option of --policy quantile"),
         ("norm\n1\n", ["--policy", "fixed"], "needs --max-norm"),
         ("norm\n1\n", ["--policy", "best"], "invalid choice"),
+        ("norm\n1\n", ["--policy", "trust"], "trust needs the weights of the model"),
+        ("norm\n1\n", ["--policy", "param-ratio"], "read clip/clip_rate; see"),
         pytest.param(
             *(
                 "norm\n1\n",

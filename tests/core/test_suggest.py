@@ -61,7 +61,8 @@ def test_a_suggestion_prints_these_lines():
         "mean range    2.5 to 50 (0.5 to 10 times the mean)",
         f"or a policy   {Quantile(0.9)!r}",
     ]
-    assert lines[12].startswith("Too early to judge: 11 finite norms")
+    assert lines[12].startswith("Begin with TrustClip, which needs no number")
+    assert lines[13].startswith("Too early to judge: 11 finite norms")
 
 
 def steady_norms(seed=0, spread=0.1, size=900):
