@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from demo_task import Method, Run
+from demo_task import RATE, Method, Run
 
 Array = npt.NDArray[Any]
 
@@ -19,12 +19,16 @@ Array = npt.NDArray[Any]
 STYLES = {
     "none": ("#000000", "-"),
     "low_rate": ("#000000", ":"),
+    "trust": ("#882255", "-"),
     "fixed": ("#E69F00", "-"),
     "quantile": ("#0072B2", "-"),
     "median": ("#56B4E9", "--"),
     "mean_std": ("#CC79A7", "-"),
     "agc": ("#009E73", "-."),
     "zclip": ("#D55E00", "-."),
+    "trust_high": ("#882255", ":"),
+    "agc_high": ("#009E73", ":"),
+    "median_high": ("#56B4E9", ":"),
 }
 NORM, THRESHOLD, CLIPPED, NONFINITE = "#56B4E9", "#000000", "#D55E00", "#AA3377"
 
@@ -51,12 +55,13 @@ WINDOW = 25
 def draw(runs: Mapping[Method, Sequence[Run]], path: Path) -> None:
     """Save the picture; its norms are those of the seed that exploded most."""
     with rc_context(LOOK):
-        figure = Figure(figsize=(9, 8.4), dpi=150, layout="constrained")
-        top, bottom = figure.subfigures(2, height_ratios=[1, 1.4], hspace=0.03)
+        figure = Figure(figsize=(9, 9.6), dpi=150, layout="constrained")
+        top, bottom = figure.subfigures(2, height_ratios=[1, 1.8], hspace=0.03)
         draw_losses(top, runs)
         unclipped = next(iter(runs.values()))
         worst = int(np.argmax([run.largest_norm for run in unclipped]))
-        draw_norms(bottom, [of_method[worst] for of_method in runs.values()])
+        shown = [method for method in runs if method.rate <= RATE]
+        draw_norms(bottom, [runs[method][worst] for method in shown])
         figure.savefig(path)
 
 
@@ -95,7 +100,7 @@ def running_mean(losses: Array) -> Array:
 
 def draw_norms(figure: Any, runs: Sequence[Run]) -> None:
     """Draw one panel per run: norm, threshold and clipped steps on a log axis."""
-    panels = figure.subplots(2, 4, sharex=True, sharey=True)
+    panels = figure.subplots(-(-len(runs) // 3), 3, sharex=True, sharey=True)
     for axes, run in zip(panels.flat, runs, strict=True):
         draw_norm(axes, run)
     for axes in panels[-1]:

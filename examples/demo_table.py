@@ -11,7 +11,7 @@ from demo_task import GOAL, LOST, Method, Run
 LEGEND = f"""\
 test accuracy: mean ± standard deviation of the seeds; mean of the last 4 tests
 to {GOAL:.0%}: median steps to a test accuracy of {GOAL:.0%} (seeds that got there)
-clipped: the share of steps (for AGC: of output units) that was scaled down
+clipped: the share of gradients (for AGC: of output units) that was scaled down
 non-finite: steps with a NaN or infinite gradient
 lost: runs whose last 50 losses have a median of NaN or above {LOST:g} (a guess: 2.3)"""
 
@@ -70,9 +70,12 @@ def verdict(runs: Mapping[Method, Sequence[Run]]) -> str:
     for method, of_method in runs.items():
         if not method.clips:
             lost = f"{count_lost(of_method)} of {len(of_method)} runs lost"
-            found = f"accuracy {mean_accuracy(of_method):.3f}, {lost}"
-            lines.append(f"Without clipping at rate {method.rate}: {found}.")
-    best = max((m for m in runs if m.clips), key=lambda m: mean_accuracy(runs[m]))
-    found = f"{best.label}, accuracy {mean_accuracy(runs[best]):.3f}"
-    lines.append(f"Best of those that clip, at rate {best.rate}: {found}.")
+            text = f"accuracy {mean_accuracy(of_method):.3f}, {lost}"
+            lines.append(f"Without clipping at rate {method.rate}: {text}.")
+    clips = [method for method in runs if method.clips]
+    for rate in sorted({method.rate for method in clips}):
+        of_rate = [method for method in clips if method.rate == rate]
+        best = max(of_rate, key=lambda method: mean_accuracy(runs[method]))
+        text = f"{best.label}, accuracy {mean_accuracy(runs[best]):.3f}"
+        lines.append(f"Best of those that clip, at rate {rate}: {text}.")
     return "\n".join(lines)

@@ -9,7 +9,15 @@ import keras
 import numpy as np
 
 from autoclip_core import ClipLog
-from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, StandardClip, ZClip
+from autoclip_tf import (
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    TrustClip,
+    ZClip,
+)
 from autoclip_tf.optimizers import SGD
 from demo_task import (
     BATCH,
@@ -24,23 +32,25 @@ from demo_task import (
 from digits_data import CLASSES, INPUTS, LENGTH, batches, load
 
 
-def make_clipper(method: Method) -> Clipper:
+def make_clipper(method: Method) -> Clipper | TrustClip:
     """Return the method's clipper; without clipping it only observes (`dry_run`)."""
     if not method.clips:
         return NormClip(FIXED, dry_run=True)
-    if method.name == "fixed":
+    if method.clipper == "trust":
+        return TrustClip()
+    if method.clipper == "fixed":
         return NormClip(FIXED)
-    if method.name == "quantile":
+    if method.clipper == "quantile":
         return QuantileClip(0.9, global_clipping=True)
-    if method.name == "median":
+    if method.clipper == "median":
         return QuantileClip(0.5, global_clipping=True)
-    if method.name == "mean_std":
+    if method.clipper == "mean_std":
         return StandardClip(2.0, global_clipping=True)
-    if method.name == "agc":
+    if method.clipper == "agc":
         return AGC(0.01, exclude="*head*")  # as its paper does
-    if method.name == "zclip":
+    if method.clipper == "zclip":
         return ZClip()
-    raise ValueError(f"the demo has no clipper for {method.name!r}")
+    raise ValueError(f"the demo has no clipper for {method.clipper!r}")
 
 
 @cache
@@ -66,7 +76,7 @@ def make_model(method: Method) -> keras.Model:
 
 
 def begin(model: keras.Model, seed: int) -> Clipper:
-    """Set the weights, where every framework starts, and forget all norms."""
+    """Set the initial weights, reset the clipper, and return that of the gradient."""
     start = initial_weights(seed)
     rnn, head = model.layers
     zeros = np.zeros(HIDDEN), np.zeros(CLASSES)
@@ -74,7 +84,7 @@ def begin(model: keras.Model, seed: int) -> Clipper:
     head.set_weights([start["outputs"], zeros[1]])
     [clipper] = model.optimizer.gradient_transformers
     clipper.reset()
-    return clipper
+    return clipper.gradient if isinstance(clipper, TrustClip) else clipper
 
 
 def train(method: Method, seed: int, steps: int) -> Run:

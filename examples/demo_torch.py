@@ -1,11 +1,22 @@
 """One training run of the demo in PyTorch."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
 from autoclip_core import ClipLog
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, StandardClip, ZClip
+from autoclip_torch import (
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    StandardClip,
+    TrustClip,
+    ZClip,
+)
 from demo_task import (
     BATCH,
     FIXED,
@@ -39,23 +50,37 @@ class Reader(nn.Module):
         return self.head(states[:, -1])
 
 
-def make_clipper(method: Method, model: nn.Module) -> Clipper:
+def make_clipper(
+    method: Method, model: nn.Module, optimizer: Optimizer
+) -> Clipper | TrustClip:
     """Return the method's clipper; without clipping it only observes (`dry_run`)."""
+    if method.clipper == "trust":
+        return TrustClip(model, optimizer)
     if not method.clips:
         return NormClip(model, max_norm=FIXED, dry_run=True)
-    if method.name == "fixed":
+    if method.clipper == "fixed":
         return NormClip(model, max_norm=FIXED)
-    if method.name == "quantile":
+    if method.clipper == "quantile":
         return QuantileClip(model, quantile=0.9, global_clipping=True)
-    if method.name == "median":
+    if method.clipper == "median":
         return QuantileClip(model, quantile=0.5, global_clipping=True)
-    if method.name == "mean_std":
+    if method.clipper == "mean_std":
         return StandardClip(model, deviations=2.0, global_clipping=True)
-    if method.name == "agc":
+    if method.clipper == "agc":
         return AGC(model, clipping=0.01, exclude="head")  # as its paper does
-    if method.name == "zclip":
+    if method.clipper == "zclip":
         return ZClip(model)
-    raise ValueError(f"the demo has no clipper for {method.name!r}")
+    raise ValueError(f"the demo has no clipper for {method.clipper!r}")
+
+
+def take_step(clipper: Clipper | TrustClip, optimizer: Optimizer) -> Any:
+    """Change the weights, and return what the log records of the gradient."""
+    if isinstance(clipper, TrustClip):  # it clips within the optimizer's step
+        optimizer.step()
+        return clipper.metrics()
+    decision = clipper.step()
+    optimizer.step()
+    return decision
 
 
 def train(method: Method, seed: int, steps: int) -> Run:
@@ -64,17 +89,16 @@ def train(method: Method, seed: int, steps: int) -> Run:
     digits = [torch.from_numpy(array) for array in load()]
     train_x, train_y, test_x, test_y = digits
     model = Reader(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=method.rate)
-    clipper = make_clipper(method, model)
+    optimizer = SGD(model.parameters(), lr=method.rate)
+    clipper = make_clipper(method, model, optimizer)
     log, losses, accuracies = ClipLog(), [], []
     for step, batch in enumerate(batches(seed, steps, BATCH)):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(train_x[batch]), train_y[batch])
         loss.backward()
-        log.record(clipper.step())
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, method)
-        optimizer.step()
+        log.record(take_step(clipper, optimizer))
         losses.append(loss.item())
         if tests_after(step, steps):
             accuracies.append(accuracy(model, test_x, test_y))

@@ -93,6 +93,10 @@ def test_every_framework_starts_where_the_others_do(framework, demo, request):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_every_method_has_a_clipper(framework, demo):
     module = demo(demo_modules()[framework])
-    model = [module.Reader(seed=0)] if framework == "torch" else []
+    make = module.make_optimizer if framework == "jax" else module.make_clipper
     for method in demo("demo_task").METHODS:
-        assert module.make_clipper(method, *model) is not None
+        arguments = []
+        if framework == "torch":
+            model = module.Reader(seed=0)
+            arguments = [model, module.SGD(model.parameters(), lr=0.1)]
+        assert make(method, *arguments) is not None
