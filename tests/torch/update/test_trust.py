@@ -67,11 +67,11 @@ def explosion(steps):
 
 
 def step_up(steps):
-    return np.where(np.arange(steps) < 100, 1.0, 10.0)
+    return np.where(np.arange(steps) < 60, 1.0, 10.0)
 
 
 def step_down(steps):
-    return np.where(np.arange(steps) < 100, 1.0, 0.1)
+    return np.where(np.arange(steps) < 60, 1.0, 0.1)
 
 
 LEVELS = {"spikes": spikes, "explosion": explosion, "x10": step_up, "/10": step_down}
@@ -87,7 +87,7 @@ RULES = {
 @pytest.mark.parametrize("levels", list(LEVELS))
 def test_both_limits_hold_in_every_step(levels, rule):
     """The filter is np.quantile of the past norms; the bound follows the weights."""
-    norms = LEVELS[levels](200 if levels != "explosion" else 60)
+    norms = LEVELS[levels](75)
     model = vector()
     optimizer = RULES[rule](model.parameters())
     clipper = TrustClip(model, optimizer)
@@ -116,26 +116,26 @@ def test_a_lasting_change_of_level_is_followed(levels):
     SGD at a rate that the bound never cuts: the length of a step is lr * |g| after the
     filter, which is back within the history of 50 norms.
     """
-    norms = LEVELS[levels](200)
+    norms = LEVELS[levels](130)
     model = vector()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     clipper = TrustClip(model, optimizer, history_length=50)
-    path = train_on(norms[:, None] * directions(200), model.w, optimizer)
+    path = train_on(norms[:, None] * directions(130), model.w, optimizer)
     lengths = [(b - a).double().norm().item() for a, b in itertools.pairwise(path)]
     lengths = np.array(lengths)
     assert clipper.metrics()["clip/update_clip_rate"] == 0
-    np.testing.assert_allclose(lengths[:100], 1e-3, rtol=1e-3)
-    np.testing.assert_allclose(lengths[160:], 1e-3 * norms[-1], rtol=1e-3)
+    np.testing.assert_allclose(lengths[:60], 1e-3, rtol=1e-3)
+    np.testing.assert_allclose(lengths[120:], 1e-3 * norms[-1], rtol=1e-3)
     if levels == "x10":  # 6 of 50 norms are the new ones before the quantile is
-        np.testing.assert_allclose(lengths[100:105], 1e-3, rtol=1e-3)
-        np.testing.assert_allclose(lengths[106:], 1e-2, rtol=1e-3)
+        np.testing.assert_allclose(lengths[60:65], 1e-3, rtol=1e-3)
+        np.testing.assert_allclose(lengths[66:], 1e-2, rtol=1e-3)
     else:  # a lower level is below the threshold at once
-        np.testing.assert_allclose(lengths[100:], 1e-4, rtol=1e-3)
+        np.testing.assert_allclose(lengths[60:], 1e-4, rtol=1e-3)
 
 
 def test_an_explosion_stays_within_compound_growth():
     """Without the clipper the weights overflow; with it they grow by 2 % a step."""
-    gradients = 1.5 ** np.arange(300)[:, None].clip(max=200) * directions(300)
+    gradients = 1.5 ** np.arange(190)[:, None] * directions(190)
     free, bounded = vector(), vector()
     train_on(gradients, free.w, torch.optim.SGD(free.parameters(), lr=1.0))
     optimizer = torch.optim.SGD(bounded.parameters(), lr=1.0)
@@ -143,7 +143,7 @@ def test_an_explosion_stays_within_compound_growth():
     path = train_on(gradients, bounded.w, optimizer)
     assert rms(free.w) > 1e30
     sizes = np.array([rms(w) for w in path])
-    assert (sizes <= 1.02 ** np.arange(301) * (1 + 1e-5)).all()
+    assert (sizes <= 1.02 ** np.arange(191) * (1 + 1e-5)).all()
 
 
 SCHEDULES = {
