@@ -41,7 +41,7 @@ test: .venv/.test  ## run all tests, for all frameworks
 quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autoclip_core/log
 	FOLDER='$(FOLDER)' $(BIN)/python tests/support/quick.py
 
-BENCHMARKS := run fixed_cost fused memory growth jax_steps keras_steps gpu
+BENCHMARKS := run fixed_cost fused trust memory growth jax_steps keras_steps gpu
 
 # `benchmarks/page.py --write build/bench/*.json` writes tables and picture into docs.
 bench: .venv/.bench  ## compare the clippers' times with the frameworks'; results in build/bench

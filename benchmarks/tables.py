@@ -137,6 +137,22 @@ def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
     return {"memory": rows}
 
 
+def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the ratios for each AdamW, and the memory as multiples of the weights."""
+    found = {}
+    for kind, models in saved["bytes"].items():
+        lines = of(saved["results"], kind_of_adamw=kind)
+        found[f"TrustClip, {kind}"] = ratios(lines)
+        rows = [["", *models]]
+        for name in next(iter(models.values())):
+            cells = (own[name] / own["weights"] for own in models.values())
+            rows.append([name, *(f"{multiple:.2f}" for multiple in cells)])
+        sizes = (f"{own['weights'] / 1e6:.1f} MB" for own in models.values())
+        rows[1] = ["weights", *sizes]
+        found[f"TrustClip, {kind}, memory"] = rows
+    return found
+
+
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return each reference's ratios, and the seconds to compile."""
     lines, compiling = saved["results"], saved["seconds_to_compile"]
@@ -168,6 +184,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
     "fused": lambda saved: {"fused": ratios(saved["results"])},
     "growth": of_growth,
     "memory": of_peaks,
+    "trust": of_trust,
     "jax_steps": of_jax,
     "keras_steps": lambda saved: {"Keras": ratios(saved["results"])},
     "gpu": of_gpu,
