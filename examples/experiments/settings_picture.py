@@ -32,6 +32,9 @@ STYLES = {
 }
 """Colour and dashes of the contenders that are drawn, besides the best constant."""
 
+TICKS = (1, 1.2, 1.5, 2, 3, 5)
+"""Of the relative losses."""
+
 LIMITS = np.geomspace(0.002, 2.0, 60)
 """Excesses at which the share of cells is drawn."""
 
@@ -60,6 +63,9 @@ def draw(
             factors, losses = relative_losses(results, name, of_optimizer)
             axes.plot(factors, losses, color=color, ls=dashes, marker="o", label=name)
         finish(axes, xscale="log", yscale="log", xlabel="rate / good rate")
+        axes.set_ylim(0.97, 1.1 * TICKS[-1])
+        axes.set_yticks(TICKS, map(str, TICKS))
+        axes.minorticks_off()
         axes.set_title(optimizer, loc="left")
     panels[0].set_ylabel("test loss / least of the task (median of tasks)")
     for name in drawn:
