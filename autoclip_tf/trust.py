@@ -28,9 +28,10 @@ class TrustClip(TransformerPair):
     """Clip the gradient at a quantile of its norms, and the update by the weights.
 
     Before the step, all gradients together are clipped to the quantile of their past
-    norms. After the step, the change of each row is scaled back where
+    norms. After the step, the change of a row is scaled back to the threshold T if its
+    root mean square is larger:
 
-        rms(w_new - w_old) > ratio * max(rms(w_old), 0.03)
+        T = ratio * max(rms(w_old), 0.03)
 
     The first rule filters spikes. The second bounds what a learning rate, momentum or a
     preconditioner that is too large does to the weights. The constant 0.03 lets weights
@@ -97,7 +98,10 @@ class TrustClip(TransformerPair):
         return self.gradient.built and self.update.built
 
     def __call__(self, grads_and_vars: Iterable[Pair]) -> NoReturn:
-        """Raise a TypeError: gradients alone are not enough.
+        """Raise a TypeError: the update is not known before the step.
+
+        Args:
+          grads_and_vars: pairs of a gradient and its variable, as for `Clipper`.
 
         Raises:
           TypeError: always.
@@ -105,8 +109,8 @@ class TrustClip(TransformerPair):
         >>> try:
         ...     TrustClip()([])
         ... except TypeError as error:
-        ...     print(str(error)[:58])
-        TrustClip must clip inside an optimizer of Keras 3, got
+        ...     print(str(error).split(",")[0])
+        TrustClip must clip inside an optimizer of Keras 3
         """
         refuse_pairs(type(self))
 

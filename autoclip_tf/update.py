@@ -66,7 +66,10 @@ class UpdateClipper(PolicyClipper):
     )
 
     def __call__(self, grads_and_vars: Iterable[Pair]) -> NoReturn:
-        """Raise a TypeError: gradients are not updates.
+        """Raise a TypeError: the update is not known before the step.
+
+        Args:
+          grads_and_vars: pairs of a gradient and its variable, as for `Clipper`.
 
         Raises:
           TypeError: always.
@@ -75,8 +78,8 @@ class UpdateClipper(PolicyClipper):
         >>> try:
         ...     UpdateClipper(Fixed(1.0))([])
         ... except TypeError as error:
-        ...     print(str(error)[:58])
-        UpdateClipper must clip inside an optimizer of Keras 3, got
+        ...     print(str(error).split(",")[0])
+        UpdateClipper must clip inside an optimizer of Keras 3
         """
         refuse_pairs(type(self))
 

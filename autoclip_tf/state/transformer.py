@@ -1,6 +1,6 @@
 """What a transformer with a state is to an optimizer, and how its state is read."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 import keras
@@ -88,7 +88,7 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
 
         >>> from autoclip_tf import NormClip
         >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
-        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> pairs = clip([(keras.ops.convert_to_tensor([4.0]), weight)])
         >>> clip.metrics()["clip/norm"], clip.metrics()["clip/norm_after"]
         (4.0, 2.0)
         """
@@ -126,25 +126,13 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
 
         >>> from autoclip_tf import NormClip
         >>> weight, clip = keras.Variable([0.0]), NormClip(2.0)
-        >>> pairs = clip([(ops.convert_to_tensor([4.0]), weight)])
+        >>> pairs = clip([(keras.ops.convert_to_tensor([4.0]), weight)])
         >>> clip.reset()
         >>> clip.metrics()["clip/steps"]
         0.0
         """
         self._built_rows()
         self._state.reset()
-
-    def clip_update(
-        self, variables: Sequence[Any], before: Sequence[Any], after: Sequence[Any]
-    ) -> list[Any]:
-        """Return the values of variables after clipping.
-
-        Args:
-          variables: those that the step changed.
-          before: their values before the step.
-          after: their values after the step.
-        """
-        raise NotImplementedError
 
     def _add_later_variables(self, make: MakeVariable) -> None:
         self._state.add_later_variables(make)
