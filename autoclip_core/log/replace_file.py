@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -41,6 +42,5 @@ def open_replacement(
             shutil.copymode(target, beside)
         os.replace(beside, target)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
+        Path(beside).unlink(missing_ok=True)
         raise

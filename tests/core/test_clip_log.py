@@ -223,6 +223,8 @@ def test_dropped_steps_are_counted(tmp_path):
         log.to_jsonl(tmp_path / "log.jsonl")
         assert ClipLog.from_jsonl(tmp_path / "log.jsonl").summary().dropped == 2
     log = ClipLog()
+    log.record(norm=1.0, threshold=2.0)
+    assert log.summary().dropped == 0
     log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/dropped_total": 7})
     assert log.summary().dropped == 7
 

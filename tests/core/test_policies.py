@@ -24,6 +24,7 @@ from autoclip_core import (
     ZScore,
     decide,
 )
+from autoclip_core.policies.param_ratio import TrustRatio
 from autoclip_core.policy import NAMESPACE_NAMES, as_code, get_arguments
 
 from ..support.cases import (
@@ -532,3 +533,13 @@ def test_the_seal_holds(wrong):
     with pytest.raises((AssertionError, AttributeError, TypeError)):
         wrong(SealedNamespace(), Sealed(np.ones(1, np.float32)))
     assert leaves(()) == []
+
+
+def test_the_trust_ratio_leaves_weights_of_0_alone():
+    """`ParamRatio` has a floor for them. A norm that is not finite has no threshold."""
+    policy = TrustRatio(0.5)
+    norms = np.float32([4.0, 1e-20, 0.0, np.nan, np.inf])
+    limit = policy.limit(policy.init(5), param_norms=norms)
+    expected = [2.0, 0.5e-20, np.inf, np.inf, np.inf]
+    np.testing.assert_allclose(limit.threshold, expected, rtol=1e-6)
+    assert limit.target is limit.threshold

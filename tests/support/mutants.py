@@ -186,7 +186,8 @@ EQUIVALENT = {
     ],
     # If both are equal, either branch gives that number.
     "policies/param_ratio.py": [
-        ("param_norms > self.eps -> param_norms >= self.eps", "")
+        ("param_norms > self.eps -> param_norms >= self.eps", "is_valid = "),
+        ("param_norms > self.eps -> param_norms >= self.eps", "has_norm = "),
     ],
     "policies/zscore.py": [
         ("count < most -> count <= most", ""),
