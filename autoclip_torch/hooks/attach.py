@@ -12,6 +12,7 @@ from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
+from .outermost import is_outermost_step
 
 
 class Attachment:
@@ -69,6 +70,8 @@ class Attachment:
 
         The closure computes the gradients after this hook.
         """
+        if not is_outermost_step(optimizer):
+            return None
         if not torch.compiler.is_compiling():
             self._chain.controls.begin(self._stepper, optimizer)
         if kwargs.get("closure") is not None:

@@ -37,8 +37,6 @@ class Copies:
         """Start without a copy."""
         self._buffers: dict[int, Tensor] = {}
         self._old: list[tuple[Tensor, Tensor]] = []
-        self.is_open = False
-        """Whether `take` was called and `close` was not."""
         self._weights: dict[int, Weights] = {}
 
     @torch.no_grad()
@@ -53,7 +51,7 @@ class Copies:
           has_closure: whether a closure computes the gradients later. Every parameter
             that requires a gradient is then copied.
         """
-        self._old, self._weights, self.is_open = [], {}, True
+        self._old, self._weights = [], {}
         sources = []
         for parameter in parameters:
             if has_closure:
@@ -105,7 +103,7 @@ class Copies:
         for parameter, old, new in self._weights.values():
             if old.is_sparse:
                 _write_rows_(parameter, new)
-        self._old, self._weights, self.is_open = [], {}, False
+        self._old, self._weights = [], {}
 
     def _find_buffer(self, parameter: Tensor) -> Tensor:
         """Return the memory for a copy; a parameter that was converted gets another."""

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from autoclip_torch.hooks.outermost import is_outermost_step
+
 from .stepper import UpdateStepper
 
 
@@ -56,13 +58,16 @@ class UpdateHooks:
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> None:
+        if not is_outermost_step(optimizer):
+            return
         self._add_parameters(optimizer)
         has_closure = kwargs.get("closure") is not None
         has_closure |= len(args) > 1 and args[1] is not None  # args[0]: the optimizer
         self._stepper.begin(optimizer, has_closure)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._stepper.finish(optimizer)
+        if is_outermost_step(optimizer):
+            self._stepper.finish(optimizer)
 
 
 def check_has_no_clipper(optimizer: Optimizer) -> None:

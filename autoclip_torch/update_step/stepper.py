@@ -70,9 +70,6 @@ class UpdateStepper(Stepper):
           FloatingPointError: an update is not finite and `nonfinite="raise"`; all
             weights are those before the step.
         """
-        # A step that calls the step of its base class runs its hooks twice.
-        if not self._copies.is_open:
-            return
         self._copies.compare()
         try:
             self._checks.check_state(optimizer, self._copies.list_all())

@@ -157,6 +157,31 @@ def test_attaching_twice_is_an_error_unless_it_was_removed():
     assert clipper.attach(optimizer).active
 
 
+class CallsStepOfItsBase(torch.optim.Adam):
+    """torch runs the hooks for the step of the class and for that of its base."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("has_closure", [False, True])
+def test_a_step_of_a_subclass_clips_once(has_closure):
+    """Otherwise the clipped norm would be recorded as a second norm."""
+    adam(torch.nn.Linear(1, 1))  # torch hooks the class once
+    runs = []
+    for kind in (torch.optim.Adam, CallsStepOfItsBase):
+        weight = torch.nn.Parameter(torch.ones(2))
+        optimizer = kind([weight], lr=0.1)
+        clipper = QuantileClip([weight], quantile=0.5)
+        clipper.attach(optimizer)
+        for step in range(1, 6):
+            weight.grad = torch.tensor([3.0, 4.0]) * (step % 3 + 1)
+            optimizer.step(*[lambda: torch.ones(())] * has_closure)
+        runs.append((clipper.metrics(), weight.tolist()))
+    assert runs[0] == runs[1]
+    assert runs[1][0]["clip/steps"] == 5
+
+
 def test_an_optimizer_that_clips_already_is_refused():
     model, _, _ = model_and_data()
     optimizer = NormClip.as_optimizer(adam(model), max_norm=1.0)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -475,19 +476,39 @@ def test_a_gradient_may_be_removed_within_the_step(has_closure):
     assert norms["clip/update_clip_rate"] == 1
 
 
-class CallsStepOfItsBase(torch.optim.SGD):
-    """torch then runs the hooks for the step of the class and for that of its base."""
+class DecaysWeights(torch.optim.SGD):
+    """torch runs the hooks for the step of the class and for that of its base."""
+
+    fails = False
 
     def step(self, closure=None):
-        return super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                torch._foreach_mul_(group["params"], 0.9)
+        super().step(closure)
+        if self.fails:
+            raise KeyError("the step failed")
+        with torch.no_grad():
+            for group in self.param_groups:
+                torch._foreach_mul_(group["params"], 0.5)
 
 
-def test_hooks_that_run_twice_clip_once():
+def test_the_update_is_that_of_the_whole_step_of_a_subclass():
     torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # torch hooks the class once
     model = Net()
-    optimizer = CallsStepOfItsBase(model.parameters(), lr=100.0)
-    clipper = UpdateClipper(model, optimizer, ParamRatio(0.1, eps=0.1))
-    train(optimizer, model, 3)
+    optimizer = DecaysWeights(model.parameters(), lr=100.0)
+    clipper = UpdateClipper(model, optimizer, ParamRatio(0.1, eps=0.1), norm="rms")
+    for step, fails in enumerate((False, True, False, False)):
+        optimizer.fails = fails
+        optimizer.param_groups[0]["lr"] = 100.0 * 10**step
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(KeyError) if fails else nullcontext():
+            train(optimizer, model, 1)
+        if not fails:
+            for parameter, old in zip(model.parameters(), before, strict=True):
+                change = float((parameter.data - old).square().mean().sqrt())
+                bound = 0.1 * max(float(old.square().mean().sqrt()), 0.1)
+                assert change == pytest.approx(bound, rel=1e-4)
     assert clipper.metrics()["clip/update_steps"] == 3
     assert clipper.metrics()["clip/update_clip_rate"] == 1
 
