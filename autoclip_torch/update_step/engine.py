@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip_torch.gradients import cpu, device, sharded
+from autoclip_torch.gradients import device, sharded
 from autoclip_torch.gradients.layout import RowNorms
 from autoclip_torch.gradients.ranks import Ranks
 from autoclip_torch.rows.rows import Rows
 
-from .changes import Change, cut_by_size, subtract, subtract_in_batches, write_
-
-_CPU_BATCH = 2**18
-"""The elements whose differences are in memory at the same time, on the CPU."""
+from . import cpu
+from .changes import Change, subtract, subtract_in_batches, write_
 
 
 def measure(
@@ -42,22 +40,11 @@ def measure(
         ]
         return sharded.measure(rows, [differences, *weights], states_device, ranks)
     if states_device is None:
-        first = _measure_on_cpu(rows, changes)
-        return [first, *[cpu.measure(rows, each) for each in weights]]
+        return cpu.measure(rows, changes, weights)
     changed_rows = replace(rows, by_parameter=[change.entry for change in changes])
     lazy = subtract_in_batches(changes, device.BATCH)
     first = device.measure(changed_rows, lazy, states_device)
     return [first, *[device.measure(rows, each, states_device) for each in weights]]
-
-
-def _measure_on_cpu(rows: Rows, changes: list[Change]) -> RowNorms:
-    pieces = list(cut_by_size(changes))
-    piece_rows = replace(rows, by_parameter=[piece.entry for piece in pieces])
-    differences = subtract_in_batches(pieces, _CPU_BATCH)
-    norms = cpu.measure_norms(piece_rows, differences)
-    changed = {id(change.entry): change.new for change in changes}
-    present = [changed.get(id(entry)) for entry in rows.by_parameter]
-    return RowNorms(norms, cpu.find_observed(rows, present))
 
 
 def scale_(changes: list[Change], scales: Any) -> None:
@@ -71,10 +58,4 @@ def scale_(changes: list[Change], scales: Any) -> None:
         for change in changes:
             write_(change, scales[change.entry.start : change.entry.stop])
         return
-    if (scales == 1).all():
-        return
-    for change in changes:
-        if (scales[change.entry.start : change.entry.stop] != 1).any():
-            for piece in cut_by_size([change]):
-                rows = slice(piece.entry.start, piece.entry.stop)
-                write_(piece, torch.from_numpy(scales[rows]))
+    cpu.scale_(changes, scales)
