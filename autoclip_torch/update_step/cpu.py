@@ -18,11 +18,8 @@ from autoclip_torch.rows.rows import Rows
 
 from .changes import Change, cut_by_size, subtract_in_batches, write_
 
-_PIECE = 2**16
-"""The elements of a piece. The cache holds a piece of both weights, and the buffer."""
-
-_BATCH = 2**18
-"""The elements of the other differences that are in memory at the same time."""
+_PIECE = 2**18
+"""The elements of a difference that is in memory, or of several short differences."""
 
 _Array = np.ndarray[Any, Any]
 
@@ -116,7 +113,7 @@ def _measure_others(rows: Rows, changes: list[Change]) -> _Array:
     """Return the norms of changes in any layout."""
     pieces = list(cut_by_size(changes))
     piece_rows = replace(rows, by_parameter=[piece.entry for piece in pieces])
-    return cpu.measure_norms(piece_rows, subtract_in_batches(pieces, _BATCH))
+    return cpu.measure_norms(piece_rows, subtract_in_batches(pieces, _PIECE))
 
 
 def scale_(changes: list[Change], scales: _Array) -> None:
