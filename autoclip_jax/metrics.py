@@ -28,6 +28,11 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     are numbered in the order of the state: `clip/0/norm`, `clip/1/norm`, or
     `clip/0/update_norm`, `clip/1/update_norm`. One of each kind needs no number.
 
+    Only the positions count, not what the transformations compute. With
+    `optax.identity()` behind it, a clipper of the update has the names `clip/norm` and
+    so on. A clipper behind a filter of the gradient, as in
+    `optax.chain(optax.zero_nans(), clip_by_quantile(0.9))`, has those of an update.
+
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
 

@@ -15,7 +15,11 @@ from autoclip_core.clipper.trust import (
     make_filter,
 )
 
-from .arguments import check_transformation, explain_arguments
+from .arguments import (
+    check_transformation,
+    check_uses_present_weights,
+    explain_arguments,
+)
 from .clipper import make_transformation
 from .rows import Mask, Scope, choose_scope, is_none, repeat_mask
 from .state import TrustState, wrong_state_error
@@ -61,7 +65,9 @@ def trust_clip(
 
     Args:
       optimizer: the optimizer, or any chain, with the learning rate and the weight
-        decay inside.
+        decay inside. With `schedule_free`, `lookahead` and `sam`, put `trust_clip`
+        inside: `optax.contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)`. `sam`
+        needs `opaque_mode=True`.
       ratio: of the bound, > 0: the largest update, relative to the weights.
       quantile: of the filter, in [0, 1].
       history_length: of the filter: the number of recorded norms, >= 1.
@@ -86,6 +92,9 @@ def trust_clip(
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
+      ValueError: in `init`: the optimizer does not compute its next weights from the
+        present ones, so it would undo the bound (schedule-free ones, `lookahead`,
+        `sam`, `cocob`, `madgrad`).
 
     >>> import jax.numpy as jnp
     >>> tx = trust_clip(optax.sgd(10.0))
@@ -121,9 +130,9 @@ def _transformation(
     """Return the pair of `init` and `update`."""
 
     def init(params: Any) -> TrustState:
-        return TrustState(
-            gradient_filter.init(params), optimizer.init(params), bound.init(params)
-        )
+        inner = optimizer.init(params)
+        check_uses_present_weights(inner)
+        return TrustState(gradient_filter.init(params), inner, bound.init(params))
 
     def update(
         updates: Any, state: TrustState, params: Any = None, **extra_args: Any

@@ -145,6 +145,17 @@ def test_states_that_do_not_fit_are_refused_and_earlier_ones_upgraded():
         check_state(state._replace(trust_gradient=gradient))
 
 
+KEEPS_WEIGHTS = {
+    optax.contrib.schedule_free_sgd(0.1): r"present ones.*\.schedule_free\(trust_clip",
+    optax.chain(
+        optax.masked(optax.contrib.schedule_free_adamw(0.1), {"a": True, "b": False})
+    ): r"the state ScheduleFreeState; put trust_clip inside",
+    optax.lookahead(optax.sgd(0.1), 5, 0.5): r"optax\.lookahead\(trust_clip",
+    optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)): r"sam\(trust_clip.*opaque_mode",
+    optax.contrib.cocob(): r"COCOBState; clip its gradients instead",
+}
+
+
 def test_arguments_that_break_a_rule_are_named_with_a_way_out():
     sgd = optax.sgd(1.0)
     for call, error, words in [
@@ -182,6 +193,10 @@ def test_arguments_that_break_a_rule_are_named_with_a_way_out():
             ValueError,
             "params must be given to `update`",
         ),
+        *(
+            (lambda inner=inner: trust_clip(inner).init(PARAMS), ValueError, words)
+            for inner, words in KEEPS_WEIGHTS.items()
+        ),
         (
             lambda: optax.chain(sgd, clip_by_policy(Drop(Fixed(1.0), action="skip"))),
             ValueError,
@@ -206,6 +221,19 @@ def test_it_may_stand_inside_schedule_free_and_skip_steps():
     for leaf in jax.tree.leaves(states.inner_state):
         np.testing.assert_array_equal(leaf[1], leaf[2])
     assert metrics["clip/update_steps"].tolist() == [1, 2, 2]
+
+
+def test_the_suggested_places_inside_lookahead_and_sam_bound_the_update():
+    """A synchronization of `lookahead` averages, so it may move the weights further."""
+    sgd, vector = trust_clip(optax.sgd(100.0)), PARAMS["a"]
+    pair = optax.LookaheadParams.init_synced(vector)
+    tx = optax.lookahead(sgd, 5, 0.5)
+    fast = tx.update(vector, tx.init(pair), pair)[0].fast
+    sam = optax.contrib.sam(sgd, optax.sgd(0.1), opaque_mode=True)
+    gradient = {"grad_fn": lambda w, step: 3 * w}
+    outer, _ = sam.update(vector, sam.init(vector), vector, **gradient)
+    for update in (fast, outer):
+        np.testing.assert_allclose(update, [-0.02, -0.02], rtol=1e-5)
 
 
 # Runs: linear regression, with noise in the targets. One compilation for all.
