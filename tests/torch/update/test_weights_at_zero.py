@@ -1,6 +1,7 @@
 """Weights that start at 0 learn at most 3 times as slowly as without a bound.
 
-The bound is that of `TrustClip`: 2 % of max(rms(w), 0.03).
+The bound is that of `TrustClip`: 2 % of max(rms(w), 0.03). The runs without it take at
+least 50 steps, and the root mean square of the weights ends at about 0.3.
 """
 
 import pytest
@@ -98,6 +99,6 @@ def count_steps(make, optimizer_class, lr, bounded, most):
 )
 def test_the_level_is_reached_within_three_times_the_steps(make, optimizer, lr):
     free = count_steps(make, optimizer, lr, bounded=False, most=2000)
-    assert 10 < free < 2000
+    assert 50 <= free < 2000  # the growth from 0 takes longer than a faster run
     bounded = count_steps(make, optimizer, lr, bounded=True, most=3 * free + 1)
     assert bounded <= 3 * free
