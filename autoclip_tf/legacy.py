@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .state.transformer import split_pairs
 from .state.variables import make_variable
 from .step.optimizer_mixin import GradientTransformersMixin, refuse_pairs
 
@@ -18,8 +19,9 @@ class _TfKerasMixin(GradientTransformersMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Make the optimizer, which cannot clip updates."""
         super().__init__(*args, **kwargs)
-        if self.update_clipper is not None:
-            refuse_pairs(type(self.update_clipper))
+        for transformer in self.gradient_transformers:
+            if self.update_clipper in split_pairs([transformer]):
+                refuse_pairs(type(transformer))
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
         """Return a new variable of this optimizer."""

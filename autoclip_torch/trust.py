@@ -92,11 +92,10 @@ class TrustClip:
     ) -> None:
         """Create both halves, and register them on the optimizer."""
         if not isinstance(model, nn.Module | None):
-            rule, way_out = (
-                "a torch.nn.Module or None",
-                "write TrustClip(model, optimizer)",
+            raise TypeError(
+                f"model must be a torch.nn.Module or None, got {type(model).__name__}; "
+                "write TrustClip(model, optimizer)"
             )
-            raise TypeError(format_error("model", rule, model, way_out))
         refuse_other_filters(optimizer)
         innermost, policy = find_innermost(optimizer), make_bound(ratio)
         self._model = model

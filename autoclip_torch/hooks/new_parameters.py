@@ -1,6 +1,7 @@
 """Keep a clipper up to date with an optimizer that gets parameters later."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,14 +70,21 @@ def _join_patterns(
     patterns, match = as_patterns(given, argument), partial(matches, separator=".")
     way_out = "name those of the model"
     check_patterns_match(patterns, parameters, match, way_out, argument)
-    return partial(_matches_any, patterns)
+    return _PatternMatch(patterns)
 
 
-def _matches_any(
-    patterns: Sequence[Pattern], name: str | None, parameter: Tensor
-) -> bool:
-    """Return whether a pattern matches. A function of this module can be pickled."""
-    return any(matches(p, name, parameter, separator=".") for p in patterns)
+@dataclass(frozen=True, eq=False, repr=False)
+class _PatternMatch:
+    """Whether one of several patterns matches; error messages show the patterns."""
+
+    patterns: Sequence[Pattern]
+
+    def __call__(self, name: str | None, parameter: Tensor) -> bool:
+        """Return whether a pattern matches."""
+        return any(matches(p, name, parameter, separator=".") for p in self.patterns)
+
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self.patterns))
 
 
 def add_new_parameters(

@@ -518,6 +518,7 @@ ERRORS = {
     "history": ({"history_length": 0}, ValueError, "history_length must be"),
     "scope": ({"scope": "layer"}, ValueError, "scope must be one of"),
     "exclude": ({"exclude": "head"}, ValueError, "exclude must match"),
+    "all": ({"exclude": "*"}, ValueError, r"exclude must leave .*, got \['\*'\]"),
     "nonfinite": ({"nonfinite": "keep"}, ValueError, "nonfinite must be one of"),
     "dry_run": ({"dry_run": 1}, TypeError, "dry_run must be True or False"),
 }
@@ -537,6 +538,8 @@ def test_other_misuses():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"write TrustClip\(model, optimizer\)"):
         TrustClip(model.parameters(), optimizer)
+    with pytest.raises(TypeError, match=r"model must be .*, got SGD; write TrustClip"):
+        TrustClip(optimizer, model)
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):
         TrustClip(model, model)
     clipper = TrustClip(model, optimizer)
