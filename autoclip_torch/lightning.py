@@ -1,6 +1,7 @@
 """A Lightning callback that clips inside each optimizer's step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .hooks.new_parameters import add_new_parameters, make_clipper
 from .step.unwrap import unwrap
 from .step.warn import warn
 from .trust import TrustClip
+from .update import UpdateClipper
 
 try:
     import lightning.pytorch as pl
@@ -22,6 +24,8 @@ except ModuleNotFoundError as error:
         "autoclip_torch.lightning needs Lightning: pip install lightning",
         name=error.name,
     ) from error
+
+AnyClipper = Clipper | TrustClip | UpdateClipper
 
 
 class ClipCallback(pl.Callback):
@@ -40,8 +44,9 @@ class ClipCallback(pl.Callback):
     several optimizers after one backward pass use the same loss.
 
     Args:
-      clipper: a class of `autoclip_torch`, such as `TrustClip`, or a function that
-        takes the first argument of a clipper and returns a clipper.
+      clipper: a class of `autoclip_torch`, such as `TrustClip` or `UpdateClipper`, also
+        in a `functools.partial`. Or a function that takes parameter groups, the first
+        argument of a `Clipper`, and returns a `Clipper`.
       optimizer: the number of the only optimizer to clip, in the order of
         `configure_optimizers`; by default all are clipped. For a different rule per
         optimizer, give the trainer several callbacks.
@@ -49,6 +54,7 @@ class ClipCallback(pl.Callback):
         parameters that are still frozen.
 
     Raises:
+      TypeError: at the start of training, if a function cannot make a `Clipper`.
       ValueError: at the start of training, if `optimizer` is not a valid index,
         a pattern matches no parameter of the module, or the checkpoint does not fit.
 
@@ -61,7 +67,7 @@ class ClipCallback(pl.Callback):
 
     def __init__(
         self,
-        clipper: Callable[..., Clipper | TrustClip],
+        clipper: Callable[..., AnyClipper],
         *,
         optimizer: int | None = None,
         **keywords: Any,
@@ -74,7 +80,7 @@ class ClipCallback(pl.Callback):
         self._optimizers: dict[int, Optimizer] = {}
         self._losses: list[Tensor] = []
         self._has_stepped = False
-        self.clippers: list[Clipper | TrustClip] = []
+        self.clippers: list[AnyClipper] = []
         """One per clipped optimizer, from the start of training."""
 
     @property
@@ -135,7 +141,7 @@ class ClipCallback(pl.Callback):
         if pl_module.automatic_optimization:
             self._losses = []  # a step without a backward pass has no loss
         for clipper, clipped_optimizer in self._get_pairs():
-            if isinstance(clipper, TrustClip):  # it adds new parameters itself
+            if not isinstance(clipper, Clipper):  # it adds new parameters itself
                 continue
             if clipped_optimizer is unwrap(optimizer):
                 add_new_parameters(clipper, clipped_optimizer, pl_module)
@@ -173,15 +179,18 @@ class ClipCallback(pl.Callback):
         """Keep the state until the optimizers exist."""
         self._saved = state_dict["clippers"]
 
-    def _create(self, optimizer: Optimizer, pl_module: Any) -> Clipper | TrustClip:
-        """Return a clipper of the optimizer; a `TrustClip` is registered already."""
-        if isinstance(self._make, type) and issubclass(self._make, TrustClip):
-            return self._make(pl_module, optimizer, **self._keywords)
+    def _create(self, optimizer: Optimizer, pl_module: Any) -> AnyClipper:
+        """Return a clipper of the optimizer; all but a `Clipper` are registered."""
         make: Any = self._make
-        clipper: Clipper = make_clipper(make, self._keywords, optimizer, pl_module)
+        kind = _get_function(make)
+        if isinstance(kind, type) and issubclass(kind, TrustClip | UpdateClipper):
+            clipper: AnyClipper = make(pl_module, optimizer, **self._keywords)
+            return clipper
+        make = make if isinstance(kind, type) else partial(_call, make)
+        clipper = make_clipper(make, self._keywords, optimizer, pl_module)
         return clipper
 
-    def _get_pairs(self) -> list[tuple[Clipper | TrustClip, Optimizer]]:
+    def _get_pairs(self) -> list[tuple[AnyClipper, Optimizer]]:
         return list(zip(self.clippers, self._optimizers.values(), strict=True))
 
     def _restore(self, saved: list[dict[str, Any]]) -> None:
@@ -201,7 +210,26 @@ class ClipCallback(pl.Callback):
             clipper.detach()
 
 
-def _needs_loss(clipper: Clipper | TrustClip) -> bool:
+def _get_function(make: Any) -> Any:
+    """Return the class or function inside partial functions."""
+    while isinstance(make, partial):
+        make = make.func
+    return make
+
+
+def _call(make: Callable[..., Clipper], groups: Any, **keywords: Any) -> Clipper:
+    """Call a function that makes a clipper; its `TypeError` gets the way out."""
+    try:
+        return make(groups, **keywords)
+    except TypeError as error:
+        raise TypeError(
+            "clipper must be a class of autoclip_torch, or a function that makes a "
+            f"Clipper of parameter groups, got a function that raised {error!s}; write "
+            "ClipCallback(TrustClip, ratio=0.01), and so for UpdateClipper"
+        ) from error
+
+
+def _needs_loss(clipper: AnyClipper) -> bool:
     return isinstance(clipper, Clipper) and clipper.loss_policy is not None
 
 

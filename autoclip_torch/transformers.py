@@ -16,6 +16,7 @@ from .hooks.new_parameters import add_new_parameters, make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .trust import TrustClip
+from .update import UpdateClipper
 from .value import ValueClip
 
 try:
@@ -31,7 +32,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 _KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip)
-_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_KINDS, TrustClip)}
+_REGISTERED = (TrustClip, UpdateClipper)  # these register themselves
+_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_KINDS, *_REGISTERED)}
+
+AnyClipper = Clipper | TrustClip | UpdateClipper
 
 
 class ClipCallback(TrainerCallback, ExportableState):
@@ -47,7 +51,8 @@ class ClipCallback(TrainerCallback, ExportableState):
     computes (`compute_loss_func`, `label_smoothing_factor`) is not available here.
 
     Args:
-      clipper: a class of `autoclip_torch`, such as `TrustClip`, or its name.
+      clipper: a class of `autoclip_torch`, such as `TrustClip` or `UpdateClipper`, or
+        its name.
       **keywords: the keywords of the class: plain Python and policies, which are saved
         as JSON. `exclude` and `scale_only` may name parameters that are still frozen.
 
@@ -59,21 +64,20 @@ class ClipCallback(TrainerCallback, ExportableState):
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
     """
 
-    def __init__(
-        self, clipper: type[Clipper] | type[TrustClip] | str, **keywords: Any
-    ) -> None:
+    def __init__(self, clipper: type[AnyClipper] | str, **keywords: Any) -> None:
         """Keep the arguments until the model and the optimizer exist."""
-        name = clipper if isinstance(clipper, str) else clipper.__name__
+        name = getattr(clipper, "__name__", str(clipper))
         if name not in _CLASSES or clipper not in (name, _CLASSES[name]):
             raise ValueError(
                 f"clipper must be one of {', '.join(sorted(_CLASSES))}, got {name!r}; "
-                "a checkpoint cannot hold a class of your own: use clipper.attach(...)"
+                "give the class and its keywords: ClipCallback(TrustClip, ratio=0.01). "
+                "A checkpoint cannot hold a class of your own: use clipper.attach(...)"
             )
         self._name = name
         self._keywords = {k: _from_json(value) for k, value in keywords.items()}
         for key, value in self._keywords.items():
             _check_json(key, value)
-        self.clipper: Clipper | TrustClip | None = None
+        self.clipper: AnyClipper | None = None
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
         """The state to start with; the trainer sets it from a checkpoint."""
@@ -95,7 +99,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         elif state.global_step > 0:
             _warn_of_no_history(args)
         self._remove_hook()
-        if isinstance(clipper, TrustClip):
+        if not isinstance(clipper, Clipper):
             return
         clipper.attach(optimizer)
         if clipper.loss_policy is not None:
@@ -106,7 +110,7 @@ class ClipCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Add parameters that a callback has unfrozen, and give the step its loss."""
         if not isinstance(self.clipper, Clipper):
-            return  # a TrustClip adds new parameters itself
+            return  # the others add new parameters themselves
         optimizer = kwargs["optimizer"]
         add_new_parameters(self.clipper, optimizer, kwargs["model"])
         if self.clipper.loss_policy is not None:
@@ -137,12 +141,13 @@ class ClipCallback(TrainerCallback, ExportableState):
         attributes = {"saved": _to_json(saved)}
         return {"args": {"clipper": self._name, **keywords}, "attributes": attributes}
 
-    def _create(self, optimizer: Any, model: Any) -> Clipper | TrustClip:
-        """Return a clipper of the optimizer; a `TrustClip` is registered already."""
+    def _create(self, optimizer: Any, model: Any) -> AnyClipper:
+        """Return a clipper of the optimizer; all but a `Clipper` are registered."""
         kind = _CLASSES[self._name]
-        if kind is TrustClip:
-            return TrustClip(model, optimizer, **self._keywords)
-        clipper: Clipper = make_clipper(kind, self._keywords, optimizer, model)
+        if kind in _REGISTERED:
+            clipper: AnyClipper = kind(model, optimizer, **self._keywords)
+        else:
+            clipper = make_clipper(kind, self._keywords, optimizer, model)
         return clipper
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

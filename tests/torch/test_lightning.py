@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,13 @@ from lightning.pytorch.strategies import (  # noqa: E402
 )
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
-from autoclip_core import Fixed, read_norms  # noqa: E402
-from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
+from autoclip_core import Fixed, ParamRatio, read_norms  # noqa: E402
+from autoclip_torch import (  # noqa: E402
+    NormClip,
+    QuantileClip,
+    TrustClip,
+    UpdateClipper,
+)
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 
 pytestmark = [
@@ -226,7 +232,14 @@ def test_the_metrics_are_logged(tmp_path, kind, settings):
         assert read.steps.tolist() == list(range(6))
 
 
-@quantile_and_trust
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (QuantileClip, QUANTILE),
+        (TrustClip, TRUST),
+        (partial(UpdateClipper, policy=ParamRatio(0.02)), {"scope": "global"}),
+    ],
+)
 def test_a_resumed_run_has_the_history(tmp_path, kind, settings):
     whole, through = Automatic(), ClipCallback(kind, **settings)
     trainer(tmp_path, through, epochs=2).fit(whole)
@@ -239,7 +252,9 @@ def test_a_resumed_run_has_the_history(tmp_path, kind, settings):
     again = trainer(tmp_path, second, epochs=2)
     again.fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     torch.testing.assert_close(resumed.net.weight, whole.net.weight, rtol=0, atol=0)
-    assert second.clippers[0].metrics() == through.clippers[0].metrics()
+    metrics = second.clippers[0].metrics()
+    assert metrics == through.clippers[0].metrics()
+    assert metrics.get("clip/steps", metrics.get("clip/update_steps")) == 12
 
 
 def saved_half_way(folder, **settings):
@@ -314,6 +329,12 @@ def test_exclude_may_name_what_another_optimizer_steps(tmp_path):
     assert module.other.weight.grad.norm() <= 1.001e-3
     assert module.other.bias.grad.norm() > 1e-3
     assert module.net.bias.grad.norm() <= 1.001e-3
+
+
+def test_a_function_that_makes_no_clipper_of_groups_is_refused(tmp_path):
+    callback = ClipCallback(lambda model: TrustClip(model))
+    with pytest.raises(TypeError, match=r"'optimizer'; write ClipCallback\(TrustClip"):
+        trainer(tmp_path, callback).fit(Automatic())
 
 
 def test_an_optimizer_number_out_of_range_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from autoclip_core import Cap, Fixed, Quantile, read_norms  # noqa: E402
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip  # noqa: E402
+from autoclip_torch import (  # noqa: E402
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    TrustClip,
+    UpdateClipper,
+)
 from autoclip_torch.transformers import ClipCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
@@ -108,7 +116,9 @@ def test_gradient_accumulation_is_one_step(tmp_path):
     assert callback.clipper.metrics()["clip/steps"] == 3
 
 
-@pytest.mark.parametrize("kind", ["quantile", "capped", "agc", "numpy", "trust"])
+@pytest.mark.parametrize(
+    "kind", ["quantile", "capped", "agc", "numpy", "trust", "update"]
+)
 def test_a_resumed_run_has_the_history(tmp_path, kind):
     def make():
         if kind == "quantile":
@@ -123,6 +133,8 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
             settings = {"history_length": 8, "exclude": ["transformer.wpe"]}
             return ClipCallback(TrustClip, quantile=0.5, **settings)
         policy = Cap(Quantile(0.5, history_length=8), max_norm=2.0)
+        if kind == "update":
+            return ClipCallback(UpdateClipper, policy=policy)
         return ClipCallback(Clipper, policy=policy, scope="group")
 
     whole = trainer(tmp_path, make(), save_strategy="steps", save_steps=3)
@@ -142,9 +154,10 @@ def test_a_resumed_run_has_the_history(tmp_path, kind):
     (callback,) = [
         c for c in again.callback_handler.callbacks if isinstance(c, ClipCallback)
     ]
-    assert callback.clipper.metrics()["clip/steps"] == 6
+    prefix = "clip/update_" if kind == "update" else "clip/"
+    assert callback.clipper.metrics()[f"{prefix}steps"] == 6
     resumed_log, whole_log = logged(again)[3:], logged(whole)[3:]
-    names = ["clip/norm", "clip/threshold", "clip/scale", "clip/clip_rate"]
+    names = [prefix + name for name in ("norm", "threshold", "scale", "clip_rate")]
     if kind == "trust":
         names += [name.replace("clip/", "clip/update_") for name in names]
         assert 0 < callback.clipper.metrics()["clip/update_clip_rate"] < 1
@@ -261,9 +274,11 @@ def test_the_limit_can_be_given_to_the_trainer_instead(tmp_path):
     torch.testing.assert_close(weights(limited), weights(clipped), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", ["Nothing", torch.nn.Linear])
+@pytest.mark.parametrize("wrong", ["Nothing", torch.nn.Linear, partial(TrustClip)])
 def test_a_clipper_that_no_checkpoint_can_name_is_refused(wrong):
-    with pytest.raises(ValueError, match="clipper must be one of AGC, AdaGC"):
+    with pytest.raises(
+        ValueError, match=r"one of AGC, AdaGC.*\(TrustClip, ratio=0.01\)"
+    ):
         ClipCallback(wrong)
 
 
