@@ -538,8 +538,8 @@ def test_the_seal_holds(wrong):
 def test_the_trust_ratio_leaves_weights_of_0_alone():
     """`ParamRatio` has a floor for them. A norm that is not finite has no threshold."""
     policy = TrustRatio(0.5)
-    norms = np.float32([4.0, 1e-20, 0.0, np.nan, np.inf])
-    limit = policy.limit(policy.init(5), param_norms=norms)
-    expected = [2.0, 0.5e-20, np.inf, np.inf, np.inf]
+    norms = np.float32([4.0, 1.005e-30, 1e-30, 0.0, np.nan, np.inf])
+    limit = policy.limit(policy.init(6), param_norms=norms)
+    expected = [2.0, 0.5025e-30, np.inf, np.inf, np.inf, np.inf]
     np.testing.assert_allclose(limit.threshold, expected, rtol=1e-6)
     assert limit.target is limit.threshold

@@ -188,6 +188,8 @@ EQUIVALENT = {
     "policies/param_ratio.py": [
         ("param_norms > self.eps -> param_norms >= self.eps", "is_valid = "),
         ("param_norms > self.eps -> param_norms >= self.eps", "has_norm = "),
+        # Threshold and target are one array.
+        ("0 -> 1", "threshold = super().limit("),
     ],
     "policies/zscore.py": [
         ("count < most -> count <= most", ""),
