@@ -54,7 +54,7 @@ TESTS = {
     "torch/amp torch/accelerate torch/in_backward",
     "autoclip_torch/observer": "torch/observe torch/clipper torch/errors torch/loss",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
-    "torch/update/device torch/update/optimizers torch/update/trust "
+    "torch/update/cpu torch/update/device torch/update/optimizers torch/update/trust "
     "torch/update/update_clipper torch/update/weights_at_zero",
     "autoclip_torch/optim.py": "torch/optim torch/optim_state torch/errors "
     "torch/update/larc",
