@@ -37,8 +37,10 @@ class UpdateClipper(PolicyClipper):
       policy: any policy of `autoclip_core`. Norms of parameters, as for `ParamRatio`,
         are those before the step. With `ParamRatio(0.02, eps=0.03)` and `norm="rms"`,
         weights that start at 0 can grow.
-      scope, norm, warmup_steps, warmup_threshold, min_threshold, max_threshold,
-        exclude, scale_only, dry_run: as in `Clipper`, for updates instead of gradients.
+      scope, norm, exclude, scale_only, dry_run: as in `Clipper`, for updates instead of
+        gradients.
+      warmup_steps, warmup_threshold: as in `Clipper`.
+      min_threshold, max_threshold: as in `Clipper`.
       nonfinite: the rule for a row whose update is NaN or infinite: "zero" restores its
         old value, "propagate" leaves the new one. The norm is never recorded.
 
