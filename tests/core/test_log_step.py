@@ -10,6 +10,7 @@ from autoclip_core.record.step import (
     Step,
     read_decision,
     reduce_rows,
+    select_metrics,
     step_from_numbers,
 )
 
@@ -78,3 +79,11 @@ def test_an_integer_beyond_every_float_is_infinite():
     assert step_from_numbers(10**400, 1.0, None, None).norm == INF
     with pytest.raises(ValueError, match="norm must be >= 0, got -inf"):
         step_from_numbers(-(10**400), 1.0, None, None)
+
+
+def test_a_row_keeps_its_name_in_the_metrics_of_updates():
+    metrics = {"clip/update_norm": 5.0, "clip/update_norm/clip/update_a": 3.0}
+    assert select_metrics(metrics) == {
+        "clip/norm": 5.0,
+        "clip/norm/clip/update_a": 3.0,
+    }
