@@ -1,4 +1,4 @@
-"""Writes a file beside the old one and renames it when it is whole."""
+"""Write a file next to the old one, and rename it when it is whole."""
 
 import contextlib
 import os
@@ -30,17 +30,17 @@ def open_replacement(
         with open(path, mode, **options) as file:
             yield file
         return
-    beside = f"{target}.{os.getpid()}.tmp"
+    temporary = f"{target}.{os.getpid()}.tmp"
     try:
-        file = open(beside, mode, **options)
+        file = open(temporary, mode, **options)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
     try:
         with file:
             yield file
         if os.path.exists(target):
-            shutil.copymode(target, beside)
-        os.replace(beside, target)
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""A file is written beside the old one, which an error leaves unchanged."""
+"""A file is written next to the old one, which an error leaves unchanged."""
 
 import os
 
