@@ -188,7 +188,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             return
         self.optimizer.add_param_group(param_group)
         try:
-            self.clipper.add_param_group(keep_params(self.optimizer.param_groups[-1]))
+            self._extend_clipper()
         except Exception:
             self.optimizer.param_groups.pop()
             raise
@@ -233,6 +233,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if clipper_state is not None:
                 self.clipper.load_state_dict(clipper_state)
             self.optimizer.load_state_dict(state)
+
+    def _extend_clipper(self) -> None:
+        """Add the last group of the optimizer to the clipper."""
+        self.clipper.add_param_group(keep_params(self.optimizer.param_groups[-1]))
 
     def _check_clipper(self, optimizer: torch.optim.Optimizer) -> None:
         """Check that no `TrustClip` clips the same gradients."""

@@ -22,17 +22,10 @@ class TrustOptimizer(ClippedOptimizer):
             return self.optimizer.step()
         return self.optimizer.step(closure)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the optimizer and to both halves, or to none."""
-        if not self._is_ready:
-            return
-        self.optimizer.add_param_group(param_group)
-        try:
-            for half in self._list_observers():
-                add_new_parameters(half, self.optimizer, self.clipper._model)
-        except Exception:
-            self.optimizer.param_groups.pop()
-            raise
+    def _extend_clipper(self) -> None:
+        """Add the new parameters of the optimizer to both halves."""
+        for half in self._list_observers():
+            add_new_parameters(half, self.optimizer, self.clipper._model)
 
     def _check_clipper(self, optimizer: Optimizer) -> None:
         """Accept the clipper: it has checked the optimizer."""
