@@ -1,6 +1,5 @@
 """Clipping inside `optimizer.step()`."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +11,14 @@ from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
-from .outermost import is_outermost_step
+from .step_hooks import StepHooks, is_outermost_step
 
 
-class Attachment:
+class Attachment(StepHooks):
     """The handle of `clipper.attach(optimizer)`; `remove()` ends it.
 
-    A copied or unpickled optimizer has no hooks, because torch drops all of them. A
-    copied clipper is not attached either. Attach the two copies again.
+    A copied optimizer has no hooks, and a copied clipper is not attached either. Attach
+    the two copies again.
 
     Args:
       stepper: the steps of the clipper.
@@ -35,20 +34,10 @@ class Attachment:
         refuse_beside_trust_clip(stepper, optimizer)
         self.is_trust_clip = is_trust_clip
         self._stepper = stepper
-        self._optimizer = weakref.ref(optimizer)
-        others = _get_attachments(optimizer)
+        others = Attachment.find_all(optimizer)
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
         self._chain.add(stepper, optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-
-    @property
-    def active(self) -> bool:
-        """Whether it clips: until `remove()`, or until the optimizer is deleted."""
-        hook = self._hooks[0]
-        return hook.id in (hook.hooks_dict_ref() or {})
+        super().__init__(optimizer)
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
@@ -56,12 +45,7 @@ class Attachment:
             self._chain.steppers.remove(self._stepper)
         if (optimizer := self._optimizer()) is not None:
             self._chain.restore(optimizer)
-        for hook in self._hooks:
-            hook.remove()
-
-    def __reduce__(self) -> Any:
-        """Copy this handle as None, because the copied optimizer has no hooks."""
-        return type(None), ()
+        super().remove()
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
@@ -155,16 +139,11 @@ def clips_gradients(stepper: Stepper) -> bool:
 
 def has_trust_clip(optimizer: Optimizer) -> bool:
     """Return whether a `TrustClip` acts in the optimizer."""
-    return any(attachment.is_trust_clip for attachment in _get_attachments(optimizer))
+    return any(
+        attachment.is_trust_clip for attachment in Attachment.find_all(optimizer)
+    )
 
 
 def list_attached(optimizer: Optimizer) -> list[Stepper]:
     """Return the steppers that are attached to the optimizer."""
-    return [attachment._stepper for attachment in _get_attachments(optimizer)]
-
-
-def _get_attachments(optimizer: Optimizer) -> list["Attachment"]:
-    """Return the attachments that the optimizer has already."""
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    owners = (getattr(hook, "__self__", None) for hook in hooks)
-    return [owner for owner in owners if isinstance(owner, Attachment)]
+    return [attachment._stepper for attachment in Attachment.find_all(optimizer)]

@@ -1,20 +1,17 @@
 """Clipping the update of an optimizer by its hooks, before and after each step."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
-from autoclip_torch.hooks.outermost import is_outermost_step
+from autoclip_torch.hooks.step_hooks import StepHooks, is_outermost_step
 
 from .stepper import UpdateStepper
 
 
-class UpdateHooks:
+class UpdateHooks(StepHooks):
     """The hooks of one `UpdateClipper`. The optimizer keeps the clipper alive.
-
-    A copy of the clipper has no hooks, because torch drops those of a copied optimizer.
 
     Args:
       stepper: the steps of the clipper.
@@ -31,29 +28,10 @@ class UpdateHooks:
         """Register the hooks. The second one runs first after the step."""
         self._stepper = stepper
         self._add_parameters = add_parameters
-        self._optimizer = weakref.ref(optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        super().__init__(optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)
-
-    @property
-    def active(self) -> bool:
-        """Whether it clips: until `remove()`, or until the optimizer is deleted."""
-        hook = self._hooks[0]
-        return hook.id in (hook.hooks_dict_ref() or {})
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def __reduce__(self) -> Any:
-        """Copy this handle as None, because the copied optimizer has no hooks."""
-        return type(None), ()
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
@@ -76,9 +54,7 @@ def check_has_no_clipper(optimizer: Optimizer) -> None:
     Raises:
       ValueError: an `UpdateClipper` acts in the optimizer already.
     """
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    owners = (getattr(hook, "__self__", None) for hook in hooks)
-    if any(isinstance(owner, UpdateHooks) for owner in owners):
+    if UpdateHooks.find_all(optimizer):
         raise ValueError(
             "optimizer must have at most one update clipper, got one that has one: two "
             "would clip the same update; call detach() on the first one"
