@@ -16,7 +16,7 @@ import command
 from autoclip_torch import Clipper
 from contenders import THREADS, Parameters, make_clippers
 from models import MODELS, make_parameters, set_gradients, tiny
-from targets import ALL, REGIMES
+from regimes import ALL, REGIMES
 from timing import Timed, alternate
 
 PARTS = {"norms": "measure", "decide": "decide", "scale": "scale"}

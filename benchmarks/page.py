@@ -1,8 +1,8 @@
 """Print the tables of the docs from what the other scripts have saved, or write them.
 
 Run it as `python benchmarks/page.py FILE...`, each written by `--json`: it prints all
-tables. With `--write` they go to the marks of their names in the pages of docs, and the
-picture beside them, so that nobody types a number.
+tables. With `--write` they go to the marks of their names in the pages of docs, with
+the picture. The table of the machine is written if the files hold every framework.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from picture import draw
 from tables import make_tables
 
 DOCS = Path(__file__).parents[1] / "docs"
+FRAMEWORKS = {"torch", "jax", "keras"}
 MARKS = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
 
 
@@ -26,13 +27,13 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="put them into docs")
     options = parser.parse_args()
-    found = [json.loads(path.read_text()) for path in options.files]
-    tables = all_tables(found)
+    saved_files = [json.loads(path.read_text()) for path in options.files]
+    tables = all_tables(saved_files)
     if options.write:
-        if trials := [saved["script"] for saved in found if saved["trial"]]:
+        if trials := [saved["script"] for saved in saved_files if saved["trial"]]:
             raise SystemExit(f"these were only tried (--quick): {', '.join(trials)}")
         write(tables)
-        for saved in found:
+        for saved in saved_files:
             if saved["script"] == "run":
                 draw(DOCS / "performance.png", saved["results"])
     else:
@@ -40,34 +41,39 @@ def main() -> None:
             print(f"{name}\n\n{markdown(rows)}\n")
 
 
-def all_tables(found: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
+def all_tables(saved_files: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
     """Return the tables by name, the machine's first.
 
     Raises:
       SystemExit: the numbers are from different processors.
     """
-    machines = [saved["machine"] for saved in found]
+    machines = [saved["machine"] for saved in saved_files]
     if len(kinds := {machine["processor"] for machine in machines}) > 1:
         raise SystemExit(f"the files are of different processors: {sorted(kinds)}")
-    facts = {key: str(value) for own in machines for key, value in own.items()}
+    facts = {key: str(value) for machine in machines for key, value in machine.items()}
     tables: dict[str, Rows] = {"machine": [list(facts), list(facts.values())]}
-    for saved in found:
+    for saved in saved_files:
         tables |= make_tables(saved)
     return tables
 
 
 def write(tables: Mapping[str, Rows]) -> None:
-    """Put the tables between their marks in all pages, and tell which have changed."""
-    for page in sorted(DOCS.glob("*.md")):
+    """Put the tables between their marks in all pages, and print which changed.
+
+    The machine's table stays if the files do not hold the versions of all frameworks.
+    """
+    if not FRAMEWORKS <= set(tables["machine"][0]):
+        tables = {name: rows for name, rows in tables.items() if name != "machine"}
+    for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = put_between_marks(before, tables)
         if after != before:
             page.write_text(after, encoding="utf-8")
-            print(f"{page.name} has them now")
+            print(f"{page.relative_to(DOCS)} has them now")
 
 
 def put_between_marks(page: str, tables: Mapping[str, Rows]) -> str:
-    """Return a page with the tables at their marks; other marks keep what they have."""
+    """Return a page with the tables at their marks; other marks stay."""
 
     def table(mark: re.Match[str]) -> str:
         rows = tables.get(mark[2])

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tables import of, values
-from targets import target
 
 COLOURS = {"ours": "#1f6fb2", "theirs": "#c8553d", "reference": "#868e96"}
-TARGET = "#2b8a3e"
 TICKS = (0.5, 1, 2, 4, 8, 16, 32)
 
 
@@ -28,7 +26,7 @@ def main() -> None:
 
 
 def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a panel per model and regime: medians, quartiles, and the targets.
+    """Draw a panel per model and regime: medians and quartiles.
 
     Args:
       path: where the picture goes.
@@ -57,14 +55,14 @@ def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
             draw_panel(panel, [own[name] for name in names])
             panel.set_title(f"{model}, {regime}", fontsize=10)
     label_axis(axes[0, 0], names)
-    figure.legend(handles=handles(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=handles(), loc="outside upper center", ncols=3, frameon=False)
     figure.supxlabel("time of a step ÷ time of clip_grad_norm_ (left of 1 is cheaper)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a stem from 1 to each median, its quartiles, and a mark at its target."""
+    """Draw a stem from 1 to each median and its quartiles."""
     panel.axvline(1.0, color="black", linewidth=1.2, zorder=1)
     for place, line in enumerate(lines):
         low, middle, high = (line["ratio"][key] for key in ("low", "median", "high"))
@@ -72,9 +70,6 @@ def draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
         panel.plot([1, middle], [place, place], color=colour, linewidth=3, alpha=0.5)
         panel.plot([low, high], [place, place], color=colour, linewidth=1)
         panel.plot(middle, place, "o", color=colour, markersize=5)
-        most = target(line["contender"], line["regime"], line["model"])
-        if most is not None:
-            panel.plot(most, place, "|", color=TARGET, markersize=13, markeredgewidth=2)
     panel.grid(axis="x", alpha=0.25)
 
 
@@ -90,14 +85,11 @@ def handles() -> list[Any]:
     """Return what the legend shows."""
     from matplotlib.lines import Line2D
 
-    told = {"ours": "this library", "theirs": "others", "reference": "the same again"}
-    dots = [
+    labels = {"ours": "this library", "theirs": "others", "reference": "the same again"}
+    return [
         Line2D([], [], color=COLOURS[kind], marker="o", linewidth=3, label=label)
-        for kind, label in told.items()
+        for kind, label in labels.items()
     ]
-    mark = Line2D([], [], color=TARGET, marker="|", markersize=13, markeredgewidth=2)
-    mark.set(linestyle="", label="target")
-    return [*dots, mark]
 
 
 if __name__ == "__main__":

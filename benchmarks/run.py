@@ -13,7 +13,7 @@ from contenders import REFERENCE, SAME, THREADS, Parameters, make_contenders
 from limits import make_limits
 from models import MODELS, make_parameters, set_gradients, tiny
 from peers import make_peers
-from targets import REGIMES
+from regimes import REGIMES
 from timing import compare
 
 

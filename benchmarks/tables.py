@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
-from targets import PASSES, REGIMES, limit, target
+from regimes import PASSES, REGIMES
 
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
@@ -17,13 +17,12 @@ def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return each regime's ratios, the bytes' time, and both with the targets."""
+    """Return each regime's ratios, and the time of the bytes."""
     lines = saved["results"]
     clip = [line for line in lines if line["kind"] != "limit"]
     return {
         **{regime: ratios(of(clip, regime=regime)) for regime in REGIMES},
         "bytes": bytes_over_time(lines, saved["parameters"]),
-        "targets": targets(lines),
     }
 
 
@@ -62,36 +61,6 @@ def bytes_over_time(lines: Sequence[Line], parameters: Mapping[str, int]) -> Row
             gigabytes = 4e-9 * n * passes / (1e-3 * took)
             rows[-1].append(f"{took:.2f} ms, {gigabytes:.0f} GB/s")
     return rows
-
-
-def targets(lines: Sequence[Line]) -> Rows:
-    """Return each measured value with its target and the time of the bytes alone."""
-    models = values(lines, "model")
-    rows = [["", *models]]
-    for contender in values(of(lines, kind="ours"), "contender"):
-        for regime in REGIMES:
-            own = of(lines, regime=regime)
-            cells = [
-                compare_with_target(own, contender, regime, model) for model in models
-            ]
-            if any(cells):
-                rows.append([f"{contender}, {regime}", *cells])
-    return rows
-
-
-def compare_with_target(
-    lines: Sequence[Line], contender: str, regime: str, model: str
-) -> str:
-    """Return the measured value, the target and the limit, or "" without a target."""
-    most = target(contender, regime, model)
-    if most is None:
-        return ""
-    measured, least = (
-        middle(of(lines, model=model, contender=name)[0])
-        for name in (contender, limit(contender, regime))
-    )
-    text = f"**{measured:.2f}**" if measured <= most else f"{measured:.2f}"
-    return f"{text} of {most:g}, bytes {least:.2f}"
 
 
 def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:

@@ -1,12 +1,13 @@
 """Print the words of each page, the length of its sentences, and the words to avoid.
 
 `python docs/measure_prose.py [page ...]` reads the pages of the site, or those named.
-Code and tables are left out of the sentences; words are counted as `wc` counts them.
+Code and tables are left out of the sentences.
 The figures inform: a page may have a reason for a long sentence.
 """
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -33,8 +34,8 @@ def read_sentences(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     prose = [re.sub(r"^([-*]|\d+\.)\s", "\n\n", line) for line in lines]
     prose = ["\n" if line.startswith(("|", "#", ":::")) else line for line in prose]
-    found = SENTENCE.split(MARKUP.sub("", "\n".join(prose)))
-    sentences = (" ".join(sentence.split()) for sentence in found)
+    parts = SENTENCE.split(MARKUP.sub("", "\n".join(prose)))
+    sentences = (" ".join(part.split()) for part in parts)
     return [sentence for sentence in sentences if len(sentence.split()) > 1]
 
 
@@ -43,31 +44,54 @@ def site_pages() -> list[Path]:
     return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page, its sentences and what it holds of the words to avoid."""
+
+    name: str
+    words: int
+    """Numbers and marks of code included."""
+
+    sentences: list[str]
+    avoided: list[str]
+
+    def line(self) -> str:
+        """Return the figures as a line of the table."""
+        lengths = [length(sentence) for sentence in self.sentences] or [0]
+        figures = f"{self.words:6} {len(lengths):9} {mean(lengths):5.1f}"
+        return f"{figures} {max(lengths):7}  {self.name}"
+
+
+def length(sentence: str) -> int:
+    """Return the number of words."""
+    return len(sentence.split())
+
+
+def read_page(path: Path) -> Page:
+    """Return what is measured of a page."""
+    text = path.read_text(encoding="utf-8")
+    avoided = [
+        f"{number}: {word}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for word in AVOID.findall(line)
+    ]
+    words = len(re.findall(r"\w\S*", text))
+    return Page(str(path.relative_to(ROOT)), words, read_sentences(text), avoided)
+
+
 def main(names: list[str]) -> None:
     """Print a line for each page, then the longest sentences and the words to avoid."""
-    pages = [Path(name).resolve() for name in names] or site_pages()
-    longest: list[tuple[int, str, str]] = []
-    avoided: list[str] = []
-    total = 0
+    paths = [Path(name).resolve() for name in names] or site_pages()
+    pages = [read_page(path) for path in paths]
     print(f"{'words':>6} {'sentences':>9} {'mean':>5} {'longest':>7}  page")
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        name = str(page.relative_to(ROOT))
-        sentences = read_sentences(text)
-        lengths = [len(sentence.split()) for sentence in sentences] or [0]
-        words = len(text.split())
-        total += words
-        print(
-            f"{words:6} {len(sentences):9} {mean(lengths):5.1f} {max(lengths):7}  {name}"
-        )
-        longest += zip(lengths, [name] * len(lengths), sentences, strict=False)
-        for number, line in enumerate(text.splitlines(), 1):
-            avoided += [f"{name}:{number}: {word}" for word in AVOID.findall(line)]
-    print(f"{total:6} in all")
+    print(*(page.line() for page in pages), sep="\n")
+    print(f"{sum(page.words for page in pages):6} in all")
     print(f"\nThe {LONGEST} longest sentences")
-    for length, name, sentence in sorted(longest, reverse=True)[:LONGEST]:
-        print(f"{length:4}  {name}: {sentence}")
+    sentences = [(length(x), page.name, x) for page in pages for x in page.sentences]
+    for words, name, sentence in sorted(sentences, reverse=True)[:LONGEST]:
+        print(f"{words:4}  {name}: {sentence}")
     print("\nWords to avoid")
+    avoided = [f"{page.name}:{word}" for page in pages for word in page.avoided]
     print("\n".join(avoided) or "none")
 
 

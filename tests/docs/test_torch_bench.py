@@ -36,7 +36,7 @@ def test_a_trial_run_saves_results_tables_and_a_plot(
     from picture import draw
     from tables import make_tables
 
-    assert set(make_tables(saved)) == {*regimes, "bytes", "targets"} <= set(marks())
+    assert set(make_tables(saved)) == {*regimes, "bytes"} <= set(marks())
     draw(tmp_path / "bench.png", saved["results"])
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
@@ -176,24 +176,6 @@ def test_a_table_shows_medians_quartiles_and_the_least_in_bold(scripts):
     ]
 
 
-def test_a_cell_compares_the_measurement_with_its_target_and_the_bytes(scripts):
-    import tables
-
-    lines = [
-        line("NormClip", 0.5, 0.55, 0.6, regime="nothing clipped"),
-        line("AGC, per unit", 1.5, 1.75, 1.8),
-        line("one read", 0.2, 0.25, 0.3, kind="limit", regime="nothing clipped"),
-        line("two reads, one product", 0.9, 1.0, 1.3, kind="limit"),
-    ]
-    assert tables.compare_with_target(
-        lines[::2], "NormClip", "nothing clipped", "GPT"
-    ) == ("**0.55** of 0.6, bytes 0.25")
-    assert tables.compare_with_target(
-        lines[1::2], "AGC, per unit", "all clipped", "GPT"
-    ) == ("1.75 of 1.5, bytes 1.00")
-    assert tables.compare_with_target(lines, "timm, AGC", "all clipped", "GPT") == ""
-
-
 def test_bytes_over_time_are_gigabytes_a_second(scripts):
     import tables
 
@@ -233,6 +215,24 @@ def test_results_of_two_machines_are_not_combined(scripts):
     assert page.all_tables([log]) == {"machine": [list(about), list(about.values())]}
     with pytest.raises(SystemExit, match="of different processors"):
         page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
+
+
+def test_files_of_one_framework_leave_the_table_of_the_machine(
+    scripts, monkeypatch, tmp_path
+):
+    import page
+
+    (tmp_path / "details").mkdir()
+    written = tmp_path / "details" / "cost.md"
+    text = "<!-- table: {} -->\n\n| kept |\n| --- |\n\n<!-- end of table -->\n"
+    written.write_text(text.format("machine") + text.format("ratios"))
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    one = {"machine": [["torch"], ["2.13"]], "ratios": [["x"], ["1"]]}
+    page.write(one)
+    assert written.read_text().count("kept") == 1
+    every = [["torch", "jax", "keras"], ["2.13", "0.10", "3.15"]]
+    page.write(one | {"machine": every})
+    assert "| 2.13 | 0.10 | 3.15 |" in written.read_text()
 
 
 def test_a_trial_is_not_written_to_the_docs(scripts, monkeypatch, tmp_path):

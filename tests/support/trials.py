@@ -41,5 +41,5 @@ def numbers(node):
 
 def marks():
     """Return the names of the tables that the docs have marks for."""
-    pages = (path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    pages = (path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
     return re.findall(r"<!-- table: (.+?) -->", "".join(pages))
