@@ -18,8 +18,7 @@ from autoclip_core.log.formatting import wrap_text
 from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
-
-from .spikes import LevelShift, find_shift, find_spikes
+from autoclip_core.series.spikes import LevelShift, find_shift, find_spikes
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps an iterable that has a length and shows the progress, such as `tqdm`."""

@@ -10,9 +10,9 @@ from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
 from autoclip_core.record.step import Array
+from autoclip_core.series.spikes import find_shift, find_spikes
 
 from .replay import as_float64
-from .spikes import find_shift, find_spikes
 
 HEAVY_TAIL = 1.0
 """Norms are heavy-tailed if the deviation of ln(norm) is larger than this."""

@@ -67,7 +67,7 @@ def read_changes(file):
 def test_each_file_has_mutants_and_its_tests_exist(file):
     assert len(read_changes(file)[1]) >= 2
     for name in mutants.TESTS[file]:
-        assert (mutants.ROOT / "tests" / "core" / f"test_{name}.py").is_file()
+        assert (mutants.ROOT / mutants.test_file(name)).is_file()
 
 
 @pytest.mark.parametrize("file", mutants.TESTS)

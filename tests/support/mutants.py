@@ -64,10 +64,11 @@ TESTS = {
         "golden",
         "laws",
     ],
-    "planning/replay.py": ["replay", "spikes"],
+    "planning/replay.py": ["replay", "series/spikes"],
     "scale.py": [*FAST, "decide", "policies", "norms", "window"],
     "clipper/settings.py": ["settings"],
-    "planning/spikes.py": ["spikes"],
+    "series/diagnosis.py": ["series/diagnosis", "suggest"],
+    "series/spikes.py": ["series/spikes"],
     "planning/suggest.py": ["suggest"],
     "history/lookup.py": ["window", "policies"],
     "clipper/units.py": ["units"],
@@ -171,7 +172,7 @@ EQUIVALENT = {
         ("longest[rest] <= norm -> longest[rest] < norm", ""),
     ],
     # The size of the pieces of a long series.
-    "planning/spikes.py": [
+    "series/spikes.py": [
         ("2 -> 3", "MAX_STEPS = 2"),
         ("16 -> 17", "MAX_STEPS = 2"),
         # A tolerance for rounding.
@@ -338,11 +339,17 @@ def survives(folder: Path, tests: list[str]) -> bool:
     """Return whether all tests pass within the time limit."""
     child = multiprocessing.get_context("fork").Process(
         target=run_tests,
-        args=(folder, [f"tests/core/test_{name}.py" for name in tests]),
+        args=(folder, [test_file(name) for name in tests]),
     )
     child.start()
     child.join()
     return child.exitcode == 0
+
+
+def test_file(name: str) -> str:
+    """Return the path of a test file of the core; its name may begin with a folder."""
+    folder, _, name = name.rpartition("/")
+    return str(Path("tests/core", folder, f"test_{name}.py"))
 
 
 def run_tests(folder: Path, files: list[str]) -> None:

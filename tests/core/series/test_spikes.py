@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip_core.planning import spikes
-from autoclip_core.planning.spikes import find_shift, find_spikes, measure_local_level
+from autoclip_core.series import spikes
+from autoclip_core.series.spikes import find_shift, find_spikes, measure_local_level
 
-from ..support.cases import fewer_examples, positive
+from ...support.cases import fewer_examples, positive
 
 NAN, INF = math.nan, math.inf
 
