@@ -16,7 +16,7 @@ ROOT = DOCS.parent
 FENCE = re.compile(r"^([ \t]*)(```|~~~).*?^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 HTML = re.compile(r"<[^>]+>")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
-MARKUP = re.compile(r"[*_#>]+")
+MARKUP = re.compile(r"[*#>]+")
 SENTENCE = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\"(])|\n\s*\n")
 AVOID = re.compile(
     r"\b(anew|afresh|beside|but for|whoever|nobody|as yet|of which|is warned of|told|"
