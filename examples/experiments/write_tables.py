@@ -9,7 +9,7 @@ import re
 
 from experiment import EVIDENCE
 
-PAGES = (EVIDENCE.with_suffix(".md"), *sorted(EVIDENCE.glob("*.md")))
+PAGES = sorted(EVIDENCE.glob("*.md"))
 MARKS = re.compile(
     r"(<!-- tables of (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
