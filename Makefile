@@ -25,7 +25,7 @@ test quick: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test quick bench lint types mutants docs wheel archives clean
+.PHONY: help demo test quick trainers bench lint types mutants docs wheel archives clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -40,6 +40,12 @@ test: .venv/.test  ## run all tests, for all frameworks
 
 quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autoclip_core/log
 	FOLDER='$(FOLDER)' $(BIN)/python tests/support/quick.py
+
+# Other packages import these if they are installed, so they have their own environment.
+# `-W default`: they warn at import.
+trainers: .venv/.trainers  ## test with TRL, PEFT and optimizers of other projects
+	OMP_NUM_THREADS=1 AUTOCLIP_TEST=core,torch,trainers \
+	  .venv/trainers/bin/python -m pytest -W default tests/trainers --durations=5
 
 BENCHMARKS := run fixed_cost fused trust memory growth jax_steps keras_steps gpu
 
@@ -120,6 +126,12 @@ clean:  ## remove build results and caches, except .venv
 .venv/.test: .venv/.pip pyproject.toml
 	$(PIP) --editable '.[all]' --group test --group stacks --group demo
 	$(PIP) --no-deps --group peers  # timm requires torchvision, which requires another torch
+	@touch $@
+
+.venv/.trainers: .venv/.pip pyproject.toml
+	$(BIN)/python -m venv .venv/trainers
+	.venv/trainers/bin/python -m pip install --constraint constraints.txt \
+	  --editable '.[torch]' --group test --group trainers
 	@touch $@
 
 .venv/.dev: .venv/.test

@@ -4,10 +4,11 @@
 or not in the table below, the run ends with a usage error instead of skipping tests.
 Everything that is installed is tested, named or not. The report's first lines list it.
 
-pytest does not collect the folders `torch`, `tf` and `jax` without their framework, nor
-files elsewhere that are called `test_torch_*.py`, `test_tf_*.py`, `test_jax_*.py` or
-`test_plot_*.py`. These files import their framework at the top. In other files, a test
-that needs a framework has `@pytest.mark.needs("jax")` and imports it inside.
+pytest does not collect the folders `torch`, `tf`, `jax` and `trainers` without their
+packages, nor files elsewhere that are called `test_torch_*.py`, `test_tf_*.py`,
+`test_jax_*.py` or `test_plot_*.py`. These files import their framework at the top. In
+other files, a test that needs a framework has `@pytest.mark.needs("jax")` and imports
+it inside.
 """
 
 import gc
@@ -31,9 +32,14 @@ MODULES = {
         *("sklearn", "rich"),
     ),
     "peers": ("autoclip", "zclip", "smartclip", "pytorch_optimizer", "timm"),
+    "trainers": (
+        *("trl", "peft", "datasets", "bitsandbytes", "torchao"),
+        *("galore_torch", "apollo_torch", "schedulefree"),
+    ),
 }
 """The modules of each name. `stacks` are trainers and tools around the frameworks,
-`peers` are clippers of other projects, to compare with."""
+`peers` are clippers of other projects, to compare with. `trainers` are too heavy for
+`make test`: `make trainers` runs their tests."""
 
 FOLDERS = {"tf": 0, "jax": 1, "torch": 2}
 """The folders whose tests run first, in this order. The others follow."""

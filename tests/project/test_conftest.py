@@ -75,6 +75,6 @@ def test_a_misspelt_name_is_an_error(monkeypatch):
     monkeypatch.setenv("AUTOCLIP_TEST", "core,pytorch")
     module = types.ModuleType("conftest_copy")
     exec(compile(CONFTEST, "conftest.py", "exec"), vars(module))
-    names = "core, plot, torch, tf, jax, stacks, peers"
+    names = "core, plot, torch, tf, jax, stacks, peers, trainers"
     with pytest.raises(pytest.UsageError, match=f"{names}, got .'pytorch'."):
         module.pytest_configure(config=None)

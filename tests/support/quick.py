@@ -114,6 +114,7 @@ LEFT_OUT = {
     "tf/strategy": "all of it is slow",
     "torch/cuda": "it needs a CUDA device",
     "torch/lightning": "all of it is slow",
+    "trainers/trl": "`make trainers` runs it",
 }
 """The test files that belong to no entry, with the reason."""
 
