@@ -195,8 +195,8 @@ def _check_arguments(args: Any) -> None:
     if getattr(args, "deepspeed", None):
         raise RuntimeError(
             "under DeepSpeed the engine clips and steps within backward, before any "
-            "callback; use clipper.threshold() and clipper.observe() as docs/stacks.md "
-            "shows"
+            "callback; use clipper.threshold() and clipper.observe() as "
+            "docs/trainers.md shows"
         )
     if args.max_grad_norm and args.max_grad_norm > 0:
         warn(

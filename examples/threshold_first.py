@@ -3,7 +3,7 @@
 DeepSpeed, Megatron and the Hugging Face Trainer measure and clip inside their own step.
 What they accept is a limit before the step; what they tell is a norm after it. Here
 `Engine` stands where DeepSpeed's would: a plain loop with `clip_grad_norm_`.
-docs/stacks.md has the same lines for each of them.
+docs/trainers.md has the same lines for each of them.
 """
 
 import torch

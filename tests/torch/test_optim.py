@@ -225,7 +225,7 @@ def lbfgs_on_a_quadratic(clip, **settings):
 
 @pytest.mark.parametrize("clip", ["attached", "by torch"])
 def test_lbfgs_needs_a_line_search_where_gradients_are_clipped(clip):
-    """LBFGS takes the curvature from differences of gradients (docs/stacks.md)."""
+    """LBFGS takes the curvature from differences of gradients (docs/pytorch.md)."""
     assert not np.isfinite(lbfgs_on_a_quadratic(clip)[2])
     assert lbfgs_on_a_quadratic(None)[-1] < 1e-8
     assert lbfgs_on_a_quadratic(clip, line_search_fn="strong_wolfe")[-1] < 1e-8
