@@ -17,6 +17,7 @@ from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .observer.loss_observer import LossObserver
 from .rows.groups import ParametersLike, read_optimizer_groups
+from .rows.settings import StepCallback
 from .step.amp import check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
@@ -64,6 +65,9 @@ class Clipper(LossObserver):
         every rank must call `step`. All ranks must have the same rows, as with
         scope="global". Sharded parameters (`DTensor`) hold their ranks and need no
         group.
+      on_clip: a function that is called if a row was clipped, dropped or not finite;
+        the attribute `on_clip` has its arguments.
+      on_skip: a function that is called if the update was skipped.
 
     Raises:
       ValueError, TypeError: an argument breaks its rule; the message says which.
@@ -98,6 +102,8 @@ class Clipper(LossObserver):
         loss_policy: Policy | None = None,
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
+        on_clip: StepCallback | None = None,
+        on_skip: StepCallback | None = None,
     ) -> None:
         """Check the arguments and create the rows."""
         super().__init__(
@@ -116,6 +122,7 @@ class Clipper(LossObserver):
             most_skips=max_consecutive_skips,
             process_group=process_group,
         )
+        self.on_clip, self.on_skip = on_clip, on_skip
         self._attachment: Attachment | None = None
 
     @property

@@ -1,13 +1,12 @@
 """`TrustClip` filters the gradient and bounds the update, inside `optimizer.step()`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from autoclip_core.checks import format_error
 from autoclip_core.clipper.patterns import Pattern, as_patterns
 from autoclip_core.clipper.settings import format_clipper
 from autoclip_core.clipper.trust import (
@@ -23,12 +22,15 @@ from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .observer.observer import Observer
-from .update import UpdateClipper
+from .observer.reporter import HasCallbacks
+from .rows.settings import StepCallback
+from .state.compatibility import check_has_halves
+from .update import UpdateClipper, check_model
 from .update_step.optimizers import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
 
 
-class TrustClip:
+class TrustClip(HasCallbacks):
     """Clip the gradient at its recent quantile, and bound the update by the weights.
 
     There is no number to choose. Two limits act inside `optimizer.step()`:
@@ -61,6 +63,8 @@ class TrustClip:
       nonfinite: filter: what happens if the norm is NaN or infinite, as in `Clipper`.
         The bound always restores the weights of a row whose update is not finite.
       dry_run: both: measure, decide and record, but change nothing.
+      on_clip, on_skip: both: as in `Clipper`. The filter calls them before the weights
+        change, with the name "global"; the bound calls `on_clip` after that.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule, or an `UpdateClipper` bounds
@@ -89,13 +93,11 @@ class TrustClip:
         exclude: Pattern | Iterable[Pattern] | None = (),
         nonfinite: str = "zero",
         dry_run: bool = False,
+        on_clip: StepCallback | None = None,
+        on_skip: StepCallback | None = None,
     ) -> None:
         """Create both halves, and register them on the optimizer."""
-        if not isinstance(model, nn.Module | None):
-            raise TypeError(
-                f"model must be a torch.nn.Module or None, got {type(model).__name__}; "
-                "write TrustClip(model, optimizer)"
-            )
+        check_model(model, "TrustClip(model, optimizer)")
         refuse_other_filters(optimizer)
         innermost, policy = find_innermost(optimizer), make_bound(ratio)
         self._model = model
@@ -110,6 +112,7 @@ class TrustClip:
         self._bound = UpdateClipper(
             model, innermost, policy, scope=scope, norm="rms", **keywords
         )
+        self.on_clip, self.on_skip = on_clip, on_skip
         self._attach_filter(innermost)
 
     _handle: Any = None
@@ -219,11 +222,7 @@ class TrustClip:
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.load_state_dict(clipper.state_dict())
         """
-        is_mapping = isinstance(state_dict, Mapping)
-        if not is_mapping or not {"gradient", "update"} <= set(state_dict):
-            rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
-            value = sorted(state_dict) if is_mapping else state_dict
-            raise ValueError(format_error("state_dict", rule, value, ""))
+        check_has_halves(state_dict)
         with undo_on_error(self._halves):
             self._filter.load_state_dict(state_dict["gradient"], strict=strict)
             self._bound.load_state_dict(state_dict["update"], strict=strict)
@@ -266,10 +265,9 @@ class TrustClip:
             "quantile": quantile.quantile,
             "history_length": quantile.history_length,
         }
-        nonfinite = self._filter.nonfinite
         settings: dict[str, Any] = {"exclude": self._exclude, "dry_run": self.dry_run}
-        settings |= {"nonfinite": nonfinite if nonfinite != "zero" else ""}
-        shown = {name: value for name, value in settings.items() if value}
+        settings["nonfinite"] = self._filter.nonfinite
+        shown = {k: value for k, value in settings.items() if value and value != "zero"}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), arguments, self._bound.scope, shown)
 
@@ -280,6 +278,10 @@ class TrustClip:
     @property
     def _halves(self) -> list[Observer]:
         return [self._filter, self._bound]
+
+    @property
+    def _steppers(self) -> list[Any]:
+        return [half._stepper for half in self._halves]
 
     def _register(self, innermost: torch.optim.Optimizer) -> None:
         """Register both halves on a copied optimizer."""

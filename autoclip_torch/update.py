@@ -15,6 +15,7 @@ from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .observer.observer import Observer
+from .rows.settings import StepCallback
 from .update_step.hooks import UpdateHooks, check_has_no_clipper
 from .update_step.optimizers import find_innermost
 from .update_step.stepper import UpdateStepper
@@ -57,6 +58,7 @@ class UpdateClipper(Observer):
       warmup_steps, warmup_threshold, min_threshold, max_threshold: as in `Clipper`.
       exclude, scale_only: as in `Clipper`; names are those of the model.
       dry_run: measure, decide and record, but change no weight.
+      on_clip: as in `Clipper`; it is called after the weights were clipped.
 
     Raises:
       TypeError: `model` is neither a module nor None, or `optimizer` is no torch
@@ -99,13 +101,10 @@ class UpdateClipper(Observer):
         exclude: Pattern | Iterable[Pattern] | None = (),
         scale_only: Pattern | Iterable[Pattern] | None = None,
         dry_run: bool = False,
+        on_clip: StepCallback | None = None,
     ) -> None:
         """Check the arguments, create the rows and register the hooks."""
-        if not isinstance(model, nn.Module | None):
-            raise TypeError(
-                f"model must be a torch.nn.Module or None, got {type(model).__name__}; "
-                "write UpdateClipper(model, optimizer, policy)"
-            )
+        check_model(model, "UpdateClipper(model, optimizer, policy)")
         innermost = find_innermost(optimizer)
         check_has_no_clipper(innermost)
         check_choice("scope", scope, SCOPES)
@@ -130,6 +129,7 @@ class UpdateClipper(Observer):
         patterns = {"exclude": exclude, "scale_only": scale_only}
         make_clipper(create, patterns, innermost, model)
         self._model = model
+        self.on_clip = on_clip
         self._register(innermost)
 
     @property
@@ -215,3 +215,16 @@ def check_nonfinite(nonfinite: str) -> None:
             "Clipper of the gradients, attached to the same optimizer"
         )
     check_choice("nonfinite", nonfinite, ("zero", "raise", "propagate"))
+
+
+def check_model(model: Any, call: str) -> None:
+    """Refuse a first argument that is not the model.
+
+    Raises:
+      TypeError: it is neither a module nor None; the message shows the call.
+    """
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(
+            f"model must be a torch.nn.Module or None, got {type(model).__name__}; "
+            f"write {call}"
+        )

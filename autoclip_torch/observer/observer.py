@@ -8,7 +8,6 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
@@ -32,8 +31,10 @@ from autoclip_torch.state.series import as_series
 from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
 
+from .reporter import Reporter
 
-class Observer:
+
+class Observer(Reporter):
     """The rows of parameters, and the policy states of their norms.
 
     This is the part of a `Clipper` for stacks that clip by themselves.
@@ -129,6 +130,8 @@ class Observer:
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; no norm of
             the series was recorded.
 
+        A single step calls `on_clip` or `on_skip`; a series calls neither.
+
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> clipper = QuantileClip([weight], quantile=0.5)
@@ -146,38 +149,10 @@ class Observer:
                 check_finite(states, step, observed, self._stepper.quantity)
         for step, observed in steps:
             decision = states.decide(step, observed, weights)
+        if self._stepper.callbacks is not None and len(steps) == 1:
+            self._stepper.callbacks.report(states)
         self._stepper.checks.overflows.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))
-
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return the metrics of the last step and of the run, in one transfer.
-
-        After `load_state_dict` there is no last step. Until the next step, the norm is
-        0 and the threshold is +inf. The counts continue.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row, as
-            `clip/norm/<name>` and so on.
-
-        Returns:
-          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
-          With a loss policy, also those of `autoclip_core.loss.compute_loss_metrics`.
-
-        Raises:
-          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
-
-        >>> from autoclip_torch import QuantileClip
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = QuantileClip([weight], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
-        (3.0, 0.5)
-        """
-        (decision, tally, losses), stepper = self._policy_states.read(), self._stepper
-        stepper.checks.check_counts(tally, self.nonfinite, stepper.dry_run)
-        run = compute_metrics(decision, tally, **self._policy_states.describe_norm())
-        rows = compute_row_metrics(self.names, decision, tally) if per_row else {}
-        return {name: float(value) for name, value in (run | losses).items()} | rows
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts, as if no step had been taken.

@@ -1,10 +1,14 @@
 """The keywords that all clippers share, and the keys of a group dict."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from autoclip_core import Policy
+from autoclip_core import Decision, Policy
 from autoclip_core.clipper import settings
+
+StepCallback = Callable[[Decision, list[str], int], object]
+"""`on_clip` and `on_skip`: a function of a decision on the CPU, the names of its rows,
+and the number of the step."""
 
 
 class ClipperKeywords(settings.ClipperKeywords, total=False):
@@ -13,6 +17,8 @@ class ClipperKeywords(settings.ClipperKeywords, total=False):
     loss_policy: Policy | None
     max_consecutive_skips: int | None
     process_group: Any
+    on_clip: StepCallback | None
+    on_skip: StepCallback | None
 
 
 class PolicyKeywords(ClipperKeywords, settings.PolicyKeywords):

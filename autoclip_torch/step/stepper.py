@@ -24,6 +24,7 @@ from autoclip_torch.state.loss_monitor import LossMonitor
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .amp import NO_SCALE, LossScale
+from .callbacks import StepCallbacks
 from .run_checks import RunChecks, check_finite, is_skipped
 from .step_loss import StepLoss, decide_on_loss
 
@@ -43,6 +44,9 @@ class Stepper:
 
     quantity = "gradient"
     """What is measured, for error messages."""
+
+    callbacks: StepCallbacks | None = None
+    """The user's functions; None without any."""
 
     def __init__(
         self,
@@ -215,7 +219,9 @@ class Stepper:
         return may_cancel and is_skipped(decision)
 
     def check(self, is_cancelled: bool = False) -> None:
-        """Check the counts of the run after a step."""
+        """Call the user's functions, and check the counts of the run, after a step."""
+        if self.callbacks is not None:
+            self.callbacks.report(self.policy_states)
         self.checks.check_run(self.policy_states, self.dry_run, is_cancelled)
 
     def remove_gradients(self) -> None:

@@ -51,10 +51,12 @@ TESTS = {
     "torch/optim_state torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
     "torch/errors",
+    "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward",
-    "autoclip_torch/observer": "torch/observe torch/clipper torch/errors torch/loss",
+    "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
+    "torch/errors torch/loss",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
     "torch/update/cpu torch/update/device torch/update/optimizers torch/update/trust "
     "torch/update/update_clipper torch/update/weights_at_zero",

@@ -310,13 +310,14 @@ def test_the_state_stays_in_its_memory():
     assert addresses() == before
 
 
-@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
-def test_modes_that_read_norms_refuse_to_be_compiled(nonfinite):
-    parameters, clipper = model_and_clipper(
-        lambda p: QuantileClip(p, nonfinite=nonfinite)
-    )
+@pytest.mark.parametrize(
+    "keywords", [{"nonfinite": "raise"}, {"nonfinite": "skip"}, {"on_clip": print}]
+)
+def test_modes_that_read_norms_refuse_to_be_compiled(keywords):
+    parameters, clipper = model_and_clipper(lambda p: QuantileClip(p, **keywords))
     train(parameters, clipper.step, 1)  # an eager step works
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="must read the norms"):
+    error = "on_clip and on_skip" if "on_clip" in keywords else "must read the norms"
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=error):
         train(parameters, compiled(clipper.step), 1)
 
 

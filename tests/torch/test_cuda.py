@@ -97,6 +97,29 @@ def test_on_cuda_every_kind_of_gradient(scope):
         torch.testing.assert_close(p.grad.cpu().to_dense(), expected, msg=name)
 
 
+def test_on_cuda_on_clip_waits_only_for_the_step_before():
+    host, device = model(), model().cuda()
+    calls = {"host": [], "device": []}
+
+    def keep(place):
+        return lambda decision, names, step: calls[place].append((step, decision))
+
+    on_host = NormClip(host, 3.0, scope="parameter", on_clip=keep("host"))
+    on_device = NormClip(device, 3.0, scope="parameter", on_clip=keep("device"))
+    for step, grads in enumerate(gradients(list(host.parameters()))):
+        give(host.parameters(), grads)
+        give(device.parameters(), grads, lambda gradient: gradient.cuda())
+        on_host.step()
+        with no_synchronisation():
+            on_device.step()
+        assert len(calls["device"]) == sum(k < step for k, _ in calls["host"])
+    on_device.metrics()
+    assert len(calls["host"]) > 2
+    for (k, expected), (number, decision) in zip(*calls.values(), strict=True):
+        assert number == k
+        assert_alike(decision, expected, rtol=2e-6)
+
+
 def test_on_cuda_a_model_may_lie_on_two_devices():
     """Its rows are decided on the accelerator, with one transfer."""
     host, spread_out = model(), model()

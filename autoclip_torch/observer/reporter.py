@@ -1,0 +1,131 @@
+"""What a clipper reports of its steps: its metrics, and calls of functions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from autoclip_core.checks import format_error
+from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
+from autoclip_torch.rows.settings import StepCallback
+from autoclip_torch.step.callbacks import StepCallbacks
+from autoclip_torch.step.stepper import Stepper
+
+
+class HasCallbacks(ABC):
+    """A clipper with the functions `on_clip` and `on_skip`."""
+
+    @property
+    def on_clip(self) -> StepCallback | None:
+        """A function that is called if a row was clipped, dropped or not finite.
+
+        `on_clip(decision, names, step)` gets the decision on the CPU, the names of its
+        rows, and the number of the step, `clip/steps` - 1. A skipped step calls
+        `on_skip` instead. A copied or unpickled clipper has no functions.
+
+        On the CPU the function is called in the step, when the norms are recorded and
+        the gradients are scaled. On an accelerator, a step does not wait for its
+        decision: the function is called for step k before step k + 1 ends, or by
+        `metrics()`.
+
+        An exception in the function propagates. The step is then recorded, and the
+        gradients are scaled or removed, unless the kernel of a fused optimizer does
+        that. If the clipper acts in `optimizer.step()`, the optimizer does not step. An
+        `UpdateClipper` calls the function after the weights were clipped.
+
+        >>> import torch
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = NormClip([weight], 1.0)
+        >>> clipper.on_clip = lambda decision, names, step: print(step, decision.norm)
+        >>> for norm in [0.5, 4.0]:
+        ...     weight.grad = torch.tensor([norm, 0.0])
+        ...     decision = clipper.step()
+        1 tensor([4.])
+        """
+        return self._get_callback("on_clip")
+
+    @on_clip.setter
+    def on_clip(self, function: StepCallback | None) -> None:
+        self._set_callback("on_clip", function)
+
+    @property
+    def on_skip(self) -> StepCallback | None:
+        """A function that is called if the update was skipped; see `on_clip`.
+
+        >>> import torch
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = NormClip([weight], 1.0, nonfinite="skip")
+        >>> clipper.on_skip = lambda decision, names, step: print(names, step)
+        >>> weight.grad = torch.tensor([float("nan"), 0.0])
+        >>> decision = clipper.step()
+        ['global'] 0
+        """
+        return self._get_callback("on_skip")
+
+    @on_skip.setter
+    def on_skip(self, function: StepCallback | None) -> None:
+        self._set_callback("on_skip", function)
+
+    @property
+    @abstractmethod
+    def _steppers(self) -> Sequence[Stepper]:
+        """Return what takes the steps and calls the functions."""
+
+    def _get_callback(self, name: str) -> StepCallback | None:
+        function: StepCallback | None = getattr(self._steppers[0].callbacks, name, None)
+        return function
+
+    def _set_callback(self, name: str, function: StepCallback | None) -> None:
+        if function is not None and not callable(function):
+            rule = "a function of (decision, names, step), or None"
+            raise TypeError(format_error(name, rule, function, ""))
+        for stepper in self._steppers:
+            callbacks = stepper.callbacks or StepCallbacks()
+            setattr(callbacks, name, function)
+            stepper.callbacks = callbacks if callbacks else None
+
+
+class Reporter(HasCallbacks):
+    """The functions and the metrics of a clipper; an `Observer` derives from it."""
+
+    _stepper: Stepper
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return the metrics of the last step and of the run, in one transfer.
+
+        After `load_state_dict` there is no last step. Until the next step, the norm is
+        0 and the threshold is +inf. The counts continue. On an accelerator, `on_clip`
+        or `on_skip` is first called for the last step.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row, as
+            `clip/norm/<name>` and so on.
+
+        Returns:
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
+          With a loss policy, also those of `autoclip_core.loss.compute_loss_metrics`.
+
+        Raises:
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
+        (3.0, 0.5)
+        """
+        states, stepper = self._stepper.policy_states, self._stepper
+        if stepper.callbacks is not None:
+            stepper.callbacks.flush()
+        decision, tally, losses = states.read()
+        stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
+        run = compute_metrics(decision, tally, **states.describe_norm())
+        numbers = {name: float(value) for name, value in (run | losses).items()}
+        if per_row:
+            numbers |= compute_row_metrics(states.rows.names, decision, tally)
+        return numbers
+
+    @property
+    def _steppers(self) -> Sequence[Stepper]:
+        return [self._stepper]
