@@ -6,11 +6,17 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.validation import find_problems
+from autoclip_core.loss import LossState
 
-from .skip_state import SkipLoss, SkipState
-from .state import ClipState
+from .skip_state import SkipLoss
+from .state import (
+    ClipState,
+    add_prefix,
+    is_earlier_state,
+    rename_fields,
+    restore_names,
+)
 
 State = TypeVar("State")
 
@@ -35,7 +41,7 @@ def check_state(opt_state: Any) -> None:
     >>> from autoclip_jax import clip_by_zscore
     >>> state = clip_by_zscore().init(jnp.zeros(2))
     >>> check_state(state)
-    >>> invalid = state.clip_policy._replace(deviation=jnp.array([-1.0]))
+    >>> invalid = state.clip_policy._replace(policy_deviation=jnp.array([-1.0]))
     >>> check_state(state._replace(clip_policy=invalid))
     Traceback (most recent call last):
         ...
@@ -44,10 +50,10 @@ got -1.0; restore a valid checkpoint
     """
     for path, state in find_clip_states(opt_state):
         for member in _split_members(jax.device_get(state)):
-            _refuse(find_problems(member, path))
+            _refuse(find_problems(restore_names(member), path))
     for path, losses in list_states(opt_state, SkipLoss):
         for member in _split_members(jax.device_get(losses)):
-            _refuse(find_problems(member, path, is_signed=True))
+            _refuse(find_problems(restore_names(member), path, is_signed=True))
 
 
 def _refuse(problems: Iterator[str]) -> None:
@@ -59,49 +65,87 @@ def _refuse(problems: Iterator[str]) -> None:
 def upgrade_state(old: Any) -> Any:
     """Return an optimizer state of an earlier version in the present structure.
 
-    Earlier versions did not count the steps with a dropped row, had only the norm "l2",
-    and `skip_steps` had no loss policy. That count starts at 0, `clip_totals` and
-    `skip_loss` are None, and all else is unchanged. A state that needs no change is
-    returned as it is.
+    Earlier versions named some fields as optax does (`count`, `mean`, `inner_state`),
+    did not count the steps with a dropped row and had only the norm "l2", and
+    `skip_steps` had no loss policy. The fields get their present names, that count
+    starts at 0, `clip_totals` and `skip_loss` are None, and all else is unchanged. A
+    state that needs no change is returned as it is.
 
     Args:
-      old: the restored optimizer state: the objects themselves, with `dropped=None` in
-        each `Tally`, or the nested dicts to which a format of names restores them.
+      old: the restored optimizer state: the objects themselves, from a pickle, or the
+        nested dicts to which a format of names restores them.
 
     >>> import jax.numpy as jnp
-    >>> from autoclip_jax import clip_by_zscore
-    >>> state = clip_by_zscore().init(jnp.zeros(2))
-    >>> old = state._replace(clip_tally=state.clip_tally._replace(dropped=None))
-    >>> int(upgrade_state(old).clip_tally.dropped)
-    0
+    >>> from autoclip_core import StreamingQuantile
+    >>> from autoclip_core.clipper.metrics import empty_tally
+    >>> from autoclip_jax import clip_by_policy
+    >>> policy = StreamingQuantile()
+    >>> state = clip_by_policy(policy).init(jnp.zeros(2))
+    >>> old = state._replace(clip_policy=policy.init(1), clip_tally=empty_tally(1))
+    >>> upgrade_state(old).clip_policy._fields
+    ('policy_level',)
     """
     return jax.tree.map(_upgrade, old, is_leaf=_is_earlier)
 
 
-_EARLIER_COUNTS = {*Tally._fields} - {"dropped"}
-_EARLIER_SKIPS = {*SkipState._fields} - {"skip_loss"}
-_EARLIER_FIELDS = {*ClipState._fields} - {"clip_totals"}
+_PREFIXES = {
+    "clip_policy": "policy_",
+    "clip_tally": "tally_",
+    "clip_totals": "totals_",
+    "skip_loss_state": "loss_",
+}
+"""The fields that hold a state of the core, and the prefix of its names."""
 
 
 def _is_earlier(part: Any) -> bool:
-    """Return whether a part of a state is a tally, or a dict, of an earlier version."""
+    """Return whether a part of a state may need new names; a dict may have either."""
     if isinstance(part, Mapping):
-        return set(part) in (_EARLIER_COUNTS, _EARLIER_SKIPS, _EARLIER_FIELDS)
-    return isinstance(part, Tally) and part.dropped is None
+        markers = {*_PREFIXES, "skip_clip", "trust_gradient"}
+        return not markers.isdisjoint(part)
+    if isinstance(part, ClipState):
+        return is_earlier_state(part)
+    return isinstance(part, SkipLoss) and isinstance(part.skip_loss_state, LossState)
 
 
 def _upgrade(part: Any) -> Any:
     if not _is_earlier(part):
         return part
-    if isinstance(part, Mapping) and set(part) == _EARLIER_FIELDS:
-        tally = _upgrade(part["clip_tally"])
-        return {**part, "clip_tally": tally, "clip_totals": None}
-    if isinstance(part, Tally):
-        return part._replace(dropped=jnp.zeros_like(part.steps))
-    if set(part) == _EARLIER_SKIPS:
-        inside = {name: upgrade_state(value) for name, value in part.items()}
-        return {**inside, "skip_loss": None}
-    return {**part, "dropped": jnp.zeros_like(part["steps"])}
+    if isinstance(part, Mapping):
+        return _upgrade_dict(part)
+    fields = part._asdict()
+    if isinstance(part, ClipState) and part.clip_tally.dropped is None:
+        dropped = jnp.zeros_like(part.clip_tally.steps)
+        fields["clip_tally"] = part.clip_tally._replace(dropped=dropped)
+    for name in _PREFIXES.keys() & fields.keys():
+        fields[name] = rename_fields(fields[name], _PREFIXES[name])
+    return type(part)(**fields)
+
+
+def _upgrade_dict(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a state under their present names, and the later fields."""
+    new: dict[str, Any] = {}
+    for name, value in old.items():
+        if name in _PREFIXES:
+            new[name] = _rename_keys(value, _PREFIXES[name])
+            continue
+        if name == "inner_state":
+            name = "skip_inner_state" if "skip_clip" in old else "trust_inner_state"
+        new[name] = upgrade_state(value)
+    if "clip_policy" in new:
+        new.setdefault("clip_totals", None)
+    if "skip_clip" in new:
+        new.setdefault("skip_loss", None)
+    if "clip_tally" in new:
+        tally = new["clip_tally"]
+        tally.setdefault("tally_dropped", jnp.zeros_like(tally["tally_steps"]))
+    return new
+
+
+def _rename_keys(part: Any, prefix: str) -> Any:
+    """Return a state of the core, as nested dicts, with a prefix before each name."""
+    if not isinstance(part, Mapping):
+        return part
+    return {add_prefix(n, prefix): _rename_keys(v, prefix) for n, v in part.items()}
 
 
 def _split_members(state: Any) -> Iterator[Any]:
@@ -124,7 +168,7 @@ def find_clip_states(opt_state: Any) -> list[tuple[str, ClipState]]:
     """
     states = find_states(opt_state, ClipState, "a clipper")
     for path, state in states:
-        if state.clip_tally.dropped is None:
+        if is_earlier_state(state):
             raise ValueError(
                 "opt_state must have the present structure, but an earlier version "
                 f"saved {path}.clip_tally; call upgrade_state(opt_state)"

@@ -29,7 +29,13 @@ from .gradients import (
     scale_updates,
 )
 from .rows import Labels, Mask, Rows, Scope, choose_scope
-from .state import ClipState, check_state_matches, init_state
+from .state import (
+    ClipState,
+    check_state_matches,
+    init_state,
+    rename_fields,
+    restore_names,
+)
 
 
 @explain_arguments()
@@ -173,7 +179,7 @@ def _next_state(
         observed = join_observed(observed)
     policy_state, decision = decide(
         policy,
-        state.clip_policy,
+        restore_names(state.clip_policy),
         norms,
         observed=observed,
         param_norms=param_norms,
@@ -185,13 +191,19 @@ def _next_state(
     if is_split:
         scales = get_part_scales(decision, jnp)
         decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=jnp)
-    tally, totals = metrics.count_step(state.clip_tally, decision, jnp), None
+    tally = metrics.count_step(restore_names(state.clip_tally), decision, jnp)
+    totals = None
     if norm != "l2":
         rows = decision.norm.shape[0]
         sizes = None if sizes is None else sizes.reshape(-1, rows).sum(axis=0)
         totals = metrics.compute_totals(decision, jnp, norm=norm, sizes=sizes)
     # All fields of the decision but `skipped` and `dropped`.
-    return ClipState(policy_state, *decision[:5], tally, totals), scales
+    return ClipState(
+        rename_fields(policy_state, "policy_"),
+        *decision[:5],
+        rename_fields(tally, "tally_"),
+        rename_fields(totals, "totals_"),
+    ), scales
 
 
 def _measure_params(

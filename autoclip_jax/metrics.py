@@ -11,7 +11,7 @@ from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
 from .skip_state import SkipState
-from .state import ClipState
+from .state import ClipState, restore_names
 from .update_clippers import find_clippers
 
 
@@ -88,7 +88,8 @@ def _compute_metrics(state: ClipState | SkipState) -> dict[str, Array]:
     losses: dict[str, Array] = {}
     if (record := state.skip_loss) is not None:
         loss, threshold = record.skip_loss_value, record.skip_loss_threshold
-        losses = compute_loss_metrics(loss, threshold, record.skip_loss_state)
+        recorded = restore_names(record.skip_loss_state)
+        losses = compute_loss_metrics(loss, threshold, recorded)
     return _state_metrics(state.skip_clip) | losses
 
 
@@ -101,5 +102,5 @@ def _state_metrics(state: ClipState) -> dict[str, Array]:
         )
     no = jnp.zeros_like(state.clip_clipped)  # the tally counts skips and drops
     decision = Decision(*state[1:6], skipped=no, dropped=no)  # clip_norm to clip_finite
-    totals = state.clip_totals
-    return compute_metrics(decision, state.clip_tally, jnp, totals=totals)
+    tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
+    return compute_metrics(decision, tally, jnp, totals=totals)

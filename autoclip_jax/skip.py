@@ -133,11 +133,13 @@ def _transformation(
         is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
         if loss is not None:
             is_skipped = is_skipped | loss.skipped[0]
-        accept = partial(inner.update, updates, state.inner_state, params, **extra_args)
-        updates, inner_state = _skip_or_accept(is_skipped, accept, state.inner_state)
+        before = state.skip_inner_state
+        accept = partial(inner.update, updates, before, params, **extra_args)
+        updates, after = _skip_or_accept(is_skipped, accept, before)
         counted = _count_skips(state, is_skipped, max_consecutive)
-        new = {"skip_clip": clip, "inner_state": inner_state, "skip_loss": record}
-        return updates, counted._replace(**new)
+        return updates, counted._replace(
+            skip_clip=clip, skip_inner_state=after, skip_loss=record
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

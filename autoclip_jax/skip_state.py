@@ -10,21 +10,20 @@ from jax import numpy as jnp
 from autoclip_core import Policy
 from autoclip_core.loss import (
     LossDecision,
-    LossState,
     decide_loss,
     empty_loss_decision,
     init_loss,
 )
 
 from .gradients import average
-from .state import ClipState, array_types
+from .state import ClipState, array_types, rename_fields, restore_names
 
 
 class SkipLoss(NamedTuple):
     """The state of a loss policy, and its last decision."""
 
-    skip_loss_state: LossState
-    """What the loss policy has recorded."""
+    skip_loss_state: Any
+    """What the loss policy has recorded; the fields begin with `loss_`."""
     skip_loss_value: Array
     """Shape (1,): the last loss; NaN at first."""
     skip_loss_threshold: Array
@@ -44,10 +43,15 @@ class SkipState(NamedTuple):
     """Shape (): the largest value that `skip_in_a_row` had."""
     skip_too_many: Array
     """Shape (): whether that value exceeds `max_consecutive`."""
-    inner_state: Any
+    skip_inner_state: Any
     """The state of the wrapped optimizer."""
     skip_loss: SkipLoss | None = None
     """The state of the loss policy, and its last decision; None without one."""
+
+    @property
+    def inner_state(self) -> Any:
+        """The earlier name of `skip_inner_state`."""
+        return self.skip_inner_state
 
 
 def init_skip_state(
@@ -60,7 +64,7 @@ def init_skip_state(
         skip_in_a_row=jnp.zeros((), jnp.int32),
         skip_most_in_a_row=jnp.zeros((), jnp.int32),
         skip_too_many=jnp.zeros((), bool),
-        inner_state=inner_state,
+        skip_inner_state=inner_state,
         skip_loss=init_skip_loss(loss_policy),
     )
 
@@ -70,7 +74,8 @@ def init_skip_loss(policy: Policy | None) -> SkipLoss | None:
     if policy is None:
         return None
     decision = empty_loss_decision(jnp)
-    return SkipLoss(init_loss(policy, jnp), decision.loss, decision.threshold)
+    state = rename_fields(init_loss(policy, jnp), "loss_")
+    return SkipLoss(state, decision.loss, decision.threshold)
 
 
 def decide_on_value(
@@ -104,8 +109,10 @@ def decide_on_value(
 def _next_loss(
     policy: Policy, state: SkipLoss, value: Array
 ) -> tuple[SkipLoss, LossDecision]:
-    loss_state, decision = decide_loss(policy, state.skip_loss_state, value, jnp)
-    return SkipLoss(loss_state, decision.loss, decision.threshold), decision
+    recorded = restore_names(state.skip_loss_state)
+    recorded, decision = decide_loss(policy, recorded, value, jnp)
+    renamed = rename_fields(recorded, "loss_")
+    return SkipLoss(renamed, decision.loss, decision.threshold), decision
 
 
 def _check_skip_loss(policy: Policy | None, state: Any) -> None:
@@ -117,5 +124,6 @@ def _check_skip_loss(policy: Policy | None, state: Any) -> None:
             f"the state of skip_steps must fit its loss_policy: it holds {actual}, and "
             f"{policy!r} makes {expected}; restore it into the optimizer that saved "
             "it, or start without past losses: "
-            "state._replace(skip_loss=tx.init(params).skip_loss)"
+            "state._replace(skip_loss=tx.init(params).skip_loss); if an earlier "
+            "version saved it, convert it: upgrade_state(opt_state)"
         )

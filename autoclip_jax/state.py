@@ -1,6 +1,13 @@
-"""The state of a clipper in JAX, and whether a state fits an update."""
+"""The state of a clipper in JAX, and whether a state fits an update.
 
-from functools import partial
+`optax.tree.get(opt_state, "count")` searches the states of all transformations by field
+name. So no field may have a name that a state of optax has. The states of
+`autoclip_core` keep their names: `rename_fields` puts a prefix before each.
+"""
+
+from collections import namedtuple
+from functools import cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +25,7 @@ class ClipState(NamedTuple):
     """The state of a transformation that clips; a row's fields have shape (rows,)."""
 
     clip_policy: Any
-    """The policy state."""
+    """The policy state; its fields begin with `policy_`."""
     clip_norm: Array
     """The last norm of each row, before scaling: 0 at first, NaN without gradient."""
     clip_threshold: Array
@@ -29,10 +36,11 @@ class ClipState(NamedTuple):
     """Whether each row was clipped."""
     clip_finite: Array
     """Whether the norm of each row was finite."""
-    clip_tally: Tally
-    """The counts of the run, for `clip_metrics`."""
-    clip_totals: Totals | None = None
-    """The norm of all rows as one row; None if `norm` is "l2": the rows say it."""
+    clip_tally: Any
+    """The counts of the run, for `clip_metrics`; the fields begin with `tally_`."""
+    clip_totals: Any = None
+    """The norm of all rows as one row, `totals_norm` before scaling and
+    `totals_norm_after`; None if `norm` is "l2": the rows say it."""
 
 
 class TrustState(NamedTuple):
@@ -40,28 +48,91 @@ class TrustState(NamedTuple):
 
     trust_gradient: Any
     """The `ClipState` of the gradient filter; with `exclude`, inside a mask."""
-    inner_state: Any
+    trust_inner_state: Any
     """The state of the wrapped optimizer."""
     trust_update: Any
     """The `ClipState` of the bound; with `exclude`, inside a mask."""
+
+    @property
+    def inner_state(self) -> Any:
+        """The earlier name of `trust_inner_state`."""
+        return self.trust_inner_state
+
+
+def rename_fields(state: Any, prefix: str) -> Any:
+    """Return a state of the core with a prefix before each field name.
+
+    The new tuples also have the values under the names of the core, as properties.
+
+    >>> from autoclip_core import StreamingQuantile
+    >>> state = rename_fields(StreamingQuantile().init(1), "policy_")
+    >>> state._fields
+    ('policy_level',)
+    """
+    if not isinstance(state, tuple) or hasattr(state, "core_class"):
+        return state
+    values = (rename_fields(value, prefix) for value in state)
+    if not hasattr(state, "_fields"):
+        return tuple(values)
+    return _make_class(type(state), prefix)(*values)
+
+
+def restore_names(state: Any) -> Any:
+    """Return a state with the classes and the names of the core."""
+    if not isinstance(state, tuple):
+        return state
+    values = map(restore_names, state)
+    if not hasattr(state, "_fields"):
+        return tuple(values)
+    return getattr(state, "core_class", type(state))(*values)
+
+
+def add_prefix(name: str, prefix: str) -> str:
+    """Return the name of a field after `rename_fields`."""
+    return name if name.startswith(prefix) else prefix + name
+
+
+@cache
+def _make_class(core_class: Any, prefix: str) -> Any:
+    """Return the class of a renamed state; one per process, as pytrees need it."""
+
+    def reduce(state: Any) -> tuple[Any, ...]:
+        return _make_state, (core_class, prefix, tuple(state))
+
+    names = [add_prefix(name, prefix) for name in core_class._fields]
+    make_base: Any = namedtuple  # mypy accepts only literal names
+    members: dict[str, Any] = {
+        name: property(itemgetter(index))
+        for index, name in enumerate(core_class._fields)
+        if name not in names
+    }
+    members |= {"core_class": core_class, "__reduce__": reduce, "__slots__": ()}
+    name = core_class.__name__
+    return type(name, (make_base(name, names),), members)
+
+
+def _make_state(core_class: Any, prefix: str, values: tuple[Any, ...]) -> Any:
+    """Return a renamed state; a pickle calls this function."""
+    return _make_class(core_class, prefix)(*values)
 
 
 def init_state(policy: Policy, rows: int, norm: str) -> ClipState:
     """Return the state before the first step; every array has its own buffer."""
     return ClipState(
-        clip_policy=policy.init(rows, jnp),
+        clip_policy=rename_fields(policy.init(rows, jnp), "policy_"),
         clip_norm=jnp.zeros((rows,), jnp.float32),
         clip_threshold=jnp.full((rows,), jnp.inf, jnp.float32),
         clip_scale=jnp.ones((rows,), jnp.float32),
         clip_clipped=jnp.zeros((rows,), bool),
         clip_finite=jnp.ones((rows,), bool),
-        clip_tally=metrics.empty_tally(rows, jnp),
+        clip_tally=rename_fields(metrics.empty_tally(rows, jnp), "tally_"),
         clip_totals=None if norm == "l2" else _no_totals(),
     )
 
 
-def _no_totals() -> Totals:
-    return Totals(*(jnp.zeros((), jnp.float32) for _ in Totals._fields))
+def _no_totals() -> Any:
+    totals = Totals(*(jnp.zeros((), jnp.float32) for _ in Totals._fields))
+    return rename_fields(totals, "totals_")
 
 
 def check_state_matches(
@@ -93,14 +164,13 @@ def check_state_matches(
         raise ValueError(
             f"the state of a clipper must fit its policy: it holds {pair[0]}, and "
             f"{policy!r} makes {pair[1]}; restore it into the policy that saved it"
-            f"{upgrade_hint(state)}"
+            f"{', and convert it: upgrade_state(opt_state)' * is_earlier_state(state)}"
         )
 
 
-def upgrade_hint(state: ClipState) -> str:
-    """Return how to convert a state that an earlier version saved; else ""."""
-    is_earlier = state.clip_tally.dropped is None
-    return ", and convert it: upgrade_state(opt_state)" if is_earlier else ""
+def is_earlier_state(state: ClipState) -> bool:
+    """Return whether an earlier version saved a state: its names are the core's."""
+    return isinstance(state.clip_tally, Tally)
 
 
 def wrong_state_error(state: Any, expected: str) -> TypeError:

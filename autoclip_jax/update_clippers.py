@@ -28,10 +28,10 @@ def find_clippers(
         yield part, is_behind and not is_followed
     elif isinstance(part, SkipState):
         yield part, False  # its clipper decides on the gradient
-        yield from find_clippers(part.inner_state, is_behind, is_followed)
+        yield from find_clippers(part.skip_inner_state, is_behind, is_followed)
     elif isinstance(part, TrustState):
         yield from find_clippers(part.trust_gradient)
-        yield from find_clippers(part.inner_state, is_behind, is_followed)
+        yield from find_clippers(part.trust_inner_state, is_behind, is_followed)
         yield from find_clippers(part.trust_update, is_behind=True)
     elif _has_clipper(part):
         links = _list_children(part)
@@ -47,7 +47,7 @@ def _has_transformation(part: Any) -> bool:
     if isinstance(part, ClipState):
         return False
     if isinstance(part, SkipState):
-        return _has_transformation(part.inner_state)
+        return _has_transformation(part.skip_inner_state)
     if isinstance(part, TrustState) or not _has_clipper(part):
         return True
     links = _list_children(part)

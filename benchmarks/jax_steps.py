@@ -114,14 +114,14 @@ def make_step(network, name):
 def with_full_window(state, size):
     """Return an optimizer state whose clipper has seen 1000 norms around a size."""
     clip, *others = state
-    if not hasattr(getattr(clip, "clip_policy", None), "ring"):
+    if not hasattr(getattr(clip, "clip_policy", None), "policy_ring"):
         return state
     policy = Quantile(history_length=HISTORY)
-    window = policy.init(len(clip.clip_policy.count))
+    window = policy.init(len(clip.clip_policy.policy_count))
     rng = np.random.default_rng(0)
     for norms in rng.uniform(0.5, 1.5, size=(HISTORY, len(window.count))):
         window = policy.record(window, np.float32(size * norms), policy.limit(window))
-    full = jax.tree.map(jnp.asarray, window)
+    full = type(clip.clip_policy)(*map(jnp.asarray, window))
     return clip._replace(clip_policy=full), *others
 
 

@@ -199,7 +199,7 @@ def test_jax_finds_a_broken_state(policy, path, value):
 
     state = of_jax(policy)
     check_state((state, optax.EmptyState()))
-    part = state._replace(clip_policy=broken(state.clip_policy, path, value))
+    part = with_broken(state, "policy", path, value)
     with pytest.raises(ValueError, match=r"opt_state is invalid: \[0\]\.clip_policy"):
         check_state((part, optax.EmptyState()))
 
@@ -211,7 +211,7 @@ def test_jax_finds_a_broken_tally(name, value):
 
     state = of_jax(Fixed(4.5))
     check_state(state)
-    part = state._replace(clip_tally=broken(state.clip_tally, name, value))
+    part = with_broken(state, "tally", name, value)
     with pytest.raises(ValueError, match=r"opt_state is invalid: \.clip_tally"):
         check_state(part)
 
@@ -228,7 +228,7 @@ def test_jax_looks_into_each_member_of_a_vmap():
     )
     check_state(many)
     with pytest.raises(ValueError, match="mean must be finite"):
-        check_state(many._replace(clip_policy=broken(many.clip_policy, "mean", -1)))
+        check_state(with_broken(many, "policy", "mean", -1))
 
 
 @pytest.mark.needs("jax")
@@ -242,10 +242,19 @@ def test_jax_refuses_a_state_without_a_clipper():
 def of_jax(policy):
     """Return the state of a clipper after all norms."""
     from autoclip_jax import ClipState
+    from autoclip_jax.state import rename_fields
 
     state, tally = record_all(policy)
     one, yes = np.ones(1, np.float32), np.ones(1, bool)
+    state, tally = rename_fields(state, "policy_"), rename_fields(tally, "tally_")
     return ClipState(state, one, one, one, ~yes, yes, tally)
+
+
+def with_broken(state, part, path, value):
+    """Return a state of JAX, where each name in a part begins with the part's name."""
+    names = ".".join(f"{part}_{name}" for name in path.split("."))
+    field = f"clip_{part}"
+    return state._replace(**{field: broken(getattr(state, field), names, value)})
 
 
 @pytest.mark.needs("tf")

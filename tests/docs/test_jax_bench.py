@@ -20,14 +20,16 @@ def test_a_trial_measures_training_steps(scripts, tmp_path, monkeypatch):
 
 
 def test_the_window_is_filled_with_norms_around_a_value(scripts):
+    import jax
     import numpy as np
     import optax
 
     import jax_steps
+    from autoclip_jax.state import restore_names
 
     tx = optax.chain(jax_steps.clip_by_quantile(), optax.sgd(1.0))
     clip, _ = jax_steps.with_full_window(tx.init([np.zeros(2), np.zeros(3)]), 10.0)
-    window = type(clip.clip_policy)(*map(np.asarray, clip.clip_policy))
+    window = restore_names(jax.tree.map(np.asarray, clip.clip_policy))
     assert window.find_problem() == ""
     assert window.ring.shape == (2, 1000)
     assert 5 <= window.ring.min() < 6

@@ -59,7 +59,7 @@ class Run:
     def check(self, grads, updates):
         """Compare the thresholds and the updates with the lists."""
         clippers = clippers_of(self.state)
-        assert clippers[0].clip_tally.steps == self.steps
+        assert clippers[0].clip_tally.tally_steps == self.steps
         thresholds = np.concatenate([clip.clip_threshold for clip in clippers])
         for name, threshold in zip(sorted(self.params), thresholds, strict=False):
             past, grad = self.past.setdefault(name, []), grads[name]
@@ -153,7 +153,7 @@ def test_a_weight_that_a_library_ties_is_one_row():
     ):
         _, state = CLIP.update(model, CLIP.init(model))
         assert (
-            state.clip_tally.observed.sum() == 1
+            state.clip_tally.tally_observed.sum() == 1
         )  # a leaf that is not an array counts as None
 
 

@@ -187,10 +187,10 @@ def test_a_row_that_is_not_finite_becomes_zero_and_is_not_recorded(bad):
     updates, after = tx.update([jnp.array([bad, 1.0]), jnp.array([1.0, 0.0])], state)
     np.testing.assert_array_equal(updates[0], [0.0, 0.0])
     np.testing.assert_array_equal(updates[1], [1.0, 0.0])
-    ordered, old = after.clip_policy.ordered, state.clip_policy.ordered
+    ordered, old = (s.clip_policy.policy_ordered for s in (after, state))
     np.testing.assert_array_equal(ordered[0], old[0])
     assert (np.asarray(ordered[1]) != np.asarray(old[1])).any()
-    assert int(after.clip_tally.nonfinite) == 1
+    assert int(after.clip_tally.tally_nonfinite) == 1
     unchanged, _ = clip_by_policy(Fixed(1.0), nonfinite="propagate").update(
         jnp.array([bad, 1.0]), clip_by_policy(Fixed(1.0)).init(jnp.zeros(2))
     )
@@ -308,8 +308,8 @@ def test_a_skipped_step_changes_no_leaf_of_the_inner_state():
             updates, after = update(jnp.array(grad), state, params)
             np.testing.assert_array_equal(updates, [0.0, 0.0])
             pairs = zip(
-                jax.tree.leaves(after.inner_state),
-                jax.tree.leaves(state.inner_state),
+                jax.tree.leaves(after.skip_inner_state),
+                jax.tree.leaves(state.skip_inner_state),
                 strict=True,
             )
             for new, old in pairs:
@@ -349,7 +349,7 @@ def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
                 wanted, alone = jax.jit(plain.update)(jnp.full(3, size), alone, params)
                 np.testing.assert_array_equal(updates, wanted)
     for wrapped, unwrapped in zip(
-        jax.tree.leaves(state.inner_state), jax.tree.leaves(alone), strict=True
+        jax.tree.leaves(state.skip_inner_state), jax.tree.leaves(alone), strict=True
     ):
         np.testing.assert_array_equal(wrapped, unwrapped, strict=True)
 
@@ -457,8 +457,8 @@ def test_a_state_with_a_field_of_another_shape_is_refused(field):
     other = state._replace(**{field: jnp.ones((5,), getattr(state, field).dtype)})
     with pytest.raises(ValueError, match=f"must fit its policy.*{field}.*5"):
         tx.update(grads, other)
-    tally = state.clip_tally._replace(steps=jnp.zeros((3,), jnp.int32))
-    with pytest.raises(ValueError, match=r"must fit its policy.*steps.*\(3,\)"):
+    tally = state.clip_tally._replace(tally_steps=jnp.zeros((3,), jnp.int32))
+    with pytest.raises(ValueError, match=r"must fit its policy.*tally_steps.*\(3,\)"):
         tx.update(grads, state._replace(clip_tally=tally))
 
 

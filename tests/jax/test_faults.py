@@ -16,6 +16,7 @@ from jax import lax
 
 from autoclip_core import Decision
 from autoclip_jax import clip_by_policy
+from autoclip_jax.state import restore_names
 
 from ..support.account import NORMS, POLICIES, StepResult, check
 from ..support.cases import fewer_examples
@@ -107,7 +108,8 @@ def in_numpy(state, updates):
     """Return the results of a step in NumPy."""
     no = np.zeros_like(state.clip_finite)
     decision = Decision(*state[1:6], skipped=no, dropped=no)
-    return StepResult(decision, state.clip_tally, list(map(to_numpy, updates)))
+    tally = restore_names(state.clip_tally)
+    return StepResult(decision, tally, list(map(to_numpy, updates)))
 
 
 def to_numpy(update):

@@ -58,13 +58,13 @@ def test_a_spike_skips_the_update():
     state, params = tx.init(jnp.ones(2)), jnp.ones(2)
     skipped, counts = [], []
     for number, loss in enumerate(SERIES):
-        before = state.inner_state
+        before = state.skip_inner_state
         gradient = jnp.full(2, 1.0 / (number + 1))
         updates, state = update(gradient, state, params, value=jnp.asarray(loss))
         skipped.append(not updates.any())
-        same = jax.tree.map(np.array_equal, before, state.inner_state)
+        same = jax.tree.map(np.array_equal, before, state.skip_inner_state)
         assert all(jax.tree.leaves(same)) == skipped[-1]
-        counts.append(int(state.skip_clip.clip_policy.count[0]))
+        counts.append(int(state.skip_clip.clip_policy.policy_count[0]))
     assert skipped == SKIPPED
     assert counts == [1, 2, 3, 4, 5, 5, 5, 6]
     assert int(state.skip_total) == 3
@@ -124,8 +124,9 @@ def test_a_broken_state_of_losses_is_found():
     _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), value=jnp.float32(-3.0))
     check_state(state)
     losses = state.skip_loss.skip_loss_state
-    ring = losses.loss_policy.ring.at[0, 0].set(jnp.nan)
-    losses = losses._replace(loss_policy=losses.loss_policy._replace(ring=ring))
+    ring = losses.loss_policy.loss_ring.at[0, 0].set(jnp.nan)
+    window = losses.loss_policy._replace(loss_ring=ring)
+    losses = losses._replace(loss_policy=window)
     broken = state._replace(skip_loss=state.skip_loss._replace(skip_loss_state=losses))
     with pytest.raises(ValueError, match=r"skip_loss_state\.loss_policy: holds other"):
         check_state((broken,))
@@ -133,12 +134,10 @@ def test_a_broken_state_of_losses_is_found():
 
 def test_a_state_of_nested_dicts_without_losses_is_upgraded():
     state = make(loss_policy=None).init(jnp.ones(2))
-    saved = {
-        name: {"count": 0} if name == "inner_state" else value
-        for name, value in state._asdict().items()
-    }
-    old = {"link": {name: saved[name] for name in saved if name != "skip_loss"}}
-    assert upgrade_state(old) == {"link": saved}
+    saved = state._asdict() | {"skip_inner_state": {"count": 0}}
+    earlier_names = {"skip_inner_state": "inner_state"}
+    old = {earlier_names.get(n, n): v for n, v in saved.items() if n != "skip_loss"}
+    assert upgrade_state({"link": old}) == {"link": saved}
 
 
 def test_metrics_of_several_clippers_have_the_loss_of_their_own():

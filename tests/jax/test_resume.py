@@ -32,6 +32,7 @@ from autoclip_core import (
 )
 from autoclip_jax import (
     check_state,
+    clip_by_mean_std,
     clip_by_policy,
     clip_by_quantile,
     clip_metrics,
@@ -39,6 +40,7 @@ from autoclip_jax import (
     trust_clip,
     upgrade_state,
 )
+from autoclip_jax.state import restore_names
 
 from ..conftest import is_installed
 from ..support.cases import STATIC, policy_of
@@ -290,7 +292,7 @@ def test_the_runs_differ_from_each_other_and_clip(resumed):
         state.skip_clip if "skip" in code else state[0]
         for (code, _), (_, state) in zip(RUNS, whole, strict=True)
     ]
-    assert sum(c.clip_tally.clipped.any() for c in clipped) > 0.9 * len(RUNS)
+    assert sum(c.clip_tally.tally_clipped.any() for c in clipped) > 0.9 * len(RUNS)
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(resumed):
@@ -395,7 +397,8 @@ def test_a_state_of_another_type_is_refused(dtype):
 def test_a_state_without_a_field_is_refused():
     """Another version may have other fields."""
     state = state_after(QUANTILE, NORMS)
-    incomplete = state._replace(clip_policy=state.clip_policy._replace(count=None))
+    window = state.clip_policy._replace(policy_count=None)
+    incomplete = state._replace(clip_policy=window)
     with pytest.raises(ValueError, match=r"must fit its policy.*count"):
         QUANTILE.update(jnp.ones(1), incomplete)
 
@@ -433,6 +436,7 @@ def write_saved_state():
 
 def as_earlier(state):
     """The structure of a state as versions had it that counted no dropped steps."""
+    state = restore_names(state)
     return state._replace(clip_tally=state.clip_tally._replace(dropped=None))
 
 
@@ -488,15 +492,47 @@ def test_states_within_others_are_upgraded():
         jax.tree.map(np.testing.assert_array_equal, upgraded, present)
     unchanged = upgrade_state(present)
     jax.tree.map(np.testing.assert_array_equal, unchanged, present)
-    tally = clip.clip_tally._asdict()
+    tally = restore_names(clip.clip_tally)._asdict()
     nested = {"0": {"clip_tally": {k: v for k, v in tally.items() if k != "dropped"}}}
-    dropped = upgrade_state(nested)["0"]["clip_tally"]["dropped"]
+    dropped = upgrade_state(nested)["0"]["clip_tally"]["tally_dropped"]
     np.testing.assert_array_equal(dropped, np.zeros(3, np.int32))
     fields = {k: v for k, v in clip._asdict().items() if k != "clip_totals"}
     [upgraded] = upgrade_state([fields | nested["0"]])
     assert set(upgraded) == set(clip._fields)
     assert upgraded["clip_totals"] is None
-    assert set(upgraded["clip_tally"]) == set(tally)
+    assert set(upgraded["clip_tally"]) == set(clip.clip_tally._fields)
+
+
+EARLIER_FILE = STATE.with_name("jax-3.pickle")
+"""The state below, saved when its fields had the names of the core: the objects, and
+the nested dicts of `flax.serialization.to_state_dict`."""
+
+
+def wrapped_clippers():
+    """Return each kind of state, one inside another."""
+    inner = trust_clip(optax.adam(1e-2), history_length=4)
+    policy, losses = Quantile(0.5, history_length=4), ZScore(3.0)
+    skip = skip_steps(inner, policy, loss_policy=losses)
+    last = clip_by_mean_std(history_length=4, norm="rms")
+    return optax.chain(skip, optax.masked(last, {"w": True, "b": False}))
+
+
+def test_objects_and_dicts_with_earlier_names_are_upgraded():
+    serialization = pytest.importorskip("flax.serialization")
+    saved = pickle.loads(EARLIER_FILE.read_bytes())
+    tx, params = wrapped_clippers(), {"w": jnp.ones(3), "b": jnp.ones(2)}
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"upgrade_state\(opt_state\)"):
+        tx.update(params, saved["objects"], params, value=1.0)
+    dicts = upgrade_state(saved["dicts"])
+    restored = serialization.from_state_dict(state, dicts)
+    for norm in (1.0, 2.0, 3.0):
+        grads = jax.tree.map(lambda leaf, size=norm: size * leaf, params)
+        _, state = tx.update(grads, state, params, value=norm)
+    for old in (upgrade_state(saved["objects"]), restored):
+        assert jax.tree.structure(old) == jax.tree.structure(state)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), old, state)
+    assert upgrade_state(dicts) == dicts
 
 
 DROPS = clip_by_policy(
@@ -511,11 +547,14 @@ def write_saved_drops():
 
 
 def test_a_state_that_counts_dropped_steps_can_be_loaded():
-    fresh, expected = DROPS.init(jnp.zeros(1)), state_after(DROPS, NORMS)
+    """The names in the file are the core's: they got a prefix later."""
+    initial, expected = DROPS.init(jnp.zeros(1)), state_after(DROPS, NORMS)
+    fresh = restore_names(initial)
     with np.load(DROPS_FILE) as file:
         saved = dict(file)
     assert list(saved) == list(names_of(fresh))
-    state = jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    old = jax.tree.unflatten(jax.tree.structure(fresh), saved.values())
+    state = upgrade_state(old)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, expected)
     check_state(state)
     dropped = int(clip_metrics(state)["clip/dropped_total"])

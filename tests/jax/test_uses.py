@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from autoclip_core import Cap, Drop, Fixed, Quantile, Scheduled
+from autoclip_core import Cap, Drop, Fixed, Quantile, Scheduled, Warmup, ZScore
 from autoclip_jax import (
     OptaxSchedule,
     check_skips,
@@ -17,7 +17,11 @@ from autoclip_jax import (
     clip_by_quantile,
     clip_metrics,
     skip_steps,
+    trust_clip,
 )
+from autoclip_jax.state import init_state
+
+from ..support.cases import STATIC, policy_of
 
 STEPS = jnp.asarray(np.random.default_rng(0).lognormal(size=(30, 2)), jnp.float32)
 
@@ -50,6 +54,71 @@ def test_a_state_of_another_history_or_policy_is_refused_when_the_step_is_traced
             jax.jit(other.update)(grads, state)
 
 
+def optax_names():
+    """Return the field names of all states of optax."""
+    kinds = [*vars(optax).values(), *vars(optax.contrib).values()]
+    tuples = [kind for kind in kinds if hasattr(kind, "_fields")]
+    return {name for kind in tuples for name in kind._fields}
+
+
+def field_names(state):
+    """Return the field names of a state and of all states inside it."""
+    if not isinstance(state, tuple):
+        return set()
+    return set(getattr(state, "_fields", ())).union(*map(field_names, state))
+
+
+def test_no_state_has_a_field_name_of_optax():
+    names, params = set(), jnp.zeros(2)
+    for code in STATIC:
+        names |= field_names(init_state(policy_of(code), rows=1, norm="rms"))
+    losses = skip_steps(optax.identity(), Fixed(1.0), loss_policy=ZScore(3.0))
+    names |= field_names(trust_clip(losses).init(params))
+    assert {"count", "mu", "inner_state", "z", "trace", "key"} < optax_names()
+    assert {"policy_count", "loss_mean", "tally_steps", "totals_norm"} < names
+    assert not names & (optax_names() | {"mean", "inner", "norm", "steps"})
+
+
+def test_optax_reads_and_sets_the_count_of_the_optimizer(lenient):
+    """The count of a clipper is another one, at each place of a chain."""
+    clip, params = clip_by_policy(Warmup(ZScore(), steps=2)), jnp.ones(2)
+    tx = optax.chain(clip, optax.adam(0.1), clip)
+    _, state = tx.update(params, tx.init(params), params)
+    assert optax.tree.get(state, "count") == 1
+    changed = optax.tree.set(state, count=jnp.int32(7))
+    assert optax.tree.get(changed, "count") == 7
+    assert_same((changed[0], changed[2]), (state[0], state[2]))
+    assert state[0].clip_policy.policy_recorded.tolist() == [1]
+
+
+def test_the_lbfgs_loop_of_optax_runs_with_a_clipper(lenient):
+    """https://optax.readthedocs.io/en/latest/_collections/examples/lbfgs.html"""
+
+    def loss(params):
+        return jnp.sum(100.0 * (params[1:] - params[:-1] ** 2) ** 2)
+
+    params = jnp.array([-1.0, 1.5])
+    tx = optax.chain(clip_by_quantile(0.9), optax.lbfgs())
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry):
+        params, state = carry
+        value, grad = value_and_grad(params, state=state)
+        extra = {"value": value, "grad": grad, "value_fn": loss}
+        updates, state = tx.update(grad, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    def is_unfinished(carry):
+        _, state = carry
+        iteration = optax.tree.get(state, "count")
+        gradient_norm = optax.tree.norm(optax.tree.get(state, "grad"))
+        return (iteration == 0) | ((iteration < 20) & (gradient_norm >= 1e-3))
+
+    solution, state = jax.lax.while_loop(is_unfinished, step, (params, tx.init(params)))
+    assert loss(solution) < 1e-6
+    assert clip_metrics(state)["clip/steps"] == optax.tree.get(state, "count") > 2
+
+
 def test_multisteps_observes_the_mean_gradient_of_each_update(lenient):
     tx = optax.MultiSteps(clip_by_quantile(0.5, history_length=20), 3)
     state = tx.init({"w": STEPS[0]})
@@ -58,7 +127,7 @@ def test_multisteps_observes_the_mean_gradient_of_each_update(lenient):
         _, state = update({"w": grad}, state)
     assert int(clip_metrics(state)["clip/steps"]) == 10
     means = np.asarray(STEPS).reshape(10, 3, 2).mean(axis=1)
-    ordered = optax.tree.get(state, "ordered")[0, 1:11]
+    ordered = optax.tree.get(state, "policy_ordered")[0, 1:11]
     norms = np.sort(np.linalg.norm(means, axis=1))
     np.testing.assert_allclose(ordered, norms, rtol=1e-5)
 
@@ -68,7 +137,7 @@ def test_apply_if_finite_keeps_the_history():
     state = tx.init({"w": STEPS[0]})
     _, state = tx.update({"w": STEPS[0]}, state)
     _, after = tx.update({"w": STEPS[0] * jnp.nan}, state)
-    assert_same(state.inner_state, after.inner_state)
+    assert_same(state.skip_inner_state, after.skip_inner_state)
 
 
 @pytest.mark.parametrize("wrapper", ["masked", "partition"])
