@@ -25,7 +25,7 @@ from autoclip_torch.rows.groups import (
 )
 from autoclip_torch.rows.rows import Rows, make_rows
 from autoclip_torch.rows.settings import check_keys
-from autoclip_torch.state.compatibility import check_state_matches, describe_clipper
+from autoclip_torch.state.compatibility import describe_clipper, fit_state
 from autoclip_torch.state.policy_states import PolicyStates
 from autoclip_torch.state.series import as_series
 from autoclip_torch.step.run_checks import check_finite
@@ -208,9 +208,10 @@ class Observer(Reporter):
         """Continue from a saved state. A resumed run is identical bit for bit.
 
         Args:
-          state_dict: the result of `state_dict()`.
+          state_dict: the result of `state_dict()`. Names match parameters, without the
+            prefixes of wrappers (`module.`, `_orig_mod.`); else their order does.
           strict: whether plain settings (a quantile, a cap) must agree. If not, this
-            clipper keeps its own; class, scope, shapes and history length must fit.
+            clipper keeps its own. Class, scope, names, shapes and history must fit.
 
         Raises:
           ValueError: the state does not fit; the message names the difference, and
@@ -225,8 +226,8 @@ class Observer(Reporter):
         >>> other.threshold()
         tensor([2.])
         """
-        check_state_matches(state_dict, self.state_dict(), strict)
-        self._policy_states.load_dict(state_dict, strict)
+        saved = fit_state(state_dict, self.state_dict(), strict)
+        self._policy_states.load_dict(saved, strict)
         self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:

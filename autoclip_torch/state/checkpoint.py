@@ -14,7 +14,7 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_core.history.full import History
 from autoclip_core.history.validation import find_problems
 
-from .compatibility import format_difference
+from .differences import format_difference
 from .trees import move
 
 

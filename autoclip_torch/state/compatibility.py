@@ -1,11 +1,14 @@
 """Check that a saved state fits a clipper, by comparing their descriptions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
+
+from .by_name import order_by_name
+from .differences import compare, format_difference
 
 FORMAT = 1
 """The version of the state format. A later version reads the earlier ones."""
@@ -28,10 +31,12 @@ def describe_clipper(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
     }
 
 
-def check_state_matches(
+def fit_state(
     saved: Mapping[str, Any], current: Mapping[str, Any], strict: bool
-) -> None:
-    """Check that a saved state fits a clipper.
+) -> Mapping[str, Any]:
+    """Return a saved state in the order of a clipper's parameters, if it fits.
+
+    Names decide about the order. If one side has none, the order stays as it is.
 
     Args:
       saved: the state to load.
@@ -42,16 +47,21 @@ def check_state_matches(
       ValueError: the states differ; the message names the part and both values.
     """
     _check_origin(saved, current)
+    _check_parts(saved, current, ["class", "scope"])
+    saved = order_by_name(saved, current)
     _check_structure(saved, current)
-    if not strict:
-        return
+    if strict:
+        _check_settings(saved, current)
+    return saved
+
+
+def _check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise a ValueError if plain settings differ."""
     if "loss" in saved and "loss" not in current:
         error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
         raise ValueError(f"{error}; pass strict=False to load the state without it")
-    # Parameters without names fit parameters with names, if their shapes are equal.
-    has_names = saved["names"] is not None and current["names"] is not None
-    for name in ["settings", "policies", *(["names"] if has_names else [])]:
-        for difference in _compare(saved[name], current[name], name):
+    for name in ("settings", "policies"):
+        for difference in compare(saved[name], current[name], name):
             error = format_difference(*difference)
             if _shapes(saved["states"]) == _shapes(current["states"]):
                 error += "; pass strict=False to keep this clipper's settings"
@@ -70,7 +80,7 @@ def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
             f"state_dict must be a result of clipper.state_dict(), got {got}; was it "
             "saved by something else?"
         )
-    if any(_compare(saved["format"], FORMAT, "format")):
+    if any(compare(saved["format"], FORMAT, "format")):
         raise ValueError(
             f"state_dict must have format {FORMAT}, got {saved['format']!r}; it was "
             "saved by another version of autoclip_torch"
@@ -79,12 +89,20 @@ def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
 
 def _check_structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise a ValueError if the history would have another meaning in the clipper."""
-    structure = ["class", "scope", "parameters", "rows"]
-    pairs = [(name, saved[name], current[name]) for name in structure]
-    pairs += [("policies", _types(saved["policies"]), _types(current["policies"]))]
+    _check_parts(saved, current, ["parameters", "rows"])
+    pairs = [("policies", _types(saved["policies"]), _types(current["policies"]))]
     pairs += [("norm", saved.get("norm", "l2"), current.get("norm", "l2"))]
     for name, saved_part, part in pairs:
-        for difference in _compare(saved_part, part, name):
+        for difference in compare(saved_part, part, name):
+            raise ValueError(format_difference(*difference))
+
+
+def _check_parts(
+    saved: Mapping[str, Any], current: Mapping[str, Any], parts: Sequence[str]
+) -> None:
+    """Raise a ValueError if one of these parts differs."""
+    for part in parts:
+        for difference in compare(saved[part], current[part], part):
             raise ValueError(format_difference(*difference))
 
 
@@ -97,7 +115,7 @@ def check_loss_matches(
     if strict:
         pairs += [("loss_policy", *pair)]
     for name, saved_part, part in pairs:
-        for difference in _compare(saved_part, part, name):
+        for difference in compare(saved_part, part, name):
             raise ValueError(format_difference(*difference))
 
 
@@ -132,27 +150,6 @@ def _types(policies: Any) -> Any:
     # With `log`, the deviation in the state of `ZScore` is one of logarithms.
     has_logs = kind == "ZScore" and policies.get("log")
     return "ZScore(log=True)" if has_logs else kind
-
-
-def _compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield where two trees of plain Python differ: path, saved and current value."""
-    if isinstance(saved, Mapping) and isinstance(current, Mapping):
-        for key in dict.fromkeys([*current, *saved]):
-            values = saved.get(key, "nothing"), current.get(key, "nothing")
-            yield from _compare(*values, f"{path}.{key}")
-    elif type(saved) is type(current) is list and len(saved) == len(current):
-        for index, values in enumerate(zip(saved, current, strict=True)):
-            yield from _compare(*values, f"{path}[{index}]")
-    elif type(saved) is not type(current) or saved != current:
-        yield path, saved, current
-
-
-def format_difference(path: str, saved: Any, current: Any) -> str:
-    """Return the error text for a difference between a state and a clipper."""
-    return (
-        f"state does not fit this clipper: {path} is {saved!r} in the state and "
-        f"{current!r} in the clipper"
-    )
 
 
 def check_has_halves(state_dict: Any) -> None:

@@ -47,7 +47,8 @@ TESTS = {
     "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
-    "autoclip_torch/state": "torch/checkpoint torch/load_state torch/resume "
+    "autoclip_torch/state": "torch/checkpoint torch/load_state torch/state/by_name "
+    "torch/resume "
     "torch/optim_state torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
     "torch/errors",
