@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_count, check_limit, check_number
+from autoclip_core.history.averages import keeps_only_last
 from autoclip_core.history.validation import find_invalid_mean
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import XP, Array
@@ -114,6 +115,8 @@ class EmaRatio(Policy):
         applied = xp.minimum(norms, limit.target)
         is_warming = count < self.warmup_steps
         average = mean + (1 - self.beta) * (applied - mean)
+        if keeps_only_last(self.beta):
+            average = applied
         next_mean = xp.where(is_warming, xp.minimum(mean, applied), average)
         next_count = xp.where(is_warming | (count == 0), count + 1, count)
         return Average(xp.where(count == 0, applied, next_mean), next_count)

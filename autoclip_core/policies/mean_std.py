@@ -8,6 +8,7 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_flag, check_number
 from autoclip_core.history import moments, window
+from autoclip_core.history.averages import multiply_by_exp
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import XP, Array
 
@@ -103,7 +104,9 @@ class MeanStd(Policy):
         # Without a deviation there is no threshold; k * inf would be NaN for k = 0.
         has_std = xp.isfinite(std)
         offset = mean + self.deviations * xp.where(has_std, std, 0.0)
-        level = middle * xp.exp(offset) if self.log else middle + offset
+        level = middle + offset
+        if self.log:
+            level = multiply_by_exp(middle, offset, xp)
         threshold = xp.where(has_std, level, float("inf"))
         return Limit(threshold, threshold)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_positive, check_quantile
+from autoclip_core.history.averages import MAX_EXPONENT, keep_in_range
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.policy import Limit, Policy
 from autoclip_core.scale import XP, Array
@@ -92,7 +93,8 @@ class StreamingQuantile(Policy):
         # to float32 would bias every step in the same direction.
         has_level = xp.isfinite(state.level)
         level = xp.where(has_level, state.level, norms)  # inf - inf would warn
-        rise = level + level * math.expm1(self.rate * self.quantile)
+        rise = level + level * math.expm1(min(self.rate * self.quantile, MAX_EXPONENT))
         fall = level + level * math.expm1(-self.rate * (1 - self.quantile))
-        moved = xp.where(norms > level, rise, fall)
+        # A level of 0 or infinity would never change again.
+        moved = keep_in_range(xp.where(norms > level, rise, fall), xp)
         return Tracked(xp.where(has_level, moved, norms))

@@ -12,6 +12,7 @@ from autoclip_core.checks import (
     check_number,
     check_positive,
 )
+from autoclip_core.history.averages import LARGEST, keeps_only_last, multiply_by_exp
 from autoclip_core.history.lookup import look_up_constants
 from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
 from autoclip_core.policy import Limit, Policy, select_rows
@@ -19,7 +20,6 @@ from autoclip_core.scale import SMALLEST_NORMAL, XP, Array
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
-LARGEST = float(np.finfo(np.float32).max)
 
 
 class Moments(NamedTuple):
@@ -178,11 +178,12 @@ class ZScore(Policy):
         remainder = xp.where(is_warming, 1 - weight, self.alpha * self.alpha)
         square_weight = weight * remainder
         offset = _subtract_mean(new, mean, self.log, xp)
-        updated = Moments(
-            _update_mean(mean, new, weight * offset, self.log, xp),
-            _update_deviation(deviation, weight, offset, square_weight, xp),
-            xp.where(is_warming, count + 1, count),
-        )
+        next_mean = _update_mean(mean, new, weight * offset, self.log, xp)
+        spread = _update_deviation(deviation, weight, offset, square_weight, xp)
+        if keeps_only_last(self.alpha):
+            next_mean = xp.where(is_warming, next_mean, new)
+            spread = xp.where(is_warming, spread, 0.0)
+        updated = Moments(next_mean, spread, xp.where(is_warming, count + 1, count))
         if self.recorded == "none":
             updated = select_rows(norms <= limit.threshold, updated, state, xp)
         return updated
@@ -224,7 +225,10 @@ def _subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
 
 def _add_offset(mean: Array, offset: Array, log: bool, xp: XP) -> Array:
     """Return mu + offset; with `log`, its exponential."""
-    return mean * xp.exp(offset) if log else mean + offset
+    if not log:
+        return mean + offset
+    # Before the first norm the mean is 0, and the result is not used.
+    return multiply_by_exp(xp.where(mean > 0, mean, 1.0), offset, xp)
 
 
 def _update_mean(mean: Array, new: Array, offset: Array, log: bool, xp: XP) -> Array:

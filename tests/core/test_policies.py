@@ -1,6 +1,7 @@
 """Each policy: its formula, its behaviour as an object, and its namespace."""
 
 import copy
+import itertools
 import math
 import operator
 import pickle
@@ -24,6 +25,7 @@ from autoclip_core import (
     ZScore,
     decide,
 )
+from autoclip_core.history.validation import find_problems
 from autoclip_core.policies.param_ratio import TrustRatio
 from autoclip_core.policy import NAMESPACE_NAMES, as_code, get_arguments
 
@@ -247,6 +249,71 @@ def test_a_memory_of_nothing_is_the_last_norm():
     assert decision.threshold[2:, 0].tolist() == [4, 3.5, 7, 14, 2]
     _, decision = run(EmaRatio(2.0, beta=0, warmup_steps=0), series_of([1, 3, 9, 1, 1]))
     assert decision.threshold[1:, 0].tolist() == [2, 4, 8, 2]
+
+
+TINY, HUGE = np.float32(1.2e-38), np.float32(3e38)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(EmaRatio(2.0, beta=b, warmup_steps=0) for b in (0, 1e-9, 1e-7)),
+        *(ZScore(2.0, alpha=a, warmup_steps=0) for a in (0, 1e-9)),
+        ZScore(2.0, alpha=1e-7, warmup_steps=0, record="raw"),
+        ZScore(2.0, alpha=0, warmup_steps=0, log=True),
+        ZScore(2.0, alpha=0, warmup_steps=3, record="raw"),
+        *(StreamingQuantile(q, rate=r) for q in (0.0, 1.0) for r in (20, 1000)),
+        StreamingQuantile(0.5, rate=1.0),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("level", [TINY, 1.0, HUGE])
+def test_no_row_is_frozen_by_a_large_fall_or_rise(policy, level):
+    """1e30 + (1 - 1e30) is 0 in float32: such an average never changed again."""
+    norms = np.float32([1, 1, 1, HUGE, TINY, HUGE, TINY, *[level] * 260])
+    state, decision = run(policy, series_of(norms))
+    assert list(find_problems(state, "state")) == []
+    assert (decision.threshold[1:] > 0).all()
+    if not isinstance(policy, StreamingQuantile):
+        assert state.mean[0] == pytest.approx(level, rel=1e-6)
+
+
+def test_an_average_without_a_past_is_its_last_value_exactly():
+    values = np.float32([3e30, 7.1, 1e-30, 0.3, 2e20])
+    for value, other in itertools.permutations(values, 2):
+        norms = series_of([value, other])
+        if float(other) < 1e36 * float(value):  # it is not clipped
+            state, _ = run(EmaRatio(1e37, beta=0, warmup_steps=0), norms)
+            assert state.mean[0] == other
+        state, _ = run(ZScore(alpha=0, warmup_steps=0, record="raw"), norms)
+        assert (state.mean[0], state.deviation[0]) == (other, 0)
+
+
+@pytest.mark.parametrize("history_length", [2, 100, None])
+@pytest.mark.parametrize(
+    "norms", [[TINY, HUGE], [TINY, 1], [1, HUGE], [TINY] * 9 + [HUGE] * 2], ids=str
+)
+def test_a_threshold_from_logarithms_saturates_in_float32(norms, history_length):
+    """The exponential of the deviation may overflow, although the threshold is small,
+    and the threshold is never 0 or infinite."""
+    for k in (-1e30, -5.0, -1.0, 0.3, 1.0, 5.0, 1e30):
+        policy = MeanStd(k, history_length=history_length, log=True)
+        state, _ = run(policy, series_of(norms))
+        last = np.log(np.float64(norms[-(history_length or 100) :]))
+        exact = last.mean() + k * last.std(ddof=1)
+        bounds = np.log(np.finfo(np.float32).tiny), np.log(np.finfo(np.float32).max)
+        threshold = policy.limit(state).threshold
+        assert np.isfinite(threshold).all()
+        expected = pytest.approx(np.clip(exact, *bounds), abs=2e-3)
+        assert np.log(np.float64(threshold[0])) == expected
+
+
+def test_a_score_of_logarithms_saturates_in_float32():
+    policy = ZScore(4.0, alpha=0.5, warmup_steps=2, record="raw", log=True)
+    state, _ = run(policy, series_of([TINY, HUGE]))
+    threshold = policy.limit(state).threshold
+    assert threshold[0] == pytest.approx(np.finfo(np.float32).max, rel=2e-3)
+    assert np.isfinite(threshold).all()
 
 
 def test_logarithms_reach_over_the_whole_range_of_float32():

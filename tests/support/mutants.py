@@ -32,6 +32,7 @@ SECONDS = 300
 
 FAST = ["checks", "scale", "combinators"]
 TESTS = {
+    "history/averages.py": ["policies"],
     "history/validation.py": ["validation", "window", "moments"],
     "checks.py": ["checks"],
     "policies/combinators.py": [*FAST, "validation", "policies"],
