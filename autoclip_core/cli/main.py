@@ -2,9 +2,9 @@
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from autoclip_core import __version__
@@ -12,6 +12,7 @@ from autoclip_core.files.names import make_printable
 from autoclip_core.files.open_file import stdin_as_file
 
 from .commands import run_replay, run_report, run_suggest
+from .output import discard_stdout
 from .policy_options import add_options, make_policy
 
 BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
@@ -46,12 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "policy" in options:
             options.policy = make_policy(options)
         prefix = f"{options.file}: "
+        refuse_overwriting(options)
         with stdin_as_file(options.file) as options.path:
             options.run(options)
-        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader closed the pipe: discard the output that is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()  # the reader closed the pipe
     except KeyboardInterrupt:
         return 130
     except BAD_INPUT as error:
@@ -61,6 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"autoclip: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def refuse_overwriting(options: argparse.Namespace) -> None:
+    """Check that no output replaces the file that is read.
+
+    Raises:
+      ValueError: an output is the input.
+    """
+    for name in ("output", "plot"):
+        path = getattr(options, name, None)
+        if path and path != "-" and Path(path).exists() and Path(options.file).exists():
+            if Path(path).samefile(options.file):
+                raise ValueError(
+                    f"--{name} must be another file than the one that is read, got "
+                    f"{path}"
+                )
 
 
 def one_line(error: BaseException) -> str:

@@ -1,12 +1,14 @@
 """How results are printed: text and tables of at most 80 columns, or JSON."""
 
+import errno
 import json
 import math
+import os
 import sys
 from typing import Any
 
 from autoclip_core.files.read import LoggedNorms
-from autoclip_core.log.formatting import wrap_text
+from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.planning.replay import Replay
 from autoclip_core.policy import as_code
 
@@ -15,7 +17,29 @@ from .rich_output import has_rich, print_table
 
 def print_text(*paragraphs: object) -> None:
     """Print text in lines of at most 80 columns, without escape sequences."""
-    print(wrap_text("\n".join(map(str, paragraphs))))
+    write_stdout(wrap_text("\n".join(map(str, paragraphs))))
+
+
+def write_stdout(text: str) -> None:
+    """Write lines to stdout at once.
+
+    Raises:
+      OSError: stdout is closed, or cannot be written; the error names stdout.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "stdout")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()  # Python would try again at the end
+        raise type(error)(error.errno, error.strerror, "stdout") from None
+
+
+def discard_stdout() -> None:
+    """Discard the output that is still buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
@@ -35,8 +59,8 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
 def comparison_cells(report: Replay) -> list[str]:
     """Return the cells of a policy, without its name."""
     spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
-    cells = [f"{100 * report.clip_rate:.3g} %", f"{report.median_threshold:.4g}"]
-    cells += [f"{report.mean_scale:.3g}", spikes]
+    cells = [format_percent(report.clip_rate), f"{report.median_threshold:.4g}"]
+    cells += [format_number(report.mean_scale, 3), spikes]
     if report.shift:
         is_never = math.isinf(report.recovery)
         cells.append("never" if is_never else f"{report.recovery:.0f}")
@@ -86,7 +110,7 @@ def report_to_dict(report: Replay) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Print JSON with null for NaN and infinity, which JSON does not have."""
-    print(json.dumps(replace_nonfinite(value), indent=2))
+    write_stdout(json.dumps(replace_nonfinite(value), indent=2))
 
 
 def replace_nonfinite(value: Any) -> Any:

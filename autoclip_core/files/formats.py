@@ -17,7 +17,7 @@ from .binary_rows import (
 from .cells import has_decimal_comma
 from .collect import Row
 from .csv_rows import guess_delimiter, read_csv_rows, split_rows
-from .json_rows import flatten, read_document, read_json_lines
+from .json_rows import flatten, load_json, read_document, read_json_lines
 from .log_rows import list_log_names, read_log_rows
 from .open_file import HEAD, open_lines, read_head, refuse_binary
 
@@ -102,10 +102,10 @@ def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
       ValueError: the text begins as JSON and is broken.
     """
     try:
-        first = json.loads(lines[0])
-    except (ValueError, RecursionError) as error:
+        first = load_json(lines[0])
+    except ValueError as error:
         if not is_document(file):
-            if re.match(r'\s*(\{\s*"|\[\s*[{"])', lines[0]):
+            if re.match(r'\s*(\{\s*"|\[\s*[{"[])', lines[0]):
                 raise ValueError(
                     f"it looks like JSON, but line 1 is not JSON: {error}"
                 ) from None
@@ -126,10 +126,10 @@ def is_document(file: BinaryIO) -> bool:
         if len(head) > HEAD:
             break
     try:
-        json.loads(head)
+        load_json(head)
     except json.JSONDecodeError as error:
         return len(head) > HEAD and error.pos > len(head) - HEAD // 16
-    except RecursionError:
+    except ValueError:
         return False
     return True
 
@@ -141,8 +141,8 @@ def document_source(text: str) -> Source:
       ValueError: the document is broken, or holds no series.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = load_json(text)
+    except ValueError as error:
         raise ValueError(f"it looks like JSON, but it is broken: {error}") from None
     kind = read_document(document)[0]
     return Source(kind, lambda: read_document(document)[1])

@@ -7,6 +7,22 @@ from typing import Any
 Object = dict[str, Any]
 
 
+def load_json(text: str) -> Any:
+    """Return the value of a JSON text; a number of thousands of digits is infinite.
+
+    Raises:
+      ValueError: the text is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python limits the number of digits of an int
+        return json.loads(text, parse_int=float)
+
+
 class TextLine(ValueError):
     """A line between JSON lines that is plain text: the file is a log."""
 
@@ -42,8 +58,8 @@ def read_json_lines(
 def parse_line(line: str, number: int) -> Object:
     """Return one JSON line as an object; `number` is for errors."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = load_json(line)
+    except ValueError as error:
         is_text = line.lstrip()[:1] not in "{["
         kind = TextLine if is_text else ValueError
         raise kind(f"line {number} is not JSON: {error}") from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from autoclip_core.record.row_counts import RowCounts
-from autoclip_core.record.step import Array
+from autoclip_core.record.step import Array, median
 
 from .formatting import format_number, format_percent
 
@@ -125,7 +125,7 @@ def advise_on_thresholds(steps: Array) -> list[str]:
 
 def advise_on_climb(first: Array, last: Array) -> list[str]:
     """Warn if the threshold rose tenfold although most steps were clipped."""
-    before, after = (float(np.median(part["threshold"])) for part in (first, last))
+    before, after = (median(part["threshold"]) for part in (first, last))
     rate = mean(last["clipped"])
     if not (after > 10 * before and rate > 0.5):
         return []
@@ -142,7 +142,7 @@ def advise_on_ratchet(first: Array, last: Array) -> list[str]:
     """Warn if the threshold fell by 30 % while the clip rate rose."""
     if min(len(first), len(last)) < MIN_STEPS:
         return []
-    before, after = (float(np.median(part["threshold"])) for part in (first, last))
+    before, after = (median(part["threshold"]) for part in (first, last))
     low, high = mean(first["clipped"]), mean(last["clipped"])
     if not (after < 0.7 * before and high > low + 0.1):
         return []

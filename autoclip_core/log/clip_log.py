@@ -16,6 +16,10 @@ from .plot_rows import draw_rows
 from .summary import Summary, summarise
 
 
+DAMAGE = AttributeError, LookupError, OverflowError, TypeError, ValueError
+"""What a wrong value in the line about a run raises."""
+
+
 class ClipLog(StepRecorder):
     """Records what a clipper did, step by step, for a summary, a file and pictures.
 
@@ -261,15 +265,15 @@ class ClipLog(StepRecorder):
         >>> ClipLog.from_steps(steps).steps.tolist()
         [7]
         """
-        about = about or {}
+        about = {} if about is None else about
         try:
             log = cls(settings=about.get("settings"))
             if "past" in about:
                 about = {**about, "past": parse_past(about["past"])}
             log._restore(steps, about)
-        except (AttributeError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise ValueError(
                 f"the line clip_log must be as to_jsonl wrote it, got a missing or "
-                f"wrong value ({error}); delete the line to read the steps only"
+                f"wrong value ({error!s:.200}); delete the line to read the steps only"
             ) from error
         return log

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.checks import format_error
 from autoclip_core.files.cells import is_empty, parse_number
+from autoclip_core.files.collect import list_names
 from autoclip_core.files.csv_rows import read_csv_rows
 from autoclip_core.files.json_rows import read_json_lines
 from autoclip_core.files.open_file import open_bytes, open_lines
@@ -84,6 +86,7 @@ def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
     def steps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in rows:
             if "clip_log" in row:
+                check_is_object(row["clip_log"])
                 about.update(row["clip_log"])
             else:
                 yield row
@@ -91,6 +94,14 @@ def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
     with open_bytes(fspath(path)) as file:
         rows = read_json_lines(open_lines(file))
         return about, rows_to_steps(steps(rows), str(path))
+
+
+def check_is_object(value: Any) -> None:
+    """Check that the line about a run holds a JSON object."""
+    if not isinstance(value, dict):
+        rule = "a JSON object, as to_jsonl wrote it"
+        way_out = "delete the line to read the steps only"
+        raise ValueError(format_error("the line clip_log", rule, value, way_out))
 
 
 def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
     if missing and table:
         raise ValueError(
             f"{source} must have the columns norm and threshold, got "
-            f"{', '.join(table)}; to_csv and to_jsonl write them"
+            f"{list_names(table)}; to_csv and to_jsonl write them"
         )
     columns = {
         name: np.array(parse_numbers(table[name], name))
@@ -148,8 +159,21 @@ def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
     steps["scale"] = np.where(is_above, threshold / np.where(is_above, norm, 1.0), 1.0)
     steps["scale"][~np.isfinite(norm)] = math.nan
     for name, column in columns.items():
-        steps[name] = column
+        steps[name] = check_steps(column) if name == "step" else column
     return steps
+
+
+def check_steps(column: Array) -> Array:
+    """Return the numbers of the steps, which must be whole numbers.
+
+    Raises:
+      ValueError: a number is negative, has a fraction or is above 2**53.
+    """
+    is_valid = (column >= 0) & (column <= 2.0**53) & (column == np.floor(column))
+    if not is_valid.all():
+        value = float(column[~is_valid][0])
+        raise ValueError(format_error("step", "a whole number >= 0", value, ""))
+    return column
 
 
 def parse_numbers(cells: Iterable[Any], name: str) -> list[float]:

@@ -15,9 +15,9 @@ def format_percent(rate: float) -> str:
     return "unknown" if math.isnan(rate) else f"{100 * rate:.3g} %"
 
 
-def format_number(value: float) -> str:
+def format_number(value: float, digits: int = 4) -> str:
     """Return a number with 4 digits; "unknown" for NaN."""
-    return "unknown" if math.isnan(value) else f"{value:.4g}"
+    return "unknown" if math.isnan(value) else f"{value:.{digits}g}"
 
 
 def wrap_text(text: str) -> str:

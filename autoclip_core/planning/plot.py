@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.log.plot import (
     BLUE,
     COLUMNS,
@@ -60,8 +61,8 @@ def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
     """
     title = (
         f"{as_code(report.policy)}\n"
-        f"clip rate {100 * report.clip_rate:.3g} %, "
-        f"mean scale {report.mean_scale:.3g}, "
+        f"clip rate {format_percent(report.clip_rate)}, "
+        f"mean scale {format_number(report.mean_scale, 3)}, "
         f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
     )
     return draw_run(replay_to_steps(report), title, False, path)
@@ -123,7 +124,7 @@ def draw_rates(axes: Any, reports: Mapping[str, Replay]) -> Any:
     size = len(next(iter(reports.values())).norms)
     intervals = min(INTERVALS, size)
     rates = np.stack([report.rates(intervals) for report in reports.values()])
-    labels = [f"{name}: {100 * r.clip_rate:.3g} %" for name, r in reports.items()]
+    labels = [f"{name}: {format_percent(r.clip_rate)}" for name, r in reports.items()]
     mesh = draw_heat_map(axes, np.linspace(0, size, intervals + 1), rates, labels)
     mesh.set_clim(0, 100)
     axes.set_xlabel("step")

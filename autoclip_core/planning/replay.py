@@ -14,7 +14,7 @@ import numpy as np
 
 from autoclip_core.checks import format_error
 from autoclip_core.decision import decide
-from autoclip_core.log.formatting import wrap_text
+from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
@@ -133,8 +133,8 @@ class Replay:
         return wrap_text(
             f"policy            {self.policy!r}\n"
             f"steps             {len(self.norms)} ({self.nonfinite} non-finite)\n"
-            f"clip rate         {100 * self.clip_rate:.3g} %{dropped}\n"
-            f"mean scale        {self.mean_scale:.4g}\n"
+            f"clip rate         {format_percent(self.clip_rate)}{dropped}\n"
+            f"mean scale        {format_number(self.mean_scale)}\n"
             f"median threshold  {self.median_threshold:.4g}\n"
             f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}\n"
             f"level shift       {self._describe_shift()}"

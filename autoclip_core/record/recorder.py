@@ -144,7 +144,8 @@ class StepRecorder:
         if "rows" in about:
             self._rows = RowCounts.from_dict(about["rows"])
         self._has_several_rows = len(self._rows.names) > 1
-        self._logged_totals = dict(about.get("told", {}))
+        totals = about.get("told", {}).items()
+        self._logged_totals = {name: check_count(name, n, 0) for name, n in totals}
         if "totals" in about:
             self._store.totals.restore(about["totals"])
         self._recorded = self._store.totals.counts["steps"]

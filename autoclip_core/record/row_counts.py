@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.checks import check_count, format_error
+
 from .step import Array
 
 INTERVALS = 128
@@ -71,13 +73,23 @@ class RowCounts:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "RowCounts":
-        """Return the counts that `to_dict` returned."""
-        counts = cls(saved["names"])
-        counts.steps, counts.width = saved["steps"], saved["width"]
-        used = len(saved["clipped"])
-        if used:
-            counts.clipped[:used] = saved["clipped"]
-            counts.observed[:used] = saved["observed"]
+        """Return the counts that `to_dict` returned.
+
+        Raises:
+          KeyError, OverflowError, TypeError, ValueError: a value is missing or wrong.
+        """
+        counts = cls(list(saved["names"]))
+        counts.width = check_count("width", saved["width"], 1)
+        counts.steps = check_count("steps", saved["steps"], 0)
+        used = -(-counts.steps // counts.width)
+        rule = f"at most {INTERVALS} times the width"
+        if used > INTERVALS:
+            raise ValueError(format_error("steps", rule, counts.steps, ""))
+        for name in ("clipped", "observed"):
+            table = np.array(saved[name], np.int32).reshape(used, len(counts.names))
+            if (table < 0).any():
+                raise ValueError(format_error(name, ">= 0", int(table.min()), ""))
+            getattr(counts, name)[:used] = table
         return counts
 
     def _grow(self, rows: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.checks import check_count, format_error
+
 from .step import Array, Step
 from .totals import Totals
 
@@ -95,8 +97,14 @@ class Store:
           stride: steps per interval.
           moved: steps that were thinned.
           highest: what `highest()` returned.
+
+        Raises:
+          TypeError, ValueError: the numbers contradict each other.
         """
-        intervals = moved // stride
+        intervals = check_count("moved", moved, 0) // check_count("stride", stride, 1)
+        if len(highest) != intervals or len(steps) < intervals:
+            rule = f"one step per interval, of which there are {intervals}"
+            raise ValueError(format_error("highest", rule, len(highest), ""))
         self.extend(steps[intervals:])
         self._first, self._highest = steps[:intervals].copy(), highest
         self.stride, self.moved = stride, moved

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.checks import check_count
+
 from .step import Array
 
 OCTAVES = (-150, 130)
@@ -63,12 +65,20 @@ class Totals:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore the totals that `to_dict` returned."""
-        self.counts, self.sums = saved["counts"], saved["sums"]
-        self.largest = saved["largest"]
+        """Restore the totals that `to_dict` returned.
+
+        Raises:
+          IndexError, KeyError, OverflowError, TypeError, ValueError: a value is missing
+            or wrong.
+        """
+        for name in self.counts:
+            self.counts[name] = check_count(name, saved["counts"].get(name, 0), 0)
+        for name in self.sums:
+            self.sums[name] = float(saved["sums"][name])
+        self.largest = float(saved["largest"])
         indices, counts = saved["histogram"]
         self.histogram[:] = 0
-        self.histogram[indices] = counts
+        self.histogram[indices] = np.array(counts, np.int64)
 
     def mean(self, name: str) -> float:
         """Return the mean of a sum over the measured steps; NaN if there are none."""

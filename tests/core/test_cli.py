@@ -136,6 +136,7 @@ def test_compare_is_a_table_of_all_policies(file, capsys):
         ("norm\n1\n", ["--compare", "--quantile", "0.5"], "--quantile is for one"),
         ("norm,norm\n1,2\n", [], "different names, got 'norm' twice"),
         ('{"a": ' * 100_000, [], "line 1 is not JSON"),
+        ("[" * 100_000, [], "it looks like JSON, but line 1 is not JSON"),
         ('{"norm": 1\n', [], "line 1 is not JSON"),
         ("norm\n1\n", ["--quantile", "90"], "did you mean 0.9?"),
         ("norm\n1\n", ["--z", "3"], "--z is no option of --policy quantile"),
@@ -181,6 +182,67 @@ def test_the_module_runs_and_a_broken_pipe_is_quiet(file):
     assert run.stderr.read() == b""
     run.stderr.close()
     assert run.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("redirect", "message"),
+    [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")],
+)
+def test_an_error_of_stdout_names_stdout(file, redirect, message):
+    command = f'"$0" -m autoclip_core suggest "$1" {redirect}'
+    run = subprocess.run(
+        ["sh", "-c", command, sys.executable, file("norm\n1\n")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (2, f"autoclip: stdout: {message}\n")
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+import autoclip_command
+"""
+
+
+def test_an_interrupt_during_the_imports_has_no_traceback():
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["replay", "--output"],
+        pytest.param(["replay", "--plot"], marks=pytest.mark.needs("plot")),
+        pytest.param(["report", "-o"], marks=pytest.mark.needs("plot")),
+    ],
+    ids=" ".join,
+)
+def test_the_file_that_is_read_is_not_overwritten(file, tmp_path, capsys, argv):
+    path = file("norm\n1\n")
+    (tmp_path / "link.csv").symlink_to(path)
+    command, option = argv
+    for output in (path, str(tmp_path / "link.csv")):
+        assert main([command, path, option, output]) == 2
+        assert "must be another file than the one that is" in capsys.readouterr().err
+    assert (tmp_path / "norms.csv").read_text() == "norm\n1\n"
+
+
+def test_norms_beyond_float32_have_no_clip_rate_and_no_warning(file, capsys):
+    path = file("norm\n1e308\n1.7e308\n")
+    for more in ([], ["--compare"]):
+        assert main(["replay", path, *more]) == 0
+        out = capsys.readouterr().out
+        assert "nan" not in out
+        assert "unknown" in out
 
 
 def test_version_prints_the_name_and_the_version(capsys):

@@ -556,13 +556,54 @@ def test_an_integer_above_every_float_is_an_infinite_norm():
     assert log.finite.tolist() == [False]
 
 
-@pytest.mark.parametrize("damage", [{"rows": 3}, {"past": {}}, {"totals": []}])
+ROWS = {"names": ["a", "b"], "steps": 2, "width": 1}
+ROWS |= {"clipped": [[1, 0], [1, 1]], "observed": [[1, 1], [1, 1]]}
+PAST = {"stride": 2, "moved": 2, "highest": [[0, 3.0, 2.0, 0.5, 1.0, True, False]]}
+COUNTS = {"steps": 1, "measured": 1, "armed": 1, "nonfinite": 0, "skipped": 0}
+SUMS = {"norm": 1.0, "scale": 1.0, "clipped": 0.0, "armed_clipped": 0.0}
+TOTALS = {"counts": COUNTS, "sums": SUMS, "largest": 1.0, "histogram": [[1], [1]]}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *([1], "text", None, {"rows": 3}, {"past": {}}, {"totals": []}),
+        *({"settings": [1]}, {"told": 1}, {"told": {"steps": "x"}}),
+        *({"told": {"steps": -1}}, {"rows": ROWS | {"width": 0}}),
+        *({"rows": ROWS | {"steps": n}} for n in (-1, 3, 129, 10**30, None)),
+        *({"rows": ROWS | {"clipped": [[n, 0], [0, 0]]}} for n in (10**30, -1, "x")),
+        *({"rows": ROWS | {"observed": [[1]]}}, {"rows": ROWS | {"names": 3}}),
+        *({"past": PAST | {"stride": n}} for n in (0, -1, 10**30, 0.5)),
+        *({"past": PAST | {"moved": 10**30}}, {"past": PAST | {"highest": []}}),
+        *({"past": PAST | {"highest": [[10**400] * 7]}}, {"past": PAST | {"a": 1}}),
+        *({"totals": TOTALS | {"counts": {"steps": n}}} for n in (-1, 0.5)),
+        *({"totals": TOTALS | {"histogram": [[n], [1]]}} for n in (10**9, "x")),
+        {"totals": TOTALS | {"histogram": [[1], [10**30]]}},
+    ],
+    ids=lambda damage: str(damage)[:60],
+)
 def test_a_corrupt_header_line_is_an_error(damage, tmp_path):
     path = tmp_path / "run.jsonl"
     lines = [{"clip_log": damage}, {"norm": 1.0, "threshold": 2.0}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(ValueError, match="clip_log must be as to_jsonl wrote it"):
+    with pytest.raises(ValueError, match="clip_log must be .*as to_jsonl wrote it"):
         ClipLog.from_jsonl(path)
+
+
+def test_the_header_lines_that_are_damaged_above_are_read_without_damage(tmp_path):
+    path = tmp_path / "run.jsonl"
+    lines = [{"clip_log": {"rows": ROWS, "past": PAST, "totals": TOTALS}}]
+    lines += [{"norm": 1.0, "threshold": 2.0}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert ClipLog.from_jsonl(path).row_clip_rates.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("step", [-1, 0.5, 1e300, math.inf])
+def test_the_number_of_a_step_is_a_whole_number(step, tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text(f"step,norm,threshold\n{step},1,2\n")
+    with pytest.raises(ValueError, match="step must be a whole number >= 0, got"):
+        ClipLog.from_csv(path)
 
 
 def test_a_csv_file_of_a_thinned_log_warns_that_totals_are_lost(tmp_path):

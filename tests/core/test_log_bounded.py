@@ -229,7 +229,7 @@ def test_json_lines_store_settings_rows_and_totals(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("step,norm\n0,1\n", "columns norm and threshold, got step, norm"),
+        ("step,norm\n0,1\n", "columns norm and threshold, got 'norm'"),
         ("norm,threshold\n1,2\nx,2\n", "'norm' must hold numbers, got 'x' in row 2"),
         ("norm,threshold\n1,2\n,2\n", "no empty cells"),
     ],

@@ -132,6 +132,30 @@ def test_each_encoding_and_gzip_are_read(file, encoding, compress):
     assert read_norms(file(compress(data))).norms.tolist() == NORMS
 
 
+def test_line_separators_inside_a_string_do_not_end_a_line(file):
+    text = '{"note": "a\u2028b\x85c", "norm": 1.5, "threshold": 2}\n'
+    path = file(text * 2, "run.jsonl")
+    assert read_norms(path).norms.tolist() == [1.5, 1.5]
+    assert ClipLog.from_jsonl(path).norms.tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_of_hundreds_of_digits_is_infinite(file, digits):
+    """Python converts at most 4300 digits to an int."""
+    for text in ('{"norm": %s}\n{"norm": 1}\n', "[%s, 1]", "norm\n%s\n1\n"):
+        assert read_norms(file(text % ("9" * digits))).norms.tolist() == [INF, 1.0]
+
+
+@pytest.mark.parametrize("method", ["from_csv", "from_jsonl"])
+def test_an_error_about_many_columns_is_short(file, method):
+    names = [f"column_{i}" for i in range(50_000)]
+    table_of_one = ",".join(names) + "\n" + ",".join(["1"] * len(names))
+    text = json.dumps(dict.fromkeys(names, 1)) if "json" in method else table_of_one
+    with pytest.raises(ValueError, match="the columns norm and threshold") as caught:
+        getattr(ClipLog, method)(file(text))
+    assert len(str(caught.value)) < 1000
+
+
 def test_bytes_that_are_no_text_do_not_stop_the_reader(file):
     text = "step,grad_norm,note\n0,1.5,caf\xe9\n".encode("latin-1")
     assert read_norms(file(text)).norms.tolist() == [1.5]
