@@ -15,7 +15,6 @@ from .plot import draw_histogram, draw_run
 from .plot_rows import draw_rows
 from .summary import Summary, summarise
 
-
 DAMAGE = AttributeError, LookupError, OverflowError, TypeError, ValueError
 """What a wrong value in the line about a run raises."""
 

@@ -586,7 +586,7 @@ def test_a_corrupt_header_line_is_an_error(damage, tmp_path):
     path = tmp_path / "run.jsonl"
     lines = [{"clip_log": damage}, {"norm": 1.0, "threshold": 2.0}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(ValueError, match="clip_log must be .*as to_jsonl wrote it"):
+    with pytest.raises(ValueError, match=r"clip_log must be .*as to_jsonl wrote it"):
         ClipLog.from_jsonl(path)
 
 
