@@ -25,7 +25,7 @@ test quick: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test quick trainers bench lint types mutants docs wheel archives clean
+.PHONY: help demo test quick trainers bench lint types mutants docs wheel archives release clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -103,6 +103,9 @@ away-%: archives
 	$$pip pip; $$pip "$$(echo dist/*.whl)$(if $(filter core,$*),,[$*])" --group test; \
 	cd "$$away"; AUTOCLIP_TEST=core,$* "$$python" -m pytest $(SIDE_BY_SIDE) \
 	  $(foreach t,$(AWAY_$*),tests/$(dir $t)test_$(notdir $t).py)
+
+release:  ## run .ci/run, build and tag the version of the tree; nothing is uploaded
+	.ci/release
 
 clean:  ## remove build results and caches, except .venv
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

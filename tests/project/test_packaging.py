@@ -4,6 +4,8 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -80,3 +82,60 @@ def test_the_floors_are_the_versions_that_were_run():
     run = pins("constraints-floors.txt")
     floors = {r.name: str(r.specifier).removeprefix(">=") for r in RUNTIME}
     assert {n for n in floors if Version(run[n]) != Version(floors[n])} == set()
+
+
+# A release. The checks of `.ci/run` are replaced, because they take half an hour.
+
+DATED = "## 1.2.3 - 2026-01-31"
+
+
+def make_tree(folder, changelog=DATED):
+    """Make a repository to release, and return a function that runs a command in it."""
+
+    def run(*command):
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "release", folder / ".ci")
+    (folder / ".ci" / "run").write_text("#!/bin/sh\ntest ! -e broken\n")
+    (folder / ".ci" / "run").chmod(0o755)
+    (folder / "autoclip_core").mkdir()
+    version = '__version__ = "1.2.3"\n'
+    (folder / "autoclip_core" / "__init__.py").write_text(version)
+    (folder / "CHANGELOG.md").write_text(f"{changelog}\n")
+    (folder / ".gitignore").write_text("broken\n")
+    run("git", "init")
+    for key in ("user.name", "user.email"):
+        run("git", "config", key, "a@example.com")
+    run("git", "add", "--all")
+    run("git", "commit", "--message", "x")
+    return run
+
+
+def test_a_release_is_tagged_once(tmp_path):
+    run = make_tree(tmp_path)
+    first = run(".ci/release")
+    assert first.returncode == 0, first.stderr
+    assert run("git", "tag").stdout.split() == ["v1.2.3"]
+    second = run(".ci/release")
+    assert second.returncode == 1
+    assert "the tag v1.2.3 exists" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("changelog", "file", "message"),
+    [
+        ("## 1.2.3 - Unreleased", None, "needs the line '## 1.2.3 - '"),
+        ("## 1x2x3 - 2026-01-31", None, "needs the line '## 1.2.3 - '"),
+        (DATED, "new.txt", "commit or remove"),
+        (DATED, "broken", ""),
+    ],
+)
+def test_what_is_not_ready_is_not_tagged(changelog, file, message, tmp_path):
+    run = make_tree(tmp_path, changelog)
+    if file:
+        (tmp_path / file).touch()
+    refused = run(".ci/release")
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert run("git", "tag").stdout == ""
