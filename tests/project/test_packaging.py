@@ -84,6 +84,19 @@ def test_the_floors_are_the_versions_that_were_run():
     assert {n for n in floors if Version(run[n]) != Version(floors[n])} == set()
 
 
+def test_the_table_of_versions_is_that_of_the_pins():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\w+) \| (\d[\d.]*)[^|]* \| ([^|]+) \|$", page, re.MULTILINE
+    )
+    tested, lowest = pins("constraints.txt"), pins("constraints-floors.txt")
+    assert len(rows) >= 10
+    for name, version, floor in rows:
+        if name != "Python":
+            assert version == tested[name.lower()]
+            assert floor == lowest.get(name.lower(), "not run")
+
+
 # A release. The checks of `.ci/run` are replaced, because they take half an hour.
 
 DATED = "## 1.2.3 - 2026-01-31"
