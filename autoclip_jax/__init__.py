@@ -16,6 +16,7 @@ try:
     from .factories import clip_by_quantile as clip_by_quantile
     from .factories import clip_by_zscore as clip_by_zscore
     from .metrics import clip_metrics as clip_metrics
+    from .metrics import row_names as row_names
     from .schedule import OptaxSchedule as OptaxSchedule
     from .skip import check_skips as check_skips
     from .skip import skip_steps as skip_steps

@@ -1,21 +1,31 @@
-"""Numbers to log, from any optimizer state."""
+"""Numbers to log, from any optimizer state, and the names of its rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from autoclip_core import Decision
-from autoclip_core.clipper.metrics import compute_metrics, name_update_metrics
+from autoclip_core.clipper.metrics import (
+    compute_metrics,
+    compute_row_metrics,
+    name_update_metrics,
+)
 from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
+from .rows import Labels, Mask, choose_scope, is_none, repeat_mask
 from .skip_state import SkipState
 from .state import ClipState, restore_names
 from .update_clippers import find_clippers
 
 
-def clip_metrics(opt_state: Any) -> dict[str, Array]:
+def clip_metrics(
+    opt_state: Any, names: Sequence[str] | None = None
+) -> dict[str, Array]:
     """Return the `clip/...` numbers of the clipper in an optimizer state.
 
     The clipper may be inside chains, masks and partitions, and the call may be inside
@@ -35,13 +45,18 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
+      names: the names of the rows, from `row_names`; then norm, threshold, scale and
+        clip rate of every row are added, as `clip/norm/<name>` and so on. A clipper
+        with one row names it "global".
 
     Returns:
-      Arrays of shape (), by name.
+      Arrays of shape (), by name. With `names` and outside of `jit`, this waits for the
+      device. Inside `jit`, each number of a row is compiled by itself: with many rows,
+      call it outside.
 
     Raises:
       ValueError: the state has no clipper, was made by `vmap`, or was saved by an
-        earlier version.
+        earlier version; or a clipper has another number of rows than there are names.
 
     >>> import optax
     >>> from autoclip_jax import clip_by_quantile
@@ -62,7 +77,7 @@ def clip_metrics(opt_state: Any) -> dict[str, Array]:
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []
     for state, is_update in find_clippers(opt_state):
-        measured = _compute_metrics(state)
+        measured = _compute_metrics(state, names)
         if is_update:
             updates.append(name_update_metrics(measured))
         else:
@@ -75,25 +90,27 @@ def _number(clippers: list[dict[str, Array]]) -> dict[str, Array]:
     if len(clippers) == 1:
         return clippers[0]
     return {
-        name.replace("clip/", f"clip/{index}/"): value
+        name.replace("clip/", f"clip/{index}/", 1): value
         for index, metrics in enumerate(clippers)
         for name, value in metrics.items()
     }
 
 
-def _compute_metrics(state: ClipState | SkipState) -> dict[str, Array]:
+def _compute_metrics(
+    state: ClipState | SkipState, names: Sequence[str] | None
+) -> dict[str, Array]:
     """Return the metrics of a clipper, with those of its loss policy."""
     if isinstance(state, ClipState):
-        return _state_metrics(state)
+        return _state_metrics(state, names)
     losses: dict[str, Array] = {}
     if (record := state.skip_loss) is not None:
         loss, threshold = record.skip_loss_value, record.skip_loss_threshold
         recorded = restore_names(record.skip_loss_state)
         losses = compute_loss_metrics(loss, threshold, recorded)
-    return _state_metrics(state.skip_clip) | losses
+    return _state_metrics(state.skip_clip, names) | losses
 
 
-def _state_metrics(state: ClipState) -> dict[str, Array]:
+def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, Array]:
     if state.clip_norm.ndim != 1:
         raise ValueError(
             "opt_state must hold norms of shape (rows,), got "
@@ -103,4 +120,76 @@ def _state_metrics(state: ClipState) -> dict[str, Array]:
     no = jnp.zeros_like(state.clip_clipped)  # the tally counts skips and drops
     decision = Decision(*state[1:6], skipped=no, dropped=no)  # clip_norm to clip_finite
     tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
-    return compute_metrics(decision, tally, jnp, totals=totals)
+    numbers = compute_metrics(decision, tally, jnp, totals=totals)
+    if names is None:
+        return numbers
+    names = _check_names(names, state.clip_norm.shape[0])
+    if isinstance(state.clip_norm, jax.core.Tracer):
+        return numbers | compute_row_metrics(names, decision, tally, jnp)
+    # One transfer: XLA would compile a slice for every number, in 30 ms each.
+    return numbers | compute_row_metrics(names, *jax.device_get((decision, tally)))
+
+
+def _check_names(names: Sequence[str], row_count: int) -> Sequence[str]:
+    """Return the names of the rows of a clipper, "global" if it has only one row."""
+    if len(names) == row_count:
+        return names
+    if row_count == 1:
+        return ["global"]
+    raise ValueError(
+        f"names must have one entry per row, got {len(names)} for {row_count} rows; "
+        "call row_names(params, ...) with the scope, labels, rule and exclude of the "
+        "clipper; of clippers with other rows, pass one state at a time"
+    )
+
+
+def row_names(
+    params: Any,
+    *,
+    scope: str | None = None,
+    labels: Labels = None,
+    rule: str = "flax",
+    exclude: Mask = None,
+) -> list[str]:
+    """Return the name of each row of a clipper, in the order of its state.
+
+    The entries of `ClipState.clip_norm` and of the other arrays have this order.
+
+    | rows         | order                           | name                            |
+    |--------------|---------------------------------|---------------------------------|
+    | "parameter"  | of the leaves, `jax.tree.leaves`| `jax.tree_util.keystr` of a path|
+    | "unit"       | of the leaves, then of the units| the path and the unit's number  |
+    | labels       | of the labels as strings        | the label                       |
+    | "global"     | one row                         | "global"                        |
+
+    JAX sorts the keys of a dict as strings, and so do labels: `layers_10` comes before
+    `layers_2`. A name belongs to its row whatever the order.
+
+    Args:
+      params: the parameters, or arrays of their shapes.
+      scope, labels, rule: as in the transformation that clips. `clip_by_param_ratio`
+        has the scope "unit" by default.
+      exclude: as in `trust_clip`; or, for a clipper in `optax.masked`, the opposite of
+        its mask.
+
+    Raises:
+      TypeError, ValueError: an argument breaks its rule; the message says which.
+
+    >>> from autoclip_jax import clip_by_quantile
+    >>> params = {"bias": jnp.zeros(2), "kernel": jnp.zeros((3, 2))}
+    >>> names = row_names(params, scope="parameter")
+    >>> names
+    ["['bias']", "['kernel']"]
+    >>> tx = clip_by_quantile(0.9, scope="parameter")
+    >>> grads = {"bias": jnp.array([3.0, 4.0]), "kernel": jnp.ones((3, 2))}
+    >>> _, state = tx.update(grads, tx.init(params))
+    >>> float(clip_metrics(state, names)["clip/norm/['bias']"])
+    5.0
+    """
+    if exclude is not None:
+        flags = repeat_mask(exclude, params, "exclude")
+        leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
+        pairs = zip(leaves, flags, strict=True)
+        included = [optax.MaskedNode() if flag else leaf for leaf, flag in pairs]
+        params = jax.tree.unflatten(structure, included)
+    return choose_scope(scope, None, labels, rule, "l2").rows(params).names

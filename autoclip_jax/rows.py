@@ -112,7 +112,10 @@ class Scope:
         labels = sorted(unique, key=lambda label: (str(label), repr(label)))
         by_label = {label: ParameterRows(i, i + 1) for i, label in enumerate(labels)}
         parameters = [by_label.get(label, ParameterRows(0, 0)) for label in leaf_labels]
-        return Rows(parameters, [str(label) for label in labels])
+        texts = [str(label) for label in labels]
+        pairs = zip(labels, texts, strict=True)
+        names = [text if texts.count(text) == 1 else repr(x) for x, text in pairs]
+        return Rows(parameters, names)
 
 
 def _gradient_or_param(leaf: Any, param: Any) -> Any:

@@ -194,9 +194,9 @@ def name_update_metrics(metrics: dict[str, T]) -> dict[str, T]:
 
 
 def compute_row_metrics(
-    names: Sequence[str], decision: Decision, tally: Tally
-) -> dict[str, float]:
-    """Return norm, threshold, scale and clip rate of every row, from NumPy arrays.
+    names: Sequence[str], decision: Decision, tally: Tally, xp: XP = np
+) -> dict[str, Array]:
+    """Return norm, threshold, scale and clip rate of every row, each a number.
 
     Their names are `clip/norm/<name>`, `clip/threshold/<name>` and so on.
     """
@@ -204,12 +204,12 @@ def compute_row_metrics(
         "norm": decision.norm,
         "threshold": decision.threshold,
         "scale": decision.scale,
-        "clip_rate": tally.clipped / np.maximum(tally.observed, 1),
+        "clip_rate": tally.clipped / xp.maximum(tally.observed, 1),
     }
     return {
         f"clip/{kind}/{name}": value
         for kind, column in columns.items()
-        for name, value in zip(names, column.tolist(), strict=True)
+        for name, value in zip(names, column, strict=True)
     }
 
 

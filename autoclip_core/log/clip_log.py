@@ -117,7 +117,7 @@ class ClipLog(StepRecorder):
 
         Raises:
           ImportError: matplotlib is not installed.
-          ValueError: no decision with more than one row was recorded.
+          ValueError: no step with more than one row was recorded.
 
         >>> from autoclip_core import Fixed, decide
         >>> policy, log = Fixed(2.0), ClipLog(["encoder", "head"])
@@ -127,10 +127,12 @@ class ClipLog(StepRecorder):
         """
         if not self._rows.steps:
             raise ValueError(
-                "plot_rows() must have decisions of several rows, got none; record "
-                "what a clipper's step() returns, at a scope other than global"
+                "plot_rows() must have steps of several rows, got none; record what a "
+                "clipper's step() returns, or its metrics(per_row=True), at a scope "
+                "other than global"
             )
-        return draw_rows(self._rows, self._every, path)
+        every = max(1, round(self._offered / self._rows.steps))
+        return draw_rows(self._rows, every, path)
 
     def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw the distribution of the norms, with a line at the current threshold.

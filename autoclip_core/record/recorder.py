@@ -13,6 +13,7 @@ from .step import (
     Step,
     read_decision,
     reduce_rows,
+    rows_from_metrics,
     select_metrics,
     step_from_metrics,
     step_from_numbers,
@@ -67,7 +68,8 @@ class StepRecorder:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
             fields norm, threshold, scale, clipped, finite and optionally skipped and
             dropped, each with one entry per row. Or a dict of metrics with the names
-            `clip/...`; `clip/update_...` is read only if it has no others. Several rows
+            `clip/...`; `clip/update_...` is read only if it has no others. Its entries
+            `clip/norm/<row>` and so on count the clips of each row. Several rows
             are combined as l2 norms; if the clipper has another norm, record its
             `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
@@ -110,6 +112,10 @@ class StepRecorder:
         if isinstance(decision, Mapping):
             metrics = select_metrics(decision)
             step = step_from_metrics(metrics)
+            names, clipped, observed = rows_from_metrics(metrics)
+            if len(names) > 1 or (names and self._rows.names):
+                self._rows.add_named(names, clipped, observed)
+                self._has_several_rows |= len(names) > 1
             self._logged_totals = {
                 name: int(metrics[key])
                 for name, key in TOTALS.items()

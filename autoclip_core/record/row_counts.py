@@ -46,6 +46,18 @@ class RowCounts:
         self.observed[interval, :rows] += observed
         self.steps += 1
 
+    def add_named(self, names: Sequence[str], clipped: Array, observed: Array) -> None:
+        """Count one step of the rows with these names; new names become new rows."""
+        known, first = set(self.names), len(self.names)
+        if new := [name for name in names if name not in known]:
+            self._grow(first + len(new))
+            self.names[first:] = new
+        rows = {name: row for row, name in enumerate(self.names)}
+        places = [rows[name] for name in names]
+        columns = np.zeros((2, len(rows)))
+        columns[:, places] = clipped, observed
+        self.add(columns[0], columns[1] > 0)
+
     def rates(self) -> Array:
         """Return each row's clip rate over the run; NaN if it was never observed."""
         return divide(self.clipped.sum(axis=0), self.observed.sum(axis=0))

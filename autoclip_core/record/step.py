@@ -99,6 +99,23 @@ def step_from_metrics(metrics: Mapping[str, Any]) -> Step:
     return step._replace(scale=as_float("clip/scale", scale))
 
 
+def rows_from_metrics(metrics: Mapping[str, Any]) -> tuple[list[str], Array, Array]:
+    """Return the rows of a `metrics(per_row=True)` dict: names, clipped, observed.
+
+    Without rows in it, all three are empty.
+    """
+    start = "clip/norm/"
+    names = [name.removeprefix(start) for name in metrics if name.startswith(start)]
+    norms, thresholds, scales = (
+        np.array([metrics.get(f"clip/{kind}/{name}", default) for name in names], float)
+        for kind, default in (("norm", np.nan), ("threshold", np.inf), ("scale", 1.0))
+    )
+    # A skipped update has the scale 0 in every row; `ValueClip` may leave a row above
+    # its threshold unchanged.
+    clipped = (norms > thresholds) & (scales != 1) & np.isfinite(norms)
+    return names, clipped, ~np.isnan(norms) | (scales != 1)
+
+
 def step_from_one_row(decision: object) -> Step | None:
     """Return the step of a NumPy decision with one row; None for any other decision.
 

@@ -94,11 +94,11 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         """
         decision, tally, _ = self._read_numpy()
         rows = self._built_rows()
-        run = metrics.compute_metrics(decision, tally, norm=rows.norm, sizes=rows.sizes)
-        numbers = {name: float(value) for name, value in run.items()}
+        norm: Any = {"norm": rows.norm, "sizes": rows.sizes}
+        numbers = metrics.compute_metrics(decision, tally, **norm)
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
-        return numbers
+        return {name: float(value) for name, value in numbers.items()}
 
     def check_state(self) -> None:
         """Raise if the state is invalid: NaN, a negative level, an impossible count.

@@ -108,6 +108,7 @@ class Reporter(HasCallbacks):
         Raises:
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
 
+        >>> import torch
         >>> from autoclip_torch import QuantileClip
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> clipper = QuantileClip([weight], quantile=0.5)
@@ -120,11 +121,10 @@ class Reporter(HasCallbacks):
             stepper.callbacks.flush()
         decision, tally, losses = states.read()
         stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
-        run = compute_metrics(decision, tally, **states.describe_norm())
-        numbers = {name: float(value) for name, value in (run | losses).items()}
+        numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
         if per_row:
             numbers |= compute_row_metrics(states.rows.names, decision, tally)
-        return numbers
+        return {name: float(value) for name, value in numbers.items()}
 
     @property
     def _steppers(self) -> Sequence[Stepper]:

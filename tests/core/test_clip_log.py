@@ -16,6 +16,12 @@ from hypothesis import strategies as st
 
 import autoclip_core.record.store
 from autoclip_core import ClipLog, Drop, Fixed, Quantile, decide
+from autoclip_core.clipper.metrics import (
+    compute_metrics,
+    compute_row_metrics,
+    count_step,
+    empty_tally,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -540,6 +546,28 @@ def test_metrics_of_updates_are_recorded_if_there_are_no_others():
     both = ClipLog()
     both.record({"clip/norm": 3.0, "clip/threshold": 3.0, "clip/steps": 9} | updates)
     assert (both.steps[0], both.norms[0], both.summary().nonfinite) == (8, 3.0, 0)
+
+
+@pytest.mark.parametrize("policy", [Fixed(3.0), Drop(Fixed(3.0), action="skip")])
+def test_the_metrics_of_rows_count_as_their_decisions_do(policy):
+    """An idle row, a row that is not finite, and an update that is skipped."""
+    generator = np.random.default_rng(0)
+    names, state, tally = ["a", "b", "c"], policy.init(rows=3), empty_tally(3)
+    decisions, metrics = ClipLog(names), ClipLog()
+    for step in range(40):
+        norms = generator.choice(
+            [1.0, 2.0, 4.0, INF, NAN], 3, p=[0.4, 0.3, 0.2, 0.05, 0.05]
+        )
+        observed = np.array([True, step % 2 == 0, True])
+        state, decision = decide(policy, state, norms, observed=observed)
+        tally = count_step(tally, decision)
+        decisions.record(decision)
+        rows = compute_row_metrics(names, decision, tally)
+        metrics.record(compute_metrics(decision, tally) | rows)
+    assert metrics.names == names
+    np.testing.assert_array_equal(metrics.row_clip_rates, decisions.row_clip_rates)
+    assert 0 < metrics.row_clip_rates.min() < metrics.row_clip_rates.max() < 1
+    assert metrics.summary().clip_rate == pytest.approx(decisions.summary().clip_rate)
 
 
 def test_numbers_after_metrics_continue_the_step_count():

@@ -44,10 +44,24 @@ def test_steps_that_were_not_recorded_still_count_on_the_axis():
     assert figure.axes[0].get_xlim() == (0, 100)
 
 
+def test_metrics_of_one_step_in_ten_count_on_the_axis():
+    log = ClipLog()
+    for step in range(1, 100, 10):
+        metrics = {"clip/norm": 5.0, "clip/threshold": 2.0, "clip/steps": step}
+        for row, norm in {"encoder": 4.0, "head": 1.0}.items():
+            metrics |= {f"clip/norm/{row}": norm, f"clip/threshold/{row}": 2.0}
+            metrics |= {f"clip/scale/{row}": min(1.0, 2.0 / norm)}
+        log.record(metrics)
+    axes = log.plot_rows().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["encoder", "head"]
+    assert axes.collections[0].get_array()[:, 0].tolist() == [100.0, 0.0]
+    assert axes.get_xlim() == (0, 90)
+
+
 def test_a_heat_map_without_rows_is_refused():
     log = ClipLog()
     log.record(norm=1.0, threshold=1.0)
-    with pytest.raises(ValueError, match="decisions of several rows, got none"):
+    with pytest.raises(ValueError, match="steps of several rows, got none"):
         log.plot_rows()
 
 

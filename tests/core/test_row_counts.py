@@ -75,6 +75,14 @@ def test_several_rows_may_join_at_once():
     assert counts.rates().tolist() == [1.0, 0.0, 1.0]
 
 
+def test_rows_are_counted_by_name():
+    counts = RowCounts(["a", "b"])
+    counts.add_named(["b", "c"], np.array([True, False]), np.array([True, True]))
+    counts.add_named(["c", "a"], np.array([True, True]), np.array([True, True]))
+    assert counts.names == ["a", "b", "c"]
+    assert counts.rates().tolist() == [1.0, 1.0, 0.5]
+
+
 def test_without_a_step_the_map_is_empty():
     counts = RowCounts(["a"])
     assert counts.map().shape == (1, 0)

@@ -12,6 +12,9 @@ def test_the_code_runs(capsys):
     for block in blocks:
         exec(compile(block, "jax.md", "exec"), namespace)
     assert "clipped" in capsys.readouterr().out
+    [(step, (_, y))] = namespace["spikes"]
+    assert step == 2
+    assert float(y[0]) == 100
 
 
 def test_a_loop_needs_one_added_line():
