@@ -18,7 +18,7 @@ from .hooks.momentum import initialize_momentum
 from .observer.loss_observer import LossObserver
 from .rows.groups import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
-from .step.amp import check_unscaled, share_overflow, unscale_once
+from .step.amp import check_unscaled, record_step, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
 
@@ -157,7 +157,8 @@ class Clipper(LossObserver):
           FloatingPointError: a norm is not finite and `nonfinite="raise"`; no gradient
             and no history was changed.
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
-          RuntimeError: the scaler has stepped the optimizer already.
+          RuntimeError: the scaler has stepped the optimizer already, or this clipper
+            has been called since `scaler.update()`.
           RuntimeError: the clipper is attached and clips inside the optimizer's step.
           ValueError: a gradient of another optimizer is still multiplied by the scale;
             or the loss is missing, or given without `loss_policy`.
@@ -184,6 +185,7 @@ class Clipper(LossObserver):
             return self._stepper.step()
         optimizer, stepper = unwrap(optimizer), self._stepper
         check_unscaled(stepper.rows.parameters, scaler, optimizer)
+        record_step(stepper, scaler, optimizer)
         if is_fused(optimizer):  # the scaler may cancel its first step
             initialize_momentum(optimizer)
         decision = stepper.step(scale)

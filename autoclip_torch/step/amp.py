@@ -12,6 +12,9 @@ from .unwrap import stepped_parameter_ids, unwrap
 CONTROLS = ("grad_scale", "found_inf")
 """The attributes that a `GradScaler` sets on an optimizer during a step."""
 
+_CLIPPERS = "autoclip_clippers"
+"""The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
+
 _EVERY_STEP = "_step_supports_amp_scaling"
 
 
@@ -75,6 +78,28 @@ def check_unscaled(
             "loss scale; call scaler.unscale_ with the other optimizer first, or make "
             "a clipper of what each optimizer steps"
         )
+
+
+def record_step(clipper: Any, scaler: Any, optimizer: Optimizer) -> None:
+    """Record that a clipper has acted, until the scaler's `update()`.
+
+    A later backward pass would add scaled gradients, which the scaler unscales only
+    once.
+
+    Raises:
+      RuntimeError: the clipper has acted since the last `update()`.
+    """
+    states = scaler._per_optimizer_states
+    before = [each for state in states.values() for each in state.get(_CLIPPERS, ())]
+    if any(each is clipper for each in before):
+        raise RuntimeError(
+            "clipper.step(scaler=, optimizer=) must be called once before "
+            "scaler.update(), got a second call: the gradients of a later backward "
+            "pass are still multiplied by the loss scale; when accumulating, call it "
+            "once, before scaler.step(optimizer); to leave out a batch after it, call "
+            "optimizer.zero_grad() and scaler.update()"
+        )
+    states[id(optimizer)].setdefault(_CLIPPERS, []).append(clipper)
 
 
 def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor) -> None:

@@ -274,3 +274,58 @@ def test_bfloat16_needs_no_scaler(make_clipper):
     loss.backward()
     true = torch.cat([p.grad.double().flatten() for p in model.parameters()]).norm()
     assert clipper.step().norm.item() == pytest.approx(true.item(), rel=1e-6)
+
+
+def take_twice(clipper, weight, optimizer, scaler):
+    """Clip each of two micro-batches, as if they were two steps."""
+    for _ in range(2):
+        backward(weight, optimizer, scaler, 0, bad=())
+        clipper.step(scaler=scaler, optimizer=optimizer)
+
+
+def leave_out_a_batch(clipper, weight, optimizer, scaler):
+    """Clip a batch, leave it out, and clip the next one."""
+    backward(weight, optimizer, scaler, 0, bad=())
+    clipper.step(scaler=scaler, optimizer=optimizer)
+    optimizer.zero_grad()
+    backward(weight, optimizer, scaler, 1, bad=())
+    clipper.step(scaler=scaler, optimizer=optimizer)
+
+
+def clip_for_two_optimizers(clipper, weight, optimizer, scaler):
+    """The second call would scale all gradients again."""
+    other = torch.optim.SGD([weight])
+    backward(weight, optimizer, scaler, 0, bad=())
+    for each in (optimizer, other):
+        clipper.step(scaler=scaler, optimizer=each)
+
+
+@pytest.mark.parametrize(
+    "use", [take_twice, leave_out_a_batch, clip_for_two_optimizers]
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_second_step_before_the_update_is_refused(use, fused):
+    """It would measure gradients that are still multiplied by the loss scale."""
+    weight, optimizer, clipper, scaler = make(fused)
+    with pytest.raises(RuntimeError, match=r"once before scaler.update\(\), got a sec"):
+        use(clipper, weight, optimizer, scaler)
+    scaler.update()
+    backward(weight, optimizer, scaler, 2, bad=())
+    decision = clipper.step(scaler=scaler, optimizer=optimizer)
+    assert decision.norm.item() == pytest.approx(3.0)
+
+
+def test_two_clippers_of_one_accumulated_step_are_allowed():
+    weight, optimizer, clipper, scaler = make()
+    first = NormClip([weight], max_norm=2.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for _ in range(3):
+            scaler.scale(weight @ torch.tensor([0.6, 0.8])).backward()
+        norms = [
+            each.step(scaler=scaler, optimizer=optimizer).norm.item()
+            for each in (first, clipper)
+        ]
+        scaler.step(optimizer)
+        scaler.update()
+        assert norms == pytest.approx([3.0, 2.0], rel=1e-5)

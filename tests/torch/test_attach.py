@@ -182,6 +182,38 @@ def test_a_step_of_a_subclass_clips_once(has_closure):
     assert runs[1][0]["clip/steps"] == 5
 
 
+class Unsuspecting(torch.optim.SGD):
+    """The step of a subclass of a subclass, too, runs the hooks of every class."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class OfThreeClasses(Unsuspecting):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Unsuspecting, OfThreeClasses])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_run_of_a_subclass_has_the_norms_of_a_hand_written_one(kind, fused):
+    """Norms 1 to 6: the threshold is the median of the norms before."""
+    for base in (torch.optim.SGD, Unsuspecting):  # torch hooks each class once
+        base(torch.nn.Linear(1, 1).parameters())
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = kind([weight], lr=1.0, fused=fused)
+    clipper = QuantileClip([weight], quantile=0.5, history_length=10)
+    clipper.attach(optimizer)
+    applied = []
+    for norm in range(1, 7):
+        before, weight.grad = weight.item(), torch.tensor([float(norm)])
+        optimizer.step()
+        applied.append(before - weight.item())
+    assert applied == pytest.approx([1, 1, 1.5, 2, 2.5, 3])
+    assert clipper.metrics()["clip/steps"] == 6
+    assert clipper.threshold().item() == 3.5
+
+
 def test_an_optimizer_that_clips_already_is_refused():
     model, _, _ = model_and_data()
     optimizer = NormClip.as_optimizer(adam(model), max_norm=1.0)
