@@ -1,16 +1,19 @@
 """A Lightning callback that clips inside each optimizer's step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_core.checks import check_flag
+
+from .callbacks.arguments import check_arguments, find_function
+from .callbacks.clippers import OptimizerClippers
+from .callbacks.losses import BackwardLosses
 from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
-from .step.unwrap import unwrap
 from .step.warn import warn
 from .trust import TrustClip
 from .update import UpdateClipper
@@ -20,10 +23,15 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise
-    raise ModuleNotFoundError(
-        "autoclip_torch.lightning needs Lightning: pip install lightning",
-        name=error.name,
-    ) from error
+    try:  # the same code under its other name
+        import pytorch_lightning as pl
+    except ModuleNotFoundError as other_error:
+        if other_error.name != "pytorch_lightning":
+            raise
+        raise ModuleNotFoundError(
+            "autoclip_torch.lightning needs Lightning: pip install lightning",
+            name=error.name,
+        ) from error
 
 AnyClipper = Clipper | TrustClip | UpdateClipper
 
@@ -32,10 +40,13 @@ class ClipCallback(pl.Callback):
     """Clip the gradients of every optimizer of a `LightningModule`.
 
     It works with automatic and manual optimization and with any precision. It works
-    with any strategy whose optimizers step in this process, except FSDP1.
+    with any strategy whose optimizers step in this process, except FSDP1. The trainer
+    may be that of `lightning` or of `pytorch_lightning`.
 
     Each optimizer has its own clipper. Parameters that are unfrozen and added to the
-    optimizer later are clipped from then on. The history is saved in the checkpoint.
+    optimizer later are clipped from then on. An optimizer that replaces another one
+    continues its history. The history is saved in the checkpoint. Lightning's tuner
+    runs without callbacks, so its own steps are not clipped.
     The trainer logs the result of `metrics()` whenever it logs. With several
     optimizers, the names are `clip/optimizer0/norm` and so on.
 
@@ -50,13 +61,18 @@ class ClipCallback(pl.Callback):
       optimizer: the number of the only optimizer to clip, in the order of
         `configure_optimizers`; by default all are clipped. For a different rule per
         optimizer, give the trainer several callbacks.
+      one_clipper: whether one `Clipper` clips the gradients of all optimizers. With
+        scope="global" they then share one norm, as Muon and AdamW do in one model. All
+        optimizers must step after each backward pass.
       **keywords: the keywords of `clipper`; `exclude` and `scale_only` may name
         parameters that are still frozen.
 
     Raises:
+      TypeError, ValueError: an argument of the clipper breaks its rule.
       TypeError: at the start of training, if a function cannot make a `Clipper`.
       ValueError: at the start of training, if `optimizer` is not a valid index,
-        a pattern matches no parameter of the module, or the checkpoint does not fit.
+        a pattern matches no parameter of the module, the checkpoint does not fit, or
+        `one_clipper` is used with a GradScaler.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
@@ -70,18 +86,29 @@ class ClipCallback(pl.Callback):
         clipper: Callable[..., AnyClipper],
         *,
         optimizer: int | None = None,
+        one_clipper: bool = False,
         **keywords: Any,
     ) -> None:
-        """Keep the arguments until the optimizers exist."""
+        """Check the arguments, and keep them until the optimizers exist."""
+        check_arguments(clipper, keywords, takes_optimizer=_takes_optimizer(clipper))
+        if check_flag("one_clipper", one_clipper) and _takes_optimizer(clipper):
+            raise TypeError(
+                "one_clipper must be used with a Clipper of gradients, got "
+                f"{find_function(clipper).__name__}, which clips inside each optimizer"
+            )
         self._make = clipper
         self._keywords = keywords
         self._index = optimizer
+        self._is_one = one_clipper
+        self._is_training = True
+        self._group = OptimizerClippers(self._create, one_clipper)
         self._saved: list[dict[str, Any]] | None = None
-        self._optimizers: dict[int, Optimizer] = {}
-        self._losses: list[Tensor] = []
-        self._has_stepped = False
-        self.clippers: list[AnyClipper] = []
+        self._losses = BackwardLosses()
+
+    @property
+    def clippers(self) -> list[AnyClipper]:
         """One per clipped optimizer, from the start of training."""
+        return self._group.clippers
 
     @property
     def state_key(self) -> str:
@@ -100,53 +127,74 @@ class ClipCallback(pl.Callback):
         settings = {k: getattr(v, "__qualname__", v) for k, v in settings.items()}
         if self._index is not None:
             settings["optimizer"] = self._index
+        if self._is_one:
+            settings["one_clipper"] = True
         return self._generate_state_key(clipper=name, **settings)
+
+    def setup(self, trainer: "pl.Trainer", pl_module: Any, stage: str) -> None:
+        """Note whether a checkpoint is loaded to train, and not to validate or test."""
+        self._is_training = stage == "fit"
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: Any, stage: str) -> None:
+        """End a validation or test: a state that is loaded later is for training."""
+        self._is_training = True
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Create the clippers and attach each to its optimizer."""
         _warn_of_other_clipping(trainer, pl_module)
-        self._optimizers = _choose(trainer.optimizers, self._index)
-        self.clippers = []
-        for optimizer in self._optimizers.values():
-            self.clippers.append(self._create(optimizer, pl_module))
-        if self._saved is not None:
-            self._restore(self._saved)
-        elif trainer.ckpt_path is not None:
+        if self._is_one:
+            _refuse_scaler(trainer)
+        self._group.make(_choose(trainer.optimizers, self._index), pl_module)
+        if self._saved:
+            self._group.load(self._saved)
+        elif self._saved is None and trainer.ckpt_path is not None:
             warn(
                 f"{trainer.ckpt_path} has no history for ClipCallback, so clipping "
                 "starts without one: it was saved without this callback, or with "
                 "another class, scope or exclude"
             )
-        for clipper, optimizer in self._get_pairs():
-            if isinstance(clipper, Clipper):
-                clipper.attach(optimizer)
-        self._losses = []  # an interrupted run may have left some
+        self._saved = None  # the next run starts without a history
+        self._group.attach()
+        self._losses.reset()
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Follow the optimizers of the trainer, which may have been replaced."""
+        self._follow(trainer, pl_module)
 
     def on_before_backward(
         self, trainer: "pl.Trainer", pl_module: Any, loss: Tensor
     ) -> None:
         """Keep the loss, without the loss scale of 16-bit precision."""
+        self._group.begin_backward()
         if any(map(_needs_loss, self.clippers)):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             loss = loss.detach()
-            if self._has_stepped:
-                self._losses, self._has_stepped = [], False
-            self._losses.append(loss if scaler is None else loss / scaler._scale)
+            self._losses.add(loss if scaler is None else loss / scaler._scale)
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: Any, optimizer: Any
     ) -> None:
         """Add parameters that a callback has unfrozen, and give the step its loss."""
-        losses, self._has_stepped = self._losses, True
-        if pl_module.automatic_optimization:
-            self._losses = []  # a step without a backward pass has no loss
-        for clipper, clipped_optimizer in self._get_pairs():
-            if not isinstance(clipper, Clipper):  # it adds new parameters itself
-                continue
-            if clipped_optimizer is unwrap(optimizer):
-                add_new_parameters(clipper, clipped_optimizer, pl_module)
-                if _needs_loss(clipper):
-                    clipper.observe_loss(_join_losses(losses, trainer, pl_module))
+        loss = self._losses.take(
+            is_automatic=pl_module.automatic_optimization,
+            accumulated=trainer.accumulate_grad_batches,
+        )
+        clipper, clipped_optimizer = self._group.find(optimizer)
+        if clipper is None and self._follow(trainer, pl_module) and not self._is_one:
+            warn(
+                "an optimizer was replaced within a batch, so its first step is not "
+                "clipped; replace it before, for example in on_train_epoch_start"
+            )
+            return
+        clipper, clipped_optimizer = self._group.find(optimizer)
+        if not isinstance(clipper, Clipper):  # the others add new parameters themselves
+            return
+        add_new_parameters(clipper, clipped_optimizer, pl_module)
+        if _needs_loss(clipper):
+            clipper.observe_loss(loss)
+        self._group.step(clipped_optimizer)
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: Any, *args: Any, **kwargs: Any
@@ -154,21 +202,21 @@ class ClipCallback(pl.Callback):
         """Log the metrics, as often as the trainer logs."""
         if not trainer._logger_connector.should_update_logs:
             return
-        for index, clipper in zip(self._optimizers, self.clippers, strict=True):
-            has_several = len(trainer.optimizers) > 1
+        has_several = len(trainer.optimizers) > 1 and not self._is_one
+        for index, clipper in zip(self._group.optimizers, self.clippers, strict=False):
             prefix = f"clip/optimizer{index}/" if has_several else "clip/"
             metrics = clipper.metrics().items()
             pl_module.log_dict({k.replace("clip/", prefix, 1): v for k, v in metrics})
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Detach the clippers from the optimizers; the history stays."""
-        self._detach()
+        self._group.detach()
 
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: Any, exception: BaseException
     ) -> None:
         """Detach as in `on_train_end`, which an interrupted run does not reach."""
-        self._detach()
+        self._group.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each optimizer's clipper."""
@@ -176,45 +224,34 @@ class ClipCallback(pl.Callback):
         return {"clippers": saved or self._saved or []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the optimizers exist."""
+        """Load the state into the clippers, or keep it until the optimizers exist."""
+        if not self._is_training:
+            return
         self._saved = state_dict["clippers"]
+        if self._group.is_attached and self._saved:  # Lightning's finders do this
+            self._group.load(self._saved)
+            self._saved = None
 
-    def _create(self, optimizer: Optimizer, pl_module: Any) -> AnyClipper:
-        """Return a clipper of the optimizer; all but a `Clipper` are registered."""
+    def _follow(self, trainer: "pl.Trainer", pl_module: Any) -> bool:
+        """Follow replaced optimizers, and return whether there are any."""
+        present = _choose(trainer.optimizers, self._index)
+        return self._group.follow(present, pl_module)
+
+    def _create(self, optimizers: Sequence[Optimizer], pl_module: Any) -> AnyClipper:
+        """Return a clipper of the optimizers; all but a `Clipper` are registered."""
         make: Any = self._make
-        kind = _get_function(make)
-        if isinstance(kind, type) and issubclass(kind, TrustClip | UpdateClipper):
-            clipper: AnyClipper = make(pl_module, optimizer, **self._keywords)
+        if _takes_optimizer(make):
+            clipper: AnyClipper = make(pl_module, *optimizers, **self._keywords)
             return clipper
-        make = make if isinstance(kind, type) else partial(_call, make)
-        clipper = make_clipper(make, self._keywords, optimizer, pl_module)
+        make = make if isinstance(find_function(make), type) else partial(_call, make)
+        clipper = make_clipper(make, self._keywords, tuple(optimizers), pl_module)
         return clipper
 
-    def _get_pairs(self) -> list[tuple[AnyClipper, Optimizer]]:
-        return list(zip(self.clippers, self._optimizers.values(), strict=True))
 
-    def _restore(self, saved: list[dict[str, Any]]) -> None:
-        """Load the history of the checkpoint."""
-        if len(saved) != len(self.clippers):
-            raise ValueError(
-                "the checkpoint must hold one history per optimizer that is clipped, "
-                f"got {len(saved)} for {len(self.clippers)}; resume with as many "
-                "optimizers as it was saved with"
-            )
-        for clipper, state in zip(self.clippers, saved, strict=True):
-            clipper.load_state_dict(state)
-        self._saved = None  # the next run starts without a history
-
-    def _detach(self) -> None:
-        for clipper in self.clippers:
-            clipper.detach()
-
-
-def _get_function(make: Any) -> Any:
-    """Return the class or function inside partial functions."""
-    while isinstance(make, partial):
-        make = make.func
-    return make
+def _takes_optimizer(make: Any) -> bool:
+    """Return whether a clipper is made of the model and the optimizer."""
+    kind = find_function(make)
+    return isinstance(kind, type) and issubclass(kind, TrustClip | UpdateClipper)
 
 
 def _call(make: Callable[..., Clipper], groups: Any, **keywords: Any) -> Clipper:
@@ -239,7 +276,7 @@ def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
     other = None
     if trainer.gradient_clip_val:
         other = f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"
-    elif method is not pl.LightningModule.configure_gradient_clipping:
+    elif method.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning"):
         other = f"{type(pl_module).__name__}.configure_gradient_clipping"
     if other is not None:
         warn(
@@ -248,18 +285,13 @@ def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
         )
 
 
-def _join_losses(losses: list[Tensor], trainer: "pl.Trainer", pl_module: Any) -> Tensor:
-    """Return the loss of a step from the losses of its backward passes.
-
-    Lightning has divided each of them by `accumulate_grad_batches`. Without a backward
-    pass the loss is NaN, which cancels the update.
-    """
-    if not losses:
-        return torch.tensor(float("nan"))
-    total = torch.stack(losses).sum()
-    if not pl_module.automatic_optimization:
-        return total
-    return total * (trainer.accumulate_grad_batches / len(losses))
+def _refuse_scaler(trainer: "pl.Trainer") -> None:
+    """Refuse a GradScaler, which unscales one optimizer's gradients at a time."""
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise ValueError(
+            "one_clipper must be False with a GradScaler, which unscales the gradients "
+            'of each optimizer in its own step; use precision="bf16-mixed"'
+        )
 
 
 def _choose(optimizers: list[Optimizer], index: int | None) -> dict[int, Optimizer]:

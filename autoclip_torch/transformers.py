@@ -11,6 +11,7 @@ from torch import Tensor
 import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
+from .callbacks.arguments import check_arguments
 from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
@@ -57,7 +58,8 @@ class ClipCallback(TrainerCallback, ExportableState):
         as JSON. `exclude` and `scale_only` may name parameters that are still frozen.
 
     Raises:
-      ValueError, TypeError: a class or a setting that no checkpoint can hold.
+      ValueError, TypeError: an argument of the clipper breaks its rule, or is a class
+        or a setting that no checkpoint can hold.
       ValueError: when training starts: a setting or the checkpoint does not fit.
 
     >>> from autoclip_torch import QuantileClip
@@ -65,7 +67,7 @@ class ClipCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, clipper: type[AnyClipper] | str, **keywords: Any) -> None:
-        """Keep the arguments until the model and the optimizer exist."""
+        """Check the arguments, and keep them until model and optimizer exist."""
         name = getattr(clipper, "__name__", str(clipper))
         if name not in _CLASSES or clipper not in (name, _CLASSES[name]):
             raise ValueError(
@@ -77,6 +79,8 @@ class ClipCallback(TrainerCallback, ExportableState):
         self._keywords = {k: _from_json(value) for k, value in keywords.items()}
         for key, value in self._keywords.items():
             _check_json(key, value)
+        kind = _CLASSES[name]
+        check_arguments(kind, self._keywords, takes_optimizer=kind in _REGISTERED)
         self.clipper: AnyClipper | None = None
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None

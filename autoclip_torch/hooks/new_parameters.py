@@ -33,7 +33,8 @@ def make_clipper(
       keywords: the keywords of `make`. `exclude` and `scale_only` may name any
         parameter of the model, also if another optimizer steps it or if it is still
         frozen.
-      optimizer: a torch optimizer, or a wrapper that holds one.
+      optimizer: a torch optimizer, or a wrapper that holds one; or a tuple of these,
+        whose groups follow each other.
       model: the module whose parameters the optimizer steps. With None, the parameters
         have the names that the optimizer knows, if any.
 
@@ -41,26 +42,27 @@ def make_clipper(
       ValueError: the optimizer steps no parameter of the model, or a pattern matches
         no parameter of the model.
     """
-    optimizer = unwrap(optimizer)
+    given = optimizer if isinstance(optimizer, tuple) else (optimizer,)
+    optimizers = list(map(unwrap, given))
+    groups = [g for each in optimizers for g in read_optimizer_groups(each, model)]
     if model is None:
-        members = [
-            m for g in read_optimizer_groups(optimizer, None) for m in g.parameters
-        ]
+        members = [member for group in groups for member in group.parameters]
         parameters: list[Any] = [(m.name, m.parameter) for m in members]
     else:
         parameters = list(model.named_parameters())
-    if stepped_parameter_ids(optimizer).isdisjoint(id(p) for _, p in parameters):
-        raise ValueError(
-            f"optimizer must step parameters of the model, got a "
-            f"{type(optimizer).__name__} that steps none of them; make it after the "
-            "model was moved, wrapped or sharded"
-        )
+    for each in optimizers:
+        if stepped_parameter_ids(each).isdisjoint(id(p) for _, p in parameters):
+            raise ValueError(
+                f"optimizer must step parameters of the model, got a "
+                f"{type(each).__name__} that steps none of them; make it after the "
+                "model was moved, wrapped or sharded"
+            )
     functions = {
         argument: _join_patterns(keywords[argument], argument, parameters)
         for argument in ("exclude", "scale_only")
         if keywords.get(argument)
     }
-    return make(read_optimizer_groups(optimizer, model), **{**keywords, **functions})
+    return make(groups, **{**keywords, **functions})
 
 
 def _join_patterns(

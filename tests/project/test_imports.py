@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 # The only modules that import a trainer, at their top.
 TRAINERS = {
-    ("autoclip_torch", "lightning.py"): {"lightning"},
+    ("autoclip_torch", "lightning.py"): {"lightning", "pytorch_lightning"},
     ("autoclip_torch", "transformers.py"): {"transformers"},
 }
 # The only modules that import these packages, inside a function.
@@ -190,7 +190,7 @@ def test_a_missing_framework_is_named_with_its_extra(package, missing, message):
 
 
 IN_ONE_PROCESS = (
-    ("autoclip_torch.lightning", "lightning"),
+    ("autoclip_torch.lightning", "lightning pytorch_lightning"),
     ("autoclip_torch.lightning", "lightning_utilities"),
     ("autoclip_torch.transformers", "transformers"),
     ("autoclip_torch.transformers", "huggingface_hub"),
@@ -205,14 +205,14 @@ def errors_of_trainers():
 
 @pytest.mark.needs("torch", "stacks")
 @pytest.mark.parametrize(
-    ("trainer", "install"),
+    ("trainer", "missing", "install"),
     [
-        ("lightning", "lightning"),
-        ("transformers", "transformers accelerate"),
+        ("lightning", "lightning pytorch_lightning", "lightning"),
+        ("transformers", "transformers", "transformers accelerate"),
     ],
 )
-def test_a_missing_trainer_is_named_with_its_install_line(trainer, install):
-    error = errors_of_trainers()[f"autoclip_torch.{trainer}", trainer]
+def test_a_missing_trainer_is_named_with_its_install_line(trainer, missing, install):
+    error = errors_of_trainers()[f"autoclip_torch.{trainer}", missing]
     assert error.startswith(f"ModuleNotFoundError: autoclip_torch.{trainer} needs ")
     assert error.endswith(f": pip install {install}")
 
@@ -234,23 +234,25 @@ def errors_without(*cases):
     """Return the error of importing each package if a module is missing.
 
     Args:
-      cases: pairs of a package and a missing module. One new process tries them all.
+      cases: pairs of a package and its missing modules, separated by spaces. One new
+        process tries them all.
     """
     probe = f"""
 import importlib, sys
 
 class Missing:
-    def __init__(self, module):
-        self.module = module
+    def __init__(self, modules):
+        self.modules = modules.split()
 
     def find_spec(self, name, path=None, target=None):
-        if name == self.module:
+        if name in self.modules:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 for package, missing in {cases!r}:
     finder = Missing(missing)
     sys.meta_path.insert(0, finder)
-    sys.modules.pop(missing, None)
+    for module in finder.modules:
+        sys.modules.pop(module, None)
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -40,6 +40,8 @@ TESTS = {
     "torch/compile torch/threads torch/uses",
     "autoclip_torch/find_threshold.py": "torch/find_threshold torch/threshold_first",
     "autoclip_torch/named.py": "torch/clipper torch/errors torch/oracles torch/uses",
+    "autoclip_torch/lightning.py": "torch/callbacks/lightning_runs",
+    "autoclip_torch/callbacks": "torch/callbacks/lightning_runs torch/transformers",
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only",

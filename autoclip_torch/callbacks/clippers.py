@@ -1,0 +1,114 @@
+"""The clippers of a trainer's optimizers: made, attached, moved to other optimizers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from autoclip_torch.step.unwrap import unwrap
+from autoclip_torch.step.warn import warn
+
+from .one_clipper import OneClipper
+
+
+class OptimizerClippers:
+    """One clipper for each optimizer, or one for all.
+
+    Args:
+      create: makes the clipper of a list of optimizers of a model. It registers the
+        clipper, unless the clipper has `attach`.
+      is_one: whether one clipper serves all optimizers.
+    """
+
+    def __init__(self, create: Callable[..., Any], is_one: bool) -> None:
+        """Start without optimizers."""
+        self._create = create
+        self._is_one = is_one
+        self._one: OneClipper | None = None
+        self.is_attached = False
+        self.optimizers: Mapping[int, Optimizer] = {}
+        """The clipped optimizers, by their number in the trainer."""
+        self.clippers: list[Any] = []
+        """One per optimizer, or the only one."""
+
+    def make(self, optimizers: Mapping[int, Optimizer], model: Any) -> None:
+        """Create the clippers of the optimizers of a model."""
+        self.optimizers, present = optimizers, list(optimizers.values())
+        shares = [present] if self._is_one else [[each] for each in present]
+        self.clippers = [self._create(share, model) for share in shares]
+
+    def attach(self) -> None:
+        """Let each clipper act before the steps of its optimizer."""
+        self.is_attached = True
+        if self._is_one:
+            self._one = OneClipper(self.clippers[0], self.optimizers.values())
+            return
+        for clipper, optimizer in self.get_pairs():
+            if hasattr(clipper, "attach"):
+                clipper.attach(optimizer)
+
+    def detach(self) -> None:
+        """Let no clipper act; each keeps its history."""
+        self.is_attached, self._one = False, None
+        for clipper in self.clippers:
+            clipper.detach()
+
+    def follow(self, optimizers: Mapping[int, Optimizer], model: Any) -> bool:
+        """Continue with the present optimizers; return whether one was replaced.
+
+        An optimizer that replaces another one has a new clipper, with the history of
+        the clipper before it, if it fits.
+        """
+        if [*map(id, optimizers.values())] == [*map(id, self.optimizers.values())]:
+            return False
+        states = [clipper.state_dict() for clipper in self.clippers]
+        self.detach()
+        self.make(optimizers, model)
+        for clipper, state in zip(self.clippers, states, strict=False):
+            try:
+                clipper.load_state_dict(state)
+            except ValueError as error:
+                warn(
+                    "an optimizer was replaced, and its clipper starts without a "
+                    f"history, because the history does not fit: {error}"
+                )
+        self.attach()
+        return True
+
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Load the history of a checkpoint.
+
+        Raises:
+          ValueError: it is that of another number of clippers, or one does not fit.
+        """
+        if len(states) != len(self.clippers):
+            raise ValueError(
+                "the checkpoint must hold one history per optimizer that is clipped, "
+                f"got {len(states)} for {len(self.clippers)}; resume with as many "
+                "optimizers as it was saved with"
+            )
+        for clipper, state in zip(self.clippers, states, strict=True):
+            clipper.load_state_dict(state)
+
+    def get_pairs(self) -> list[tuple[Any, Optimizer]]:
+        """Return each optimizer with its clipper."""
+        optimizers, clippers = self.optimizers.values(), self.clippers
+        if self._is_one:
+            clippers = clippers * len(optimizers)
+        return list(zip(clippers, optimizers, strict=True))
+
+    def find(self, optimizer: Any) -> tuple[Any, Optimizer]:
+        """Return the clipper of an optimizer, or None, and the optimizer inside it."""
+        inner = unwrap(optimizer)
+        pairs = self.get_pairs()
+        return next((pair for pair in pairs if unwrap(pair[1]) is inner), (None, inner))
+
+    def begin_backward(self) -> None:
+        """Note that gradients follow which are not clipped."""
+        if self._one is not None:
+            self._one.begin_backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Clip before a step of an optimizer, if one clipper serves all."""
+        if self._one is not None:
+            self._one.step(optimizer)
