@@ -9,12 +9,17 @@ from torch.optim import Optimizer
 
 from autoclip_core.checks import check_flag
 
-from .callbacks.arguments import check_arguments, find_function
-from .callbacks.clippers import OptimizerClippers
-from .callbacks.losses import BackwardLosses
 from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .step.warn import warn
+from .trainers.arguments import check_arguments, find_function
+from .trainers.clippers import OptimizerClippers
+from .trainers.lightning_checks import (
+    choose_optimizers,
+    refuse_scaler,
+    warn_of_other_clipping,
+)
+from .trainers.losses import BackwardLosses
 from .trust import TrustClip
 from .update import UpdateClipper
 
@@ -24,7 +29,7 @@ except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise
     try:  # the same code under its other name
-        import pytorch_lightning as pl
+        import pytorch_lightning as pl  # type: ignore[no-redef]
     except ModuleNotFoundError as other_error:
         if other_error.name != "pytorch_lightning":
             raise
@@ -141,10 +146,10 @@ class ClipCallback(pl.Callback):
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         """Create the clippers and attach each to its optimizer."""
-        _warn_of_other_clipping(trainer, pl_module)
+        warn_of_other_clipping(trainer, pl_module)
         if self._is_one:
-            _refuse_scaler(trainer)
-        self._group.make(_choose(trainer.optimizers, self._index), pl_module)
+            refuse_scaler(trainer)
+        self._group.make(choose_optimizers(trainer.optimizers, self._index), pl_module)
         if self._saved:
             self._group.load(self._saved)
         elif self._saved is None and trainer.ckpt_path is not None:
@@ -234,7 +239,7 @@ class ClipCallback(pl.Callback):
 
     def _follow(self, trainer: "pl.Trainer", pl_module: Any) -> bool:
         """Follow replaced optimizers, and return whether there are any."""
-        present = _choose(trainer.optimizers, self._index)
+        present = choose_optimizers(trainer.optimizers, self._index)
         return self._group.follow(present, pl_module)
 
     def _create(self, optimizers: Sequence[Optimizer], pl_module: Any) -> AnyClipper:
@@ -268,40 +273,3 @@ def _call(make: Callable[..., Clipper], groups: Any, **keywords: Any) -> Clipper
 
 def _needs_loss(clipper: AnyClipper) -> bool:
     return isinstance(clipper, Clipper) and clipper.loss_policy is not None
-
-
-def _warn_of_other_clipping(trainer: "pl.Trainer", pl_module: Any) -> None:
-    """Warn if Lightning or the module clips, too: both clip before this callback."""
-    method = type(pl_module).configure_gradient_clipping
-    other = None
-    if trainer.gradient_clip_val:
-        other = f"Trainer(gradient_clip_val={trainer.gradient_clip_val})"
-    elif method.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning"):
-        other = f"{type(pl_module).__name__}.configure_gradient_clipping"
-    if other is not None:
-        warn(
-            f"{other} clips before ClipCallback, which then measures clipped norms; "
-            "leave it out"
-        )
-
-
-def _refuse_scaler(trainer: "pl.Trainer") -> None:
-    """Refuse a GradScaler, which unscales one optimizer's gradients at a time."""
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise ValueError(
-            "one_clipper must be False with a GradScaler, which unscales the gradients "
-            'of each optimizer in its own step; use precision="bf16-mixed"'
-        )
-
-
-def _choose(optimizers: list[Optimizer], index: int | None) -> dict[int, Optimizer]:
-    """Return the optimizers to clip, by number."""
-    numbered = dict(enumerate(optimizers))
-    if index is None:
-        return numbered
-    if index not in numbered:
-        raise ValueError(
-            f"optimizer must be the number of one of the {len(numbered)} that "
-            f"configure_optimizers returns, counted from 0, got {index!r}"
-        )
-    return {index: numbered[index]}

@@ -11,11 +11,11 @@ from torch import Tensor
 import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
-from .callbacks.arguments import check_arguments
 from .clipper import Clipper
 from .hooks.new_parameters import add_new_parameters, make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
+from .trainers.arguments import check_arguments
 from .trust import TrustClip
 from .update import UpdateClipper
 from .value import ValueClip

@@ -108,7 +108,9 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
     if not count:
         raise ValueError(
             "optimizer must step parameters of this clipper, got one that steps none "
-            "of them; make both after the model was moved, wrapped or sharded"
+            "of them; make both after the model was moved, wrapped or sharded; if each "
+            "layer has an optimizer that steps within the backward pass, attach a "
+            "clipper to each of them"
         )
     if count < len(trained):
         raise ValueError(

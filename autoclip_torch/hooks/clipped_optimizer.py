@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from autoclip_torch.rows.groups import keep_params
-from autoclip_torch.step.amp import refuse_scaler, require_every_step
+from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
+from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
+from .step_hooks import STEP_METHODS, refuse_step_in_backward
 
 _STATE_HOOKS = (
     "register_state_dict_pre_hook",
@@ -25,8 +27,12 @@ class ClippedOptimizer(torch.optim.Optimizer):
     It shares its groups and its state with the optimizer inside. Learning-rate
     schedulers, `GradScaler`, hooks, pickle and deepcopy therefore treat it as that
     optimizer. Its state dict is the state dict of the optimizer inside, with the
-    clipper's state under "clipper". torch's global step hooks run once: in the step of
-    the optimizer inside, after clipping.
+    clipper's state under "clipper". It has the other public attributes of the optimizer
+    inside, such as `train` and `eval`. torch's global step hooks run once: in the step
+    of the optimizer inside, after clipping.
+
+    With SAM, it clips before `first_step` and `second_step`. In `step(closure)`, each
+    pass of the closure is clipped.
 
     Args:
       optimizer: the optimizer that steps.
@@ -62,14 +68,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.__dict__["optimizer"] = optimizer
         self.__dict__["clipper"] = clipper
         self.__dict__["_is_ready"] = False
+        refuse_step_in_backward(optimizer)
         self._check_clipper(optimizer)
-        super().__init__(optimizer.param_groups, optimizer.defaults)
+        # An optimizer without hooks, such as PostLocalSGDOptimizer, has no defaults.
+        defaults = getattr(optimizer, "defaults", {})
+        super().__init__(optimizer.param_groups, defaults)
         self._is_ready = True
         if clipper.process_group is not None:
             require_every_step(self)
         # The optimizer inside saves and loads, so it runs the hooks on its state.
         for name in _STATE_HOOKS:
-            self.__dict__[name] = getattr(optimizer, name)
+            self.__dict__[name] = getattr(unwrap(optimizer), name)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -133,17 +142,34 @@ class ClippedOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**keywords)
         cls.step.hooked = True  # type: ignore[attr-defined]
 
-    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        """Return a public attribute of the optimizer inside."""
+        if name.startswith("_") or name in CONTROLS or "optimizer" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        value = getattr(self.optimizer, name)
+        if name not in STEP_METHODS:
+            return value
+
+        def clip_and_step(*args: Any, **keywords: Any) -> Any:
+            self._clip()
+            return value(*args, **keywords)
+
+        return clip_and_step
+
+    def _clip(self) -> None:
         if self.clipper.process_group is not None:
             refuse_scaler(self)
+        self.clipper.step()
+
+    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
         if closure is None:
-            self.clipper.step()
+            self._clip()
             return self.optimizer.step()
 
         def clipped_closure() -> Any:
             loss = closure()
             self.clipper._stepper.loss.give_closure_loss(loss)
-            self.clipper.step()
+            self._clip()
             return loss
 
         return self.optimizer.step(clipped_closure)
@@ -242,7 +268,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """Check that no `TrustClip` clips the same gradients."""
         while isinstance(optimizer, ClippedOptimizer):
             optimizer = optimizer.optimizer
-        refuse_beside_trust_clip(self.clipper._stepper, optimizer)
+        refuse_beside_trust_clip(self.clipper._stepper, unwrap(optimizer))
 
     def _list_observers(self) -> list[Any]:
         """Return the clippers that have states."""

@@ -20,10 +20,19 @@ from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
 from .momentum import find_parameters_without_momentum, remove_unwritten_momentum
 
+_FUSED = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.SGD,
+    torch.optim.Adagrad,
+)
+
 
 def is_fused(optimizer: Optimizer) -> bool:
     """Return whether the optimizer's kernel uses `grad_scale` and `found_inf`."""
+    # A copied or unpickled optimizer lacks torch's mark, and has the same kernel.
     is_capable = getattr(optimizer, "_step_supports_amp_scaling", False)
+    is_capable |= isinstance(optimizer, _FUSED)
     return is_capable and all(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -55,7 +55,8 @@ def make_clipper(
             raise ValueError(
                 f"optimizer must step parameters of the model, got a "
                 f"{type(each).__name__} that steps none of them; make it after the "
-                "model was moved, wrapped or sharded"
+                "model was moved, wrapped or sharded; if each layer has an optimizer "
+                "that steps within the backward pass, attach a clipper to each of them"
             )
     functions = {
         argument: _join_patterns(keywords[argument], argument, parameters)

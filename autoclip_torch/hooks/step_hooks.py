@@ -13,6 +13,16 @@ _HOOKED_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 """The code that runs the hooks, the same for every class of optimizers."""
 
 
+STEP_METHODS = (
+    "first_step",
+    "second_step",
+    "third_step",
+    "ascent_step",
+    "descent_step",
+)
+"""Methods that step an optimizer beside `step`, in SAM and similar optimizers."""
+
+
 class StepHooks(ABC):
     """The hooks `_before_step` and `_after_step` on an optimizer.
 
@@ -23,7 +33,15 @@ class StepHooks(ABC):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Register the hooks."""
+        """Register the hooks, on an optimizer that will run them.
+
+        Raises:
+          ValueError: it steps in other methods, too.
+          RuntimeError: its `step` was replaced before torch could wrap it.
+        """
+        refuse_step_in_backward(optimizer)
+        _refuse_other_steps(optimizer)
+        _wrap_step(optimizer)
         self._optimizer = weakref.ref(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -61,6 +79,60 @@ class StepHooks(ABC):
     @abstractmethod
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Act after the step."""
+
+
+def find_step_methods(optimizer: Any) -> list[str]:
+    """Return the names of the methods beside `step` in which an optimizer steps."""
+    return [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]
+
+
+def refuse_step_in_backward(optimizer: Any) -> None:
+    """Refuse an optimizer that steps within the backward pass.
+
+    Raises:
+      ValueError: it does, as LOMO and an overlapping `ZeroRedundancyOptimizer` do.
+    """
+    if callable(getattr(optimizer, "fused_backward", None)):
+        where = "fused_backward; use its own arguments for clipping"
+    elif getattr(optimizer, "_overlap_with_ddp", False):
+        where = "the hooks of DDP; leave overlap_with_ddp=True out"
+    else:
+        return
+    raise ValueError(
+        f"optimizer must step after the backward pass, got {_name(optimizer)}, which "
+        f"steps within {where}"
+    )
+
+
+def _refuse_other_steps(optimizer: Any) -> None:
+    """Refuse an optimizer that steps where torch runs no hook."""
+    if methods := find_step_methods(optimizer):
+        lines = ", ".join(f'"clipper.step(); optimizer.{m}()"' for m in methods)
+        raise ValueError(
+            f"optimizer must step in step() alone, got {_name(optimizer)}, which also "
+            f"steps in {' and '.join(methods)}, where torch runs no hook; write {lines}"
+            ", each after its backward pass, or use as_optimizer(optimizer, ...)"
+        )
+
+
+def _wrap_step(optimizer: Any) -> None:
+    """Let torch wrap `step`, so that it runs the hooks.
+
+    torch does that in `Optimizer.__init__`, which a subclass may leave out.
+    """
+    if getattr(type(optimizer).step, "hooked", False):
+        return
+    if "step" in vars(optimizer):
+        raise RuntimeError(
+            f"optimizer.step must run torch's hooks, got a {_name(optimizer)} whose "
+            "__init__ does not call that of torch.optim.Optimizer, and whose step was "
+            "replaced; attach the clipper before a learning-rate scheduler is made"
+        )
+    optimizer._patch_step_function()
+
+
+def _name(optimizer: Any) -> str:
+    return type(optimizer).__name__
 
 
 def is_outermost_step(optimizer: Optimizer) -> bool:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from autoclip_torch.gradients.sharded import get_local
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
-from autoclip_torch.step.unwrap import unwrap
+from autoclip_torch.step.unwrap import get_inner, unwrap
 
 from .copies import Weights
 
@@ -64,7 +64,7 @@ def _check_layers(layer: Any, inner: Optimizer) -> None:
     """Check an optimizer inside wrappers, and each of these."""
     while layer is not inner:
         _check_accepted(layer)
-        layer = layer.optimizer
+        layer = get_inner(layer)
     _check_accepted(inner)
 
 

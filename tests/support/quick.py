@@ -40,8 +40,8 @@ TESTS = {
     "torch/compile torch/threads torch/uses",
     "autoclip_torch/find_threshold.py": "torch/find_threshold torch/threshold_first",
     "autoclip_torch/named.py": "torch/clipper torch/errors torch/oracles torch/uses",
-    "autoclip_torch/lightning.py": "torch/callbacks/lightning_runs",
-    "autoclip_torch/callbacks": "torch/callbacks/lightning_runs torch/transformers",
+    "autoclip_torch/lightning.py": "torch/trainers/lightning_runs",
+    "autoclip_torch/trainers": "torch/trainers/lightning_runs torch/transformers",
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only",
@@ -57,7 +57,7 @@ TESTS = {
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
-    "torch/amp torch/accelerate torch/in_backward",
+    "torch/amp torch/accelerate torch/in_backward torch/hooks/other_optimizers",
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
     "torch/errors torch/loss",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
@@ -121,6 +121,8 @@ LEFT_OUT = {
     "tf/strategy": "all of it is slow",
     "torch/cuda": "it needs a CUDA device",
     "torch/lightning": "all of it is slow",
+    "trainers/optimizers": "`make trainers` runs it",
+    "trainers/peft": "`make trainers` runs it",
     "trainers/trl": "`make trainers` runs it",
 }
 """The test files that belong to no entry, with the reason."""
