@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .clipper import Clipper
+from .gradients import sharded
+from .gradients.ranks import find_device
 
 
 def check_agreement(clipper: Clipper, group: Any = None) -> None:
     """Raise an error on every rank if the clippers of the ranks differ.
 
     Settings, history, counts and last decision are compared bit by bit. One small
-    collective exchanges their digests. Ranks that do not agree scale the same gradient
-    differently, and their models drift apart silently.
+    collective exchanges their digests. If the ranks reduce norms or losses in a step, a
+    reduction like it comes first and compares their steps. Ranks that do not agree
+    scale the same gradient differently, and their models drift apart silently.
 
     Call it from time to time, on every rank of the group: it reads a state back from an
     accelerator. Without torch.distributed it does nothing.
@@ -29,7 +32,8 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
         copies of one stage.
 
     Raises:
-      RuntimeError: the clippers differ; the message names the ranks and the parts.
+      RuntimeError: the clippers differ; the message names the ranks and the parts. With
+        sharded parameters, the ranks may also be in different steps.
 
     >>> from autoclip_torch import NormClip
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -42,11 +46,12 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    digests = _make_digests(clipper)
-    local = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
-    local = local.to(clipper._policy_states.device or "cpu")
     group = group or dist.group.WORLD
     ranks = dist.get_process_group_ranks(group)
+    _compare_steps(clipper, ranks)
+    digests = _make_digests(clipper)
+    local = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8)
+    local = local.to(_find_device(clipper, group))
     gathered = [torch.empty_like(local) for _ in ranks]
     dist.all_gather(gathered, local, group=group)
     shape = (len(digests), -1)
@@ -63,6 +68,30 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
             f"{'; '.join(differences)}; did these ranks leave out a step, load another "
             "checkpoint, or make the clipper with other arguments?"
         )
+
+
+def _compare_steps(clipper: Clipper, ranks: Sequence[int]) -> None:
+    """Check that all ranks have taken the same steps, if their steps reduce.
+
+    Without this, the step of one rank would wait for the check of another.
+    """
+    stepper, states = clipper._stepper, clipper._policy_states
+    groups = (dist.group.WORLD,) if stepper.ranks is None else stepper.ranks.groups
+    if any(set(dist.get_process_group_ranks(g)).difference(ranks) for g in groups):
+        return  # the other ranks of the reduction do not check
+    if stepper.ranks is None:
+        stepper.loss.compare_steps(states)
+        return
+    needs_weights = any(b.policy.needs_param_norms for b in stepper.rows.by_policy)
+    sequences = 1 + needs_weights + stepper.extra_sequences
+    sharded.compare_steps(stepper.parts, sequences, states.device, stepper.ranks)
+
+
+def _find_device(clipper: Clipper, group: Any) -> torch.device:
+    """Return the device on which the ranks exchange digests."""
+    ranks, device = clipper._stepper.ranks, clipper._policy_states.device
+    mesh_device = None if ranks is None else ranks.device
+    return find_device([group], mesh_device, device or torch.device("cpu"))
 
 
 def _different(names: list[str], left: Any, right: Any) -> list[str]:

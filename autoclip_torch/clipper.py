@@ -65,6 +65,8 @@ class Clipper(LossObserver):
         every rank must call `step`. All ranks must have the same rows, as with
         scope="global". Sharded parameters (`DTensor`) hold their ranks and need no
         group.
+      replicated: the plain parameters that every rank of `process_group` holds, in the
+        forms of `exclude`. They count once. The others differ from rank to rank.
       on_clip: a function that is called if a row was clipped, dropped or not finite;
         the attribute `on_clip` has its arguments.
       on_skip: a function that is called if the update was skipped.
@@ -102,6 +104,7 @@ class Clipper(LossObserver):
         loss_policy: Policy | None = None,
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
+        replicated: Pattern | Iterable[Pattern] | None = None,
         on_clip: StepCallback | None = None,
         on_skip: StepCallback | None = None,
     ) -> None:
@@ -121,6 +124,7 @@ class Clipper(LossObserver):
             loss_policy=loss_policy,
             most_skips=max_consecutive_skips,
             process_group=process_group,
+            replicated=replicated,
         )
         self.on_clip, self.on_skip = on_clip, on_skip
         self._attachment: Attachment | None = None

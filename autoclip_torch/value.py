@@ -26,6 +26,8 @@ from .step.stepper import Stepper
 class ValueStepper(Stepper):
     """The steps of a clipper that limits each element of a gradient."""
 
+    extra_sequences = 2
+
     @property
     def has_one_factor(self) -> bool:
         """False: each element has its own factor."""

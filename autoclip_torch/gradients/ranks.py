@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autoclip_core.checks import format_error
+from autoclip_torch.rows.rows import Rows
+
+from .step_counter import StepCounter
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -29,17 +32,41 @@ class Ranks:
     """The number of ranks of all meshes; 1 without a DTensor."""
     copies: int
     """How many of the ranks in a sum hold the same plain tensor."""
+    device: torch.device | None
+    """The device of the mesh, on which its ranks communicate; None without a mesh."""
+    counter: StepCounter
+    """The number of steps, to compare with the other ranks."""
     has_checked_rows: bool = False
     """Whether `check_rows` has run."""
 
-    def reduce_(self, vector: Tensor, take_largest: bool) -> None:
-        """Sum the vectors of all ranks in place, or take the largest entries.
+    def reduce(self, vector: Tensor, *, take_largest: bool, reason: str) -> Tensor:
+        """Return the sum of the vectors of all ranks, or their largest entries.
 
-        Every rank must call this.
+        The ranks communicate on the device of their mesh: with CPU offload, the shards
+        are on the CPU, and the backend of the mesh may not be.
+
+        Args:
+          vector: this rank's vector; every rank must call this.
+          take_largest: whether to take the largest entries.
+          reason: as in `StepCounter.reduce`.
+
+        Raises:
+          RuntimeError: the ranks are not in the same step.
         """
         operation = dist.ReduceOp.MAX if take_largest else dist.ReduceOp.SUM
+        sent = vector.to(find_device(self.groups, self.device, vector.device))
+        reduced = self.counter.reduce(
+            sent, self.groups, reason=reason, operation=operation
+        )
+        return reduced.to(vector.device)
+
+    def average(self, vector: Tensor) -> Tensor:
+        """Return the mean of the vectors of all ranks; every rank must call this."""
+        mean = vector.to(find_device(self.groups, self.device, vector.device))
         for group in self.groups:
-            dist.all_reduce(vector, operation, group=group)
+            mean = mean / dist.get_world_size(group)
+            dist.all_reduce(mean, group=group)
+        return mean.to(vector.device)
 
     def check_rows(self, rows: int, device: torch.device) -> None:
         """Check once that ranks with different parameters have equally many rows.
@@ -50,6 +77,7 @@ class Ranks:
         """
         if self.process_group is None or self.has_checked_rows:
             return
+        device = find_device(self.groups, self.device, device)
         extremes = torch.tensor([rows, -rows], device=device)
         for group in self.groups:
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
@@ -62,10 +90,12 @@ class Ranks:
             )
         self.has_checked_rows = True
 
-    def get_weight(self, tensor: Tensor) -> float:
+    def get_weight(self, tensor: Tensor, is_replicated: bool | None) -> float:
         """Return 1 / n, if n ranks hold the same part of the tensor as this rank."""
         if is_sharded(tensor):
             return _count_shards(tensor) / self.sharding
+        if is_replicated:
+            return 1 / math.prod(map(dist.get_world_size, self.groups))
         return 1 / self.copies
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
@@ -73,9 +103,38 @@ class Ranks:
         return self
 
 
-def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None:
-    """Return the ranks that sum norms, or None if this rank holds everything."""
-    parameters = list(parameters)
+def find_device(
+    groups: Sequence[Any], device: torch.device | None, own: torch.device
+) -> torch.device:
+    """Return the device on which ranks communicate.
+
+    Args:
+      groups: their process groups.
+      device: the device of their mesh, or None.
+      own: the device of the tensors; it is used without a mesh, if a backend allows it.
+    """
+    if device is not None:
+        return own if own.type == device.type else device
+    supported = [*getattr(groups[0], "_device_types", ())]
+    is_possible = not supported or any(each.type == own.type for each in supported)
+    return own if is_possible else torch.device(supported[0])
+
+
+def find_ranks(
+    rows: Rows, process_group: Any, before: Ranks | None = None
+) -> Ranks | None:
+    """Return the ranks that sum norms, or None if this rank holds everything.
+
+    Args:
+      rows: the parameters of this rank.
+      process_group: the ranks that hold different parameters, or None.
+      before: the ranks of fewer parameters, whose count of steps is continued.
+
+    Raises:
+      ValueError: the parameters are those of FSDP1, or the groups overlap in a way in
+        which copies cannot be counted.
+    """
+    parameters = rows.parameters
     if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
         raise ValueError(
             "parameters must not be those of FSDP1, which flattens them: each rank "
@@ -84,25 +143,34 @@ def find_ranks(parameters: Iterable[Tensor], process_group: Any) -> Ranks | None
         )
     tensors: Iterable[Any] = filter(is_sharded, parameters)
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
+    if not meshes and process_group is None:
+        return None
+    counter = StepCounter() if before is None else before.counter
+    counter.parameters = parameters
     if not meshes:
-        return process_group and Ranks((process_group,), process_group, 1, 1)
-    mesh_group = _find_group(meshes)
+        return Ranks((process_group,), process_group, 1, 1, None, counter)
+    mesh_group, device = _find_group(meshes), torch.device(meshes[0].device_type)
     size = dist.get_world_size(mesh_group)
     if process_group is None:
-        return Ranks((mesh_group,), None, size, size)
-    return _find_ranks_with_shards(mesh_group, process_group)
+        return Ranks((mesh_group,), None, size, size, device, counter)
+    groups, copies = _find_groups_with_shards(mesh_group, process_group)
+    return Ranks(groups, process_group, size, copies, device, counter)
 
 
-def _find_ranks_with_shards(mesh_group: Any, process_group: Any) -> Ranks:
-    """Return the ranks that sum norms if some ranks also hold different parameters."""
+def _find_groups_with_shards(
+    mesh_group: Any, process_group: Any
+) -> tuple[tuple[Any, ...], int]:
+    """Return the groups to sum over, if some ranks also hold different parameters.
+
+    The second result is how many of their ranks hold the same plain tensor.
+    """
     sharing = set(dist.get_process_group_ranks(mesh_group))
     differing = set(dist.get_process_group_ranks(process_group))
     size = len(sharing)
     if sharing & differing == {dist.get_rank()}:  # sharded stages
-        return Ranks((mesh_group, process_group), process_group, size, size)
+        return (mesh_group, process_group), size
     if differing <= sharing:  # experts on each rank, and sharded parameters
-        copies = size // len(differing)
-        return Ranks((mesh_group,), process_group, size, copies)
+        return (mesh_group,), size // len(differing)
     rule = "within the ranks of the sharded parameters, or share this one with them"
     way_out = "make one clipper of the sharded parameters, and one of the plain ones"
     got = f"ranks {sorted(differing)} and shards on ranks {sorted(sharing)}"

@@ -31,6 +31,7 @@ from .layout import (
     make_writable,
 )
 from .ranks import Ranks, is_sharded
+from .replicas import check_first_step
 
 
 def measure(
@@ -39,6 +40,7 @@ def measure(
     device: torch.device | None,
     ranks: Ranks,
     overflow: Tensor | None = None,
+    reason: str = "step",
 ) -> list[RowNorms]:
     """Return for each sequence the norm of each row, and which rows have one.
 
@@ -49,15 +51,22 @@ def measure(
       ranks: the ranks that reduce their parts.
       overflow: not 0 if this rank's gradients overflowed. It becomes 1 if those of any
         rank did; then no rank observes the step.
+      reason: as in `StepCounter.reduce`.
+
+    Raises:
+      RuntimeError: a rank left out a step.
+      ValueError: the ranks cannot sum their norms, or `replicated` is wrong; both are
+        found in the first step.
     """
     sum_device = torch.device("cpu") if device is None else device
     if not torch.compiler.is_compiling():
-        ranks.check_rows(len(rows.names), sum_device)
+        gradients = sequences[0] if reason == "step" else ()
+        check_first_step(ranks, rows, gradients, sum_device)
     parts = [_measure_local(rows, tensors, sum_device, ranks) for tensors in sequences]
     # All ranks send vectors of the same length, with or without a loss scale.
     flag = parts[0].new_zeros(()) if overflow is None else overflow.to(parts[0])
     vector = torch.cat([*parts, flag.reshape(1)])
-    ranks.reduce_(vector, take_largest=rows.norm == "max")
+    vector = ranks.reduce(vector, take_largest=rows.norm == "max", reason=reason)
     if overflow is not None:
         overflow.copy_(vector[-1] != 0)  # a fused kernel compares it with 1
     results = []
@@ -68,6 +77,25 @@ def measure(
             RowNorms(*(t.numpy() if device is None else t for t in measured))
         )
     return results
+
+
+def compare_steps(
+    rows: Rows, sequences: int, device: torch.device | None, ranks: Ranks
+) -> None:
+    """Check that all ranks have taken the same steps, without gradients.
+
+    The reduction has the length of that of a step, so that it ends even if another rank
+    is in a step.
+
+    Args:
+      rows, device, ranks: as in `measure`.
+      sequences: the number of sequences that a step measures.
+
+    Raises:
+      RuntimeError: a rank left out a step.
+    """
+    nothing = [[None] * len(rows.by_parameter)] * sequences
+    measure(rows, nothing, device, ranks, reason="check_agreement")
 
 
 def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
@@ -108,7 +136,7 @@ def _measure_local(
         if tensor is None:
             continue
         tensor, span = sum_partial(tensor), slice(entry.start, entry.stop)
-        weight = ranks.get_weight(tensor)
+        weight = ranks.get_weight(tensor, entry.is_replicated)
         if rows.norm == "rms":
             share[2, span] += weight * _count_local(tensor, entry, wide).to(device)
         if entry.units is None:

@@ -17,13 +17,17 @@ from autoclip_torch.rows.groups import (
     Group,
     NamedParameter,
     ParametersLike,
-    exclude_from,
     find_units,
-    mark_scaled,
     read_groups,
     refuse_shared,
 )
 from autoclip_torch.rows.rows import Rows, make_rows
+from autoclip_torch.rows.selection import (
+    as_replicated,
+    exclude_from,
+    mark_replicated,
+    mark_scaled,
+)
 from autoclip_torch.rows.settings import check_keys
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
 from autoclip_torch.state.policy_states import PolicyStates
@@ -42,7 +46,7 @@ class Observer(Reporter):
     Args:
       parameters: as in `Clipper`.
       policy: the policy of all groups that do not set their own.
-      scope, norm, nonfinite, exclude, scale_only: as in `Clipper`.
+      scope, norm, nonfinite, exclude, scale_only, replicated: as in `Clipper`.
       bounds: the warm-up, the floor and the cap of each policy.
       **stepping: the other arguments of `Stepper`.
 
@@ -63,6 +67,7 @@ class Observer(Reporter):
         bounds: PolicyBounds,
         exclude: Pattern | Iterable[Pattern] | None,
         scale_only: Pattern | Iterable[Pattern] | None,
+        replicated: Pattern | Iterable[Pattern] | None = None,
         **stepping: Any,
     ) -> None:
         """Check the arguments and lay out the rows."""
@@ -74,6 +79,7 @@ class Observer(Reporter):
         self._bounds = bounds
         self._exclude = as_patterns(exclude)
         self._scale_only = as_scale_patterns(scale_only)
+        self._replicated = as_replicated(replicated, stepping.get("process_group"))
         self._groups = groups = read_groups(parameters)
         stepping["nonfinite"] = nonfinite
         self._stepper = self._stepper_class(groups, self._lay_out(groups), **stepping)
@@ -234,7 +240,8 @@ class Observer(Reporter):
         """Return the class, its arguments that are not defaults, and the rows."""
         settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
         settings |= vars(self._bounds) | {"exclude": self._exclude}
-        settings |= {"scale_only": self._scale_only} | self._stepper.settings
+        settings |= {"scale_only": self._scale_only, "replicated": self._replicated}
+        settings |= self._stepper.settings
         shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)
@@ -255,6 +262,7 @@ class Observer(Reporter):
             return self._bounds.apply(self._group_policy(overrides))
 
         clipped = mark_scaled(exclude_from(groups, self._exclude), self._scale_only)
+        clipped = mark_replicated(clipped, self._replicated)
         how = not self._scale_only, self.norm
         return make_rows(clipped, self.scope, policy_of, self._get_units, *how)
 

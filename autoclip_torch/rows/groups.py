@@ -1,8 +1,7 @@
 """Read the first argument of a clipper: parameters, names, groups and units."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from autoclip_core.clipper import units
-from autoclip_core.clipper.patterns import Pattern, check_patterns_match, matches
 from autoclip_core.clipper.units import Units
 
 ParametersLike = Any
@@ -27,6 +25,8 @@ class NamedParameter:
     """The module that owns the parameter, if the clipper received a module."""
     is_scaled: bool = True
     """Whether clipping scales its gradient."""
+    is_replicated: bool | None = None
+    """Whether every rank of the process group holds it; None if nothing says so."""
 
 
 @dataclass
@@ -75,57 +75,6 @@ def read_optimizer_groups(
         return NamedParameter(parameter, names.get(key, named.name), layers.get(key))
 
     return [Group(list(map(name_as_in_model, group.parameters))) for group in groups]
-
-
-def _check_patterns(
-    groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
-) -> None:
-    """Refuse a pattern of an argument that cannot match."""
-    pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
-    way_out = "pass the model or model.named_parameters()"
-    match = partial(matches, separator=".")
-    check_patterns_match(patterns, pairs, match, way_out, argument)
-
-
-def exclude_from(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
-    """Return the groups without the parameters that a pattern matches.
-
-    Raises:
-      ValueError: the parameters have no names, no name matches, or no parameter is
-        left.
-    """
-    _check_patterns(groups, patterns, "exclude")
-    left = []
-    for index, group in enumerate(groups):
-        parameters = [p for p in group.parameters if not _is_matched(p, patterns)]
-        if parameters:
-            left.append(Group(parameters, group.overrides, f"group {index}"))
-    if not left:
-        raise ValueError(
-            f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
-            "all of them"
-        )
-    return left
-
-
-def mark_scaled(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
-    """Return the groups; only parameters that a pattern matches are marked as scaled.
-
-    Without patterns, all are scaled.
-
-    Raises:
-      ValueError: the parameters have no names, or no name matches.
-    """
-    _check_patterns(groups, patterns, "scale_only")
-
-    def mark(named: NamedParameter) -> NamedParameter:
-        return replace(named, is_scaled=not patterns or _is_matched(named, patterns))
-
-    return [replace(g, parameters=list(map(mark, g.parameters))) for g in groups]
-
-
-def _is_matched(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
-    return any(matches(p, named.name, named.parameter, ".") for p in patterns)
 
 
 def refuse_shared(groups: Sequence[Group]) -> None:

@@ -31,6 +31,8 @@ class ParameterRows:
     """How it is cut at scope "unit", if it has more than one unit."""
     is_scaled: bool = True
     """Whether clipping scales it; a row that is removed is removed in any case."""
+    is_replicated: bool | None = None
+    """Whether every rank of the process group holds it; None if nothing says so."""
 
     @property
     def size(self) -> int:
@@ -189,5 +191,5 @@ def _add_group(
             names.extend(name_units(name, named.parameter.shape, units))
             if len(names) - start == 1:
                 units = None
-        rows = start, len(names), units, named.is_scaled
+        rows = start, len(names), units, named.is_scaled, named.is_replicated
         by_parameter.append(ParameterRows(named.parameter, named.name, *rows))

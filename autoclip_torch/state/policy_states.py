@@ -13,12 +13,13 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_core.loss import LossDecision, compute_loss_metrics
 from autoclip_core.policy import select_rows
 from autoclip_core.scale import find_level
+from autoclip_torch.gradients.transfer import read_arrays
 from autoclip_torch.rows.rows import Rows
 
 from .checkpoint import state_to_dict, states_from_list, tally_from_dict
 from .loss_monitor import LossMonitor
 from .namespace import TorchNamespace
-from .trees import move, read_arrays, replace_first_rows, store
+from .trees import move, replace_first_rows, store
 
 
 class PolicyStates:

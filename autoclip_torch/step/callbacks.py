@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from autoclip_core import Decision
+from autoclip_torch.gradients.transfer import start_reading
 from autoclip_torch.rows.settings import StepCallback
 from autoclip_torch.state.policy_states import PolicyStates
-from autoclip_torch.state.trees import start_reading
 
 _Arguments = tuple[Decision, list[str], int]
 

@@ -1,5 +1,6 @@
 """The loss of a step: from the training loop to the decision, the same on all ranks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from autoclip_core.checks import format_error
 from autoclip_core.loss import LossDecision
+from autoclip_torch.gradients.device import get_wide_type
 from autoclip_torch.gradients.ranks import Ranks, is_sharded
+from autoclip_torch.gradients.step_counter import StepCounter
 from autoclip_torch.state.policy_states import PolicyStates
 
 
@@ -23,6 +26,7 @@ class StepLoss:
         """Start without a loss."""
         self.is_needed = is_needed
         self._loss: Tensor | None = None
+        self._counter: StepCounter | None = None
 
     def give(self, loss: Any) -> None:
         """Keep the loss for the next step; it replaces one that no step has used.
@@ -69,30 +73,50 @@ class StepLoss:
             )
         return loss
 
+    def decide(
+        self, loss: Tensor | None, states: PolicyStates, ranks: Ranks | None
+    ) -> LossDecision | None:
+        """Return the decision on the mean loss of the ranks; None without a loss.
 
-def decide_on_loss(
-    loss: Tensor | None, states: PolicyStates, ranks: Ranks | None
-) -> LossDecision | None:
-    """Return the decision on the mean loss of the ranks; None without a loss policy."""
-    if loss is None or states.losses is None:
-        return None
-    device = states.device
-    if device is None:  # NumPy reads the loss, so the copy must be complete
-        loss = loss.to("cpu", torch.float32)
-    else:
-        loss = loss.to(device, torch.float32, non_blocking=True)
-    return states.losses.decide(_average(loss, ranks))
+        Args:
+          loss: what `take` returned; every rank must call this.
+          states: the policy states of the clipper.
+          ranks: the ranks that sum norms. Without them, it is the mean of all ranks.
 
+        Raises:
+          RuntimeError: a rank left out a step. Without `ranks`, no other reduction of
+            the step shows this.
+        """
+        if loss is None or states.losses is None:
+            return None
+        device = states.device
+        if device is None:  # NumPy reads the loss, so the copy must be complete
+            loss = loss.to("cpu", torch.float32)
+        else:
+            loss = loss.to(device, torch.float32, non_blocking=True)
+        if ranks is not None:
+            loss = ranks.average(loss)
+        elif dist.is_available() and dist.is_initialized():
+            loss = self._average(loss, states.rows.parameters, "step")
+        return states.losses.decide(loss)
 
-def _average(loss: Tensor, ranks: Ranks | None) -> Tensor:
-    """Return the mean over the ranks that sum norms; without these, over all ranks."""
-    if ranks is not None:
-        groups = ranks.groups
-    elif dist.is_available() and dist.is_initialized():
-        groups = (dist.group.WORLD,)
-    else:
-        return loss
-    for group in groups:
-        loss = loss / dist.get_world_size(group)
-        dist.all_reduce(loss, group=group)
-    return loss
+    def compare_steps(self, states: PolicyStates) -> None:
+        """Check that all ranks have taken the same steps, if these average their loss.
+
+        Raises:
+          RuntimeError: a rank left out a step.
+        """
+        if self.is_needed:
+            nothing = torch.zeros(1, device=states.device or "cpu")
+            self._average(nothing, states.rows.parameters, "check_agreement")
+
+    def _average(
+        self, loss: Tensor, parameters: Sequence[Tensor], reason: str
+    ) -> Tensor:
+        """Return the mean over all ranks."""
+        if self._counter is None:
+            self._counter = StepCounter()
+        self._counter.parameters = parameters
+        part = loss.to(get_wide_type(loss.device)) / dist.get_world_size()
+        groups = [dist.group.WORLD]
+        return self._counter.reduce(part, groups, reason=reason).to(loss.dtype)

@@ -26,7 +26,7 @@ from autoclip_torch.state.policy_states import PolicyStates
 from .amp import NO_SCALE, LossScale
 from .callbacks import StepCallbacks
 from .run_checks import RunChecks, check_finite, is_skipped
-from .step_loss import StepLoss, decide_on_loss
+from .step_loss import StepLoss
 
 
 class Stepper:
@@ -44,6 +44,9 @@ class Stepper:
 
     quantity = "gradient"
     """What is measured, for error messages."""
+
+    extra_sequences = 0
+    """How many sequences `measure` measures besides gradients and weights."""
 
     callbacks: StepCallbacks | None = None
     """The user's functions; None without any."""
@@ -68,7 +71,7 @@ class Stepper:
         self.parts = self.split(rows)
         self._part_norms: Any = None
         self.policy_states = PolicyStates(rows, nonfinite, losses)
-        self.ranks = find_ranks(rows.parameters, process_group)
+        self.ranks = find_ranks(rows, process_group)
         self.policy_states.move_to(device.choose_device(rows.parameters))
         self.checks = RunChecks(most_skips, self.policy_states.may_skip)
 
@@ -103,7 +106,7 @@ class Stepper:
 
     def extend(self, groups: Sequence[Group], rows: Rows) -> None:
         """Continue with more parameters; the existing rows keep their history."""
-        ranks = find_ranks(rows.parameters, self.process_group)
+        ranks = find_ranks(rows, self.process_group, self.ranks)
         self.policy_states = self.policy_states.extend_to(rows)
         self.groups, self.rows, self.ranks = groups, rows, ranks
         self.parts = self.split(rows)
@@ -140,7 +143,7 @@ class Stepper:
         self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
         if self.policy_states.nonfinite == "raise":
             check_finite(self.policy_states, norms, observed, self.quantity)
-        loss_decision = decide_on_loss(loss, self.policy_states, self.ranks)
+        loss_decision = self.loss.decide(loss, self.policy_states, self.ranks)
         decision = self.decide(norms, observed, *others, loss=loss_decision)
         if in_place and not self.dry_run:
             self.scale(gradients, decision)
@@ -235,13 +238,12 @@ class Stepper:
                 named.parameter.grad = None
 
     def measure_parameters(self) -> Any:
-        """Return the norm of the parameters of each row, or None if no policy needs it.
-
-        The norms are an array of the namespace of the policy states.
-        """
+        """Return the norm of each row's parameters, or None if no policy needs it."""
         if not (weights := self._get_weights()):
             return None
-        (measured,) = self._measure_parts(*weights)
+        # The ranks reduce a vector as long as that of a step.
+        nothing = [] if self.ranks is None else [[None] * len(self.rows.by_parameter)]
+        measured = self._measure_parts(*nothing, *weights, reason="threshold")[-1]
         return self._join(measured, *weights).norms
 
     def move_states(self, gradients: Sequence[Tensor | None]) -> None:
@@ -251,18 +253,16 @@ class Stepper:
         if present := [tensor for tensor in tensors if tensor is not None]:
             self.policy_states.move_to(device.choose_device(present))
 
-    def _measure_parts(
-        self, *sequences: Gradients, overflow: Tensor | None = None
-    ) -> list[RowNorms]:
+    def _measure_parts(self, *sequences: Gradients, **how: Any) -> list[RowNorms]:
         """Return for each sequence the norm of each part, and which parts have one.
 
         Args:
           *sequences: gradients, or parameters: one tensor per parameter in each.
-          overflow: as in `sharded.measure`.
+          **how: further arguments of `sharded.measure`.
         """
         parts, device_used = self.parts, self.policy_states.device
         if self.ranks is not None:
-            return sharded.measure(parts, sequences, device_used, self.ranks, overflow)
+            return sharded.measure(parts, sequences, device_used, self.ranks, **how)
         if device_used is not None:
             return [device.measure(parts, each, device_used) for each in sequences]
         return [cpu.measure(parts, each) for each in sequences]

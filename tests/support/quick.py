@@ -48,7 +48,9 @@ TESTS = {
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
     "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
+    "autoclip_torch/gradients/replicas.py": "torch/sharded",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
+    "autoclip_torch/gradients/step_counter.py": "torch/sharded torch/agreement",
     "autoclip_torch/state": "torch/checkpoint torch/load_state torch/state/by_name "
     "torch/resume "
     "torch/optim_state torch/observe torch/device torch/faults",

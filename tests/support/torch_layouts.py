@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
@@ -47,6 +47,13 @@ def fsdp(model):
     for layer in (model.a, model.b):
         fully_shard(layer)
     return fully_shard(model)
+
+
+def offloaded(model):
+    """FSDP2 with shards, gradients and optimizer states on the CPU."""
+    for layer in (model.a, model):
+        fully_shard(layer, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    return model
 
 
 def hsdp(model):
@@ -107,6 +114,7 @@ def only_a_part(model):
 LAYOUTS = {
     "ddp": ddp,
     "fsdp": fsdp,
+    "offloaded": offloaded,
     "hsdp": hsdp,
     "tensor parallel": tensor_parallel,
     "tensor parallel and fsdp": tensor_parallel_and_fsdp,
@@ -157,6 +165,7 @@ OF_FOUR = ["hsdp", "tensor parallel and fsdp", "two flat meshes"]
 OF_FOUR += ["a flat mesh and a grid"]
 RUNS = [(2, layout, case) for layout in OF_TWO for case in [*CLIPPERS][:-1]]
 RUNS += [(2, layout, "scale only") for layout in ("fsdp", "tensor parallel")]
+RUNS += [(2, "offloaded", "agc")]
 RUNS += [(4, layout, "global") for layout in ("fsdp", "tensor parallel")]
 RUNS += [
     (4, layout, case)

@@ -28,6 +28,7 @@ from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
 from autoclip_torch.agreement import check_agreement
 
+from . import torch_rank_steps
 from .torch_gradients import true_norms
 from .torch_layouts import (
     CLIPPERS,
@@ -467,7 +468,8 @@ def observe_a_sharded_norm():
 def save_half_way(folder):
     torch.manual_seed(0)
     model = fsdp(Net())
-    clipper = CLIPPERS["parameter"](model)
+    named = [(f"module.{name}", p) for name, p in model.named_parameters()]
+    clipper = CLIPPERS["parameter"](named)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     train(model, clipper, optimizer, range(3))
     state = {"model": model.state_dict(), "clipper": clipper}
@@ -562,6 +564,7 @@ EVERY_WORLD = [
     skip_on_a_nan_of_one_rank,
     a_rank_without_gradients,
     stages_of_a_pipeline,
+    *torch_rank_steps.EVERY_WORLD,
 ]
 OF_TWO = [
     losses_of_ranks,
@@ -578,6 +581,7 @@ OF_TWO = [
     flat_parameters_of_fsdp1,
     raise_on_a_nan_of_one_rank,
     observe_a_sharded_norm,
+    *torch_rank_steps.OF_TWO,
 ]
 """Cases in which four ranks do the same as two, in twice the time."""
 

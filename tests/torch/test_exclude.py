@@ -151,3 +151,8 @@ def test_exclusions_hold_in_every_group():
     clipper = QuantileClip(groups, exclude="*bias")
     assert clipper.names == ["0.weight", "1.weight", "weight"]
     assert len(clipper.state_dict()["policies"]) == 2
+
+
+def test_replicated_needs_a_group_of_processes():
+    with pytest.raises(ValueError, match="replicated must be given together with proc"):
+        QuantileClip(torch.nn.Linear(2, 2), replicated="weight")

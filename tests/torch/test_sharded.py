@@ -291,3 +291,64 @@ def test_a_value_clip_clamps_sums_and_not_their_parts(results):
             assert all("Partial" in kind for kind in parts["kinds"])
             assert max(whole["values"]) > 20.0
             assert_close(parts["values"], whole["values"])
+
+
+@every_world
+def test_copies_shards_and_experts_are_in_one_norm(results, world):
+    """Dense parameters count once: 6.782 on two ranks, and not 7.616."""
+    for rank in of(results, world, "replicas_and_experts"):
+        for norm, wanted, scaled_back, gradients in rank["found"]:
+            assert_close(norm, wanted)
+            assert_close(scaled_back, gradients)
+    if world == 2:
+        assert_close(rank["found"][0][0], 46**0.5)
+    for rank in of(results, world, "replicas_shards_and_experts"):
+        assert_close(rank["norm"], rank["wanted"])
+
+
+def test_copies_that_are_counted_wrongly_are_refused_on_all_ranks(results):
+    words = {
+        "undeclared": "got 'None, but dense has the same gradient on all ranks'; name",
+        "unnamed": "got 'None, but parameter 0 has the same gradient on all ranks'",
+        "not copies": "same gradient on all ranks, got {'expert': [3.0, 5.0]}",
+        "on one rank": "the same parameters on all ranks of process_group, got ['dense",
+    }
+    for rank in of(results, 2, "misused_replicas"):
+        for case, message in words.items():
+            assert message in rank[case]
+        assert rank["declared as none"] == []
+        assert "leave process_group out" in rank["all are copies"][0]
+
+
+@every_world
+def test_every_rank_names_the_one_that_left_out_a_step(results, world):
+    """The others are in a step while it is in the check, or in threshold()."""
+    last = world - 1
+    for rank in of(results, world, "a_left_out_step"):
+        assert len(rank["errors"]) == 10
+        for message in rank["errors"].values():
+            assert f"rank {last} is in check_agreement after 2 steps" in message
+            assert "the others are in step after 2 steps of the clipper;" in message
+        assert f"rank {last} is in threshold" in rank["threshold"]
+
+
+@every_world
+def test_left_out_steps_that_balance_are_noticed(results, world):
+    """The optimizer of the first rank is one step further than its clipper."""
+    for rank in of(results, world, "left_out_steps_that_balance"):
+        assert len(rank["errors"]) == 5
+        for message in rank["errors"].values():
+            assert "rank 0 is in step after 1 steps of the clipper and 2" in message
+
+
+def test_ranks_in_the_same_step_pass(results):
+    for rank in of(results, 2, "steps_that_agree"):
+        assert rank["steps"] == 4
+
+
+def test_ranks_communicate_on_the_device_of_their_mesh(results):
+    """With CPU offload the shards are on the CPU, and the mesh is not."""
+    for rank in of(results, 2, "devices_of_collectives"):
+        assert (rank["mesh"], rank["no mesh"]) == ("cpu", "cpu")
+        assert (rank["offloaded"], rank["on the mesh"]) == ("cuda", "cuda:1")
+        assert rank["no backend"] in ("cpu", "cuda")
