@@ -76,6 +76,21 @@ def as_divisor(magnitudes: Array, xp: XP = np) -> Array:
     return xp.where(divisor < LARGEST_DIVISOR, divisor, LARGEST_DIVISOR)
 
 
+def square_root(values: Array, xp: XP = np) -> Array:
+    """Return the square roots of values >= 0, with the derivative 0 at 0.
+
+    The derivative of a plain root is infinite at 0. Times 0 it is NaN, also if `where`
+    discards that root. So a gradient through a clipper would be NaN.
+
+    >>> square_root(np.float32([0, 4])).tolist()
+    [0.0, 2.0]
+    """
+    if xp is np:
+        return np.sqrt(values)
+    is_zero = values == 0
+    return xp.where(is_zero, 0.0, xp.sqrt(xp.where(is_zero, 1.0, values)))
+
+
 def scale_rows(
     norms: Array, threshold: Array, target: Array, drop: Array, xp: XP = np
 ) -> tuple[Array, Array, Array]:

@@ -16,6 +16,7 @@ from autoclip_core.clipper.units import (
     split_shape,
     unit_shape,
 )
+from autoclip_core.scale import square_root
 
 from .rows import Rows, is_gradient, is_none
 
@@ -56,7 +57,8 @@ def measure_norms(
         return divisor * root(_sum_squares(rows, parts, divisor, axis_name))
 
     def root(sums: Array) -> Array:
-        return jnp.sqrt(sums) if sizes is None else to_rms(jnp.sqrt(sums), sizes, jnp)
+        norms = square_root(sums, jnp)
+        return norms if sizes is None else to_rms(norms, sizes, jnp)
 
     # Outside of a trace, `cond` would compile its branches again in every step.
     if not isinstance(is_safe, jax.core.Tracer):

@@ -14,7 +14,7 @@ without elements has the norm 0.
 import numpy as np
 
 from autoclip_core.checks import check_choice
-from autoclip_core.scale import XP, Array, as_divisor
+from autoclip_core.scale import XP, Array, as_divisor, square_root
 
 NORMS = ("l2", "rms", "max")
 """The choices for the `norm` of a clipper."""
@@ -66,6 +66,6 @@ def combine_norms(
     unit = as_divisor(largest, xp)
     squares = (norms / unit) ** 2
     if norm == "l2":
-        return unit * xp.sqrt(xp.sum(squares, axis=0))
-    l2_norms = xp.sqrt(xp.sum(sizes * squares, axis=0))
+        return unit * square_root(xp.sum(squares, axis=0), xp)
+    l2_norms = square_root(xp.sum(sizes * squares, axis=0), xp)
     return unit * to_rms(l2_norms, xp.sum(sizes, axis=0), xp)

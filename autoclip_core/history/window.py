@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import XP, Array, as_divisor
+from autoclip_core.scale import XP, Array, as_divisor, square_root
 
 from .lookup import get_tables, look_up_constants
 
@@ -167,7 +167,7 @@ def mean_std(
         unit = as_divisor(xp.maximum(largest[:, 0], 0.0 - lowest), xp)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
     residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
-    std = unit * xp.sqrt(xp.sum(residuals * residuals, axis=1) / freedom)
+    std = unit * square_root(xp.sum(residuals * residuals, axis=1) / freedom, xp)
     has_std = n >= max(2, ddof + 1)
     return middle[:, 0], mean, xp.where(has_std, std, float("inf"))
 

@@ -16,7 +16,7 @@ from autoclip_core.history.averages import LARGEST, keeps_only_last, multiply_by
 from autoclip_core.history.lookup import look_up_constants
 from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import SMALLEST_NORMAL, XP, Array
+from autoclip_core.scale import SMALLEST_NORMAL, XP, Array, square_root
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
@@ -256,6 +256,6 @@ def _update_deviation(
     unit = xp.where(largest > 0, largest, 1.0)
     old, new = sigma / unit, distance / unit
     gain, loss = square_weight * (new * new), weight * (old * old)
-    total = old + xp.sqrt(old * old - loss + gain)
+    total = old + square_root(old * old - loss + gain, xp)
     change = (gain - loss) / xp.where(total > 0, total, 1.0)
     return unit * (old + change)
