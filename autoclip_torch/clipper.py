@@ -1,5 +1,6 @@
 """`Clipper` clips gradients in its own `step()`, or inside an optimizer's `step()`."""
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .observer.loss_observer import LossObserver
-from .rows.groups import ParametersLike, read_optimizer_groups
+from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
 from .step.amp import check_unscaled, record_step, share_overflow, unscale_once
 from .step.unwrap import unwrap
@@ -127,7 +128,7 @@ class Clipper(LossObserver):
             replicated=replicated,
         )
         self.on_clip, self.on_skip = on_clip, on_skip
-        self._attachment: Attachment | None = None
+        self._attachment: weakref.ref[Attachment] | None = None
 
     @property
     def dry_run(self) -> bool:
@@ -174,12 +175,9 @@ class Clipper(LossObserver):
         >>> clipper.step().scale, weight.grad
         (tensor([0.2000]), tensor([0.6000, 0.8000]))
         """
-        if not torch.compiler.is_compiling() and self._is_attached:
-            raise RuntimeError(
-                "an attached clipper clips inside optimizer.step(), so clipper.step() "
-                "would clip the gradients twice; leave clipper.step() out, or call "
-                "clipper.detach() first"
-            )
+        if not torch.compiler.is_compiling():
+            self._refuse_if_attached()
+            self._follow()
         if loss is not None:
             self.observe_loss(loss)
         if scaler is None and optimizer is None:
@@ -231,7 +229,7 @@ class Clipper(LossObserver):
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        if self._is_attached:
+        if self._find_attachment() is not None:
             raise RuntimeError(
                 "the clipper is attached already, and would clip the gradients twice; "
                 "call remove() on the handle first, or make a clipper for each "
@@ -243,8 +241,7 @@ class Clipper(LossObserver):
                 "this optimizer was made by as_optimizer() and clips already; leave "
                 "attach() out"
             )
-        self._attachment = Attachment(self._stepper, optimizer)
-        return self._attachment
+        return self._attach(optimizer)
 
     def detach(self) -> None:
         """End the attachment, if the clipper is attached.
@@ -257,13 +254,31 @@ class Clipper(LossObserver):
         >>> handle.active
         False
         """
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        if (attachment := self._find_attachment()) is not None:
+            attachment.remove()
 
-    @property
-    def _is_attached(self) -> bool:
-        return self._attachment is not None and self._attachment.active
+    def _attach(self, innermost: torch.optim.Optimizer, **keywords: Any) -> Attachment:
+        """Register the clipper on an optimizer."""
+        attachment = Attachment(self, innermost, **keywords)
+        self._attachment = weakref.ref(attachment)
+        return attachment
+
+    def _find_attachment(self) -> Attachment | None:
+        """Return the attachment if it acts. The optimizer keeps it alive."""
+        attachment = None if self._attachment is None else self._attachment()
+        return attachment if attachment is not None and attachment.active else None
+
+    def _refuse_if_attached(self) -> None:
+        if self._find_attachment() is not None:
+            raise RuntimeError(
+                "an attached clipper clips inside optimizer.step(), so clipper.step() "
+                "would clip the gradients twice; leave clipper.step() out, or call "
+                "clipper.detach() first"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy copy: a copy is not attached."""
+        return {**vars(self), "_attachment": None}
 
     @classmethod
     def as_optimizer(

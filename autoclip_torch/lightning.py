@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from autoclip_core.checks import check_flag
 
 from .clipper import Clipper
-from .hooks.new_parameters import add_new_parameters, make_clipper
+from .hooks.new_parameters import make_clipper
 from .step.warn import warn
 from .trainers.arguments import check_arguments, find_function
 from .trainers.clippers import OptimizerClippers
@@ -194,9 +194,8 @@ class ClipCallback(pl.Callback):
             )
             return
         clipper, clipped_optimizer = self._group.find(optimizer)
-        if not isinstance(clipper, Clipper):  # the others add new parameters themselves
+        if not isinstance(clipper, Clipper):  
             return
-        add_new_parameters(clipper, clipped_optimizer, pl_module)
         if _needs_loss(clipper):
             clipper.observe_loss(loss)
         self._group.step(clipped_optimizer)

@@ -10,7 +10,8 @@ from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .rows.groups import NamedParameter, ParametersLike
+from .rows.groups import NamedParameter
+from .rows.read import ParametersLike
 from .rows.settings import PolicyKeywords, WarmupKeywords, check_keys
 
 

@@ -15,7 +15,7 @@ from . import named
 from .clipper import Clipper
 from .gradients.layout import Gradients
 from .hooks.clipped_optimizer import ClippedOptimizer as ClippedOptimizer
-from .rows.groups import read_optimizer_groups
+from .rows.read import read_optimizer_groups
 from .step.amp import LossScale
 from .step.stepper import Stepper
 

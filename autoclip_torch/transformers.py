@@ -12,7 +12,7 @@ import autoclip_core
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from .clipper import Clipper
-from .hooks.new_parameters import add_new_parameters, make_clipper
+from .hooks.new_parameters import make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .trainers.arguments import check_arguments
@@ -116,7 +116,6 @@ class ClipCallback(TrainerCallback, ExportableState):
         if not isinstance(self.clipper, Clipper):
             return  # the others add new parameters themselves
         optimizer = kwargs["optimizer"]
-        add_new_parameters(self.clipper, optimizer, kwargs["model"])
         if self.clipper.loss_policy is not None:
             losses, self._losses = self._losses, []
             scaler = getattr(optimizer, "scaler", None)

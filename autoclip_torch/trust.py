@@ -18,9 +18,8 @@ from autoclip_core.clipper.trust import (
 )
 
 from .clipper import Clipper
-from .hooks.attach import Attachment
 from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
-from .hooks.new_parameters import add_new_parameters, make_clipper
+from .hooks.new_parameters import make_clipper
 from .observer.observer import Observer
 from .observer.reporter import HasCallbacks
 from .rows.settings import StepCallback
@@ -113,9 +112,8 @@ class TrustClip(HasCallbacks):
             model, innermost, policy, scope=scope, norm="rms", **keywords
         )
         self.on_clip, self.on_skip = on_clip, on_skip
-        self._attach_filter(innermost)
+        self._filter._attach(innermost, is_trust_clip=True)
 
-    _handle: Any = None
     process_group = None
     """No ranks: sharded parameters (`DTensor`) know their ranks."""
 
@@ -158,9 +156,6 @@ class TrustClip(HasCallbacks):
         """
         self._filter.detach()
         self._bound.detach()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return the metrics of both halves.
@@ -189,6 +184,21 @@ class TrustClip(HasCallbacks):
         """
         self._filter.reset()
         self._bound.reset()
+
+    def remove_params(self, parameters: Any) -> None:
+        """Remove parameters from both halves, as `Clipper.remove_params`.
+
+        It is seldom needed: both halves follow the optimizer before each step.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.remove_params([layer.bias])
+        >>> clipper.names
+        ['weight']
+        """
+        with undo_on_error(self._halves):
+            for half in self._halves:
+                half.remove_params(parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both halves: tensors and plain Python.
@@ -271,10 +281,6 @@ class TrustClip(HasCallbacks):
         shown["rows"] = len(self.names)
         return format_clipper(type(self), arguments, self._bound.scope, shown)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy copy: the halves, without the hooks."""
-        return {**vars(self), "_handle": None}
-
     @property
     def _halves(self) -> list[Observer]:
         return [self._filter, self._bound]
@@ -286,15 +292,4 @@ class TrustClip(HasCallbacks):
     def _register(self, innermost: torch.optim.Optimizer) -> None:
         """Register both halves on a copied optimizer."""
         self._bound._register(innermost)
-        self._attach_filter(innermost)
-
-    def _attach_filter(self, innermost: torch.optim.Optimizer) -> None:
-        """Register the filter; before each of its steps, it gets new parameters."""
-        self._handle = innermost.register_step_pre_hook(self._before_step)
-        stepper = self._filter._stepper
-        self._filter._attachment = Attachment(stepper, innermost, is_trust_clip=True)
-
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
-    ) -> None:
-        add_new_parameters(self._filter, optimizer, self._model)
+        self._filter._attach(innermost, is_trust_clip=True)

@@ -13,7 +13,7 @@ from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .hooks.new_parameters import add_new_parameters, make_clipper
+from .hooks.new_parameters import make_clipper
 from .observer.observer import Observer
 from .rows.settings import StepCallback
 from .update_step.hooks import UpdateHooks, check_has_no_clipper
@@ -199,11 +199,7 @@ class UpdateClipper(Observer):
 
     def _register(self, innermost: Optimizer) -> None:
         """Register the hooks on an optimizer."""
-        self._hooks = UpdateHooks(self._stepper, innermost, self._add_new_parameters)
-
-    def _add_new_parameters(self, optimizer: Any) -> None:
-        """Add the parameters that the optimizer got since the last step."""
-        add_new_parameters(self, optimizer, self._model)
+        self._hooks = UpdateHooks(self._stepper, innermost, self._follow_optimizer)
 
 
 def check_nonfinite(nonfinite: str) -> None:

@@ -16,7 +16,7 @@ from autoclip_core.scale import as_norms
 from .clipper import Clipper
 from .gradients.layout import Gradients, as_real, make_writable
 from .gradients.sharded import is_partial, sum_partial
-from .rows.groups import ParametersLike
+from .rows.read import ParametersLike
 from .rows.rows import Rows
 from .rows.settings import ClipperKeywords, check_keys
 from .step.amp import LossScale

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
@@ -21,28 +22,29 @@ class Attachment(StepHooks):
     the two copies again.
 
     Args:
-      stepper: the steps of the clipper.
+      clipper: the clipper.
       optimizer: the innermost optimizer.
       is_trust_clip: whether the clipper is the gradient filter of a `TrustClip`.
     """
 
     def __init__(
-        self, stepper: Stepper, optimizer: Optimizer, *, is_trust_clip: bool = False
+        self, clipper: Observer, optimizer: Optimizer, *, is_trust_clip: bool = False
     ) -> None:
         """Register the hooks."""
+        stepper = clipper._stepper
         check_steps_all(stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(stepper, optimizer)
         self.is_trust_clip = is_trust_clip
-        self._stepper = stepper
+        self._clipper, self._stepper = clipper, stepper
         others = Attachment.find_all(optimizer)
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
-        self._chain.add(stepper, optimizer)
+        self._chain.add(clipper, optimizer)
         super().__init__(optimizer)
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
         if self.active:
-            self._chain.steppers.remove(self._stepper)
+            self._chain.clippers.remove(self._clipper)
         if (optimizer := self._optimizer()) is not None:
             self._chain.restore(optimizer)
         super().remove()

@@ -2,12 +2,13 @@
 
 from torch.optim import Optimizer
 
+from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step import amp
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
-from autoclip_torch.step.warn import warn
 
 from .fused import Controls, is_fused
+from .new_parameters import warn_of_left_out
 
 
 class ClipperChain:
@@ -18,17 +19,15 @@ class ClipperChain:
 
     def __init__(self) -> None:
         """Start without a clipper."""
-        self.steppers: list[Stepper] = []
+        self.clippers: list[Observer] = []
         self.controls = Controls()
         self._is_cancelled = False
         self._requires_every_step = False
-        self._group_sizes: list[int] = []
 
-    def add(self, stepper: Stepper, optimizer: Optimizer) -> None:
-        """Append a clipper."""
-        if not self.steppers:
-            self._group_sizes = _group_sizes(optimizer)
-        self.steppers.append(stepper)
+    def add(self, clipper: Observer, optimizer: Optimizer) -> None:
+        """Append a clipper. It follows the optimizer from now on."""
+        clipper._comparison.accept_optimizer(optimizer)
+        self.clippers.append(clipper)
         if self._has_process_group:
             self._requires_every_step |= amp.require_every_step(optimizer)
 
@@ -41,49 +40,40 @@ class ClipperChain:
 
     def clip(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Clip; cancel the update if this clipper or one before it requires that."""
-        self._warn_of_new_parameters(optimizer)
+        if stepper is self.clippers[0]._stepper:
+            self._follow(optimizer)
         if stepper.process_group is not None and not self.controls.are_set:
             amp.refuse_scaler(optimizer)
         if is_fused(optimizer):
-            is_alone = len(self.steppers) == 1
+            is_alone = len(self.clippers) == 1
             self.controls.clip(stepper, optimizer, is_alone)
         else:
             self._clip_in_place(stepper, optimizer)
 
     def _clip_in_place(self, stepper: Stepper, optimizer: Optimizer) -> None:
         """Clip gradients; if the update is cancelled, the last clipper removes them."""
-        if stepper is self.steppers[0]:
+        if stepper is self.clippers[0]._stepper:
             self._is_cancelled = False
         decision = stepper.clip()
         cancels = stepper.cancels(decision)
         self._is_cancelled |= cancels
-        if self._is_cancelled and stepper is self.steppers[-1]:
+        if self._is_cancelled and stepper is self.clippers[-1]._stepper:
             for parameter in stepped_parameters(optimizer):
                 parameter.grad = None
         stepper.check(cancels)
 
-    def _warn_of_new_parameters(self, optimizer: Optimizer) -> None:
-        """Warn of parameters that were added to the optimizer only, and not clipped."""
-        if (sizes := _group_sizes(optimizer)) == self._group_sizes:
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Take over the parameters that the optimizer steps now.
+
+        Parameters that it steps in addition are clipped if they belong to the module of
+        a clipper. Otherwise the clipper may be meant for the other parameters only.
+        """
+        left_out = [clipper._follow_optimizer(optimizer) for clipper in self.clippers]
+        if not any(left_out):
             return
-        before = dict(enumerate(self._group_sizes))
-        groups = enumerate(optimizer.param_groups)
-        new = [p for i, group in groups for p in group["params"][before.get(i, 0) :]]
-        self._group_sizes = sizes
-        clipped = [group for each in self.steppers for group in each.groups]
-        known = {id(named.parameter) for group in clipped for named in group.parameters}
-        if unclipped := [p for p in new if id(p) not in known]:
-            warn(
-                f"the optimizer was given {len(unclipped)} parameters after attach() "
-                "that no clipper has, so they are not clipped; call "
-                'clipper.add_param_group({"params": ...}) with them, too'
-            )
+        known = {id(p) for clipper in self.clippers for p in clipper.parameters}
+        warn_of_left_out([p for p in left_out[0] if id(p.parameter) not in known])
 
     @property
     def _has_process_group(self) -> bool:
-        return any(each.process_group is not None for each in self.steppers)
-
-
-def _group_sizes(optimizer: Optimizer) -> list[int]:
-    """Return the number of parameters of each group."""
-    return [len(group["params"]) for group in optimizer.param_groups]
+        return any(each.process_group is not None for each in self.clippers)

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from autoclip_torch.rows.groups import keep_params
+from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
+from .new_parameters import warn_of_left_out
 from .step_hooks import STEP_METHODS, refuse_step_in_backward
 
 _STATE_HOOKS = (
@@ -174,6 +175,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         return self.optimizer.step(clipped_closure)
 
+    def _clip(self) -> None:
+        if not torch.compiler.is_compiling():
+            warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
+        self.clipper.step()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients.
 
@@ -262,7 +268,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def _extend_clipper(self) -> None:
         """Add the last group of the optimizer to the clipper."""
-        self.clipper.add_param_group(keep_params(self.optimizer.param_groups[-1]))
+        for clipper in self._list_observers():
+            if left_out := clipper._follow_optimizer(self.optimizer):
+                clipper.add_param_group(Group(left_out))
 
     def _check_clipper(self, optimizer: torch.optim.Optimizer) -> None:
         """Check that no `TrustClip` clips the same gradients."""

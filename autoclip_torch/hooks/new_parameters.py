@@ -1,4 +1,4 @@
-"""Keep a clipper up to date with an optimizer that gets parameters later."""
+"""Make a clipper of what an optimizer steps, and warn of what no clipper has."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from autoclip_core.clipper.patterns import (
     matches,
 )
 from autoclip_torch.observer.observer import Observer
-from autoclip_torch.rows.groups import Group, read_optimizer_groups
+from autoclip_torch.rows.groups import NamedParameter
+from autoclip_torch.rows.read import read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
+from autoclip_torch.step.warn import warn
 
 C = TypeVar("C", bound=Observer)
 
@@ -90,14 +92,12 @@ class _PatternMatch:
         return ", ".join(map(repr, self.patterns))
 
 
-def add_new_parameters(
-    clipper: Observer, optimizer: Any, model: nn.Module | None
-) -> None:
-    """Add parameters that the optimizer got later; present rows keep their state."""
-    optimizer = unwrap(optimizer)
-    known = set(map(id, clipper.parameters))
-    if stepped_parameter_ids(optimizer) <= known:
-        return
-    for group in read_optimizer_groups(optimizer, model):
-        if new := [p for p in group.parameters if id(p.parameter) not in known]:
-            clipper.add_param_group(Group(new))
+def warn_of_left_out(new: Sequence[NamedParameter]) -> None:
+    """Warn of parameters that an optimizer got later, and that no clipper has."""
+    if new:
+        label = new[0].name or f"one of shape {tuple(new[0].parameter.shape)}"
+        warn(
+            f"the optimizer was given {len(new)} parameters after its clipper, such as "
+            f"{label}; no clipper has them, so they are not clipped; call "
+            'clipper.add_param_group({"params": ...}) with them, too'
+        )

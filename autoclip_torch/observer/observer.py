@@ -16,14 +16,13 @@ from autoclip_core.scale import NONFINITE
 from autoclip_torch.rows.groups import (
     Group,
     NamedParameter,
-    ParametersLike,
     find_units,
-    read_groups,
-    refuse_shared,
 )
+from autoclip_torch.rows.read import ParametersLike, read_groups
 from autoclip_torch.rows.rows import Rows, make_rows
 from autoclip_torch.rows.selection import (
     as_replicated,
+    check_patterns,
     exclude_from,
     mark_replicated,
     mark_scaled,
@@ -35,10 +34,11 @@ from autoclip_torch.state.series import as_series
 from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
 
+from .parameters import MeasuredParameters
 from .reporter import Reporter
 
 
-class Observer(Reporter):
+class Observer(Reporter, MeasuredParameters):
     """The rows of parameters, and the policy states of their norms.
 
     This is the part of a `Clipper` for stacks that clip by themselves.
@@ -81,18 +81,16 @@ class Observer(Reporter):
         self._scale_only = as_scale_patterns(scale_only)
         self._replicated = as_replicated(replicated, stepping.get("process_group"))
         self._groups = groups = read_groups(parameters)
+        self._check_patterns(groups)
+        rows = self._lay_out(groups)
         stepping["nonfinite"] = nonfinite
-        self._stepper = self._stepper_class(groups, self._lay_out(groups), **stepping)
+        self._stepper = self._stepper_class(groups, rows, **stepping)
+        self._start(parameters)
 
     @property
     def names(self) -> list[str]:
         """The name of each row, in the order of a decision's entries."""
         return list(self._policy_states.rows.names)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Every parameter of the first argument, the excluded ones too."""
-        return [named.parameter for group in self._groups for named in group.parameters]
 
     @property
     def process_group(self) -> Any:
@@ -173,29 +171,6 @@ class Observer(Reporter):
         """
         self._stepper.reset()
 
-    def add_param_group(self, group: dict[str, Any] | Group) -> None:
-        """Add a group of parameters; the existing rows keep their history.
-
-        Args:
-          group: `{"params": ...}`, with the keys that the constructor accepts.
-
-        Raises:
-          TypeError, ValueError: a parameter is not new, or a setting breaks its rule;
-            nothing was changed.
-
-        >>> from autoclip_torch import QuantileClip
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = QuantileClip([weight], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
-        >>> clipper.threshold()
-        tensor([2., inf])
-        """
-        groups = [*self._groups, *read_groups([group])]
-        refuse_shared(groups)
-        self._stepper.extend(groups, self._lay_out(groups))
-        self._groups = groups
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later thresholds depend on: tensors and plain Python.
 
@@ -265,6 +240,13 @@ class Observer(Reporter):
         clipped = mark_replicated(clipped, self._replicated)
         how = not self._scale_only, self.norm
         return make_rows(clipped, self.scope, policy_of, self._get_units, *how)
+
+    def _check_patterns(self, groups: Sequence[Group]) -> None:
+        check_patterns(groups, self._exclude, "exclude")
+        if self._scale_only or self._replicated is not None:
+            left = exclude_from(groups, self._exclude)
+            check_patterns(left, self._scale_only, "scale_only")
+            check_patterns(left, self._replicated or (), "replicated")
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""

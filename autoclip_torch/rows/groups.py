@@ -1,4 +1,4 @@
-"""Read the first argument of a clipper: parameters, names, groups and units."""
+"""Parameters in groups: which are excluded, which are scaled, and their units."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from autoclip_core.clipper import units
 from autoclip_core.clipper.units import Units
-
-ParametersLike = Any
-"""A module, an optimizer, or an iterable of parameters, of pairs or of group dicts."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +34,12 @@ class Group:
     """The entries of a group dict other than "params"."""
     name: str = "group 0"
     """The name of its row. It stays the same if another group is excluded."""
+    module: nn.Module | None = None
+    """The module that names the parameters, if the clipper received one."""
+    is_of_optimizer: bool = False
+    """Whether the parameters are those of a group of an optimizer."""
 
 
-def read_groups(given: ParametersLike) -> list[Group]:
-    """Read the first argument of a clipper.
-
-    Raises:
-      TypeError: the type of the argument is not supported.
-      ValueError: the argument holds no parameter, a parameter that can have no
-        gradient, or the same parameter in two groups.
-    """
-    items = _as_list(given)
-    if items and all(isinstance(item, Group) for item in items):
-        return items
-    if items and all(isinstance(item, dict) for item in items):
-        groups = [_read_group(item) for item in items]
-    else:
-        groups = [Group(_read_parameters(given, items))]
-    refuse_shared(groups)
-    return groups
-
-
-def read_optimizer_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module | None
-) -> list[Group]:
-    """Return an optimizer's groups, with names and layers if a model is given."""
-    groups = read_groups(optimizer)
-    if model is None:
-        return groups
-    # Other parameters of the model are not checked: they may be quantized or lazy.
-    names = {id(p): name for name, p in model.named_parameters()}
-    layers = _find_layers(model)
-
-    def name_as_in_model(named: NamedParameter) -> NamedParameter:
-        parameter, key = named.parameter, id(named.parameter)
-        return NamedParameter(parameter, names.get(key, named.name), layers.get(key))
-
-    return [Group(list(map(name_as_in_model, group.parameters))) for group in groups]
 
 
 def refuse_shared(groups: Sequence[Group]) -> None:
@@ -121,106 +86,3 @@ def find_units(named: NamedParameter) -> Units:
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GAINS = (nn.LayerNorm, nn.RMSNorm, nn.PReLU)
-
-
-def _as_list(given: ParametersLike) -> list[Any]:
-    """Return the argument as a list. It is iterated once, so a generator works."""
-    if isinstance(given, nn.Module):
-        return list(given.named_parameters())
-    if isinstance(given, torch.optim.Optimizer):
-        # Empty groups are common: no decay, nothing frozen.
-        return [keep_params(g) for g in given.param_groups if g["params"]]
-    if isinstance(given, torch.Tensor | dict):
-        return [given]
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(
-            "parameters must be a module, an optimizer, or an iterable of parameters, "
-            "of (name, parameter) pairs or of group dicts, got "
-            f"{type(given).__name__}; pass model.parameters() or the model"
-        )
-    return list(given)
-
-
-def keep_params(group: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's group without its own settings, such as lr and eps."""
-    names = group.get("param_names")
-    if names is None:
-        return {"params": group["params"]}
-    return {"params": list(zip(names, group["params"], strict=True))}
-
-
-def _read_group(item: dict[str, Any]) -> Group:
-    if "params" not in item:
-        raise ValueError(
-            f'a group must have the key "params", got the keys {sorted(item)}; '
-            'write {"params": module.parameters(), ...}'
-        )
-    overrides = {key: value for key, value in item.items() if key != "params"}
-    return Group(_read_parameters(item["params"], _as_list(item["params"])), overrides)
-
-
-def _read_parameters(given: ParametersLike, items: list[Any]) -> list[NamedParameter]:
-    """Return each parameter once: tied parameters share one gradient."""
-    layers = _find_layers(given) if isinstance(given, nn.Module) else {}
-    parameters: dict[int, NamedParameter] = {}
-    for index, item in enumerate(items):
-        name, parameter = _as_pair(item)
-        _check_parameter(index, name, parameter)
-        layer = layers.get(id(parameter))
-        parameters.setdefault(id(parameter), NamedParameter(parameter, name, layer))
-    if not parameters:
-        raise ValueError(
-            "parameters must hold at least one parameter, got none; a generator such "
-            "as model.parameters() can be read only once: call it again, or pass a "
-            "list or the model"
-        )
-    return list(parameters.values())
-
-
-def _as_pair(item: Any) -> tuple[Any, Any]:
-    if not isinstance(item, tuple):
-        return None, item
-    if len(item) != 2:
-        raise TypeError(f"a pair must be (name, parameter), got {len(item)} items")
-    return item
-
-
-def _find_layers(module: nn.Module) -> dict[int, nn.Module]:
-    """Return each parameter's layer: the first module that holds or computes it."""
-    layers: dict[int, nn.Module] = {}
-    for layer in module.modules():
-        for parameter in layer.parameters(recurse=False):
-            layers.setdefault(id(parameter), layer)
-        if is_parametrized(layer):  # such as weight_norm: the originals are elsewhere
-            parametrizations: Any = layer.parametrizations
-            for originals in parametrizations.values():
-                for parameter in originals.parameters(recurse=False):
-                    layers.setdefault(id(parameter), layer)
-    return layers
-
-
-def _check_parameter(index: int, name: Any, parameter: Any) -> None:
-    label = f"parameter {index}" if name is None else f"parameter {name!r}"
-    if name is not None and not isinstance(name, str):
-        types = f"({type(name).__name__}, {type(parameter).__name__})"
-        raise TypeError(f"a pair must be (name, parameter), got {types}; swap the two")
-    if not isinstance(parameter, torch.Tensor):
-        raise TypeError(
-            f"{label} must be a tensor, got {type(parameter).__name__}; groups cannot "
-            "be mixed with parameters"
-        )
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise ValueError(
-            f"{label} must be initialized, got a lazy parameter without a shape; run "
-            "one batch through the model first"
-        )
-    if not parameter.is_leaf:
-        raise ValueError(
-            f"{label} must be a leaf tensor, got the result of an operation, whose "
-            ".grad is never filled; pass the parameters themselves"
-        )
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise ValueError(
-            f"{label} must be of a floating-point or complex type, got "
-            f"{parameter.dtype}, which has no gradient; leave it out"
-        )

@@ -16,10 +16,14 @@ from autoclip_core.clipper.patterns import (
 from .groups import Group, NamedParameter
 
 
-def _check_patterns(
+def check_patterns(
     groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
 ) -> None:
-    """Refuse a pattern of an argument that cannot match."""
+    """Refuse a pattern of an argument that matches no parameter.
+
+    Raises:
+      ValueError: the parameters have no names, or no name matches.
+    """
     pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
     way_out = "pass the model or model.named_parameters()"
     match = partial(matches, separator=".")
@@ -30,15 +34,14 @@ def exclude_from(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[G
     """Return the groups without the parameters that a pattern matches.
 
     Raises:
-      ValueError: the parameters have no names, no name matches, or no parameter is
-        left.
+      ValueError: no parameter is left.
     """
-    _check_patterns(groups, patterns, "exclude")
     left = []
     for index, group in enumerate(groups):
         parameters = [p for p in group.parameters if not _is_matched(p, patterns)]
         if parameters:
-            left.append(Group(parameters, group.overrides, f"group {index}"))
+            name = f"group {index}"
+            left.append(replace(group, parameters=parameters, name=name))
     if not left:
         raise ValueError(
             f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
@@ -51,11 +54,7 @@ def mark_scaled(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Gr
     """Return the groups; only parameters that a pattern matches are marked as scaled.
 
     Without patterns, all are scaled.
-
-    Raises:
-      ValueError: the parameters have no names, or no name matches.
     """
-    _check_patterns(groups, patterns, "scale_only")
 
     def mark(named: NamedParameter) -> NamedParameter:
         return replace(named, is_scaled=not patterns or _is_matched(named, patterns))
@@ -85,14 +84,9 @@ def as_replicated(
 def mark_replicated(
     groups: Sequence[Group], patterns: Sequence[Pattern] | None
 ) -> list[Group]:
-    """Return the groups; parameters that a pattern matches are marked as replicas.
-
-    Raises:
-      ValueError: the parameters have no names, or no name matches.
-    """
+    """Return the groups; parameters that a pattern matches are marked as replicas."""
     if patterns is None:
         return list(groups)
-    _check_patterns(groups, patterns, "replicated")
 
     def mark(named: NamedParameter) -> NamedParameter:
         return replace(named, is_replicated=_is_matched(named, patterns))

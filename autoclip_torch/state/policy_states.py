@@ -19,7 +19,9 @@ from autoclip_torch.rows.rows import Rows
 from .checkpoint import state_to_dict, states_from_list, tally_from_dict
 from .loss_monitor import LossMonitor
 from .namespace import TorchNamespace
-from .trees import move, replace_first_rows, store
+from .trees import move, store, take_rows
+
+_Array = np.ndarray[Any, Any]
 
 
 class PolicyStates:
@@ -197,27 +199,45 @@ class PolicyStates:
             return {"norm": "rms", "sizes": rows.repeat(sizes)}
         return {"norm": "rms", "sizes": torch.as_tensor(sizes).numpy(force=True)}
 
-    def extend_to(self, rows: Rows) -> "PolicyStates":
-        """Return the states for more rows; the present rows keep their history."""
-        more = PolicyStates(rows, self.nonfinite)
-        more.move_to(self.device)
-        more.losses, more.may_skip = self.losses, more.may_skip or self.may_skip
-        old = {
-            block.policy: (block, state)
-            for block, state in zip(self.rows.by_policy, self.states, strict=True)
-        }
+    def change_rows(self, rows: Rows, sources: _Array) -> "PolicyStates":
+        """Return the states for other rows.
+
+        Args:
+          rows: the rows from now on.
+          sources: the present row that each of them continues, or -1; shape (rows,). A
+            row under another policy continues none.
+        """
+        changed = PolicyStates(rows, self.nonfinite)
+        changed.move_to(self.device)
+        changed.losses = self.losses
+        changed.may_skip |= self.may_skip
+        blocks = zip(self.rows.by_policy, self.states, strict=True)
+        old = {block.policy: (block, state) for block, state in blocks}
+        sources = sources.copy()
         for index, block in enumerate(rows.by_policy):
+            part = sources[block.start : block.stop]  # a view
             if block.policy not in old:
+                part[:] = -1
                 continue
             old_block, state = old[block.policy]
-            more.states[index] = replace_first_rows(state, more.states[index], self.xp)
-            source = slice(old_block.start, old_block.stop)
-            target = slice(block.start, block.start + old_block.stop - old_block.start)
-            for name in ("observed", "clipped"):
-                getattr(more.tally, name)[target] = getattr(self.tally, name)[source]
-        rows_of = {name: getattr(more.tally, name) for name in ("observed", "clipped")}
-        more.tally = self.tally._replace(**rows_of)
-        return more
+            part[(part < old_block.start) | (part >= old_block.stop)] = -1
+            indices = self._index(part, old_block.start, old_block.stop)
+            changed.states[index] = take_rows(
+                state, changed.states[index], indices, self.xp
+            )
+        indices = self._index(sources, 0, len(self.rows.names))
+        tally, empty = self.tally, changed.tally
+        changed.tally = tally._replace(
+            observed=take_rows(tally.observed, empty.observed, indices, self.xp),
+            clipped=take_rows(tally.clipped, empty.clipped, indices, self.xp),
+        )
+        return changed
+
+    def _index(self, sources: _Array, start: int, stop: int) -> Any:
+        """Return the index of each row in the rows start ... stop - 1 and new ones."""
+        new = stop - start + np.arange(len(sources))
+        indices = np.where(sources < 0, new, sources - start)
+        return self.as_array(torch.from_numpy(indices))
 
     def to_dict(self) -> dict[str, Any]:
         """Return copies of states and counts as tensors, for a checkpoint."""

@@ -35,9 +35,9 @@ def store(new: Any, old: Any, device: torch.device | None) -> Any:
     return old
 
 
-def replace_first_rows(old: Any, new: Any, xp: Any) -> Any:
-    """Return a larger state whose first rows are the rows of the old state."""
+def take_rows(old: Any, new: Any, indices: Any, xp: Any) -> Any:
+    """Return rows of two states: indices count those of the old one, then the new."""
     if isinstance(new, tuple):
         pairs = zip(old, new, strict=True)
-        return type(new)(*(replace_first_rows(o, n, xp) for o, n in pairs))
-    return xp.concatenate([old, widen(new, old)[len(old) :]])
+        return type(new)(*(take_rows(o, n, indices, xp) for o, n in pairs))
+    return xp.concatenate([old, widen(new, old)])[indices]

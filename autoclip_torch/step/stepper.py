@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,10 +105,12 @@ class Stepper:
         """Return the rows, in two parts if some parameters are only measured."""
         return split_rows(rows)
 
-    def extend(self, groups: Sequence[Group], rows: Rows) -> None:
-        """Continue with more parameters; the existing rows keep their history."""
+    def change_rows(self, groups: Sequence[Group], rows: Rows, sources: Any) -> None:
+        """Continue with other parameters; see `PolicyStates.change_rows`."""
         ranks = find_ranks(rows, self.process_group, self.ranks)
-        self.policy_states = self.policy_states.extend_to(rows)
+        if ranks and self.ranks and len(rows.names) == len(self.rows.names):
+            ranks.has_checked_rows = self.ranks.has_checked_rows
+        self.policy_states = self.policy_states.change_rows(rows, sources)
         self.groups, self.rows, self.ranks = groups, rows, ranks
         self.parts = self.split(rows)
 

@@ -105,6 +105,11 @@ class Copies:
                 _write_rows_(parameter, new)
         self._old, self._weights = [], {}
 
+    def keep_only(self, parameters: Iterable[Tensor]) -> None:
+        """Free the memory of all other parameters."""
+        ids = set(map(id, parameters))
+        self._buffers = {key: each for key, each in self._buffers.items() if key in ids}
+
     def _find_buffer(self, parameter: Tensor) -> Tensor:
         """Return the memory for a copy; a parameter that was converted gets another."""
         weights = parameter.detach()

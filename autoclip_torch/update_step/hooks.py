@@ -16,18 +16,18 @@ class UpdateHooks(StepHooks):
     Args:
       stepper: the steps of the clipper.
       optimizer: the innermost torch optimizer.
-      add_parameters: called before each step; it adds the optimizer's new parameters.
+      follow: called before each step; it takes over the optimizer's parameters.
     """
 
     def __init__(
         self,
         stepper: UpdateStepper,
         optimizer: Optimizer,
-        add_parameters: Callable[[Optimizer], None],
+        follow: Callable[[Optimizer], Any],
     ) -> None:
         """Register the hooks. The second one runs first after the step."""
         self._stepper = stepper
-        self._add_parameters = add_parameters
+        self._follow = follow
         super().__init__(optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
@@ -38,7 +38,7 @@ class UpdateHooks(StepHooks):
     ) -> None:
         if not is_outermost_step(optimizer):
             return
-        self._add_parameters(optimizer)
+        self._follow(optimizer)
         has_closure = kwargs.get("closure") is not None
         has_closure |= len(args) > 1 and args[1] is not None  # args[0]: the optimizer
         self._stepper.begin(optimizer, has_closure)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -57,6 +58,13 @@ class UpdateStepper(Stepper):
             raise ValueError(format_error("policy", rule, policies[0], way_out))
         self.checks = self._checks = UpdateChecks()
         self._copies = Copies()
+
+    def change_rows(
+        self, groups: Sequence[Group], rows: Rows, sources: np.ndarray[Any, Any]
+    ) -> None:
+        """Continue with other parameters, without the copies of those that left."""
+        super().change_rows(groups, rows, sources)
+        self._copies.keep_only(rows.parameters)
 
     def begin(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Copy the weights before a step of the optimizer."""

@@ -7,7 +7,6 @@ from torch.optim import Optimizer
 
 from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
-from autoclip_torch.hooks.new_parameters import add_new_parameters
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.unwrap import unwrap
 
@@ -21,11 +20,6 @@ class TrustOptimizer(ClippedOptimizer):
         if closure is None:
             return self.optimizer.step()
         return self.optimizer.step(closure)
-
-    def _extend_clipper(self) -> None:
-        """Add the new parameters of the optimizer to both halves."""
-        for half in self._list_observers():
-            add_new_parameters(half, self.optimizer, self.clipper._model)
 
     def _check_clipper(self, optimizer: Optimizer) -> None:
         """Accept the clipper: it has checked the optimizer."""

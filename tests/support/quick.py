@@ -44,7 +44,8 @@ TESTS = {
     "autoclip_torch/trainers": "torch/trainers/lightning_runs torch/transformers",
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
-    "torch/exclude torch/scale_only",
+    "torch/exclude torch/scale_only torch/parameters/follow "
+    "torch/parameters/surgery",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
     "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
@@ -61,7 +62,8 @@ TESTS = {
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward torch/hooks/other_optimizers",
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
-    "torch/errors torch/loss",
+    "torch/errors torch/loss "
+    "torch/parameters/follow torch/parameters/surgery",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
     "torch/update/cpu torch/update/device torch/update/optimizers torch/update/trust "
     "torch/update/update_clipper torch/update/weights_at_zero",

@@ -216,8 +216,11 @@ def a_copy_of_a_clipper_of_stages():
 
 
 def made_before_sharding():
-    """Return the warnings: for a model, for a list of its parameters, for one layer."""
-    messages = []
+    """Return warnings and norms: of a model, a list of its parameters, and one layer.
+
+    A norm is followed by that of a clipper that was made after sharding.
+    """
+    messages, norms = [], []
     for given in (lambda m: m, lambda m: m.parameters()):
         model = Net()
         clipper = NormClip(given(model), max_norm=1.0)
@@ -226,7 +229,8 @@ def made_before_sharding():
         nn.functional.mse_loss(model(x), y).backward()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            clipper.step()
+            wanted = NormClip(model, max_norm=1.0, dry_run=True).step()
+            norms += [clipper.step().norm.item(), wanted.norm.item()]
         messages.append([str(warning.message) for warning in caught])
     model = Net()
     clipper = NormClip(model, max_norm=1.0)
@@ -234,9 +238,10 @@ def made_before_sharding():
     nn.functional.mse_loss(model(x), y).backward()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        clipper.step()
-        clipper.step()
-    return {"warnings": [*messages, [str(warning.message) for warning in caught]]}
+        wanted = NormClip(model, max_norm=1.0, dry_run=True).step()
+        norms += [clipper.step().norm.item(), wanted.norm.item()]
+    messages.append([str(warning.message) for warning in caught])
+    return {"warnings": messages, "norms": norms}
 
 
 def experts_beside_shards():

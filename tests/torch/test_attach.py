@@ -310,7 +310,7 @@ def test_parameters_that_are_added_to_the_optimizer_warn_once():
     clipper.attach(optimizer)
     train(optimizer, model, x, y, steps=1)
     optimizer.add_param_group({"params": last.parameters()})
-    with pytest.warns(UserWarning, match=r"given 2 parameters after attach\(\)"):
+    with pytest.warns(UserWarning, match=r"given 2 parameters after its clipper"):
         train(optimizer, model, x, y, steps=1)
     train(optimizer, model, x, y, steps=1)
     clipper.add_param_group({"params": last.parameters()})
@@ -326,7 +326,7 @@ def test_a_parameter_appended_to_a_group_warns_once():
     optimizer.param_groups[0]["params"].append(weights[2])
     for p in weights:
         p.grad = torch.ones(2)
-    with pytest.warns(UserWarning, match=r"given 1 parameters after attach\(\)"):
+    with pytest.warns(UserWarning, match=r"given 1 parameters after its clipper"):
         optimizer.step()
     optimizer.step()
     optimizer.param_groups.pop()

@@ -133,15 +133,17 @@ def one_step(model, clipper):
     return clipper.step()
 
 
-def test_parameters_that_the_model_has_replaced_warn():
+def test_parameters_that_the_model_has_replaced_warn_if_the_optimizer_has_not():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
-    clipper = NormClip(model, max_norm=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    NormClip(model, max_norm=1.0).attach(optimizer)
     replace_weight(model[1])
+    model(torch.ones(1, 2)).sum().backward()
     with pytest.warns(
         UserWarning, match=r"1 of the clipper's parameters, .* 1\.weight"
     ):
-        one_step(model, clipper)
-    one_step(model, clipper)  # it warns once
+        optimizer.step()
+    optimizer.step()  # it warns once
 
 
 def test_a_clipper_of_parameters_without_gradients_warns():

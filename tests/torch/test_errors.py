@@ -567,7 +567,33 @@ FAILED = {
     ),
     "observe words": (lambda c, m: c.observe("norm"), TypeError, "'str'"),
     "load nothing": (lambda c, m: c.load_state_dict(None), ValueError, "got NoneType"),
-    "add no group": (lambda c, m: c.add_param_group(3), TypeError, "must be a tensor"),
+    "add no group": (lambda c, m: c.add_param_group(3), TypeError, "must be a dict"),
+    "add parameters": (
+        lambda c, m: c.add_param_group(m.parameters()),
+        TypeError,
+        r"got generator; write add_param_group.{\"params\": module.parameters",
+    ),
+    "remove another": (
+        lambda c, m: c.remove_params([torch.nn.Parameter(torch.ones(2))]),
+        ValueError,
+        r"parameters must be of this clipper, got Parameter of shape \(2,\); clipper",
+    ),
+    "remove all": (lambda c, m: c.remove_params(m), ValueError, "only a part of the"),
+    "replace another": (
+        lambda c, m: c.replace_param(m.parameters(), m[0].bias),
+        ValueError,
+        "old must be of this clipper, got generator; clipper.parameters lists",
+    ),
+    "replace by one of the clipper": (
+        lambda c, m: c.replace_param(m[0].weight, m[0].bias),
+        ValueError,
+        "new must be one that the clipper does not have",
+    ),
+    "replace by no parameter": (
+        lambda c, m: c.replace_param(m[0].weight, 3),
+        TypeError,
+        "new must be a tensor, got int",
+    ),
     "add an empty group": (
         lambda c, m: c.add_param_group({"params": []}),
         ValueError,

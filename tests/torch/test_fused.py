@@ -116,8 +116,8 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
         give(params, step)
         raw = [p.grad.clone() for p in params]
         with nothing_read():
-            clipper._attachment._before_step(optimizer, (optimizer,), {})
-        clipper._attachment._after_step(optimizer, (optimizer,), {})
+            clipper._attachment()._before_step(optimizer, (optimizer,), {})
+        clipper._attachment()._after_step(optimizer, (optimizer,), {})
         optimizer.step()
         assert same_bits(raw, grads_at_step[-1])
     assert clipper.metrics()["clip/clipped"] == 1

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
 )
 
 from autoclip_torch import NormClip, QuantileClip  # noqa: E402
-from autoclip_torch.hooks.new_parameters import add_new_parameters, make_clipper  # noqa: E402
+from autoclip_torch.hooks.new_parameters import make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
 
@@ -298,9 +298,10 @@ def test_added_parameters_have_the_units_of_their_layer():
     model = nn.Sequential(nn.Linear(2, 4), nn.ConvTranspose1d(4, 6, 2))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=LR)
     clipper = make_clipper(QuantileClip, {"scope": "unit"}, optimizer, model)
+    clipper.attach(optimizer)
     optimizer.add_param_group({"params": list(model[1].parameters())})
-    add_new_parameters(clipper, optimizer, model)
-    assert sum(name.startswith("1.weight") for name in clipper.names) == 6
-    kept = clipper.names
-    add_new_parameters(clipper, optimizer, model)
-    assert clipper.names == kept
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        assert sum(name.startswith("1.weight") for name in clipper.names) == 6
