@@ -1,6 +1,5 @@
 """`Clipper` clips gradients in its own `step()`, or inside an optimizer's `step()`."""
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,18 +11,17 @@ from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
-from .hooks.attach import Attachment
+from .hooks.attachable import Attachable
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
-from .observer.loss_observer import LossObserver
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
 from .step.amp import check_unscaled, record_step, share_overflow, unscale_once
 from .step.unwrap import unwrap
 
 
-class Clipper(LossObserver):
+class Clipper(Attachable):
     """Clip gradients in place by any policy, at any scope.
 
     Call `step()` after `backward()` and before `optimizer.step()`.
@@ -128,7 +126,6 @@ class Clipper(LossObserver):
             replicated=replicated,
         )
         self.on_clip, self.on_skip = on_clip, on_skip
-        self._attachment: weakref.ref[Attachment] | None = None
 
     @property
     def dry_run(self) -> bool:
@@ -194,91 +191,6 @@ class Clipper(LossObserver):
         if stepper.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
         return decision
-
-    def attach(self, optimizer: Any) -> Attachment:
-        """Clip inside `optimizer.step()`; the training loop needs no other line.
-
-        With a closure (LBFGS, Lightning), each backward pass in it is clipped. The
-        optimizer inside a wrapper, such as Accelerate's, is used. After a `GradScaler`
-        overflow nothing is recorded.
-
-        With `fused=True`, the optimizer's kernel cancels updates, so nothing is read
-        back. If all gradients share one norm, the kernel also scales them, without
-        another pass over them; nonfinite="zero" then cancels the update. A cancelled
-        update is cancelled for all parameters of the optimizer, after every clipper
-        that is attached to it has measured its gradients.
-
-        Args:
-          optimizer: the torch optimizer of these parameters, or a wrapper around it.
-
-        Returns:
-          A handle; `remove()` ends the attachment. A copied or unpickled optimizer has
-          no hooks: attach to it again.
-
-        Raises:
-          RuntimeError: the clipper is attached already.
-          ValueError: the optimizer does not step all trained parameters of the clipper.
-          TypeError: `optimizer` is not a torch optimizer.
-
-        >>> from autoclip_core import Fixed
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
-        >>> handle = Clipper([weight], Fixed(1.0)).attach(optimizer)
-        >>> weight.grad = torch.tensor([3.0, 4.0])
-        >>> optimizer.step()
-        >>> weight.data
-        tensor([-0.6000, -0.8000])
-        """
-        if self._find_attachment() is not None:
-            raise RuntimeError(
-                "the clipper is attached already, and would clip the gradients twice; "
-                "call remove() on the handle first, or make a clipper for each "
-                "optimizer"
-            )
-        optimizer = unwrap(optimizer)
-        if getattr(optimizer, "clipper", None) is self:
-            raise RuntimeError(
-                "this optimizer was made by as_optimizer() and clips already; leave "
-                "attach() out"
-            )
-        return self._attach(optimizer)
-
-    def detach(self) -> None:
-        """End the attachment, if the clipper is attached.
-
-        >>> from autoclip_core import Fixed
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = Clipper([weight], Fixed(1.0))
-        >>> handle = clipper.attach(torch.optim.SGD([weight]))
-        >>> clipper.detach()
-        >>> handle.active
-        False
-        """
-        if (attachment := self._find_attachment()) is not None:
-            attachment.remove()
-
-    def _attach(self, innermost: torch.optim.Optimizer, **keywords: Any) -> Attachment:
-        """Register the clipper on an optimizer."""
-        attachment = Attachment(self, innermost, **keywords)
-        self._attachment = weakref.ref(attachment)
-        return attachment
-
-    def _find_attachment(self) -> Attachment | None:
-        """Return the attachment if it acts. The optimizer keeps it alive."""
-        attachment = None if self._attachment is None else self._attachment()
-        return attachment if attachment is not None and attachment.active else None
-
-    def _refuse_if_attached(self) -> None:
-        if self._find_attachment() is not None:
-            raise RuntimeError(
-                "an attached clipper clips inside optimizer.step(), so clipper.step() "
-                "would clip the gradients twice; leave clipper.step() out, or call "
-                "clipper.detach() first"
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy copy: a copy is not attached."""
-        return {**vars(self), "_attachment": None}
 
     @classmethod
     def as_optimizer(

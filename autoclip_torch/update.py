@@ -14,6 +14,7 @@ from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.new_parameters import make_clipper
+from .hooks.swapped import SWAP_CHECK
 from .observer.observer import Observer
 from .rows.settings import StepCallback
 from .update_step.hooks import UpdateHooks, check_has_no_clipper
@@ -175,6 +176,7 @@ class UpdateClipper(Observer):
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+        SWAP_CHECK.discard(self)
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return the metrics of the last step and of the run, in one transfer.
@@ -199,7 +201,7 @@ class UpdateClipper(Observer):
 
     def _register(self, innermost: Optimizer) -> None:
         """Register the hooks on an optimizer."""
-        self._hooks = UpdateHooks(self._stepper, innermost, self._follow_optimizer)
+        self._hooks = UpdateHooks(self, self._stepper, innermost)
 
 
 def check_nonfinite(nonfinite: str) -> None:

@@ -2,22 +2,23 @@
 
 Run it as `python benchmarks/fixed_cost.py`; `--help` tells the options. All gradients
 are clipped. What is neither norms nor decision nor product is the rest: to look up the
-gradients, and to return the decision as tensors.
+gradients, and to return the decision as tensors. Before a step, a clipper compares its
+parameters with those of its optimizer or its module; this is timed on its own.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 import command
-from autoclip_torch import Clipper
+from autoclip_torch import Clipper, NormClip
 from contenders import THREADS, Parameters, make_clippers
 from models import MODELS, make_parameters, set_gradients, tiny
 from regimes import ALL, REGIMES
-from timing import Timed, alternate
+from timing import Timed, alternate, clock
 
 PARTS = {"norms": "measure", "decide": "decide", "scale": "scale"}
 """The methods of a stepper; recording and counting are in `decide`."""
@@ -38,7 +39,11 @@ def main() -> None:
         name: split(make_parameters(shapes()), options.seconds)
         for name, shapes in models.items()
     }
-    about = {"threads": THREADS, "microseconds": found}
+    checks = {
+        name: time_checks(make_parameters(shapes()), options.seconds)
+        for name, shapes in models.items()
+    }
+    about = {"threads": THREADS, "microseconds": found, "checks": checks}
     command.finish(options, "fixed_cost", "torch", **about)
 
 
@@ -53,6 +58,38 @@ def split(parameters: Parameters, seconds: float) -> dict[str, dict[str, float]]
         name: {part: 1e6 * statistics.median(s[part] for s in log) for part in log[0]}
         for name, log in logs.items()
     }
+
+
+def time_checks(parameters: Parameters, seconds: float) -> dict[str, float]:
+    """Return the median microseconds of each comparison, and of a whole step."""
+    set_gradients(parameters, 1.0)
+    optimizer = torch.optim.SGD(parameters)
+    by_hand = NormClip(make_module(parameters), max_norm=1.0)
+    attached = NormClip(parameters, max_norm=1.0)
+    attached.attach(optimizer)
+    contenders = {
+        "step": NormClip(parameters, max_norm=1e30).step,
+        "with its module": by_hand._follow,
+        "with its optimizer": lambda: attached._follow_optimizer(optimizer),
+    }
+    steps = {name: clock(step) for name, step in contenders.items()}
+    alternate(steps, 0.0)  # the first comparison lists the members
+    taken = alternate(steps, seconds)
+    return {name: 1e6 * statistics.median(times) for name, times in taken.items()}
+
+
+def make_module(parameters: Parameters) -> torch.nn.Module:
+    """Return a tree of modules: a leaf for two parameters, a branch for two leaves."""
+    leaves = [
+        torch.nn.ParameterList(parameters[i : i + 2]) for i in _every_second(parameters)
+    ]
+    return torch.nn.ModuleList(
+        torch.nn.ModuleList(leaves[i : i + 2]) for i in _every_second(leaves)
+    )
+
+
+def _every_second(items: Sequence[Any]) -> range:
+    return range(0, len(items), 2)
 
 
 def logged(

@@ -71,7 +71,12 @@ def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
     for model, steps in found.items():
         for name, took in steps.items():
             rows.append([model, name, *(f"{took[part]:.0f}" for part in parts)])
-    return {"parts": rows}
+    checks = [["", "step", "with its module", "with its optimizer"]]
+    for model, took in saved["checks"].items():
+        step, *rest = took.values()
+        cells = (f"{one:.1f} ({one / step:.2%})" for one in rest)
+        checks.append([model, f"{step:.0f}", *cells])
+    return {"parts": rows, "checks": checks}
 
 
 def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:

@@ -13,6 +13,7 @@ from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
 from .step_hooks import StepHooks, is_outermost_step
+from .swapped import SWAP_CHECK
 
 
 class Attachment(StepHooks):
@@ -40,9 +41,12 @@ class Attachment(StepHooks):
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
         self._chain.add(clipper, optimizer)
         super().__init__(optimizer)
+        if not is_trust_clip:  # its other half is checked
+            SWAP_CHECK.add(clipper, self)
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
+        SWAP_CHECK.discard(self._clipper)
         if self.active:
             self._chain.clippers.remove(self._clipper)
         if (optimizer := self._optimizer()) is not None:

@@ -95,9 +95,8 @@ class _PatternMatch:
 def warn_of_left_out(new: Sequence[NamedParameter]) -> None:
     """Warn of parameters that an optimizer got later, and that no clipper has."""
     if new:
-        label = new[0].name or f"one of shape {tuple(new[0].parameter.shape)}"
         warn(
             f"the optimizer was given {len(new)} parameters after its clipper, such as "
-            f"{label}; no clipper has them, so they are not clipped; call "
+            f"{new[0].label}; no clipper has them, so they are not clipped; call "
             'clipper.add_param_group({"params": ...}) with them, too'
         )

@@ -43,9 +43,12 @@ class StepHooks(ABC):
         _refuse_other_steps(optimizer)
         _wrap_step(optimizer)
         self._optimizer = weakref.ref(optimizer)
+        self.steps = 0
+        """The steps that were started."""
+        self.is_in_step = False
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(self._start_step),
+            optimizer.register_step_post_hook(self._end_step),
         ]
 
     @classmethod
@@ -69,6 +72,19 @@ class StepHooks(ABC):
     def __reduce__(self) -> Any:
         """Copy this object as None, because the copied optimizer has no hooks."""
         return type(None), ()
+
+    def _start_step(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        if not torch.compiler.is_compiling():  # a new count would compile again
+            self.steps += 1
+            self.is_in_step = True
+        return self._before_step(optimizer, args, kwargs)
+
+    def _end_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.is_in_step = False
+        self._after_step(optimizer, args, kwargs)
 
     @abstractmethod
     def _before_step(

@@ -24,6 +24,11 @@ class NamedParameter:
     is_replicated: bool | None = None
     """Whether every rank of the process group holds it; None if nothing says so."""
 
+    @property
+    def label(self) -> str:
+        """Its name, or else its shape, for messages."""
+        return self.name or f"one of shape {tuple(self.parameter.shape)}"
+
 
 @dataclass
 class Group:

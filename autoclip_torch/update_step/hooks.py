@@ -1,11 +1,12 @@
 """Clipping the update of an optimizer by its hooks, before and after each step."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
 from autoclip_torch.hooks.step_hooks import StepHooks, is_outermost_step
+from autoclip_torch.hooks.swapped import SWAP_CHECK
+from autoclip_torch.observer.observer import Observer
 
 from .stepper import UpdateStepper
 
@@ -14,21 +15,19 @@ class UpdateHooks(StepHooks):
     """The hooks of one `UpdateClipper`. The optimizer keeps the clipper alive.
 
     Args:
-      stepper: the steps of the clipper.
+      clipper: the clipper.
+      stepper: its steps.
       optimizer: the innermost torch optimizer.
-      follow: called before each step; it takes over the optimizer's parameters.
     """
 
     def __init__(
-        self,
-        stepper: UpdateStepper,
-        optimizer: Optimizer,
-        follow: Callable[[Optimizer], Any],
+        self, clipper: Observer, stepper: UpdateStepper, optimizer: Optimizer
     ) -> None:
         """Register the hooks. The second one runs first after the step."""
+        self._clipper = clipper
         self._stepper = stepper
-        self._follow = follow
         super().__init__(optimizer)
+        SWAP_CHECK.add(clipper, self)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)
@@ -38,7 +37,7 @@ class UpdateHooks(StepHooks):
     ) -> None:
         if not is_outermost_step(optimizer):
             return
-        self._follow(optimizer)
+        self._clipper._follow_optimizer(optimizer)
         has_closure = kwargs.get("closure") is not None
         has_closure |= len(args) > 1 and args[1] is not None  # args[0]: the optimizer
         self._stepper.begin(optimizer, has_closure)

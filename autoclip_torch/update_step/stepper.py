@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -59,9 +58,7 @@ class UpdateStepper(Stepper):
         self.checks = self._checks = UpdateChecks()
         self._copies = Copies()
 
-    def change_rows(
-        self, groups: Sequence[Group], rows: Rows, sources: np.ndarray[Any, Any]
-    ) -> None:
+    def change_rows(self, groups: Sequence[Group], rows: Rows, sources: Any) -> None:
         """Continue with other parameters, without the copies of those that left."""
         super().change_rows(groups, rows, sources)
         self._copies.keep_only(rows.parameters)
