@@ -194,7 +194,7 @@ class ClipCallback(pl.Callback):
             )
             return
         clipper, clipped_optimizer = self._group.find(optimizer)
-        if not isinstance(clipper, Clipper):  
+        if not isinstance(clipper, Clipper):
             return
         if _needs_loss(clipper):
             clipper.observe_loss(loss)

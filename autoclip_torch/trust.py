@@ -18,10 +18,11 @@ from autoclip_core.clipper.trust import (
 )
 
 from .clipper import Clipper
-from .hooks.clipped_optimizer import ClippedOptimizer, undo_on_error
+from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.new_parameters import make_clipper
 from .observer.observer import Observer
 from .observer.reporter import HasCallbacks
+from .observer.undo import undo_on_error
 from .rows.settings import StepCallback
 from .state.compatibility import check_has_halves
 from .update import UpdateClipper, check_model

@@ -26,7 +26,7 @@ class ClipperChain:
 
     def add(self, clipper: Observer, optimizer: Optimizer) -> None:
         """Append a clipper. It follows the optimizer from now on."""
-        clipper._comparison.accept_optimizer(optimizer)
+        clipper._comparison.accept_optimizers([optimizer])
         self.clippers.append(clipper)
         if self._has_process_group:
             self._requires_every_step |= amp.require_every_step(optimizer)

@@ -1,11 +1,11 @@
 """An optimizer that clips the gradients, then steps."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
 from autoclip_torch.step.unwrap import unwrap
@@ -160,6 +160,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def _clip(self) -> None:
         if self.clipper.process_group is not None:
             refuse_scaler(self)
+        if not torch.compiler.is_compiling():
+            warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper.step()
 
     def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -174,11 +176,6 @@ class ClippedOptimizer(torch.optim.Optimizer):
             return loss
 
         return self.optimizer.step(clipped_closure)
-
-    def _clip(self) -> None:
-        if not torch.compiler.is_compiling():
-            warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
-        self.clipper.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients.
@@ -289,17 +286,3 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Wrap the copied optimizer again."""
         ClippedOptimizer.__init__(self, state["optimizer"], state["clipper"])
-
-
-@contextmanager
-def undo_on_error(clippers: Sequence[Any]) -> Iterator[None]:
-    """Restore the states of clippers if an exception is raised while states load."""
-    # On a device, loading overwrites the present tensors: a state dict is a copy.
-    before = [(c, c.state_dict(), c._policy_states.decision) for c in clippers]
-    try:
-        yield
-    except Exception:
-        for clipper, state, decision in before:
-            clipper.load_state_dict(state)
-            clipper._policy_states.decision = decision
-        raise

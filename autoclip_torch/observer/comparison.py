@@ -36,9 +36,9 @@ class Comparison:
         """The optimizer that was the first argument, if it still exists."""
         return None if self._optimizer is None else self._optimizer()
 
-    def accept_optimizer(self, optimizer: Optimizer) -> None:
-        """Compare later with the parameters that the optimizer steps now."""
-        self._stepped = Members(_list_stepped(optimizer))
+    def accept_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Compare later with the parameters that the optimizers step now."""
+        self._stepped = Members(_list_stepped(optimizers))
 
     def accept_modules(self, groups: Sequence[Group]) -> None:
         """Compare later with the members that the modules of the groups have now.
@@ -75,15 +75,15 @@ class Comparison:
         present = find_present(groups, self._leave_out_removed(candidates))
         return None if _is_gathered(present) else present
 
-    def compare_with_optimizer(
-        self, optimizer: Optimizer, groups: Sequence[Group]
+    def compare_with_optimizers(
+        self, optimizers: Sequence[Optimizer], groups: Sequence[Group]
     ) -> Present | None:
         """Return the parameters to clip from now on, or None if none changed.
 
-        These are the parameters that the optimizer steps. A parameter that it did not
-        step before, such as a frozen one, stays in the clipper.
+        These are the parameters that the optimizers step. A parameter that they did
+        not step before, such as a frozen one, stays in the clipper.
         """
-        stepped, before = _list_stepped(optimizer), self._stepped
+        stepped, before = _list_stepped(optimizers), self._stepped
         if before is not None and before.are_in(stepped):
             return None
         now = Members(stepped)
@@ -91,7 +91,12 @@ class Comparison:
         known = {id(each.parameter) for group in groups for each in group.parameters}
         stays = now.ids | (known - before.ids)
         model = next((group.module for group in groups if group.is_of_optimizer), None)
-        of_optimizer = read_optimizer_groups(optimizer, model) if now.ids else []
+        of_optimizer = [
+            group
+            for optimizer in optimizers
+            if any(_list_stepped([optimizer]))
+            for group in read_optimizer_groups(optimizer, model)
+        ]
         others = read_again([group for group in groups if not group.is_of_optimizer])
         candidates = [
             each
@@ -125,9 +130,9 @@ def _follows_module(group: Group) -> bool:
     return group.module is not None and not group.is_of_optimizer
 
 
-def _list_stepped(optimizer: Optimizer) -> list[list[Tensor]]:
-    """Return the parameters of each group of an optimizer."""
-    return [group["params"] for group in optimizer.param_groups]
+def _list_stepped(optimizers: Sequence[Optimizer]) -> list[list[Tensor]]:
+    """Return the parameters of each group of the optimizers."""
+    return [group["params"] for each in optimizers for group in each.param_groups]
 
 
 def _is_gathered(present: Present) -> bool:

@@ -175,17 +175,17 @@ class MeasuredParameters(ABC):
         if present is not None:
             self._comparison.accept_modules(self._groups)
 
-    def _follow_optimizer(self, optimizer: Optimizer) -> list[NamedParameter]:
-        """Take over what has changed in the optimizer since the last step.
+    def _follow_optimizer(self, *optimizers: Optimizer) -> list[NamedParameter]:
+        """Take over what has changed in the optimizers since the last step.
 
         Returns:
-          The new parameters of the optimizer that the clipper does not have.
+          The new parameters of the optimizers that the clipper does not have.
         """
-        present = self._comparison.compare_with_optimizer(optimizer, self._groups)
+        present = self._comparison.compare_with_optimizers(optimizers, self._groups)
         self._take_over(present)
         if present is None:
             return []
-        self._comparison.accept_optimizer(optimizer)
+        self._comparison.accept_optimizers(optimizers)
         return present.left_out
 
     def _take_over(self, present: Present | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from autoclip_torch.step.unwrap import unwrap
 from autoclip_torch.step.warn import warn
 
 
@@ -15,13 +16,13 @@ class OneClipper:
 
     Args:
       clipper: the `Clipper` of the parameters of all optimizers.
-      optimizers: the innermost optimizers.
+      optimizers: the optimizers.
     """
 
     def __init__(self, clipper: Any, optimizers: Iterable[Optimizer]) -> None:
         """Start before the first backward pass."""
         self.clipper = clipper
-        self._optimizers: Sequence[Optimizer] = list(optimizers)
+        self._optimizers: Sequence[Optimizer] = list(map(unwrap, optimizers))
         self._stepped: list[Optimizer] = []
         self._is_clipped = False
         self._has_warned = False
@@ -34,6 +35,7 @@ class OneClipper:
         """Clip before a step of an optimizer, unless the gradients are clipped."""
         if not self._is_clipped:
             self._check_all_stepped()
+            self.clipper._follow_optimizer(*self._optimizers)
             self.clipper.step()
             self._is_clipped, self._stepped = True, []
         self._stepped.append(optimizer)
