@@ -6,6 +6,7 @@ the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is
 with its clip. Without CUDA it says that nothing was measured, and that is no error.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -92,6 +93,8 @@ def make_attached(parameters: Parameters) -> list[Way]:
     def adamw() -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=1e-9, fused=True)
 
+    # Here three optimizers step the same parameters; in a run that is a mistake.
+    warnings.filterwarnings("ignore", ".*stepped parameters of a clipper")
     alone, after, attached = adamw(), adamw(), adamw()
     NormClip(parameters, max_norm=1e9).attach(attached)
 

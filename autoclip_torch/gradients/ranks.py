@@ -38,6 +38,8 @@ class Ranks:
     """The number of steps, to compare with the other ranks."""
     has_checked_rows: bool = False
     """Whether `check_rows` has run."""
+    rows_before: Rows | None = None
+    """The rows of the last reduction, if their number has changed since."""
 
     def reduce(self, vector: Tensor, *, take_largest: bool, reason: str) -> Tensor:
         """Return the sum of the vectors of all ranks, or their largest entries.
@@ -89,6 +91,20 @@ class Ranks:
                 "leave process_group out"
             )
         self.has_checked_rows = True
+
+    def continue_from(self, before: "Ranks", rows: Rows, count: int) -> None:
+        """Note in the ranks of changed parameters what the earlier ones have checked.
+
+        Args:
+          before: the earlier ranks.
+          rows: the earlier rows, or their parts.
+          count: how many there are now.
+        """
+        self.has_checked_rows = before.has_checked_rows
+        earlier = before.rows_before or rows
+        has_reduced = before.counter.has_reduced
+        if has_reduced and len(earlier.names) != count:
+            self.rows_before = earlier
 
     def get_weight(self, tensor: Tensor, is_replicated: bool | None) -> float:
         """Return 1 / n, if n ranks hold the same part of the tensor as this rank."""

@@ -59,6 +59,7 @@ def measure(
         found in the first step.
     """
     sum_device = torch.device("cpu") if device is None else device
+    _agree_on_change(ranks, len(sequences), device)
     if not torch.compiler.is_compiling():
         gradients = sequences[0] if reason == "step" else ()
         check_first_step(ranks, rows, gradients, sum_device)
@@ -79,8 +80,27 @@ def measure(
     return results
 
 
+def _agree_on_change(ranks: Ranks, sequences: int, device: torch.device | None) -> None:
+    """After a change of the number of rows, check that all ranks have changed theirs.
+
+    A rank without the change is in a step, and sends a vector of the earlier length.
+
+    Raises:
+      RuntimeError: another rank has not changed its parameters.
+    """
+    if (rows := ranks.rows_before) is not None:
+        ranks.rows_before = None
+        compare_steps(rows, sequences, device, ranks, reason="change of parameters")
+        ranks.has_checked_rows = False
+
+
 def compare_steps(
-    rows: Rows, sequences: int, device: torch.device | None, ranks: Ranks
+    rows: Rows,
+    sequences: int,
+    device: torch.device | None,
+    ranks: Ranks,
+    *,
+    reason: str = "check_agreement",
 ) -> None:
     """Check that all ranks have taken the same steps, without gradients.
 
@@ -90,12 +110,13 @@ def compare_steps(
     Args:
       rows, device, ranks: as in `measure`.
       sequences: the number of sequences that a step measures.
+      reason: as in `StepCounter.reduce`.
 
     Raises:
       RuntimeError: a rank left out a step.
     """
     nothing = [[None] * len(rows.by_parameter)] * sequences
-    measure(rows, nothing, device, ranks, reason="check_agreement")
+    measure(rows, nothing, device, ranks, reason=reason)
 
 
 def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:

@@ -16,8 +16,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from .transfer import start_reading
 
-REASONS = ("step", "threshold", "check_agreement")
-"""The calls that reduce; `observe` reads the threshold, too."""
+REASONS = ("step", "threshold", "check_agreement", "change of parameters")
+"""The calls that reduce; `observe` reads the threshold, too. After a change of rows,
+the first call is preceded by one more reduction, for the last reason."""
 
 
 class Place(NamedTuple):
@@ -57,6 +58,11 @@ class StepCounter:
 
         handle = register_optimizer_step_post_hook(count)
         weakref.finalize(self, handle.remove)
+
+    @property
+    def has_reduced(self) -> bool:
+        """Whether a step was counted."""
+        return self._steps > 0
 
     def reduce(
         self,

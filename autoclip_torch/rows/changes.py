@@ -101,11 +101,9 @@ def find_present(
       places: the result of `find_places`.
     """
     known = [named for group in groups for named in group.parameters]
-    candidates = list({id(each.parameter): each for each in candidates}.values())
-    predecessors = find_predecessors(known, candidates, places)
     present = {id(each.parameter): each for each in candidates}
+    predecessors = find_predecessors(known, present.values(), places)
     successors = {id(old.parameter): present[key] for key, old in predecessors.items()}
-    left = dict(present)
     changed = []
     for group in groups:
         if group.is_of_optimizer:
@@ -115,15 +113,23 @@ def find_present(
             for old in group.parameters
             if id(old.parameter) in successors
         ]
-        changed.append(group := _update_group(group, members, left, predecessors))
-        for named in group.parameters:
-            left.pop(id(named.parameter), None)
+        group = _update_group(group, members, present, predecessors)
+        present = _leave_out(present, group)
+        changed.append(group)
     if any(group.is_of_optimizer for group in groups):
-        rest = [_keep_only(group, left, predecessors) for group in of_optimizer]
-        changed = [*rest, *changed]
-        for named in (named for group in rest for named in group.parameters):
-            left.pop(id(named.parameter), None)
-    return Present(changed, predecessors, list(left.values()))
+        of_optimizer = [_keep_only(g, present, predecessors) for g in of_optimizer]
+        for group in of_optimizer:
+            present = _leave_out(present, group)
+        changed = [*of_optimizer, *changed]
+    return Present(changed, predecessors, list(present.values()))
+
+
+def _leave_out(
+    candidates: Mapping[int, NamedParameter], group: Group
+) -> dict[int, NamedParameter]:
+    """Return the candidates that a group does not have, by id of the parameter."""
+    ids = {id(each.parameter) for each in group.parameters}
+    return {key: each for key, each in candidates.items() if key not in ids}
 
 
 def _update_group(

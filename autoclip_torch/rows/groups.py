@@ -1,6 +1,6 @@
 """Parameters in groups: which are excluded, which are scaled, and their units."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +43,6 @@ class Group:
     """The module that names the parameters, if the clipper received one."""
     is_of_optimizer: bool = False
     """Whether the parameters are those of a group of an optimizer."""
-
-
 
 
 def refuse_shared(groups: Sequence[Group]) -> None:

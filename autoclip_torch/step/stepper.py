@@ -107,8 +107,8 @@ class Stepper:
     def change_rows(self, groups: Sequence[Group], rows: Rows, sources: Any) -> None:
         """Continue with other parameters; see `PolicyStates.change_rows`."""
         ranks = find_ranks(rows, self.process_group, self.ranks)
-        if ranks and self.ranks and len(rows.names) == len(self.rows.names):
-            ranks.has_checked_rows = self.ranks.has_checked_rows
+        if ranks and self.ranks:
+            ranks.continue_from(self.ranks, self.parts, len(self.split(rows).names))
         self.policy_states = self.policy_states.change_rows(rows, sources)
         self.groups, self.rows, self.ranks = groups, rows, ranks
         self.parts = self.split(rows)

@@ -187,6 +187,27 @@ def steps_that_agree():
     return {"steps": clipper.metrics()["clip/steps"]}
 
 
+def a_change_of_parameters():
+    """All ranks remove a parameter, or only the last one."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+    found = {}
+    group = {"process_group": dist.group.WORLD}
+    for kind, keywords in {"shards": {}, "stages": group}.items():
+        for alone in (False, True):
+            parameters = shards() if kind == "shards" else [*stage(), *stage()]
+            clipper = NormClip(parameters, 1.0, scope="parameter", **keywords)
+            take(clipper)
+            if last or not alone:
+                clipper.remove_params(parameters[:1])
+            error = message_of(take, clipper)
+            rows = len(clipper.names)
+            if error is None:
+                take(clipper)
+                rows = len(clipper.step().norm)
+            found[f"{kind}, {'alone' if alone else 'all'}"] = [error, rows]
+    return {"found": found}
+
+
 def devices_of_collectives():
     """Return where ranks communicate: on the device of the mesh, also with offload."""
     cpu, cuda, first = map(torch.device, ("cpu", "cuda", "cuda:1"))
@@ -206,4 +227,9 @@ EVERY_WORLD = [
     a_left_out_step,
     left_out_steps_that_balance,
 ]
-OF_TWO = [misused_replicas, steps_that_agree, devices_of_collectives]
+OF_TWO = [
+    misused_replicas,
+    steps_that_agree,
+    a_change_of_parameters,
+    devices_of_collectives,
+]

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
     BaseFinetuning,
 )
 
-from autoclip_torch import NormClip, QuantileClip  # noqa: E402
+from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 from autoclip_torch.hooks.new_parameters import make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
@@ -162,6 +162,31 @@ def test_parameters_unfrozen_in_a_batch_are_clipped_in_that_batch(tmp_path, kind
     clip = ClipCallback(NormClip, max_norm=1e-3)
     lightning_run(tmp_path, module, clip, Late(), epochs=1)
     assert module.moves == pytest.approx([1e-3] * 6, rel=1e-3)
+
+
+class NewHead(pl.Callback):
+    """Replaces the head, in the model and in the optimizer, in the midst of a run."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index == 3:
+            module.net.head = nn.Linear(3, 1)
+            (group,) = trainer.optimizers[0].param_groups
+            group["params"] = list(module.net.parameters())
+
+
+@pytest.mark.parametrize("kind", [TrustClip, NormClip])
+def test_a_replaced_head_is_clipped_and_continues_its_history(tmp_path, kind):
+    arguments = {} if kind is TrustClip else {"max_norm": 1e-3, "scope": "parameter"}
+    module, clip = Module(), ClipCallback(kind, **arguments)
+    lightning_run(tmp_path, module, clip, NewHead(), epochs=1)
+    (clipper,) = clip.clippers
+    head = ["net.backbone.weight", "net.backbone.bias", "net.head.weight"]
+    assert clipper.names == [*head, "net.head.bias"]
+    metrics = clipper.metrics(per_row=True)
+    assert all(v > 0 for k, v in metrics.items() if k.startswith("clip/norm/net.head"))
+    if kind is NormClip:
+        assert module.moves == pytest.approx([2e-3] * 6, rel=1e-3)
+        assert clipper.state_dict()["tally"]["observed"].tolist() == [6] * 4
 
 
 @pytest.mark.parametrize("scope", ["global", "parameter", "group"])

@@ -322,6 +322,16 @@ def test_copies_that_are_counted_wrongly_are_refused_on_all_ranks(results):
         assert "leave process_group out" in rank["all are copies"][0]
 
 
+def test_ranks_change_their_parameters_together_or_name_the_one_that_did(results):
+    for rank in of(results, 2, "a_change_of_parameters"):
+        found = rank["found"]
+        for kind in ("shards", "stages"):
+            error, rows = found[f"{kind}, all"]
+            assert (error, rows) == (None, 1)
+            error, _ = found[f"{kind}, alone"]
+            assert "rank 1 is in change of parameters after 1 steps" in error
+
+
 @every_world
 def test_every_rank_names_the_one_that_left_out_a_step(results, world):
     """The others are in a step while it is in the check, or in threshold()."""
