@@ -85,7 +85,8 @@ TESTS = {
     "autoclip_jax": "jax/row_names jax/clipper jax/scale_only jax/arguments "
     "jax/find_threshold",
     "autoclip_jax/check_state.py": "jax/resume",
-    "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses jax/loops",
+    "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses "
+    "jax/loops",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
     "autoclip_jax/gradients.py": "jax/sharding",
     "autoclip_jax/trust.py": "jax/trust",
