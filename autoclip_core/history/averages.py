@@ -25,7 +25,9 @@ def keeps_only_last(decay: float) -> bool:
     >>> keeps_only_last(0.0), keeps_only_last(1e-9), keeps_only_last(0.5)
     (True, True, False)
     """
-    return bool(np.float32(1 - decay) == 1)
+    # 1 - 2^-25 lies halfway between 1 and the float32 below it, and rounds to 1. A
+    # compiled step of torch cannot ask NumPy.
+    return decay <= 2.0**-25
 
 
 def multiply_by_exp(factor: Array, exponent: Array, xp: XP = np) -> Array:
