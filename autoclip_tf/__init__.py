@@ -25,6 +25,7 @@ from .clippers import NormClip as NormClip
 from .clippers import QuantileClip as QuantileClip
 from .clippers import StandardClip as StandardClip
 from .clippers import ZClip as ZClip
+from .find_clippers import clippers_of as clippers_of
 from .optimizers import with_gradient_transformers as with_gradient_transformers
 from .trust import TrustClip as TrustClip
 from .update import UpdateClipper as UpdateClipper

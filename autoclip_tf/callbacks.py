@@ -1,12 +1,14 @@
 """Add the clip statistics to the logs and the history of `fit`."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from autoclip_core.checks import format_error
 from autoclip_core.clipper.metrics import name_update_metrics
 
+from .find_clippers import AnyClipper, clippers_of
 from .policy_clipper import PolicyClipper
 from .state.transformer import split_pairs
 
@@ -18,19 +20,28 @@ UPDATE_NAMES = tuple(name_update_metrics(dict.fromkeys(NAMES, 0.0)))
 """The same of the updates."""
 
 
+def _has_batch_hooks() -> bool:
+    """Return False: tf_keras asks whether a callback acts in each batch."""
+    return False
+
+
 class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
-    """Put the clipper's metrics into the logs of each epoch, with one read per epoch.
+    """Put the clippers' metrics into the logs of each epoch, with one read per epoch.
 
     They reach `History`, and each callback that is listed after this one, such as
     `CSVLogger` and `TensorBoard`. Norm and threshold belong to the epoch's last
     step; clip rate and count belong to the whole run. Several clippers of gradients are
-    numbered `clip/0/norm`, `clip/1/norm` in the order of the optimizer. The metrics of
-    updates are `clip/update_norm` and so on. This is a callback of Keras 3. In
-    tf_keras, write `LambdaCallback(on_epoch_end=lambda epoch, logs:
-    logs.update(clipper.metrics()))`.
+    numbered `clip/0/norm`, `clip/1/norm` in the order of `clippers_of(model)`. The
+    metrics of updates are `clip/update_norm` and so on. It works in the `fit` of Keras
+    3 and of tf_keras.
+
+    Args:
+      clippers: a clipper, or a list of clippers, in the order of their numbers; by
+        default `clippers_of(model)`: those of all optimizers of the model.
 
     Raises:
-      ValueError: the optimizer has no clipper when training begins.
+      TypeError: a value in `clippers` is not a clipper.
+      ValueError: `clippers` is empty; or the model has no clipper when training begins.
 
     >>> import numpy as np
     >>> from autoclip_tf import QuantileClip
@@ -43,19 +54,32 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     ['clip/clip_rate', 'clip/nonfinite_total', 'clip/norm', 'clip/threshold', 'loss']
     """
 
+    _implements_train_batch_hooks = staticmethod(_has_batch_hooks)
+    _implements_test_batch_hooks = staticmethod(_has_batch_hooks)
+    _implements_predict_batch_hooks = staticmethod(_has_batch_hooks)
+
+    def __init__(self, clippers: AnyClipper | Sequence[AnyClipper] | None = None):
+        """Check the clippers."""
+        super().__init__()
+        self._given = None if clippers is None else _check_clippers(clippers)
+        self._clippers: list[PolicyClipper] = []
+
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the clippers of the optimizer.
+        """Find the clippers of the model, unless they were given.
 
         Raises:
-          ValueError: the optimizer has no clipper.
+          ValueError: the model has no clipper.
         """
-        self._clippers = list(clippers_of(self.model.optimizer))
-        if not self._clippers:
+        clippers = clippers_of(self.model) if self._given is None else self._given
+        if not clippers:
+            optimizer = type(self.model.optimizer).__name__
             raise ValueError(
-                "ClipLogger needs an optimizer with a clipper, got "
-                f"{type(self.model.optimizer).__name__} without one; write "
-                "autoclip_tf.optimizers.Adam(gradient_transformers=[QuantileClip()])"
+                f"ClipLogger needs a model with a clipper, got one with the optimizer "
+                f"{optimizer} and without a clipper in it or in its attributes; write "
+                "autoclip_tf.optimizers.Adam(gradient_transformers=[QuantileClip()]), "
+                "or ClipLogger(clippers)"
             )
+        self._clippers = list(split_pairs(clippers))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Add the metrics to the logs, which the next callbacks receive."""
@@ -73,24 +97,19 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
                     logs[name.replace("/", f"/{number}", 1)] = metrics[name]
 
 
-def clippers_of(optimizer: Any) -> Iterator[PolicyClipper]:
-    """Yield the clippers of an optimizer and of the optimizers that it wraps.
+def _check_clippers(clippers: Any) -> list[AnyClipper]:
+    """Return the clippers as a list.
 
-    In place of a `TrustClip`, its two halves are yielded.
-
-    Args:
-      optimizer: the optimizer of a compiled model, or None.
-
-    >>> from autoclip_tf import NormClip
-    >>> optimizer = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))
-    >>> list(clippers_of(keras.optimizers.LossScaleOptimizer(optimizer)))
-    [NormClip(max_norm=2.0, scope='global')]
+    Raises:
+      TypeError: a value is not a clipper.
+      ValueError: there is no clipper.
     """
-    if optimizer is None:
-        return
-    for transformer in split_pairs(getattr(optimizer, "gradient_transformers", ())):
-        if isinstance(transformer, PolicyClipper):
-            yield transformer
-    yield from clippers_of(getattr(optimizer, "inner_optimizer", None))
-    for inner in getattr(optimizer, "optimizers", ()):
-        yield from clippers_of(inner)
+    values = list(clippers) if isinstance(clippers, Sequence) else [clippers]
+    for value in values:
+        if not isinstance(value, AnyClipper):
+            rule, way_out = "a clipper of autoclip_tf, or a list", "see clippers_of"
+            raise TypeError(format_error("clippers", rule, value, way_out))
+    if not values:
+        way_out = "leave it out to find those of the model"
+        raise ValueError(format_error("clippers", "at least one", values, way_out))
+    return values

@@ -79,6 +79,11 @@ class PolicyClipper(StatefulTransformer):
         self._limits = bounds.apply(policy)
         check_traceable(self._limits, namespace, self._instead_of_skipping)
 
+    @property
+    def dry_run(self) -> bool:
+        """Whether it measures, decides and records, but changes nothing."""
+        return self._settings.dry_run
+
     def build(
         self, variables: Sequence[Any], make: MakeVariable = make_variable
     ) -> None:

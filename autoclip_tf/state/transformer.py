@@ -64,6 +64,11 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         return self._rows is not None
 
     @property
+    def dry_run(self) -> bool:
+        """Whether it changes nothing."""
+        return False
+
+    @property
     def names(self) -> list[str]:
         """The name of each row, in the order of a decision's entries."""
         return list(self._built_rows().names)

@@ -8,7 +8,11 @@ import keras
 import numpy as np
 
 from autoclip_core.checks import format_error
-from autoclip_tf.state.transformer import StatefulTransformer, split_pairs
+from autoclip_tf.state.transformer import (
+    StatefulTransformer,
+    TransformerPair,
+    split_pairs,
+)
 from autoclip_tf.state.variables import LATER, check_state
 
 Pair = tuple[Any, Any]
@@ -197,7 +201,8 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
 
     Raises:
       TypeError: the transformers are not a list of callables.
-      ValueError: a transformer is repeated, or two clip the update.
+      ValueError: a transformer is repeated, two clip the update, or another clips the
+        gradients of a `TrustClip`.
     """
     name, rule = "gradient_transformers", "a list of callables"
     if transformers is None:
@@ -216,7 +221,30 @@ def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
     if sum(transformer.clips_update for transformer in stateful) > 1:
         rule, way_out = "with at most one that clips the update", "leave one out"
         raise ValueError(format_error(name, rule, transformers, way_out))
+    _refuse_second_filter(transformers)
     return tuple(transformers)
+
+
+def _refuse_second_filter(transformers: Sequence[Any]) -> None:
+    """Refuse to clip gradients that a `TrustClip` clips already.
+
+    A clipper in a dry run may be in the list, too.
+
+    Raises:
+      ValueError: another transformer clips the gradients.
+    """
+    others = [each for each in transformers if not isinstance(each, TransformerPair)]
+    filters = [
+        each for each in _find_stateful(others) if not each.clips_update | each.dry_run
+    ]
+    if filters and len(others) < len(transformers):
+        rule = "without another clipper of gradients if it holds a TrustClip"
+        way_out = (
+            "the gradients would be clipped twice; leave it out, or keep it and bound "
+            "the update alone: UpdateClipper(ParamRatio(0.02, eps=0.03), norm='rms')"
+        )
+        name = "gradient_transformers"
+        raise ValueError(format_error(name, rule, filters[0], way_out))
 
 
 def _refuse_clipping_twice(optimizer: Any) -> None:

@@ -18,3 +18,6 @@ def test_the_code_runs(tmp_path, monkeypatch):
         exec(compile(block, "keras.md", "exec"), namespace)
     assert len(namespace["history"]["clip/norm"]) == 2
     assert namespace["clip"].policy.clipping == 0.01
+    assert 2 in namespace["spiked"]
+    names = [name.split("/")[-1] for name in namespace["log"].names]
+    assert names == ["kernel", "bias"]

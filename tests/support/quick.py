@@ -72,6 +72,7 @@ TESTS = {
     "torch/update/larc",
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper tf/scale_only",
     "autoclip_tf/callbacks.py": "tf/callbacks",
+    "autoclip_tf/find_clippers.py": "tf/callbacks tf/legacy",
     "autoclip_tf/clipper.py": "tf/clipper tf/faults",
     "autoclip_tf/legacy.py": "tf/legacy",
     "autoclip_tf/policy_clipper.py": "tf/clipper tf/update tf/faults",

@@ -1,4 +1,4 @@
-"""The metrics that `ClipLogger` adds to the logs of `fit`."""
+"""`ClipLogger` adds metrics to the logs of `fit`, and `clippers_of` finds clippers."""
 
 import csv
 import json
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core import read_norms
-from autoclip_tf import NormClip, QuantileClip, TrustClip
-from autoclip_tf.callbacks import NAMES, UPDATE_NAMES, ClipLogger, clippers_of
+from autoclip_core import ParamRatio, read_norms
+from autoclip_tf import NormClip, QuantileClip, TrustClip, UpdateClipper, clippers_of
+from autoclip_tf.callbacks import NAMES, UPDATE_NAMES, ClipLogger
 from autoclip_tf.optimizers import SGD
 
 
@@ -54,7 +54,7 @@ def test_the_history_holds_the_metrics_of_each_epoch(tmp_path):
 
 
 def test_the_metrics_of_several_clippers_are_numbered():
-    clips = [NormClip(2.0), TrustClip(quantile=0.5)]
+    clips = [NormClip(2.0, dry_run=True), TrustClip(quantile=0.5)]
     history = fit(SGD(0.01, gradient_transformers=clips), [ClipLogger()])
     assert history["clip/0/threshold"] == [2.0] * 3
     assert {f"clip/1/{name[5:]}" for name in NAMES} <= set(history)
@@ -85,6 +85,124 @@ def test_a_clipper_inside_a_loss_scale_optimizer_is_logged():
     assert history["clip/threshold"] == [2.0] * 3
 
 
-def test_an_optimizer_without_a_clipper_is_an_error():
-    with pytest.raises(ValueError, match="ClipLogger needs an optimizer with a clip"):
+def test_a_model_without_a_clipper_is_an_error():
+    with pytest.raises(
+        ValueError, match="ClipLogger needs a model with a clipper, got"
+    ):
         fit(SGD(0.01), [ClipLogger()])
+
+
+@pytest.mark.parametrize(
+    ("clippers", "error", "message"),
+    [
+        ([], ValueError, "clippers must be at least one"),
+        (SGD(0.01), TypeError, "clippers must be a clipper of autoclip_tf, or a list"),
+        ([NormClip(1.0), "quantile"], TypeError, "clippers must be a clipper"),
+    ],
+)
+def test_what_is_no_clipper_is_refused(clippers, error, message):
+    with pytest.raises(error, match=message):
+        ClipLogger(clippers)
+
+
+class Gan(keras.Model):
+    """Two networks with an optimizer each; Keras's own optimizer is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.layers.Dense(4)
+        self.critic = keras.layers.Dense(1)
+
+    def compile(self, clippers):
+        super().compile(run_eagerly=True)
+        self.both = {
+            name: SGD(0.01, gradient_transformers=[clipper])
+            for name, clipper in clippers.items()
+        }
+
+    def train_step(self, real):
+        fake = self.generator(real)
+        for name, sign in (("critic", 1.0), ("generator", -1.0)):
+            network = getattr(self, name)
+            with tf.GradientTape() as tape:
+                fake = self.generator(real)
+                loss = sign * tf.reduce_mean(self.critic(fake) - self.critic(real))
+            variables = network.trainable_variables
+            self.both[name].apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_clippers_of_a_gan_are_logged(given):
+    keras.utils.set_random_seed(0)
+    model, x = Gan(), np.random.default_rng(0).normal(size=(8, 4))
+    clippers = {"critic": NormClip(3.0), "generator": NormClip(2.0)}
+    model.compile(clippers)
+    assert type(model.optimizer).__name__ == "RMSprop"
+    logger = ClipLogger([clippers["generator"]] if given else None)
+    history = model.fit(
+        x, epochs=2, batch_size=4, verbose=0, callbacks=[logger]
+    ).history
+    if given:
+        assert history["clip/threshold"] == [2.0] * 2
+        return
+    assert history["clip/0/threshold"] == [3.0] * 2
+    assert history["clip/1/threshold"] == [2.0] * 2
+    for number, clipper in enumerate(clippers_of(model)):
+        assert clipper is list(clippers.values())[number]
+        metrics = clipper.metrics()
+        assert metrics["clip/steps"] == 4
+        assert history[f"clip/{number}/norm"][-1] == metrics["clip/norm"] > 0
+
+
+def bound():
+    return UpdateClipper(ParamRatio(0.02, eps=0.03), norm="rms")
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+@pytest.mark.parametrize(
+    "make", [lambda: [QuantileClip(0.5), bound()], lambda: [TrustClip(quantile=0.5)]]
+)
+def test_the_clippers_of_a_loaded_model_are_found(make, wrap, tmp_path):
+    clips = make()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(
+        wrap(SGD(0.01, gradient_transformers=clips)), run_eagerly=True, loss="mse"
+    )
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    for place, expected in ((model, clips), (model.optimizer, clips)):
+        assert all(a is b for a, b in zip(clippers_of(place), expected, strict=True))
+    restored = clippers_of(loaded)
+    assert [type(each) for each in restored] == [type(each) for each in clips]
+    assert [each.metrics() for each in restored] == [each.metrics() for each in clips]
+
+
+def test_clippers_in_attributes_are_found_once():
+    clip, inner = NormClip(1.0), keras.Sequential([keras.Input((2,))])
+    inner.compile(SGD(0.01, gradient_transformers=[NormClip(2.0)]))
+    outer = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    outer.parts, outer.clip, outer.myself = [inner, inner], clip, outer
+    outer.compile(SGD(0.01, gradient_transformers=[clip]))
+    assert [each.policy.max_norm for each in clippers_of(outer)] == [1.0, 2.0]
+    assert clippers_of(SGD(0.01)) == []
+
+
+@pytest.mark.parametrize("value", [None, 3, NormClip(1.0), "adam", SGD])
+def test_clippers_of_anything_else_are_refused(value):
+    with pytest.raises(
+        TypeError, match="model_or_optimizer must be a Keras model or opt"
+    ):
+        clippers_of(value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_trust_clip_beside_a_clipper_of_gradients_is_refused(order):
+    clips = [QuantileClip(0.9), TrustClip()][::order]
+    with pytest.raises(
+        ValueError, match=r"got QuantileClip\(quantile=0.9.* clipped twice"
+    ):
+        SGD(0.01, gradient_transformers=clips)
+    with pytest.raises(ValueError, match="would be clipped twice"):
+        TrustClip().as_optimizer(NormClip(1.0).as_optimizer(keras.optimizers.SGD(0.1)))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_tf import QuantileClip, with_gradient_transformers
+from autoclip_tf import QuantileClip, clippers_of, with_gradient_transformers
+from autoclip_tf.callbacks import NAMES, ClipLogger
 
 tf_keras = pytest.importorskip("tf_keras")
 legacy = tf_keras.optimizers.legacy
@@ -98,15 +99,18 @@ def test_a_saved_model_of_a_newer_optimizer_resumes_bit_for_bit(tmp_path):
     assert clip.metrics() == other.metrics()
 
 
-def test_a_tf_keras_callback_logs_the_metrics():
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_logger_of_keras_works_in_tf_keras(kind):
     clip = make_clipper()
-    model = compiled(KINDS["legacy"](clip), "eager")
-    log = tf_keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: logs.update(clip.metrics())
-    )
-    history = fit(model, 2, callbacks=[log])
-    assert history["clip/steps"] == [4, 8]
+    model = compiled(KINDS[kind](clip), "eager")
+    assert clippers_of(model) == clippers_of(model.optimizer) == [clip]
+    history = fit(model, 2, callbacks=[ClipLogger(), tf_keras.callbacks.History()])
+    assert set(history) == {"loss", *NAMES}
+    assert len(history["clip/norm"]) == 2
+    assert clip.metrics()["clip/steps"] == 8
     assert history["clip/norm"][-1] == clip.metrics()["clip/norm"]
+    with pytest.raises(ValueError, match="ClipLogger needs a model with a clipper"):
+        fit(compiled("sgd", "eager"), callbacks=[ClipLogger()])
 
 
 def test_a_legacy_class_needs_no_wrapper():

@@ -1,0 +1,75 @@
+"""`clippers_of`: the clippers of a model or of an optimizer."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autoclip_core.checks import format_error
+
+from .policy_clipper import PolicyClipper
+from .trust import TrustClip
+
+AnyClipper = PolicyClipper | TrustClip
+
+
+def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
+    """Return the clippers of a model or of an optimizer, of Keras 3 or of tf_keras.
+
+    An optimizer is searched with those that it wraps, as `LossScaleOptimizer` does. A
+    model is searched for its compiled optimizer first, then for the optimizers, models
+    and clippers in its attributes, in lists and in dicts. So the clippers of a GAN with
+    two optimizers are found, and those of a model that `load_model` returned. Each
+    clipper is listed once.
+
+    Args:
+      model_or_optimizer: a model, or an optimizer.
+
+    Returns:
+      The clippers, in the order of `gradient_transformers`; empty if there are none.
+
+    Raises:
+      TypeError: the argument is neither a model nor an optimizer.
+
+    >>> import keras
+    >>> from autoclip_tf import NormClip
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> optimizer = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))
+    >>> model.compile(keras.optimizers.LossScaleOptimizer(optimizer), loss="mse")
+    >>> clippers_of(model)
+    [NormClip(max_norm=2.0, scope='global')]
+    """
+    if not _is_optimizer(model_or_optimizer) and not _is_model(model_or_optimizer):
+        rule, way_out = "a Keras model or optimizer", "compile the model first"
+        value = model_or_optimizer
+        raise TypeError(format_error("model_or_optimizer", rule, value, way_out))
+    return list(_find_clippers(model_or_optimizer, set()))
+
+
+def _find_clippers(value: Any, seen: set[int]) -> Iterator[AnyClipper]:
+    """Yield the clippers in a value that were not seen before."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, AnyClipper):
+        yield value
+        return
+    if _is_optimizer(value):
+        names = ("gradient_transformers", "inner_optimizer", "optimizers")
+        parts = [getattr(value, name, None) for name in names]
+    elif _is_model(value):
+        parts = [getattr(value, "optimizer", None), *vars(value).values()]
+    elif isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        return
+    for part in parts:
+        yield from _find_clippers(part, seen)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return hasattr(type(value), "apply_gradients")
+
+
+def _is_model(value: Any) -> bool:
+    return hasattr(type(value), "fit") and hasattr(type(value), "train_step")
