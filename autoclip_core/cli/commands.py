@@ -43,7 +43,7 @@ def run_replay(options: argparse.Namespace) -> None:
     if options.plot:
         draw_replay(report, options.plot)
     if options.output:
-        write_csv(options.output, replay_to_steps(report))
+        write_csv(options.output, replay_to_steps(report), None)
     if options.json:
         print_json({**file_to_dict(read), **report_to_dict(report)})
     else:
@@ -102,7 +102,8 @@ def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
             about, steps = read_jsonl(options.path)
             return ClipLog.from_steps(steps, about)
         if read.kind == "CSV":
-            return ClipLog.from_steps(read_csv(options.path))
+            about, steps = read_csv(options.path)
+            return ClipLog.from_steps(steps, about)
     policy = Quantile(0.9)
     report = replay(as_series(read.norms), policy, progress=progress_bar("replay"))
     source = f"column {read.column} of {options.file}"

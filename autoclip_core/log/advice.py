@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from autoclip_core.record.row_counts import RowCounts
-from autoclip_core.record.step import Array, median
+from autoclip_core.record.step import Array
 
 from .formatting import format_number, format_percent
 
@@ -30,7 +30,10 @@ def mean(values: Array) -> float:
 
 
 def advise_on_rate(
-    counts: Mapping[str, int], sums: Mapping[str, float], mean_scale: float
+    counts: Mapping[str, int],
+    sums: Mapping[str, float],
+    mean_scale: float,
+    logged: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Name the regime of the run, and what looks wrong.
 
@@ -38,25 +41,26 @@ def advise_on_rate(
       counts: the steps that are "measured" and "armed", as `Totals` counts them.
       sums: the sums of their clipped fractions: "clipped" and "armed_clipped".
       mean_scale: mean of norm after / norm before.
+      logged: "steps" and "clip_rate" of the whole run, if metrics have them.
     """
     measured, armed = counts["measured"], counts["armed"]
     rate = sums["clipped"] / measured if measured else math.nan
+    total = measured
+    if logged and measured:  # the steps between the recorded ones were armed as often
+        rate, total = logged["clip_rate"], int(logged["steps"])
+        armed = round(armed / measured * total)
     if armed < MIN_STEPS:
-        return [explain_too_early(measured, armed)]
-    advice = [f"{name_regime(rate, measured)}, mean scale {format_number(mean_scale)}."]
+        return [explain_too_early(total, armed)]
+    scale = f"mean scale {format_number(mean_scale)}"
+    scale += f" over {measured} recorded steps" if total > measured else ""
+    advice = [f"{name_regime(rate, total)}, {scale}."]
     if rate > 0.5:
         advice += [
             f"Clip rate {format_percent(rate)} is above 50 %: under SGD this acts "
             "like a smaller learning rate, so lower the learning rate instead. Under "
             "Adam and its variants, or if gradients explode, it can be intended."
         ]
-    if mean_scale < 0.3:
-        advice += [
-            f"Red light: mean scale {format_number(mean_scale)} is below 0.3: clipping "
-            "removes most of the gradient. Raise the threshold or lower the learning "
-            "rate."
-        ]
-    if armed < 0.9 * measured:
+    if total == measured and armed < 0.9 * measured:
         armed_rate = format_percent(sums["armed_clipped"] / armed)
         advice += [
             f"{measured - armed} of {measured} steps had no threshold; over the other "
@@ -105,53 +109,6 @@ def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
         f"{nonfinite} of {steps} steps ({format_percent(nonfinite / steps)}) had a NaN "
         "or infinite norm, which no threshold repairs: check the loss, the data of "
         "these steps and, in float16, the loss scale."
-    ]
-
-
-def advise_on_thresholds(steps: Array) -> list[str]:
-    """Warn if the threshold rose or fell far while many steps were clipped."""
-    armed = steps[np.isfinite(steps["norm"]) & np.isfinite(steps["threshold"])]
-    if len(armed) < MIN_STEPS:
-        return []
-    # The thirds are thirds of the run, not of the array: most stored steps are recent.
-    start, end = int(armed["step"][0]), int(armed["step"][-1]) + 1
-    third = (end - start) / 3
-    first = armed[armed["step"] < start + third]
-    last = armed[armed["step"] >= end - third]
-    if not len(first) or not len(last):
-        return []
-    return [*advise_on_climb(first, last), *advise_on_ratchet(first, last)]
-
-
-def advise_on_climb(first: Array, last: Array) -> list[str]:
-    """Warn if the threshold rose tenfold although most steps were clipped."""
-    before, after = (median(part["threshold"]) for part in (first, last))
-    rate = mean(last["clipped"])
-    if not (after > 10 * before and rate > 0.5):
-        return []
-    return [
-        f"Red light: from the first third of the run to the last, the threshold rose "
-        f"from {format_number(before)} to {format_number(after)}, and "
-        f"{format_percent(rate)} of the last steps were clipped: the run may be "
-        "diverging, and the threshold follows it. Lower the learning rate, bound the "
-        "update with TrustClip, or set a maximum threshold."
-    ]
-
-
-def advise_on_ratchet(first: Array, last: Array) -> list[str]:
-    """Warn if the threshold fell by 30 % while the clip rate rose."""
-    if min(len(first), len(last)) < MIN_STEPS:
-        return []
-    before, after = (median(part["threshold"]) for part in (first, last))
-    low, high = mean(first["clipped"]), mean(last["clipped"])
-    if not (after < 0.7 * before and high > low + 0.1):
-        return []
-    return [
-        f"Red light: from the first third of the run to the last, the threshold fell "
-        f"from {format_number(before)} to {format_number(after)} while the clip "
-        f"rate rose from {format_percent(low)} to {format_percent(high)}: the policy "
-        "may record norms after clipping, which can only fall. Record raw or "
-        "winsorized norms."
     ]
 
 

@@ -7,11 +7,12 @@ from os import PathLike
 from typing import Any
 
 from autoclip_core.record.recorder import StepRecorder
+from autoclip_core.record.saved import describe, restore
 from autoclip_core.record.step import Array
 
-from .csv_jsonl import parse_past, read_csv, read_jsonl, write_csv, write_jsonl
+from .csv_jsonl import read_csv, read_jsonl, write_csv, write_jsonl
 from .formatting import format_number, format_percent
-from .plot import draw_histogram, draw_run
+from .plot import GRADIENT, draw_histogram, draw_run
 from .plot_rows import draw_rows
 from .summary import Summary, summarise
 
@@ -73,10 +74,13 @@ class ClipLog(StepRecorder):
         skipped steps     0
         Stabiliser (5 to 25 %): clip rate 10 % over 200 steps, mean scale 0.95.
         """
-        return summarise(self._store, self._rows, self._logged_totals)
+        return summarise(self)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw norm, threshold and clipped steps over time, on a log axis.
+
+        With several rows, each has a threshold of its own; in its place a line shows
+        the norm of all rows after clipping.
 
         Above 1000 steps each column of the picture covers several steps. It shows their
         smallest, median and largest norm, so no spike is lost. Norms too small for the
@@ -104,7 +108,11 @@ class ClipLog(StepRecorder):
             f"{format_number(summary.mean_scale)}, {summary.steps} steps"
         )
         steps, highest = self._store.steps(), self._store.highest()
-        return draw_run(steps, title, self._has_several_rows, path, highest=highest)
+        return draw_run(
+            *(steps, title, self._has_several_rows, path),
+            highest=highest,
+            label=self._norm_label(),
+        )
 
     def plot_rows(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw the clip rate of each row over time as a heat map.
@@ -137,8 +145,7 @@ class ClipLog(StepRecorder):
     def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw the distribution of the norms, with a line at the current threshold.
 
-        With several rows there is no line: each row has its own threshold, which does
-        not apply to the norm of all rows.
+        With several rows there is no line: the thresholds are those of single rows.
 
         Args:
           path: where to save the picture.
@@ -156,7 +163,11 @@ class ClipLog(StepRecorder):
         'Norms of 2 steps'
         """
         threshold = math.inf if self._has_several_rows else self.summary().threshold
-        return draw_histogram(self.norms, threshold, path)
+        return draw_histogram(self.norms, threshold, path, label=self._norm_label())
+
+    def _norm_label(self) -> str:
+        """Return the label of the axis of norms."""
+        return "norm of the update" if self._is_of_updates else GRADIENT
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the stored steps as a table: step, norm, threshold, scale and flags.
@@ -174,8 +185,8 @@ class ClipLog(StepRecorder):
         ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
         ...     for line in path.read_text().split():
         ...         print(line)
-        step,norm,threshold,scale,clipped,finite,skipped
-        0,4.0,2.0,0.5,1.0,1,0
+        step,norm,threshold,scale,clipped,finite,skipped,dropped
+        0,4.0,2.0,0.5,1.0,1,0,0
         """
         steps = self._store.steps()
         if len(steps) < self._recorded:
@@ -185,7 +196,7 @@ class ClipLog(StepRecorder):
                 "to_jsonl also writes the totals",
                 stacklevel=2,
             )
-        write_csv(path, steps)
+        write_csv(path, steps, self._update_steps())
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """Write a line about the run (settings, rows, totals), then one line per step.
@@ -201,8 +212,14 @@ class ClipLog(StepRecorder):
         ...     path.read_text().splitlines()[0]
         '{"clip_log": {"settings": {"policy": "Fixed(2.0)"}, "told": {}}}'
         """
-        totals = self._logged_totals
-        write_jsonl(path, self._store, self._rows, self.settings, totals)
+        about = {"settings": self.settings, **describe(self)}
+        if self.updates is not None:
+            about["updates"] = describe(self.updates)
+        write_jsonl(path, about, self._store.steps(), self._update_steps())
+
+    def _update_steps(self) -> Array | None:
+        """Return the stored steps of the updates, or None."""
+        return None if self.updates is None else self.updates._store.steps()
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str]) -> "ClipLog":
@@ -223,7 +240,8 @@ class ClipLog(StepRecorder):
         ...     ClipLog.from_csv(path).scales.tolist()
         [0.5]
         """
-        return cls.from_steps(read_csv(path))
+        about, steps = read_csv(path)
+        return cls.from_steps(steps, about)
 
     @classmethod
     def from_jsonl(cls, path: str | PathLike[str]) -> "ClipLog":
@@ -262,16 +280,17 @@ class ClipLog(StepRecorder):
 
         >>> import numpy as np
         >>> from autoclip_core.record.store import STEP
-        >>> steps = np.array([(7, 4.0, 2.0, 0.5, 1.0, True, False)], STEP)
+        >>> steps = np.array([(7, 4.0, 2.0, 0.5, 1.0, True, False, False)], STEP)
         >>> ClipLog.from_steps(steps).steps.tolist()
         [7]
         """
         about = {} if about is None else about
         try:
             log = cls(settings=about.get("settings"))
-            if "past" in about:
-                about = {**about, "past": parse_past(about["past"])}
-            log._restore(steps, about)
+            restore(log, steps, about)
+            if "updates" in about:
+                log.updates = cls(settings=log.settings)
+                restore(log.updates, about["updates"]["steps"], about["updates"])
         except DAMAGE as error:
             raise ValueError(
                 f"the line clip_log must be as to_jsonl wrote it, got a missing or "

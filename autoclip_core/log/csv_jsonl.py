@@ -1,8 +1,4 @@
-"""Writes and reads a log: CSV for table programs, JSON lines with the run's settings.
-
-The keys of the JSON lines are part of the format. "told" holds the totals that were
-read from metrics, "past" the thinned steps.
-"""
+"""Writes and reads a log: CSV for table programs, JSON lines with the settings."""
 
 import csv
 import json
@@ -19,62 +15,62 @@ from autoclip_core.files.collect import list_names
 from autoclip_core.files.csv_rows import read_csv_rows
 from autoclip_core.files.json_rows import read_json_lines
 from autoclip_core.files.open_file import open_bytes, open_lines
-from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.saved import to_json
 from autoclip_core.record.step import Array
-from autoclip_core.record.store import STEP, Store
+from autoclip_core.record.store import STEP
 
 from .replace_file import open_replacement
 
 Path = str | PathLike[str]
 
 NAMES = STEP.names or ()
+"""The columns of a log."""
+
+UPDATE_NAMES = tuple(f"update_{name}" for name in NAMES[1:])
+"""The columns of the updates; their steps are those of the gradients."""
 
 
-def write_csv(path: Path, steps: Array) -> None:
-    """Write steps as CSV; every number reads back unchanged."""
+def write_csv(path: Path, steps: Array, updates: Array | None) -> None:
+    """Write steps as CSV; every number reads back unchanged.
+
+    Args:
+      path: where to write the file.
+      steps: the steps.
+      updates: the same steps of the updates, or None.
+    """
     with open_replacement(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(NAMES)
-        for step in steps.tolist():
+        writer.writerow(NAMES if updates is None else (*NAMES, *UPDATE_NAMES))
+        for step in join_rows(steps, updates):
             writer.writerow([int(v) if isinstance(v, bool) else v for v in step])
 
 
+def join_rows(steps: Array, updates: Array | None) -> Iterator[tuple[Any, ...]]:
+    """Yield the fields of each step, then those of its update, if there are some."""
+    if updates is None:
+        yield from steps.tolist()
+        return
+    for step, update in zip(steps.tolist(), updates.tolist(), strict=True):
+        yield (*step, *update[1:])
+
+
 def write_jsonl(
-    path: Path,
-    store: Store,
-    rows: RowCounts,
-    settings: Mapping[str, str],
-    logged_totals: Mapping[str, int],
+    path: Path, about: Mapping[str, Any], steps: Array, updates: Array | None
 ) -> None:
     """Write a line about the run, then one line per stored step.
 
     JSON has no infinity and no NaN: they are written as the strings "inf" and "nan".
     """
-    steps = store.steps()
-    about: dict[str, Any] = {"settings": settings, "told": logged_totals}
-    if rows.names:
-        about["rows"] = rows.to_dict()
-    if store.moved:
-        highest = [list(map(to_json, step)) for step in store.highest().tolist()]
-        about["past"] = {
-            "stride": store.stride, "moved": store.moved, "highest": highest
-        }  # fmt: skip
-        about["totals"] = store.totals.to_dict()
+    names = NAMES if updates is None else (*NAMES, *UPDATE_NAMES)
     with open_replacement(path, encoding="utf-8") as file:
         print(json.dumps({"clip_log": about}), file=file)
-        for step in steps.tolist():
-            fields = {n: to_json(v) for n, v in zip(NAMES, step, strict=True)}
+        for step in join_rows(steps, updates):
+            fields = {n: to_json(v) for n, v in zip(names, step, strict=True)}
             print(json.dumps(fields), file=file)
 
 
-def to_json(value: Any) -> Any:
-    """Return a value as it is, or NaN and infinity as text."""
-    is_nonfinite = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if is_nonfinite else value
-
-
-def read_csv(path: Path) -> Array:
-    """Return the steps in a file that `write_csv` wrote."""
+def read_csv(path: Path) -> tuple[dict[str, Any], Array]:
+    """Return the updates in a file that `write_csv` wrote, if any, and the steps."""
     with open_bytes(fspath(path)) as file:
         return rows_to_steps(read_csv_rows(open_lines(file)), str(path))
 
@@ -92,8 +88,10 @@ def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
                 yield row
 
     with open_bytes(fspath(path)) as file:
-        rows = read_json_lines(open_lines(file))
-        return about, rows_to_steps(steps(rows), str(path))
+        more, array = rows_to_steps(steps(read_json_lines(open_lines(file))), str(path))
+    if "updates" in more:
+        about["updates"] = {**about.get("updates", {}), **more["updates"]}
+    return about, array
 
 
 def check_is_object(value: Any) -> None:
@@ -104,14 +102,14 @@ def check_is_object(value: Any) -> None:
         raise ValueError(format_error("the line clip_log", rule, value, way_out))
 
 
-def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Store.refill` from what `write_jsonl` wrote."""
-    steps = [tuple(map(float, step)) for step in saved["highest"]]
-    return {**saved, "highest": np.array(steps, STEP)}
+def rows_to_steps(
+    rows: Iterable[Mapping[str, Any]], source: str
+) -> tuple[dict[str, Any], Array]:
+    """Return the updates in the rows of a log, if there are some, and its steps.
 
-
-def rows_to_steps(rows: Iterable[Mapping[str, Any]], source: str) -> Array:
-    """Return the rows of a log as an array of `STEP`; see `table_to_steps`."""
+    Columns may have the prefix "clip/". Those with "update_" hold the updates; they are
+    the steps if there are no others.
+    """
     table: dict[str, list[Any]] = {}
     for place, row in enumerate(rows):
         for name, cell in row.items():
@@ -121,20 +119,30 @@ def rows_to_steps(rows: Iterable[Mapping[str, Any]], source: str) -> Array:
         if len(row) < len(table):
             for column in table.values():
                 column += [None] * (place + 1 - len(column))
-    return table_to_steps(table, source)
+    table = {name.removeprefix("clip/"): cells for name, cells in table.items()}
+    gradients = {n: c for n, c in table.items() if not n.startswith("update_")}
+    updates = {
+        n.removeprefix("update_"): c for n, c in table.items() if n not in gradients
+    }
+    updates |= {"step": table["step"]} if "step" in table else {}
+    if not {"norm", "threshold"} <= updates.keys():
+        return {}, table_to_steps(gradients, source)
+    steps = table_to_steps(updates, source)
+    if "norm" not in gradients:
+        return {}, steps
+    return {"updates": {"steps": steps}}, table_to_steps(gradients, source)
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
     """Return the columns of a table as an array of `STEP`.
 
     Args:
-      table: cells by column; columns may have the prefix "clip/".
+      table: cells by column.
       source: the name of the file, for errors.
 
     Raises:
       ValueError: the column norm or threshold is missing, or a cell is not a number.
     """
-    table = {name.removeprefix("clip/"): cells for name, cells in table.items()}
     missing = [name for name in ("norm", "threshold") if name not in table]
     if missing and table:
         raise ValueError(

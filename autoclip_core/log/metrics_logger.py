@@ -22,7 +22,8 @@ class MetricsLogger:
 
     Metrics are read only on logged steps, in one device transfer, regardless of the
     number of destinations. A threshold of +inf, which means that there is none yet, is
-    left out except in a `ClipLog`, because a curve cannot show it.
+    left out except in a `ClipLog`, because a curve cannot show it. A `ClipLog` also
+    gets the metrics of the last step, which it reads for the totals of its summary.
 
     Args:
       places: the destinations: a TensorBoard `SummaryWriter`, `wandb.log` (or a run's
@@ -50,6 +51,7 @@ class MetricsLogger:
             )
         self._every = check_count("every", every, 1)
         self._senders = [make_sender(place) for place in places]
+        self._logs = [place for place in places if hasattr(place, "read_later")]
         self._step = 0
 
     def __call__(
@@ -69,6 +71,8 @@ class MetricsLogger:
         number = self._step if step is None else step
         self._step = number + 1
         if number % self._every:
+            for log in self._logs:
+                log.read_later(metrics)
             return
         values = metrics() if callable(metrics) else metrics
         numbers = {name: float(value) for name, value in values.items()}

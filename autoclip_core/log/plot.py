@@ -19,6 +19,10 @@ BARS = 50
 # Colour-blind readers can distinguish these colours (Okabe and Ito; the purple is
 # Tol's). Shapes differ too, so that the picture can be read without colour.
 BLUE, ORANGE, PURPLE, BLACK = "#0072B2", "#D55E00", "#AA3377", "#000000"
+GREEN = "#009E73"
+
+GRADIENT = "L2 norm of the gradient\n(loss per unit of parameter)"
+"""The label of the axis of norms."""
 
 
 def new_figure(size: tuple[float, float]) -> Any:
@@ -53,15 +57,19 @@ def draw_run(
     path: str | PathLike[str] | None = None,
     *,
     highest: Array | None = None,
+    label: str = GRADIENT,
 ) -> Any:
     """Draw recorded steps into a new figure; save it unless `path` is None.
 
     Args:
       steps: the recorded steps, with the fields of `autoclip_core.record.store.STEP`.
       title: the title of the picture.
-      has_several_rows: whether a step has several rows.
+      has_several_rows: whether a step has several rows. The threshold of the median
+        row does not apply to the norm of all rows; in its place is the norm after
+        clipping.
       path: where to save the picture, or None.
       highest: the highest steps of the intervals, if `steps` is thinned.
+      label: the label of the axis of norms.
 
     Returns:
       The `matplotlib.figure.Figure`.
@@ -72,18 +80,27 @@ def draw_run(
     figure = new_figure((10, 5.5))
     above, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
     above.set_title(title)
-    above.set_ylabel("L2 norm of the gradient\n(loss per unit of parameter)")
+    above.set_ylabel(label)
     above.set_yscale("log")
     peaks = steps if highest is None else np.concatenate([highest, steps])
+    if has_several_rows:
+        steps, peaks = (replace_threshold(part) for part in (steps, peaks))
     above.set_ylim(log_axis_limits(peaks))
     above.grid(alpha=0.3, linewidth=0.5)
     end = float(steps["step"].max(initial=0))
     draw_lines(above, steps, peaks, has_several_rows, end)
     draw_marks(above, peaks, has_several_rows, end)
-    draw_rate(below, steps, end)
+    draw_rate(below, steps, end, "rows clipped" if has_several_rows else "clipped")
     style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
     figure.legend(loc="outside lower center", fontsize=9, **style)
     return save_figure(figure, path)
+
+
+def replace_threshold(steps: Array) -> Array:
+    """Return steps whose threshold is the norm of all rows after clipping."""
+    steps = steps.copy()
+    steps["threshold"] = steps["norm"] * steps["scale"]
+    return steps
 
 
 def draw_lines(
@@ -104,7 +121,7 @@ def draw_lines(
         name = "median"
     axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
     x, _, middle, _ = reduce_norms(number, steps["threshold"], floor, width)
-    name = "threshold (median row)" if has_several_rows else "threshold"
+    name = "after clipping (all rows)" if has_several_rows else "threshold"
     axes.plot(x, middle, color=BLACK, lw=1.3, label=name, zorder=3, **style)
 
 
@@ -116,6 +133,10 @@ def draw_marks(axes: Any, steps: Array, has_several_rows: bool, end: float) -> N
     norms = np.where((steps["clipped"] >= 0.5) & finite, steps["norm"], np.nan)
     x, _, _, highest = reduce_to_columns(number, norms, width)
     draw_mark(axes, x, highest, "o", ORANGE, label, ms=3)
+    norms = np.where(steps["dropped"] & finite, steps["norm"], np.nan)
+    x, _, _, highest = reduce_to_columns(number, norms, width)
+    label = "a row dropped" if has_several_rows else "dropped"
+    draw_mark(axes, x, highest, "D", GREEN, label, ms=5, zorder=4)
     edge = {"transform": axes.get_xaxis_transform()}
     heights = np.where(steps["finite"], np.nan, 0.97)
     x, _, _, heights = reduce_to_columns(number, heights, width)
@@ -136,7 +157,7 @@ def draw_mark(
         axes.plot(x[is_marked], y[is_marked], linestyle="none", **style)
 
 
-def draw_rate(axes: Any, steps: Array, end: float) -> None:
+def draw_rate(axes: Any, steps: Array, end: float, label: str) -> None:
     """Draw the clip rate of successive intervals of the run as bars, in percent."""
     measured = steps[np.isfinite(steps["norm"])]
     width = column_width(end, BARS)
@@ -149,13 +170,17 @@ def draw_rate(axes: Any, steps: Array, end: float) -> None:
     axes.set_ylim(0, 1.1 * rate.max(initial=0) or 1.0)
     margin = max(1, end / 100)
     axes.set_xlim(-margin, end + 1 + margin)
-    axes.set_ylabel("clipped\n(%)")
+    axes.set_ylabel(f"{label}\n(%)")
     axes.set_xlabel(f"step (one bar: {width} step{'s' * (width > 1)})")
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
 def draw_histogram(
-    norms: Array, threshold: float, path: str | PathLike[str] | None = None
+    norms: Array,
+    threshold: float,
+    path: str | PathLike[str] | None = None,
+    *,
+    label: str = GRADIENT,
 ) -> Any:
     """Draw the distribution of norms on a log axis, with a line at the threshold.
 
@@ -164,6 +189,7 @@ def draw_histogram(
         finite and positive.
       threshold: where to draw the line; there is none if it is not finite.
       path: where to save the picture, or None.
+      label: the label of the axis of norms.
 
     Returns:
       The `matplotlib.figure.Figure`.
@@ -189,7 +215,7 @@ def draw_histogram(
         axes.axvline(threshold, color=BLACK, ls="--", lw=1.5, label=label)
     note = f" ({left_out} of 0, NaN or infinity left out)" * (left_out > 0)
     axes.set_title(f"Norms of {len(norms)} steps{note}")
-    axes.set_xlabel("L2 norm of the gradient (loss per unit of parameter)")
+    axes.set_xlabel(label.replace("\n", " "))
     axes.set_ylabel("steps")
     axes.grid(alpha=0.3, linewidth=0.5)
     if axes.get_legend_handles_labels()[0]:

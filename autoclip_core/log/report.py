@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
+from autoclip_core.record.largest import LargeStep
+
 from .clip_log import ClipLog
 from .formatting import format_number, format_percent
 from .replace_file import open_replacement
@@ -22,6 +24,7 @@ th { text-align: left; font-weight: normal; color: #555;
      padding: .15rem 2rem .15rem 0; }
 td { padding: .15rem 0; overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td + td { padding-left: 1rem; }
 li { margin: .3rem 0; }
 li.red { font-weight: 600; }
 li.red::marker { content: "\\25B2  "; color: #D55E00; }
@@ -30,6 +33,9 @@ figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .9rem; }
 @media print { body { margin: 0; max-width: none; } figure { break-inside: avoid; } }
 """
+
+MOST_SPIKES = 10
+"""Number of spikes that the page lists."""
 
 CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The browser may load nothing from outside the page."""
@@ -76,30 +82,68 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
         f"<h1>{heading}</h1>",
         f"<p>{summary.steps} steps, clip rate {format_percent(summary.clip_rate)}, "
         f"mean scale {format_number(summary.mean_scale)}</p>",
-        "<h2>Advice</h2>",
-        advice_list(summary.advice),
-        embed_picture(log.plot, "Norm, threshold and clipped steps over the run"),
-        "<h2>Numbers</h2>",
-        html_table(summary_rows(summary)),
-        embed_picture(log.plot_histogram, "Distribution of the norms"),
+        *describe_log(log, summary),
     ]
-    if log.names:
-        parts += [
-            "<h2>Rows</h2>",
-            html_table(
-                (name, format_percent(rate)) for name, rate in summary.worst_rows
-            ),
-            embed_picture(log.plot_rows, "Clip rate of each row over the run"),
-        ]
+    if log.updates is not None and summary.updates is not None:
+        parts += ["<h1>Updates</h1>", *describe_log(log.updates, summary.updates)]
     parts += ["<h2>Settings</h2>", settings_table(log)]
+    return frame_page(heading, "\n".join(parts))
+
+
+def frame_page(heading: str, body: str) -> str:
+    """Return a whole HTML page."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{heading}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+        f"{body}\n</body>\n</html>\n"
     )
+
+
+def describe_log(log: ClipLog, summary: Summary) -> list[str]:
+    """Return the advice, the pictures and the tables about a log."""
+    parts = [
+        "<h2>Advice</h2>",
+        advice_list(summary.advice),
+        embed_picture(log.plot, "Norm, threshold and clipped steps over the run"),
+        "<h2>Largest spikes</h2>",
+        spike_table(log.largest[:MOST_SPIKES], summary),
+        "<h2>Numbers</h2>",
+        html_table(summary.rows()),
+        embed_picture(log.plot_histogram, "Distribution of the norms"),
+    ]
+    if len(log.names) > 1:
+        rates = ((name, format_percent(rate)) for name, rate in summary.worst_rows)
+        parts += ["<h2>Rows</h2>", html_table(rates)]
+        parts += [embed_picture(log.plot_rows, "Clip rate of each row over the run")]
+    return parts
+
+
+def spike_table(spikes: Iterable[LargeStep], summary: Summary) -> str:
+    """Return the steps whose norms exceeded their thresholds most, as HTML."""
+    lines = [
+        f'<tr><td class="number">{spike.step}</td>'
+        f'<td class="number">{format_number(spike.ratio)}</td>'
+        f'<td class="number">{format_number(spike.norm)}</td>'
+        f"<td>{html.escape(name_rows(spike))}</td></tr>"
+        for spike in spikes
+    ]
+    if not lines:
+        return "<p>No norm exceeded its threshold.</p>"
+    rest = ", of the recorded steps" if summary.recorded < summary.steps else ""
+    return (
+        f"<p>The steps whose norms exceeded their thresholds most{rest}. The ratio is "
+        "that of the row with the largest norm / threshold.</p>\n"
+        "<table>\n<tr><th>step</th><th>ratio</th><th>norm</th><th>rows</th></tr>\n"
+        + "\n".join(lines)
+        + "\n</table>"
+    )
+
+
+def name_rows(spike: LargeStep) -> str:
+    """Return the rows of a spike with their ratios."""
+    return ", ".join(f"{name} ({format_number(ratio)})" for name, ratio in spike.rows)
 
 
 def advice_list(sentences: Iterable[str]) -> str:
@@ -111,29 +155,6 @@ def advice_list(sentences: Iterable[str]) -> str:
         for sentence in sentences
     )
     return "<ul>\n" + "\n".join(items) + "\n</ul>"
-
-
-def summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    """Return the names and the formatted values of a summary."""
-    has_threshold = summary.threshold != float("inf")
-    threshold = format_number(summary.threshold) if has_threshold else "none"
-    recent_rate = format_percent(summary.recent_clip_rate)
-    return [
-        ("steps", str(summary.steps)),
-        ("recorded with a finite norm", str(summary.measured)),
-        ("clip rate", format_percent(summary.clip_rate)),
-        (f"clip rate of the last {summary.recent}", recent_rate),
-        ("mean scale", format_number(summary.mean_scale)),
-        ("threshold now", threshold),
-        ("norm, mean", format_number(summary.mean_norm)),
-        ("norm, median", format_number(summary.median_norm)),
-        ("norm, p90", format_number(summary.p90_norm)),
-        ("norm, p99", format_number(summary.p99_norm)),
-        ("norm, largest", format_number(summary.max_norm)),
-        ("non-finite steps", str(summary.nonfinite)),
-        ("skipped steps", str(summary.skipped)),
-        ("dropped steps", str(summary.dropped)),
-    ]
 
 
 def settings_table(log: ClipLog) -> str:

@@ -1,17 +1,19 @@
 """The summary of a run: its totals, rates and quantiles, ready to print."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
 from . import advice
 from .formatting import format_number, format_percent, wrap_text
+from .red_lights import find_red_lights
 
 RECENT_STEPS = 1000
 """Recorded steps that the recent clip rate covers."""
@@ -30,7 +32,7 @@ class Summary:
     measured: int
     """Steps with a finite observed norm."""
     clip_rate: float
-    """Mean clipped fraction, in [0, 1]."""
+    """Mean clipped fraction, in [0, 1]; that of the metrics, if they have it."""
     recent_clip_rate: float
     """The same over the last 1000 recorded steps."""
     recent: int
@@ -62,77 +64,120 @@ class Summary:
     advice: tuple[str, ...]
     """Sentences, each with the numbers that support it."""
 
+    recorded: int = 0
+    """The steps that the log has read; metrics also count the others."""
+    has_several_rows: bool = False
+    """Whether a step has several rows: norms are then of all rows, and the threshold
+    is that of the median row."""
+    updates: "Summary | None" = None
+    """The summary of the updates, if the metrics have both gradients and updates."""
+
     def __str__(self) -> str:
-        """Return one line per number, then the advice."""
-        threshold = (
-            "none" if self.threshold == math.inf else format_number(self.threshold)
-        )
-        lines = [
-            f"total steps       {self.steps} ({self.measured} with a finite norm)",
-            f"clip rate         {format_percent(self.clip_rate)} "
-            f"({format_percent(self.recent_clip_rate)} over the last {self.recent})",
-            f"mean scale        {format_number(self.mean_scale)}",
-            f"mean norm         {format_number(self.mean_norm)}",
-            f"norm quantiles    median {format_number(self.median_norm)}, "
-            f"p90 {format_number(self.p90_norm)}, p99 {format_number(self.p99_norm)}",
-            f"max norm          {format_number(self.max_norm)}",
-            f"threshold now     {threshold}",
-            f"non-finite steps  {self.nonfinite}",
-            f"skipped steps     {self.skipped}",
-        ]
-        if self.dropped:
-            lines.append(f"dropped steps     {self.dropped}")
-        if self.worst_rows:
-            worst = ", ".join(
-                f"{n} {format_percent(rate)}" for n, rate in self.worst_rows
-            )
-            lines.append(f"most clipped rows {worst}")
+        """Return one line per number, then the advice; the updates come last."""
+        lines = [f"{name:<17} {value}" for name, value in self.rows()]
         lines += self.advice
+        if self.updates is not None:
+            lines += ["", "Updates", str(self.updates)]
         return wrap_text("\n".join(lines))
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the names and the values of the numbers, formatted."""
+        note = f"{self.measured} with a finite norm"
+        if self.recorded < self.steps:
+            note = f"{self.recorded} recorded, {note}"
+        recent = format_percent(self.recent_clip_rate)
+        rows = [
+            ("total steps", f"{self.steps} ({note})"),
+            ("clip rate", f"{self._rate()} ({recent} over the last {self.recent})"),
+            ("mean scale", format_number(self.mean_scale)),
+            ("mean norm", format_number(self.mean_norm) + self._of_all_rows()),
+            (
+                "norm quantiles",
+                f"median {format_number(self.median_norm)}, "
+                f"p90 {format_number(self.p90_norm)}, "
+                f"p99 {format_number(self.p99_norm)}",
+            ),
+            ("max norm", format_number(self.max_norm)),
+            ("threshold now", self._threshold()),
+            ("non-finite steps", str(self.nonfinite)),
+            ("skipped steps", str(self.skipped)),
+        ]
+        if self.dropped:
+            rows.append(("dropped steps", str(self.dropped)))
+        if self.worst_rows:
+            pairs = (f"{name} {format_percent(rate)}" for name, rate in self.worst_rows)
+            rows.append(("most clipped rows", ", ".join(pairs)))
+        return rows
 
-def summarise(
-    store: Store, rows: RowCounts, logged_totals: Mapping[str, int]
-) -> Summary:
-    """Return the summary of a log.
+    def _rate(self) -> str:
+        """Return the clip rate; with several rows it is a share of the rows."""
+        rate = format_percent(self.clip_rate)
+        return f"{rate} of the rows" if self.has_several_rows else rate
 
-    Args:
-      store: the steps and their totals.
-      rows: the counts of the rows, if there are several.
-      logged_totals: totals read from metrics, which also count steps that were not
-        recorded; and "dropped", which is also counted from decisions.
-    """
+    def _of_all_rows(self) -> str:
+        """Return what the norms are of, if a step has several rows."""
+        return " (all rows)" if self.has_several_rows else ""
+
+    def _threshold(self) -> str:
+        """Return the latest threshold, which with several rows is not of the norms."""
+        if self.threshold == math.inf:
+            return "none"
+        note = " (median row)" if self.has_several_rows else ""
+        return format_number(self.threshold) + note
+
+
+def summarise(log: StepRecorder) -> Summary:
+    """Return the summary of a log."""
+    store, logged = log._store, log._run_totals()
     steps, totals, counts = store.steps(), store.totals, store.totals.counts
     recent = store.recent()[-RECENT_STEPS:]
     recent = recent[np.isfinite(recent["norm"])]
-    scale = totals.mean("scale")
-    total = max(counts["steps"], logged_totals.get("steps", 0))
-    nonfinite = max(counts["nonfinite"], logged_totals.get("nonfinite", 0))
+    total = max(counts["steps"], int(logged.get("steps", 0)))
+    nonfinite = max(counts["nonfinite"], int(logged.get("nonfinite", 0)))
     median, p90, p99 = norm_quantiles(store, steps)
     return Summary(
         steps=total,
         measured=counts["measured"],
-        clip_rate=totals.mean("clipped"),
+        clip_rate=logged.get("clip_rate", totals.mean("clipped")),
         recent_clip_rate=advice.mean(recent["clipped"]),
         recent=len(recent),
-        mean_scale=scale,
+        mean_scale=totals.mean("scale"),
         mean_norm=totals.mean("norm"),
         median_norm=median,
         p90_norm=p90,
         p99_norm=p99,
         max_norm=totals.largest if counts["measured"] else math.nan,
         nonfinite=nonfinite,
-        skipped=max(counts["skipped"], logged_totals.get("skipped", 0)),
-        dropped=logged_totals.get("dropped", 0),
-        worst_rows=worst_rows(rows),
+        skipped=max(counts["skipped"], int(logged.get("skipped", 0))),
+        dropped=max(counts["dropped"], int(logged.get("dropped", 0))),
+        worst_rows=worst_rows(log._rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
-        advice=(
-            *advice.advise_on_rate(counts, totals.sums, scale),
-            *advice.advise_on_thresholds(steps),
-            *advice.advise_on_rows(rows),
-            *advice.advise_on_nonfinite(nonfinite, total),
-        ),
+        advice=tuple(advise(log, logged)),
+        recorded=counts["steps"],
+        has_several_rows=log._has_several_rows,
+        updates=None if log.updates is None else summarise(log.updates),
     )
+
+
+def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
+    """Yield the advice about a run; `logged` are the totals that metrics have."""
+    totals, counts = log._store.totals, log._store.totals.counts
+    scale, has_rate = totals.mean("scale"), {"steps", "clip_rate"} <= logged.keys()
+    yield from advice.advise_on_rate(
+        counts, totals.sums, scale, logged if has_rate else None
+    )
+    yield from find_red_lights(
+        log._store.steps(),
+        settings=log.settings,
+        mean_scale=scale,
+        armed=counts["armed"],
+        has_several_rows=log._has_several_rows,
+        is_update=log._is_of_updates,
+    )
+    yield from advice.advise_on_rows(log._rows)
+    if "nonfinite" in logged and "steps" in logged:
+        counts = {name: int(logged[name]) for name in ("nonfinite", "steps")}
+    yield from advice.advise_on_nonfinite(counts["nonfinite"], counts["steps"])
 
 
 def norm_quantiles(store: Store, steps: Array) -> tuple[float, float, float]:
@@ -150,5 +195,7 @@ def norm_quantiles(store: Store, steps: Array) -> tuple[float, float, float]:
 def worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]:
     """Return the names and clip rates of the rows that were clipped most often."""
     rates = np.nan_to_num(rows.rates())
+    if len(rates) < 2:
+        return ()
     order = np.argsort(-rates, kind="stable")[:count].tolist()
     return tuple((rows.names[row], float(rates[row])) for row in order if rates[row])

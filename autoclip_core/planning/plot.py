@@ -49,7 +49,7 @@ def replay_to_steps(report: Replay) -> Array:
     steps["norm"], steps["threshold"] = report.norms, report.thresholds
     steps["scale"] = np.where(report.finite, report.scales, np.nan)
     steps["clipped"], steps["finite"] = report.clipped, report.finite
-    steps["skipped"] = report.skipped
+    steps["skipped"], steps["dropped"] = report.skipped, report.dropped
     return steps
 
 

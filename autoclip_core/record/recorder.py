@@ -1,41 +1,41 @@
 """What `ClipLog` records: the steps, the counts of the rows, and their columns."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from autoclip_core.checks import check_count
 
+from .columns import StepColumns
+from .largest import LargeStep, LargestSteps, measure_scale_ratio
+from .metrics import (
+    UNOBSERVED,
+    Metrics,
+    find_row_ratios,
+    is_of_one_row,
+    read_totals,
+    rows_from_metrics,
+    select_metrics,
+    select_update_metrics,
+    step_from_metrics,
+)
 from .row_counts import RowCounts
 from .step import (
     Array,
     Step,
     read_decision,
     reduce_rows,
-    rows_from_metrics,
-    select_metrics,
-    step_from_metrics,
     step_from_numbers,
     step_from_one_row,
     was_observed,
 )
 from .store import Store
 
-TOTALS = {
-    "steps": "clip/steps",
-    "nonfinite": "clip/nonfinite_total",
-    "skipped": "clip/skipped_total",
-    "dropped": "clip/dropped_total",
-}
-"""The totals of the run that metrics contain, by their names in the summary.
 
-Of decisions, only `dropped` is counted here: the stored steps do not have that field.
-"""
-
-
-class StepRecorder:
+class StepRecorder(StepColumns):
     """Records one step per call; `ClipLog` adds the summary, the pictures and files."""
+
+    updates: Self | None
+    """The log of the updates, if the metrics contain both gradients and updates."""
 
     def __init__(
         self,
@@ -51,7 +51,11 @@ class StepRecorder:
         self._offered = 0  # steps that record() was called for
         self._recorded = 0
         self._has_several_rows = len(self._rows.names) > 1
-        self._logged_totals: dict[str, int] = {}  # totals read from metrics
+        self._is_of_updates = False
+        self._logged_totals: dict[str, float] = {}  # totals read from metrics
+        self._unread: Callable[[], Metrics] | Metrics | None = None
+        self._largest = LargestSteps()
+        self.updates = None
 
     def record(
         self,
@@ -68,10 +72,10 @@ class StepRecorder:
           decision: what `decide()` or a clipper's `step()` returned: an object with the
             fields norm, threshold, scale, clipped, finite and optionally skipped and
             dropped, each with one entry per row. Or a dict of metrics with the names
-            `clip/...`; `clip/update_...` is read only if it has no others. Its entries
-            `clip/norm/<row>` and so on count the clips of each row. Several rows
-            are combined as l2 norms; if the clipper has another norm, record its
-            `metrics()`.
+            `clip/...`; `clip/norm/<row>` and so on count the clips of each row.
+            `clip/update_...` is recorded in `updates`, or here if there are no others.
+            Several rows are combined as l2 norms; if the clipper has another norm,
+            record its `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.
@@ -91,9 +95,12 @@ class StepRecorder:
         """
         if self._offered % self._every:
             self._offered += 1
+            if isinstance(decision, Mapping):
+                self.read_later(decision)
             return
         if decision is None:
             step = step_from_numbers(norm, threshold, scale, clipped)
+            self._largest.add(self._offered, step)
         else:
             numbers = dict(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
             given = [name for name, value in numbers.items() if value is not None]
@@ -103,6 +110,21 @@ class StepRecorder:
                     f"{', '.join(given)}; leave one of them out"
                 )
             step = self._read(decision)
+        self._add(step)
+
+    def read_later(self, metrics: Callable[[], Metrics] | Metrics) -> None:
+        """Keep the metrics of a step that is not recorded, for the totals of the run.
+
+        They are read when the totals are needed, such as for a summary. `MetricsLogger`
+        calls this on steps that it does not log.
+
+        Args:
+          metrics: the metrics, or a function that returns them.
+        """
+        self._unread = metrics
+
+    def _add(self, step: Step) -> None:
+        """Store one step under the next number."""
         self._store.add(self._offered, step)
         self._offered += 1
         self._recorded += 1
@@ -110,91 +132,111 @@ class StepRecorder:
     def _read(self, decision: object) -> Step:
         """Return the step of a decision or of metrics, and count its rows."""
         if isinstance(decision, Mapping):
-            metrics = select_metrics(decision)
-            step = step_from_metrics(metrics)
-            names, clipped, observed = rows_from_metrics(metrics)
-            if len(names) > 1 or (names and self._rows.names):
-                self._rows.add_named(names, clipped, observed)
-                self._has_several_rows |= len(names) > 1
-            self._logged_totals = {
-                name: int(metrics[key])
-                for name, key in TOTALS.items()
-                if key in metrics
-            }
-            self._offered = self._logged_totals.get("steps", self._offered + 1) - 1
-            return step
+            return self._read_metrics(decision)
         if not self._rows.names and (one_row := step_from_one_row(decision)):
-            self._count_dropped(getattr(decision, "dropped", False))
+            self._largest.add(self._offered, one_row)
             return one_row
         rows = read_decision(decision)
-        self._count_dropped(rows.get("dropped", False))
         step = reduce_rows(rows)
         size = rows["norm"].size
         if size > 1 or self._rows.names:
             self._rows.add(rows["clipped"], was_observed(rows))
             self._has_several_rows |= size > 1
+        if self._has_several_rows:
+            self._largest.add_rows(self._offered, step, rows, self._rows.names)
+        else:
+            self._largest.add(self._offered, step)
         return step
 
-    def _count_dropped(self, dropped: Any) -> None:
-        """Count a step in which any row was dropped."""
-        if np.any(dropped):
-            count = self._logged_totals.get("dropped", 0)
-            self._logged_totals["dropped"] = count + 1
+    def _read_metrics(self, metrics: Metrics) -> Step:
+        """Return the step of metrics; the step of updates goes into their log."""
+        gradients = select_metrics(metrics)
+        step, update = step_from_metrics(gradients), UNOBSERVED
+        has_update = gradients is metrics and "clip/update_norm" in metrics
+        self._is_of_updates = gradients is not metrics
+        if has_update:
+            updates = select_update_metrics(metrics)
+            update = step_from_metrics(updates)
+        step = self._keep_totals(gradients, step)
+        if has_update and not self._recorded:
+            self.updates = self._make_update_log()  # type: ignore[assignment]
+        if self.updates is not None:
+            # Both logs have the same steps, so that a file has one line for both.
+            if has_update:
+                update = self.updates._keep_totals(updates, update)
+            self.updates._offered = self._offered
+            self.updates._add(update)
+        return step
 
-    def _restore(self, steps: Array, about: Mapping[str, Any]) -> None:
-        """Restore the steps and the first line that `write_jsonl` wrote."""
-        if "past" in about:
-            self._store.refill(steps, **about["past"])
+    def _make_update_log(self) -> Self:
+        """Return an empty log of updates."""
+        log = type(self)(settings=self.settings)
+        log._is_of_updates = True
+        return log
+
+    def _keep_totals(self, metrics: Metrics, step: Step) -> Step:
+        """Keep the totals of the run; return the step with the flag `dropped`."""
+        names, clipped, observed = rows_from_metrics(metrics)
+        before, totals = self._logged_totals, read_totals(metrics)
+        if len(names) > 1 or (names and self._rows.names):
+            self._rows.add_named(names, clipped, observed)
+        self._logged_totals, self._unread = totals, None
+        self._offered = int(totals.get("steps", self._offered + 1)) - 1
+        if totals.get("steps") == before.get("steps", 0) + 1:
+            is_dropped = totals.get("dropped", 0) > before.get("dropped", 0)
+            step = step._replace(dropped=is_dropped)
+        rows = find_row_ratios(metrics)
+        self._has_several_rows |= len(names) > 1 or not is_of_one_row(step)
+        if not self._has_several_rows:
+            self._largest.add(self._offered, step)
         else:
-            self._store.extend(steps)
-        if "rows" in about:
-            self._rows = RowCounts.from_dict(about["rows"])
-        self._has_several_rows = len(self._rows.names) > 1
-        totals = about.get("told", {}).items()
-        self._logged_totals = {name: check_count(name, n, 0) for name, n in totals}
-        if "totals" in about:
-            self._store.totals.restore(about["totals"])
-        self._recorded = self._store.totals.counts["steps"]
-        self._offered = int(steps["step"].max(initial=-1)) + 1
+            ratios = rows or {"": measure_scale_ratio(step)}
+            self._largest.add(self._offered, step, ratios)
+        return step
+
+    def _read_totals(self) -> None:
+        """Read the totals of the last step that was not recorded."""
+        metrics, self._unread = self._unread, None
+        if metrics is None:
+            return
+        try:
+            values = metrics() if callable(metrics) else metrics
+            totals = read_totals(select_metrics(values))
+            updates = read_totals(select_update_metrics(values))
+        except RuntimeError:  # a later step of JAX has reused the memory of the arrays
+            return
+        self._logged_totals = totals
+        if self.updates is not None:
+            self.updates._logged_totals = updates
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes to copy or pickle, without a reference to a clipper."""
+        self._read_totals()
+        return self.__dict__
+
+    def _run_totals(self) -> dict[str, float]:
+        """Return the totals of the run, also of steps that were not recorded."""
+        self._read_totals()
+        totals = self._logged_totals
+        if self._offered > max(self._recorded, totals.get("steps", 0)):
+            return totals | {"steps": self._offered}
+        return totals
 
     def __len__(self) -> int:
         """Return the number of recorded steps."""
         return self._recorded
 
     @property
-    def steps(self) -> Array:
-        """The number of each stored step, from 0; all steps until they are thinned."""
-        return self._column("step")
+    def largest(self) -> tuple[LargeStep, ...]:
+        """The steps whose norms exceeded their thresholds most, at most 20.
 
-    @property
-    def norms(self) -> Array:
-        """The norm of each stored step before clipping; it may be NaN or infinite."""
-        return self._column("norm")
-
-    @property
-    def thresholds(self) -> Array:
-        """The threshold of each stored step; +inf if there was none."""
-        return self._column("threshold")
-
-    @property
-    def scales(self) -> Array:
-        """Norm after / norm before of each stored step; NaN if no norm is finite."""
-        return self._column("scale")
-
-    @property
-    def clipped(self) -> Array:
-        """The fraction of each stored step's observed rows that was clipped."""
-        return self._column("clipped")
-
-    @property
-    def finite(self) -> Array:
-        """False if a norm of the step was NaN or infinite."""
-        return self._column("finite")
-
-    @property
-    def skipped(self) -> Array:
-        """True if the whole update was skipped."""
-        return self._column("skipped")
+        >>> from autoclip_core import ClipLog, Fixed, decide
+        >>> log, policy = ClipLog(["encoder", "head"]), Fixed(2.0)
+        >>> log.record(decide(policy, policy.init(rows=2), [1.0, 8.0])[1])
+        >>> log.largest[0].step, log.largest[0].ratio, log.largest[0].rows
+        (0, 4.0, (('head', 4.0),))
+        """
+        return self._largest.sorted()
 
     @property
     def names(self) -> list[str]:
@@ -205,9 +247,3 @@ class StepRecorder:
     def row_clip_rates(self) -> Array:
         """The clip rate of each row over the run, shape (rows,)."""
         return self._rows.rates()
-
-    def _column(self, name: str) -> Array:
-        """Return a read-only copy of one field of the stored steps."""
-        column = self._store.steps()[name].copy()
-        column.flags.writeable = False
-        return column

@@ -1,4 +1,4 @@
-"""One step of a log, read from plain numbers, from metrics or from a decision.
+"""One step of a log, read from plain numbers or from a decision.
 
 A step of several rows is reduced to one number per field:
 
@@ -10,13 +10,13 @@ A step of several rows is reduced to one number per field:
 | clipped   | clipped rows / observed rows, in [0, 1]           |
 | finite    | False if an observed norm is NaN or infinite      |
 | skipped   | True if any row was skipped                       |
+| dropped   | True if any row was dropped                       |
 
 A row that was not observed (norm NaN, finite True) is ignored. If no norm of a step is
 finite, the step stores the NaN or infinity as its norm, scale NaN and clipped 0.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Step(NamedTuple):
     clipped: float
     finite: bool
     skipped: bool
+    dropped: bool = False
 
 
 def step_from_numbers(norm: Any, threshold: Any, scale: Any, clipped: Any) -> Step:
@@ -64,58 +65,6 @@ def step_from_numbers(norm: Any, threshold: Any, scale: Any, clipped: Any) -> St
     return Step(norm, threshold, scale, clipped, True, False)
 
 
-def select_metrics(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the metrics of gradients, else those of updates under the same names.
-
-    >>> select_metrics({"clip/update_norm": 5.0})
-    {'clip/norm': 5.0}
-    """
-    if "clip/norm" in metrics or "clip/update_norm" not in metrics:
-        return metrics
-    return {
-        name.replace("clip/update_", "clip/", 1): value
-        for name, value in metrics.items()
-    }
-
-
-def step_from_metrics(metrics: Mapping[str, Any]) -> Step:
-    """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
-    missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
-    if missing:
-        raise TypeError(
-            f"a dict of metrics must have clip/norm and clip/threshold, got a "
-            f"{type(metrics).__name__} without {', '.join(missing)}; "
-            "pass plain numbers as norm=..., threshold=..."
-        )
-    step = step_from_numbers(
-        metrics["clip/norm"],
-        metrics["clip/threshold"],
-        None,
-        metrics.get("clip/clipped"),
-    )
-    scale = metrics.get("clip/scale")
-    if scale is None or not step.finite:
-        return step
-    return step._replace(scale=as_float("clip/scale", scale))
-
-
-def rows_from_metrics(metrics: Mapping[str, Any]) -> tuple[list[str], Array, Array]:
-    """Return the rows of a `metrics(per_row=True)` dict: names, clipped, observed.
-
-    Without rows in it, all three are empty.
-    """
-    start = "clip/norm/"
-    names = [name.removeprefix(start) for name in metrics if name.startswith(start)]
-    norms, thresholds, scales = (
-        np.array([metrics.get(f"clip/{kind}/{name}", default) for name in names], float)
-        for kind, default in (("norm", np.nan), ("threshold", np.inf), ("scale", 1.0))
-    )
-    # A skipped update has the scale 0 in every row; `ValueClip` may leave a row above
-    # its threshold unchanged.
-    clipped = (norms > thresholds) & (scales != 1) & np.isfinite(norms)
-    return names, clipped, ~np.isnan(norms) | (scales != 1)
-
-
 def step_from_one_row(decision: object) -> Step | None:
     """Return the step of a NumPy decision with one row; None for any other decision.
 
@@ -124,6 +73,7 @@ def step_from_one_row(decision: object) -> Step | None:
     fields = [getattr(decision, name, None) for name in (*FIELDS, "skipped")]
     if not all(type(f) is np.ndarray and f.shape == (1,) for f in fields):
         return None
+    dropped = bool(np.any(getattr(decision, "dropped", False)))
     norm, threshold, scale, clipped, finite = (
         as_float(name, field.item())  # type: ignore[union-attr]
         for name, field in zip(FIELDS, fields, strict=False)
@@ -132,8 +82,8 @@ def step_from_one_row(decision: object) -> Step | None:
     if not math.isfinite(threshold):
         threshold = math.inf
     if not (finite and math.isfinite(norm)):
-        return Step(norm, threshold, math.nan, 0.0, bool(finite), skipped)
-    return Step(norm, threshold, scale, clipped, True, skipped)
+        return Step(norm, threshold, math.nan, 0.0, bool(finite), skipped, dropped)
+    return Step(norm, threshold, scale, clipped, True, skipped, dropped)
 
 
 def read_decision(decision: object) -> dict[str, Array]:
@@ -226,8 +176,8 @@ def reduce_rows(rows: dict[str, Array]) -> Step:
     observed = was_observed(rows)
     measured = finite & np.isfinite(norm)
     threshold = median(rows["threshold"][np.isfinite(rows["threshold"])])
-    skipped = "skipped" in rows and bool(rows["skipped"].any())
-    flags = bool((measured == observed).all()), skipped
+    is_skipped, is_dropped = (n in rows and bool(rows[n].any()) for n in OPTIONAL)
+    flags = bool((measured == observed).all()), is_skipped, is_dropped
     if not measured.any():
         largest = float(norm[observed].max()) if observed.any() else math.nan
         return Step(largest, threshold, math.nan, 0.0, *flags)

@@ -30,7 +30,7 @@ PENDING = 1024
 STEP = np.dtype(
     {
         "names": ["step", *Step._fields],
-        "formats": ["i8", "f8", "f8", "f8", "f8", "?", "?"],
+        "formats": ["i8", "f8", "f8", "f8", "f8", "?", "?", "?"],
     },
     align=True,
 )

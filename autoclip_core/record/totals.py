@@ -29,8 +29,8 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(("steps", "measured", "armed", "nonfinite"), 0)
-        self.counts["skipped"] = 0
+        names = ("steps", "measured", "armed", "nonfinite", "skipped", "dropped")
+        self.counts = dict.fromkeys(names, 0)
         self.sums = dict.fromkeys(("norm", "scale", "clipped", "armed_clipped"), 0.0)
         self.largest = -math.inf
         bins = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
@@ -46,6 +46,7 @@ class Totals:
         self.counts["armed"] += len(armed)
         self.counts["nonfinite"] += int(np.sum(~steps["finite"]))
         self.counts["skipped"] += int(np.sum(steps["skipped"]))
+        self.counts["dropped"] += int(np.sum(steps["dropped"]))
         with np.errstate(over="ignore"):  # a sum that overflows is inf
             self.sums["norm"] += float(norms.sum())
         self.sums["scale"] += float(scales.sum())

@@ -487,9 +487,12 @@ def test_the_labels_of_several_rows_say_so(tmp_path):
     figure = log.plot(tmp_path / "rows.svg")
     drawn = artists(figure)
     assert set(drawn) == {
-        "norm (all rows)", "threshold (median row)", "half the rows clipped"
+        "norm (all rows)", "after clipping (all rows)", "half the rows clipped"
     }  # fmt: skip
     assert drawn["half the rows clipped"].get_xdata().tolist() == [1]
+    after = drawn["after clipping (all rows)"].get_ydata()
+    assert after == pytest.approx([math.hypot(1, 1, 2), math.hypot(1, 2, 2)])
+    assert figure.axes[1].get_ylabel() == "rows clipped\n(%)"
     heights = [bar.get_height() for bar in figure.axes[1].patches]
     assert heights == pytest.approx([100 / 3, 200 / 3])
     assert "<svg" in (tmp_path / "rows.svg").read_text(encoding="utf-8")

@@ -176,15 +176,13 @@ def test_a_threshold_that_falls_while_more_is_clipped_is_a_red_light():
     assert "Red light" not in str(good.summary())
 
 
-def test_a_threshold_that_climbs_while_most_is_clipped_is_a_red_light():
-    log, good, short = ClipLog(), ClipLog(), ClipLog()
+def test_a_threshold_that_climbs_with_the_norms_is_a_red_light():
+    log, good = ClipLog(), ClipLog()
     for step in range(300):
         log.record(norm=2.0 * 1.03**step, threshold=1.03**step)
-        good.record(norm=2.0 * 1.03**step, threshold=3.0 * 1.03**step)
-    for step in range(99):
-        short.record(norm=2.0 * 1.1**step, threshold=1.1**step)
-    assert "the threshold rose from" in str(log.summary())
-    assert "Red light" not in str(good.summary()) + str(short.summary())
+        good.record(norm=2.0 + step % 3, threshold=1.5)
+    assert "a threshold for the gradient" in " ".join(log.summary().advice)
+    assert "Red light" not in str(good.summary())
 
 
 # Files.
@@ -207,7 +205,12 @@ def test_a_log_is_the_same_after_writing_and_reading(tmp_path, suffix):
     read = getattr(ClipLog, f"from_{suffix}")(path)
     assert_same_steps(read, log)
     assert log.steps.tolist() == [0, 3, 6, 9, 12]
-    assert str(read.summary()) == str(log.summary())
+    lines = str(read.summary()).splitlines(), str(log.summary()).splitlines()
+    if suffix == "csv":  # it has no totals: the last step that it knows is step 12
+        assert [text.pop(0)[:32] for text in lines] == [
+            f"total steps       {steps} (5 recorded" for steps in (13, 15)
+        ]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.usefixtures("small")

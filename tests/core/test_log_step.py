@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from autoclip_core.record.metrics import select_metrics
 from autoclip_core.record.step import (
     FIELDS,
     Step,
     read_decision,
     reduce_rows,
-    select_metrics,
     step_from_numbers,
 )
 

@@ -28,8 +28,10 @@ def test_totals_count_each_kind_of_step():
         scale=[0.5, 0.0, 1.0, 0.0, 0.75],
         clipped=[1.0, 0.0, 0.25, 0.0, 0.5],
         skipped=[False, True, False, True, False],
+        dropped=[True, False, False, False, True],
     )
     counts = {"steps": 5, "measured": 3, "armed": 2, "nonfinite": 2, "skipped": 2}
+    counts["dropped"] = 2
     sums = {"norm": 7.0, "scale": 2.25, "clipped": 1.75, "armed_clipped": 1.5}
     assert (totals.counts, totals.sums, totals.largest) == (counts, sums, 4.0)
     assert totals.mean("norm") == 7 / 3

@@ -27,6 +27,7 @@ TESTS = {
     "autoclip_core/files": "core/read_tables core/read_logs core/cli core/clip_log",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
+    "core/log/red_lights core/log/updates core/log/largest "
     "core/metrics_logger core/report core/replace_file",
     "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
     "core/log_totals core/row_counts",

@@ -1,0 +1,143 @@
+"""The steps whose norms exceeded their thresholds most, with the rows to blame."""
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .step import Array, Step
+
+MOST = 20
+"""Number of steps that are kept."""
+
+MOST_ROWS = 3
+"""Number of rows that are named for a step."""
+
+
+class LargeStep(NamedTuple):
+    """A step whose norm exceeded its threshold."""
+
+    ratio: float
+    """The largest norm / threshold of a row. If a log has several rows and metrics
+    without their names, norm before / norm after clipping, of all rows."""
+    step: int
+    """The number of the step."""
+    norm: float
+    """The norm of the step, of all rows."""
+    rows: tuple[tuple[str, float], ...] = ()
+    """The rows with the largest ratios, at most three, and their ratios; empty with a
+    single row."""
+
+
+class LargestSteps:
+    """Keeps the steps with the largest ratios.
+
+    >>> largest = LargestSteps()
+    >>> largest.add(7, Step(6.0, 2.0, 1 / 3, 1.0, True, False))
+    >>> largest.sorted()
+    (LargeStep(ratio=3.0, step=7, norm=6.0, rows=()),)
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[LargeStep] = []
+
+    def add(
+        self, number: int, step: Step, rows: Mapping[str, float] | None = None
+    ) -> None:
+        """Add a step if its ratio is among the largest.
+
+        Args:
+          number: the number of the step.
+          step: the step; without `rows` it is of one row.
+          rows: the ratios of the rows by name.
+        """
+        ratio = measure_ratio(step) if rows is None else max(rows.values(), default=0.0)
+        if self.can_add(ratio):
+            worst = heapq.nlargest(
+                MOST_ROWS, (rows or {}).items(), key=lambda row: row[1]
+            )
+            named = tuple((name, value) for name, value in worst if name and value > 1)
+            self._push(LargeStep(ratio, number, step.norm, named))
+
+    def can_add(self, ratio: float) -> bool:
+        """Return whether a ratio is among the largest."""
+        return 1 < ratio < math.inf and (
+            len(self._heap) < MOST or ratio > self._heap[0].ratio
+        )
+
+    def add_rows(
+        self, number: int, step: Step, rows: Mapping[str, Array], names: Sequence[str]
+    ) -> None:
+        """Add the step of a decision of several rows.
+
+        Args:
+          number: the number of the step.
+          step: the step.
+          rows: the fields norm and threshold of a decision, shape (rows,).
+          names: the names of the rows.
+        """
+        norm, threshold = rows["norm"], rows["threshold"]
+        known = np.isfinite(norm) & np.isfinite(threshold) & (threshold > 0)
+        ratios = np.where(known, norm, 0.0) / np.where(known, threshold, 1.0)
+        if ratios.size and self.can_add(float(ratios.max())):
+            worst = np.argsort(-ratios, kind="stable")[:MOST_ROWS].tolist()
+            self.add(number, step, {names[row]: float(ratios[row]) for row in worst})
+
+    def _push(self, large: LargeStep) -> None:
+        if len(self._heap) < MOST:
+            heapq.heappush(self._heap, large)
+        else:
+            heapq.heapreplace(self._heap, large)
+
+    def sorted(self) -> tuple[LargeStep, ...]:
+        """Return the steps, the largest ratio first."""
+        return tuple(sorted(self._heap, key=lambda large: (-large.ratio, large.step)))
+
+    def to_list(self) -> list[Any]:
+        """Return the steps as plain Python."""
+        return [[s.step, s.ratio, s.norm, s.rows] for s in self.sorted()]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Any]) -> "LargestSteps":
+        """Return the steps that `to_list` returned.
+
+        Raises:
+          TypeError, ValueError: a value is wrong.
+        """
+        largest = cls()
+        for step, ratio, norm, rows in saved:
+            named = tuple((str(name), float(value)) for name, value in rows)
+            largest._push(LargeStep(float(ratio), int(step), float(norm), named))
+        return largest
+
+    @classmethod
+    def from_steps(cls, steps: Array, has_several_rows: bool) -> "LargestSteps":
+        """Return the largest of stored steps, whose rows are not known."""
+        clipped = steps[(steps["clipped"] > 0) & np.isfinite(steps["norm"])]
+        above, below = clipped["norm"], clipped["threshold"]
+        if has_several_rows:
+            above, below = np.ones(len(clipped)), clipped["scale"]
+        is_known = np.isfinite(below) & (below > 0)
+        with np.errstate(over="ignore"):
+            ratios = np.where(is_known, above, 0.0) / np.where(is_known, below, 1.0)
+        largest = cls()
+        for place in np.argsort(-ratios, kind="stable")[:MOST].tolist():
+            ratio = float(ratios[place])
+            if largest.can_add(ratio):
+                number, norm = clipped["step"][place], clipped["norm"][place]
+                largest._push(LargeStep(ratio, int(number), float(norm)))
+        return largest
+
+
+def measure_ratio(step: Step) -> float:
+    """Return norm / threshold of a step of one row; 0 if one of them is unknown."""
+    if math.isfinite(step.norm) and 0 < step.threshold < math.inf:
+        return step.norm / step.threshold
+    return 0.0
+
+
+def measure_scale_ratio(step: Step) -> float:
+    """Return norm before / norm after clipping of a step; 0 if it is unknown."""
+    return 1 / step.scale if step.scale > 0 else 0.0

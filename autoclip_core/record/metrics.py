@@ -1,0 +1,127 @@
+"""One step of a log, read from the metrics of a clipper, and the totals of the run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .step import Array, Step, as_float, step_from_numbers
+
+Metrics = Mapping[str, Any]
+
+TOTALS = {
+    "steps": "clip/steps",
+    "nonfinite": "clip/nonfinite_total",
+    "skipped": "clip/skipped_total",
+    "dropped": "clip/dropped_total",
+    "clip_rate": "clip/clip_rate",
+}
+"""The totals of the run that metrics contain, by their names in the summary."""
+
+UNOBSERVED = Step(math.nan, math.inf, math.nan, 0.0, True, False)
+"""A step without a norm."""
+
+
+def select_metrics(metrics: Metrics) -> Metrics:
+    """Return the metrics of gradients, else those of updates under the same names.
+
+    >>> select_metrics({"clip/update_norm": 5.0})
+    {'clip/norm': 5.0}
+    """
+    if "clip/norm" in metrics or "clip/update_norm" not in metrics:
+        return metrics
+    return select_update_metrics(metrics)
+
+
+def select_update_metrics(metrics: Metrics) -> Metrics:
+    """Return the metrics of updates under the names of those of gradients.
+
+    >>> select_update_metrics({"clip/norm": 2.0, "clip/update_norm": 5.0})
+    {'clip/norm': 5.0}
+    """
+    return {
+        name.replace("clip/update_", "clip/", 1): value
+        for name, value in metrics.items()
+        if name.startswith("clip/update_")
+    }
+
+
+def read_totals(metrics: Metrics) -> dict[str, float]:
+    """Return the totals of the run in metrics."""
+    return {
+        name: float(metrics[key]) if name == "clip_rate" else int(metrics[key])
+        for name, key in TOTALS.items()
+        if key in metrics
+    }
+
+
+def step_from_metrics(metrics: Metrics) -> Step:
+    """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
+    missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
+    if missing:
+        raise TypeError(
+            f"a dict of metrics must have clip/norm and clip/threshold, got a "
+            f"{type(metrics).__name__} without {', '.join(missing)}; "
+            "pass plain numbers as norm=..., threshold=..."
+        )
+    step = step_from_numbers(
+        metrics["clip/norm"],
+        metrics["clip/threshold"],
+        None,
+        metrics.get("clip/clipped"),
+    )
+    scale = metrics.get("clip/scale")
+    if scale is None or not step.finite:
+        return step
+    scale = as_float("clip/scale", scale)
+    return step._replace(scale=scale, dropped=scale == 0 < step.clipped)
+
+
+def is_of_one_row(step: Step) -> bool:
+    """Return whether a step can be that of one row: it is clipped above its threshold.
+
+    The norm of several rows can be above the median of their thresholds unclipped.
+
+    >>> is_of_one_row(Step(3.0, 2.0, 0.5, 1.0, True, False))
+    True
+    >>> is_of_one_row(Step(3.0, 2.0, 1.0, 0.0, True, False))
+    False
+    """
+    return not step.finite or step.clipped == (step.norm > step.threshold)
+
+
+def rows_from_metrics(metrics: Metrics) -> tuple[list[str], Array, Array]:
+    """Return the rows of a `metrics(per_row=True)` dict: names, clipped, observed.
+
+    Without rows in it, all three are empty.
+    """
+    start = "clip/norm/"
+    names = [name.removeprefix(start) for name in metrics if name.startswith(start)]
+    norms, thresholds, scales = (
+        np.array([metrics.get(f"clip/{kind}/{name}", default) for name in names], float)
+        for kind, default in (("norm", np.nan), ("threshold", np.inf), ("scale", 1.0))
+    )
+    # A skipped update has the scale 0 in every row; `ValueClip` may leave a row above
+    # its threshold unchanged.
+    clipped = (norms > thresholds) & (scales != 1) & np.isfinite(norms)
+    return names, clipped, ~np.isnan(norms) | (scales != 1)
+
+
+def find_row_ratios(metrics: Metrics) -> dict[str, float]:
+    """Return norm / threshold of each row whose metrics are among the others.
+
+    >>> find_row_ratios({"clip/norm/a": 3.0, "clip/threshold/a": 2.0, "clip/norm": 3.0})
+    {'a': 1.5}
+    """
+    ratios = {}
+    for name, value in metrics.items():
+        if name.startswith("clip/norm/"):
+            row = name.removeprefix("clip/norm/")
+            norm, threshold = (
+                float(value),
+                float(metrics.get(f"clip/threshold/{row}", math.inf)),
+            )
+            if math.isfinite(norm) and 0 < threshold < math.inf:
+                ratios[row] = norm / threshold
+    return ratios

@@ -1,0 +1,288 @@
+"""Red lights: none on a healthy run, and each with an action that the policy allows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autoclip_core import (
+    Cap,
+    ClipLog,
+    EmaRatio,
+    Fixed,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    Scheduled,
+    StreamingQuantile,
+    ZScore,
+    decide,
+    replay,
+)
+from autoclip_core.log.red_lights import (
+    choose_steps,
+    find_policy,
+    name_argument,
+    records_clipped_norms,
+    warn_of_divergence,
+    warn_of_low_scale,
+    warn_of_ratchet,
+)
+from autoclip_core.planning.plot import replay_to_steps
+from autoclip_core.record.store import STEP
+
+NAN, INF = math.nan, math.inf
+
+
+def steps_of(steps, thresholds, clipped=0.0, norm=1.0):
+    table = np.zeros(len(steps), STEP)
+    table["step"], table["threshold"] = steps, thresholds
+    table["clipped"], table["norm"] = clipped, norm
+    table["finite"] = np.isfinite(table["norm"])
+    return table
+
+
+def red_lights(log):
+    return [s for s in log.summary().advice if s.startswith("Red light")]
+
+
+# The policy in use.
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "argument", "is_clipped"),
+    [
+        (Quantile(0.9), "Quantile", "`quantile`", False),
+        (Cap(StreamingQuantile(0.5), max_norm=9.0), "StreamingQuantile", "`qu", False),
+        (MeanStd(2.0), "MeanStd", "`deviations`", False),
+        (ZScore(), "ZScore", "`z`", False),
+        (ZScore(record="applied"), "ZScore", "`z`", True),
+        (EmaRatio(2.0), "EmaRatio", "`ratio`", True),
+        (Fixed(1.0), "Fixed", "`max_norm`", False),
+        (ParamRatio(0.1), "ParamRatio", "`clipping`", False),
+        (Scheduled([(0, 1.0)]), "Scheduled", "the thresholds of the sch", False),
+        ("QuantileClip(quantile=0.5, scope='global')", "QuantileClip", "`qua", False),
+        ("ZClip(z=2.5, record='applied')", "ZClip", "`z`", True),
+        ("TrustClip(ratio=0.02, quantile=0.9)", "TrustClip", "`quantile`", None),
+        ("my own rule", "", "the threshold", None),
+    ],
+    ids=str,
+)
+def test_the_settings_name_the_policy(policy, name, argument, is_clipped):
+    settings = ClipLog(settings={"seed": 3, "policy": policy}).settings
+    assert find_policy(settings) == name
+    assert name_argument(settings, False).startswith(argument)
+    assert bool(records_clipped_norms(settings)) is bool(is_clipped)
+
+
+# Healthy runs.
+
+HEALTHY_POLICIES = [
+    *(Quantile(0.9), Quantile(0.5), Quantile(0.5, history_length=100)),
+    *(StreamingQuantile(0.9), MeanStd(2.0), MeanStd(2.0, log=True), ZScore(2.5)),
+    *(EmaRatio(2.0, warmup_threshold=INF), ZScore(2.5, record="applied")),
+]
+
+
+@pytest.mark.parametrize("policy", HEALTHY_POLICIES, ids=repr)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_run_whose_norms_fall_has_no_red_light(policy, is_named):
+    """Norms of an LSTM fall by a factor of 100, so the threshold must fall too."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        level = 100 * np.exp(-np.linspace(0, 4.6, 800))
+        norms = level * np.exp(rng.normal(0, 0.3, 800))
+        settings = {"settings": {"policy": policy}} if is_named else {}
+        report = replay(norms, policy)
+        log = ClipLog.from_steps(replay_to_steps(report), settings)
+        assert red_lights(log) == []
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_a_healthy_recurrent_network_has_no_red_light(scope):
+    """Its loss and its norms fall, so its threshold falls; then it clips more."""
+    import torch
+
+    from autoclip_torch import QuantileClip
+
+    torch.manual_seed(4)
+    lstm, head = torch.nn.LSTM(1, 8, batch_first=True), torch.nn.Linear(8, 1)
+    model = torch.nn.ModuleList([lstm, head])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    clipper = QuantileClip(model, quantile=0.5, scope=scope)
+    log, losses, x = ClipLog(clipper.names), [], torch.randn(16, 6, 1)
+    for _ in range(300):
+        loss = ((head(lstm(x)[0][:, -1]) - 3 * x.mean(1)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        log.record(clipper.step())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.01 * losses[0]
+    first, last = log.thresholds[1:100], log.thresholds[-100:]
+    assert np.median(last) < 0.7 * np.median(first)
+    assert log.clipped[-100:].mean() > log.clipped[:100].mean() + 0.1
+    assert red_lights(log) == []
+
+
+# A threshold that falls although the norms do not.
+
+
+def ratchet(after, clips, norm=1.0, before=10.0, size=300):
+    """A run of three thirds; the last has another threshold, rate and norm."""
+    is_last = np.arange(size) >= 2 * size // 3
+    place = np.arange(size) - 2 * size // 3
+    return steps_of(
+        range(size),
+        np.where(is_last, after, before),
+        is_last & (place < clips),
+        np.where(is_last, norm, 1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "clips", "norm", "count"),
+    [
+        (7.0, 11, 1.0, 0),
+        (6.99, 10, 1.0, 0),
+        (6.99, 11, 1.0, 1),
+        (6.99, 11, 0.9, 0),
+        (6.99, 11, 0.91, 1),
+        (6.99, 0, 1.0, 0),
+    ],
+)
+def test_a_threshold_falls_by_a_third_while_a_tenth_more_is_clipped(
+    after, clips, norm, count
+):
+    assert len(warn_of_ratchet(ratchet(after, clips, norm), {}, False)) == count
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("", "Give the policy the norms before clipping"),
+        ("EmaRatio(ratio=1.05)", "Raise `ratio`, or take a quantile"),
+        ("AdaGC(ratio=1.05)", "AdaGC records norms after clipping"),
+        ("ZScore(z=2.0, record='applied')", "Set record='winsorized'"),
+        ("ZClip(z=2.0, record='winsorized')", None),
+        ("Quantile(quantile=0.5)", None),
+        ("QuantileClip(quantile=0.5)", None),
+        ("Scheduled(points=((0, 3.0), (9, 1.0)))", None),
+    ],
+)
+@pytest.mark.parametrize("has_several_rows", [False, True])
+def test_only_a_policy_that_records_clipped_norms_is_blamed(
+    policy, words, has_several_rows
+):
+    settings = {"policy": policy}
+    sentences = warn_of_ratchet(ratchet(3.0, 80), settings, has_several_rows)
+    if words is None or (has_several_rows and not policy):
+        assert sentences == []
+        return
+    [sentence] = sentences
+    assert words in sentence
+    assert "fell from 10 to 3, although the median norm went from 1 to 1" in sentence
+    assert "the clip rate rose from 0 % to 80 %" in sentence
+    assert "record raw" not in sentence
+
+
+def test_a_real_ratchet_is_found():
+    """AdaGC on heavy tails: gamma falls below most norms, which stay as they are."""
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(0, 1.5, 3000))
+    policy = EmaRatio(1.05, beta=0.999, warmup_steps=1, warmup_threshold=INF)
+    norms[0] = 20.0
+    steps = replay_to_steps(replay(norms, policy))
+    [light] = red_lights(ClipLog.from_steps(steps, {"settings": {"policy": policy}}))
+    assert "EmaRatio records norms after clipping" in light
+
+
+def test_thirds_are_of_the_run_not_of_the_stored_steps():
+    """Steps without a norm or a threshold do not move the first or the last step."""
+    steps = ratchet(3.0, 80)
+    steps["step"] += 1000
+    [light] = warn_of_ratchet(steps, {}, False)
+    more = steps_of([0, 1, 5000, 5001], [INF, 9.0, 9.0, INF], norm=[1, NAN, INF, 1])
+    both = np.sort(np.concatenate([steps, more]))
+    assert warn_of_ratchet(both, {}, False) == [light]
+    assert warn_of_ratchet(steps[:-1][steps["step"][:-1] != 1100], {}, False) == []
+    assert warn_of_ratchet(steps_of([7] * 300, 1.0), {}, False) == []
+    assert warn_of_ratchet(steps[:0], {}, False) == []
+
+
+# Divergence.
+
+
+def run_of(norms, threshold=2.0):
+    norms = np.asarray(norms, float)
+    return steps_of(range(len(norms)), threshold, norms > threshold, norms)
+
+
+EXPLOSION = np.r_[np.exp(0.3 * np.sin(np.arange(300))), np.geomspace(2, 1e6, 100)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "action"),
+    [
+        ("Quantile(quantile=0.9)", "with TrustClip, or set `max_threshold`."),
+        ("NormClip(max_norm=2.0)", "the learning rate, or bound the update with Trust"),
+        ("TrustClip(ratio=0.02)", "Lower the learning rate, or `ratio` of TrustClip."),
+        ("", "Lower the learning rate, bound the update with TrustClip, or set"),
+    ],
+)
+def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
+    [light] = warn_of_divergence(run_of(EXPLOSION), {"policy": policy}, False)
+    assert light.startswith("Red light: ")
+    assert "diverged at step 3" in light
+    assert action in light
+    assert ("max_threshold" in light) == ("max_threshold" in action or not policy)
+    assert warn_of_divergence(run_of(EXPLOSION[:300]), {}, False) == []
+
+
+def test_a_diverged_run_has_one_red_light():
+    log = ClipLog(settings={"policy": Quantile(0.9)})
+    policy = Quantile(0.9, history_length=20)
+    state = policy.init(rows=1)
+    for norm in EXPLOSION:
+        state, decision = decide(policy, state, [norm])
+        log.record(decision)
+    assert len(red_lights(log)) == 1
+
+
+def test_a_run_that_ends_in_nan_has_a_red_light():
+    log = ClipLog()
+    for norm in [*EXPLOSION[:300], *[NAN] * 40]:
+        log.record(norm=norm, threshold=2.0)
+    [light] = red_lights(log)
+    assert "step 300" in light
+
+
+def test_a_long_run_is_diagnosed_from_a_sample_and_its_latest_steps():
+    steps = run_of(np.ones(100_000))
+    chosen = choose_steps(steps)
+    assert len(chosen) <= 4096
+    assert chosen["step"][[0, -2048, -1]].tolist() == [0, 97_952, 99_999]
+    assert choose_steps(steps[:4096]) is not None
+    assert len(choose_steps(steps[:4096])) == 4096
+    norms = np.exp(0.3 * np.sin(np.arange(100_000)))
+    norms[-60:] *= np.geomspace(3, 1e6, 60)
+    [light] = warn_of_divergence(run_of(norms), {}, False)
+    assert "at step 999" in light
+
+
+# The mean scale.
+
+
+def test_a_low_mean_scale_names_the_argument_to_raise():
+    settings = {"policy": "Fixed(max_norm=0.1)"}
+    assert warn_of_low_scale(0.3, 100, settings, False) == []
+    assert warn_of_low_scale(0.2999, 99, settings, False) == []
+    assert warn_of_low_scale(NAN, 100, settings, False) == []
+    [light] = warn_of_low_scale(0.2999, 100, settings, False)
+    assert light.startswith("Red light: mean scale 0.2999 is below 0.3: clipping remov")
+    assert "most of the gradient" in light
+    assert "Raise `max_norm`, or lower the learning rate." in light
+    [light] = warn_of_low_scale(0.1, 100, {"clipper": "TrustClip(ratio=1)"}, True)
+    assert "most of the update" in light
+    assert "Raise `ratio`, or" in light
