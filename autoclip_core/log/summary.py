@@ -32,7 +32,8 @@ class Summary:
     measured: int
     """Steps with a finite observed norm."""
     clip_rate: float
-    """Mean clipped fraction, in [0, 1]; that of the metrics, if they have it."""
+    """Mean clipped fraction, in [0, 1]; that of the metrics, if not each step
+    was recorded."""
     recent_clip_rate: float
     """The same over the last 1000 recorded steps."""
     recent: int
@@ -138,7 +139,9 @@ def summarise(log: StepRecorder) -> Summary:
     return Summary(
         steps=total,
         measured=counts["measured"],
-        clip_rate=logged.get("clip_rate", totals.mean("clipped")),
+        clip_rate=(
+            logged["clip_rate"] if has_rate_of_more(log) else totals.mean("clipped")
+        ),
         recent_clip_rate=advice.mean(recent["clipped"]),
         recent=len(recent),
         mean_scale=totals.mean("scale"),
@@ -162,9 +165,9 @@ def summarise(log: StepRecorder) -> Summary:
 def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
     """Yield the advice about a run; `logged` are the totals that metrics have."""
     totals, counts = log._store.totals, log._store.totals.counts
-    scale, has_rate = totals.mean("scale"), {"steps", "clip_rate"} <= logged.keys()
+    scale = totals.mean("scale")
     yield from advice.advise_on_rate(
-        counts, totals.sums, scale, logged if has_rate else None
+        counts, totals.sums, scale, logged if has_rate_of_more(log) else None
     )
     yield from find_red_lights(
         log._store.steps(),
@@ -178,6 +181,12 @@ def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
     if "nonfinite" in logged and "steps" in logged:
         counts = {name: int(logged[name]) for name in ("nonfinite", "steps")}
     yield from advice.advise_on_nonfinite(counts["nonfinite"], counts["steps"])
+
+
+def has_rate_of_more(log: StepRecorder) -> bool:
+    """Return whether metrics have the clip rate of more steps than were recorded."""
+    logged = log._run_totals()
+    return "clip_rate" in logged and logged.get("steps", 0) > len(log)
 
 
 def norm_quantiles(store: Store, steps: Array) -> tuple[float, float, float]:
