@@ -79,10 +79,15 @@ def assert_like_the_plain_loop(module, callback, epochs=1, rtol=1e-5):
 
 @pytest.mark.parametrize("kind", [Automatic, Manual, Fused])
 def test_a_trainer_clips_as_a_plain_loop_does(tmp_path, kind):
-    module, callback = kind(), ClipCallback(QuantileClip, **QUANTILE)
+    module, calls = kind(), []
+    functions = {"on_clip": lambda decision, names, step: calls.append(step)}
+    callback = ClipCallback(QuantileClip, **QUANTILE, **functions)
     trainer(tmp_path, callback).fit(module)
     assert_like_the_plain_loop(module, callback)
-    assert callback.clippers[0].names == ["global"]
+    [clipper] = callback.clippers
+    assert clipper.names == ["global"]
+    metrics = clipper.metrics()
+    assert len(calls) == round(metrics["clip/clip_rate"] * metrics["clip/steps"])
 
 
 @pytest.mark.parametrize("kind", [Automatic, Manual, Fused])

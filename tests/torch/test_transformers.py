@@ -78,11 +78,24 @@ def logged(run):
     return [entry for entry in run.state.log_history if "grad_norm" in entry]
 
 
+class OnClip(transformers.TrainerCallback):
+    """Listed after a `ClipCallback`, it gives its clipper a function."""
+
+    def __init__(self, callback):
+        self.callback, self.steps = callback, []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.callback.clipper.on_clip = lambda d, names, step: self.steps.append(step)
+
+
 def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path, capsys):
     callback = ClipCallback(QuantileClip, **QUANTILE)
-    run = trainer(tmp_path, callback)
+    on_clip = OnClip(callback)
+    run = trainer(tmp_path, callback, on_clip)
     run.train()
     entries, history = logged(run), []
+    clipped = [e["clip/norm"] > e["clip/norm_after"] for e in entries]
+    assert on_clip.steps == [step for step, flag in enumerate(clipped) if flag]
     assert len(entries) == 6
     for entry in entries:
         assert entry["clip/norm"] == pytest.approx(entry["grad_norm"], rel=1e-4)
