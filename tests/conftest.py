@@ -34,7 +34,7 @@ MODULES = {
     "peers": ("autoclip", "zclip", "smartclip", "pytorch_optimizer", "timm"),
     "trainers": (
         *("trl", "peft", "datasets", "bitsandbytes", "torchao"),
-        *("galore_torch", "apollo_torch", "schedulefree"),
+        *("galore_torch", "apollo_torch", "schedulefree", "deepspeed", "fairscale"),
     ),
 }
 """The modules of each name. `stacks` are trainers and tools around the frameworks,

@@ -129,6 +129,7 @@ LEFT_OUT = {
     "tf/strategy": "all of it is slow",
     "torch/cuda": "it needs a CUDA device",
     "torch/lightning": "all of it is slow",
+    "trainers/engines": "`make trainers` runs it",
     "trainers/optimizers": "`make trainers` runs it",
     "trainers/peft": "`make trainers` runs it",
     "trainers/trl": "`make trainers` runs it",
