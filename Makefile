@@ -43,7 +43,7 @@ quick: .venv/.test  ## test what changed since the last commit, or FOLDER=autocl
 
 # Other packages import these if they are installed, so they have their own environment.
 # `-W default`: they warn at import.
-trainers: .venv/.trainers  ## test with TRL, PEFT and optimizers of other projects
+trainers: .venv/.trainers  ## test with TRL, PEFT, DeepSpeed and other optimizers
 	OMP_NUM_THREADS=1 AUTOCLIP_TEST=core,torch,trainers \
 	  .venv/trainers/bin/python -m pytest -W default tests/trainers --durations=5
 
@@ -133,6 +133,7 @@ clean:  ## remove build results and caches, except .venv
 
 .venv/.trainers: .venv/.pip pyproject.toml
 	$(BIN)/python -m venv .venv/trainers
+	.venv/trainers/bin/python -m pip install --constraint constraints.txt pip
 	.venv/trainers/bin/python -m pip install --constraint constraints.txt \
 	  --editable '.[torch]' --group test --group trainers
 	@touch $@
