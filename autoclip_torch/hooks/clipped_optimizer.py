@@ -12,7 +12,12 @@ from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
 from .new_parameters import warn_of_left_out
-from .step_hooks import STEP_METHODS, refuse_step_in_backward
+from .step_hooks import (
+    STEP_METHODS,
+    is_outermost_step,
+    make_hooks_run,
+    refuse_step_in_backward,
+)
 
 _STATE_HOOKS = (
     "register_state_dict_pre_hook",
@@ -22,6 +27,10 @@ _STATE_HOOKS = (
 )
 
 
+_HOOK = "autoclip"
+"""The key of the hooks of a clipped optimizer in the optimizer inside."""
+
+
 class ClippedOptimizer(torch.optim.Optimizer):
     """An optimizer whose `step` clips the gradients first.
 
@@ -29,8 +38,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     schedulers, `GradScaler`, hooks, pickle and deepcopy therefore treat it as that
     optimizer. Its state dict is the state dict of the optimizer inside, with the
     clipper's state under "clipper". It has the other public attributes of the optimizer
-    inside, such as `train` and `eval`. torch's global step hooks run once: in the step
-    of the optimizer inside, after clipping.
+    inside, such as `train` and `eval`. It clips in the step of the optimizer inside,
+    where the hooks of both and torch's global hooks run once.
 
     With SAM, it clips before `first_step` and `second_step`. In `step(closure)`, each
     pass of the closure is clipped.
@@ -70,6 +79,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.__dict__["clipper"] = clipper
         self.__dict__["_is_ready"] = False
         refuse_step_in_backward(optimizer)
+        make_hooks_run(unwrap(optimizer))
         self._check_clipper(optimizer)
         # An optimizer without hooks, such as PostLocalSGDOptimizer, has no defaults.
         defaults = getattr(optimizer, "defaults", {})
@@ -123,19 +133,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
-        kwargs: dict[str, Any] = {}
-        for hook in self._optimizer_step_pre_hooks.values():
-            if (changed := hook(self, args, kwargs)) is not None:
-                args, kwargs = changed
-        loss = type(self)._clip_and_step(*args, **kwargs)
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, args, kwargs)
-        return loss
+        # In each step, and not once: a copied optimizer has no hooks, and its own step
+        # must not clip. A handle of torch would be new to compiled code in each step.
+        inner: Any = unwrap(self.optimizer)
+        before, after = (
+            inner._optimizer_step_pre_hooks,
+            inner._optimizer_step_post_hooks,
+        )
+        before[_HOOK], after[_HOOK] = self._before_step, self._after_step
+        before.move_to_end(_HOOK, last=False)
+        try:
+            return self.optimizer.step(*([] if closure is None else [closure]))
+        finally:
+            del before[_HOOK], after[_HOOK]
 
     # torch does not wrap a step that has this mark. Its wrapper would run the hooks of
-    # this optimizer, which `step` runs, and the global step hooks, which the optimizer
-    # inside runs.
+    # this optimizer, and the global step hooks, which the optimizer inside runs.
     step.hooked = True  # type: ignore[attr-defined]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -164,10 +177,32 @@ class ClippedOptimizer(torch.optim.Optimizer):
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper.step()
 
-    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Run the hooks before the step, then clip, inside the optimizer's step."""
+        if not is_outermost_step(optimizer):
+            return None
+        args = (self, *args[1:])  # args[0] is the optimizer inside
+        for hook in self._optimizer_step_pre_hooks.values():
+            if (changed := hook(self, args, kwargs)) is not None:
+                args, kwargs = changed
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._clip()
-            return self.optimizer.step()
+            return (optimizer,), {}
+        return (optimizer, self._wrap(closure)), {}
+
+    def _after_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Run the hooks after the step."""
+        if is_outermost_step(optimizer):
+            for hook in self._optimizer_step_post_hooks.values():
+                hook(self, (self, *args[1:]), kwargs)
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that clips after the given one."""
 
         def clipped_closure() -> Any:
             loss = closure()
@@ -175,7 +210,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             self._clip()
             return loss
 
-        return self.optimizer.step(clipped_closure)
+        return clipped_closure
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients.

@@ -41,7 +41,7 @@ class StepHooks(ABC):
         """
         refuse_step_in_backward(optimizer)
         _refuse_other_steps(optimizer)
-        _wrap_step(optimizer)
+        make_hooks_run(optimizer)
         self._optimizer = weakref.ref(optimizer)
         self.steps = 0
         """The steps that were started."""
@@ -131,10 +131,13 @@ def _refuse_other_steps(optimizer: Any) -> None:
         )
 
 
-def _wrap_step(optimizer: Any) -> None:
+def make_hooks_run(optimizer: Any) -> None:
     """Let torch wrap `step`, so that it runs the hooks.
 
     torch does that in `Optimizer.__init__`, which a subclass may leave out.
+
+    Raises:
+      RuntimeError: `step` was replaced on the object before.
     """
     if getattr(type(optimizer).step, "hooked", False):
         return

@@ -16,10 +16,12 @@ from .optimizers import find_innermost
 class TrustOptimizer(ClippedOptimizer):
     """An optimizer whose `TrustClip` acts in the step of the optimizer inside."""
 
-    def _clip_and_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if closure is None:
-            return self.optimizer.step()
-        return self.optimizer.step(closure)
+    def _clip(self) -> None:
+        """Leave that to the hooks of the `TrustClip`."""
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the closure: the hooks of the `TrustClip` wrap it."""
+        return closure
 
     def _check_clipper(self, optimizer: Optimizer) -> None:
         """Accept the clipper: it has checked the optimizer."""

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
 )
 
 from autoclip_core import ParamRatio
-from autoclip_torch import NormClip, QuantileClip, UpdateClipper
+from autoclip_torch import NormClip, QuantileClip, TrustClip, UpdateClipper
 
 LIMIT, STEPS = 1e-3, 3
 SGD = torch.optim.SGD
@@ -279,10 +279,12 @@ def run_hooks(optimizer, layer):
     return ran
 
 
-def test_the_hooks_of_a_step_run_once():
-    """torch's global hooks run in the step of the optimizer inside."""
+@pytest.mark.parametrize("kind", [QuantileClip, TrustClip])
+def test_the_hooks_of_a_step_run_once_and_in_torchs_order(kind):
     layer = Layer()
     plain = run_hooks(SGD(layer.parameters()), layer)
     assert plain == ["global", "before", "after", "end"]
-    clipped = QuantileClip.as_optimizer(SGD(layer.parameters()), 0.5)
-    assert run_hooks(clipped, layer) == ["before", "global", "end", "after"]
+    clipped = kind.as_optimizer(SGD(layer.parameters()))
+    assert run_hooks(clipped, layer) == plain
+    twice = NormClip.as_optimizer(clipped, max_norm=1.0, dry_run=True)
+    assert run_hooks(twice, layer) == plain
