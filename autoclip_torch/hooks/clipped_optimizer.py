@@ -11,13 +11,9 @@ from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
+from .clipped_step import ClippedStep
 from .new_parameters import warn_of_left_out
-from .step_hooks import (
-    STEP_METHODS,
-    is_outermost_step,
-    make_hooks_run,
-    refuse_step_in_backward,
-)
+from .step_hooks import STEP_METHODS, make_hooks_run, refuse_step_in_backward
 
 _STATE_HOOKS = (
     "register_state_dict_pre_hook",
@@ -25,10 +21,6 @@ _STATE_HOOKS = (
     "register_load_state_dict_pre_hook",
     "register_load_state_dict_post_hook",
 )
-
-
-_HOOK = "autoclip"
-"""The key of the hooks of a clipped optimizer in the optimizer inside."""
 
 
 class ClippedOptimizer(torch.optim.Optimizer):
@@ -133,19 +125,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        # In each step, and not once: a copied optimizer has no hooks, and its own step
-        # must not clip. A handle of torch would be new to compiled code in each step.
-        inner: Any = unwrap(self.optimizer)
-        before, after = (
-            inner._optimizer_step_pre_hooks,
-            inner._optimizer_step_post_hooks,
-        )
-        before[_HOOK], after[_HOOK] = self._before_step, self._after_step
-        before.move_to_end(_HOOK, last=False)
-        try:
-            return self.optimizer.step(*([] if closure is None else [closure]))
-        finally:
-            del before[_HOOK], after[_HOOK]
+        return ClippedStep(self).run(closure)
 
     # torch does not wrap a step that has this mark. Its wrapper would run the hooks of
     # this optimizer, and the global step hooks, which the optimizer inside runs.
@@ -176,30 +156,6 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper.step()
-
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]] | None:
-        """Run the hooks before the step, then clip, inside the optimizer's step."""
-        if not is_outermost_step(optimizer):
-            return None
-        args = (self, *args[1:])  # args[0] is the optimizer inside
-        for hook in self._optimizer_step_pre_hooks.values():
-            if (changed := hook(self, args, kwargs)) is not None:
-                args, kwargs = changed
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._clip()
-            return (optimizer,), {}
-        return (optimizer, self._wrap(closure)), {}
-
-    def _after_step(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
-    ) -> None:
-        """Run the hooks after the step."""
-        if is_outermost_step(optimizer):
-            for hook in self._optimizer_step_post_hooks.values():
-                hook(self, (self, *args[1:]), kwargs)
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure that clips after the given one."""

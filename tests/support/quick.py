@@ -61,7 +61,8 @@ TESTS = {
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
-    "torch/amp torch/accelerate torch/in_backward torch/hooks/other_optimizers",
+    "torch/amp torch/accelerate torch/in_backward torch/hooks/other_optimizers "
+    "torch/hooks/timm",
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
     "torch/errors torch/loss "
     "torch/parameters/follow torch/parameters/surgery",

@@ -69,6 +69,21 @@ def plain(count):
     return model, clipper
 
 
+def test_clipping_each_micro_batch_under_fp16_is_refused(tmp_path):
+    """The scaler unscales the gradients only once in an accumulated step."""
+    accelerator = make_accelerator(tmp_path, "fp16")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    model, optimizer = prepared(accelerator)
+    clipper = QuantileClip(model, **QUANTILE)
+    first, second = batches(2)
+    accelerator.backward(loss_of(model, first))
+    clipper.step(scaler=accelerator.scaler, optimizer=optimizer)
+    accelerator.backward(loss_of(model, second))
+    with pytest.raises(RuntimeError, match="when accumulating, call it once"):
+        clipper.step(scaler=accelerator.scaler, optimizer=optimizer)
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "attached"])
 def test_it_clips_once_per_synchronised_step(accelerator, by_hand):
     model, optimizer = prepared(accelerator)
