@@ -37,7 +37,8 @@ EXPLAINED = {
     r"(Decision|Limit|Replay|Suggestion|LoggedNorms|\w+State) lacks (Args|an example)":
         "a result, which users do not create; each of its fields has a docstring",
     r"Policy lacks Args": "a protocol: the classes that derive from it have arguments",
-    r"\.on_\w+ lacks": "a hook, which only the trainer calls; the trainer documents it",
+    r"\.(on_\w+|ClipCallback\.(setup|teardown)) lacks":
+        "a hook, which only the trainer calls; the trainer documents it",
     r"\.ClipCallback\.(state|state_dict|load_state_dict) lacks":
         "the trainer calls it for its checkpoint",
     r"\.(GradientTransformersMixin|KerasMixin)\.\w+ lacks":
