@@ -12,7 +12,7 @@ from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 from .hooks.attachable import Attachable
-from .hooks.clipped_optimizer import ClippedOptimizer
+from .hooks.clipped_optimizer import ClippedOptimizer, check_is_optimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .rows.read import ParametersLike, read_optimizer_groups
@@ -222,5 +222,6 @@ class Clipper(Attachable):
         >>> weight.grad
         tensor([0.6000, 0.8000])
         """
+        check_is_optimizer(optimizer)
         clipper = cls(read_optimizer_groups(optimizer, model), *policy, **keywords)
         return ClippedOptimizer(optimizer, clipper)

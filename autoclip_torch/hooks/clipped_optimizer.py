@@ -23,6 +23,20 @@ _STATE_HOOKS = (
 )
 
 
+def check_is_optimizer(optimizer: Any) -> None:
+    """Refuse what cannot be wrapped, such as a wrapper that is no torch optimizer.
+
+    Raises:
+      TypeError: the argument is not a torch optimizer.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            "; make the optimizer first, then wrap it; clipper.attach accepts a "
+            "wrapper that holds an optimizer"
+        )
+
+
 class ClippedOptimizer(torch.optim.Optimizer):
     """An optimizer whose `step` clips the gradients first.
 
@@ -60,11 +74,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, optimizer: torch.optim.Optimizer, clipper: Any) -> None:
         """Put the clipper in front of the optimizer."""
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer, got "
-                f"{type(optimizer).__name__}; make the optimizer first, then wrap it"
-            )
+        check_is_optimizer(optimizer)
         # The base class creates the hooks. It also sets groups and state, which the
         # properties below ignore until `_is_ready`: those of the optimizer inside stay.
         self.__dict__["optimizer"] = optimizer

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from autoclip_torch import NormClip
+from autoclip_torch import NormClip, QuantileClip
 from autoclip_torch.transformers import ClipCallback
 
 from ..support.language_model import make_model
@@ -54,6 +54,16 @@ def freeze_as_integers(model):
             layer.weight = torch.nn.Parameter(weight, requires_grad=False)
             layer.forward = lambda x, size=size: x.new_zeros(*x.shape[:-1], size)
     return model
+
+
+def test_frozen_integer_weights_are_left_out():
+    model = freeze_as_integers(peft.get_peft_model(make_model(), LORA))
+    clipper = QuantileClip(model, quantile=0.5)
+    backward(model)
+    clipper.step()
+    assert clipper.metrics()["clip/steps"] == 1
+    assert not any("up_proj" in name for name in clipper.names)
+    clipper.load_state_dict(clipper.state_dict())
 
 
 def test_the_trainer_of_hugging_face_clips_adapters(tmp_path):

@@ -213,6 +213,8 @@ def test_an_optimizer_without_hooks_is_refused_and_is_called_an_optimizer():
         NormClip(layer, LIMIT).attach(NoInit(layer.parameters()))
     with pytest.raises(TypeError, match=way_out):
         NormClip.as_optimizer(NoInit(layer.parameters()), LIMIT)
+    with pytest.raises(TypeError, match=r"got list; .* clipper\.attach accepts a wra"):
+        NormClip.as_optimizer([layer.weight], LIMIT)
 
 
 @pytest.mark.needs("peers")
