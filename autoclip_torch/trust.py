@@ -191,6 +191,9 @@ class TrustClip(HasCallbacks):
 
         It is seldom needed: both halves follow the optimizer before each step.
 
+        Args:
+          parameters: as in `Clipper.remove_params`.
+
         >>> layer = nn.Linear(2, 1)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.remove_params([layer.bias])

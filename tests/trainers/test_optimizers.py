@@ -70,9 +70,7 @@ def test_every_step_is_clipped(name, how):
         clipper = NormClip(layer, max_norm=LIMIT, scope="global")
         clipper.attach(optimizer)
     elif name == "schedule-free wrapper":  # it is no torch optimizer
-        with pytest.raises(
-            TypeError, match=r"Wrapper; .*clipper\.attach accepts"
-        ):
+        with pytest.raises(TypeError, match=r"Wrapper; .*clipper\.attach accepts"):
             NormClip.as_optimizer(optimizer, max_norm=LIMIT)
         return
     else:
