@@ -1,11 +1,18 @@
-"""Reads the rows of a table in text: separated by comma, semicolon, tab or spaces."""
+"""Reads the rows of a table in text, whose cells a delimiter or white space separates.
+
+A table that Markdown, psql or PrettyTable wrote has bars between its cells.
+"""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 
 from .cells import is_empty, is_number
 
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
+
+RULE = re.compile(r"[-+=|: ]+")
+"""A line that only separates the rows of a table with bars."""
 
 MAX_WORDS = 8
 """Number of words in the name of a column, at most."""
@@ -66,7 +73,22 @@ def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     if delimiter == " ":
         words = (line.lstrip().removeprefix("#").split() for line in lines)
         return (cells for cells in words if cells)
+    if delimiter == "|":
+        stripped = (line.strip() for line in lines)
+        rows = (line for line in stripped if line and not RULE.fullmatch(line))
+        return ([cell.strip() for cell in split_bars(row)] for row in rows)
     return read_csv_cells(lines, delimiter)
+
+
+def split_bars(line: str) -> list[str]:
+    """Return the cells between bars; a bar at either end is left out.
+
+    >>> split_bars("| step | norm |"), split_bars("0|1.5|")
+    ([' step ', ' norm '], ['0', '1.5', ''])
+    """
+    if line.startswith("|") and line.endswith("|"):
+        line = line[1:-1]
+    return line.split("|")
 
 
 def read_csv_cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:

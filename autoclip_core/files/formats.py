@@ -19,6 +19,7 @@ from .collect import Row
 from .csv_rows import guess_delimiter, read_csv_rows, split_rows
 from .json_rows import flatten, load_json, read_document, read_json_lines
 from .log_rows import list_log_names, read_log_rows
+from .names import base_name, rank_name
 from .open_file import HEAD, open_lines, read_head, refuse_binary
 
 SAMPLE = 20
@@ -71,9 +72,21 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
         name = mlflow_name(path)
         return Source("MLflow metric", lambda: read_mlflow_rows(open_lines(file), name))
     delimiter = guess_delimiter(lines)
-    if delimiter:
+    if delimiter and not is_log(lines, delimiter, column):
         return csv_source(file, lines, delimiter)
     return log_source(file, column)
+
+
+def is_log(lines: list[str], delimiter: str, column: str | None) -> bool:
+    """Return whether lines that look like a table are what a script printed.
+
+    The commas may be those of thousands, or stand between a name and the next. Then no
+    column is named as the norm, and a norm stands behind its name in a line.
+    """
+    header = next(split_rows(lines, delimiter))
+    if any(rank_name(name) is not None or base_name(name) == column for name in header):
+        return False
+    return any(True for _ in read_log_rows(lines, column))
 
 
 def rewound(file: BinaryIO, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
@@ -167,7 +180,7 @@ def csv_source(file: BinaryIO, lines: list[str], delimiter: str) -> Source:
       delimiter: what separates its cells.
     """
     names, *rows = split_rows(lines, delimiter)
-    kind = {" ": "table", "\t": "TSV"}.get(delimiter, "CSV")
+    kind = {" ": "table", "|": "table", "\t": "TSV"}.get(delimiter, "CSV")
     if names == ["Wall time", "Step", "Value"]:
         kind = "TensorBoard CSV"
     if any(" - " in name and name.endswith("__MAX") for name in names):

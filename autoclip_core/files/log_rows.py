@@ -1,7 +1,8 @@
 """Reads what a training script printed, by one rule for every project.
 
 A name of a gradient norm, then a number, is a norm. "step" or "iteration", then a whole
-number, is its step; it may stand on an earlier line.
+number, is its step; it may stand on an earlier line. A progress bar shows a norm more
+than once.
 """
 
 import re
@@ -61,8 +62,20 @@ STEP = re.compile(
 
 STEP_FOLDERS = ("train/", "trainer/", "training/")
 
+BAR = re.compile(r"\b(\d+)/(\d+) \[\d")
+"""The count of a progress bar, such as "3/40 [00:02<00:25"."""
+
 LEVELS = {"info", "debug", "warning", "train", "trainer"}
 """Words of a logger that may stand directly before a name."""
+
+NEUTRAL = LEVELS | {
+    *("the", "a", "an", "and", "with", "of", "at", "has", "its", "current", "this"),
+    *("total", "global", "overall", "model", "training", "optimizer", "l2", "step"),
+}
+"""Words before a name that do not change what it names."""
+
+RECENT_ROWS = 256
+"""Number of rows among which a row of the same step is a repetition."""
 
 
 def read_log_rows(
@@ -78,7 +91,8 @@ def read_log_rows(
     [{'step': '7', 'norm': '0.31'}]
     """
     named = find_named(column) if column else None
-    step, previous = None, None
+    step, bar = None, ProgressBar()
+    recent: dict[tuple[str, ...], None] = {}
     for line in lines:
         if "\x1b" in line:
             line = COLOR.sub("", line)
@@ -87,10 +101,52 @@ def read_log_rows(
         norms = named(line) if named else find_norms(line, lower)
         if not norms:
             continue
+        if step is None and (count := BAR.search(line)):
+            yield from bar.add(int(count[1]), int(count[2]), norms)
+            continue
+        yield from bar.flush()
         row = {**({"step": step} if step else {}), **norms}
-        if step is None or row != previous:  # each rank may print the same line
+        key = tuple(row.values())
+        if step is None or key not in recent:  # each rank may print the same line
             yield row
-        previous, step = row, None
+            recent[key] = None
+            if len(recent) > RECENT_ROWS:
+                del recent[next(iter(recent))]
+        step = None
+    yield from bar.flush()
+
+
+class ProgressBar:
+    """Yields the norms of a progress bar once for each count: the last that it shows.
+
+    A bar is drawn again when it advances, with the norms of the step before. A bar that
+    has norms at the count 0 shows those of the last step twice.
+    """
+
+    def __init__(self) -> None:
+        self._count = -1
+        self._norms: dict[str, str] | None = None
+        self._last: dict[str, str] | None = None
+        self._begins_at_0 = False
+
+    def add(
+        self, count: int, total: int, norms: dict[str, str]
+    ) -> Iterator[dict[str, str]]:
+        """Add a drawing of the bar; yield the norms of the count before."""
+        if count != self._count:
+            yield from self.flush()
+            if count < self._count or self._count < 0:
+                self._begins_at_0 = count == 0
+            self._count = count
+        is_repetition = count == total and self._begins_at_0 and norms == self._last
+        self._norms = None if is_repetition else norms
+
+    def flush(self) -> Iterator[dict[str, str]]:
+        """Yield the norms of the last count."""
+        if self._norms is not None:
+            yield self._norms
+            self._last = self._norms
+        self._norms = None
 
 
 def find_norms(line: str, lower: str) -> dict[str, str]:
@@ -122,8 +178,10 @@ def find_norm_name(phrase: str) -> str | None:
 
     >>> find_norm_name("INFO grad norm"), find_norm_name("Train l2_norm/grad/global")
     ('grad norm', 'l2_norm/grad/global')
-    >>> find_norm_name("params norm"), find_norm_name("loss_scale")
+    >>> find_norm_name("params norm"), find_norm_name("max gradient norm")
     (None, None)
+    >>> find_norm_name("the gradient norm"), find_norm_name("post-clip grad norm")
+    ('gradient norm', 'post-clip grad norm')
     """
     words = phrase.split()
     name = words.pop()
@@ -134,6 +192,8 @@ def find_norm_name(phrase: str) -> str | None:
             break
         name = f"{words.pop()} {name}"
     is_alone = not words or words[-1].lower() in LEVELS
+    if has_both(name) and words and words[-1].lower() not in NEUTRAL:
+        name = f"{words[-1]} {name}"  # such as "embedding", "max" or "clipped"
     if rank_name(name) in (None, 4) or not (is_alone or has_both(name)):
         return None
     return name

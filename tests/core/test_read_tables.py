@@ -46,6 +46,22 @@ TABLES = {
         "table",
     ),
     "np.savetxt with a header": ("# step grad_norm\n0 1.5\n10 2.25\n20 8.0\n", "table"),
+    "Markdown": (
+        "| step | loss | grad_norm |\n|---|:-:|---|\n| 0 | 3 | 1.5 |\n"
+        "| 10 | | 2.25 |\n| 20 | 3 | 8 |\n",
+        "table",
+    ),
+    "psql": (
+        " step | grad_norm\n------+----------\n   0 |  1.5\n  10 | 2.25\n  20 | 8\n",
+        "table",
+    ),
+    "PrettyTable": (
+        "+------+-----------+\n| step | grad_norm |\n+======+===========+\n"
+        "|    0 |       1.5 |\n|   10 |      2.25 |\n|   20 |         8 |\n"
+        "+------+-----------+\n",
+        "table",
+    ),
+    "bars without white space": ("step|grad_norm\n0|1.5\n10|2.25\n20|8\n", "table"),
     "decimal comma": ("step;grad_norm\n0;1,5\n10;2,25\n20;8,0\n", "CSV"),
     "decimal comma in quotes": (
         'step,grad_norm\n0,"1,5"\n10,"2,25"\n20,"8,0"\n',
