@@ -15,6 +15,7 @@ from .hooks.attachable import Attachable
 from .hooks.clipped_optimizer import ClippedOptimizer, check_is_optimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
+from .hooks.new_parameters import warn_of_left_out
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
 from .step.amp import check_unscaled, record_step, share_overflow, unscale_once
@@ -174,7 +175,8 @@ class Clipper(Attachable):
         """
         if not torch.compiler.is_compiling():
             self._refuse_if_attached()
-            self._follow()
+            given = None if optimizer is None else unwrap(optimizer)
+            warn_of_left_out(self._follow(given))
         if loss is not None:
             self.observe_loss(loss)
         if scaler is None and optimizer is None:

@@ -36,6 +36,11 @@ class Comparison:
         """The optimizer that was the first argument, if it still exists."""
         return None if self._optimizer is None else self._optimizer()
 
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Compare with an optimizer from now on."""
+        self._optimizer = weakref.ref(optimizer)
+        self.accept_optimizers([optimizer])
+
     def accept_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Compare later with the parameters that the optimizers step now."""
         self._stepped = Members(_list_stepped(optimizers))

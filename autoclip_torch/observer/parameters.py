@@ -14,6 +14,7 @@ from autoclip_torch.rows.read import ParametersLike, read_groups
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.rows.sources import find_restarted, find_source_rows
 from autoclip_torch.step.stepper import Stepper
+from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
 
 from .comparison import Comparison
@@ -165,15 +166,28 @@ class MeasuredParameters(ABC):
         self._comparison = Comparison(given if is_optimizer else None)
         self._shapes = _list_shapes(self._stepper.rows)
 
-    def _follow(self) -> None:
-        """Take over what has changed since the last step of a clipper by hand."""
-        if (optimizer := self._comparison.optimizer) is not None:
-            self._follow_optimizer(optimizer)
-            return
+    def _follow(self, given: Optimizer | None = None) -> list[NamedParameter]:
+        """Take over what has changed since the last step of a clipper by hand.
+
+        Args:
+          given: the optimizer that `step` received. It is compared from then on if it
+            steps all trained parameters.
+
+        Returns:
+          As `_follow_optimizer`.
+        """
+        optimizer = self._comparison.optimizer
+        if given is not None and given is not optimizer:
+            trained = {id(p) for p in self.parameters if p.requires_grad}
+            if trained and trained <= stepped_parameter_ids(given):
+                self._comparison.adopt(optimizer := given)
+        if optimizer is not None:
+            return self._follow_optimizer(optimizer)
         present = self._comparison.compare_with_modules(self._groups)
         self._take_over(present)
         if present is not None:
             self._comparison.accept_modules(self._groups)
+        return []
 
     def _follow_optimizer(self, *optimizers: Optimizer) -> list[NamedParameter]:
         """Take over what has changed in the optimizers since the last step.

@@ -21,6 +21,7 @@ from ...support.account import POLICIES
 
 POLICY, threshold_of = POLICIES["quantile"]
 LR = 0.1
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 class Net(nn.Module):
@@ -66,7 +67,9 @@ class Run:
                 rng = torch.Generator().manual_seed(100 * self.steps + place)
                 p.grad = torch.randn(p.shape, generator=rng) * 3 ** (self.steps % 4)
             raw = {key: p.grad.clone() for key, p in self.trained.items()}
-            if self.way.startswith("by hand"):
+            if self.way == "by hand, scaler":
+                self.clipper.step(scaler=SCALER, optimizer=self.optimizer)
+            elif self.way.startswith("by hand"):
                 self.clipper.step()
             self.optimizer.step()
             self.check(raw)
@@ -92,6 +95,7 @@ WAYS = {
     "by hand, groups": lambda run: Clipper(
         [{"params": run.model.body}, {"params": run.model.head}], POLICY
     ),
+    "by hand, scaler": lambda run: Clipper(list(run.trained.values()), POLICY),
     "by hand, optimizer": lambda run: Clipper(run.optimizer, POLICY),
     "attached, model": lambda run: run.attach(run.model),
     "attached, optimizer": lambda run: run.attach(run.optimizer),
@@ -158,13 +162,22 @@ def appended(run):
     run.optimizer.param_groups[0]["params"].append(run.model.head.extra)
 
 
-CHANGES = [replaced, assigned, grown, new_head, gone, added, appended]
+def adapted(run):
+    """The head is inside an adapter: its parameters have other names."""
+    run.model.head = nn.Sequential(run.model.head, nn.Linear(2, 2))
+    run.trained["adapter"] = run.model.head[1].weight
+    run.model.head[1].bias = None
+    run.optimizer.add_param_group({"params": run.model.head[1].parameters()})
+
+
+CHANGES = [replaced, assigned, grown, new_head, gone, added, appended, adapted]
+LISTS = ("attached, list", "attached, names", "by hand, scaler")
 
 
 def is_followed(way, change):
     if way == "by hand, groups":  # a layer that is replaced was not given by name
-        return change is not new_head
-    return not (way in ("attached, list", "attached, names") and change in CHANGES[-2:])
+        return change not in (new_head, adapted)
+    return not (way in LISTS and change in (added, appended, adapted))
 
 
 CASES = [(w, c) for w in WAYS for c in CHANGES if is_followed(w, c)]
