@@ -26,11 +26,12 @@ from .observer.undo import undo_on_error
 from .rows.settings import StepCallback
 from .state.compatibility import check_has_halves
 from .update import UpdateClipper, check_model
+from .update_step.halves import HasHalves
 from .update_step.optimizers import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
 
 
-class TrustClip(HasCallbacks):
+class TrustClip(HasHalves, HasCallbacks):
     """Clip the gradient at its recent quantile, and bound the update by the weights.
 
     There is no number to choose. Two limits act inside `optimizer.step()`:
@@ -185,24 +186,6 @@ class TrustClip(HasCallbacks):
         """
         self._filter.reset()
         self._bound.reset()
-
-    def remove_params(self, parameters: Any) -> None:
-        """Remove parameters from both halves, as `Clipper.remove_params`.
-
-        It is seldom needed: both halves follow the optimizer before each step.
-
-        Args:
-          parameters: as in `Clipper.remove_params`.
-
-        >>> layer = nn.Linear(2, 1)
-        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> clipper.remove_params([layer.bias])
-        >>> clipper.names
-        ['weight']
-        """
-        with undo_on_error(self._halves):
-            for half in self._halves:
-                half.remove_params(parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both halves: tensors and plain Python.

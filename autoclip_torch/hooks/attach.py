@@ -42,7 +42,7 @@ class Attachment(StepHooks):
         self._chain.add(clipper, optimizer)
         super().__init__(optimizer)
         if not is_trust_clip:  # its other half is checked
-            SWAP_CHECK.add(clipper, self)
+            SWAP_CHECK.add(clipper, optimizer)
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""

@@ -43,12 +43,9 @@ class StepHooks(ABC):
         _refuse_other_steps(optimizer)
         make_hooks_run(optimizer)
         self._optimizer = weakref.ref(optimizer)
-        self.steps = 0
-        """The steps that were started."""
-        self.is_in_step = False
         self._hooks = [
-            optimizer.register_step_pre_hook(self._start_step),
-            optimizer.register_step_post_hook(self._end_step),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
         ]
 
     @classmethod
@@ -72,19 +69,6 @@ class StepHooks(ABC):
     def __reduce__(self) -> Any:
         """Copy this object as None, because the copied optimizer has no hooks."""
         return type(None), ()
-
-    def _start_step(
-        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]] | None:
-        if not torch.compiler.is_compiling():  # a new count would compile again
-            self.steps += 1
-            self.is_in_step = True
-        return self._before_step(optimizer, args, kwargs)
-
-    def _end_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.is_in_step = False
-        self._after_step(optimizer, args, kwargs)
 
     @abstractmethod
     def _before_step(
@@ -163,10 +147,19 @@ def is_outermost_step(optimizer: Optimizer) -> bool:
     """
     if torch.compiler.is_compiling():  # traced code has no frames
         return True
+    return _count_calls(optimizer) < 2
+
+
+def is_in_step(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer's `step` is running, in eager code."""
+    return _count_calls(optimizer) > 0
+
+
+def _count_calls(optimizer: Optimizer) -> int:
     calls = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer:
             calls += 1
         frame = frame.f_back
-    return calls < 2
+    return calls

@@ -13,6 +13,9 @@ from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.members import Members, find_places
 from autoclip_torch.rows.read import read_again, read_optimizer_groups
 
+_MEMBERS_PER_STEP = 512
+"""So many members of modules are compared in a step, on average, or fewer."""
+
 
 class Comparison:
     """What an optimizer stepped, and what the modules held, at the last comparison.
@@ -29,6 +32,7 @@ class Comparison:
         self._stepped: Members | None = None
         self._containers: Sequence[Any] = ()
         self._members: Members | None = None
+        self._steps, self._interval = 0, 1
         self._removed: list[Tensor] = []
 
     @property
@@ -60,6 +64,7 @@ class Comparison:
             for members in (module._modules, module._parameters)
         ]
         self._members = Members(self._containers)
+        self._interval = 1 + self._members.count // _MEMBERS_PER_STEP
 
     def leave_out(self, parameters: Iterable[Tensor]) -> None:
         """Leave out parameters that the clipper gave up, while others hold them."""
@@ -71,9 +76,15 @@ class Comparison:
         self._removed = [each for each in self._removed if id(each) not in ids]
 
     def compare_with_modules(self, groups: Sequence[Group]) -> Present | None:
-        """Return the parameters that the modules have now, or None if none changed."""
-        if self._members is not None and self._members.are_in(self._containers):
-            return None
+        """Return the parameters that the modules have now, or None if none changed.
+
+        Modules with many members are compared in every few steps.
+        """
+        self._steps += 1
+        if self._members is not None:
+            is_due = self._steps % self._interval == 0
+            if not is_due or self._members.are_in(self._containers):
+                return None
         if not any(map(_follows_module, groups)):
             return None
         candidates = [each for group in read_again(groups) for each in group.parameters]

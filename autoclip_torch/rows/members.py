@@ -22,6 +22,11 @@ class Members:
         self._all = list(chain.from_iterable(self.lists))
 
     @property
+    def count(self) -> int:
+        """How many members there are."""
+        return len(self._all)
+
+    @property
     def ids(self) -> set[int]:
         """The id of each member."""
         return set(map(id, self._all))

@@ -27,7 +27,7 @@ class UpdateHooks(StepHooks):
         self._clipper = clipper
         self._stepper = stepper
         super().__init__(optimizer)
-        SWAP_CHECK.add(clipper, self)
+        SWAP_CHECK.add(clipper, optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)

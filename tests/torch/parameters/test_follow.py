@@ -226,6 +226,18 @@ def test_a_copy_follows_its_own_model(way):
         each.take(2)
 
 
+def test_a_model_of_many_modules_is_compared_in_every_second_step():
+    model = nn.ModuleList(nn.Linear(1, 1) for _ in range(200))  # 801 members
+    clipper = Clipper(model, Fixed(1.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clipper.step()
+    model[0].weight = nn.Parameter(torch.ones(1, 1))
+    for _ in range(2):
+        clipper.step()
+    assert clipper.parameters[0] is model[0].weight
+
+
 def test_parameters_that_no_clipper_has_warn_and_are_named():
     run = Run("attached, names")
     run.take(1)
