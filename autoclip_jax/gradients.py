@@ -57,7 +57,7 @@ def measure_norms(
         return divisor * root(_sum_squares(rows, parts, divisor, axis_name))
 
     def root(sums: Array) -> Array:
-        norms = square_root(sums, jnp)
+        norms: Array = square_root(sums, jnp)
         return norms if sizes is None else to_rms(norms, sizes, jnp)
 
     # Outside of a trace, `cond` would compile its branches again in every step.

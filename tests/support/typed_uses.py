@@ -25,12 +25,15 @@ from autoclip_jax import (
     clip_by_policy,
     clip_by_quantile,
     clip_metrics,
+    row_names,
     skip_steps,
     trust_clip,
 )
 from autoclip_tf import Clipper as KerasClipper
 from autoclip_tf import QuantileClip as KerasQuantileClip
+from autoclip_tf import clippers_of
 from autoclip_tf.callbacks import ClipLogger
+from autoclip_tf.find_clippers import AnyClipper
 from autoclip_torch import (
     AGC,
     ClippedOptimizer,
@@ -69,6 +72,15 @@ AGC(model.parameters(), 0.01, exclude="head")
 AGC(model.parameters(), 0.01, scale_only=["*.head.*"])
 ValueClip(model, 0.5).step()
 send(clipper.metrics)
+
+
+def look(decision: Decision, names: list[str], step: int) -> None:
+    """Print the row of the largest norm."""
+    print(step, names[int(decision.norm.argmax())])
+
+
+clipper.on_clip = clipper.on_skip = look
+QuantileClip(model, 0.9, on_clip=look, on_skip=print)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 assert_type(clipper.attach(optimizer), Attachment)
 assert_type(QuantileClip.as_optimizer(optimizer, 0.9), ClippedOptimizer)
@@ -89,9 +101,13 @@ assert_type(keras_clip.metrics(), dict[str, float])
 assert_type(keras_clip.decision, Decision)
 KerasClipper(policy, exclude="head", scale_only="body", dry_run=True)
 ClipLogger()
+ClipLogger([keras_clip])
+assert_type(clippers_of(None), list[AnyClipper])
 
 assert_type(clip_by_quantile(0.9), optax.GradientTransformationExtraArgs)
 assert_type(clip_metrics(()), dict[str, jax.Array])
+assert_type(row_names((), scope="unit"), list[str])
+clip_metrics((), row_names((), labels={"bias": 1}))
 clip_by_policy(policy, scope="global", axis_name="data")
 skipping = skip_steps(optax.adam(1e-3), policy, max_consecutive=5)
 assert_type(skipping, optax.GradientTransformationExtraArgs)
