@@ -206,7 +206,7 @@ class ClipLog(StepRecorder):
 
         >>> import pathlib, tempfile
         >>> log = ClipLog(settings={"policy": "Fixed(2.0)"})
-        >>> log.record(norm=4.0, threshold=2.0)
+        >>> log.record(norm=1.0, threshold=2.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     log.to_jsonl(path := pathlib.Path(folder, "run.jsonl"))
         ...     path.read_text().splitlines()[0]

@@ -120,6 +120,13 @@ class StepRecorder(StepColumns):
 
         Args:
           metrics: the metrics, or a function that returns them.
+
+        >>> from autoclip_core import ClipLog
+        >>> log = ClipLog()
+        >>> log.record({"clip/norm": 1.0, "clip/threshold": 2.0, "clip/steps": 1})
+        >>> log.read_later({"clip/steps": 50})
+        >>> log.summary().steps, len(log)
+        (50, 1)
         """
         self._unread = metrics
 
