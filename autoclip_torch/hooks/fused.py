@@ -30,9 +30,9 @@ _FUSED = (
 
 def is_fused(optimizer: Optimizer) -> bool:
     """Return whether the optimizer's kernel uses `grad_scale` and `found_inf`."""
-    # A copied or unpickled optimizer lacks torch's mark, and has the same kernel.
-    is_capable = getattr(optimizer, "_step_supports_amp_scaling", False)
-    is_capable |= isinstance(optimizer, _FUSED)
+    is_capable = getattr(optimizer, "_step_supports_amp_scaling", None)
+    if is_capable is None:  # torch's mark is lost in a copy, which has the same kernel
+        is_capable = isinstance(optimizer, _FUSED)
     return is_capable and all(group.get("fused") for group in optimizer.param_groups)
 
 

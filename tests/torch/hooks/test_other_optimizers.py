@@ -262,6 +262,27 @@ def test_a_copied_fused_optimizer_scales_in_its_kernel(kind, how):
     assert torch.equal(layer.weight.data, before)
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copied_fused_optimizer_steps_under_a_scaler_as_the_first_one(how):
+    layer = Layer()
+    first = layer, torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    weights = []
+    for layer, optimizer in (COPIES[how](first), first):
+        clipper = QuantileClip(layer, quantile=0.5, scope="global")
+        clipper.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for size in (1.0, 3.0, float("inf"), 2.0):
+            layer.weight.grad = None
+            loss = layer(torch.tensor([[3.0, 4.0]]) * size).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(layer.weight.detach())
+        ring = clipper.state_dict()["states"][0]["ring"][0, :3]
+        assert ring.tolist() == pytest.approx([5.0, 15.0, 10.0])
+    torch.testing.assert_close(*weights)
+
+
 # Hooks for the steps of every optimizer.
 
 
