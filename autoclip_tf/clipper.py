@@ -77,6 +77,8 @@ class Clipper(PolicyClipper):
         pairs = list(grads_and_vars)
         if not self.built:
             self.build([variable for _, variable in pairs])
+        if not pairs and not self.built:
+            return []
         rows = self._built_rows()
         parts = {}
         for index, (gradient, variable) in enumerate(pairs):

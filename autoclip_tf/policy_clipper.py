@@ -94,7 +94,7 @@ class PolicyClipper(StatefulTransformer):
         step if a variable may have no gradient in that step.
 
         Args:
-          variables: all the variables that can occur.
+          variables: all the variables that can occur; without any, nothing is built.
           make: from a name and an initial value to a variable of the state.
 
         Raises:
@@ -108,8 +108,9 @@ class PolicyClipper(StatefulTransformer):
         >>> len(clip.names), clip.metrics()["clip/steps"]
         (1, 0.0)
         """
-        self._build_without_later(variables, make)
-        self._add_later_variables(make)
+        if variables:
+            self._build_without_later(variables, make)
+            self._add_later_variables(make)
 
     def _build_without_later(
         self, variables: Sequence[Any], make: MakeVariable

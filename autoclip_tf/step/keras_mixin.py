@@ -40,7 +40,13 @@ class KerasMixin(GradientTransformersMixin):
             raise ValueError(format_error("an update clipper", rule, name, way_out))
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
-        """Return a new variable, updated by one replica: all have the same gradient."""
+        """Return a new variable, updated by one replica: all have the same gradient.
+
+        Its name is unique, because an `.h5` file has one entry per name.
+        """
+        taken = {variable.name for variable in self._variables}  # type: ignore[attr-defined]
+        candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken))))
+        name = next(each for each in candidates if each not in taken)
         return self.add_variable(  # type: ignore[attr-defined]
             shape=value.shape,
             initializer=constant_initializer(value),

@@ -79,8 +79,11 @@ class GradientTransformersMixin:
         In this order, a checkpoint of the same optimizer without clippers is the
         beginning of a checkpoint with them. The variables that earlier versions lack
         come last, after those of all clippers.
+
+        Without variables, the optimizer is left unbuilt. Keras calls this so to load an
+        `.h5` file, or a model whose layers are all frozen. The first step then builds.
         """
-        if self._own_variable_count is not None:
+        if self._own_variable_count is not None or not variables:
             return
         super().build(variables)  # type: ignore[misc]
         self._own_variable_count = len(self._variables)  # type: ignore[attr-defined]

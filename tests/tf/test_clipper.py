@@ -335,6 +335,8 @@ def test_a_repr_shows_what_differs_from_the_defaults_and_the_rows_once_built():
 
 def test_a_clipper_without_variables_asks_for_build():
     clip = QuantileClip()
+    clip.build([])
+    assert clip([]) == []
     for read in (clip.metrics, clip.reset, lambda: clip.decision, lambda: clip.names):
         with pytest.raises(ValueError, match=r"build\(model.trainable_variables\)"):
             read()

@@ -339,6 +339,34 @@ def mixed_precision():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")  # also without clippers
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("form", ["h5", "keras"])
+def test_a_model_is_loaded_without_variables_to_clip(form, is_frozen, tmp_path):
+    """Keras builds the optimizer of such a model for no variables (keras#16833).
+
+    The clippers are then built in the first step, also in a wrapped optimizer.
+    """
+    x, y = np.ones((4, 2)), np.zeros((4, 1))
+    how = {"loss": keras.losses.MeanSquaredError(), **MODES["eager"]}
+    clips = [TrustClip(), QuantileClip(0.5)]
+    optimizer = Adam(0.01, gradient_transformers=clips)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.trainable = not is_frozen
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer), **how)
+    model.fit(x, y, verbose=0)
+    path = tmp_path / f"model.{form}"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    loaded.layers[-1].trainable = True
+    loaded.compile(loaded.optimizer, **how)
+    loaded.fit(x, y, verbose=0)
+    is_kept = (form, is_frozen) == ("keras", False)
+    for clip in loaded.optimizer.inner_optimizer.gradient_transformers:
+        assert clip.metrics()["clip/steps"] == 1 + is_kept
+
+
 @pytest.mark.usefixtures("mixed_precision")
 def test_a_model_of_mixed_precision_is_fitted_and_saved(tmp_path):
     clip = QuantileClip(0.5, scope="global")
