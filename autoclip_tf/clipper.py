@@ -8,9 +8,11 @@ from keras import ops
 
 from .gradients.parts import Part, scale_all
 from .gradients.rows import Rows
+from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
 from .step.optimizer_mixin import Pair
+from .step.replicas import warn_if_before_sum
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
@@ -56,13 +58,16 @@ class Clipper(PolicyClipper):
     (array([0.6, 0.8], dtype=float32), array([5.], dtype=float32))
     """
 
+    _is_placed = False
+    """Whether the first call was checked for its place, before or after the sum."""
+
     @without_autograph
     def __call__(self, grads_and_vars: Iterable[Pair]) -> list[Pair]:
         """Take one step: measure, decide, record, and return the scaled pairs.
 
         Args:
           grads_and_vars: pairs of a gradient (dense, `tf.IndexedSlices`, or None) and
-            its variable.
+            its variable. A sparse gradient of JAX or torch becomes dense.
 
         Returns:
           The pairs in the same order. A gradient within its limit is unchanged bit for
@@ -75,6 +80,9 @@ class Clipper(PolicyClipper):
         [2.0]
         """
         pairs = list(grads_and_vars)
+        if not self._is_placed:
+            warn_if_before_sum(type(self).__name__)
+            self._is_placed = True
         if not self.built:
             self.build([variable for _, variable in pairs])
         if not pairs and not self.built:
@@ -84,7 +92,8 @@ class Clipper(PolicyClipper):
         for index, (gradient, variable) in enumerate(pairs):
             variable_rows = rows.find_rows(variable)
             if variable_rows is not None and gradient is not None:
-                parts[index] = Part(variable_rows, gradient, tuple(variable.shape))
+                tensor, shape = densify(gradient), tuple(variable.shape)
+                parts[index] = Part(variable_rows, tensor, shape)
         scaled = self._step(list(parts.values()), rows)
         for index, gradient in zip(parts, scaled, strict=True):
             pairs[index] = (gradient, pairs[index][1])

@@ -69,6 +69,16 @@ class SparseGradient:
         return tf.IndexedSlices(values, self.indices, self._dense_shape)
 
 
+def densify(gradient: Tensor) -> Tensor:
+    """Return a sparse gradient of JAX (`BCOO`) or torch as a dense one.
+
+    Any other gradient is returned unchanged; those of TensorFlow stay sparse.
+    """
+    if hasattr(gradient, "todense"):
+        return gradient.todense()
+    return gradient.to_dense() if getattr(gradient, "is_sparse", False) else gradient
+
+
 def can_stay_sparse(units: Units | None, shape: Sequence[int]) -> bool:
     """Return whether each unit is the whole variable or one of its rows."""
     return units is None or 0 not in units.axes or len(units.axes) == len(shape)

@@ -208,6 +208,26 @@ def follow_reference():
     return update_reference.STEPS
 
 
+def clip_sparse():
+    """Return a weight after a step whose sparse gradient [3, 0, 4] is clipped to 1.
+
+    The second index occurs twice.
+    """
+    places, values = np.array([[0], [2], [2]]), np.float32([3, 1, 3])
+    if keras.backend.backend() == "jax":
+        from jax.experimental import sparse
+
+        gradient = sparse.BCOO((values, places), shape=(3,))
+    else:
+        import torch
+
+        indices, values = torch.tensor(places.T), torch.tensor(values)
+        gradient = torch.sparse_coo_tensor(indices, values, (3,))
+    weight = keras.Variable(np.zeros(3, np.float32))
+    SGD(1.0, gradient_transformers=[NormClip(1.0)]).apply([gradient], [weight])
+    return weight.numpy().tolist()
+
+
 def check_backend(folder):
     """Return the result of each check by its name."""
     # `fit` compiles by default on an accelerator. Other tests cover XLA on TensorFlow.
@@ -216,6 +236,7 @@ def check_backend(folder):
     results = last | {"resumed": resumes(model, folder), "accumulated": accumulate(jit)}
     if keras.backend.backend() != "tensorflow":  # `test_update.py` covers it
         results["recorded steps"] = follow_reference()
+        results["sparse"] = clip_sparse()
     if jit:
         results["first epoch"] = first
         _, [results["uncompiled"]] = train(jit=False, epochs=(1,))

@@ -5,6 +5,7 @@ used, and because a failed collective breaks its process. It prints one line of 
 """
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -94,9 +95,37 @@ def opposed_gradients(strategy):
     return float(weight.numpy())
 
 
+def clip_by_hand(strategy):
+    """Return the warnings of a clipper that replicas call before and after the sum."""
+    weight = tf.Variable(0.0)
+    before, after = NormClip(1.0), NormClip(1.0)
+    for clip in (before, after):
+        clip.build([weight])
+
+    def clip_sum(strategy, gradient):
+        after([(strategy.reduce("sum", gradient, axis=None), weight)])
+
+    def step():
+        before([(tf.constant(10.0), weight)])
+        context = tf.distribute.get_replica_context()
+        context.merge_call(clip_sum, args=(tf.constant(10.0),))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strategy.run(step)
+    texts = [str(each.message) for each in caught]
+    return [text for text in texts if "replica function" in text], after.metrics()
+
+
 def main():
     strategy = two_replicas()
-    results = {"opposed": opposed_gradients(strategy)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = {"opposed": opposed_gradients(strategy)}
+    results["false warnings"] = [
+        text for text in (str(w.message) for w in caught) if "replica function" in text
+    ]
+    results["by hand"] = clip_by_hand(strategy)
     scopes = ("global", "parameter", "unit")
     settings = {"momentum": 0.5, "weight_decay": 0.01}
 

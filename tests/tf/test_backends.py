@@ -98,6 +98,12 @@ def test_runs_are_logged_saved_and_observed_once_per_update(backend):
 
 
 @every_backend("jax", "torch")
+def test_a_sparse_gradient_is_clipped_as_a_dense_one(backend):
+    weight = results_on(backend)["sparse"]
+    np.testing.assert_allclose(weight, [-0.6, 0.0, -0.8], rtol=1e-6)
+
+
+@every_backend("jax", "torch")
 def test_a_hundred_recorded_steps_agree_with_the_reference(backend):
     assert results_on(backend)["recorded steps"] == 100
 

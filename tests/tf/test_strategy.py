@@ -29,6 +29,16 @@ def test_gradients_are_clipped_after_the_sum_over_the_replicas():
     assert results()["opposed"] == -1.0  # with global_clipnorm of Keras it is 0
 
 
+def test_a_clip_before_the_sum_over_the_replicas_is_a_warning():
+    """tensorflow#33929. After the sum, and inside an optimizer, there is none."""
+    assert results()["false warnings"] == []
+    texts, metrics = results()["by hand"]
+    assert len(texts) == 1
+    assert "NormClip is called inside the replica function of a strategy" in texts[0]
+    assert "clipper.as_optimizer(keras.optimizers.SGD(0.1))" in texts[0]
+    assert metrics["clip/norm"] == 20.0
+
+
 @pytest.mark.parametrize(
     "name",
     ["global", "parameter", "unit", "update", "eagerly", "update eagerly", "legacy"],
