@@ -171,13 +171,19 @@ def check_uses_present_weights(state: Any) -> None:
       ValueError: the state, or a part of it, is that of such an optimizer.
     """
 
-    def is_refused(part: Any) -> bool:
+    name = find_other_weights(state)
+    if name:
+        raise ValueError(
+            "optimizer must compute its next weights from the present ones, got "
+            f"one with the state {name}; {_WAYS_OUT_OF_OPTIMIZERS[name]}"
+        )
+
+
+def find_other_weights(state: Any) -> str:
+    """Return the name of a state whose optimizer would undo a bound, or ""."""
+
+    def is_found(part: Any) -> bool:
         return type(part).__name__ in _WAYS_OUT_OF_OPTIMIZERS
 
-    for part in jax.tree.leaves(state, is_leaf=is_refused):
-        if is_refused(part):
-            name = type(part).__name__
-            raise ValueError(
-                "optimizer must compute its next weights from the present ones, got "
-                f"one with the state {name}; {_WAYS_OUT_OF_OPTIMIZERS[name]}"
-            )
+    parts = jax.tree.leaves(state, is_leaf=is_found)
+    return next((type(part).__name__ for part in parts if is_found(part)), "")

@@ -30,8 +30,8 @@ def check_state(opt_state: Any) -> None:
     the numbers.
 
     Args:
-      opt_state: the restored state. Clippers are found inside chains, masks, `vmap` and
-        other wrappers.
+      opt_state: the restored state, or an `nnx.Optimizer`. Clippers are found inside
+        chains, masks, `vmap` and other wrappers.
 
     Raises:
       ValueError: the state of a clipper is invalid; the message says where and how. Or
@@ -49,11 +49,19 @@ def check_state(opt_state: Any) -> None:
 got -1.0; restore a valid checkpoint
     """
     for path, state in find_clip_states(opt_state):
-        for member in _split_members(jax.device_get(state)):
+        for member in _split_members(_read_arrays(state)):
             _refuse(find_problems(restore_names(member), path))
     for path, losses in list_states(opt_state, SkipLoss):
-        for member in _split_members(jax.device_get(losses)):
+        for member in _split_members(_read_arrays(losses)):
             _refuse(find_problems(restore_names(member), path, is_signed=True))
+
+
+def _read_arrays(state: Any) -> Any:
+    """Return the state in NumPy; `nnx.Optimizer` has a wrapper around each array."""
+    if isinstance(state, tuple):
+        return type(state)(*map(_read_arrays, state))
+    arrays = jax.tree.leaves(state)
+    return jax.device_get(arrays[0]) if arrays else state
 
 
 def _refuse(problems: Iterator[str]) -> None:

@@ -20,7 +20,7 @@ from .check_state import find_clip_states
 from .rows import Labels, Mask, choose_scope, is_none, repeat_mask
 from .skip_state import SkipState
 from .state import ClipState, restore_names
-from .update_clippers import find_clippers
+from .update_clippers import find_clippers, warn_if_undone
 
 
 def clip_metrics(
@@ -42,6 +42,10 @@ def clip_metrics(
     `optax.identity()` behind it, a clipper of the update has the names `clip/norm` and
     so on. A clipper behind a filter of the gradient, as in
     `optax.chain(optax.zero_nans(), clip_by_quantile(0.9))`, has those of an update.
+
+    A clipper of the update behind `schedule_free`, `lookahead`, `sam`, `cocob` or
+    `madgrad` is a `RuntimeWarning`: they undo its bound, because their next weights do
+    not follow from the present ones.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
@@ -74,6 +78,7 @@ def clip_metrics(
     0.5
     """
     find_clip_states(opt_state)  # raises without a clipper
+    warn_if_undone(opt_state)
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []
     for state, is_update in find_clippers(opt_state):

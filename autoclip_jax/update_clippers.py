@@ -1,11 +1,13 @@
 """Which clippers in an optimizer state clip the update: those behind the optimizer."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from .arguments import find_other_weights
 from .skip_state import SkipState
 from .state import ClipState, TrustState
 
@@ -40,6 +42,29 @@ def find_clippers(
             behind = is_behind or any(changes[:index])
             followed = is_followed or any(changes[index + 1 :])
             yield from find_clippers(link, behind, followed)
+
+
+def warn_if_undone(part: Any) -> None:
+    """Warn if an optimizer before an update clipper in a chain undoes its bound.
+
+    A transformation of a chain does not receive the states of the others, so only the
+    whole state shows it.
+    """
+    for index, link in enumerate(_list_children(part)) if _has_clipper(part) else ():
+        before = _list_children(part)[:index] if _is_chain(part) else []
+        name = find_other_weights(before)
+        if name and any(is_update for _, is_update in find_clippers(link, True)):
+            warnings.warn(
+                f"a clipper of the update stands behind an optimizer with the state "
+                f"{name}, which computes its next weights from weights or sums of its "
+                "own and so undoes the bound; clip inside of it, as in "
+                "optax.contrib.schedule_free(optax.chain(optimizer, clipper), 0.1), or "
+                "clip its gradients: optax.chain(clipper, optimizer)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if not isinstance(link, ClipState):
+            warn_if_undone(link)
 
 
 def _has_transformation(part: Any) -> bool:

@@ -3,9 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from autoclip_core import MeanStd, ParamRatio, ZScore, decide
-from autoclip_jax import clip_by_policy
+from autoclip_core import Fixed, MeanStd, ParamRatio, Quantile, ZScore, decide
+from autoclip_jax import (
+    check_skips,
+    check_state,
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_metrics,
+    skip_steps,
+)
 
 POLICIES = [ZScore(2.0, warmup_steps=2), MeanStd(1.0, log=True, history_length=4)]
 NORMS = [1.0, 1.0, 0.0, 2.0, 40.0, 3.0]
@@ -47,3 +56,31 @@ def test_gradients_through_the_norms_are_finite():
     slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(1.0, params)
     for leaf in jax.tree.leaves(slopes):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-8)  # every update is clipped
+
+
+def test_the_functions_read_the_state_of_an_nnx_optimizer():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    clip = clip_by_policy(Quantile(0.5, history_length=4))
+    tx = skip_steps(optax.chain(clip, optax.sgd(0.1)), Fixed(100.0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for state in (optimizer.opt_state, optimizer):
+        check_state(state)
+        check_skips(state)
+    count = optimizer.opt_state.skip_inner_state[0].clip_policy.policy_count
+    count[...] = count[...] - 1
+    with pytest.raises(ValueError, match=r"counts -1 norms"):
+        check_state(optimizer)
+
+
+def test_a_bound_that_the_optimizer_undoes_is_a_warning():
+    """`schedule_free` computes the weights from those in its state."""
+    bound, params = clip_by_param_ratio(0.01), jnp.ones(2)
+    free = optax.contrib.schedule_free_sgd(0.1)
+    madgrad = optax.masked(optax.contrib.madgrad(0.1), True)
+    for tx in (optax.chain(free, bound), optax.chain(optax.chain(madgrad), bound)):
+        with pytest.warns(RuntimeWarning, match=r"State, which .* undoes the bound"):
+            clip_metrics(tx.init(params))
+    inside = optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), bound), 0.1)
+    for tx in (optax.chain(bound, free), optax.chain(bound, inside)):
+        clip_metrics(tx.init(params))  # a warning would be an error
