@@ -15,7 +15,7 @@ from autoclip_core.loss import (
     init_loss,
 )
 
-from .gradients import average
+from .mesh import average
 from .state import ClipState, array_types, rename_fields, restore_names
 
 

@@ -1,0 +1,56 @@
+"""What one more leaf adds to a compiled step, by scope: operations, but no code."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from autoclip_core import Fixed
+from autoclip_jax import clip_by_param_ratio, clip_by_policy
+
+CLIPPERS = {
+    "global": clip_by_policy(Fixed(1.0), scope="global"),
+    "parameter": clip_by_policy(Fixed(1.0)),
+    "unit": clip_by_policy(Fixed(1.0), scope="unit"),
+    "AGC": clip_by_param_ratio(),
+}
+
+
+def lower(tx, count):
+    """Return a lowered step on so many leaves of one shape."""
+    leaves = [jnp.full((5, 4), i, jnp.float32) for i in range(count)]
+    return jax.jit(tx.update).lower(leaves, tx.init(leaves), leaves)
+
+
+def count_operations(tx, count):
+    """Return how often each operation occurs in the module that XLA receives."""
+    return Counter(re.findall(r" = \"?(\w+\.\w+|call)\b", lower(tx, count).as_text()))
+
+
+@pytest.mark.parametrize(
+    ("scope", "most", "reshapes"),
+    [("global", 20, 0), ("parameter", 33, 1), ("unit", 38, 2), ("AGC", 58, 3)],
+)
+def test_a_leaf_adds_few_operations_and_no_branch(scope, most, reshapes):
+    few, many = (count_operations(CLIPPERS[scope], count) for count in (10, 20))
+    assert few["stablehlo.reduce"]
+    added = {name: (many[name] - few[name]) / 10 for name in many}
+    assert sum(added.values()) <= most, added
+    assert added["stablehlo.case"] == 0
+    # XLA moves a reshape past one operation per pass over the module. With a reshape
+    # in the sum of all leaves, the time to compile grows as the square of their number.
+    assert added.get("stablehlo.reshape", 0) <= reshapes, added
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+def test_xla_compiles_the_same_loops_for_any_number_of_leaves(scope):
+    """XLA compiles equal loops once, and those of leaves of one shape are equal."""
+    loops = []
+    for count in (9, 12):  # XLA fuses what joins up to 8 leaves
+        text = lower(CLIPPERS[scope], count).compile().as_text()
+        bodies = re.findall(r"^%fused_computation\S* .*?^}", text, re.DOTALL | re.M)
+        names = r"%[\w.\-]+|param_[\d.]+|metadata={.*?}"
+        loops.append(len({re.sub(names, "", body) for body in bodies}))
+    assert loops[0] == loops[1] > 0
