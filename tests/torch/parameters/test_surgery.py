@@ -28,7 +28,9 @@ def clipper_of(three, scope, **keywords):
     return clipper
 
 
-@pytest.mark.parametrize("history_length", [8, None])
+@pytest.mark.parametrize(
+    ("history_length", "device"), [(8, None), (None, None), (8, torch.device("cpu"))]
+)
 @pytest.mark.parametrize(
     ("scope", "before", "after"),
     [
@@ -37,10 +39,11 @@ def clipper_of(three, scope, **keywords):
         ("unit", [*"ab", "c[0]", "c[1]"], ["a", "c[0]", "c[1]"]),
     ],
 )
-def test_removed_parameters_leave_no_row(scope, before, after, history_length):
+def test_removed_parameters_leave_no_row(scope, before, after, history_length, device):
     three = parameters(1, 1, 2)
     clipper = clipper_of(three, scope, history_length=history_length)
     assert clipper.names == before
+    clipper._policy_states.move_to(device)
     old = dict(zip(before, clipper.threshold().tolist(), strict=True))
     counts = clipper.state_dict()["tally"]["observed"].tolist()
     clipper.remove_params(three[1])
