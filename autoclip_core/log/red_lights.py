@@ -83,7 +83,8 @@ def warn_of_divergence(
     steps: Array, settings: Mapping[str, str], is_update: bool
 ) -> list[str]:
     """Say that the run diverged or was never healthy, if its norms show it."""
-    table = choose_steps(steps[steps["finite"] | ~np.isfinite(steps["norm"])])
+    is_observed = np.isfinite(steps["norm"]) | ~steps["finite"]
+    table = choose_steps(steps[is_observed])
     diagnosis = diagnose(table["norm"], steps=table["step"])
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return []

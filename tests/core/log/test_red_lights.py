@@ -256,6 +256,9 @@ def test_a_run_that_ends_in_nan_has_a_red_light():
         log.record(norm=norm, threshold=2.0)
     [light] = red_lights(log)
     assert "step 300" in light
+    steps = log._store.steps()
+    steps["finite"][300:] = True  # not observed, such as a frozen layer
+    assert warn_of_divergence(steps, {}, False) == []
 
 
 def test_a_long_run_is_diagnosed_from_a_sample_and_its_latest_steps():
