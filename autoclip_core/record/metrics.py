@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,13 +91,30 @@ def is_of_one_row(step: Step) -> bool:
     return not step.finite or step.clipped == (step.norm > step.threshold)
 
 
-def rows_from_metrics(metrics: Metrics) -> tuple[list[str], Array, Array]:
-    """Return the rows of a `metrics(per_row=True)` dict: names, clipped, observed.
+class RowMetrics(NamedTuple):
+    """The rows in the metrics of a step."""
 
-    Without rows in it, all three are empty.
+    names: list[str]
+    """Their names."""
+    clipped: Array
+    """Whether each was clipped, shape (rows,)."""
+    observed: Array
+    """Whether each had a gradient."""
+    ratios: dict[str, float]
+    """norm / threshold by name, where both are known."""
+
+
+def rows_from_metrics(metrics: Metrics) -> RowMetrics | None:
+    """Return the rows of a `metrics(per_row=True)` dict, or None if it has no rows.
+
+    >>> metrics = {"clip/norm/a": 3.0, "clip/threshold/a": 2.0, "clip/scale/a": 0.5}
+    >>> rows_from_metrics(metrics).ratios
+    {'a': 1.5}
     """
     start = "clip/norm/"
-    names = [name.removeprefix(start) for name in metrics if name.startswith(start)]
+    names = [name[len(start) :] for name in metrics if name.startswith(start)]
+    if not names:
+        return None
     norms, thresholds, scales = (
         np.array([metrics.get(f"clip/{kind}/{name}", default) for name in names], float)
         for kind, default in (("norm", np.nan), ("threshold", np.inf), ("scale", 1.0))
@@ -105,23 +122,8 @@ def rows_from_metrics(metrics: Metrics) -> tuple[list[str], Array, Array]:
     # A skipped update has the scale 0 in every row; `ValueClip` may leave a row above
     # its threshold unchanged.
     clipped = (norms > thresholds) & (scales != 1) & np.isfinite(norms)
-    return names, clipped, ~np.isnan(norms) | (scales != 1)
-
-
-def find_row_ratios(metrics: Metrics) -> dict[str, float]:
-    """Return norm / threshold of each row whose metrics are among the others.
-
-    >>> find_row_ratios({"clip/norm/a": 3.0, "clip/threshold/a": 2.0, "clip/norm": 3.0})
-    {'a': 1.5}
-    """
-    ratios = {}
-    for name, value in metrics.items():
-        if name.startswith("clip/norm/"):
-            row = name.removeprefix("clip/norm/")
-            norm, threshold = (
-                float(value),
-                float(metrics.get(f"clip/threshold/{row}", math.inf)),
-            )
-            if math.isfinite(norm) and 0 < threshold < math.inf:
-                ratios[row] = norm / threshold
-    return ratios
+    is_known = np.isfinite(norms) & np.isfinite(thresholds) & (thresholds > 0)
+    ratios = {
+        names[i]: float(norms[i] / thresholds[i]) for i in np.flatnonzero(is_known)
+    }
+    return RowMetrics(names, clipped, ~np.isnan(norms) | (scales != 1), ratios)

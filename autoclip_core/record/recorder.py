@@ -10,7 +10,6 @@ from .largest import LargeStep, LargestSteps, measure_scale_ratio
 from .metrics import (
     UNOBSERVED,
     Metrics,
-    find_row_ratios,
     is_of_one_row,
     read_totals,
     rows_from_metrics,
@@ -183,22 +182,21 @@ class StepRecorder(StepColumns):
 
     def _keep_totals(self, metrics: Metrics, step: Step) -> Step:
         """Keep the totals of the run; return the step with the flag `dropped`."""
-        names, clipped, observed = rows_from_metrics(metrics)
+        rows = rows_from_metrics(metrics)
         before, totals = self._logged_totals, read_totals(metrics)
-        if len(names) > 1 or (names and self._rows.names):
-            self._rows.add_named(names, clipped, observed)
         self._logged_totals, self._unread = totals, None
         self._offered = int(totals.get("steps", self._offered + 1)) - 1
         if totals.get("steps") == before.get("steps", 0) + 1:
             is_dropped = totals.get("dropped", 0) > before.get("dropped", 0)
             step = step._replace(dropped=is_dropped)
-        rows = find_row_ratios(metrics)
-        self._has_several_rows |= len(names) > 1 or not is_of_one_row(step)
-        if not self._has_several_rows:
-            self._largest.add(self._offered, step)
-        else:
-            ratios = rows or {"": measure_scale_ratio(step)}
-            self._largest.add(self._offered, step, ratios)
+        if rows and (len(rows.names) > 1 or self._rows.names):
+            self._rows.add_named(rows.names, rows.clipped, rows.observed)
+        has_several = len(rows.names) > 1 if rows else not is_of_one_row(step)
+        self._has_several_rows |= has_several
+        ratios = None
+        if self._has_several_rows:
+            ratios = rows.ratios if rows else {"": measure_scale_ratio(step)}
+        self._largest.add(self._offered, step, ratios)
         return step
 
     def _read_totals(self) -> None:
