@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .clipper import Clipper
 from .gradients import sharded
 from .gradients.ranks import find_device
+from .observer.observer import Observer
+from .trust import TrustClip
 
 
-def check_agreement(clipper: Clipper, group: Any = None) -> None:
+def check_agreement(clipper: Observer | TrustClip, group: Any = None) -> None:
     """Raise an error on every rank if the clippers of the ranks differ.
 
     Settings, history, counts and last decision are compared bit by bit. One small
@@ -26,7 +27,7 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     accelerator. Without torch.distributed it does nothing.
 
     Args:
-      clipper: this rank's clipper, after `step()`.
+      clipper: this rank's clipper, `UpdateClipper` or `TrustClip`, after a step.
       group: the ranks that must agree, by default all. The stages of a pipeline agree
         only with scope="global" and a `process_group`; otherwise pass the group of the
         copies of one stage.
@@ -46,7 +47,12 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    group = group or dist.group.WORLD
+    halves = clipper._halves if isinstance(clipper, TrustClip) else [clipper]
+    for half in halves:
+        _check_one(half, group or dist.group.WORLD)
+
+
+def _check_one(clipper: Observer, group: Any) -> None:
     ranks = dist.get_process_group_ranks(group)
     _compare_steps(clipper, ranks)
     digests = _make_digests(clipper)
@@ -70,7 +76,7 @@ def check_agreement(clipper: Clipper, group: Any = None) -> None:
         )
 
 
-def _compare_steps(clipper: Clipper, ranks: Sequence[int]) -> None:
+def _compare_steps(clipper: Observer, ranks: Sequence[int]) -> None:
     """Check that all ranks have taken the same steps, if their steps reduce.
 
     Without this, the step of one rank would wait for the check of another.
@@ -87,7 +93,7 @@ def _compare_steps(clipper: Clipper, ranks: Sequence[int]) -> None:
     sharded.compare_steps(stepper.parts, sequences, states.device, stepper.ranks)
 
 
-def _find_device(clipper: Clipper, group: Any) -> torch.device:
+def _find_device(clipper: Observer, group: Any) -> torch.device:
     """Return the device on which the ranks exchange digests."""
     ranks, device = clipper._stepper.ranks, clipper._policy_states.device
     mesh_device = None if ranks is None else ranks.device
@@ -100,7 +106,7 @@ def _different(names: list[str], left: Any, right: Any) -> list[str]:
     return [name for name, a, b in parts if a != b]
 
 
-def _make_digests(clipper: Clipper) -> dict[str, bytes]:
+def _make_digests(clipper: Observer) -> dict[str, bytes]:
     """Return the digest of each part that must be the same on all ranks.
 
     Parameters and their names are left out: the stages of a pipeline hold different

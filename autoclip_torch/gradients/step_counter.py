@@ -87,10 +87,11 @@ class StepCounter:
         ranks = _list_ranks(groups)
         marks = vector.new_zeros(2, len(ranks))
         if not torch.compiler.is_compiling():
-            place = Place(self._steps * len(REASONS) + REASONS.index(reason) + 1, 0)
-            marks[:, ranks.index(dist.get_rank())] = vector.new_tensor(
-                place._replace(updates=self._updates)
-            )
+            call = self._steps * len(REASONS) + REASONS.index(reason) + 1
+            place = Place(call, self._updates)
+            for mark, number in zip(marks, place, strict=True):
+                # The number goes to a device as an argument of a kernel, not as a copy.
+                mark[ranks.index(dist.get_rank())].fill_(number)
         sent = torch.cat([vector, marks.reshape(-1)])
         for group in groups:
             dist.all_reduce(sent, operation, group=group)
@@ -103,12 +104,13 @@ class StepCounter:
         """Check the marks of all ranks, on an accelerator those of the last call."""
         if marks.is_cuda and torch.cuda.is_current_stream_capturing():
             return
+        marks = marks.view(2, -1)
         if marks.device.type == "cpu":
-            check_places(ranks, marks.view(2, -1).T.long().tolist())
+            _check_marks(ranks, marks.numpy())
             return
         read, self._read_last = self._read_last, start_reading([marks])
         if read is not None:
-            check_places(ranks, read()[0].reshape(2, -1).T.astype(int).tolist())
+            _check_marks(ranks, read()[0])
 
     def _count_update(self, optimizer: Optimizer) -> None:
         """Count a step of an optimizer that steps all trained parameters."""
@@ -123,6 +125,12 @@ class StepCounter:
             known = count, bool(trained) and stepped.issuperset(trained)
             self._holds[optimizer] = known
         self._updates += known[1]
+
+
+def _check_marks(ranks: Sequence[int], marks: Any) -> None:
+    """Check the marks of all ranks, shape (2, ranks); equal ones need no loop."""
+    if (marks != marks[:, :1]).any():
+        check_places(ranks, marks.T.astype(int).tolist())
 
 
 def check_places(ranks: Sequence[int], places: Sequence[Sequence[int]]) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from autoclip_core import Fixed
 from autoclip_core.clipper.norms import NORMS
-from autoclip_torch import AGC, NormClip
+from autoclip_torch import AGC, NormClip, TrustClip
 from autoclip_torch.agreement import check_agreement
 from autoclip_torch.gradients.ranks import find_device
 
@@ -170,6 +170,25 @@ def left_out_steps_that_balance():
     return {"errors": errors}
 
 
+def steps_of_a_trust_clip():
+    """Both halves of sharded ranks pass the check; then one rank leaves out a step."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Linear(3, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    clipper = TrustClip(model, optimizer)
+
+    def step():
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 0.5)
+        optimizer.step()
+
+    step()
+    agree = message_of(check_agreement, clipper)
+    if dist.get_rank() == 0:
+        return {"agree": agree, "left out": message_of(step)}
+    return {"agree": agree, "left out": message_of(check_agreement, clipper)}
+
+
 def steps_that_agree():
     """Sharded steps pass the check, with threshold() and another optimizer between."""
     clipper = AGC(shards(), 0.1)
@@ -230,6 +249,7 @@ EVERY_WORLD = [
 OF_TWO = [
     misused_replicas,
     steps_that_agree,
+    steps_of_a_trust_clip,
     a_change_of_parameters,
     devices_of_collectives,
 ]

@@ -358,6 +358,12 @@ def test_ranks_in_the_same_step_pass(results):
         assert rank["steps"] == 4
 
 
+def test_both_halves_of_a_trust_clip_are_compared(results):
+    for rank in of(results, 2, "steps_of_a_trust_clip"):
+        assert rank["agree"] is None
+        assert "rank 1 is in check_agreement after 1 steps" in rank["left out"]
+
+
 def test_ranks_communicate_on_the_device_of_their_mesh(results):
     """With CPU offload the shards are on the CPU, and the mesh is not."""
     for rank in of(results, 2, "devices_of_collectives"):

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from autoclip_core import MeanStd, Quantile, Warmup
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
+from autoclip_torch.state.by_name import strip_wrappers
 
 from ...support.torch_models import check_same
 
@@ -134,6 +135,12 @@ def test_prefixes_of_wrappers_do_not_count(prefix, scope):
     other = make(Net(), quantile=0.9)
     with pytest.raises(ValueError, match=r"quantile is 0.5 in the state and 0.9"):
         other.load_state_dict(wrapped.state_dict())
+
+
+def test_the_prefix_of_fsdp1_does_not_count():
+    """Its flat parameters are refused, but a state may be saved before wrapping."""
+    name = "_fsdp_wrapped_module.second._fsdp_wrapped_module.weight"
+    assert strip_wrappers([name]) == ["second.weight"]
 
 
 def test_a_prefix_that_tells_two_names_apart_counts():
