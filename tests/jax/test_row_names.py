@@ -164,6 +164,9 @@ def test_a_log_counts_the_rows_by_name():
     rates = [np.mean([n * 1.5**k > 10 for k in range(6)]) for n in norms.values()]
     assert log.names == names
     np.testing.assert_array_equal(log.row_clip_rates, rates)
+    largest, norm = log.largest[0], max(norms.values()) * 1.5**5
+    assert (largest.step, largest.ratio) == (5, pytest.approx(norm / 10))
+    assert largest.rows[0] == (max(norms, key=norms.get), largest.ratio)
     pytest.importorskip("matplotlib")
     labels = log.plot_rows().axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == names

@@ -12,7 +12,7 @@ from keras import ops
 
 import autoclip_core
 import autoclip_tf
-from autoclip_core import Cap, Drop, Fixed, Quantile
+from autoclip_core import Cap, ClipLog, Drop, Fixed, Quantile
 from autoclip_tf import (
     AGC,
     AdaGC,
@@ -369,6 +369,10 @@ def test_metrics_report_every_row():
     assert metrics["clip/clipped"] == 0.5
     assert metrics["clip/scale/a"] == pytest.approx(2 / 3, rel=1e-6)
     assert (metrics["clip/norm/b"], metrics["clip/clip_rate/b"]) == (1.0, 0.0)
+    log = ClipLog()
+    log.record(metrics)
+    [largest] = log.largest
+    assert largest.rows == (("a", pytest.approx(1.5)),)
 
 
 def test_values_are_clamped_and_the_decision_reports_it():
