@@ -30,7 +30,7 @@ class Clipper(Attachable):
     Args:
       parameters: a module, or an iterable. The iterable yields parameters,
         (name, parameter) pairs, or groups `{"params": ..., "policy": ...}`; a group may
-        have its own policy.
+        have its own policy. If the parameters of a module change, the clipper follows.
       policy: any policy of `autoclip_core`.
       scope: the gradients that share one norm: those of each "parameter" (the default),
         of each "group", of each output "unit" of each parameter, or all ("global").
