@@ -50,10 +50,11 @@ class ClipCallback(pl.Callback):
 
     Each optimizer has its own clipper. Parameters that are unfrozen and added to the
     optimizer later are clipped from then on. An optimizer that replaces another one
-    continues its history. The history is saved in the checkpoint. Lightning's tuner
-    runs without callbacks, so its own steps are not clipped.
-    The trainer logs the result of `metrics()` whenever it logs. With several
-    optimizers, the names are `clip/optimizer0/norm` and so on.
+    continues its history. The history is saved in the checkpoint. The trainer logs the
+    result of `metrics()` whenever it logs. With several optimizers, the names are
+    `clip/optimizer0/norm` and so on.
+
+    Lightning's tuner runs without callbacks, so its own steps are not clipped.
 
     A `loss_policy` receives the losses of the backward passes before the step: their
     mean with `accumulate_grad_batches`, their sum with manual optimization. Steps of

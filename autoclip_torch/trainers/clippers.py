@@ -34,14 +34,16 @@ class OptimizerClippers:
     def make(self, optimizers: Mapping[int, Optimizer], model: Any) -> None:
         """Create the clippers of the optimizers of a model."""
         self.optimizers, present = optimizers, list(optimizers.values())
-        shares = [present] if self._is_one else [[each] for each in present]
+        is_one = self._is_one and present
+        shares = [present] if is_one else [[each] for each in present]
         self.clippers = [self._create(share, model) for share in shares]
 
     def attach(self) -> None:
         """Let each clipper act before the steps of its optimizer."""
         self.is_attached = True
         if self._is_one:
-            self._one = OneClipper(self.clippers[0], self.optimizers.values())
+            if self.clippers:  # there is none without an optimizer
+                self._one = OneClipper(self.clippers[0], self.optimizers.values())
             return
         for clipper, optimizer in self.get_pairs():
             if hasattr(clipper, "attach"):
