@@ -128,16 +128,25 @@ def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return each reference's ratios, and the seconds to compile."""
+    """Return each reference's ratios, and the times to compile, also as ratios."""
     lines, compiling = saved["results"], saved["seconds_to_compile"]
+    names = dict.fromkeys(name for times in compiling.values() for name in times)
+    reference = next(iter(names))
     rows = [["", *compiling]]
-    for name in next(iter(compiling.values())):
-        took = (own.get(name) for own in compiling.values())
-        rows.append([name, *("" if s is None else f"{s:.1f}" for s in took)])
+    for name in names:
+        ratios_of_name = (
+            f"{times[name] / times[reference]:.2f}" if name in times else ""
+            for times in compiling.values()
+        )
+        rows.append([name, *ratios_of_name])
+    rows[1] = [
+        reference,
+        *(f"{times[reference]:.2f} s" for times in compiling.values()),
+    ]
     found = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
-    return found | {"JAX, seconds to compile": rows}
+    return found | {"JAX, time to compile": rows}
 
 
 def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
