@@ -267,7 +267,7 @@ TINY, HUGE = np.float32(1.2e-38), np.float32(3e38)
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("level", [TINY, 1.0, HUGE])
+@pytest.mark.parametrize("level", [TINY, HUGE])
 def test_no_row_is_frozen_by_a_large_fall_or_rise(policy, level):
     """1e30 + (1 - 1e30) is 0 in float32: such an average never changed again."""
     norms = np.float32([1, 1, 1, HUGE, TINY, HUGE, TINY, *[level] * 260])
