@@ -137,7 +137,7 @@ def collect(source: Source, column: str | None) -> LoggedNorms:
     for row in source.read():
         collector.add(row)
     chosen = collector.choose()
-    norms = np.array(chosen.values)
+    norms = np.frombuffer(chosen.values)  # not copied: there may be millions
     steps = as_steps(chosen)
     empty = collector.rows - len(norms) if source.has_cells else chosen.empty
     if source.has_cells and np.isnan(norms).any():
@@ -151,7 +151,9 @@ def collect(source: Source, column: str | None) -> LoggedNorms:
 
 def as_steps(column: Column) -> Any:
     """Return the steps of a column as whole numbers; 0, 1, ... if one is missing."""
-    steps = np.array(column.steps)
+    steps = np.frombuffer(column.steps)
+    if np.isnan(steps[0]):
+        return np.arange(len(steps))
     is_whole = np.isfinite(steps) & (np.abs(steps) < 2**53)
     if not is_whole.all() or (steps != np.floor(steps)).any():
         return np.arange(len(steps))

@@ -312,6 +312,17 @@ def test_a_large_file_is_read_in_little_memory(tmp_path, kind):
     assert peak < 1_500_000
 
 
+def test_a_norm_takes_at_most_forty_bytes(tmp_path):
+    """Both arrays have 16 bytes per step; a list of numbers would have 80."""
+    path = tmp_path / "norms.csv"
+    path.write_text("grad_norm\n" + "1.2345\n" * 100_000)
+    tracemalloc.start()
+    read_norms(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+
+
 @pytest.mark.parametrize(
     "line",
     [
