@@ -47,7 +47,7 @@ trainers: .venv/.trainers  ## test with TRL, PEFT, DeepSpeed and other optimizer
 	OMP_NUM_THREADS=1 AUTOCLIP_TEST=core,torch,trainers \
 	  .venv/trainers/bin/python -m pytest -W default tests/trainers --durations=5
 
-BENCHMARKS := run fixed_cost fused trust memory growth jax_steps keras_steps gpu
+BENCHMARKS := share run fixed_cost fused trust memory growth jax_steps keras_steps gpu
 
 # `benchmarks/page.py --write build/bench/*.json` writes tables and picture into docs.
 bench: .venv/.bench  ## compare the clippers' times with the frameworks'; results in build/bench

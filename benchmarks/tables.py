@@ -63,6 +63,20 @@ def bytes_over_time(lines: Sequence[Line], parameters: Mapping[str, int]) -> Row
     return rows
 
 
+def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the share of a training step that each way to clip takes."""
+    shares, times = saved["shares"], saved["milliseconds"]
+    rows = [["", *shares]]
+    steps = (
+        own["backward"]["median"] + own["AdamW"]["median"] for own in times.values()
+    )
+    rows.append(["a step without clipping", *(f"{step:.0f} ms" for step in steps)])
+    for name in next(iter(shares.values())):
+        cells = (100 * own[name]["median"] for own in shares.values())
+        rows.append([name, *(f"{cell:.1f} %" for cell in cells)])
+    return {"share": rows}
+
+
 def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the parts of a step in microseconds, a line per model and clipper."""
     found = saved["microseconds"]
@@ -163,6 +177,7 @@ def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
     "run": of_run,
+    "share": of_shares,
     "fixed_cost": of_parts,
     "fused": lambda saved: {"fused": ratios(saved["results"])},
     "growth": of_growth,

@@ -53,6 +53,7 @@ def test_a_script_stops_first_if_it_cannot_save(scripts, monkeypatch, capsys):
     ("script", "results"),
     [
         ("fused", "results"),
+        ("share", "milliseconds"),
         ("trust", "results"),
         ("memory", "peak_bytes_of_torch_and_of_python"),
         ("growth", "steps"),
