@@ -51,20 +51,53 @@ def find_spikes(norms: Array) -> Array:
     if len(positive) < 3:
         return np.empty(0, np.intp)
     logs = np.log(norms[positive].astype(np.float64))
-    level, spread = measure_local_level(logs)
-    above = logs - level
+    places = find_high_places(logs)
+    level, spread = measure_local_level(logs, places)
+    above = logs[places] - level
     is_spike = (above > DEVIATIONS * spread) & (above >= math.log(MIN_RATIO))
-    return positive[is_spike]
+    return positive[places[is_spike]]
 
 
-def measure_local_level(logs: Array) -> tuple[Array, Array]:
-    """Return the median around each entry, and the robust deviation from it."""
+def find_high_places(logs: Array) -> Array:
+    """Return the places that may be twice their local level; no spike is left out."""
+    half = NEIGHBOURS // 2
+    if len(logs) < 4 * half:
+        return np.arange(len(logs))
+    padded = np.pad(logs, half, mode="reflect")
+    lowest, _ = bound_medians(padded, NEIGHBOURS, half)
+    level = np.repeat(lowest, half)[: len(logs)]
+    return np.flatnonzero(logs - level >= math.log(MIN_RATIO) - 1e-9)
+
+
+def bound_medians(values: Array, window: int, block: int) -> tuple[Array, Array]:
+    """Return bounds of the medians of all windows, for each block of their starts.
+
+    All windows of a block lie in `window + block` values. Their medians are between two
+    ranks of these values, which costs less than a median for each window.
+    """
+    size, count = window + block, len(values) - window + 1
+    starts = np.minimum(np.arange(0, count, block), len(values) - size)
+    windows = np.lib.stride_tricks.sliding_window_view(values, size)
+    ranks = (window - 1) // 2, window // 2 + block
+    lowest, highest = np.empty(len(starts)), np.empty(len(starts))
+    for first in range(0, len(starts), MAX_STEPS // block):
+        part = slice(first, first + MAX_STEPS // block)
+        sorted_part = np.partition(windows[starts[part]], ranks, axis=1)
+        lowest[part], highest[part] = sorted_part[:, ranks[0]], sorted_part[:, ranks[1]]
+    return lowest, highest
+
+
+def measure_local_level(
+    logs: Array, places: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the median around each place, and the robust deviation from it."""
+    places = np.arange(len(logs)) if places is None else places
     half = min(NEIGHBOURS, len(logs) - 1) // 2
     padded = np.pad(logs, half, mode="reflect") if half else logs
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
-    level, spread = np.empty(len(logs)), np.empty(len(logs))
-    for start in range(0, len(logs), MAX_STEPS):
-        part = windows[start : start + MAX_STEPS]
+    level, spread = np.empty(len(places)), np.empty(len(places))
+    for start in range(0, len(places), MAX_STEPS):
+        part = windows[places[start : start + MAX_STEPS]]
         median = np.median(part, axis=1)
         level[start : start + len(part)] = median
         deviation = np.median(abs(part - median[:, None]), axis=1)
@@ -86,19 +119,32 @@ def find_shift(norms: Array) -> LevelShift | None:
     if len(positive) < 2 * MIN_STEPS:
         return None
     logs = np.log(norms[positive].astype(np.float64))
-    windows = np.lib.stride_tricks.sliding_window_view(logs, MIN_STEPS)
-    medians = np.concatenate(
-        [
-            np.median(windows[start : start + MAX_STEPS], axis=1)
-            for start in range(0, len(windows), MAX_STEPS)
-        ]
-    )
-    change = medians[MIN_STEPS:] - medians[:-MIN_STEPS]
-    largest = abs(change).max()
+    starts = find_candidate_starts(logs)
+    change = measure_medians(logs, starts + MIN_STEPS) - measure_medians(logs, starts)
+    largest = abs(change).max(initial=0.0)
     if largest < math.log(MIN_SHIFT) - 1e-9:
         return None
     # Near a sharp edge several steps have the largest change; the middle one is it.
     candidates = np.flatnonzero(abs(change) >= largest - 1e-9)
     middle = int(candidates[len(candidates) // 2])
-    step = int(positive[middle + MIN_STEPS])
+    step = int(positive[starts[middle] + MIN_STEPS])
     return LevelShift(step, round(math.exp(change[middle]), 6))
+
+
+def find_candidate_starts(logs: Array) -> Array:
+    """Return the starts of 50 steps that may end at a shift; no shift is left out."""
+    block, count = MIN_STEPS // 2, len(logs) - 2 * MIN_STEPS + 1
+    lowest, highest = bound_medians(logs, MIN_STEPS, block)
+    rise, fall = highest[2:] - lowest[:-2], highest[:-2] - lowest[2:]
+    may_shift = np.maximum(rise, fall) >= math.log(MIN_SHIFT) - 1e-9
+    return np.flatnonzero(np.repeat(may_shift, block)[:count])
+
+
+def measure_medians(logs: Array, starts: Array) -> Array:
+    """Return the median of the 50 values from each start on."""
+    windows = np.lib.stride_tricks.sliding_window_view(logs, MIN_STEPS)
+    pieces = [
+        np.median(windows[starts[first : first + MAX_STEPS]], axis=1)
+        for first in range(0, len(starts), MAX_STEPS)
+    ]
+    return np.concatenate([np.empty(0), *pieces])

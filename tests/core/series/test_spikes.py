@@ -46,7 +46,7 @@ def test_a_long_series_is_processed_in_pieces(monkeypatch):
     logs = np.random.default_rng(0).normal(size=300)
     logs[150:] += 2
     level, shift = measure_local_level(logs), find_shift(np.exp(logs))
-    monkeypatch.setattr(spikes, "MAX_STEPS", 7)
+    monkeypatch.setattr(spikes, "MAX_STEPS", 70)
     np.testing.assert_array_equal(measure_local_level(logs), level)
     assert find_shift(np.exp(logs)) == shift
 
