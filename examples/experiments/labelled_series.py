@@ -1,0 +1,212 @@
+"""Labelled series of gradient norms: small real runs with known faults.
+
+`python examples/experiments/labelled_series.py` trains them and writes
+tests/support/labelled_series.npz. A label comes from the fault and from the run's loss
+on a test, never from its norms. Half of the series is kept from tuning: the split
+depends on the name alone.
+"""
+
+import argparse
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiment import run_all
+from fault_kinds import FAULTS, Fault
+from labelled_tasks import OPTIMIZERS, TASKS, find_rate
+
+FILE = Path(__file__).parents[2] / "tests" / "support" / "labelled_series.npz"
+
+CHECK = 20
+"""Steps between two tests of the model."""
+
+LEARNED, GOOD, BAD = 0.1, 0.7, 0.3
+"""Of the level: the gain of a model that has learned something. Of the best gain: the
+least of a good end, and the most of a bad one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What identifies a run."""
+
+    task: str
+    optimizer: str
+    fault: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the series."""
+        return f"{self.task}, {self.optimizer}, {self.fault}, seed {self.seed}"
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the series is kept from tuning; the seed does not matter."""
+        scenario = f"{self.task}, {self.optimizer}, {self.fault}"
+        return bool(zlib.crc32(scenario.encode()) % 2)
+
+
+def list_cases(seeds: range) -> list[Case]:
+    """Return each fault in each task that it fits, under one of the optimizers."""
+    cases = []
+    for number, task in enumerate(TASKS):
+        for place, (name, fault) in enumerate(FAULTS.items()):
+            if fault.needs_sampling and not TASKS[task].can_sample:
+                continue
+            if fault.is_float16 and not TASKS[task].has_float16:
+                continue
+            if TASKS[task].is_slow and (number // 2 + place) % 2:
+                continue
+            optimizer = list(OPTIMIZERS)[(number + place) % len(OPTIMIZERS)]
+            cases += [Case(task, optimizer, name, seed) for seed in seeds]
+    return cases
+
+
+def measure_norm(parameters: list[Any]) -> float:
+    """Return the norm of the whole gradient."""
+    norms = [p.grad.double().norm() for p in parameters if p.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
+def train(case: Case) -> dict[str, Any]:
+    """Return the norms of a run, its test losses, and the steps of its fault."""
+    torch.set_num_threads(1)
+    torch.manual_seed(case.seed)
+    task, fault = TASKS[case.task], FAULTS[case.fault]
+    problem = task.make(case.seed, task.steps)
+    parameters = list(problem.model.parameters())
+    rate = fault.factor * find_rate(case.task, case.optimizer)
+    optimizer = OPTIMIZERS[case.optimizer](parameters, lr=rate)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, enabled=fault.is_float16)
+    rng = np.random.default_rng([case.seed, zlib.crc32(case.name.encode())])
+    scales = fault.scales(rng, task.steps)
+    norms, losses = [], []
+    for step in range(task.steps):
+        if step % CHECK == 0:
+            losses.append(run_test(problem))
+        optimizer.param_groups[0]["lr"] = rate * fault.schedule(step / task.steps)
+        optimizer.zero_grad()
+        copies = fault.batches(step / task.steps)
+        with torch.autocast("cpu", torch.float16, enabled=fault.is_float16):
+            loss = sum(problem.loss(step) for _ in range(copies)) / copies
+        scaler.scale(loss * float(scales[step])).backward()
+        scaler.unscale_(optimizer)
+        norms.append(clip(parameters, norms, fault, task.threshold))
+        if fault.is_measured_only or (fault.skips and not math.isfinite(norms[-1])):
+            continue
+        scaler.step(optimizer)
+        scaler.update()
+        if step == int(fault.damage_at * task.steps):
+            damage(problem.model)
+    losses.append(run_test(problem))
+    return label(case, fault, np.array(norms), losses, problem.level, scales)
+
+
+def clip(
+    parameters: list[Any], norms: list[float], fault: Fault, threshold: float | None
+) -> float:
+    """Clip the gradient if task or fault say so, and return the norm that is logged."""
+    norm = measure_norm(parameters)
+    if fault.clips_at is not None and len(norms) >= fault.clip_from:
+        threshold = fault.clips_at * float(np.median(norms[: fault.clip_from]))
+    if threshold is None:
+        return norm
+    torch.nn.utils.clip_grad_norm_(parameters, threshold)
+    return measure_norm(parameters) if fault.logs_clipped else norm
+
+
+@torch.no_grad()
+def damage(model: Any) -> None:
+    """Multiply the weights of the largest layer by 20, as a bad transfer might."""
+    largest = max(model.parameters(), key=torch.numel)
+    largest.mul_(20)
+
+
+@torch.no_grad()
+def run_test(problem: Any) -> float:
+    """Return the loss on the test."""
+    return float(problem.test())
+
+
+def label(
+    case: Case,
+    fault: Fault,
+    norms: Any,
+    losses: list[float],
+    level: float,
+    scales: Any,
+) -> dict[str, Any]:
+    """Return a run with its label and the end of its healthy part.
+
+    The gain is the level minus the test loss. A run that never gains a tenth of the
+    level was never healthy. If it keeps less than 30 % of its best gain at the end, it
+    diverged, and it was healthy until its last test above half of the best gain, or
+    until the fault. Between 30 and 70 % it has no label.
+    """
+    gains = level - np.nan_to_num(np.array(losses), nan=np.inf, posinf=np.inf)
+    best, last = gains.max(), np.median(gains[-3:])
+    bad = np.flatnonzero(scales != 1) if fault.is_fault else np.array([], int)
+    end = len(norms)
+    if fault.is_measured_only:
+        kind = "healthy"
+    elif best < LEARNED * level:
+        kind, end = "never healthy", 0
+    elif last <= BAD * best:
+        kind = "diverged" if math.isfinite(losses[-1]) else "non-finite"
+        good = CHECK * int(np.flatnonzero(gains >= 0.5 * best)[-1])
+        cause = [int(fault.damage_at * len(norms)) + 1] if fault.damage_at >= 0 else []
+        end = min([good, *cause, *bad[bad >= good - CHECK].tolist()][:3])
+    elif last >= GOOD * best:
+        kind = "spikes" if bad.size else "healthy"
+    else:
+        kind = "unclear"
+    if fault.logs_clipped and kind != "unclear":
+        kind = f"clipped, {kind}"
+    return {
+        "name": case.name,
+        "label": kind,
+        "kept": case.is_kept,
+        "end": end,
+        "faults": bad.tolist(),
+        "level": level,
+        "losses": [float(f"{x:.4g}") if math.isfinite(x) else None for x in losses],
+        "norms": norms,
+    }
+
+
+def save(runs: list[dict[str, Any]], path: Path) -> None:
+    """Write the labelled runs: norms as float32, the rest as JSON."""
+    runs = [run for run in runs if run["label"] != "unclear"]
+    about = [{k: v for k, v in run.items() if k != "norms"} for run in runs]
+    with np.errstate(over="ignore"):
+        norms = np.concatenate([run["norms"] for run in runs]).astype(np.float32)
+    sizes = np.array([len(run["norms"]) for run in runs])
+    np.savez_compressed(path, norms=norms, sizes=sizes, about=json.dumps(about))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train all cases and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=FILE)
+    parser.add_argument("--quick", action="store_true", help="three runs")
+    options = parser.parse_args(arguments)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    cases = list_cases(seeds)
+    cases = cases[:3] if options.quick else cases
+    runs = run_all(train, [(case,) for case in cases], options.workers)
+    for run in runs:
+        print(f"{run['label']:20} {'kept' if run['kept'] else '':5} {run['name']}")
+    save(runs, options.output)
+
+
+if __name__ == "__main__":
+    main()
