@@ -2,19 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autoclip_core.record.step import Array
 
+from .ceiling import find_ceiling, find_ceiling_of_thresholds
+from .damage import FIRST_STEPS, find_damage, find_lasting_rise, is_start_erratic
+from .levels import Levels, measure_levels
 from .spikes import find_spikes
 
 MIN_STEPS = 50
-"""Fewer finite norms do not support a verdict."""
+"""Fewer norms above 0 do not support a verdict."""
 
-DIVERGED = 30.0
-"""A run diverged if its last norms are more than this many times the usual."""
+START = 50
+"""NaN and infinity in the first steps are the calibration of a loss scaler."""
+
+SPIKE = 5.0
+"""A spike is at least this many times the level around it."""
+
+NAMED = 5
+"""The number of spikes whose steps the sentence names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,22 +31,34 @@ class Diagnosis:
     """What a series of norms shows of its run; `print` it."""
 
     verdict: str
-    """"healthy", "spikes", "diverged", "non-finite", "never healthy", "clipped" (the
-    log holds norms after clipping) or "too short"."""
+    """One of "healthy", "spikes", "shifted" (the level rose and stays), "diverged",
+    "non-finite", "never healthy", "clipped" (the log holds norms after clipping) and
+    "too short"."""
     sentence: str
     """The verdict with its steps and numbers, in one sentence."""
     healthy: Array
     """Whether each norm belongs to the healthy part, shape (steps,). Such norms are
-    finite."""
+    finite and no spikes."""
     step: int | None
-    """The step at which the damage begins: of "diverged", "non-finite" and "never
-    healthy". Otherwise None."""
+    """The step at which the damage or the new level begins, or None."""
     spikes: tuple[int, ...]
-    """The steps of the spikes in the healthy part of the run."""
+    """The steps of the spikes before the damage."""
+    calibration: int
+    """The non-finite norms of the first 50, which a loss scaler causes."""
 
     def __str__(self) -> str:
         """Return the sentence."""
         return self.sentence
+
+
+class Finding(NamedTuple):
+    """A verdict before a look at spikes."""
+
+    verdict: str
+    place: int | None = None
+    """Where the damage or the new level begins."""
+    number: float = 0.0
+    """The ratio of a rise, or the ceiling of a clipped log."""
 
 
 def diagnose(
@@ -48,12 +69,15 @@ def diagnose(
 ) -> Diagnosis:
     """Return the diagnosis of a run, from its gradient norms alone.
 
+    Norms do not show everything: after a damaged layer they may be as before. So
+    "spikes" and "shifted" are no verdict on the weights; the loss is.
+
     Args:
       norms: norms before clipping, in the order of the steps, shape (n,), >= 0. NaN and
         infinity are non-finite steps; empty cells must be left out.
       steps: the step of each norm, for the sentence; None counts from 0.
-      thresholds: the threshold of each norm, if the log has it; norms that never exceed
-        it are norms after clipping.
+      thresholds: the threshold of each norm, if the log has it; norms that stop there
+        are norms after clipping.
 
     Returns:
       A `Diagnosis`.
@@ -63,43 +87,94 @@ def diagnose(
     ('diverged', 90, 90)
     """
     names = np.arange(len(norms)) if steps is None else np.asarray(steps)
-    finite = np.isfinite(norms)
-    places = np.flatnonzero(finite)
-    tail = int(places[-1]) + 1 if places.size else 0
-    end = find_explosion(norms[places])
-    if end is not None:
-        start = int(places[end])
-        return judge("diverged", names, finite & (np.arange(len(norms)) < start), start)
-    if tail < len(norms):
-        return judge("non-finite", names, finite, tail)
-    if len(places) < MIN_STEPS:
-        return judge("too short", names, finite)
-    spikes = find_spikes(norms)
-    healthy = finite.copy()
+    levels = measure_levels(norms)
+    finding = find_verdict(norms, levels, thresholds)
+    place = finding.place
+    healthy = np.isfinite(norms)
+    calibration = int(np.sum(~healthy[:START]))
+    if place is not None and finding.verdict != "shifted":
+        healthy[0 if finding.verdict == "never healthy" else place :] = False
+    spikes = find_high_norms(norms, levels)
+    spikes = spikes[healthy[spikes]]
     healthy[spikes] = False
-    return judge("spikes" if spikes.size else "healthy", names, healthy, None, spikes)
-
-
-def judge(
-    verdict: str, names: Any, healthy: Array, start: int | None = None, spikes: Any = ()
-) -> Diagnosis:
-    """Return a diagnosis with its sentence."""
-    step = None if start is None else int(names[start])
-    at = "" if step is None else f" at step {step}"
+    if finding.verdict == "healthy" and spikes.size:
+        finding = Finding("spikes")
     return Diagnosis(
-        verdict,
-        f"Verdict: {verdict}{at}.",
-        healthy,
-        step,
-        tuple(int(names[place]) for place in spikes),
+        verdict=finding.verdict,
+        sentence=write_sentence(norms, names, finding, healthy, spikes),
+        healthy=healthy,
+        step=None if place is None else int(names[place]),
+        spikes=tuple(names[spikes].tolist()),
+        calibration=calibration,
     )
 
 
-def find_explosion(norms: Array) -> int | None:
-    """Return the first norm of an explosion that lasts, or None."""
-    if len(norms) < MIN_STEPS:
-        return None
-    usual = float(np.median(norms[: len(norms) // 2] / 2)) * 2
-    if not 0 < usual * DIVERGED < np.median(norms[-10:] / 2) * 2:
-        return None
-    return int(np.flatnonzero(norms <= 10 * usual)[-1]) + 1
+def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Finding:
+    """Return the verdict without a look at spikes."""
+    start = find_damage(levels)
+    if start is not None:
+        is_early = np.searchsorted(levels.places, start) < FIRST_STEPS
+        return Finding("never healthy" if is_early else "diverged", start)
+    end = find_non_finite_end(norms)
+    if end < len(norms):
+        return Finding("non-finite", end)
+    if len(levels.logs) < MIN_STEPS:
+        return Finding("too short")
+    ceiling = find_ceiling(levels.logs)
+    if ceiling is None and thresholds is not None:
+        ceiling = find_ceiling_of_thresholds(norms, thresholds)
+    if ceiling is not None:
+        return Finding("clipped", number=ceiling)
+    rise = find_lasting_rise(levels)
+    return Finding("healthy") if rise is None else Finding("shifted", *rise)
+
+
+def find_non_finite_end(norms: Array) -> int:
+    """Return the first place from which 90 % of the norms are NaN or infinite."""
+    is_bad = ~np.isfinite(norms)
+    shares = np.cumsum(is_bad[::-1])[::-1] / np.arange(len(norms), 0, -1)
+    places = np.flatnonzero(is_bad & (shares >= 0.9))
+    return int(places[0]) if places.size else len(norms)
+
+
+def find_high_norms(norms: Array, levels: Levels) -> Array:
+    """Return the places of spikes, and of norms that leave the level for some steps."""
+    excess = levels.excess
+    high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
+    spikes = find_spikes(norms)
+    spikes = spikes[excess[np.searchsorted(levels.places, spikes)] >= np.log(SPIKE)]
+    if is_start_erratic(levels.logs, 1.0, 2.5):
+        later = np.median(levels.logs[START : 2 * START])
+        is_high = levels.logs[:START] >= later + np.log(SPIKE)
+        spikes = np.union1d(spikes, levels.places[:START][is_high])
+    return np.union1d(spikes, high)
+
+
+def write_sentence(
+    norms: Array, names: Any, finding: Finding, healthy: Array, spikes: Array
+) -> str:
+    """Return the verdict with its steps and numbers."""
+    count, place = int(healthy.sum()), finding.place
+    step = None if place is None else names[place]
+    median = np.median(norms[healthy]) if count else np.nan
+    finite = norms[slice(place, None)]
+    largest = np.max(finite[np.isfinite(finite)], initial=0.0)
+    first = names[spikes[:NAMED]].tolist()
+    more = f" and {len(spikes) - NAMED} more" if len(spikes) > NAMED else ""
+    high = np.max(norms[spikes], initial=0.0) / median if count else np.nan
+    sentences = {
+        "healthy": f"Healthy: {count} norms show neither damage nor a spike.",
+        "spikes": f"Spikes at steps {', '.join(map(str, first))}{more}, up to "
+        f"{high:.3g} times the median; otherwise the norms show no damage.",
+        "shifted": f"The level rises {finding.number:.3g} times at step {step} and "
+        "stays high: another loss or other data, or damage, which the loss shows.",
+        "diverged": f"The run diverged at step {step}: from there on the norms reach "
+        f"{largest:.4g}; the median before is {median:.4g}.",
+        "never healthy": f"The run was never healthy: the norms from step {step} on "
+        f"reach {largest:.4g}, or jump from step to step.",
+        "non-finite": f"The norms are non-finite from step {step} to the end.",
+        "clipped": "The log holds norms after clipping, which do not show the run: "
+        f"they stop at {finding.number:.4g}.",
+        "too short": f"Too short for a verdict: {count} norms; it takes {MIN_STEPS}.",
+    }
+    return sentences[finding.verdict]

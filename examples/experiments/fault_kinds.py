@@ -68,6 +68,8 @@ class Fault:
     scales: Callable[[Any, int], Any] = no_scales
     is_fault: bool = True
     """Whether steps with a scale other than 1 are faulty."""
+    is_harmless: bool = False
+    """Whether a bad loss has another cause than this."""
     batches: Callable[[float], int] = one_batch_per_step
     damage_at: float = -1.0
     """The share of the run after which a layer's weights are damaged."""
@@ -89,10 +91,10 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {
-    "none": Fault(),
-    "warm-up and cosine": Fault(schedule=warm_up),
-    "no update": Fault(is_measured_only=True),
-    "batch ramp": Fault(batches=ramp),
+    "none": Fault(is_harmless=True),
+    "warm-up and cosine": Fault(schedule=warm_up, is_harmless=True),
+    "no update": Fault(is_measured_only=True, is_harmless=True),
+    "batch ramp": Fault(batches=ramp, is_harmless=True),
     "loss x10": Fault(scales=partial(shift, factor=10.0), is_fault=False),
     "loss x0.1": Fault(scales=partial(shift, factor=0.1), is_fault=False),
     "bad batches x30": Fault(scales=partial(bad_batches, factor=30.0, share=0.01)),
@@ -111,10 +113,14 @@ FAULTS: dict[str, Fault] = {
     "NaN from the middle": Fault(scales=partial(one_batch, factor=math.nan, at=0.5)),
     "NaN from step 3": Fault(scales=partial(one_batch, factor=math.nan, at=3)),
     "NaN batches, skipped": Fault(
-        scales=partial(bad_batches, factor=math.nan, share=0.02), skips=True
+        scales=partial(bad_batches, factor=math.nan, share=0.02),
+        skips=True,
+        is_harmless=True,
     ),
-    "float16": Fault(is_float16=True),
-    "log of clipped norms": Fault(clips_at=0.7, clip_from=20, logs_clipped=True),
+    "float16": Fault(is_float16=True, is_harmless=True),
+    "log of clipped norms": Fault(
+        clips_at=0.7, clip_from=20, logs_clipped=True, is_harmless=True
+    ),
     "rate x100, log of clipped norms": Fault(
         factor=100.0, clips_at=0.7, clip_from=20, logs_clipped=True
     ),

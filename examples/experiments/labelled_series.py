@@ -105,7 +105,7 @@ def train(case: Case) -> dict[str, Any]:
         if step == int(fault.damage_at * task.steps):
             damage(problem.model)
     losses.append(run_test(problem))
-    return label(case, fault, np.array(norms), losses, problem.level, scales)
+    return describe(case, np.array(norms), losses, problem.level, scales)
 
 
 def clip(
@@ -135,45 +135,51 @@ def run_test(problem: Any) -> float:
 
 
 def label(
-    case: Case,
-    fault: Fault,
-    norms: Any,
-    losses: list[float],
-    level: float,
-    scales: Any,
-) -> dict[str, Any]:
-    """Return a run with its label and the end of its healthy part.
+    case: Case, losses: list[float], level: float, faults: list[int], size: int
+) -> tuple[str, int]:
+    """Return the label of a run and the end of its healthy part.
 
     The gain is the level minus the test loss. A run that never gains a tenth of the
     level was never healthy. If it keeps less than 30 % of its best gain at the end, it
-    diverged, and it was healthy until its last test above half of the best gain, or
-    until the fault. Between 30 and 70 % it has no label.
+    diverged: it was healthy until its last test above half of the best gain, or until
+    the fault. Between 30 and 70 % it has no label. Nor has a run with a bad loss whose
+    fault is harmless or comes later: its fault is not known.
     """
+    fault = FAULTS[case.fault]
     gains = level - np.nan_to_num(np.array(losses), nan=np.inf, posinf=np.inf)
     best, last = gains.max(), np.median(gains[-3:])
-    bad = np.flatnonzero(scales != 1) if fault.is_fault else np.array([], int)
-    end = len(norms)
+    first = math.floor(fault.damage_at * size) + 1 if fault.damage_at > 0 else 0
+    first = min(faults) if faults else first
+    prefix = "clipped, " if fault.logs_clipped else ""
     if fault.is_measured_only:
-        kind = "healthy"
-    elif best < LEARNED * level:
-        kind, end = "never healthy", 0
-    elif last <= BAD * best:
-        kind = "diverged" if math.isfinite(losses[-1]) else "non-finite"
-        good = CHECK * int(np.flatnonzero(gains >= 0.5 * best)[-1])
-        cause = [int(fault.damage_at * len(norms)) + 1] if fault.damage_at >= 0 else []
-        end = min([good, *cause, *bad[bad >= good - CHECK].tolist()][:3])
-    elif last >= GOOD * best:
-        kind = "spikes" if bad.size else "healthy"
-    else:
-        kind = "unclear"
-    if fault.logs_clipped and kind != "unclear":
-        kind = f"clipped, {kind}"
+        return "healthy", size
+    if best < LEARNED * level:
+        is_late = first > 2 * CHECK or TASKS[case.task].has_late_test
+        is_unclear = is_late or fault.is_harmless
+        return ("unclear" if is_unclear else prefix + "never healthy"), 0
+    if last >= GOOD * best:
+        return prefix + ("spikes" if faults else "healthy"), size
+    good = CHECK * int(np.flatnonzero(gains >= 0.5 * best)[-1])
+    if last > BAD * best or fault.is_harmless or first > good + 2 * CHECK:
+        return "unclear", 0
+    end = min([good, *(step for step in [first, *faults] if step > good - CHECK)])
+    kind = "diverged" if math.isfinite(losses[-1]) else "non-finite"
+    return prefix + kind, end
+
+
+def describe(
+    case: Case, norms: Any, losses: list[float], level: float, scales: Any
+) -> dict[str, Any]:
+    """Return a run with its label."""
+    is_fault = FAULTS[case.fault].is_fault
+    faults = np.flatnonzero(scales != 1).tolist() if is_fault else []
+    kind, end = label(case, losses, level, faults, len(norms))
     return {
         "name": case.name,
         "label": kind,
         "kept": case.is_kept,
         "end": end,
-        "faults": bad.tolist(),
+        "faults": faults,
         "level": level,
         "losses": [float(f"{x:.4g}") if math.isfinite(x) else None for x in losses],
         "norms": norms,

@@ -59,6 +59,8 @@ class Task:
     """Whether only every second fault is tried."""
     has_float16: bool = True
     """Whether the CPU has its operations in float16."""
+    has_late_test: bool = False
+    """Whether the test is of the run's second half alone."""
     threshold: float | None = None
     """The constant threshold of a task that needs one."""
 
@@ -79,7 +81,7 @@ TASKS: dict[str, Task] = {
     "autoencoder": task("autoencoder", 600),
     "recurrent net": task("temporal order", 400, can_sample=False, has_float16=False),
     "heavy tails": task("heavy tails × 1", 1000, can_sample=False, threshold=3.0),
-    "fine-tuning": task("fine-tuning", 500),
+    "fine-tuning": task("fine-tuning", 500, has_late_test=True),
 }
 
 

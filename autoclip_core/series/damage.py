@@ -1,0 +1,121 @@
+"""Finds the step from which a series of norms shows lasting damage of the weights."""
+
+import math
+
+import numpy as np
+
+from autoclip_core.record.step import Array
+
+from .levels import Levels
+from .spikes import MIN_STEPS, find_shift
+
+DIVERGED = math.log(30)
+"""A run diverged if its last norms are more than 30 times the usual."""
+
+EXPLODED, NEIGHBOUR = math.log(1000), math.log(30)
+"""An explosion: 1000 times the level, next to 30 times the level. A bad batch is alone,
+unless it damages the weights."""
+
+HIGH = math.log(10)
+"""An explosion begins and ends below ten times the level."""
+
+LASTING = math.log(2)
+"""The least rise of the level of all later steps."""
+
+LAST = 10
+"""The norms at the end whose median counts."""
+
+AFTER = 30
+"""The steps after damage that are compared with those before."""
+
+FIRST_STEPS = 20
+"""Damage before this step is found by what follows it."""
+
+ERRATIC, CALMER = 1.5, 4.0
+"""A start is erratic if a quarter of the first steps change ln(norm) by more, and this
+many times as much as later steps do."""
+
+
+def find_damage(levels: Levels) -> int | None:
+    """Return the place in the series where lasting damage begins, or None."""
+    starts = [
+        find_explosion(levels),
+        find_high_end(levels.logs),
+        find_early_damage(levels.logs),
+        0 if is_start_erratic(levels.logs, ERRATIC, CALMER) else None,
+    ]
+    places = [start for start in starts if start is not None]
+    return int(levels.places[min(places)]) if places else None
+
+
+def find_explosion(levels: Levels) -> int | None:
+    """Return the start of the first explosion that does not fade, or None."""
+    excess = levels.excess
+    is_near = excess >= np.maximum(NEIGHBOUR, 6 * levels.spread)
+    has_neighbour = np.zeros(len(excess), np.bool_)
+    has_neighbour[1:] = is_near[:-1]
+    has_neighbour[:-1] |= is_near[1:]
+    is_hot = (excess >= np.maximum(EXPLODED, 8 * levels.spread)) & has_neighbour
+    for hot in np.flatnonzero(is_hot)[:1000].tolist():
+        normal = np.flatnonzero(excess[:hot] < HIGH)
+        start = int(normal[-1]) + 1 if normal.size else 0
+        if not fades(levels.logs[hot:] - levels.level[hot]):
+            return start
+    return None
+
+
+def fades(excess: Array) -> bool:
+    """Return whether norms come down slowly and smoothly, as weights recover.
+
+    If units died, they come down at once. If a run is chaotic, they jump.
+    """
+    if len(excess) < 2 * AFTER:
+        return False
+    soon, then = np.median(excess[LAST : 2 * LAST]), np.median(excess[AFTER:])
+    noise = np.median(abs(np.diff(excess[: 2 * AFTER])))
+    return bool(soon >= NEIGHBOUR and soon - then >= np.log(1.5) and noise < 0.5)
+
+
+def find_high_end(logs: Array) -> int | None:
+    """Return the start of an end that is 30 times the usual norm, or None."""
+    if len(logs) < 2 * LAST:
+        return None
+    usual = np.median(logs[: len(logs) // 2])
+    if np.median(logs[-LAST:]) - usual <= DIVERGED:
+        return None
+    start = int(np.flatnonzero(logs <= usual + HIGH)[-1]) + 1
+    return None if fades(logs[start:] - usual) else start
+
+
+def find_early_damage(logs: Array) -> int | None:
+    """Return the step of the start after which 30 norms are 30 times the first."""
+    for place in range(1, min(FIRST_STEPS, len(logs) - LAST)):
+        level = np.median(logs[:place])
+        after = np.median(logs[place : place + AFTER])
+        if min(after, logs[place]) - level > DIVERGED:
+            return place
+    return None
+
+
+def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:
+    """Return whether the first 30 norms jump, and the later ones do not."""
+    jumps = abs(np.diff(logs))
+    if len(jumps) < 3 * AFTER:
+        return False
+    first, later = np.quantile(jumps[:AFTER], 0.75), np.quantile(jumps[AFTER:], 0.75)
+    return bool(first >= max(least, calmer * later))
+
+
+def find_lasting_rise(levels: Levels) -> tuple[int, float] | None:
+    """Return place and ratio of a lasting rise of the level, or None.
+
+    The 50 steps after it are 3 times those before, and all later steps twice.
+    """
+    shift = find_shift(np.exp(levels.logs))
+    if shift is None or shift.ratio < 1:
+        return None
+    logs = levels.logs
+    before = np.median(logs[shift.step - MIN_STEPS : shift.step])
+    if np.median(logs[shift.step :]) - before < LASTING:
+        return None
+    return int(levels.places[shift.step]), shift.ratio
