@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoclip_core.files.read import LoggedNorms, read_norms
 from autoclip_core.log.clip_log import ClipLog
 from autoclip_core.log.csv_jsonl import read_csv, read_jsonl, write_csv
@@ -13,9 +15,14 @@ from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_
 from autoclip_core.planning.replay import as_series, replay
 from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
-from autoclip_core.policy import as_code
 
-from .output import print_comparison, print_json, print_text, report_to_dict
+from .output import (
+    print_comparison,
+    print_json,
+    print_text,
+    report_to_dict,
+    suggestion_to_dict,
+)
 from .policy_options import make_policies, refuse_options
 from .progress import progress_bar
 
@@ -23,9 +30,11 @@ from .progress import progress_bar
 def read_steps(options: argparse.Namespace) -> LoggedNorms:
     """Return the norms that the options select."""
     read = read_norms(options.path, options.column)
-    return replace(
-        read, norms=read.norms[: options.until], steps=read.steps[: options.until]
-    )
+    if options.until is None:
+        return read
+    after = np.flatnonzero(read.steps >= options.until)
+    end = after[0] if after.size else len(read.steps)
+    return replace(read, norms=read.norms[:end], steps=read.steps[:end])
 
 
 def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
@@ -74,10 +83,9 @@ def run_compare(options: argparse.Namespace) -> None:
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a suggested threshold."""
     read = read_steps(options)
-    suggestion = suggest_threshold(read.norms)
+    suggestion = suggest_threshold(read.norms, steps=read.steps)
     if options.json:
-        fields = {**vars(suggestion), "policy": as_code(suggestion.policy)}
-        print_json({**file_to_dict(read), **fields})
+        print_json({**file_to_dict(read), **suggestion_to_dict(suggestion)})
     else:
         print_text(read, suggestion)
 

@@ -139,7 +139,7 @@ def add_command(
 
 def add_until(command: argparse.ArgumentParser) -> None:
     """Add the option --until."""
-    about = "read only the first N steps, such as those before a run diverged"
+    about = "read only the steps before N"
     command.add_argument("--until", metavar="N", type=parse_count, help=about)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from autoclip_core.files.read import LoggedNorms
 from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.planning.replay import Replay
+from autoclip_core.planning.suggest import Suggestion
 from autoclip_core.policy import as_code
 
 from .rich_output import has_rich, print_table
@@ -105,6 +106,21 @@ def report_to_dict(report: Replay) -> dict[str, Any]:
         "spikes_caught": report.spikes_caught.tolist(),
         "shift": shift._asdict() if shift else None,
         "recovery": report.recovery,
+    }
+
+
+def suggestion_to_dict(suggestion: Suggestion) -> dict[str, Any]:
+    """Return a suggestion for JSON, the diagnosis first."""
+    diagnosis, policy = suggestion.diagnosis, suggestion.policy
+    fields = {k: v for k, v in vars(suggestion).items() if k != "diagnosis"}
+    return {
+        "verdict": diagnosis.verdict,
+        "sentence": diagnosis.sentence,
+        "step": diagnosis.step,
+        "spikes": diagnosis.spikes,
+        **fields,
+        "policy": as_code(policy) if policy else None,
+        "diverged_at": suggestion.diverged_at,
     }
 
 

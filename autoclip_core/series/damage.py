@@ -59,21 +59,28 @@ def find_explosion(levels: Levels) -> int | None:
     for hot in np.flatnonzero(is_hot)[:1000].tolist():
         normal = np.flatnonzero(excess[:hot] < HIGH)
         start = int(normal[-1]) + 1 if normal.size else 0
-        if not fades(levels.logs[hot:] - levels.level[hot]):
+        if not fades(levels.logs, hot, levels.level[hot]):
             return start
     return None
 
 
-def fades(excess: Array) -> bool:
+def fades(logs: Array, start: int, level: float) -> bool:
     """Return whether norms come down slowly and smoothly, as weights recover.
 
     If units died, they come down at once. If a run is chaotic, they jump.
     """
+    excess = logs[start:] - level
     if len(excess) < 2 * AFTER:
         return False
     soon, then = np.median(excess[LAST : 2 * LAST]), np.median(excess[AFTER:])
-    noise = np.median(abs(np.diff(excess[: 2 * AFTER])))
-    return bool(soon >= NEIGHBOUR and soon - then >= np.log(1.5) and noise < 0.5)
+    before, after = measure_jump(logs[:start]), measure_jump(excess[: 2 * AFTER])
+    is_smooth = after < max(0.5, 2 * before)
+    return bool(soon >= NEIGHBOUR and soon - then >= np.log(1.5) and is_smooth)
+
+
+def measure_jump(logs: Array) -> float:
+    """Return the median change of ln(norm) from step to step; 0 of a single norm."""
+    return float(np.median(abs(np.diff(logs)))) if len(logs) > 1 else 0.0
 
 
 def find_high_end(logs: Array) -> int | None:
@@ -84,7 +91,7 @@ def find_high_end(logs: Array) -> int | None:
     if np.median(logs[-LAST:]) - usual <= DIVERGED:
         return None
     start = int(np.flatnonzero(logs <= usual + HIGH)[-1]) + 1
-    return None if fades(logs[start:] - usual) else start
+    return None if fades(logs, start, usual) else start
 
 
 def find_early_damage(logs: Array) -> int | None:

@@ -26,6 +26,25 @@ NAMED = 5
 """The number of spikes whose steps the sentence names."""
 
 
+SENTENCES = {
+    "healthy": "Healthy: {count} norms show neither damage nor a spike.",
+    "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median; otherwise "
+    "the norms show no damage.",
+    "shifted": "The level rises {number:.3g} times at step {step} and stays high: "
+    "another loss or other data, or damage, which the loss shows.",
+    "diverged": "The run diverged at step {step}: from there on the norms reach "
+    "{largest:.4g}; the median before is {median:.4g}.",
+    "never healthy": "The run was never healthy: the norms from step {step} on reach "
+    "{largest:.4g}, or jump from step to step.",
+    "non-finite": "The norms are non-finite from step {step} to the end.",
+    "clipped": "The log holds norms after clipping, which do not show the run: they "
+    "stop at {number:.4g}.",
+    "too short": "Too short for a verdict: {number} finite norms above 0; it takes "
+    "{minimum}.",
+}
+"""The sentence of each verdict."""
+
+
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What a series of norms shows of its run; `print` it."""
@@ -58,7 +77,7 @@ class Finding(NamedTuple):
     place: int | None = None
     """Where the damage or the new level begins."""
     number: float = 0.0
-    """The ratio of a rise, or the ceiling of a clipped log."""
+    """The ratio of a rise, the ceiling of a clipped log, or the number of norms."""
 
 
 def diagnose(
@@ -119,7 +138,7 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
     if end < len(norms):
         return Finding("non-finite", end)
     if len(levels.logs) < MIN_STEPS:
-        return Finding("too short")
+        return Finding("too short", number=len(levels.logs))
     ceiling = find_ceiling(levels.logs)
     if ceiling is None and thresholds is not None:
         ceiling = find_ceiling_of_thresholds(norms, thresholds)
@@ -140,6 +159,8 @@ def find_non_finite_end(norms: Array) -> int:
 def find_high_norms(norms: Array, levels: Levels) -> Array:
     """Return the places of spikes, and of norms that leave the level for some steps."""
     excess = levels.excess
+    if not excess.size:
+        return np.empty(0, np.intp)
     high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
     spikes = find_spikes(norms)
     spikes = spikes[excess[np.searchsorted(levels.places, spikes)] >= np.log(SPIKE)]
@@ -154,27 +175,18 @@ def write_sentence(
     norms: Array, names: Any, finding: Finding, healthy: Array, spikes: Array
 ) -> str:
     """Return the verdict with its steps and numbers."""
-    count, place = int(healthy.sum()), finding.place
-    step = None if place is None else names[place]
-    median = np.median(norms[healthy]) if count else np.nan
-    finite = norms[slice(place, None)]
-    largest = np.max(finite[np.isfinite(finite)], initial=0.0)
-    first = names[spikes[:NAMED]].tolist()
-    more = f" and {len(spikes) - NAMED} more" if len(spikes) > NAMED else ""
-    high = np.max(norms[spikes], initial=0.0) / median if count else np.nan
-    sentences = {
-        "healthy": f"Healthy: {count} norms show neither damage nor a spike.",
-        "spikes": f"Spikes at steps {', '.join(map(str, first))}{more}, up to "
-        f"{high:.3g} times the median; otherwise the norms show no damage.",
-        "shifted": f"The level rises {finding.number:.3g} times at step {step} and "
-        "stays high: another loss or other data, or damage, which the loss shows.",
-        "diverged": f"The run diverged at step {step}: from there on the norms reach "
-        f"{largest:.4g}; the median before is {median:.4g}.",
-        "never healthy": f"The run was never healthy: the norms from step {step} on "
-        f"reach {largest:.4g}, or jump from step to step.",
-        "non-finite": f"The norms are non-finite from step {step} to the end.",
-        "clipped": "The log holds norms after clipping, which do not show the run: "
-        f"they stop at {finding.number:.4g}.",
-        "too short": f"Too short for a verdict: {count} norms; it takes {MIN_STEPS}.",
-    }
-    return sentences[finding.verdict]
+    place = finding.place
+    rest = norms[slice(place, None)]
+    median = np.median(norms[healthy] / 2) * 2 if healthy.any() else 0.0
+    highest = np.max(norms[spikes], initial=0.0)
+    listed = ", ".join(map(str, names[spikes[:NAMED]].tolist()))
+    return SENTENCES[finding.verdict].format(
+        count=int(healthy.sum()),
+        minimum=MIN_STEPS,
+        step=None if place is None else names[place],
+        largest=np.max(rest[np.isfinite(rest)], initial=0.0),
+        median=median,
+        spikes=listed + (" and more" if len(spikes) > NAMED else ""),
+        high=highest / median if median else 0.0,
+        number=finding.number,
+    )

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 from autoclip_core import Quantile, replay, suggest_threshold
-from autoclip_core.planning import suggest
-from autoclip_core.planning.suggest import (
-    choose_policy,
-    find_divergence,
-    measure_drift,
-    measure_noise,
-)
+from autoclip_core.planning import reasons
+from autoclip_core.planning.reasons import measure_drift, measure_noise
+from autoclip_core.policy import as_code
 
 NAN, INF = math.nan, math.inf
+SHORT = Quantile(0.9, history_length=128)
 
 
 def test_the_statistics_agree_with_the_standard_library():
@@ -44,25 +41,31 @@ def test_huge_norms_do_not_overflow():
     assert suggest_threshold([1e-300, 1e308] * 2).mean == 5e307
 
 
+def numbers_to(last):
+    """Return the numbers from 1 to the last one; each follows its opposite third."""
+    numbers = np.arange(1.0, last + 1)
+    return np.concatenate([numbers[::3], numbers[1::3][::-1], numbers[2::3]])
+
+
 def test_a_suggestion_prints_these_lines():
-    """The numbers 0 to 10 have mean 5, deviation sqrt(10) and p90 = 9."""
-    lines = str(suggest_threshold([*np.arange(11.0), NAN])).splitlines()
-    assert lines[:12] == [
-        "steps         12 (1 non-finite)",
-        "mean          5",
-        "std           3.162",
-        "min           0",
-        "median        5",
-        "p90           9",
-        "p95           9.5",
-        "p99           9.9",
-        "max           10",
-        "suggested     max_norm = 9",
-        "mean range    2.5 to 50 (0.5 to 10 times the mean)",
-        f"or a policy   {Quantile(0.9)!r}",
+    """The numbers 1 to 201 have mean 101, p90 = 181 and a variance of 3366.67."""
+    lines = str(suggest_threshold(numbers_to(201))).splitlines()
+    assert lines[:13] == [
+        "Healthy: 201 norms show neither damage nor a spike.",
+        "steps         201 (201 healthy, 0 non-finite)",
+        "mean          101",
+        "std           58.02",
+        "min           1",
+        "median        101",
+        "p90           181",
+        "p95           191",
+        "p99           199",
+        "max           201",
+        "suggested     max_norm = 181",
+        "mean range    50.5 to 1010 (0.5 to 10 times the mean)",
+        "or a policy   Quantile(0.9)",
     ]
-    assert lines[12].startswith("Begin with TrustClip, which needs no number")
-    assert lines[13].startswith("Too early to judge: 11 finite norms")
+    assert lines[13].startswith("Begin with TrustClip, which needs no number")
 
 
 def steady_norms(seed=0, spread=0.1, size=900):
@@ -86,40 +89,65 @@ def test_the_policy_follows_from_the_series(norms, policy, words):
     suggestion = suggest_threshold(norms)
     assert suggestion.policy == policy
     assert words in " ".join(suggestion.advice)
-    assert repr(policy) in str(suggestion)
+    assert as_code(policy) in str(suggestion)
 
 
-def test_advice_reports_spikes_and_non_finite_steps():
+def test_the_verdict_names_spikes_and_leaves_them_out():
     norms = steady_norms()
     norms[[100, 300]] = 40.0
-    advice = " ".join(suggest_threshold([*norms, NAN]).advice)
-    assert "2 spikes" in advice
-    assert "1 of 901 steps (0.111 %)" in advice
-    assert "Too early to judge: 3 finite" in str(suggest_threshold([1.0, 2.0, 3.0]))
+    norms[500] = NAN
+    suggestion = suggest_threshold(norms)
+    assert suggestion.verdict == "spikes"
+    assert str(suggestion).startswith("Spikes at steps 100, 300, up to 40.")
+    assert suggestion.max < 2
+    assert "1 of 900 steps (0.111 %)" in str(suggestion)
 
 
-@pytest.mark.parametrize("norms", [[NAN, INF], [], [-1.0]], ids=str)
-def test_a_series_without_a_valid_norm_is_refused(norms):
-    with pytest.raises(ValueError, match="norms must"):
-        suggest_threshold(norms)
+def test_without_a_norm_there_is_an_error():
+    for norms in ([], [-1.0]):
+        with pytest.raises(ValueError, match="norms must"):
+            suggest_threshold(norms)
 
 
-def test_a_series_of_zeros_has_statistics():
-    suggestion = suggest_threshold([0.0] * 5)
-    assert (
-        suggestion.max_norm,
-        suggestion.mean,
-        suggestion.std,
-        suggestion.log_std,
-    ) == (0, 0, 0, 0)
-    assert suggestion.policy == Quantile(0.9)
+WITHHELD = {
+    # What the norms are: the verdict, the reason, whether there is a policy.
+    "too short": (steady_norms(size=49), "the healthy part has 49 norms", False),
+    "zeros": (np.zeros(500), "the healthy part has 0 norms above 0", False),
+    "all NaN": (np.full(90, NAN), "the healthy part has 0 norms", False),
+    "early NaN": (np.repeat([1.0, NAN], [30, 90]), "the healthy part has 30", False),
+    "wrecked at step 5": (
+        np.concatenate([steady_norms(size=5), [3e3], 150 * steady_norms(size=300)]),
+        "there is no healthy part",
+        False,
+    ),
+    "clipped": (
+        np.minimum(steady_norms(), 1.0),
+        "log the norms before clipping",
+        False,
+    ),
+    "shifted": (
+        steady_norms(size=400) * np.repeat([1.0, 8.0], 200),
+        "No constant fits both levels: p90 is 1.",
+        True,
+    ),
+}
 
 
-def test_a_hundred_norms_are_enough():
-    assert "Too early to judge: 99 finite" in str(
-        suggest_threshold(steady_norms(size=99))
-    )
-    assert "Too early" not in str(suggest_threshold(steady_norms(size=100)))
+@pytest.mark.parametrize("name", WITHHELD)
+def test_a_threshold_is_withheld_with_the_reason(name):
+    norms, reason, has_policy = WITHHELD[name]
+    suggestion = suggest_threshold(norms)
+    assert suggestion.max_norm is suggestion.mean_range is None
+    assert (suggestion.policy is not None) == has_policy
+    text = " ".join(str(suggestion).split())
+    assert reason in text
+    assert "suggested none, because of what follows" in text
+    assert max(map(len, str(suggestion).splitlines())) <= 80
+
+
+def test_fifty_norms_are_enough():
+    assert suggest_threshold(steady_norms(size=50)).verdict == "healthy"
+    assert suggest_threshold(steady_norms(size=49)).verdict == "too short"
 
 
 def noisy(level):
@@ -131,8 +159,8 @@ def noisy(level):
     ("level", "policy", "word"),
     [
         (np.geomspace(100, 1, 2000), Quantile(0.9, history_length=128), "moves"),
-        (np.geomspace(1, 100, 2000), Quantile(0.9, history_length=128), "moves"),
-        (np.repeat([1.0, 100.0], 1000), Quantile(0.9, history_length=128), "moves"),
+        (np.geomspace(1, 50, 2000), Quantile(0.9, history_length=128), "moves"),
+        (np.repeat([1.0, 20.0], 1000), Quantile(0.9, history_length=128), "moves"),
         (np.repeat([1000.0, 1.0], [60, 1940]), Quantile(0.9), "steady"),
         (np.exp(np.random.default_rng(1).normal(0, 1.5, 2000)), Quantile(0.5), "tail"),
     ],
@@ -148,14 +176,14 @@ def test_a_diverged_run_is_reported_first_and_only_its_healthy_part_is_used():
     rise = np.geomspace(1, 1e12, 150)
     norms = np.concatenate([steady_norms(size=1200), rise, [NAN] * 50])
     suggestion = suggest_threshold(norms)
-    assert suggestion.diverged_at == 1200 + np.flatnonzero(rise > 10)[0]
-    assert str(suggestion).startswith("The run diverged: from step 1213 on")
-    healthy = suggest_threshold(norms[: suggestion.diverged_at])
-    assert healthy.diverged_at is None
+    assert 1200 < suggestion.diverged_at < 1230
+    start = f"The run diverged at step {suggestion.diverged_at}: "
+    assert str(suggestion).startswith(start)
+    healthy = suggest_threshold(steady_norms(size=1200))
     assert suggestion.policy == healthy.policy
-    assert healthy.max_norm < 1.3 < suggestion.max_norm
-    assert suggest_threshold(norms[:99]).diverged_at is None
-    assert suggest_threshold(norms[:1225]).diverged_at is None  # 90 times is not enough
+    assert suggestion.max_norm == pytest.approx(healthy.max_norm, rel=0.02)
+    later = suggest_threshold(norms, steps=np.arange(len(norms)) * 50)
+    assert later.diverged_at == 50 * suggestion.diverged_at
 
 
 def test_a_shift_of_level_is_reported_as_in_a_replay():
@@ -165,32 +193,29 @@ def test_a_shift_of_level_is_reported_as_in_a_replay():
     assert "changes" not in str(suggest_threshold(steady_norms()))
 
 
-def test_a_constant_has_no_spikes_to_filter():
-    advice = " ".join(suggest_threshold([2.0] * 500).advice)
-    assert "would have clipped 0 % of these" in advice
-    assert "as a spike filter 0 %" in advice
-
-
 def test_the_clipping_rates_are_those_of_the_series():
     """Of the norms 1 to 200, 20 are above p90 = 180.1, and 2 above p99 = 198.01."""
-    advice = " ".join(suggest_threshold(np.arange(1.0, 201)).advice)
+    advice = " ".join(suggest_threshold(numbers_to(200)).advice)
     assert "max_norm = 180.1 (p90) would have clipped 10 %" in advice
     assert "p99 = 198 as a spike filter 1 %" in advice
     assert "half the mean" not in advice
 
 
 def test_advice_compares_p90_with_half_the_mean():
-    """The p90 of 21 norms is the third largest: 1. The mean is near 2."""
-    norms = [0.0] * 9 + [1.0] * 10
-    assert "half the mean" not in str(suggest_threshold([*norms, 16.0, 16.0]))
-    assert "below half the mean (1.002)" in str(suggest_threshold([*norms, 16, 16.1]))
+    """Between 0.5 and 2 times the mean there are rarely huge norms."""
+    norms = steady_norms(spread=3.0)
+    mean, p90 = norms.mean(), np.quantile(norms, 0.9)
+    text = " ".join(suggest_threshold(norms).advice)
+    assert ("below half the mean" in text) == (p90 < 0.5 * mean)
+    assert "below half the mean" not in str(suggest_threshold(steady_norms()))
 
 
-def test_the_largest_spike_is_reported():
-    norms = np.ones(300)
-    norms[[100, 200]] = 40.0, 7.0
-    advice = " ".join(suggest_threshold(3 * norms).advice)
-    assert "2 spikes stand out from their neighbours, the largest 40 times" in advice
+def test_the_first_overflows_are_those_of_a_loss_scaler():
+    norms = np.concatenate([[INF] * 9, steady_norms()])
+    suggestion = suggest_threshold(norms)
+    assert suggestion.verdict == "healthy"
+    assert "9 of the first steps had a NaN or infinite norm" in str(suggestion)
+    assert "no threshold repairs" not in str(suggestion)
 
 
 # The numbers behind the choice of a policy.
@@ -228,45 +253,24 @@ def test_the_drift_from_0_or_to_0_is_1():
     )
 
 
+def policy_for(norms):
+    return suggest_threshold(norms).policy
+
+
 @pytest.mark.parametrize("level", [2.0, 0.5])
 def test_a_level_moves_if_it_changes_by_more_than_a_factor_of_2(level):
-    norms = np.repeat([1.0, 1.0, level], 100)
-    assert choose_policy(norms)[0] == Quantile(0.9)
-    norms[200:] *= level**0.01
-    assert choose_policy(norms)[0] == Quantile(0.9, history_length=128)
+    norms = steady_norms(size=300) * np.repeat([1.0, 1.0, level], 100)
+    norms[200:] *= level / measure_drift(norms)
+    assert measure_drift(norms) == pytest.approx(level)
+    for factor, policy in [(0.99, Quantile(0.9)), (1.01, SHORT)]:
+        changed = np.append(norms[:200], norms[200:] * level ** (factor - 1))
+        assert policy_for(changed) == policy
 
 
 def test_a_tail_is_heavy_above_a_deviation_of_1(monkeypatch):
-    """If the logarithms of neighbours differ by x, the noise is x / sqrt(2)."""
-    for noise, policy in [(0.995, Quantile(0.9)), (1.005, Quantile(0.5))]:
-        norms = np.exp(np.tile([0.0, noise * math.sqrt(2)], 100))
-        assert choose_policy(norms)[0] == policy
-    monkeypatch.setattr(suggest, "HEAVY_TAIL", measure_noise(norms))
-    assert choose_policy(norms)[0] == Quantile(0.9)
-
-
-def test_a_run_diverged_if_it_ends_above_a_thousand_times_its_usual_norm():
-    norms = np.repeat([1.0, 10.0, 10.5, 1000.0], [110, 1, 1, 10])
-    assert find_divergence(norms) is None
-    norms[-10:] = 1001.0
-    assert find_divergence(norms) == 111  # 10 is still usual
-    norms[3:5] = NAN, INF  # the step counts them too
-    assert find_divergence(norms) == 111
-    # The median of the last ten is between the two levels, or at the more frequent one.
-    assert find_divergence(np.repeat([1.0, 1e5], [115, 5])) == 115
-    assert find_divergence(np.repeat([1.0, 1e5], [116, 4])) is None
-
-
-def test_the_usual_norm_is_the_median_of_the_first_half():
-    norms = np.repeat([1e-3, 1.0, 500.0], [25, 85, 10])
-    assert find_divergence(norms) is None
-    norms[:31] = 1e-3
-    assert find_divergence(norms) == 31
-    assert find_divergence(np.repeat([0.0, 1.0], 60)) is None
-
-
-def test_a_divergence_needs_a_hundred_norms():
-    norms = np.repeat([1.0, 1e6], [80, 20])
-    for scale in (1e-9, 1.0, 1e9):
-        assert find_divergence(scale * norms) == 80
-        assert find_divergence(scale * norms[1:]) is None
+    norms = steady_norms(spread=1.0)
+    noise = measure_noise(norms)
+    monkeypatch.setattr(reasons, "HEAVY_TAIL", noise)
+    assert policy_for(norms) == Quantile(0.9)
+    monkeypatch.setattr(reasons, "HEAVY_TAIL", 0.999 * noise)
+    assert policy_for(norms) == Quantile(0.5)

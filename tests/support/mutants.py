@@ -75,6 +75,7 @@ TESTS = {
     "series/diagnosis.py": ["series/diagnosis", "suggest"],
     "series/spikes.py": ["series/spikes"],
     "planning/suggest.py": ["suggest"],
+    "planning/reasons.py": ["suggest"],
     "history/lookup.py": ["window", "policies"],
     "clipper/units.py": ["units"],
     "clipper/by_value.py": ["by_value"],

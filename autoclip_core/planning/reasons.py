@@ -1,0 +1,157 @@
+"""Why a threshold or a policy is suggested, or withheld: sentences with numbers."""
+
+import math
+
+import numpy as np
+
+from autoclip_core.log.formatting import format_number, format_percent
+from autoclip_core.policies.quantile import Quantile
+from autoclip_core.policy import Policy
+from autoclip_core.record.step import Array
+from autoclip_core.series.diagnosis import MIN_STEPS, Diagnosis
+from autoclip_core.series.spikes import find_shift
+
+HEAVY_TAIL = 1.0
+"""Norms are heavy-tailed if the deviation of ln(norm) is larger than this."""
+
+DRIFT = 2.0
+"""The level moves if the medians of the first and last third differ by more."""
+
+MIN_DRIFT_STEPS = 100
+"""Fewer norms than this have no drift."""
+
+TRUST_FIRST = (
+    "Begin with TrustClip, which needs no number: it filters the gradient and bounds "
+    "the update, the change of the weights in one step. A series of norms has no "
+    "weights, so the numbers here are for a clipper of the gradient alone."
+)
+"""The first advice for every series."""
+
+WITHHELD = {
+    "never healthy": "No threshold and no policy are suggested, because there is no "
+    "healthy part: check the first batches and the learning rate, or train with "
+    "TrustClip, and log again.",
+    "clipped": "No threshold is suggested: log the norms before clipping, which "
+    "clip_grad_norm_ returns.",
+}
+"""The reasons of verdicts without numbers."""
+
+HEAVY = (
+    "The norms are heavy-tailed (deviation of ln(norm) {noise} from step to step, "
+    "above {limit:g}): use the median of a window, which clips half of the steps and "
+    "is the safest choice for such tails."
+)
+
+MOVES = (
+    "The level moves (the median of the last third is {drift} times that of the "
+    "first): a constant would clip nothing or everything in one of them; use a short "
+    "window."
+)
+
+CHANGES = (
+    "The level is steady in the long run (last third over first third {drift}), but "
+    "changes x{ratio} at step {step}: a window of 1000 steps follows a lasting change, "
+    "a constant does not; `replay --compare` shows how soon."
+)
+
+STEADY = (
+    "The level is steady (last third over first third {drift}, deviation of ln(norm) "
+    "{noise} from step to step): use a window of 1000 steps or the constant; the "
+    "window also follows another learning rate or loss scale."
+)
+
+
+def explain_withheld(diagnosis: Diagnosis, norms: Array, steps: Array) -> str | None:
+    """Return why no constant is suggested, or None if one is."""
+    healthy = norms[diagnosis.healthy]
+    if diagnosis.verdict in WITHHELD:
+        return WITHHELD[diagnosis.verdict]
+    count = np.count_nonzero(healthy)
+    if count < MIN_STEPS:
+        return (
+            f"No threshold is suggested: the healthy part has {count} norms above 0; "
+            f"log at least {MIN_STEPS} steps, better 1000, after the warm-up of the "
+            "learning rate."
+        )
+    if diagnosis.verdict != "shifted":
+        return None
+    is_before = diagnosis.healthy & (np.cumsum(steps == diagnosis.step) == 0)
+    parts = norms[is_before], norms[diagnosis.healthy & ~is_before]
+    before, after = (format_number(quantile(part, 0.9)) for part in parts)
+    return (
+        f"No constant fits both levels: p90 is {before} before step {diagnosis.step} "
+        f"and {after} since; the policy follows such a change."
+    )
+
+
+def choose_policy(
+    diagnosis: Diagnosis, norms: Array, steps: Array
+) -> tuple[Policy | None, str | None]:
+    """Return the policy to start with, and the reason; None without a healthy part.
+
+    Args:
+      diagnosis: of the whole series.
+      norms: the norms of its healthy part.
+      steps: the step of each of these norms.
+    """
+    if diagnosis.verdict in WITHHELD or np.count_nonzero(norms) < MIN_STEPS:
+        return None, None
+    drift, noise, shift = measure_drift(norms), measure_noise(norms), find_shift(norms)
+    texts = {"drift": format_number(drift), "noise": format_number(noise)}
+    if noise > HEAVY_TAIL:
+        return Quantile(0.5), HEAVY.format(**texts, limit=HEAVY_TAIL)
+    if max(drift, 1 / drift) > DRIFT:
+        return Quantile(0.9, history_length=128), MOVES.format(**texts)
+    if shift:
+        ratio, step = format_number(shift.ratio), steps[shift.step]
+        return Quantile(0.9), CHANGES.format(**texts, ratio=ratio, step=step)
+    return Quantile(0.9), STEADY.format(**texts)
+
+
+def measure_noise(norms: Array) -> float:
+    """Return the deviation of ln(norm) around a level that may move.
+
+    `std(ln n_t+1 - ln n_t) / sqrt(2)`: a trend, a shift or a warm-up has little effect.
+    """
+    steps = np.diff(np.log(norms[norms > 0]))
+    return float(np.sqrt(np.mean(steps**2) / 2)) if steps.size else 0.0
+
+
+def measure_drift(norms: Array) -> float:
+    """Return median of the last third / median of the first; 1 if unknown."""
+    third = len(norms) // 3
+    if len(norms) < MIN_DRIFT_STEPS:
+        return 1.0
+    first, last = quantile(norms[:third], 0.5), quantile(norms[-third:], 0.5)
+    return last / first if first > 0 and last > 0 else 1.0
+
+
+def quantile(norms: Array, share: float) -> float:
+    """Return a quantile; NaN if there are no norms. Halves do not overflow."""
+    return 2 * float(np.quantile(norms / 2, share)) if norms.size else math.nan
+
+
+def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> list[str]:
+    """Say how many steps the suggested threshold would have clipped."""
+    rates = float(np.mean(norms > p90)), float(np.mean(norms > p99))
+    p90_rate, p99_rate = map(format_percent, rates)
+    advice = [
+        f"max_norm = {format_number(p90)} (p90) would have clipped {p90_rate} of the "
+        f"healthy steps, p99 = {format_number(p99)} as a spike filter {p99_rate}."
+    ]
+    if p90 < 0.5 * mean:  # p90 is never above ten times the mean
+        advice.append(
+            f"p90 is below half the mean ({format_number(0.5 * mean)}): a few huge "
+            "norms dominate the mean, so do not rely on it."
+        )
+    return advice
+
+
+def advise_on_calibration(calibration: int) -> list[str]:
+    """Set the overflows of the first steps apart, if there are any."""
+    if not calibration:
+        return []
+    return [
+        f"{calibration} of the first steps had a NaN or infinite norm: if a loss "
+        "scaler is in use, this is its calibration, and no fault."
+    ]
