@@ -9,12 +9,15 @@ from autoclip_core.record.step import Array
 from .levels import Levels
 from .spikes import MIN_STEPS, find_shift
 
-DIVERGED = math.log(30)
-"""A run diverged if its last norms are more than 30 times the usual."""
+DIVERGED = math.log(100)
+"""A run diverged if its last norms are more than 100 times the usual."""
 
-EXPLODED, NEIGHBOUR = math.log(1000), math.log(30)
-"""An explosion: 1000 times the level, next to 30 times the level. A bad batch is alone,
-unless it damages the weights."""
+EXPLODED, NEIGHBOUR = math.log(1000), math.log(100)
+"""An explosion: 1000 times the level, next to 100 times the level. A bad batch is
+alone, unless it damages the weights."""
+
+WRECKED = math.log(30)
+"""Norms that stay 30 times above the first ones show damage in the first steps."""
 
 HIGH = math.log(10)
 """An explosion begins and ends below ten times the level."""
@@ -49,7 +52,10 @@ def find_damage(levels: Levels) -> int | None:
 
 
 def find_explosion(levels: Levels) -> int | None:
-    """Return the start of the first explosion that does not fade, or None."""
+    """Return the start of the first explosion, or None.
+
+    After it, norms jump or fall at once.
+    """
     excess = levels.excess
     is_near = excess >= np.maximum(NEIGHBOUR, 6 * levels.spread)
     has_neighbour = np.zeros(len(excess), np.bool_)
@@ -59,23 +65,23 @@ def find_explosion(levels: Levels) -> int | None:
     for hot in np.flatnonzero(is_hot)[:1000].tolist():
         normal = np.flatnonzero(excess[:hot] < HIGH)
         start = int(normal[-1]) + 1 if normal.size else 0
-        if not fades(levels.logs, hot, levels.level[hot]):
+        if not stays_smooth(levels.logs, hot, levels.level[hot]):
             return start
     return None
 
 
-def fades(logs: Array, start: int, level: float) -> bool:
-    """Return whether norms come down slowly and smoothly, as weights recover.
+def stays_smooth(logs: Array, start: int, level: float) -> bool:
+    """Return whether norms stay high after an explosion, without jumps.
 
-    If units died, they come down at once. If a run is chaotic, they jump.
+    Then the weights may recover, or the data or the loss are others. If units died, the
+    norms come down at once. If a run is chaotic, they jump.
     """
     excess = logs[start:] - level
     if len(excess) < 2 * AFTER:
         return False
-    soon, then = np.median(excess[LAST : 2 * LAST]), np.median(excess[AFTER:])
     before, after = measure_jump(logs[:start]), measure_jump(excess[: 2 * AFTER])
-    is_smooth = after < max(0.5, 2 * before)
-    return bool(soon >= NEIGHBOUR and soon - then >= np.log(1.5) and is_smooth)
+    is_high = np.median(excess[LAST : 2 * LAST]) >= WRECKED
+    return bool(is_high and after < max(0.5, 2 * before))
 
 
 def measure_jump(logs: Array) -> float:
@@ -90,18 +96,29 @@ def find_high_end(logs: Array) -> int | None:
     usual = np.median(logs[: len(logs) // 2])
     if np.median(logs[-LAST:]) - usual <= DIVERGED:
         return None
-    start = int(np.flatnonzero(logs <= usual + HIGH)[-1]) + 1
-    return None if fades(logs, start, usual) else start
+    is_high = logs > usual + HIGH
+    shares = np.cumsum(is_high[::-1])[::-1] / np.arange(len(logs), 0, -1)
+    start = int(np.flatnonzero(is_high & (shares >= 0.9))[0])
+    is_recovering = (
+        np.median(logs[-LAST:]) < np.median(logs[start : start + AFTER]) - HIGH / 2
+    )
+    return None if is_recovering else start
 
 
 def find_early_damage(logs: Array) -> int | None:
-    """Return the step of the start after which 30 norms are 30 times the first."""
+    """Return the step of the start after which norms stay far above the first, or None.
+
+    They are 30 times as large for 30 steps after a jump, or ten times to the end.
+    """
     for place in range(1, min(FIRST_STEPS, len(logs) - LAST)):
         level = np.median(logs[:place])
         after = np.median(logs[place : place + AFTER])
-        if min(after, logs[place]) - level > DIVERGED:
+        if min(after, logs[place]) - level > WRECKED:
             return place
-    return None
+    later = logs[LAST:AFTER], logs[AFTER:]
+    rises = [np.median(part) - logs[0] for part in later if part.size >= LAST]
+    least = max(HIGH, 3 * measure_jump(logs))
+    return 1 if len(rises) == 2 and min(rises) > least else None
 
 
 def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:

@@ -30,6 +30,9 @@ LEARNED, GOOD, BAD = 0.1, 0.7, 0.3
 """Of the level: the gain of a model that has learned something. Of the best gain: the
 least of a good end, and the most of a bad one."""
 
+LEAST = 50
+"""The steps of a healthy part, at least."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -150,7 +153,8 @@ def label(
     The gain is the level minus the test loss. A run that never gains a tenth of the
     level was never healthy. If it keeps less than 30 % of its best gain at the end, it
     diverged: it was healthy until its last test above half of the best gain, or until
-    the fault. Between 30 and 70 % it has no label. Nor has a run with a bad loss whose
+    the fault. With fewer than 50 healthy steps it was never healthy. Between 30 and
+    70 % it has no label. Nor has a run with a bad loss whose
     fault is harmless or comes later: its fault is not known.
     """
     fault = FAULTS[case.fault]
@@ -171,8 +175,9 @@ def label(
     if last > BAD * best or fault.is_harmless or first > good + 2 * CHECK:
         return "unclear", 0
     end = min([good, *(step for step in [first, *faults] if step > good - CHECK)])
-    kind = "diverged" if math.isfinite(losses[-1]) else "non-finite"
-    return prefix + kind, end
+    if not math.isfinite(losses[-1]):
+        return prefix + "non-finite", end
+    return prefix + ("diverged" if end >= LEAST else "never healthy"), end
 
 
 def describe(

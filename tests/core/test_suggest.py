@@ -63,7 +63,7 @@ def test_a_suggestion_prints_these_lines():
         "max           201",
         "suggested     max_norm = 181",
         "mean range    50.5 to 1010 (0.5 to 10 times the mean)",
-        "or a policy   Quantile(0.9)",
+        f"or a policy   {as_code(Quantile(0.9))}",
     ]
     assert lines[13].startswith("Begin with TrustClip, which needs no number")
 
