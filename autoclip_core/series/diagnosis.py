@@ -159,7 +159,7 @@ def find_non_finite_end(norms: Array) -> int:
 def find_high_norms(norms: Array, levels: Levels) -> Array:
     """Return the places of spikes, and of norms that leave the level for some steps."""
     excess = levels.excess
-    if not excess.size:
+    if len(excess) < MIN_STEPS:
         return np.empty(0, np.intp)
     high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
     spikes = find_spikes(norms)
@@ -178,7 +178,8 @@ def write_sentence(
     place = finding.place
     rest = norms[slice(place, None)]
     median = np.median(norms[healthy] / 2) * 2 if healthy.any() else 0.0
-    highest = np.max(norms[spikes], initial=0.0)
+    with np.errstate(over="ignore"):
+        high = np.max(norms[spikes], initial=0.0) / (median or 1.0)
     listed = ", ".join(map(str, names[spikes[:NAMED]].tolist()))
     return SENTENCES[finding.verdict].format(
         count=int(healthy.sum()),
@@ -187,6 +188,6 @@ def write_sentence(
         largest=np.max(rest[np.isfinite(rest)], initial=0.0),
         median=median,
         spikes=listed + (" and more" if len(spikes) > NAMED else ""),
-        high=highest / median if median else 0.0,
+        high=high,
         number=finding.number,
     )

@@ -41,28 +41,27 @@ def test_huge_norms_do_not_overflow():
     assert suggest_threshold([1e-300, 1e308] * 2).mean == 5e307
 
 
-def numbers_to(last):
-    """Return the numbers from 1 to the last one; each follows its opposite third."""
-    numbers = np.arange(1.0, last + 1)
-    return np.concatenate([numbers[::3], numbers[1::3][::-1], numbers[2::3]])
+def numbers_above_100(count):
+    """Return the numbers from 101 on, in random order."""
+    return np.random.default_rng(0).permutation(np.arange(101.0, 101 + count))
 
 
 def test_a_suggestion_prints_these_lines():
-    """The numbers 1 to 201 have mean 101, p90 = 181 and a variance of 3366.67."""
-    lines = str(suggest_threshold(numbers_to(201))).splitlines()
+    """The numbers 101 to 301 have mean 201, p90 = 281 and a variance of 3366.67."""
+    lines = str(suggest_threshold(numbers_above_100(201))).splitlines()
     assert lines[:13] == [
         "Healthy: 201 norms show neither damage nor a spike.",
         "steps         201 (201 healthy, 0 non-finite)",
-        "mean          101",
+        "mean          201",
         "std           58.02",
-        "min           1",
-        "median        101",
-        "p90           181",
-        "p95           191",
-        "p99           199",
-        "max           201",
-        "suggested     max_norm = 181",
-        "mean range    50.5 to 1010 (0.5 to 10 times the mean)",
+        "min           101",
+        "median        201",
+        "p90           281",
+        "p95           291",
+        "p99           299",
+        "max           301",
+        "suggested     max_norm = 281",
+        "mean range    100.5 to 2010 (0.5 to 10 times the mean)",
         f"or a policy   {as_code(Quantile(0.9))}",
     ]
     assert lines[13].startswith("Begin with TrustClip, which needs no number")
@@ -194,10 +193,10 @@ def test_a_shift_of_level_is_reported_as_in_a_replay():
 
 
 def test_the_clipping_rates_are_those_of_the_series():
-    """Of the norms 1 to 200, 20 are above p90 = 180.1, and 2 above p99 = 198.01."""
-    advice = " ".join(suggest_threshold(numbers_to(200)).advice)
-    assert "max_norm = 180.1 (p90) would have clipped 10 %" in advice
-    assert "p99 = 198 as a spike filter 1 %" in advice
+    """Of the norms 101 to 300, 20 are above p90 = 280.1, and 2 above 298.01."""
+    advice = " ".join(suggest_threshold(numbers_above_100(200)).advice)
+    assert "max_norm = 280.1 (p90) would have clipped 10 %" in advice
+    assert "p99 = 298 as a spike filter 1 %" in advice
     assert "half the mean" not in advice
 
 

@@ -1,0 +1,196 @@
+"""The signs of damage, each with a series that shows it and one that does not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autoclip_core.series.ceiling import find_ceiling, find_ceiling_of_thresholds
+from autoclip_core.series.damage import (
+    find_damage,
+    find_early_damage,
+    find_explosion,
+    find_high_end,
+    find_lasting_rise,
+    is_start_erratic,
+)
+from autoclip_core.series.diagnosis import diagnose
+from autoclip_core.series.levels import measure_levels
+
+NAN, INF = math.nan, math.inf
+
+
+def steady(size=400, seed=0, spread=0.1):
+    return np.exp(np.random.default_rng(seed).normal(scale=spread, size=size))
+
+
+def changed(places, factors, norms=None):
+    """Return norms, multiplied at some places."""
+    norms = steady() if norms is None else norms.copy()
+    norms[places] *= factors
+    return norms
+
+
+def wave(factor, size=400):
+    """Return norms that are multiplied in every second step."""
+    return steady(size) * np.where(np.arange(size) % 2, factor, 1.0)
+
+
+BURST = [200, 201, 202]
+"""Three steps in the middle."""
+
+VERDICTS = {
+    "steady": (steady(), "healthy", None),
+    "warm-up transient": (steady() * np.linspace(30, 1, 400) ** 1.0, "healthy", None),
+    "batch ramp": (steady() / np.repeat([1, 1.4, 2, 2.8], 100), "healthy", None),
+    "fall": (steady() * np.geomspace(20, 1, 400), "healthy", None),
+    "bad batch": (changed([200], 5000.0), "spikes", None),
+    "bad batches in a row": (changed(BURST, 500.0), "spikes", None),
+    "explosion that died": (changed(BURST, [200.0, 9e3, 300.0]), "diverged", 200),
+    "explosion": (np.append(steady(), 1.155e5 * wave(30)[:99]), "diverged", 400),
+    "new loss": (steady() * np.repeat([1.0, 9.0], 200), "shifted", None),
+    "new loss, x150": (
+        steady() * np.append(np.ones(200), np.geomspace(3000, 40, 200)),
+        "shifted",
+        None,
+    ),
+    "wrecked at step 5": (
+        changed(slice(5, None), 170.0, changed([5], 20.0)),
+        "never healthy",
+        5,
+    ),
+    "x20 from step 1": (changed(slice(1, None), 20.0), "never healthy", 1),
+    "erratic start": (changed(slice(0, 30, 2), 30.0), "never healthy", 0),
+    "NaN from step 330": (changed(slice(330, None), NAN), "non-finite", 330),
+    "NaN at times": (changed([100, 200, 300], NAN), "healthy", None),
+    "mostly NaN from 300": (
+        changed([*range(300, 350), *range(352, 400)], INF),
+        "non-finite",
+        300,
+    ),
+    "calibration": (changed(range(9), INF), "healthy", None),
+    "clipped at 1": (np.minimum(steady(), 1.0), "clipped", None),
+    "clipped rarely": (np.minimum(steady(), 1.2), "healthy", None),
+    "two digits": (np.round(steady(spread=0.4), 2), "healthy", None),
+    "short": (steady(49), "too short", None),
+    "nothing": (np.array([]), "too short", None),
+}
+"""Norms, the verdict, and the step of the damage."""
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_each_kind_of_run_has_its_verdict_at_every_scale(name):
+    norms, verdict, step = VERDICTS[name]
+    for scale in (1.0, 1e-12, 1e12):
+        diagnosis = diagnose(scale * norms)
+        assert diagnosis.verdict == verdict, diagnosis.sentence
+        assert step is None or diagnosis.step == step
+        assert np.isfinite(norms[diagnosis.healthy]).all()
+
+
+def test_damage_and_spikes_are_no_part_of_the_healthy_part():
+    norms = changed([100], 50.0)
+    assert np.flatnonzero(~diagnose(norms).healthy).tolist() == [100]
+    assert diagnose(norms).spikes == (100,)
+    for name in ("explosion", "NaN from step 330"):
+        norms, _, step = VERDICTS[name]
+        assert np.flatnonzero(~diagnose(norms).healthy)[0] == step
+    for name in ("wrecked at step 5", "erratic start"):
+        assert not diagnose(VERDICTS[name][0]).healthy.any()
+
+
+def test_the_sentence_has_the_steps_of_the_log():
+    norms = np.append(changed([7], 90.0), 1e9 * wave(30)[:99])
+    diagnosis = diagnose(norms, steps=50 * np.arange(len(norms)))
+    assert (diagnosis.step, diagnosis.spikes) == (20000, (350,))
+    assert str(diagnosis).startswith("The run diverged at step 20000: ")
+    spikes = diagnose(changed([10, 20, 60, 90, 120, 150], 60.0), steps=range(5, 405))
+    assert "Spikes at steps 15, 25, 65, 95, 125 and more, up to 6" in str(spikes)
+
+
+# Each sign at its limit.
+
+
+def test_an_explosion_is_1000_times_the_level_next_to_100_times():
+    for first, then, start in [(1010, 101, 200), (101, 1010, 200), (1010, 99, None)]:
+        norms = changed([200, 201], [first, then], np.ones(400))
+        assert find_explosion(measure_levels(norms)) == start
+    norms = changed([200, 201], [990, 990], np.ones(400))
+    assert find_explosion(measure_levels(norms)) is None
+
+
+def test_an_explosion_begins_where_norms_leave_ten_times_the_level():
+    norms = changed(range(200, 206), [9, 11, 50, 500, 5e3, 5e3], np.ones(400))
+    assert find_explosion(measure_levels(norms)) == 201
+
+
+def test_a_run_diverged_if_its_end_is_100_times_the_usual():
+    logs = np.log(np.repeat([1.0, 101.0], [90, 10]))
+    assert find_high_end(logs) == 90
+    assert find_high_end(np.log(np.repeat([1.0, 99.0], [90, 10]))) is None
+    assert find_high_end(np.log(np.repeat([1.0, 101.0], [95, 5]))) is None
+    assert find_high_end(logs[:19]) is None
+
+
+@pytest.mark.parametrize("place", [1, 5, 19])
+def test_early_damage_is_30_times_the_first_norms(place):
+    for factor, start in [(31.0, place), (29.0, None)]:
+        logs = np.log(np.repeat([1.0, factor, 5.0], [place, 40, 200]))
+        assert find_early_damage(logs) == start
+
+
+def test_early_damage_is_ten_times_the_first_norm_to_the_end():
+    for factor, start in [(10.1, 1), (9.9, None)]:
+        assert find_early_damage(np.log(np.repeat([1, factor], [3, 99]))) == start
+    assert find_early_damage(np.log(np.repeat([1, 11, 9], [3, 30, 99]))) is None
+
+
+def test_the_start_is_erratic_if_only_the_first_norms_jump():
+    for factor, is_erratic in [(4.6, True), (4.4, False)]:  # e^1.5 = 4.48
+        logs = np.log(changed(slice(0, 32, 2), factor, np.ones(400)))
+        assert is_start_erratic(logs, 1.5, 4.0) == is_erratic
+    assert not is_start_erratic(np.log(wave(9.0)), 1.5, 4.0)
+    assert not is_start_erratic(np.log(wave(9.0, 80)), 1.5, 4.0)
+
+
+def test_a_rise_lasts_if_later_steps_are_twice_the_level():
+    for end, place in [(2.1, 200), (1.9, None)]:
+        norms = np.repeat([1.0, 4.0, end], [200, 80, 120])
+        rise = find_lasting_rise(measure_levels(norms))
+        assert rise == (None if place is None else (place, 4.0))
+    assert find_lasting_rise(measure_levels(np.repeat([4.0, 1.0], 200))) is None
+
+
+def test_the_level_of_a_norm_is_the_median_of_the_block_before():
+    norms = np.exp(np.random.default_rng(0).normal(size=230))
+    norms[[3, 50]] = 0.0, NAN
+    levels = measure_levels(norms)
+    positive = [n for n in norms if n > 0]
+    assert levels.places.tolist() == [i for i, n in enumerate(norms) if n > 0]
+    expected = [np.median(positive[11 * b - 11 : 11 * b]) for b in range(1, 21)]
+    assert np.exp(levels.level[11::11]) == pytest.approx(expected)
+    first = np.quantile(np.log(positive[:10]), 0.25)
+    assert levels.level[:11] == pytest.approx(np.full(11, first))
+    assert find_damage(levels) is None
+
+
+# Norms after clipping.
+
+
+def test_a_tenth_of_equal_norms_is_a_ceiling_unless_a_tenth_is_larger():
+    logs = np.log(np.linspace(0.1, 0.9, 100))
+    for equal, larger, is_found in [(12, 0, 1), (10, 0, 0), (13, 12, 1), (13, 15, 0)]:
+        top = np.log(np.linspace(2, 3, larger))
+        ceiling = find_ceiling(np.concatenate([logs, np.zeros(equal), top]))
+        assert ceiling == (1.0 if is_found else None)
+
+
+def test_norms_that_stop_at_moving_thresholds_are_clipped():
+    thresholds = np.geomspace(3, 1, 400)
+    clipped = np.minimum(steady() * 1.5, thresholds)
+    assert diagnose(clipped).verdict == "healthy"
+    assert diagnose(clipped, thresholds=thresholds).verdict == "clipped"
+    assert find_ceiling_of_thresholds(clipped, thresholds) == pytest.approx(1.0)
+    clipped[7] = 1.1 * thresholds[7]
+    assert find_ceiling_of_thresholds(clipped, thresholds) is None
+    assert find_ceiling_of_thresholds(clipped, np.full(400, INF)) is None
