@@ -22,6 +22,9 @@ WRECKED = math.log(30)
 HIGH = math.log(10)
 """An explosion begins and ends below ten times the level."""
 
+RAISED = math.log(3)
+"""An end that diverged begins where 90 % of the norms are above three times."""
+
 LASTING = math.log(2)
 """The least rise of the level of all later steps."""
 
@@ -57,11 +60,11 @@ def find_explosion(levels: Levels) -> int | None:
     After it, norms jump or fall at once.
     """
     excess = levels.excess
-    is_near = excess >= np.maximum(NEIGHBOUR, 6 * levels.spread)
+    is_near = excess >= np.maximum(NEIGHBOUR, 8 * levels.spread)
     has_neighbour = np.zeros(len(excess), np.bool_)
     has_neighbour[1:] = is_near[:-1]
     has_neighbour[:-1] |= is_near[1:]
-    is_hot = (excess >= np.maximum(EXPLODED, 8 * levels.spread)) & has_neighbour
+    is_hot = (excess >= np.maximum(EXPLODED, 10 * levels.spread)) & has_neighbour
     for hot in np.flatnonzero(is_hot)[:1000].tolist():
         normal = np.flatnonzero(excess[:hot] < HIGH)
         start = int(normal[-1]) + 1 if normal.size else 0
@@ -96,7 +99,7 @@ def find_high_end(logs: Array) -> int | None:
     usual = np.median(logs[: len(logs) // 2])
     if np.median(logs[-LAST:]) - usual <= DIVERGED:
         return None
-    is_high = logs > usual + HIGH
+    is_high = logs > usual + RAISED
     shares = np.cumsum(is_high[::-1])[::-1] / np.arange(len(logs), 0, -1)
     start = int(np.flatnonzero(is_high & (shares >= 0.9))[0])
     is_recovering = (
@@ -128,6 +131,20 @@ def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:
         return False
     first, later = np.quantile(jumps[:AFTER], 0.75), np.quantile(jumps[AFTER:], 0.75)
     return bool(first >= max(least, calmer * later))
+
+
+def find_change_after_spike(levels: Levels) -> tuple[int, float] | None:
+    """Return place and ratio of a change of level after a spike, or None.
+
+    The spike is 100 times the level. The norms after it are twice the level, or half.
+    """
+    is_spike = levels.excess >= np.maximum(NEIGHBOUR, 8 * levels.spread)
+    for place in np.flatnonzero(is_spike)[:1000].tolist():
+        after = levels.logs[place + LAST // 2 :][:AFTER]
+        change = np.median(after) - levels.level[place] if len(after) == AFTER else 0.0
+        if abs(change) >= max(LASTING, 2 * levels.spread[place]):
+            return int(levels.places[place]), float(np.exp(change))
+    return None
 
 
 def find_lasting_rise(levels: Levels) -> tuple[int, float] | None:

@@ -9,7 +9,13 @@ import numpy as np
 from autoclip_core.record.step import Array
 
 from .ceiling import find_ceiling, find_ceiling_of_thresholds
-from .damage import FIRST_STEPS, find_damage, find_lasting_rise, is_start_erratic
+from .damage import (
+    FIRST_STEPS,
+    find_change_after_spike,
+    find_damage,
+    find_lasting_rise,
+    is_start_erratic,
+)
 from .levels import Levels, measure_levels
 from .spikes import find_spikes
 
@@ -28,10 +34,10 @@ NAMED = 5
 
 SENTENCES = {
     "healthy": "Healthy: {count} norms show neither damage nor a spike.",
-    "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median; otherwise "
-    "the norms show no damage.",
-    "shifted": "The level rises {number:.3g} times at step {step} and stays high: "
-    "another loss or other data, or damage, which the loss shows.",
+    "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median; the norms "
+    "show no damage.",
+    "shifted": "From step {step} on, the level is {number:.3g} times the earlier one: "
+    "other data or another loss, or damage, which only the loss shows.",
     "diverged": "The run diverged at step {step}: from there on the norms reach "
     "{largest:.4g}; the median before is {median:.4g}.",
     "never healthy": "The run was never healthy: the norms from step {step} on reach "
@@ -50,7 +56,7 @@ class Diagnosis:
     """What a series of norms shows of its run; `print` it."""
 
     verdict: str
-    """One of "healthy", "spikes", "shifted" (the level rose and stays), "diverged",
+    """One of "healthy", "spikes", "shifted" (another level), "diverged",
     "non-finite", "never healthy", "clipped" (the log holds norms after clipping) and
     "too short"."""
     sentence: str
@@ -144,8 +150,8 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
         ceiling = find_ceiling_of_thresholds(norms, thresholds)
     if ceiling is not None:
         return Finding("clipped", number=ceiling)
-    rise = find_lasting_rise(levels)
-    return Finding("healthy") if rise is None else Finding("shifted", *rise)
+    change = find_lasting_rise(levels) or find_change_after_spike(levels)
+    return Finding("healthy") if change is None else Finding("shifted", *change)
 
 
 def find_non_finite_end(norms: Array) -> int:

@@ -1,15 +1,16 @@
 """Labelled series of gradient norms: small real runs with known faults.
 
 `python examples/experiments/labelled_series.py` trains them and writes
-tests/support/labelled_series.npz. A label comes from the fault and from the run's loss
-on a test, never from its norms. Half of the series is kept from tuning: the split
-depends on the name alone.
+tests/support/labelled_series.npz; `diagnosis_table.py` counts the verdicts. A label
+comes from the fault and from the run's loss on a test, never from its norms. One seed
+is kept from tuning; the seeds differ in the optimizer of each task and fault, too.
 """
 
 import argparse
 import json
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from fault_kinds import FAULTS, Fault
 from labelled_tasks import OPTIMIZERS, TASKS, Task, find_rate
 
 FILE = Path(__file__).parents[2] / "tests" / "support" / "labelled_series.npz"
+
+TUNING_SEEDS, KEPT_SEED = (2,), 3
+"""The seeds in the file. Seeds 0 and 1 also served for tuning."""
 
 CHECK = 20
 """Steps between two tests of the model."""
@@ -50,12 +54,11 @@ class Case:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the series is kept from tuning; the seed does not matter."""
-        scenario = f"{self.task}, {self.optimizer}, {self.fault}"
-        return bool(zlib.crc32(scenario.encode()) % 2)
+        """Whether the series is kept from tuning."""
+        return self.seed == KEPT_SEED
 
 
-def list_cases(seeds: range) -> list[Case]:
+def list_cases(seeds: Iterable[int]) -> list[Case]:
     """Return each fault in each task that it fits, under one of the optimizers."""
     return [
         Case(
@@ -152,7 +155,7 @@ def label(
 
     The gain is the level minus the test loss. A run that never gains a tenth of the
     level was never healthy. If it keeps less than 30 % of its best gain at the end, it
-    diverged: it was healthy until its last test above half of the best gain, or until
+    diverged: it was healthy until its last good test, or until
     the fault. With fewer than 50 healthy steps it was never healthy. Between 30 and
     70 % it has no label. Nor has a run with a bad loss whose
     fault is harmless or comes later: its fault is not known.
@@ -171,7 +174,7 @@ def label(
         return ("unclear" if is_unclear else prefix + "never healthy"), 0
     if last >= GOOD * best:
         return prefix + ("spikes" if faults else "healthy"), size
-    good = CHECK * int(np.flatnonzero(gains >= 0.5 * best)[-1])
+    good = CHECK * int(np.flatnonzero(gains >= GOOD * best)[-1])
     if last > BAD * best or fault.is_harmless or first > good + 2 * CHECK:
         return "unclear", 0
     end = min([good, *(step for step in [first, *faults] if step > good - CHECK)])
@@ -200,11 +203,14 @@ def describe(
 
 
 def save(runs: list[dict[str, Any]], path: Path) -> None:
-    """Write the labelled runs: norms as float32, the rest as JSON."""
+    """Write the labelled runs: norms as rounded float32, the rest as JSON."""
     runs = [run for run in runs if run["label"] != "unclear"]
-    about = [{k: v for k, v in run.items() if k != "norms"} for run in runs]
+    keys = "name", "label", "kept", "end", "faults"
+    about = [{key: run[key] for key in keys} for run in runs]
     with np.errstate(over="ignore"):
         norms = np.concatenate([run["norms"] for run in runs]).astype(np.float32)
+    bits = norms.view(np.uint32)
+    bits[np.isfinite(norms)] &= np.uint32(0xFFFFFC00)  # 13 of 23 bits: 0.01 %
     sizes = np.array([len(run["norms"]) for run in runs])
     np.savez_compressed(path, norms=norms, sizes=sizes, about=json.dumps(about))
 
@@ -213,13 +219,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Train all cases and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=FILE)
     parser.add_argument("--quick", action="store_true", help="three runs")
     options = parser.parse_args(arguments)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    cases = list_cases(seeds)
+    cases = list_cases([*TUNING_SEEDS, KEPT_SEED])
     cases = cases[:3] if options.quick else cases
     runs = run_all(train, [(case,) for case in cases], options.workers)
     for run in runs:
