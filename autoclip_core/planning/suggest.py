@@ -117,8 +117,8 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
 
     >>> norms = [1.0, 2.0, 3.0, 4.0, float("nan")] * 20 + [1e9] * 20
     >>> suggestion = suggest_threshold(norms)
-    >>> suggestion.verdict, suggestion.step, suggestion.median, suggestion.max_norm
-    ('diverged', 100, 2.5, 4.0)
+    >>> suggestion.verdict, suggestion.diverged_at, suggestion.max_norm
+    ('diverged', 100, 4.0)
     >>> suggestion.mean_range
     (1.25, 25.0)
 

@@ -168,7 +168,7 @@ def find_high_norms(norms: Array, levels: Levels) -> Array:
     if len(excess) < MIN_STEPS:
         return np.empty(0, np.intp)
     high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
-    spikes = find_spikes(norms)
+    spikes = find_spikes(norms, SPIKE)
     spikes = spikes[excess[np.searchsorted(levels.places, spikes)] >= np.log(SPIKE)]
     if is_start_erratic(levels.logs, 1.0, 2.5):
         later = np.median(levels.logs[START : 2 * START])

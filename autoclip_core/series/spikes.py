@@ -35,12 +35,13 @@ class LevelShift(NamedTuple):
     """The median after / the median before."""
 
 
-def find_spikes(norms: Array) -> Array:
+def find_spikes(norms: Array, ratio: float | None = None) -> Array:
     """Return the indices of spikes: norms far above the median of their neighbours.
 
     The logarithm of a spike is more than 6 robust deviations (1.4826 times the median
     absolute deviation) above the median of the 101 steps around it. A spike is also at
-    least twice that median. A norm that is 0 or not finite is no spike.
+    least twice that median, or `ratio` times. A norm that is 0 or not finite is no
+    spike.
 
     >>> norms = np.ones(200)
     >>> norms[[50, 120]] = 9.0
@@ -51,22 +52,23 @@ def find_spikes(norms: Array) -> Array:
     if len(positive) < 3:
         return np.empty(0, np.intp)
     logs = np.log(norms[positive].astype(np.float64))
-    places = find_high_places(logs)
+    least = math.log(MIN_RATIO if ratio is None else ratio)
+    places = find_high_places(logs, least)
     level, spread = measure_local_level(logs, places)
     above = logs[places] - level
-    is_spike = (above > DEVIATIONS * spread) & (above >= math.log(MIN_RATIO))
+    is_spike = (above > DEVIATIONS * spread) & (above >= least)
     return positive[places[is_spike]]
 
 
-def find_high_places(logs: Array) -> Array:
-    """Return the places that may be twice their local level; no spike is left out."""
+def find_high_places(logs: Array, least: float) -> Array:
+    """Return the places that may be this far above their local level."""
     half = NEIGHBOURS // 2
     if len(logs) < 4 * half:
         return np.arange(len(logs))
     padded = np.pad(logs, half, mode="reflect")
     lowest, _ = bound_medians(padded, NEIGHBOURS, half)
     level = np.repeat(lowest, half)[: len(logs)]
-    return np.flatnonzero(logs - level >= math.log(MIN_RATIO) - 1e-9)
+    return np.flatnonzero(logs - level >= least - 1e-9)
 
 
 def bound_medians(values: Array, window: int, block: int) -> tuple[Array, Array]:

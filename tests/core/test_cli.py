@@ -12,6 +12,7 @@ import pytest
 
 from autoclip_core import ClipLog, Fixed, Quantile, __version__, replay
 from autoclip_core.cli.main import main
+from autoclip_core.policy import as_code
 
 NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
 
@@ -78,6 +79,25 @@ def test_until_limits_the_steps_that_are_read(file, capsys):
         with pytest.raises(SystemExit):
             main(["suggest", path, "--until", value])
         assert f"whole number >= 1, got {value}" in capsys.readouterr().err
+
+
+def test_suggest_in_json_begins_with_the_verdict(file, capsys):
+    """The steps are those of the file: each norm is of 50 steps."""
+    norms = [1.0, 1.5, 2.0, 1.25] * 25 + [1e4, 5e8] * 15
+    rows = "".join(f"{50 * i},{n}\n" for i, n in enumerate(norms))
+    path = file("step,norm\n" + rows)
+    suggestion = run_json(capsys, "suggest", path)
+    assert (suggestion["verdict"], suggestion["step"]) == ("diverged", 5000)
+    assert (suggestion["median"], suggestion["max_norm"]) == (1.375, 2.0)
+    assert suggestion["policy"] == as_code(Quantile(0.9))
+    assert run_json(capsys, "suggest", path, "--until", "5000")["max_norm"] == 2.0
+    assert main(["suggest", path]) == 0
+    second = capsys.readouterr().out.splitlines()[1]
+    assert second.startswith("The run diverged at step 5000: ")
+    suggestion = run_json(capsys, "suggest", file("norm\n" + "nan\n" * 90))
+    names = "median", "max_norm", "mean_range", "policy"
+    assert [suggestion[name] for name in names] == [None] * 4
+    assert suggestion["verdict"] == "non-finite"
 
 
 def test_a_json_array_is_read(file, capsys):

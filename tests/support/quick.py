@@ -32,8 +32,9 @@ TESTS = {
     "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
     "core/log_totals core/row_counts",
     "autoclip_core/planning": "core/replay core/suggest core/cli",
-    "autoclip_core/series": "core/series/spikes core/series/diagnosis core/replay "
-    "core/suggest",
+    "autoclip_core/series": "core/series/spikes core/series/diagnosis "
+    "core/series/damage "
+    "core/series/labelled core/replay core/suggest",
     "autoclip_core/cli": "core/cli",
     "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
     "torch/errors torch/agreement torch/find_threshold torch/uses torch/reference",
