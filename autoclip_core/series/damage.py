@@ -28,6 +28,9 @@ RAISED = math.log(3)
 LASTING = math.log(2)
 """The least rise of the level of all later steps."""
 
+FALL = 5.0
+"""A fall of the level to a fifth may be of units that died."""
+
 LAST = 10
 """The norms at the end whose median counts."""
 
@@ -147,16 +150,21 @@ def find_change_after_spike(levels: Levels) -> tuple[int, float] | None:
     return None
 
 
-def find_lasting_rise(levels: Levels) -> tuple[int, float] | None:
-    """Return place and ratio of a lasting rise of the level, or None.
+def find_lasting_shift(levels: Levels) -> tuple[int, float] | None:
+    """Return place and ratio of a lasting change of level, or None.
 
-    The 50 steps after it are 3 times those before, and all later steps twice.
+    After a rise, 50 steps are 3 times those before, and all later steps twice. A fall
+    is to a fifth, and to half. Falls in the first 100 steps are usual.
     """
     shift = find_shift(np.exp(levels.logs))
-    if shift is None or shift.ratio < 1:
+    if shift is None:
         return None
     logs = levels.logs
+    sign = math.copysign(1.0, math.log(shift.ratio))
+    is_usual = shift.ratio > 1 / FALL or shift.step < 2 * MIN_STEPS
+    if sign < 0 and is_usual:
+        return None
     before = np.median(logs[shift.step - MIN_STEPS : shift.step])
-    if np.median(logs[shift.step :]) - before < LASTING:
+    if sign * (np.median(logs[shift.step :]) - before) < LASTING:
         return None
     return int(levels.places[shift.step]), shift.ratio

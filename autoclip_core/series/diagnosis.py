@@ -13,7 +13,7 @@ from .damage import (
     FIRST_STEPS,
     find_change_after_spike,
     find_damage,
-    find_lasting_rise,
+    find_lasting_shift,
     is_start_erratic,
 )
 from .levels import Levels, measure_levels
@@ -150,7 +150,7 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
         ceiling = find_ceiling_of_thresholds(norms, thresholds)
     if ceiling is not None:
         return Finding("clipped", number=ceiling)
-    change = find_lasting_rise(levels) or find_change_after_spike(levels)
+    change = find_lasting_shift(levels) or find_change_after_spike(levels)
     return Finding("healthy") if change is None else Finding("shifted", *change)
 
 

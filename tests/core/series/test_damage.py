@@ -11,7 +11,7 @@ from autoclip_core.series.damage import (
     find_early_damage,
     find_explosion,
     find_high_end,
-    find_lasting_rise,
+    find_lasting_shift,
     is_start_erratic,
 )
 from autoclip_core.series.diagnosis import diagnose
@@ -53,6 +53,12 @@ VERDICTS = {
         steady() * np.append(np.ones(200), np.geomspace(3000, 40, 200)),
         "shifted",
         None,
+    ),
+    "units that died": (steady() / np.repeat([1.0, 9.0], 200), "shifted", None),
+    "changed by a spike": (
+        changed(slice(201, None), 0.4, changed([200], 300.0)),
+        "shifted",
+        200,
     ),
     "wrecked at step 5": (
         changed(slice(5, None), 170.0, changed([5], 20.0)),
@@ -156,9 +162,18 @@ def test_the_start_is_erratic_if_only_the_first_norms_jump():
 def test_a_rise_lasts_if_later_steps_are_twice_the_level():
     for end, place in [(2.1, 200), (1.9, None)]:
         norms = np.repeat([1.0, 4.0, end], [200, 80, 120])
-        rise = find_lasting_rise(measure_levels(norms))
+        rise = find_lasting_shift(measure_levels(norms))
         assert rise == (None if place is None else (place, 4.0))
-    assert find_lasting_rise(measure_levels(np.repeat([4.0, 1.0], 200))) is None
+
+
+def test_a_fall_lasts_if_it_is_to_a_fifth_after_the_first_100_steps():
+    for size, level, end, place in [
+        *((200, 0.19, 0.45, 200), (200, 0.21, 0.21, None)),
+        *((200, 0.19, 0.55, None), (99, 0.1, 0.1, None)),
+    ]:
+        norms = np.repeat([1.0, level, end], [size, 80, 120])
+        shift = find_lasting_shift(measure_levels(norms))
+        assert shift == (None if place is None else (place, level))
 
 
 def test_the_level_of_a_norm_is_the_median_of_the_block_before():
