@@ -86,8 +86,8 @@ def explain_withheld(diagnosis: Diagnosis, norms: Array, steps: Array) -> str | 
 
 def choose_policy(
     diagnosis: Diagnosis, norms: Array, steps: Array
-) -> tuple[Policy | None, str | None]:
-    """Return the policy to start with, and the reason; None without a healthy part.
+) -> tuple[Policy | None, list[str]]:
+    """Return the policy to start with and the reason, or None without a healthy part.
 
     Args:
       diagnosis: of the whole series.
@@ -95,17 +95,17 @@ def choose_policy(
       steps: the step of each of these norms.
     """
     if diagnosis.verdict in WITHHELD or np.count_nonzero(norms) < MIN_STEPS:
-        return None, None
+        return None, []
     drift, noise, shift = measure_drift(norms), measure_noise(norms), find_shift(norms)
     texts = {"drift": format_number(drift), "noise": format_number(noise)}
     if noise > HEAVY_TAIL:
-        return Quantile(0.5), HEAVY.format(**texts, limit=HEAVY_TAIL)
+        return Quantile(0.5), [HEAVY.format(**texts, limit=HEAVY_TAIL)]
     if max(drift, 1 / drift) > DRIFT:
-        return Quantile(0.9, history_length=128), MOVES.format(**texts)
+        return Quantile(0.9, history_length=128), [MOVES.format(**texts)]
     if shift:
         ratio, step = format_number(shift.ratio), steps[shift.step]
-        return Quantile(0.9), CHANGES.format(**texts, ratio=ratio, step=step)
-    return Quantile(0.9), STEADY.format(**texts)
+        return Quantile(0.9), [CHANGES.format(**texts, ratio=ratio, step=step)]
+    return Quantile(0.9), [STEADY.format(**texts)]
 
 
 def measure_noise(norms: Array) -> float:

@@ -148,7 +148,7 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
         advice=(
             TRUST_FIRST,
             *rates,
-            *([reason] if reason else []),
+            *reason,
             *advise_on_calibration(diagnosis.calibration),
             *advise_on_nonfinite(nonfinite - diagnosis.calibration, series.size),
         ),
