@@ -128,7 +128,11 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
     """
     series = as_float64(norms)
     names = np.arange(len(series)) if steps is None else np.asarray(steps)
-    diagnosis = diagnose(series, steps=names)
+    return make_suggestion(series, names, diagnose(series, steps=names))
+
+
+def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Suggestion:
+    """Return the suggestion that a diagnosis supports; names are the steps."""
     healthy = series[diagnosis.healthy]
     numbers = measure_statistics(healthy)
     mean, p90, p99 = numbers["mean"], numbers["p90"], numbers["p99"]

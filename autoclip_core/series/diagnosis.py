@@ -116,7 +116,7 @@ def diagnose(
     finding = find_verdict(norms, levels, thresholds)
     place = finding.place
     healthy = np.isfinite(norms)
-    calibration = int(np.sum(~healthy[:START]))
+    calibration = int(np.sum(~healthy[:START][:place]))
     if place is not None and finding.verdict != "shifted":
         healthy[0 if finding.verdict == "never healthy" else place :] = False
     spikes = find_high_norms(norms, levels)

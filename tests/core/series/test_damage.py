@@ -94,6 +94,13 @@ def test_each_kind_of_run_has_its_verdict_at_every_scale(name):
         assert np.isfinite(norms[diagnosis.healthy]).all()
 
 
+def test_overflows_before_the_damage_are_the_calibration():
+    assert diagnose(VERDICTS["calibration"][0]).calibration == 9
+    assert diagnose(np.full(90, NAN)).calibration == 0
+    norms = changed([1, 3, *range(40, 400)], NAN)
+    assert (diagnose(norms).calibration, diagnose(norms).step) == (2, 40)
+
+
 def test_damage_and_spikes_are_no_part_of_the_healthy_part():
     norms = changed([100], 50.0)
     assert np.flatnonzero(~diagnose(norms).healthy).tolist() == [100]
