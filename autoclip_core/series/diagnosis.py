@@ -155,10 +155,15 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
 
 
 def find_non_finite_end(norms: Array) -> int:
-    """Return the first place from which 90 % of the norms are NaN or infinite."""
-    is_bad = ~np.isfinite(norms)
-    shares = np.cumsum(is_bad[::-1])[::-1] / np.arange(len(norms), 0, -1)
-    places = np.flatnonzero(is_bad & (shares >= 0.9))
+    """Return the first place from which 90 % of the norms are NaN or infinite.
+
+    So are 90 % of the first ten of them.
+    """
+    is_bad, left = ~np.isfinite(norms), np.arange(len(norms), 0, -1)
+    counts = np.append(np.cumsum(is_bad[::-1])[::-1], 0)
+    soon = counts[:-1] - counts[np.minimum(np.arange(len(norms)) + 10, len(norms))]
+    is_start = is_bad & (counts[:-1] >= 0.9 * left)
+    places = np.flatnonzero(is_start & (soon >= 0.9 * np.minimum(left, 10)))
     return int(places[0]) if places.size else len(norms)
 
 
