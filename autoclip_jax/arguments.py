@@ -44,10 +44,7 @@ _WAYS_OUT_OF_OPTIMIZERS = {
         f"{_INSIDE}contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)"
     ),
     "LookaheadState": f"{_INSIDE}lookahead(trust_clip(optax.sgd(0.1)), 5, 0.5)",
-    "SAMState": (
-        f"{_INSIDE}contrib.sam(trust_clip(optax.sgd(0.1)), adv_optimizer, "
-        "opaque_mode=True)"
-    ),
+    "SAMState": f"{_INSIDE}contrib.sam(trust_clip(optax.sgd(0.1)), adv_optimizer)",
     "COCOBState": _FILTER,
     "MadgradState": _FILTER,
 }

@@ -13,9 +13,11 @@ from .skip_state import SkipLoss
 from .state import (
     ClipState,
     add_prefix,
+    bound,
     is_earlier_state,
     rename_fields,
     restore_names,
+    unbound,
 )
 
 State = TypeVar("State")
@@ -50,10 +52,10 @@ got -1.0; restore a valid checkpoint
     """
     for path, state in find_clip_states(opt_state):
         for member in _split_members(_read_arrays(state)):
-            _refuse(find_problems(restore_names(member), path))
+            _refuse(find_problems(_restore(member), path))
     for path, losses in list_states(opt_state, SkipLoss):
         for member in _split_members(_read_arrays(losses)):
-            _refuse(find_problems(restore_names(member), path, is_signed=True))
+            _refuse(find_problems(_restore(member), path, is_signed=True))
 
 
 def _read_arrays(state: Any) -> Any:
@@ -62,6 +64,13 @@ def _read_arrays(state: Any) -> Any:
         return type(state)(*map(_read_arrays, state))
     arrays = jax.tree.leaves(state)
     return jax.device_get(arrays[0]) if arrays else state
+
+
+def _restore(state: Any) -> Any:
+    """Return a state, in NumPy, with the names and the infinities of the core."""
+    name = "clip_policy" if isinstance(state, ClipState) else "skip_loss_state"
+    part = jax.device_get(unbound(getattr(state, name)))
+    return restore_names(state._replace(**{name: part}))
 
 
 def _refuse(problems: Iterator[str]) -> None:
@@ -125,7 +134,7 @@ def _upgrade(part: Any) -> Any:
         dropped = jnp.zeros_like(part.clip_tally.steps)
         fields["clip_tally"] = part.clip_tally._replace(dropped=dropped)
     for name in _PREFIXES.keys() & fields.keys():
-        fields[name] = rename_fields(fields[name], _PREFIXES[name])
+        fields[name] = rename_fields(bound(fields[name]), _PREFIXES[name])
     return type(part)(**fields)
 
 
@@ -134,7 +143,7 @@ def _upgrade_dict(old: Mapping[str, Any]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     for name, value in old.items():
         if name in _PREFIXES:
-            new[name] = _rename_keys(value, _PREFIXES[name])
+            new[name] = _rename_keys(bound(value), _PREFIXES[name])
             continue
         if name == "inner_state":
             name = "skip_inner_state" if "skip_clip" in old else "trust_inner_state"

@@ -31,10 +31,12 @@ from .gradients import (
 from .rows import Labels, Mask, Rows, Scope, choose_scope
 from .state import (
     ClipState,
+    bound,
     check_state_matches,
     init_state,
     rename_fields,
     restore_names,
+    unbound,
 )
 
 
@@ -179,7 +181,7 @@ def _next_state(
         observed = join_observed(observed)
     policy_state, decision = decide(
         policy,
-        restore_names(state.clip_policy),
+        restore_names(unbound(state.clip_policy)),
         norms,
         observed=observed,
         param_norms=param_norms,
@@ -199,7 +201,7 @@ def _next_state(
         totals = metrics.compute_totals(decision, jnp, norm=norm, sizes=sizes)
     # All fields of the decision but `skipped` and `dropped`.
     return ClipState(
-        rename_fields(policy_state, "policy_"),
+        rename_fields(bound(policy_state), "policy_"),
         *decision[:5],
         rename_fields(tally, "tally_"),
         rename_fields(totals, "totals_"),

@@ -122,8 +122,11 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
             f"{tuple(state.clip_norm.shape)}; for a vmapped state, compute the numbers "
             "of each member: jax.vmap(clip_metrics)(opt_state)"
         )
-    no = jnp.zeros_like(state.clip_clipped)  # the tally counts skips and drops
-    decision = Decision(*state[1:6], skipped=no, dropped=no)  # clip_norm to clip_finite
+    # `optax.contrib.sam` makes integers of booleans.
+    clipped, finite = state.clip_clipped != 0, state.clip_finite != 0
+    no = jnp.zeros_like(clipped)  # the tally counts skips and drops
+    numbers = state.clip_norm, state.clip_threshold, state.clip_scale
+    decision = Decision(*numbers, clipped, finite, skipped=no, dropped=no)
     tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
     numbers = compute_metrics(decision, tally, jnp, totals=totals)
     if names is None:

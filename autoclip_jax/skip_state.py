@@ -16,7 +16,14 @@ from autoclip_core.loss import (
 )
 
 from .mesh import average
-from .state import ClipState, array_types, rename_fields, restore_names
+from .state import (
+    ClipState,
+    array_types,
+    bound,
+    rename_fields,
+    restore_names,
+    unbound,
+)
 
 
 class SkipLoss(NamedTuple):
@@ -74,7 +81,7 @@ def init_skip_loss(policy: Policy | None) -> SkipLoss | None:
     if policy is None:
         return None
     decision = empty_loss_decision(jnp)
-    state = rename_fields(init_loss(policy, jnp), "loss_")
+    state = rename_fields(bound(init_loss(policy, jnp)), "loss_")
     return SkipLoss(state, decision.loss, decision.threshold)
 
 
@@ -109,9 +116,9 @@ def decide_on_value(
 def _next_loss(
     policy: Policy, state: SkipLoss, value: Array
 ) -> tuple[SkipLoss, LossDecision]:
-    recorded = restore_names(state.skip_loss_state)
+    recorded = restore_names(unbound(state.skip_loss_state))
     recorded, decision = decide_loss(policy, recorded, value, jnp)
-    renamed = rename_fields(recorded, "loss_")
+    renamed = rename_fields(bound(recorded), "loss_")
     return SkipLoss(renamed, decision.loss, decision.threshold), decision
 
 

@@ -87,6 +87,36 @@ def restore_names(state: Any) -> Any:
     return getattr(state, "core_class", type(state))(*values)
 
 
+_LARGEST = float(jnp.finfo(jnp.float32).max)
+
+
+def bound(state: Any) -> Any:
+    """Return a policy state with the largest float32 in place of infinity.
+
+    `optax.contrib.sam` selects a state by arithmetic, `c * new + (1 - c) * old`, and
+    0 * inf is NaN.
+    """
+
+    def bound_leaf(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.clip(leaf, -_LARGEST, _LARGEST) if is_float else leaf
+
+    return jax.tree.map(bound_leaf, state)
+
+
+def unbound(state: Any) -> Any:
+    """Return a policy state with its infinities; see `bound`."""
+
+    def unbound_leaf(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        infinity = jnp.asarray(jnp.inf, leaf.dtype)
+        leaf = jnp.where(leaf >= _LARGEST, infinity, leaf)
+        return jnp.where(leaf <= -_LARGEST, -infinity, leaf)
+
+    return jax.tree.map(unbound_leaf, state)
+
+
 def add_prefix(name: str, prefix: str) -> str:
     """Return the name of a field after `rename_fields`."""
     return name if name.startswith(prefix) else prefix + name
@@ -119,7 +149,7 @@ def _make_state(core_class: Any, prefix: str, values: tuple[Any, ...]) -> Any:
 def init_state(policy: Policy, rows: int, norm: str) -> ClipState:
     """Return the state before the first step; every array has its own buffer."""
     return ClipState(
-        clip_policy=rename_fields(policy.init(rows, jnp), "policy_"),
+        clip_policy=rename_fields(bound(policy.init(rows, jnp)), "policy_"),
         clip_norm=jnp.zeros((rows,), jnp.float32),
         clip_threshold=jnp.full((rows,), jnp.inf, jnp.float32),
         clip_scale=jnp.ones((rows,), jnp.float32),
@@ -154,8 +184,14 @@ def check_state_matches(
             f"rows, and the updates make {row_count}; init it on parameters of this "
             "structure, and give params to update if gradients may be None"
         )
-    actual = array_types(state)
     expected = array_types(jax.eval_shape(partial(init_state, policy, row_count, norm)))
+    # The arithmetic of `optax.contrib.sam` makes integers of booleans.
+    actual = {
+        name: kind.replace("int32", "bool")
+        if "bool" in expected.get(name, "")
+        else kind
+        for name, kind in array_types(state).items()
+    }
     if actual != expected:
         names = sorted(actual.keys() ^ expected.keys()) or [
             name for name in expected if actual[name] != expected[name]

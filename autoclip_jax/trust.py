@@ -66,8 +66,7 @@ def trust_clip(
     Args:
       optimizer: the optimizer, or any chain, with the learning rate and the weight
         decay inside. With `schedule_free`, `lookahead` and `sam`, put `trust_clip`
-        inside: `optax.contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)`. `sam`
-        needs `opaque_mode=True`.
+        inside: `optax.contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)`.
       ratio: of the bound, > 0: the largest update, relative to the weights.
       quantile: of the filter, in [0, 1].
       history_length: of the filter: the number of recorded norms, >= 1.

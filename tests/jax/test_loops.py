@@ -84,3 +84,42 @@ def test_a_bound_that_the_optimizer_undoes_is_a_warning():
     inside = optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), bound), 0.1)
     for tx in (optax.chain(bound, free), optax.chain(bound, inside)):
         clip_metrics(tx.init(params))  # a warning would be an error
+
+
+def test_sam_trains_as_with_its_opaque_mode():
+    """Without that mode, it selects states by arithmetic, also booleans and inf."""
+    outer, params = optax.sgd(0.1), jnp.array([1.0, -2.0])
+    clip = clip_by_policy(Quantile(0.5, history_length=3))
+    adversary = optax.sgd(0.05)
+
+    def make(opaque):
+        optimizer = optax.chain(clip, outer)
+        return optax.contrib.sam(optimizer, adversary, opaque_mode=opaque)
+
+    def grad_of(scale):
+        return jax.grad(lambda w, _: scale * jnp.sum(w**2))
+
+    @jax.jit
+    def visible(weights, state, scale):
+        grads = grad_of(scale)(weights, 0)
+        updates, state = make(False).update(grads, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    @jax.jit
+    def opaque(weights, state, scale):
+        grad_fn = grad_of(scale)
+        grads = grad_fn(weights, 0)
+        updates, state = make(True).update(grads, state, weights, grad_fn=grad_fn)
+        return optax.apply_updates(weights, updates), state
+
+    state, expected = make(False).init(params), params
+    wanted_state, weights = make(True).init(params), params
+    for scale in (1.0, 3.0, 0.5, 9.0):
+        for _ in range(2):
+            weights, state = visible(weights, state, scale)
+        expected, wanted_state = opaque(expected, wanted_state, scale)
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    check_state(state)
+    metrics, wanted = clip_metrics(state), clip_metrics(wanted_state)
+    assert metrics["clip/clip_rate"] == wanted["clip/clip_rate"] > 0
+    np.testing.assert_allclose(metrics["clip/norm"], wanted["clip/norm"], rtol=1e-5)

@@ -147,7 +147,7 @@ KEEPS_WEIGHTS = {
         optax.masked(optax.contrib.schedule_free_adamw(0.1), {"a": True, "b": False})
     ): r"the state ScheduleFreeState; put trust_clip inside",
     optax.lookahead(optax.sgd(0.1), 5, 0.5): r"optax\.lookahead\(trust_clip",
-    optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)): r"sam\(trust_clip.*opaque_mode",
+    optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)): r"contrib\.sam\(trust_clip",
     optax.contrib.cocob(): r"COCOBState; clip its gradients instead",
 }
 
