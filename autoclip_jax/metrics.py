@@ -125,8 +125,8 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
     # `optax.contrib.sam` makes integers of booleans.
     clipped, finite = state.clip_clipped != 0, state.clip_finite != 0
     no = jnp.zeros_like(clipped)  # the tally counts skips and drops
-    numbers = state.clip_norm, state.clip_threshold, state.clip_scale
-    decision = Decision(*numbers, clipped, finite, skipped=no, dropped=no)
+    floats = state.clip_norm, state.clip_threshold, state.clip_scale
+    decision = Decision(*floats, clipped, finite, skipped=no, dropped=no)
     tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
     numbers = compute_metrics(decision, tally, jnp, totals=totals)
     if names is None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from autoclip_core import Policy
@@ -87,7 +88,7 @@ def restore_names(state: Any) -> Any:
     return getattr(state, "core_class", type(state))(*values)
 
 
-_LARGEST = float(jnp.finfo(jnp.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def bound(state: Any) -> Any:
