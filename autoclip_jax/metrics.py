@@ -123,7 +123,9 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
             "of each member: jax.vmap(clip_metrics)(opt_state)"
         )
     # `optax.contrib.sam` makes integers of booleans.
-    clipped, finite = state.clip_clipped != 0, state.clip_finite != 0
+    clipped, finite = (
+        jnp.asarray(flags, bool) for flags in (state.clip_clipped, state.clip_finite)
+    )
     no = jnp.zeros_like(clipped)  # the tally counts skips and drops
     floats = state.clip_norm, state.clip_threshold, state.clip_scale
     decision = Decision(*floats, clipped, finite, skipped=no, dropped=no)

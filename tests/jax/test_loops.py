@@ -67,6 +67,7 @@ def test_the_functions_read_the_state_of_an_nnx_optimizer():
     for state in (optimizer.opt_state, optimizer):
         check_state(state)
         check_skips(state)
+    assert clip_metrics(optimizer.opt_state)["clip/1/steps"] == 0
     count = optimizer.opt_state.skip_inner_state[0].clip_policy.policy_count
     count[...] = count[...] - 1
     with pytest.raises(ValueError, match=r"counts -1 norms"):
