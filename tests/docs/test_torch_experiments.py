@@ -188,3 +188,25 @@ def test_the_interval_of_a_median_covers_as_often_as_it_says(load):
         covered = np.mean([low <= 0 <= high for _, low, high in intervals])
         assert covered == pytest.approx(expected, abs=0.02)
     assert median_interval([1.0, math.nan, 2.0]) == (2.0, 1.0, math.inf)
+
+
+@pytest.mark.needs("plot")
+def test_a_labelled_series_can_be_trained_again(load):
+    script, table = load("labelled_series"), load("diagnosis_table")
+    stored = {series["name"]: series for series in table.load_series()}
+    wanted = "heavy tails", "NaN from step 3"
+    cases = script.list_cases([script.KEPT_SEED])
+    case = next(c for c in cases if (c.task, c.fault) == wanted)
+    run, series = script.train(case), stored[case.name]
+    assert (run["label"], run["end"]) == (series["label"], series["end"])
+    np.testing.assert_allclose(run["norms"], series["norms"], rtol=1e-3)
+    assert series["kept"]
+
+
+def test_the_tables_of_the_diagnosis_are_those_of_its_results(load):
+    table = load("diagnosis_table")
+    saved = json.loads((EVIDENCE / "diagnosis.json").read_text(encoding="utf-8"))
+    kept = [result for result in saved["results"] if result["kept"]]
+    tables = map(str, (table.count_verdicts(kept), table.count_percentiles(kept)))
+    assert list(saved["tables"].values())[:2] == list(tables)
+    assert len(kept) == 177
