@@ -1,6 +1,9 @@
 """Red lights: none on a healthy run, and each with an action that the policy allows."""
 
+import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +126,38 @@ def test_a_healthy_recurrent_network_has_no_red_light(scope):
     assert np.median(last) < 0.7 * np.median(first)
     assert log.clipped[-100:].mean() > log.clipped[:100].mean() + 0.1
     assert red_lights(log) == []
+
+
+LABELLED = Path(__file__).parents[2] / "support" / "labelled_series.npz"
+
+
+def labelled_lights():
+    """Yield label and red lights of every second kept run, under changing policies."""
+    with np.load(LABELLED) as file:
+        parts = np.split(file["norms"], np.cumsum(file["sizes"])[:-1])
+        about = json.loads(str(file["about"]))
+    policies = itertools.cycle(
+        [Quantile(0.9), Quantile(0.5), StreamingQuantile(0.9), MeanStd(2.0), ZScore()]
+    )
+    kept = [(run, n) for run, n in zip(about, parts, strict=True) if run["kept"]]
+    for (run, norms), policy in zip(kept[::2], policies, strict=False):
+        steps = replay_to_steps(replay(norms, policy))
+        log = ClipLog.from_steps(steps, {"settings": {"policy": policy}})
+        yield run["label"], red_lights(log)
+
+
+def test_only_damaged_runs_of_the_labelled_series_have_red_lights():
+    """The policies record raw or winsorized norms, as the default policies do."""
+    runs = list(labelled_lights())
+    healthy = [lights for label, lights in runs if label in ("healthy", "spikes")]
+    damaged = [
+        lights
+        for label, lights in runs
+        if label in ("never healthy", "diverged", "non-finite")
+    ]
+    assert min(len(healthy), len(damaged)) >= 20
+    assert healthy == [[]] * len(healthy)
+    assert sum(map(bool, damaged)) > 0.6 * len(damaged)
 
 
 # A threshold that falls although the norms do not.
