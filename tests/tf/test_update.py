@@ -243,6 +243,14 @@ def zero_parts():
 
 def losses_after(optimizer, steps, spike=1.0):
     """Return the losses after each step; from step 3 on, every tenth has a spike."""
+    step, _ = step_of_losses(optimizer)
+    factors = [spike if i % 10 == 3 else 1.0 for i in range(steps)]
+    return np.array([step(tf.constant(factor)) for factor in factors])
+
+
+def step_of_losses(optimizer):
+    """Return a compiled step from a factor of the gradient to the losses before it, and
+    all variables."""
     weights, compute_losses = zero_parts()
     optimizer.build(weights)
 
@@ -254,8 +262,7 @@ def losses_after(optimizer, steps, spike=1.0):
         optimizer.apply([factor * g for g in gradients], weights)
         return losses
 
-    factors = [spike if i % 10 == 3 else 1.0 for i in range(steps)]
-    return np.array([step(tf.constant(factor)) for factor in factors])
+    return step, [*weights, *optimizer.variables]
 
 
 def test_weights_at_0_learn_within_three_times_the_steps():
@@ -272,6 +279,35 @@ def test_spikes_from_the_third_step_on_do_not_stop_the_training():
     assert not (plain[-1] < plain[0]).any()  # NaN, or above the start
     assert (clipped[-1] < clipped[0]).all()
     assert clipped[-1].sum() < 0.1 * clipped[0].sum()
+
+
+NUMBER = np.arange(240)
+RATES = np.where(NUMBER < 20, NUMBER / 20, 0.5 + 0.5 * np.cos(np.pi * NUMBER / 240))
+CHANGES = {
+    "x10": (np.ones(240), np.where(NUMBER < 120, 1.0, 10.0)),
+    "/10": (np.ones(240), np.where(NUMBER < 120, 1.0, 0.1)),
+    "warm-up from 0 and cosine": (RATES, np.ones(240)),
+}
+"""By name: the factors of the learning rate and of the gradient in each step."""
+
+
+def test_a_lasting_change_of_level_or_of_the_rate_does_not_stop_the_training():
+    """One compiled step serves all runs; each begins with the initial variables."""
+    clip = TrustClip(history_length=50)
+    optimizer = clip.as_optimizer(keras.optimizers.SGD(0.03, momentum=0.9))
+    step, variables = step_of_losses(optimizer)
+    initial = [variable.numpy() for variable in variables]
+    for name, pairs in CHANGES.items():
+        for variable, value in zip(variables, initial, strict=True):
+            variable.assign(value)
+        losses = []
+        for rate, factor in zip(*pairs, strict=True):
+            optimizer.learning_rate.assign(0.03 * rate)
+            losses.append(step(tf.constant(factor, tf.float32)).numpy())
+        assert losses[-1].sum() < 0.15 * losses[0].sum(), name
+        metrics = clip.metrics()
+        norm, threshold = metrics["clip/norm"], metrics["clip/threshold"]
+        assert norm < threshold < 10 * norm, name
 
 
 WAYS = {
