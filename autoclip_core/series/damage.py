@@ -164,7 +164,8 @@ def find_lasting_shift(levels: Levels) -> tuple[int, float] | None:
     is_usual = shift.ratio > 1 / FALL or shift.step < 2 * MIN_STEPS
     if sign < 0 and is_usual:
         return None
-    before = np.median(logs[shift.step - MIN_STEPS : shift.step])
-    if sign * (np.median(logs[shift.step :]) - before) < LASTING:
-        return None
+    after = np.median(logs[shift.step :])
+    for start in (0, shift.step - MIN_STEPS):  # a dip before the step is no shift
+        if sign * (after - np.median(logs[start : shift.step])) < LASTING:
+            return None
     return int(levels.places[shift.step]), shift.ratio

@@ -173,6 +173,13 @@ def test_a_rise_lasts_if_later_steps_are_twice_the_level():
         assert rise == (None if place is None else (place, 4.0))
 
 
+def test_the_end_of_a_dip_is_no_rise():
+    for before, place in [(1.0, 300), (4.0, None), (2.1, None), (1.9, 300)]:
+        norms = np.repeat([before, 1.0, 4.0], [240, 60, 200])
+        shift = find_lasting_shift(measure_levels(norms))
+        assert shift == (None if place is None else (place, 4.0))
+
+
 def test_a_fall_lasts_if_it_is_to_a_fifth_after_the_first_100_steps():
     for size, level, end, place in [
         *((200, 0.19, 0.45, 200), (200, 0.21, 0.21, None)),
