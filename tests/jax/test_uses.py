@@ -137,7 +137,7 @@ def test_apply_if_finite_keeps_the_history():
     state = tx.init({"w": STEPS[0]})
     _, state = tx.update({"w": STEPS[0]}, state)
     _, after = tx.update({"w": STEPS[0] * jnp.nan}, state)
-    assert_same(state.skip_inner_state, after.skip_inner_state)
+    assert_same(state.inner_state, after.inner_state)
 
 
 @pytest.mark.parametrize("wrapper", ["masked", "partition"])
