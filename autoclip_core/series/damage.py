@@ -139,13 +139,16 @@ def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:
 def find_change_after_spike(levels: Levels) -> tuple[int, float] | None:
     """Return place and ratio of a change of level after a spike, or None.
 
-    The spike is 100 times the level. The norms after it are twice the level, or half.
+    The spike is 100 times the level. The norms after it are twice the level, or half,
+    and the median of the rest is half as far away.
     """
     is_spike = levels.excess >= np.maximum(NEIGHBOUR, 8 * levels.spread)
     for place in np.flatnonzero(is_spike)[:1000].tolist():
         after = levels.logs[place + LAST // 2 :][:AFTER]
         change = np.median(after) - levels.level[place] if len(after) == AFTER else 0.0
-        if abs(change) >= max(LASTING, 2 * levels.spread[place]):
+        rest = np.median(levels.logs[place:]) - levels.level[place]
+        is_lasting = rest * np.sign(change) >= LASTING / 2
+        if is_lasting and abs(change) >= max(LASTING, 2 * levels.spread[place]):
             return int(levels.places[place]), float(np.exp(change))
     return None
 

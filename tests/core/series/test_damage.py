@@ -223,3 +223,9 @@ def test_norms_that_stop_at_moving_thresholds_are_clipped():
     clipped[7] = 1.1 * thresholds[7]
     assert find_ceiling_of_thresholds(clipped, thresholds) is None
     assert find_ceiling_of_thresholds(clipped, np.full(400, INF)) is None
+
+
+def test_a_change_after_a_spike_that_does_not_last_is_a_spike():
+    for rest, verdict in [(1.0, "spikes"), (2.6, "shifted")]:
+        norms = steady() * np.repeat([1.0, 2.6, rest], [200, 40, 160])
+        assert diagnose(changed([200], 300.0, norms)).verdict == verdict
