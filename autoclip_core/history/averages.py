@@ -43,7 +43,9 @@ def multiply_by_exp(factor: Array, exponent: Array, xp: XP = np) -> Array:
     """
     # A selection after exp would not do: the gradient of inf * 0 is NaN.
     logs = xp.log(factor)
-    highest, lowest = LOG_LARGEST - logs, LOG_SMALLEST - logs
+    # An exponent of 0 leaves the factor, also at the ends of the range.
+    highest = xp.maximum(LOG_LARGEST - logs, 0.0)
+    lowest = xp.minimum(LOG_SMALLEST - logs, 0.0)
     exponent = xp.where(exponent < highest, exponent, highest)
     exponent = xp.where(exponent > lowest, exponent, lowest)
     is_near = (exponent < MAX_EXPONENT) & (exponent > -MAX_EXPONENT)

@@ -302,6 +302,6 @@ def check_keras_refuses(policy, name, value):
 
 
 def variable(clip, name):
-    """Return the variable of a clipper with this name."""
-    [found] = [v for v in clip._variables if v.name == name]
-    return found
+    """Return the variable of the second clipper of an optimizer."""
+    [named] = [v for v in clip._variables if v.name.removesuffix("_1") == name]
+    return named

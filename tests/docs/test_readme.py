@@ -56,7 +56,7 @@ def test_the_code_runs_in_the_order_of_the_page(tmp_path, monkeypatch):
 
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize(
-    ("rate", "said"), [("0.01", "Stabiliser"), ("5.0", "the run may be diverging")]
+    ("rate", "said"), [("0.01", "Stabiliser"), ("5.0", "Red light: The run diverged")]
 )
 def test_the_diagnosis_tells_a_healthy_run_from_one_that_diverges(
     rate, said, tmp_path, monkeypatch
