@@ -26,21 +26,20 @@ def open_replacement(
       OSError: the file cannot be written; the error names `path`.
     """
     target = os.path.realpath(path)
-    if os.path.exists(target) and not os.path.isfile(target):
-        with open(path, mode, **options) as file:
-            yield file
-        return
-    temporary = f"{target}.{os.getpid()}.tmp"
+    is_device = os.path.exists(target) and not os.path.isfile(target)
+    written = target if is_device else f"{target}.{os.getpid()}.tmp"
     try:
-        file = open(temporary, mode, **options)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
-    try:
-        with file:
+        with open(written, mode, **options) as file:
             yield file
-        if os.path.exists(target):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if not is_device:
+            if os.path.exists(target):
+                shutil.copymode(target, written)
+            os.replace(written, target)
+    except BaseException as error:
+        if not is_device:
+            Path(written).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, written):
+            if error.errno is not None:  # a full disk is reported without a name
+                name = os.fspath(path)
+                raise type(error)(error.errno, error.strerror, name) from None
         raise

@@ -65,3 +65,10 @@ def test_an_error_names_the_path_that_was_given(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, open_replacement(path):
         pass
     assert caught.value.filename == path
+
+
+def test_an_error_names_the_file_that_is_written():
+    with pytest.raises(OSError, match="No space left") as raised:
+        with open_replacement("/dev/full") as file:
+            file.write("new")
+    assert raised.value.filename == "/dev/full"
