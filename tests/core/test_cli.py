@@ -226,6 +226,8 @@ class Finder:
         if name == "numpy":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder)
+# A shell starts a command in the background with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import autoclip_command
 """
 
