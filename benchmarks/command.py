@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import platform
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,17 @@ def parser(
     add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
     add("--quick", action="store_true", help="something tiny: only a trial")
     return made
+
+
+def add_cpu_time(made: argparse.ArgumentParser) -> None:
+    """Add the option that measures CPU time in one thread."""
+    meaning = "measure CPU time in one thread, on a machine that does other work"
+    made.add_argument("--cpu-time", action="store_true", help=meaning)
+
+
+def choose_clock(options: argparse.Namespace) -> Callable[[], float]:
+    """Return the clock that `--cpu-time` chooses."""
+    return time.process_time if options.cpu_time else time.perf_counter
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:

@@ -2,12 +2,12 @@
 
 Run it as `python benchmarks/share.py`; `--help` lists the options. Each round takes one
 backward pass. Every clipper then clips the same gradients, and AdamW steps with and
-without `TrustClip`. A share is the time that a way of clipping
-adds, divided by the time of the whole step with it.
+without `TrustClip`. A share is the time that a way of clipping adds, divided by the
+time of the whole step with it.
 """
 
 import argparse
-import time
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +17,18 @@ from torch import Tensor, nn
 import command
 from autoclip_torch import TrustClip
 from contenders import HISTORY, REFERENCE, THREADS, make_contenders
-from timing import LEAST_ROUNDS, spread
+from regimes import ALL, NOTHING, REGIMES
+from timing import Timed, Times, alternate, clock, spread
 from training_models import MODELS, Training, tiny
 
 SHOWN = (REFERENCE, "QuantileClip, global", "QuantileClip, per parameter")
 SHOWN += ("AGC, per unit",)
-FACTORS = {"nothing clipped": 0.01, "all clipped": 100.0}
-"""A gradient over its weight; the thresholds are at about 1."""
 
 
 def main() -> None:
     """Measure the shares on each model."""
     parser = command.parser(__doc__, seconds=40.0)
-    meaning = "measure CPU time in one thread, on a machine that does other work"
-    parser.add_argument("--cpu-time", action="store_true", help=meaning)
+    command.add_cpu_time(parser)
     options = command.parse(parser)
     threads = 1 if options.cpu_time else THREADS
     torch.set_num_threads(threads)
@@ -43,28 +41,15 @@ def main() -> None:
     command.finish(options, "share", "torch", threads=threads, **found)
 
 
-Taken = dict[str, list[float]]
-"""The seconds of each part of a step, round by round."""
-
-
-def measure(training: Training, options: argparse.Namespace) -> Taken:
+def measure(training: Training, options: argparse.Namespace) -> Times:
     """Return what the parts of a training step take, with each way to clip."""
-    now = time.process_time if options.cpu_time else time.perf_counter
-    parts = make_parts(training)
-    taken: Taken = {name: [] for name in parts}
-    end = time.perf_counter() + options.seconds
-    while len(taken["backward"]) < LEAST_ROUNDS or time.perf_counter() < end:
-        for name, (prepare, part) in parts.items():
-            prepare()
-            start = now()
-            part()
-            taken[name].append(now() - start)
-    return taken
+    parts = make_parts(training, command.choose_clock(options))
+    return alternate(parts, options.seconds)
 
 
-def find_shares(taken: Taken) -> Taken:
+def find_shares(taken: Times) -> Times:
     """Return the share of each way to clip in the step that contains it."""
-    shares: Taken = {}
+    shares: dict[str, list[float]] = {}
     for name in taken:
         if name in ("backward", "AdamW"):
             continue
@@ -78,7 +63,7 @@ def find_shares(taken: Taken) -> Taken:
     return shares
 
 
-def spread_all(taken: Taken, factor: float) -> dict[str, dict[str, float]]:
+def spread_all(taken: Times, factor: float) -> dict[str, dict[str, float]]:
     """Return median and quartiles of each part, times a factor."""
     return {
         name: spread([factor * number for number in numbers])._asdict()
@@ -86,24 +71,19 @@ def spread_all(taken: Taken, factor: float) -> dict[str, dict[str, float]]:
     }
 
 
-Part = tuple[Callable[[], Any], Callable[[], Any]]
-"""What prepares a part, not timed, and the part."""
-
-
-def make_parts(training: Training) -> dict[str, Part]:
-    """Return the parts of a step by name, in the order in which they run."""
+def make_parts(training: Training, now: Callable[[], float]) -> dict[str, Timed]:
+    """Return the parts of a step by name, timed by `now`."""
     model = training.model
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    weights = [parameter.detach().clone() for parameter in parameters]
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
 
     def backward() -> None:
         training.loss().backward()
 
-    parts: dict[str, Part] = {"backward": (model.zero_grad, backward)}
-    backward()
+    parts = {"backward": clock(backward, model.zero_grad, now)}
+    parameters = list(model.parameters())
     set_gradients(parameters, weights, 1.0)
     contenders = {c.name: c for c in make_contenders(parameters)}
-    for regime, factor in FACTORS.items():
+    for regime, factor in REGIMES.items():
         for name in SHOWN:
             contender = contenders[name]
 
@@ -113,25 +93,30 @@ def make_parts(training: Training) -> dict[str, Part]:
                 restore()
                 set_gradients(parameters, weights, factor)
 
-            parts[f"{name}, {regime}"] = prepare, contender.step
-    return parts | make_optimizers(model, parameters, weights)
-
-
-def make_optimizers(
-    model: nn.Module, parameters: list[nn.Parameter], weights: list[Tensor]
-) -> dict[str, Part]:
-    """Return a step of AdamW alone, and with `TrustClip` in and beyond its bound."""
-
-    def prepare() -> None:
-        set_gradients(parameters, weights, 1.0)
-
-    alone = torch.optim.AdamW(parameters, lr=1e-6)
-    parts: dict[str, Part] = {"AdamW": (prepare, alone.step)}
-    for name, rate in {"nothing clipped": 1e-6, "all clipped": 0.1}.items():
-        optimizer = torch.optim.AdamW(parameters, lr=rate)
-        TrustClip(model, optimizer, history_length=HISTORY)
-        parts[f"TrustClip, {name}"] = prepare, optimizer.step
+            parts[f"{name}, {regime}"] = clock(contender.step, prepare, now)
+    _, optimizer = make_optimizer(model, 1e-6)
+    parts["AdamW"] = clock_step(optimizer, weights, now)
+    for regime, rate in {NOTHING: 1e-6, ALL: 0.1}.items():
+        copied, optimizer = make_optimizer(model, rate)
+        TrustClip(copied, optimizer, history_length=HISTORY)
+        parts[f"TrustClip, {regime}"] = clock_step(optimizer, weights, now)
     return parts
+
+
+def make_optimizer(
+    model: nn.Module, rate: float
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a copy of a model, and an AdamW of the copy."""
+    copied = copy.deepcopy(model)
+    return copied, torch.optim.AdamW(copied.parameters(), lr=rate)
+
+
+def clock_step(
+    optimizer: torch.optim.Optimizer, weights: list[Tensor], now: Callable[[], float]
+) -> Timed:
+    """Return the timed step of an optimizer, from the same weights each time."""
+    parameters = optimizer.param_groups[0]["params"]
+    return clock(optimizer.step, lambda: set_gradients(parameters, weights, 1.0), now)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ is. On a machine that does other work, `--cpu-time` compares CPU time in one thr
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ def main() -> None:
     """Compare on each model, for each implementation of AdamW."""
     options = command.parse(make_parser())
     threads = 1 if options.cpu_time else THREADS
-    now = time.process_time if options.cpu_time else time.perf_counter
+    now = command.choose_clock(options)
     torch.set_num_threads(threads)
     models = {"tiny": tiny} if options.quick else MODELS
     results: list[dict[str, Any]] = []
@@ -51,8 +50,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the options of this benchmark."""
     parser = command.parser(__doc__, seconds=5.0, per="model and kind")
-    meaning = "compare CPU time in one thread, on a machine that does other work"
-    parser.add_argument("--cpu-time", action="store_true", help=meaning)
+    command.add_cpu_time(parser)
     return parser
 
 
