@@ -20,7 +20,7 @@ STEP_METHODS = (
     "ascent_step",
     "descent_step",
 )
-"""Methods that step an optimizer beside `step`, in SAM and similar optimizers."""
+"""Methods other than `step` that step an optimizer, in SAM and similar optimizers."""
 
 
 class StepHooks(ABC):
@@ -82,7 +82,7 @@ class StepHooks(ABC):
 
 
 def find_step_methods(optimizer: Any) -> list[str]:
-    """Return the names of the methods beside `step` in which an optimizer steps."""
+    """Return the names of the methods other than `step` in which an optimizer steps."""
     return [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from autoclip_torch.rows.changes import Present
 from autoclip_torch.rows.groups import Group, NamedParameter, refuse_shared
-from autoclip_torch.rows.read import ParametersLike, read_groups
+from autoclip_torch.rows.read import ParametersLike, read_groups, read_parameters
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.rows.sources import find_restarted, find_source_rows
 from autoclip_torch.step.stepper import Stepper
@@ -91,8 +91,8 @@ class MeasuredParameters(ABC):
         >>> clipper.names, clipper.threshold()
         (['body'], tensor([3.]))
         """
-        given = [each for group in read_groups(parameters) for each in group.parameters]
-        removed = {id(self._find("parameters", each.parameter)) for each in given}
+        given = read_parameters(parameters)
+        removed = {id(self._find("parameters", parameter)) for parameter in given}
         groups = [
             replace(
                 group, parameters=[p for p in group.parameters if id(p) not in removed]
@@ -105,7 +105,7 @@ class MeasuredParameters(ABC):
                 "make another clipper, or call replace_param(old, new)"
             )
         self._change(groups, {})
-        self._comparison.leave_out(each.parameter for each in given)
+        self._comparison.leave_out(given)
 
     def replace_param(self, old: Tensor, new: Tensor) -> None:
         """Replace a parameter; the new one continues the history of the old one.

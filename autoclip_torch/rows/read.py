@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .groups import Group, NamedParameter, refuse_shared
@@ -34,6 +34,11 @@ def read_groups(given: ParametersLike) -> list[Group]:
         groups = [replace(group, is_of_optimizer=True) for group in groups]
     refuse_shared(groups)
     return groups
+
+
+def read_parameters(given: ParametersLike) -> list[Tensor]:
+    """Return the parameters of all groups; the rules are those of `read_groups`."""
+    return [each.parameter for group in read_groups(given) for each in group.parameters]
 
 
 def read_optimizer_groups(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from autoclip_torch.observer.observer import Observer
-from autoclip_torch.rows.read import ParametersLike, read_groups
+from autoclip_torch.rows.read import ParametersLike, read_parameters
 
 
 class HasHalves(ABC):
@@ -38,9 +38,9 @@ class HasHalves(ABC):
         >>> clipper.names
         ['weight']
         """
-        given = [each for group in read_groups(parameters) for each in group.parameters]
+        given = read_parameters(parameters)
         for half in self._halves:
-            half.remove_params(each.parameter for each in given)
+            half.remove_params(given)
 
     def replace_param(self, old: Tensor, new: Tensor) -> None:
         """Replace a parameter in both halves, as `Clipper.replace_param`.
