@@ -18,7 +18,7 @@ MIN_STEPS = 100
 """Fewer steps than this do not support a red light."""
 
 DIAGNOSED = 2048
-"""Number of steps of the past that are diagnosed, beside as many of the latest."""
+"""Number of steps of the past that are diagnosed, and of the latest."""
 
 LOW_SCALE = 0.3
 """A mean scale below this removes most of the gradient."""

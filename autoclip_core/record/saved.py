@@ -1,4 +1,4 @@
-"""What a file stores of a log beside its steps, as plain Python, and the way back.
+"""What a file stores of a log apart from its steps, as plain Python, and the way back.
 
 The keys are part of the format of `ClipLog.to_jsonl`. "told" holds the totals that were
 read from metrics, "past" the thinned steps.
@@ -20,7 +20,7 @@ from .store import STEP
 
 
 def describe(log: StepRecorder) -> dict[str, Any]:
-    """Return what is stored of a log beside its steps."""
+    """Return what is stored of a log apart from its steps."""
     store = log._store
     about: dict[str, Any] = {"told": log._run_totals()}
     if log._rows.names:
