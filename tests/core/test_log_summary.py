@@ -14,16 +14,10 @@ from autoclip_core.log.advice import (
     name_regime,
 )
 from autoclip_core.log.summary import norm_quantiles, worst_rows
-from autoclip_core.record.store import STEP
+
+from ..support.log_steps import steps_of
 
 NAN, INF = math.nan, math.inf
-
-
-def steps_of(steps, thresholds, clipped=0.0, norm=1.0):
-    table = np.zeros(len(steps), STEP)
-    table["step"], table["threshold"] = steps, thresholds
-    table["clipped"], table["norm"] = clipped, norm
-    return table
 
 
 # The numbers.

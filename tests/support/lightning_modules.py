@@ -46,7 +46,9 @@ class Fused(Automatic):
     fused = True
 
 
-class Manual(Automatic):
+class ByHand:
+    """Makes a module step its optimizer by hand; it stands before the module."""
+
     automatic_optimization = False
 
     def training_step(self, batch, index):
@@ -54,6 +56,10 @@ class Manual(Automatic):
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, index))
         optimizer.step()
+
+
+class Manual(ByHand, Automatic):
+    """Steps its optimizer by hand."""
 
 
 class TwoOptimizers(Automatic):

@@ -17,6 +17,8 @@ from autoclip_torch.hooks.new_parameters import make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
 
+from ..support.lightning_modules import ByHand  # noqa: E402
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*treespec"),
@@ -88,14 +90,8 @@ class Fused(Module):
     fused = True
 
 
-class Manual(Module):
-    automatic_optimization = False
-
-    def training_step(self, batch, index):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, index))
-        optimizer.step()
+class Manual(ByHand, Module):
+    """Steps its optimizer by hand."""
 
 
 class Unfreeze(BaseFinetuning):

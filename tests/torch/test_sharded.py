@@ -5,16 +5,13 @@ results of one case.
 """
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 from ..support import torch_layouts
+from ..support.run_module import run_module
 from ..support.torch_ranks import WORLDS
 
 
@@ -22,15 +19,7 @@ from ..support.torch_ranks import WORLDS
 def results(tmp_path_factory):
     """Return the results of each rank: results[world][rank][case]."""
     folder = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.torch_ranks", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("torch_ranks", folder, timeout=600)
     return {
         world: [
             json.loads((folder / f"{world}.{rank}.json").read_text())

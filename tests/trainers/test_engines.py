@@ -6,10 +6,6 @@ attached clipper, torch's FSDP1, and fairscale's OSS. One process runs
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,21 +14,14 @@ from torch import nn
 
 from ..support import engine_ranks
 from ..support.engine_ranks import ENGINES, RATE, STEPS, WORLD
+from ..support.run_module import run_module
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Return the results of each rank: results[rank][engine]."""
     folder = tmp_path_factory.mktemp("engines")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.engine_ranks", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=170,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("engine_ranks", folder, timeout=170)
     files = [folder / f"{rank}.json" for rank in range(WORLD)]
     return [json.loads(file.read_text()) for file in files]
 

@@ -32,17 +32,10 @@ from autoclip_core.log.red_lights import (
     warn_of_ratchet,
 )
 from autoclip_core.planning.plot import replay_to_steps
-from autoclip_core.record.store import STEP
+
+from ...support.log_steps import steps_of
 
 NAN, INF = math.nan, math.inf
-
-
-def steps_of(steps, thresholds, clipped=0.0, norm=1.0):
-    table = np.zeros(len(steps), STEP)
-    table["step"], table["threshold"] = steps, thresholds
-    table["clipped"], table["norm"] = clipped, norm
-    table["finite"] = np.isfinite(table["norm"])
-    return table
 
 
 def red_lights(log):
