@@ -66,6 +66,39 @@ def mean_loss(results: Sequence[Mapping[str, Any]]) -> float:
     )
 
 
+def find_trained(results: Results) -> dict[tuple[Cell, int], list[str]]:
+    """Return the contenders that train, by cell and seed, where at least one does."""
+    trained: dict[tuple[Cell, int], list[str]] = {}
+    for (name, cell), of_cell in results.items():
+        for seed, result in enumerate(of_cell):
+            if not is_lost(result):
+                trained.setdefault((cell, seed), []).append(name)
+    return trained
+
+
+def list_lost(results: Results, contender: str) -> dict[Cell, tuple[int, list[str]]]:
+    """Return how many runs of each cell the contender loses, and who trains one."""
+    lost: dict[Cell, tuple[int, list[str]]] = {}
+    for (cell, _), names in find_trained(results).items():
+        if contender not in names:
+            count, others = lost.get(cell, (0, []))
+            lost[cell] = count + 1, list(dict.fromkeys([*others, *names]))
+    return lost
+
+
+def count_as_good(results: Results, contender: str, factor: float) -> tuple[int, int]:
+    """Return in how many cells at a rate a contender is as good as the best, of all.
+
+    Its mean loss is then at most the largest loss of a seed of the best contender.
+    """
+    counts = []
+    for cell in {cell for _, cell in results if cell.factor == factor}:
+        of_cell = [r for (_, c), r in results.items() if c == cell]
+        limit = max(mean_loss([r]) for r in min(of_cell, key=mean_loss))
+        counts.append(mean_loss(results[contender, cell]) <= limit)
+    return sum(counts), len(counts)
+
+
 def score_all(
     results: Results, contenders: Iterable[str], oracle: Sequence[str]
 ) -> dict[str, Score]:
@@ -73,12 +106,7 @@ def score_all(
 
     The oracle takes the best of its contenders in each cell.
     """
-    trains = {
-        (cell, seed)
-        for (_, cell), of_cell in results.items()
-        for seed, result in enumerate(of_cell)
-        if not is_lost(result)
-    }
+    trains = find_trained(results)
     best = {
         cell: min(mean_loss(results[name, cell]) for name in oracle)
         for cell in {cell for _, cell in results}

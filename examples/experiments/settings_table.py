@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from contenders import CONTENDERS
 from experiment import Table
-from settings_score import Score
+from settings_score import Results, Score, count_as_good, list_lost
 from tasks import FACTORS
 
 GOOD = FACTORS[:2]
@@ -33,6 +33,33 @@ def make_table(
     return Table(
         ["contender", *heads, "tuning: lost runs", "tuning: median excess %"], rows
     )
+
+
+def make_details(results: Results, contender: str) -> dict[str, Table]:
+    """Return where a contender loses runs, and how often each is as good as the best.
+
+    `results` are those of the held-out tasks.
+    """
+    lost = [
+        [f"{task}, {optimizer}, rate × {factor:g}", str(count), "; ".join(names)]
+        for (task, optimizer, factor), (count, names) in list_lost(
+            results, contender
+        ).items()
+    ]
+    names = dict.fromkeys(name for name, _ in results)
+    good = [
+        [name, "{}/{}".format(*count_as_good(results, name, factor=1.0))]
+        for name in names
+        if all((name, cell) in results for _, cell in results)
+    ]
+    return {
+        f"Cells in which {contender} loses runs": Table(
+            ["cell", "lost runs", "trained by"], lost
+        ),
+        "Cells at the good rate within the range of the best contender's seeds": Table(
+            ["contender", "cells"], good
+        ),
+    }
 
 
 def score_texts(score: Score | None) -> list[str]:

@@ -65,6 +65,27 @@ def test_a_run_that_no_contender_trains_is_not_lost(load, results):
     assert (scores["bound"].lost, scores["bound"].runs) == (1, 3)
 
 
+def test_the_lost_runs_of_a_cell_are_those_that_another_contender_trains(load, results):
+    module = load("settings_score")
+    hard = next(cell for _, cell in results if cell.factor == 100.0)
+    # Seed 0 is trained by the constant alone (3.5), seed 1 too: 3.9 is lost.
+    assert module.list_lost(results, "bound") == {hard: (2, ["constant"])}
+    assert module.list_lost(results, "constant") == {}
+
+
+def test_a_contender_is_as_good_as_the_best_within_the_range_of_its_seeds(
+    load, results
+):
+    module = load("settings_score")
+    # The best, none, has the seeds 1.0 and 1.4; the bound's mean is 1.35.
+    assert module.count_as_good(results, "bound", 1.0) == (1, 1)
+    for (name, cell), of_cell in results.items():
+        if (name, cell.factor) == ("bound", 1.0):
+            of_cell[0]["loss"] = 1.4
+    assert module.count_as_good(results, "bound", 1.0) == (0, 1)
+    assert module.count_as_good(results, "none", 100.0) == (0, 1)
+
+
 def test_a_stopped_benchmark_goes_on_at_the_run_that_it_lacks(load, tmp_path):
     store, path = load("run_store"), tmp_path / "runs.jsonl"
     runs = [Square(number) for number in range(1, 5)]
@@ -141,9 +162,11 @@ def test_a_trial_resumes_and_reports_both_halves(load, tmp_path, capsys):
     runs = [json.loads(line) for line in lines]
     assert {run["seed"] for run in runs} == {0, 1}
     assert {run["contender"] for run in runs} == set(module.TRIAL.contenders)
-    [table] = json.loads((tmp_path / "no_tuning.json").read_text())["tables"].values()
-    assert table.count("(best single)") == 1
-    assert "nan" not in table
+    tables = json.loads((tmp_path / "no_tuning.json").read_text())["tables"]
+    seeds, *_, screen = tables.values()
+    assert seeds.count("(best single)") == screen.count("(best single)") == 1
+    assert len(tables) == 4
+    assert not any("nan" in table for table in tables.values())
     assert (tmp_path / "no_tuning.png").read_bytes().startswith(b"\x89PNG")
     path.write_text("\n".join(lines[:-1]), encoding="utf-8")
     capsys.readouterr()
