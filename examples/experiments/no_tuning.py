@@ -11,7 +11,7 @@ appends each run to no_tuning.jsonl in the output folder, and goes on from there
 `--report` runs nothing, and shows what is there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,7 +22,7 @@ from run_store import read_results, run_missing
 from settings_picture import draw
 from settings_score import Cell, Results, Score, score_all
 from settings_table import make_details, make_table
-from tasks import FACTORS, HELD_OUT, OPTIMIZERS, TASKS
+from tasks import FACTORS, HELD_OUT, OPTIMIZERS, TASKS, TUNING, Task
 from training_run import Run, train
 
 NAME = "no_tuning"
@@ -32,6 +32,9 @@ RIVALS = [*ORACLE, "TrustClip", "LARC 0.02", "AutoClip p = 10", "LAMB"]
 
 BEST = 8
 """How many of all do besides, by the mean excess over the tasks for tuning."""
+
+
+Tasks = Mapping[str, Task]
 
 
 @dataclass(frozen=True)
@@ -80,39 +83,33 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         screen = plan.runs(plan.contenders, [0])
         stored = run_missing(train, screen, path, options.workers)
-        finalists = choose_finalists(complete(stored, plan, seeds=1))
+        finalists = choose_finalists(complete(stored, plan, TUNING, seeds=1))
         final = plan.runs(finalists, range(1, plan.seeds))
         stored = run_missing(train, final, path, options.workers)
     report(stored, plan, options.output)
 
 
-def complete(stored: dict[Any, Any], plan: Plan, seeds: int) -> Results:
-    """Return the results of the contenders that ran all cells of a half with `seeds`.
-
-    A half is the tasks for tuning or the others.
-    """
+def complete(stored: dict[Any, Any], plan: Plan, half: Tasks, seeds: int) -> Results:
+    """Return the results of the contenders that ran all of a half with `seeds`."""
     results: dict[tuple[str, Cell], list[Any]] = {}
-    for contender, is_held_out in product(plan.contenders, (False, True)):
-        half: dict[tuple[str, Cell], list[Any]] = {}
-        runs = [
-            run
-            for run in plan.runs([contender], range(seeds))
-            if (run.task in HELD_OUT) == is_held_out
-        ]
+    for contender in plan.contenders:
+        runs = [r for r in plan.runs([contender], range(seeds)) if r.task in half]
         if all(run in stored for run in runs):
             for run in runs:
                 cell = Cell(run.task, run.optimizer, run.factor)
-                half.setdefault((contender, cell), []).append(stored[run])
-        results.update(half)
+                results.setdefault((contender, cell), []).append(stored[run])
     return results
 
 
-def split(results: Results) -> tuple[Results, Results]:
-    """Return the results of the tasks for tuning, and those of the others."""
-    halves: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
-    for (contender, cell), of_cell in results.items():
-        halves[cell.task in HELD_OUT][contender, cell] = of_cell
-    return halves
+def complete_all_seeds(
+    stored: dict[Any, Any], plan: Plan, half: Tasks
+) -> tuple[Results, int]:
+    """Return the results with the most seeds that the oracle ran, and their number."""
+    for seeds in range(plan.seeds, 0, -1):
+        results = complete(stored, plan, half, seeds)
+        if set(ORACLE) <= set(contenders_of(results)):
+            return results, seeds
+    raise SystemExit(f"the constants have not run: {len(stored)} runs are stored")
 
 
 def contenders_of(results: Results) -> list[str]:
@@ -120,15 +117,14 @@ def contenders_of(results: Results) -> list[str]:
     return list(dict.fromkeys(contender for contender, _ in results))
 
 
-def score_half(results: Results) -> dict[str, Score]:
-    """Return the scores, without any if the oracle has not run."""
-    names = contenders_of(results)
-    return score_all(results, names, ORACLE) if set(ORACLE) <= set(names) else {}
+def score(results: Results) -> dict[str, Score]:
+    """Return the scores of the contenders."""
+    return score_all(results, contenders_of(results), ORACLE)
 
 
-def choose_finalists(results: Results) -> list[str]:
+def choose_finalists(tuning: Results) -> list[str]:
     """Return the rivals and the best of all, in the order of the contenders."""
-    scores = score_half(split(results)[0])
+    scores = score(tuning)
     best = sorted(scores, key=lambda name: scores[name].mean)[:BEST]
     chosen = {*RIVALS, *best} & set(scores)
     return [name for name in CONTENDERS if name in chosen]
@@ -136,27 +132,34 @@ def choose_finalists(results: Results) -> list[str]:
 
 def report(stored: dict[Any, Any], plan: Plan, output: Any) -> None:
     """Print the tables, save picture and results: of the seeds that the oracle ran."""
-    for seeds in range(plan.seeds, 0, -1):
-        results = complete(stored, plan, seeds)
-        scores = [*map(score_half, split(results))]
-        if all(scores):
-            break
-    else:
-        raise SystemExit(f"the constants have not run: {len(stored)} runs are stored")
-    everywhere = score_half(results)
-    constant = min(CONSTANTS, key=lambda name: everywhere[name].mean)
+    halves = TUNING, HELD_OUT
+    (tuning, fewer), (held_out, seeds) = (
+        complete_all_seeds(stored, plan, half) for half in halves
+    )
+    scores = score(tuning), score(held_out)
+    constant = find_best_constant(*scores)
     title = f"Excess over the best constant of each cell, seeds: {seeds}"
+    title += f" (tuning: {fewer})" if fewer != seeds else ""
     tables = {title: make_table(*scores, constant)}
-    held_out = split(results)[1]
     tables |= make_details(held_out, "TrustClip")
     if seeds > 1:
-        screen = map(score_half, split(complete(stored, plan, seeds=1)))
+        screen = (score(complete(stored, plan, half, seeds=1)) for half in halves)
         tables["Screen: all contenders, one seed"] = make_table(*screen, constant)
     draw(held_out, scores[1], constant, output / f"{NAME}.png")
-    save(NAME, output, tables, list_results(results, plan))
+    save(NAME, output, tables, list_results({**tuning, **held_out}))
 
 
-def list_results(results: Results, plan: Plan) -> list[dict[str, Any]]:
+def find_best_constant(*halves: Mapping[str, Score]) -> str:
+    """Return the constant with the least mean excess over the cells of both halves."""
+
+    def mean_of(name: str) -> float:
+        excesses = [e for half in halves for e in half[name].excesses.values()]
+        return sum(excesses) / len(excesses)
+
+    return min(CONSTANTS, key=mean_of)
+
+
+def list_results(results: Results) -> list[dict[str, Any]]:
     """Return a line for each contender, task and optimizer: losses by rate and seed."""
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (contender, (task, optimizer, _)), of_cell in results.items():
