@@ -1,8 +1,8 @@
-"""Time a fused AdamW whose clipper is attached: the clip rides in its kernel.
+"""Time a fused AdamW whose clipper is attached: its kernel scales the gradients.
 
-Run it as `python benchmarks/fused.py`. The bar: the step alone, and one read of every
-gradient on top, times 1.1. Of the bytes: AdamW alone passes seven times over as many
-numbers as there are parameters; told to scale, its kernel writes the gradients, too.
+Run it as `python benchmarks/fused.py`. The unit is 1.1 times the sum of the step alone
+and one read of every gradient. AdamW alone passes seven times over as many numbers as
+there are parameters. With a scale, its kernel writes the gradients, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,27 +17,28 @@ from models import MODELS, Shape, make_parameters, tiny
 from timing import Timed, Times, alternate, clock, compare
 
 ALONE, READ = "fused AdamW", "one read, tensor by tensor"
+UNIT = "1.1 × (step + read)"
 
 
 def main() -> None:
-    """Compare on each model, with a bar that is measured in the same rounds."""
+    """Compare on each model, with a unit that is measured in the same rounds."""
     options = command.parse(command.parser(__doc__, seconds=6.0))
     torch.set_num_threads(THREADS)
     models = {name: MODELS[name] for name in ("LSTM", "ResNet-50", "GPT")}
     results = []
     for name, shapes in ({"tiny": tiny} if options.quick else models).items():
         taken = alternate(make_contenders(shapes), options.seconds)
-        bars = make_bars(taken)
-        results += compare(bars | taken, bars["the bar"], model=name)
+        limits = compute_limits(taken)
+        results += compare(limits | taken, limits[UNIT], model=name)
     command.finish(options, "fused", "torch", threads=THREADS, results=results)
 
 
-def make_bars(taken: Times) -> dict[str, list[float]]:
-    """Return what the target and the bytes allow in each round."""
+def compute_limits(taken: Times) -> dict[str, list[float]]:
+    """Return the unit, and the time that the bytes need, in each round."""
     pairs = list(zip(taken[ALONE], taken[READ], strict=True))
-    bar = [1.1 * (alone + read) for alone, read in pairs]
+    unit = [1.1 * (alone + read) for alone, read in pairs]
     least = [alone * 8 / 7 + read for alone, read in pairs]
-    return {"the bar": bar, "bytes: the step × 8/7 + the read": least}
+    return {UNIT: unit, "bytes: the step × 8/7 + the read": least}
 
 
 def make_contenders(shapes: Callable[[], Iterator[Shape]]) -> dict[str, Timed]:
