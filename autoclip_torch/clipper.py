@@ -18,7 +18,8 @@ from .hooks.momentum import initialize_momentum
 from .hooks.new_parameters import warn_of_left_out
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
-from .step.amp import check_unscaled, record_step, share_overflow, unscale_once
+from .step.amp import NO_SCALE, check_unscaled, share_overflow, unscale_once
+from .step.loop_check import LoopCheck
 from .step.unwrap import unwrap
 
 
@@ -127,6 +128,7 @@ class Clipper(Attachable):
             replicated=replicated,
         )
         self.on_clip, self.on_skip = on_clip, on_skip
+        self._loop_check = LoopCheck()
 
     @property
     def dry_run(self) -> bool:
@@ -173,26 +175,43 @@ class Clipper(Attachable):
         >>> clipper.step().scale, weight.grad
         (tensor([0.2000]), tensor([0.6000, 0.8000]))
         """
-        if not torch.compiler.is_compiling():
-            self._refuse_if_attached()
-            given = None if optimizer is None else unwrap(optimizer)
-            warn_of_left_out(self._follow(given))
+        if torch.compiler.is_compiling():
+            return self._step(loss, scaler, optimizer)
+        self._refuse_if_attached()
+        given = None if optimizer is None else unwrap(optimizer)
+        warn_of_left_out(self._follow(given))
+        decision = self._step(loss, scaler, optimizer)
+        self._loop_check.end()
+        return decision
+
+    def _step(self, loss: Any, scaler: Any, optimizer: Any) -> Decision:
+        """Step by hand with the parameters of the present."""
         if loss is not None:
             self.observe_loss(loss)
-        if scaler is None and optimizer is None:
-            return self._stepper.step()
-        scale = unscale_once(scaler, optimizer)
-        if scale.overflow is None:  # the scaler is not enabled
-            return self._stepper.step()
-        optimizer, stepper = unwrap(optimizer), self._stepper
+        stepper, scale = self._stepper, NO_SCALE
+        if scaler is not None or optimizer is not None:
+            scale = unscale_once(scaler, optimizer)
+        if scale.overflow is None:  # there is no scaler, or it is not enabled
+            self._check_place()
+            return stepper.step()
+        optimizer = unwrap(optimizer)
         check_unscaled(stepper.rows.parameters, scaler, optimizer)
-        record_step(stepper, scaler, optimizer)
+        self._check_place(scaler, optimizer)
         if is_fused(optimizer):  # the scaler may cancel its first step
             initialize_momentum(optimizer)
         decision = stepper.step(scale)
         if stepper.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
         return decision
+
+    def _check_place(self, *scaler_and_optimizer: Any) -> None:
+        """Check at which place of the training loop this step is.
+
+        A dry run may measure anywhere, except gradients that a scaler unscales once.
+        """
+        if torch.compiler.is_compiling() or (self.dry_run and not scaler_and_optimizer):
+            return
+        self._loop_check.begin(self._stepper, *scaler_and_optimizer)
 
     @classmethod
     def as_optimizer(

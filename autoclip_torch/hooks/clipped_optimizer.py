@@ -164,8 +164,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if self.clipper.process_group is not None:
             refuse_scaler(self)
         if not torch.compiler.is_compiling():
+            self.clipper._refuse_if_attached()
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
-        self.clipper.step()
+        self.clipper._stepper.step()
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure that clips after the given one."""

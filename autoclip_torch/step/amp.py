@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .scaler_rule import refuse_after_step
 from .unwrap import stepped_parameter_ids, unwrap
 
 CONTROLS = ("grad_scale", "found_inf")
 """The attributes that a `GradScaler` sets on an optimizer during a step."""
-
-_CLIPPERS = "autoclip_clippers"
-"""The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
 
 _EVERY_STEP = "_step_supports_amp_scaling"
 
@@ -50,10 +48,7 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     # `unscale_` refuses a second call. There is no public way to ask for the first.
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "STEPPED":
-        raise RuntimeError(
-            "clipper.step must be called before scaler.step(optimizer), which has run; "
-            "the order is backward, clipper.step, scaler.step, scaler.update"
-        )
+        refuse_after_step()
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
     none = torch.zeros_like(scaler._scale)
@@ -78,28 +73,6 @@ def check_unscaled(
             "loss scale; call scaler.unscale_ with the other optimizer first, or make "
             "a clipper of what each optimizer steps"
         )
-
-
-def record_step(clipper: Any, scaler: Any, optimizer: Optimizer) -> None:
-    """Record that a clipper has acted, until the scaler's `update()`.
-
-    A later backward pass would add scaled gradients, which the scaler unscales only
-    once.
-
-    Raises:
-      RuntimeError: the clipper has acted since the last `update()`.
-    """
-    states = scaler._per_optimizer_states
-    before = [each for state in states.values() for each in state.get(_CLIPPERS, ())]
-    if any(each is clipper for each in before):
-        raise RuntimeError(
-            "clipper.step(scaler=, optimizer=) must be called once before "
-            "scaler.update(), got a second call: the gradients of a later backward "
-            "pass are still multiplied by the loss scale; when accumulating, call it "
-            "once, before scaler.step(optimizer); to leave out a batch after it, call "
-            "optimizer.zero_grad() and scaler.update()"
-        )
-    states[id(optimizer)].setdefault(_CLIPPERS, []).append(clipper)
 
 
 def share_overflow(scaler: Any, optimizer: Any, overflow: Tensor) -> None:

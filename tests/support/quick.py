@@ -58,7 +58,7 @@ TESTS = {
     "torch/resume "
     "torch/optim_state torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
-    "torch/errors",
+    "torch/errors torch/watch/loop",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "

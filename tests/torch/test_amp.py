@@ -171,7 +171,10 @@ def test_zeroing_infinities_before_unscale_warns():
         scaler.step(optimizer)
         scaler.update()
 
-    for step in range(14):  # after a growth of the scale, gradients overflow
+    wrong_order(0)
+    with pytest.warns(UserWarning, match="multiplied by the loss scale"):
+        wrong_order(1)
+    for step in range(2, 14):  # after a growth of the scale, gradients overflow
         wrong_order(step)
     assert scaler.get_scale() == 2.0**10
     with pytest.warns(UserWarning, match="10 of the last 15 steps were not finite"):
@@ -257,6 +260,7 @@ def test_an_optimizer_of_some_parameters_is_refused_with_its_scaler():
     scaler.unscale_(other)  # as for Muon and AdamW with a common norm
     decision = clipper.step(scaler=scaler, optimizer=optimizer)
     torch.testing.assert_close(decision.norm, torch.tensor([2**0.5, 2**0.5]))
+    scaler.update()
     off = torch.amp.GradScaler("cpu", enabled=False)
     clipper.step(scaler=off, optimizer=optimizer)
 

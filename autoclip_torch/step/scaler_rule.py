@@ -1,0 +1,118 @@
+"""Between two updates of a `GradScaler`, a clipper clips once, unscaled gradients."""
+
+import sys
+import weakref
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from .warn import warn
+
+_CLIPPERS = "autoclip_clippers"
+"""The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
+
+_SCALER_STEP = torch.amp.GradScaler.step.__code__
+_MOST_FRAMES = 16
+
+
+class ScalerRule:
+    """The rule for one clipper, and the scalers of its optimizers.
+
+    A scaler is known when a step receives it. A clipper whose steps receive none knows
+    it from the first update that the scaler makes.
+    """
+
+    def __init__(self) -> None:
+        """Start without a scaler."""
+        self._scalers: weakref.WeakKeyDictionary[Any, weakref.ref[Optimizer]]
+        self._scalers = weakref.WeakKeyDictionary()
+        self._scaled: weakref.ref[Any] | None = None
+        self._has_warned = False
+
+    def begin(self, clipper: Any, scaler: Any = None, optimizer: Any = None) -> None:
+        """Check and record a step of the clipper.
+
+        A later backward pass would add scaled gradients, which a scaler unscales only
+        once.
+
+        Args:
+          clipper: the object that clips.
+          scaler: the scaler that this step received, if any.
+          optimizer: the innermost optimizer that this step received, if any.
+
+        Raises:
+          RuntimeError: the clipper has clipped since the last `update()` of one of its
+            scalers, or a scaler has stepped the optimizer since.
+        """
+        if scaler is not None:
+            self._scalers[scaler] = weakref.ref(optimizer)
+        self._scaled = None
+        for each, reference in list(self._scalers.items()):
+            states = each._per_optimizer_states
+            _refuse_second_step(clipper, states.values())
+            state = states.get(id(reference()), {})
+            stage = state["stage"].name if state else "READY"
+            if stage == "STEPPED":
+                refuse_after_step()
+            if stage == "UNSCALED":
+                state.setdefault(_CLIPPERS, []).append(clipper)
+            elif each.is_enabled():
+                self._scaled = weakref.ref(each)
+
+    def check_update(self, optimizer: Optimizer) -> None:
+        """Find the scaler that steps an optimizer; warn if it did not unscale before.
+
+        It did not if the state of the scaler was that before `unscale_` when the
+        clipper clipped.
+        """
+        scaled, self._scaled = self._scaled, None
+        scaler = _find_scaler(optimizer)
+        if scaler is None:
+            return
+        self._scalers[scaler] = weakref.ref(optimizer)
+        if scaled is not None and scaled() is scaler and not self._has_warned:
+            self._has_warned = True
+            warn(
+                "clipper.step() was called before the GradScaler had unscaled the "
+                "gradients, so it clipped gradients that are multiplied by the loss "
+                "scale; call clipper.step(scaler=scaler, optimizer=optimizer)"
+            )
+
+
+def refuse_after_step() -> None:
+    """Refuse a clip between a scaler's step and its update.
+
+    Raises:
+      RuntimeError: always.
+    """
+    raise RuntimeError(
+        "clipper.step must be called before scaler.step(optimizer), which has run; "
+        "the order is backward, clipper.step, scaler.step, scaler.update"
+    )
+
+
+def _refuse_second_step(clipper: Any, states: Any) -> None:
+    before = [each for state in states for each in state.get(_CLIPPERS, ())]
+    if any(each is clipper for each in before):
+        raise RuntimeError(
+            "with a GradScaler clipper.step must be called once before "
+            "scaler.update(), got a second call: the gradients of a later backward "
+            "pass are still multiplied by the loss scale; when accumulating, call it "
+            "once, before scaler.step(optimizer); to leave out a batch after it, call "
+            "optimizer.zero_grad() and scaler.update()"
+        )
+
+
+def _find_scaler(optimizer: Optimizer) -> Any:
+    """Return the scaler whose `step` is calling that of the optimizer, or None."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            break
+        if frame.f_code is _SCALER_STEP:
+            values = frame.f_locals
+            return values["self"] if values["optimizer"] is optimizer else None
+        frame = frame.f_back
+    return None

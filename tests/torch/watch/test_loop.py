@@ -1,0 +1,270 @@
+"""At which place of a training loop a clipper by hand steps: wrong orders are noticed,
+and unusual loops that are right stay silent.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from autoclip_torch import NormClip, QuantileClip
+
+SGD = torch.optim.SGD
+STEPS = 6
+
+
+class Loop:
+    """A model of two weights, whose gradient has the norm 5 after a backward pass."""
+
+    def __init__(self, **keywords):
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(2, 1, bias=False)
+        self.optimizer = SGD(self.model.parameters(), lr=0.01)
+        self.clipper = NormClip(self.model, max_norm=1.0, scope="global", **keywords)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        self.norms = []
+
+    def backward(self, scale=1.0):
+        self.scaler.scale(torch.ones(()))  # it creates the scale
+        (scale * self.model(torch.tensor([[3.0, 4.0]])).sum()).backward()
+
+    def update(self):
+        self.norms.append(self.model.weight.grad.norm().item())
+        self.optimizer.step()
+
+
+def repeat(each, loop, times=STEPS):
+    for _ in range(times):
+        each(loop)
+
+
+def after_the_step(loop):
+    loop.backward()
+    loop.update()
+    loop.clipper.step()
+    loop.optimizer.zero_grad()
+
+
+def before_the_backward_pass(loop):
+    """The gradients are those of the step before, set to 0 later."""
+    if loop.model.weight.grad is None:
+        loop.backward()
+    loop.clipper.step()
+    loop.optimizer.zero_grad(set_to_none=False)
+    loop.backward()
+    loop.update()
+
+
+def in_each_micro_batch(loop):
+    for _ in range(3):
+        loop.backward()
+        loop.clipper.step()
+    loop.update()
+    loop.optimizer.zero_grad(set_to_none=False)
+
+
+def twice(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.clipper.step()
+    loop.update()
+
+
+def scaled(loop):
+    loop.optimizer.zero_grad()
+    loop.backward(scale=64.0)
+    loop.clipper.step()
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+
+
+WRONG = {
+    after_the_step: r"after optimizer.step\(\)",
+    before_the_backward_pass: r"after optimizer.step\(\)",
+    in_each_micro_batch: r"several times before each optimizer.step\(\)",
+    twice: r"several times before each optimizer.step\(\)",
+    scaled: "multiplied by the loss scale",
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda each: each.__name__)
+def test_a_wrong_order_warns_once(wrong, fused):
+    loop = Loop()
+    loop.optimizer = SGD(loop.model.parameters(), lr=0.01, fused=fused)
+    with pytest.warns(UserWarning, match=WRONG[wrong]) as warned:
+        repeat(wrong, loop)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+
+
+def right(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.update()
+
+
+def right_without_new_memory(loop):
+    loop.backward()
+    loop.clipper.step()
+    loop.update()
+    loop.optimizer.zero_grad(set_to_none=False)
+
+
+def accumulation(loop):
+    for _ in range(3):
+        loop.backward(scale=1 / 3)
+    right_without_new_memory(loop)
+
+
+def two_clippers(loop):
+    loop.backward()
+    QuantileClip(loop.model).step()
+    loop.clipper.step()
+    loop.update()
+    loop.optimizer.zero_grad()
+
+
+def left_out_batches(loop):
+    """As a loop that skips a batch, and as a scaler that skips updates."""
+    for _ in range(3):
+        loop.backward()
+        loop.clipper.step()
+        loop.optimizer.zero_grad(set_to_none=False)
+    right_without_new_memory(loop)
+
+
+def two_optimizers_of_one_clipper(loop):
+    loop.backward()
+    loop.clipper.step()
+    loop.update()
+    loop.update()
+    loop.optimizer.zero_grad()
+
+
+def noise_after_the_clip(loop):
+    loop.backward()
+    loop.clipper.step()
+    loop.model.weight.grad += 1e-3
+    loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=False)
+
+
+def unscaled_by_hand(loop):
+    loop.optimizer.zero_grad()
+    for _ in range(2):
+        loop.backward(scale=32.0)
+    loop.scaler.unscale_(loop.optimizer)
+    assert loop.clipper.step().norm.item() == pytest.approx(5.0)
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+
+
+def unscaled_by_the_clipper(loop):
+    loop.optimizer.zero_grad()
+    loop.backward(scale=64.0)
+    loop.clipper.step(scaler=loop.scaler, optimizer=loop.optimizer)
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+
+
+def half_of_the_steps_scaled(loop):
+    unscaled_by_the_clipper(loop)
+    right(loop)
+
+
+RIGHT = [
+    *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
+    *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
+    *(unscaled_by_the_clipper, half_of_the_steps_scaled),
+]
+
+
+@pytest.mark.parametrize("each", RIGHT, ids=lambda each: each.__name__)
+def test_a_right_order_is_silent(each):
+    """A warning is an error in these tests."""
+    loop = Loop()
+    repeat(each, loop)
+    assert loop.norms == pytest.approx([1.0] * len(loop.norms))
+
+
+@pytest.mark.parametrize("wrong", [after_the_step, in_each_micro_batch])
+def test_a_dry_run_measures_anywhere(wrong):
+    repeat(wrong, Loop(dry_run=True))
+
+
+def by_scaler(loop):
+    loop.clipper.step(scaler=loop.scaler, optimizer=loop.optimizer)
+
+
+def by_another_scaler(loop):
+    other = torch.amp.GradScaler("cpu", init_scale=2.0)
+    other.scale(torch.ones(()))
+    loop.clipper.step(scaler=other, optimizer=loop.optimizer)
+
+
+def plainly(loop):
+    loop.clipper.step()
+
+
+def by_unscale(loop):
+    loop.scaler.unscale_(loop.optimizer)
+    loop.clipper.step()
+
+
+SPELLINGS = [
+    (by_scaler, by_scaler),
+    (by_scaler, plainly),
+    (by_scaler, by_another_scaler),
+    (by_unscale, plainly),
+    (by_unscale, by_scaler),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SPELLINGS)
+def test_a_second_clip_between_two_updates_of_a_scaler_is_refused(first, second):
+    loop = Loop()
+    unscaled_by_hand(loop)  # from this update on, the clipper knows the scaler
+    loop.backward(scale=64.0)
+    first(loop)
+    with pytest.raises(RuntimeError, match=r"once before scaler.update\(\), got a sec"):
+        second(loop)
+    loop.optimizer.zero_grad()
+    loop.scaler.update()
+    unscaled_by_the_clipper(loop)
+
+
+def test_a_clip_between_the_scaler_s_step_and_its_update_is_refused():
+    loop = Loop()
+    unscaled_by_hand(loop)
+    loop.backward(scale=64.0)
+    loop.scaler.step(loop.optimizer)
+    with pytest.raises(RuntimeError, match="must be called before"):
+        loop.clipper.step()
+
+
+def test_a_copied_clipper_starts_without_a_loop():
+    loop = Loop()
+    with pytest.warns(UserWarning, match="multiplied"):
+        repeat(scaled, loop, 2)
+    loop.model, loop.clipper = copy.deepcopy((loop.model, loop.clipper))
+    loop.optimizer = SGD(loop.model.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match="multiplied"):
+        repeat(scaled, loop, 2)
+
+
+def test_clippers_of_other_parameters_share_a_scaler():
+    """As in a GAN: each clips once, and steps of the other optimizer do not count."""
+    loops = Loop(), Loop()
+    loops[1].scaler = loops[0].scaler
+    for _ in range(STEPS):
+        for loop in loops:
+            loop.optimizer.zero_grad()
+            loop.backward(scale=64.0)
+            loop.scaler.unscale_(loop.optimizer)
+            loop.clipper.step()
+            loop.scaler.step(loop.optimizer)
+        loops[0].scaler.update()
+    assert loops[0].clipper.metrics()["clip/steps"] == STEPS
