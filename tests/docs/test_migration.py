@@ -1,4 +1,4 @@
-"""Every row of the page about other clippers is driven, or is marked as prose.
+"""Every row of the pages about other clippers is driven, or is marked as prose.
 
 `CASES` names the test of each row and of each block "before". `FILES` are the files of
 these tests.
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "migration.md"
+DOCS = HERE.parents[1] / "docs"
+MARKS = {"migration.md": "##", "codebases.md": "#"}
+"""The pages, and what stands before the heading of a section."""
 
 PROSE = "prose: "
 """A row without a test; the reason follows."""
@@ -107,6 +109,11 @@ CASES = {
         "`warmup_steps=100": "history::a_training_is_that_of_pytorch_optimizer",
         "a parameter whose": "history::an_idle_parameter_never_starts_there",
     },
+    "Others": {
+        "`AdaptiveGradientNormClipper(p": "core::windows_are_those_of_both_classes",
+        "`AdaptiveGradientNormClipper` (": "core::windows_are_those_of_both_classes",
+        'Composer `GradientClipping("n': "torch::a_constant_is_that_of_torch",
+    },
     "Training codebases": {
         "OLMo-core": "core::skipped_steps_are_those_of_olmo_core",
         "MaxText": "jax::skipped_steps_are_those_of_maxtext",
@@ -120,11 +127,6 @@ CASES = {
         "ESPnet": "torch::constants_of_training_codebases",
         "Stable-Baselines3": "torch::constants_of_training_codebases",
         "ultralytics": "torch::constants_of_training_codebases",
-    },
-    "Others": {
-        "`AdaptiveGradientNormClipper(p": "core::windows_are_those_of_both_classes",
-        "`AdaptiveGradientNormClipper` (": "core::windows_are_those_of_both_classes",
-        'Composer `GradientClipping("n': "torch::a_constant_is_that_of_torch",
     },
 }
 """By section and by the beginning of a row: the test, "file::name", or why none."""
@@ -142,8 +144,11 @@ FILES = {
 def read_rows():
     """Return the first cells of each section, and its blocks "before"."""
     rows = {}
-    parts = re.split(r"^## (.*)\n", PAGE.read_text("utf-8"), flags=re.MULTILINE)
-    for section, text in zip(parts[1::2], parts[2::2], strict=True):
+    parts = []
+    for page, mark in MARKS.items():
+        text = (DOCS / page).read_text("utf-8")
+        parts += re.split(rf"^{mark} (.*)\n", text, flags=re.MULTILINE)[1:]
+    for section, text in zip(parts[::2], parts[1::2], strict=True):
         cells = re.findall(r"^\| (.+?) \|", text, flags=re.MULTILINE)
         cells = [cell for cell in cells if cell != "there"]
         before = range(1, text.count('title="before"') + 1)

@@ -103,6 +103,8 @@ TESTS = {
     "benchmarks/jax_steps.py": "docs/jax_bench",
     "benchmarks/keras_steps.py": "docs/tf_bench",
     "docs": "docs/pages docs/readme",
+    "docs/codebases.md": "docs/pages docs/migration docs/migration_rules "
+    "docs/torch_migration docs/jax_migration",
     "docs/jax.md": "docs/pages docs/jax_docs",
     "docs/keras.md": "docs/pages docs/tf_docs",
     "docs/migration.md": "docs/pages docs/migration docs/migration_rules "
