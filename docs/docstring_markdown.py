@@ -1,13 +1,15 @@
-"""Docstrings as Markdown: their doctests in fences, and their addresses as links.
+"""Docstrings as Markdown: doctests in fences, addresses as links, the path of the file.
 
 The docstrings are written for `help()`, where a doctest needs no fence; those of
 `autoclip_jax` follow optax, which writes reStructuredText.
 """
 
 import re
+from pathlib import Path
 
 import griffe
 
+ROOT = Path(__file__).parents[1]
 DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
 LINK = re.compile(r"`([^`<]+?)\s+<(https://[^>]+)>`_")
 ADDRESS = re.compile(r"(?<![(<\w])https://[^\s,)]+")
@@ -25,10 +27,18 @@ class AsMarkdown(griffe.Extension):
         if obj.name == "__init__" and obj.is_function:
             obj.docstring = None
         if obj.docstring:
-            obj.docstring.value = as_markdown(obj.docstring.value)
+            obj.docstring.value = as_markdown(obj.docstring.value) + source_of(obj)
 
 
 def as_markdown(text):
     """Return a docstring with fences around its doctests, and Markdown's links."""
     text = ADDRESS.sub(r"<\g<0>>", ROLE.sub(r"\1", LINK.sub(r"[\1](\2)", text)))
     return DOCTEST.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
+
+
+def source_of(obj):
+    """Return the line that names the file of a class or a function of a module."""
+    is_listed = (obj.is_class or obj.is_function) and obj.parent.is_module
+    if obj.is_alias or not is_listed:
+        return ""
+    return f"\n\nSource: `{obj.filepath.relative_to(ROOT)}`, line {obj.lineno}."
