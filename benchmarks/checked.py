@@ -15,20 +15,20 @@ def measure(
     parameters: Parameters,
     factor: float,
     seconds: float,
-    beside: Mapping[str, Timed] | None = None,
+    others: Mapping[str, Timed] | None = None,
 ) -> Times:
     """Time every contender in every round.
 
-    Before each step, outside the timed part, the gradients are written anew and the
-    contender forgets its last step. So every step meets the same gradients, the same
-    history and the same memory, and whether it clips never changes.
+    Before each step, outside the timed part, the gradients are written again and the
+    contender's state is restored. So every step has the same gradients, the same
+    history and the same memory, and always or never clips.
 
     Args:
       contenders: the first is the reference.
       parameters: whose gradients they clip.
       factor: a gradient over its weight; below 1 nothing is clipped, above 1 all is.
       seconds: how long to go on.
-      beside: what else is timed in the same rounds, and does not clip.
+      others: what else is timed in the same rounds, and does not clip.
 
     Raises:
       RuntimeError: a contender clipped what it should not, or the reverse, or left
@@ -39,7 +39,7 @@ def measure(
         for contender in contenders
     }
     _check_all(contenders, parameters, factor)  # this also warms all of them up
-    taken = alternate(timed | dict(beside or {}), seconds)
+    taken = alternate(timed | dict(others or {}), seconds)
     _check_all(contenders, parameters, factor)  # as after the first, so after the last
     return taken
 
@@ -76,8 +76,8 @@ def _check(name: str, parameters: Parameters, factor: float, wanted: float) -> N
             raise RuntimeError(f"{name} should have clipped {wanted_clips}")
     # The thresholds are about the norms of the weights, and so is what they leave.
     if not 0.7 < (found := _norm(parameters)) / wanted < 1.5:
-        told = f"left a norm of {found:.3g}, and the reference {wanted:.3g}"
-        raise RuntimeError(f"{name} {told}")
+        problem = f"left a norm of {found:.3g}, and the reference {wanted:.3g}"
+        raise RuntimeError(f"{name} {problem}")
 
 
 def _norm(parameters: Parameters) -> float:

@@ -23,8 +23,8 @@ def parser(
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     add = made.add_argument
     if seconds is not None:
-        told = f"per {per} (default {seconds:g})"
-        add("--seconds", type=float, default=seconds, help=told)
+        meaning = f"per {per} (default {seconds:g})"
+        add("--seconds", type=float, default=seconds, help=meaning)
     add("--json", type=Path, metavar="FILE", help="write all numbers there, too")
     add("--quick", action="store_true", help="something tiny: only a trial")
     return made

@@ -28,9 +28,9 @@ class Contender:
     step: Callable[[], Any]
     """What is timed."""
     restore: Callable[[], Any] = lambda: None
-    """Makes it forget the step; not timed."""
+    """Restores the state from before the step; not timed."""
     rows: int = 1
-    """Norms that are told apart."""
+    """The number of norms."""
 
 
 def make_contenders(parameters: Parameters) -> list[Contender]:
@@ -49,7 +49,7 @@ def make_contenders(parameters: Parameters) -> list[Contender]:
 
 
 def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
-    """Return our own; each has seen as many steps as it remembers, or some."""
+    """Return our own clippers, with full histories."""
     norm = float(torch.nn.utils.get_total_norm(parameters))
     windows: dict[str, Clipper] = {
         "QuantileClip, global": QuantileClip(
@@ -73,7 +73,7 @@ def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
 
 
 def teach(clipper: Clipper, steps: int) -> None:
-    """Have a clipper remember norms around those of its gradients, as they are."""
+    """Record norms around those of the present gradients."""
     norms = clipper.step().norm
     clipper.reset()
     noise = torch.randn(steps, len(norms), generator=torch.Generator().manual_seed(0))

@@ -77,8 +77,8 @@ def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
 def make_ways(parameters: Parameters) -> list[Way]:
     """Return torch's fixed clip and the clippers.
 
-    On a device nobody knows yet whether a gradient is clipped: each is read for its
-    norm, read and written where it may have to go, and read and written to scale it.
+    A step on a device does not wait for its decision. So each gradient is read for its
+    norm, read and written to remove NaN, and read and written to scale it.
     AGC reads the parameters, too, and copies both to float64.
     """
     ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, 1e9), 3)]
@@ -102,7 +102,7 @@ def make_attached(parameters: Parameters) -> list[Way]:
         clip_grad_norm_(parameters, 1e9)
         after.step()
 
-    # A kernel that is told to scale writes the gradients back.
+    # A kernel that scales writes the gradients back.
     return [
         Way("fused AdamW", alone.step, 7),
         Way("clip_grad_norm_, then fused AdamW", clip_and_step, 10),

@@ -1,9 +1,9 @@
 """What a decision costs after 10^3, 10^5 and 10^6 steps, and with many rows.
 
 Run it as `python benchmarks/growth.py`; it takes some minutes, and 6 GB. The norms are
-drawn. A policy is run over them, in one row; many rows are copies of it. What forgets
-is run over the last norms only. Times are those of the processor: what else runs on the
-machine counts for little.
+drawn. A policy is run over them, in one row; many rows are copies of it. A
+bounded history is run over the last norms only. Times are those of the processor, so
+other load on the machine counts for little.
 """
 
 import time
@@ -61,7 +61,7 @@ def late(code: str, steps: Sequence[int], rows: Sequence[int]) -> list[Line]:
 
 
 def all_norms(wanted: Sequence[int]) -> list[Line]:
-    """Return what it costs to remember all norms: merges are in the mean."""
+    """Return what a history of all norms costs; merges are in the mean."""
     policy = policy_of("Quantile(history_length=None)")
     state, seen, found = policy.init(1), 0, []
     for norms in wanted:

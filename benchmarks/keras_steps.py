@@ -1,8 +1,8 @@
 """Time a step within `fit` in Keras: each clipper against `global_clipnorm`.
 
-Run it as `python benchmarks/keras_steps.py`; `--help` tells the options. All models
-train in one process, by a `fit` of some steps each in every round. `fit` is as it
-comes, its progress bar apart, and traces nothing anew after the first time.
+Run it as `python benchmarks/keras_steps.py`; `--help` lists the options. All models
+train in one process, by a `fit` of several steps each in every round. `fit` has its
+defaults, except for the progress bar, and traces only the first time.
 """
 
 import time
@@ -100,7 +100,7 @@ def make_fit(network, optimizer):
         before = len(traces)
         model.fit(x, y, BATCH, verbose=0, shuffle=False, callbacks=[watch])
         if before and len(traces) > before:
-            raise RuntimeError("Keras traced anew in a step that was timed")
+            raise RuntimeError("Keras traced again in a step that was timed")
         return watch.seconds()
 
     fit()

@@ -69,7 +69,7 @@ def compare(
     Args:
       taken: what `alternate` returned.
       reference: the seconds of what they are compared with, in the same rounds.
-      labels: what stands in each line beside the numbers, such as the model.
+      labels: other entries of each line, such as the model.
     """
     return [
         {

@@ -14,8 +14,8 @@ from demo_task import RATE, Method, Run
 
 Array = npt.NDArray[Any]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the dashes differ
-# too, so that the curves can be told apart without colour.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. The dashes
+# differ, too, so that the curves differ without colour.
 STYLES = {
     "none": ("#000000", "-"),
     "low_rate": ("#000000", ":"),

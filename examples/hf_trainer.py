@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer: a callback clips, and logs beside the trainer's grad_norm.
+"""The Hugging Face Trainer: a callback clips, and logs next to grad_norm.
 
 The model is a tiny GPT-2 made from a config, and counts upwards; one sequence in ten is
 noise. Run it: `python examples/hf_trainer.py`.

@@ -103,7 +103,7 @@ class Store:
         """
         intervals = check_count("moved", moved, 0) // check_count("stride", stride, 1)
         if len(highest) != intervals or len(steps) < intervals:
-            rule = f"one step per interval, of which there are {intervals}"
+            rule = f"one step per interval; there are {intervals} intervals"
             raise ValueError(format_error("highest", rule, len(highest), ""))
         self.extend(steps[intervals:])
         self._first, self._highest = steps[:intervals].copy(), highest
