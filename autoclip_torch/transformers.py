@@ -1,21 +1,18 @@
 """A callback of the Hugging Face `Trainer` that clips inside the optimizer's step."""
 
-import json
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-
-import autoclip_core
-from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 
 from .clipper import Clipper
 from .hooks.new_parameters import make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .trainers.arguments import check_arguments
+from .trainers.json_settings import as_tensors, check_json, from_json, to_json
+from .trainers.replaced_callback import describe_changes, find_replaced_callback
 from .trust import TrustClip
 from .update import UpdateClipper
 from .value import ValueClip
@@ -38,6 +35,9 @@ _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_KINDS, *_REGISTER
 
 AnyClipper = Clipper | TrustClip | UpdateClipper
 
+_FUNCTIONS = ("on_clip", "on_skip")
+"""The keywords that no checkpoint holds."""
+
 
 class ClipCallback(TrainerCallback, ExportableState):
     """Clip in the `Trainer`, and log `clip/...` together with its `grad_norm`.
@@ -55,7 +55,9 @@ class ClipCallback(TrainerCallback, ExportableState):
       clipper: a class of `autoclip_torch`, such as `TrustClip` or `UpdateClipper`, or
         its name.
       **keywords: the keywords of the class: plain Python and policies, which are saved
-        as JSON. `exclude` and `scale_only` may name parameters that are still frozen.
+        as JSON, and the functions `on_clip` and `on_skip`, which are not. `exclude` and
+        `scale_only` may name parameters that are still frozen. In a resumed run these
+        settings apply, and not those of the checkpoint; a difference causes a warning.
 
     Raises:
       ValueError, TypeError: an argument of the clipper breaks its rule, or is a class
@@ -68,6 +70,11 @@ class ClipCallback(TrainerCallback, ExportableState):
 
     def __init__(self, clipper: type[AnyClipper] | str, **keywords: Any) -> None:
         """Check the arguments, and keep them until model and optimizer exist."""
+        self._changes = ""
+        if (given := find_replaced_callback(ClipCallback)) is not None:
+            # The settings of the callback that the trainer was given apply.
+            self._changes = describe_changes(keywords, given._json_keywords)
+            clipper, keywords = given._name, given._keywords
         name = getattr(clipper, "__name__", str(clipper))
         if name not in _CLASSES or clipper not in (name, _CLASSES[name]):
             raise ValueError(
@@ -76,9 +83,10 @@ class ClipCallback(TrainerCallback, ExportableState):
                 "A checkpoint cannot hold a class of your own: use clipper.attach(...)"
             )
         self._name = name
-        self._keywords = {k: _from_json(value) for k, value in keywords.items()}
+        self._keywords = {k: from_json(value) for k, value in keywords.items()}
         for key, value in self._keywords.items():
-            _check_json(key, value)
+            if key not in _FUNCTIONS:
+                check_json(key, value)
         kind = _CLASSES[name]
         check_arguments(kind, self._keywords, takes_optimizer=kind in _REGISTERED)
         self.clipper: AnyClipper | None = None
@@ -98,7 +106,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         optimizer, model = kwargs["optimizer"], kwargs["model"]
         clipper = self.clipper = self._create(optimizer, model)
         if self.saved is not None:
-            clipper.load_state_dict(_as_tensors(self.saved, clipper.state_dict()))
+            self._load(clipper, self.saved)
             self.saved = None  # the next run starts without a history
         elif state.global_step > 0:
             _warn_of_no_history(args)
@@ -139,10 +147,36 @@ class ClipCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return constructor arguments and history as plain Python, for JSON."""
-        keywords = {name: _to_json(value) for name, value in self._keywords.items()}
         saved = self.saved if self.clipper is None else self.clipper.state_dict()
-        attributes = {"saved": _to_json(saved)}
-        return {"args": {"clipper": self._name, **keywords}, "attributes": attributes}
+        arguments = {"clipper": self._name, **self._json_keywords}
+        return {"args": arguments, "attributes": {"saved": to_json(saved)}}
+
+    @property
+    def _json_keywords(self) -> dict[str, Any]:
+        """The keywords that a checkpoint holds."""
+        pairs = self._keywords.items()
+        return {name: to_json(value) for name, value in pairs if name not in _FUNCTIONS}
+
+    def _load(self, clipper: AnyClipper, saved: Any) -> None:
+        """Load the history of a checkpoint; the settings of this callback apply.
+
+        Raises:
+          ValueError: the history has another meaning with these settings.
+        """
+        state = as_tensors(saved, clipper.state_dict())
+        try:
+            clipper.load_state_dict(state, strict=not self._changes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; to start without the history, set "
+                "restore_callback_states_from_checkpoint=False"
+            ) from error
+        if self._changes:
+            warn(
+                "this run continues its history with other settings than those of the "
+                f"checkpoint: {self._changes}; to keep the earlier settings, give them "
+                "to ClipCallback"
+            )
 
     def _create(self, optimizer: Any, model: Any) -> AnyClipper:
         """Return a clipper of the optimizer; all but a `Clipper` are registered."""
@@ -217,46 +251,3 @@ def _warn_of_no_history(args: Any) -> None:
             "Transformers cannot distinguish: give the trainer one"
         )
     warn(f"this run was resumed, but the clipper starts without its history; {way_out}")
-
-
-def _check_json(key: str, value: Any) -> None:
-    """Refuse a setting that a checkpoint cannot hold."""
-    try:
-        json.dumps(_to_json(value))
-    except TypeError:
-        raise TypeError(
-            f"{key} must be a number, a name, a pattern with *, a policy or a list of "
-            f"these, because the checkpoint is JSON, got {value!r}; for anything else "
-            "make the clipper yourself and call clipper.attach(optimizer)"
-        ) from None
-
-
-def _to_json(value: Any) -> Any:
-    """Return policies as dicts, tensors as lists and NumPy numbers as Python's."""
-    if isinstance(value, torch.Tensor | np.generic):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {name: _to_json(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(part) for part in value]
-    if hasattr(value, "limit"):
-        return policy_to_dict(value)
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    """Return a policy if the value describes one, otherwise the value."""
-    if isinstance(value, dict) and "type" in value:
-        return policy_from_dict(value, vars(autoclip_core).get)
-    return value
-
-
-def _as_tensors(saved: Any, like: Any) -> Any:
-    """Return a state read from JSON, with tensors at the places of those in `like`."""
-    if isinstance(like, torch.Tensor):
-        return torch.tensor(saved, dtype=like.dtype)
-    if isinstance(like, dict) and isinstance(saved, dict):
-        return {k: _as_tensors(part, like.get(k)) for k, part in saved.items()}
-    if isinstance(like, list) and isinstance(saved, list) and len(like) == len(saved):
-        return [_as_tensors(*pair) for pair in zip(saved, like, strict=True)]
-    return saved

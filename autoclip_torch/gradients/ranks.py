@@ -136,6 +136,19 @@ def find_device(
     return own if is_possible else torch.device(supported[0])
 
 
+def check_process_group(process_group: Any) -> None:
+    """Refuse a `process_group` that is not one.
+
+    Raises:
+      TypeError: it is neither None nor a process group of this rank.
+    """
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            "process_group must be a torch.distributed.ProcessGroup with this rank in "
+            f"it, got {process_group!r}; make it with torch.distributed.new_group"
+        )
+
+
 def find_ranks(
     rows: Rows, process_group: Any, before: Ranks | None = None
 ) -> Ranks | None:
@@ -147,9 +160,11 @@ def find_ranks(
       before: the ranks of fewer parameters, whose count of steps is continued.
 
     Raises:
+      TypeError: as `check_process_group`.
       ValueError: the parameters are those of FSDP1, or the groups overlap in a way in
         which copies cannot be counted.
     """
+    check_process_group(process_group)
     parameters = rows.parameters
     if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
         raise ValueError(

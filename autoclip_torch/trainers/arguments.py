@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from autoclip_core.clipper.patterns import as_patterns, as_scale_patterns
+from autoclip_torch.gradients.ranks import check_process_group
+from autoclip_torch.rows.selection import as_replicated
 
-_OF_THE_MODEL = ("exclude", "scale_only", "process_group")
+_OF_THE_MODEL = ("exclude", "scale_only", "process_group", "replicated")
 """Keywords that name parameters or ranks of the real model."""
 
 
@@ -32,6 +34,9 @@ def check_arguments(
     """
     as_patterns(keywords.get("exclude"))
     as_scale_patterns(keywords.get("scale_only"))
+    process_group = keywords.get("process_group")
+    check_process_group(process_group)
+    as_replicated(keywords.get("replicated"), process_group)
     if not isinstance(find_function(make), type):
         _check_signature(make, keywords)  # it may be called only with the real model
         return

@@ -245,6 +245,54 @@ def test_resuming_without_the_history_warns(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_other_settings_apply_to_a_resumed_run_with_a_warning(tmp_path, is_late):
+    """Transformers makes another callback, with the settings of the checkpoint."""
+    settings = {"max_norm": 0.5, "scope": "global"}
+    first = ClipCallback(NormClip, **settings)
+    trainer(tmp_path, first, save_strategy="steps", save_steps=3, max_steps=3).train()
+    changed = ClipCallback(NormClip, **settings | {"max_norm": 0.25})
+    given = () if is_late else (changed,)
+    run = trainer(tmp_path, *given, restore_callback_states_from_checkpoint=True)
+    if is_late:
+        run.add_callback(changed)
+    with pytest.warns(UserWarning, match=r"max_norm=0\.25 in place of 0\.5; to keep"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    entries = logged(run)
+    assert [entry["clip/norm_after"] for entry in entries] == pytest.approx(
+        [0.5] * 3 + [0.25] * 3
+    )
+    assert entries[-1]["clip/steps"] == 6
+
+
+def test_a_history_of_another_meaning_is_refused_in_a_resumed_run(tmp_path):
+    first = ClipCallback(NormClip, max_norm=0.5)
+    trainer(tmp_path, first, save_strategy="steps", save_steps=3, max_steps=3).train()
+    again = trainer(
+        tmp_path,
+        ClipCallback(QuantileClip, **QUANTILE),
+        restore_callback_states_from_checkpoint=True,
+    )
+    with pytest.raises(ValueError, match=r"class is 'NormClip' in the state .*=False"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_functions_are_called_also_in_a_resumed_run(tmp_path):
+    """A checkpoint does not hold them."""
+    steps = []
+
+    def make():
+        return ClipCallback(
+            NormClip, max_norm=0.5, on_clip=lambda decision, names, n: steps.append(n)
+        )
+
+    trainer(tmp_path, make(), save_strategy="steps", save_steps=3, max_steps=3).train()
+    assert steps == [0, 1, 2]
+    again = trainer(tmp_path, make(), restore_callback_states_from_checkpoint=True)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
 def test_resuming_with_two_callbacks_warns(tmp_path):
     def run(**settings):
         kinds = ClipCallback(QuantileClip), ClipCallback(NormClip, max_norm=0.5)

@@ -287,6 +287,19 @@ WRONG = {
     "missing": ((NormClip,), {}, TypeError, "max_norm"),
     "ratio": ((TrustClip,), {"ratio": -1.0}, ValueError, "ratio"),
     "scope": ((NormClip,), {"max_norm": 1.0, "scope": "layer"}, ValueError, "scope"),
+    "group": (
+        (NormClip,),
+        {"max_norm": 1.0, "process_group": "x"},
+        TypeError,
+        r"process_group must be a torch.distributed.ProcessGroup .*got 'x'",
+    ),
+    "function": ((NormClip,), {"max_norm": 1.0, "on_clip": 3}, TypeError, "on_clip"),
+    "replicated": (
+        (NormClip,),
+        {"max_norm": 1.0, "replicated": ["*"]},
+        ValueError,
+        "together with process_group",
+    ),
     "exclude": ((NormClip,), {"max_norm": 1.0, "exclude": [3]}, TypeError, "exclude"),
 }
 
