@@ -9,9 +9,7 @@ from picture import (
     BLACK,
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
-    PINK,
     RED,
     SKY,
     finish,
@@ -25,10 +23,8 @@ STYLES = {
     "TrustClip": (BLUE, "-"),
     "no clipping": (BLACK, ":"),
     "update bound alone": (SKY, "-"),
-    "quantile 0.9": (GREEN, "-."),
-    "ZClip": (PINK, "-."),
     "LARC 0.02": (RED, "--"),
-    "AGC 0.01": (GREY, "--"),
+    "AutoClip p = 10": (GREEN, "-."),
 }
 """Colour and dashes of the contenders that are drawn, besides the best constant."""
 

@@ -23,7 +23,7 @@ def make_table(
     """
     rows = []
     for name in CONTENDERS:
-        if name in tuning or name in held_out:
+        if name in held_out:
             mark = " (best single)" if name == constant else ""
             of_tuning = score_texts(tuning.get(name))
             texts = [*score_texts(held_out.get(name)), of_tuning[0], of_tuning[2]]
