@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
 LINK = re.compile(r"`([^`<]+?)\s+<(https://[^>]+)>`_")
 ADDRESS = re.compile(r"(?<![(<\w])https://[^\s,)]+")
+PRIVATE = re.compile(r"\b(Observer|Attachment)\b")
 ROLE = re.compile(r":class:(`[^`]+`)")
 
 
@@ -26,6 +27,8 @@ class AsMarkdown(griffe.Extension):
         """
         if obj.name == "__init__" and obj.is_function:
             obj.docstring = None
+        if obj.is_function:
+            hide_private_types(obj)
         if obj.docstring:
             obj.docstring.value = as_markdown(obj.docstring.value) + source_of(obj)
 
@@ -34,6 +37,15 @@ def as_markdown(text):
     """Return a docstring with fences around its doctests, and Markdown's links."""
     text = ADDRESS.sub(r"<\g<0>>", ROLE.sub(r"\1", LINK.sub(r"[\1](\2)", text)))
     return DOCTEST.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
+
+
+def hide_private_types(function):
+    """Remove annotations that name a private class; the text describes the value."""
+    for parameter in function.parameters:
+        if PRIVATE.search(str(parameter.annotation)):
+            parameter.annotation = None
+    if PRIVATE.search(str(function.returns)):
+        function.returns = None
 
 
 def source_of(obj):
