@@ -182,6 +182,7 @@ class Clipper(Attachable):
         warn_of_left_out(self._follow(given))
         decision = self._step(loss, scaler, optimizer)
         self._loop_check.end()
+        self._record.keep_gradient()
         return decision
 
     def _step(self, loss: Any, scaler: Any, optimizer: Any) -> Decision:

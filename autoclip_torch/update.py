@@ -13,8 +13,8 @@ from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
+from .coverage.check import COVERAGE
 from .hooks.new_parameters import make_clipper
-from .hooks.swapped import SWAP_CHECK
 from .observer.observer import Observer
 from .rows.settings import StepCallback
 from .update_step.hooks import UpdateHooks, check_has_no_clipper
@@ -176,7 +176,7 @@ class UpdateClipper(Observer):
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
-        SWAP_CHECK.discard(self)
+        COVERAGE.discard(self._record)
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return the metrics of the last step and of the run, in one transfer.

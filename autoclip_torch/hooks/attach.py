@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.coverage.check import COVERAGE
+from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
-from .step_hooks import StepHooks, is_outermost_step
-from .swapped import SWAP_CHECK
+from .step_hooks import StepHooks
 
 
 class Attachment(StepHooks):
@@ -33,6 +34,7 @@ class Attachment(StepHooks):
     ) -> None:
         """Register the hooks."""
         stepper = clipper._stepper
+        clipper._take_in(optimizer)
         check_steps_all(stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(stepper, optimizer)
         self.is_trust_clip = is_trust_clip
@@ -42,11 +44,11 @@ class Attachment(StepHooks):
         self._chain.add(clipper, optimizer)
         super().__init__(optimizer)
         if not is_trust_clip:  # its other half is checked
-            SWAP_CHECK.add(clipper, optimizer)
+            clipper._act_in(optimizer)
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
-        SWAP_CHECK.discard(self._clipper)
+        COVERAGE.discard(self._clipper._record)
         if self.active:
             self._chain.clippers.remove(self._clipper)
         if (optimizer := self._optimizer()) is not None:

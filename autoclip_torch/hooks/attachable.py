@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.observer.loss_observer import LossObserver
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import Attachment
-from .swapped import SWAP_CHECK
 
 
 class Attachable(LossObserver):
@@ -80,7 +80,7 @@ class Attachable(LossObserver):
         """
         if (attachment := self._find_attachment()) is not None:
             attachment.remove()
-        SWAP_CHECK.discard(self)
+        COVERAGE.discard(self._record)
 
     def _attach(self, innermost: torch.optim.Optimizer, **keywords: Any) -> Attachment:
         """Register the clipper on an optimizer."""
@@ -104,7 +104,7 @@ class Attachable(LossObserver):
                 "clipper.detach() first"
             )
         self._attachment = None
-        SWAP_CHECK.discard(self)
+        COVERAGE.discard(self._record)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: a copy is not attached."""

@@ -2,6 +2,7 @@
 
 from torch.optim import Optimizer
 
+from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step import amp
 from autoclip_torch.step.stepper import Stepper
@@ -25,8 +26,7 @@ class ClipperChain:
         self._requires_every_step = False
 
     def add(self, clipper: Observer, optimizer: Optimizer) -> None:
-        """Append a clipper. It follows the optimizer from now on."""
-        clipper._comparison.accept_optimizers([optimizer])
+        """Append a clipper."""
         self.clippers.append(clipper)
         if self._has_process_group:
             self._requires_every_step |= amp.require_every_step(optimizer)
@@ -71,6 +71,7 @@ class ClipperChain:
         left_out = [clipper._follow_optimizer(optimizer) for clipper in self.clippers]
         if not any(left_out):
             return
+        COVERAGE.accept_left_out(optimizer)
         known = {id(p) for clipper in self.clippers for p in clipper.parameters}
         warn_of_left_out([p for p in left_out[0] if id(p.parameter) not in known])
 

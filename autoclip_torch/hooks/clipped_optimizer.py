@@ -82,7 +82,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.__dict__["_is_ready"] = False
         refuse_step_in_backward(optimizer)
         make_hooks_run(unwrap(optimizer))
-        self._check_clipper(optimizer)
+        self._register_clipper()
         # An optimizer without hooks, such as PostLocalSGDOptimizer, has no defaults.
         defaults = getattr(optimizer, "defaults", {})
         super().__init__(optimizer.param_groups, defaults)
@@ -165,6 +165,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
             refuse_scaler(self)
         if not torch.compiler.is_compiling():
             self.clipper._refuse_if_attached()
+            if not self.clipper._record.acts_in(self._find_innermost()):
+                self._register_clipper()  # the optimizer inside was replaced
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper._stepper.step()
 
@@ -271,11 +273,18 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if left_out := clipper._follow_optimizer(self.optimizer):
                 clipper.add_param_group(Group(left_out))
 
-    def _check_clipper(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that no `TrustClip` clips the same gradients."""
+    def _register_clipper(self) -> None:
+        """Expect the clipper in each step of the optimizer inside, or refuse that."""
+        innermost = self._find_innermost()
+        refuse_beside_trust_clip(self.clipper._stepper, innermost)
+        self.clipper._act_in(innermost, is_wrapped=True)
+
+    def _find_innermost(self) -> torch.optim.Optimizer:
+        """Return the optimizer whose step runs the hooks."""
+        optimizer = self.optimizer
         while isinstance(optimizer, ClippedOptimizer):
             optimizer = optimizer.optimizer
-        refuse_beside_trust_clip(self.clipper._stepper, unwrap(optimizer))
+        return unwrap(optimizer)
 
     def _list_observers(self) -> list[Any]:
         """Return the clippers that have states."""

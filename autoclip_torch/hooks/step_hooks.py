@@ -1,17 +1,10 @@
 """Hooks before and after a step of an optimizer, which act once in each step."""
 
-import sys
 import weakref
 from abc import ABC, abstractmethod
-from types import FrameType
 from typing import Any, Self
 
-import torch
 from torch.optim import Optimizer
-
-_HOOKED_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
-"""The code that runs the hooks, the same for every class of optimizers."""
-
 
 STEP_METHODS = (
     "first_step",
@@ -136,30 +129,3 @@ def make_hooks_run(optimizer: Any) -> None:
 
 def _name(optimizer: Any) -> str:
     return type(optimizer).__name__
-
-
-def is_outermost_step(optimizer: Optimizer) -> bool:
-    """Return whether a hook runs in the outermost call of the optimizer's `step`.
-
-    A subclass may call `super().step()`. torch then runs the hooks in both calls, and
-    the clippers act in the outer one. A count of open calls would be wrong after a step
-    that raised an error.
-    """
-    if torch.compiler.is_compiling():  # traced code has no frames
-        return True
-    return _count_calls(optimizer) < 2
-
-
-def is_in_step(optimizer: Optimizer) -> bool:
-    """Return whether the optimizer's `step` is running, in eager code."""
-    return _count_calls(optimizer) > 0
-
-
-def _count_calls(optimizer: Optimizer) -> int:
-    calls = 0
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer:
-            calls += 1
-        frame = frame.f_back
-    return calls

@@ -33,7 +33,8 @@ class Comparison:
         self._containers: Sequence[Any] = ()
         self._members: Members | None = None
         self._steps, self._interval = 0, 1
-        self._removed: list[Tensor] = []
+        self.removed: list[Tensor] = []
+        """Parameters that the clipper gave up, while others hold them."""
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -48,6 +49,12 @@ class Comparison:
     def accept_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Compare later with the parameters that the optimizers step now."""
         self._stepped = Members(_list_stepped(optimizers))
+
+    def accept_known(self, optimizer: Optimizer, known: Iterable[Tensor]) -> None:
+        """Compare as if the optimizer had stepped only parameters that are known."""
+        ids = set(map(id, known))
+        stepped = _list_stepped([optimizer])
+        self._stepped = Members([[p for p in each if id(p) in ids] for each in stepped])
 
     def accept_modules(self, groups: Sequence[Group]) -> None:
         """Compare later with the members that the modules of the groups have now.
@@ -68,12 +75,12 @@ class Comparison:
 
     def leave_out(self, parameters: Iterable[Tensor]) -> None:
         """Leave out parameters that the clipper gave up, while others hold them."""
-        self._removed += parameters
+        self.removed += parameters
 
     def take_back(self, parameters: Iterable[Tensor]) -> None:
         """Undo `leave_out`."""
         ids = set(map(id, parameters))
-        self._removed = [each for each in self._removed if id(each) not in ids]
+        self.removed = [each for each in self.removed if id(each) not in ids]
 
     def compare_with_modules(self, groups: Sequence[Group]) -> Present | None:
         """Return the parameters that the modules have now, or None if none changed.
@@ -131,8 +138,8 @@ class Comparison:
     ) -> list[NamedParameter]:
         """Return the candidates that the clipper has not given up."""
         present = {id(each.parameter) for each in candidates}
-        self._removed = [each for each in self._removed if id(each) in present]
-        removed = set(map(id, self._removed))
+        self.removed = [each for each in self.removed if id(each) in present]
+        removed = set(map(id, self.removed))
         return [each for each in candidates if id(each.parameter) not in removed]
 
     def __getstate__(self) -> dict[str, Any]:

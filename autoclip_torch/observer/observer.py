@@ -28,17 +28,19 @@ from autoclip_torch.rows.selection import (
     mark_scaled,
 )
 from autoclip_torch.rows.settings import check_keys
+from autoclip_torch.state.by_name import find_unnamed
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
 from autoclip_torch.state.policy_states import PolicyStates
 from autoclip_torch.state.series import as_series
 from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
+from autoclip_torch.step.warn import warn
 
-from .parameters import MeasuredParameters
 from .reporter import Reporter
+from .surgery import ParameterSurgery
 
 
-class Observer(Reporter, MeasuredParameters):
+class Observer(Reporter, ParameterSurgery):
     """The rows of parameters, and the policy states of their norms.
 
     This is the part of a `Clipper` for stacks that clip by themselves.
@@ -190,7 +192,8 @@ class Observer(Reporter, MeasuredParameters):
 
         Args:
           state_dict: the result of `state_dict()`. Names match parameters, without the
-            prefixes of wrappers (`module.`, `_orig_mod.`); else their order does.
+            prefixes of wrappers (`module.`, `_orig_mod.`); else their order does. If
+            only the clipper has no names, and shapes do not tell, a warning says so.
           strict: whether plain settings (a quantile, a cap) must agree. If not, this
             clipper keeps its own. Class, scope, names, shapes and history must fit.
 
@@ -207,8 +210,16 @@ class Observer(Reporter, MeasuredParameters):
         >>> other.threshold()
         tensor([2.])
         """
-        saved = fit_state(state_dict, self.state_dict(), strict)
+        current = self.state_dict()
+        saved = fit_state(state_dict, current, strict)
         self._policy_states.load_dict(saved, strict)
+        if names := find_unnamed(saved, current):
+            warn(
+                f"the state has names, such as {' and '.join(names)}, and the clipper "
+                "has none, so parameters of equal shapes are matched by their order; "
+                "make the clipper of the model, or of model.named_parameters(), to "
+                "match them by name"
+            )
         self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:

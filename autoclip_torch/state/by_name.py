@@ -68,6 +68,27 @@ def order_by_name(
     return {**saved, **ordered}
 
 
+def find_unnamed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return names in a state of which only the order says which parameter is meant.
+
+    The clipper has no names, and these are of parameters with one shape, but with
+    different rows.
+
+    Args:
+      saved: a state that fits the clipper.
+      current: the present state of the clipper.
+    """
+    if saved["names"] is None or current["names"] is not None:
+        return []
+    first: dict[tuple[int, ...], tuple[list[int], str]] = {}
+    parts = (saved[part] for part in ("parameters", "rows", "names"))
+    for shape, rows, name in zip(*parts, strict=True):
+        other_rows, other_name = first.setdefault(tuple(shape), (rows, name))
+        if rows != other_rows:
+            return [other_name, name]
+    return []
+
+
 def _find_order(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[int]:
     """Return the index of each of the clipper's parameters in the state."""
     names, wanted = saved["names"], current["names"]

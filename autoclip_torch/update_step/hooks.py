@@ -4,8 +4,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from autoclip_torch.hooks.step_hooks import StepHooks, is_outermost_step
-from autoclip_torch.hooks.swapped import SWAP_CHECK
+from autoclip_torch.coverage.open_steps import is_outermost_step
+from autoclip_torch.hooks.step_hooks import StepHooks
 from autoclip_torch.observer.observer import Observer
 
 from .stepper import UpdateStepper
@@ -27,7 +27,7 @@ class UpdateHooks(StepHooks):
         self._clipper = clipper
         self._stepper = stepper
         super().__init__(optimizer)
-        SWAP_CHECK.add(clipper, optimizer)
+        clipper._act_in(optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim import Optimizer
-
 from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
 from autoclip_torch.observer.observer import Observer
@@ -23,8 +21,8 @@ class TrustOptimizer(ClippedOptimizer):
         """Return the closure: the hooks of the `TrustClip` wrap it."""
         return closure
 
-    def _check_clipper(self, optimizer: Optimizer) -> None:
-        """Accept the clipper: it has checked the optimizer."""
+    def _register_clipper(self) -> None:
+        """Leave that to the hooks of the `TrustClip`, too."""
 
     def _list_observers(self) -> list[Observer]:
         halves: list[Observer] = self.clipper._halves

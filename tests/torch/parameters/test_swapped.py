@@ -65,12 +65,6 @@ class Outer(torch.optim.Optimizer):
             self.inner.step()
 
 
-def by_turns(model, first, clipper):
-    """Two optimizers share the parameters, and only one of them is clipped."""
-    second = SGD(model.parameters(), lr=0.1)
-    return [first, second] * 3
-
-
 def detached(model, first, clipper):
     clipper.detach()
     return [SGD(model.parameters(), lr=0.1)] * 3
@@ -109,7 +103,6 @@ def of_other_parameters(model, first, clipper):
 @pytest.mark.parametrize(
     "optimizers",
     [
-        by_turns,
         detached,
         attached_again,
         inside,

@@ -1,0 +1,162 @@
+"""Parameters that the user adds to a clipper, removes from it, or replaces in it."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from autoclip_torch.rows.groups import Group, NamedParameter, refuse_shared
+from autoclip_torch.rows.read import ParametersLike, read_groups, read_parameters
+from autoclip_torch.rows.sources import find_restarted
+
+from .parameters import MeasuredParameters
+
+
+class ParameterSurgery(MeasuredParameters):
+    """The methods that change the parameters of a clipper; `Observer` has them."""
+
+    def add_param_group(self, group: dict[str, Any] | Group) -> None:
+        """Add a group of parameters; the existing rows keep their history.
+
+        Args:
+          group: `{"params": ...}`, with the keys that the constructor accepts.
+
+        Raises:
+          TypeError, ValueError: a parameter is not new, or a setting breaks its rule;
+            nothing was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
+        >>> clipper.threshold()
+        tensor([2., inf])
+        """
+        if not isinstance(group, dict | Group):
+            raise TypeError(
+                'group must be a dict with the key "params", got '
+                f'{type(group).__name__}; write add_param_group({{"params": '
+                "module.parameters()})"
+            )
+        new = read_groups([group])
+        groups = [*self._groups, *new]
+        refuse_shared(groups)
+        self._check_patterns(groups)
+        self._change(groups, {})
+        self._comparison.take_back(p.parameter for each in new for p in each.parameters)
+
+    def remove_params(self, parameters: ParametersLike) -> None:
+        """Remove parameters and their rows; the other rows keep their history.
+
+        An optimizer that steps them must give them up, too.
+
+        Args:
+          parameters: a parameter, a module, or an iterable of parameters.
+
+        Raises:
+          ValueError: a parameter is not one of the clipper, or none would be left;
+            nothing was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> head, body = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        >>> clipper = QuantileClip([("head", head), ("body", body)], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.remove_params([head])
+        >>> clipper.names, clipper.threshold()
+        (['body'], tensor([3.]))
+        """
+        given = read_parameters(parameters)
+        removed = {id(self._find("parameters", parameter)) for parameter in given}
+        groups = [
+            replace(
+                group, parameters=[p for p in group.parameters if id(p) not in removed]
+            )
+            for group in self._groups
+        ]
+        if not any(group.parameters for group in groups):
+            raise ValueError(
+                "parameters must be only a part of the clipper's, got all of them; "
+                "make another clipper, or call replace_param(old, new)"
+            )
+        self._change(groups, {})
+        self._comparison.leave_out(given)
+        self._update_record()
+
+    def replace_param(self, old: Tensor, new: Tensor) -> None:
+        """Replace a parameter; the new one continues the history of the old one.
+
+        An optimizer that steps the old one must step the new one instead. A clipper
+        that knows its optimizer, or its module, does this by itself before the next
+        step, if the name or the place in the optimizer is the same.
+
+        Args:
+          old: a parameter of the clipper.
+          new: a parameter that the clipper does not have. It may have another shape; at
+            scope="unit" it must have as many units.
+
+        Raises:
+          TypeError, ValueError: an argument breaks its rule; nothing was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> few, many = (torch.nn.Parameter(torch.zeros(n, 3)) for n in (2, 5))
+        >>> clipper = QuantileClip([("points", few)], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.replace_param(few, many)
+        >>> clipper.names, clipper.threshold()
+        (['points'], tensor([2.]))
+        """
+        before = self._find("old", old)
+        if not isinstance(new, Tensor):
+            raise TypeError(f"new must be a tensor, got {_label(new)}")
+        if any(new is each for each in self.parameters):
+            raise ValueError(
+                "new must be one that the clipper does not have, got one that it has; "
+                "call remove_params([old])"
+            )
+        read_groups([new])  # checks it
+
+        def substitute(each: NamedParameter) -> NamedParameter:
+            return replace(each, parameter=new) if each is before else each
+
+        groups = [
+            replace(group, parameters=list(map(substitute, group.parameters)))
+            for group in self._groups
+        ]
+        continued = {id(new): before}
+        rows = self._lay_out(groups)
+        for entry, count in find_restarted(self._stepper.rows, rows, continued):
+            raise ValueError(
+                f"new must have {count} units like the old one, got "
+                f"{entry.stop - entry.start}; call remove_params([old]) and "
+                'add_param_group({"params": [new]})'
+            )
+        self._change(groups, continued)
+        self._comparison.leave_out([old])
+        self._comparison.take_back([new])
+
+    def _find(self, argument: str, parameter: Tensor) -> NamedParameter:
+        """Return a parameter of the clipper, with its name."""
+        for group in self._groups:
+            for named in group.parameters:
+                if named.parameter is parameter:
+                    return named
+        raise ValueError(
+            f"{argument} must be of this clipper, got {_label(parameter)}; "
+            "clipper.parameters lists them"
+        )
+
+    @abstractmethod
+    def _check_patterns(self, groups: Sequence[Group]) -> None:
+        """Refuse a pattern that matches no parameter."""
+
+
+def _label(value: Any) -> str:
+    is_tensor = isinstance(value, Tensor)
+    shape = f" of shape {tuple(value.shape)}" if is_tensor else ""
+    return type(value).__name__ + shape

@@ -1,0 +1,506 @@
+"""A clipper measures what its optimizer steps; otherwise one warning says so.
+
+Each scenario is a loop as people write it. Those of `WARN` break the rule, those of
+`SILENT` are legitimate uses beside it.
+"""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from autoclip_core import Fixed
+from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, UpdateClipper
+
+STEPS = 24  # parameters are compared in every eighth step
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def sgd(*modules):
+    return SGD([p for m in modules for p in m.parameters()], lr=1e-3)
+
+
+def backward(model):
+    (model(torch.ones(2, 4)) - 1e3).square().mean().backward()
+
+
+def train(model, *steps, count=STEPS, zero=None):
+    """Take steps: a backward pass, then each of the functions."""
+    for _ in range(count):
+        (zero or model).zero_grad()
+        backward(model)
+        for step in steps:
+            step()
+
+
+def clipper_of(parameters, **keywords):
+    return NormClip(parameters, max_norm=1.0, **keywords)
+
+
+def attached(parameters, optimizer, **keywords):
+    clipper = clipper_of(parameters, **keywords)
+    clipper.attach(optimizer)
+    return clipper
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+# One warning.
+
+
+def wrapper_replaced():
+    model = network()
+    optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0)
+    train(model, optimizer.step, count=2)
+    optimizer = sgd(model)
+    train(model, optimizer.step)
+
+
+def wrapper_beside():
+    model = network()
+    optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0, model=model)
+    train(model, optimizer.step, count=2)
+    train(model, AdamW(model.parameters()).step)
+
+
+def inside_stepped():
+    model = network()
+    inside = sgd(model)
+    optimizer = QuantileClip.as_optimizer(inside, 0.5)
+    train(model, optimizer.step, count=2)
+    train(model, inside.step)
+
+
+def attached_and_dropped():
+    """Clipper and optimizer are gone, and the model is trained further."""
+    model = network()
+    attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    optimizer = sgd(model)
+    train(model, optimizer.step)
+
+
+def by_turns():
+    model = network()
+    clipped, other = sgd(model), AdamW(model.parameters())
+    attached(model, clipped)
+    train(model, clipped.step, lambda: (backward(model), other.step()))
+
+
+def parameters_moved(*, kind=attached):
+    """The other optimizer has stepped before, with other parameters."""
+    body, head = network()
+    first, second = sgd(body), sgd(head)
+    clipper = kind(body, first)
+    for layer, optimizer in ((body, first), (head, second)):
+        train(layer, optimizer.step, count=2)
+    second.add_param_group({"params": list(body.parameters())})
+    del first
+    train(body, second.step, count=1)
+    assert clipper
+
+
+def parameters_moved_with_update():
+    parameters_moved(kind=lambda m, o: UpdateClipper(m, o, Fixed(1.0)))
+
+
+def optimizer_rebuilt():
+    model = network()
+    optimizer = sgd(model)
+    clipper = Clipper(optimizer, Fixed(1.0))
+    for phase in range(2):
+        train(model, clipper.step, optimizer.step, count=2 + phase)
+        model = network()
+        optimizer = sgd(model)
+
+
+def list_assigned():
+    model = network()
+    clipper, optimizer = clipper_of(model.parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step, count=2)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    train(model, clipper.step, sgd(model).step)
+
+
+def model_copied():
+    model = network()
+    clipper, optimizer = clipper_of(model), sgd(model)
+    train(model, clipper.step, optimizer.step, count=2)
+    model.zero_grad()
+    twin = copy.deepcopy(model)
+    train(twin, clipper.step, sgd(twin).step)
+
+
+def unfrozen_attached():
+    model = network()
+    model[0].requires_grad_(False)
+    attached(trained(model), optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    model[0].requires_grad_(True)
+    train(model, optimizer.step, count=1)
+
+
+def unfrozen_by_hand():
+    model = network()
+    model[0].requires_grad_(False)
+    clipper, optimizer = clipper_of(trained(model)), sgd(model)
+    train(model, clipper.step, optimizer.step, count=2)
+    model[0].requires_grad_(True)
+    train(model, clipper.step, optimizer.step, count=1)
+
+
+def group_added():
+    """The clipper by hand does not know the optimizer."""
+    model = network()
+    clipper, optimizer = clipper_of(model[1].parameters()), sgd(model[1])
+    train(model, clipper.step, optimizer.step, count=2)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    train(model, clipper.step, optimizer.step)
+
+
+def not_stepped():
+    """The body is frozen by leaving it out of the optimizer, and has gradients."""
+    model = network()
+    clipper, optimizer = clipper_of(model), sgd(model[1])
+    train(model, clipper.step, optimizer.step)
+
+
+def not_stepped_attached():
+    model = network()
+    model[0].requires_grad_(False)
+    attached(model, optimizer := sgd(model[1]))
+    train(model, optimizer.step, count=2)
+    model[0].requires_grad_(True)
+    train(model, optimizer.step)
+
+
+def replaced_step(optimizer):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                with torch.no_grad():
+                    parameter.sub_(parameter.grad, alpha=1e-3)
+
+    return step.__get__(optimizer)
+
+
+def step_replaced():
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, clipper.metrics, count=2)
+    optimizer.step = replaced_step(optimizer)
+    train(model, optimizer.step, clipper.metrics)
+
+
+class Patched(SGD):
+    """A class of its own, because its step is replaced."""
+
+
+def step_of_class_replaced():
+    model = network()
+    optimizer = Patched(model.parameters(), lr=1e-3)
+    clipper = UpdateClipper(model, optimizer, Fixed(1.0))
+    train(model, optimizer.step, clipper.metrics, count=2)
+    Patched.step = replaced_step(optimizer)
+    train(model, optimizer.step, clipper.metrics)
+
+
+def step_inside_replaced():
+    model = network()
+    inside = sgd(model)
+    optimizer = NormClip.as_optimizer(inside, max_norm=1.0)
+    inside.step = replaced_step(inside)
+    with warnings.catch_warnings(record=True):  # the warning of each step is the same
+        train(model, optimizer.step, count=2)
+    train(model, optimizer.step, count=1)
+
+
+ATTACHED = "of a clipper, such as .* attached to another optimizer and did not act"
+WRAPPED = "such as .*, that the optimizer of as_optimizer"
+UNCHANGED = "did not change since its last step, while SGD stepped"
+LEFT_OUT = r"steps 2 parameters, such as one of shape \(4, 4\), that were frozen or"
+UNSTEPPED = r"measures 2 parameters, such as one of shape \(4,\), that no optimizer"
+REPLACED = "was replaced and runs no hooks"
+
+WARN = {
+    wrapper_replaced: f"SGD stepped.*{WRAPPED}",
+    wrapper_beside: f"AdamW stepped.*{WRAPPED}",
+    inside_stepped: f"SGD stepped.*{WRAPPED}",
+    attached_and_dropped: ATTACHED,
+    by_turns: f"AdamW stepped.*{ATTACHED}",
+    parameters_moved: ATTACHED,
+    parameters_moved_with_update: ATTACHED,
+    optimizer_rebuilt: UNCHANGED,
+    list_assigned: UNCHANGED,
+    model_copied: UNCHANGED,
+    unfrozen_attached: LEFT_OUT,
+    unfrozen_by_hand: LEFT_OUT,
+    group_added: LEFT_OUT,
+    not_stepped: UNSTEPPED,
+    not_stepped_attached: UNSTEPPED,
+    step_replaced: REPLACED,
+    step_of_class_replaced: REPLACED,
+    step_inside_replaced: REPLACED,
+}
+
+
+@pytest.mark.parametrize("scenario", WARN, ids=lambda each: each.__name__)
+def test_what_is_not_clipped_warns_once(scenario):
+    with pytest.warns(UserWarning, match=WARN[scenario]) as caught:
+        scenario()
+    assert len(caught) == 1
+
+
+# No warning.
+
+
+def a_clipper_for_each_part():
+    model = network()
+    optimizer = sgd(model)
+    attached(model[0], optimizer)
+    attached(model[1].parameters(), optimizer)
+    train(model, optimizer.step)
+
+
+def a_part_on_purpose():
+    model = network()
+    clipper, optimizer = clipper_of(model[0].parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step)
+
+
+def an_excluded_part():
+    model = network()
+    clipper = clipper_of(model, exclude=["0.*"])
+    optimizer, other = sgd(model[1]), sgd(model[0])
+    clipper.attach(optimizer)
+    train(model, optimizer.step, other.step)
+    train(model, other.step)
+
+
+def a_removed_part():
+    model = network()
+    clipper, optimizer = attached(model, first := sgd(model)), first
+    train(model, optimizer.step, count=2)
+    clipper.remove_params(model[0])
+    train(model, optimizer.step)
+
+
+def several_optimizers():
+    """One clipper, and optimizers that step by turns and in other intervals."""
+    model, numbers = network(), itertools.count()
+    clipper = clipper_of(model)
+    body, head = sgd(model[0]), sgd(model[1])
+    train(model, clipper.step, lambda: next(numbers) % 5 or body.step(), head.step)
+
+
+def adversaries():
+    """The gradients of the generator pass through the discriminator."""
+    generator, judge = network(), nn.Linear(2, 2)
+    both, first, second = nn.Sequential(generator, judge), sgd(generator), sgd(judge)
+    attached(generator, first)
+    clipper = clipper_of(judge)
+    train(both, first.step)
+    train(both, first.step, clipper.step, second.step)
+
+
+def an_encoder_in_two_optimizers():
+    """Only one of the optimizers that share the encoder is clipped."""
+    encoder, actor, critic = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+    first, second = sgd(encoder, critic), sgd(encoder, actor)
+    attached(nn.Sequential(encoder, critic), first)
+    for _ in range(3):
+        train(nn.Sequential(encoder, critic), first.step, count=4)
+        train(nn.Sequential(encoder, actor), second.step, count=4)
+
+
+def changed_by_hand():
+    """Measured, in no optimizer, and still trained."""
+    model = network()
+    clipper, optimizer = clipper_of(model), sgd(model[1])
+
+    def update():
+        for parameter in model[0].parameters():
+            parameter.data -= 1e-3 * parameter.grad
+
+    train(model, clipper.step, optimizer.step, update)
+
+
+def without_gradient():
+    model = network()
+    model.extra = nn.Linear(2, 2)
+    optimizer = sgd(model[0], model[1], model.extra)
+    clipper = clipper_of([p for layer in model[:2] for p in layer.parameters()])
+    model.forward = lambda x: model[1](model[0](x))
+    train(model, clipper.step, optimizer.step)
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    clipper, optimizer = clipper_of(model.named_parameters()), sgd(model[0])
+    optimizer.add_param_group({"params": model[1].bias})
+    model.forward = lambda x: model[1](model[0](x))[:, :2]
+    train(model, clipper.step, optimizer.step)
+
+
+def frozen_and_unfrozen():
+    model = network()
+    model[0].requires_grad_(False)
+    attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    model[0].requires_grad_(True)
+    train(model, optimizer.step)
+
+
+def clipped_at_first():
+    """A phase without clipping, after one with it."""
+    model = network()
+    clipper, optimizer = clipper_of(model.parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step, count=10)
+    train(model, optimizer.step)
+
+
+def detached():
+    model = network()
+    optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0)
+    train(model, optimizer.step, count=2)
+    optimizer.clipper.detach()
+    train(model, sgd(model).step)
+
+
+def detached_parts():
+    model = network()
+    optimizer = sgd(model)
+    attached(model[0], optimizer)
+    second = attached(model[1], optimizer)
+    train(model, optimizer.step, count=2)
+    second.detach()
+    train(model, optimizer.step)
+
+
+def swapped_with_its_clipper():
+    """By hand after attached, as a trainer that makes both again."""
+    model = network()
+    first = attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    clipper, optimizer = clipper_of(model), sgd(model)
+    train(model, clipper.step, optimizer.step)
+    assert first
+
+
+def one_of_two_models():
+    """Two models of the same shapes, by turns; only one of them is clipped."""
+    model, other = network(), network()
+    clipper, optimizer, free = clipper_of(model), sgd(model), sgd(other)
+    for _ in range(4):
+        train(model, clipper.step, optimizer.step, count=3)
+        train(other, free.step, count=3)
+
+
+def wrappers_by_turns():
+    model = network()
+    inside = sgd(model)
+    first = NormClip.as_optimizer(inside, max_norm=1.0)
+    second = QuantileClip.as_optimizer(inside, 0.5)
+    train(model, first.step, lambda: (backward(model), second.step()))
+
+
+def scheduled():
+    """A scheduler wraps `step` on the object."""
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    train(model, optimizer.step, scheduler.step, clipper.metrics)
+
+
+def wrapped_step():
+    """A new step that calls the earlier one."""
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    before = optimizer.step
+    optimizer.step = lambda closure=None: before(closure)
+    train(model, optimizer.step, clipper.metrics, clipper.metrics)
+
+
+def accumulated():
+    """Metrics are read where no step is taken, and the weights are changed there."""
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    for _ in range(3):
+        clipper.metrics()
+        model.load_state_dict(model.state_dict())
+
+
+def overflows():
+    """The scaler skips steps."""
+    model = network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    clipper, optimizer = clipper_of(model), sgd(model)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        scaler.scale((model(torch.ones(2, 4)) - 1e3).square().mean()).backward()
+        clipper.step(scaler=scaler, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def trust():
+    model = network()
+    optimizer = TrustClip.as_optimizer(sgd(model))
+    train(model, optimizer.step)
+
+
+SILENT = [
+    a_clipper_for_each_part,
+    a_part_on_purpose,
+    an_excluded_part,
+    a_removed_part,
+    several_optimizers,
+    adversaries,
+    an_encoder_in_two_optimizers,
+    changed_by_hand,
+    without_gradient,
+    tied,
+    frozen_and_unfrozen,
+    clipped_at_first,
+    detached,
+    detached_parts,
+    swapped_with_its_clipper,
+    one_of_two_models,
+    wrappers_by_turns,
+    scheduled,
+    wrapped_step,
+    accumulated,
+    overflows,
+    trust,
+]
+
+
+@pytest.mark.parametrize("scenario", SILENT, ids=lambda each: each.__name__)
+def test_a_legitimate_use_is_silent(scenario):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scenario()
+
+
+def test_a_head_of_the_model_that_the_clipper_did_not_get_is_clipped():
+    """It was added before the optimizer was made."""
+    model = network()
+    clipper = clipper_of(model, scope="parameter")
+    model.append(nn.Linear(2, 2))
+    clipper.attach(optimizer := sgd(model))
+    train(model, optimizer.step, count=1)
+    assert set(map(id, clipper.parameters)) == set(map(id, model.parameters()))
+    assert model[2].weight.grad.norm() == pytest.approx(1.0)
