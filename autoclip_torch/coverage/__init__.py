@@ -1,5 +1,4 @@
-"""Warn if an optimizer steps gradients that a clipper was to clip and did not.
+"""Warn if a clipper does not measure the parameters that an optimizer steps.
 
-The rule: the parameters that a clipper measures are those that the optimizer steps. It
-imports `step` and the folders below it. Read `check.py` first.
+It imports `step` and the folders below it. Read `check.py` first.
 """

@@ -1,5 +1,7 @@
 """A state is loaded by the names of parameters, without the prefixes of wrappers."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -180,3 +182,25 @@ def test_rows_that_cannot_follow_the_names_are_refused(strict):
 
     with pytest.raises(ValueError, match="give the parameters in the order of"):
         fixed("bac").load_state_dict(step(fixed("abc")).state_dict(), strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("scope", "lengths", "is_ambiguous"),
+    [("parameter", (2, 2), True), ("parameter", (2, 3), False), ("global", (2, 2), 0)],
+)
+def test_a_clipper_without_names_warns_if_only_the_order_decides(
+    scope, lengths, is_ambiguous
+):
+    pairs = [
+        (n, nn.Parameter(torch.ones(length)))
+        for n, length in zip("ab", lengths, strict=True)
+    ]
+    saved, loaded = (
+        QuantileClip(given, 0.5, scope=scope) for given in (pairs, dict(pairs).values())
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        loaded.load_state_dict(step(saved).state_dict())
+    texts = [str(each.message) for each in caught]
+    assert len(texts) == is_ambiguous
+    assert all("the state has names, such as a and b, and" in text for text in texts)
+    assert loaded.threshold().tolist() == saved.threshold().tolist()
