@@ -416,6 +416,21 @@ def wrappers_by_turns():
     train(model, first.step, lambda: (backward(model), second.step()))
 
 
+class Above(SGD):
+    """torch runs the hooks in its step, and in the step above that it calls."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def a_step_that_calls_the_one_above():
+    model = network()
+    assert sgd(model)  # torch wraps the step of the class above
+    inside = Above(model.parameters(), lr=1e-3)
+    optimizer = NormClip.as_optimizer(inside, max_norm=1.0)
+    train(model, optimizer.step)
+
+
 def scheduled():
     """A scheduler wraps `step` on the object."""
     model = network()
@@ -480,6 +495,7 @@ SILENT = [
     swapped_with_its_clipper,
     one_of_two_models,
     wrappers_by_turns,
+    a_step_that_calls_the_one_above,
     scheduled,
     wrapped_step,
     accumulated,

@@ -199,6 +199,7 @@ def test_a_clipper_without_names_warns_if_only_the_order_decides(
         QuantileClip(given, 0.5, scope=scope) for given in (pairs, dict(pairs).values())
     )
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         loaded.load_state_dict(step(saved).state_dict())
     texts = [str(each.message) for each in caught]
     assert len(texts) == is_ambiguous
