@@ -53,12 +53,13 @@ class LoopCheck:
           RuntimeError: as in `ScalerRule.begin`.
         """
         self.scaler_rule.begin(stepper, scaler, optimizer)
+        if self._rows is None:
+            self._watch_updates()
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
             parameters = [p for p in self._rows.parameters if p.requires_grad]
             self._samples = parameters[:: 1 + len(parameters) // _SAMPLES]
             self._sharing.clear()
-            _CHECKS.add(self)
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
         is_late = self._updated is not None and self._updated.are_in(self._samples)
@@ -94,6 +95,19 @@ class LoopCheck:
                 "accumulating, call it once, after the last backward pass; set "
                 "dry_run=True to measure only"
             )
+
+    def _watch_updates(self) -> None:
+        """Let torch call `check_update` after each step of an optimizer."""
+        reference = weakref.ref(self)
+
+        def check_update(optimizer: Optimizer, *_: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            if (check := reference()) is not None:
+                check.check_update(optimizer)
+
+        handle = register_optimizer_step_post_hook(check_update)
+        weakref.finalize(self, handle.remove)
 
     def _shares(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer steps parameters of the clipper."""
@@ -144,16 +158,3 @@ class _Versions:
             else None
             for index, reference, version in self._gradients
         }
-
-
-_CHECKS: weakref.WeakSet[LoopCheck] = weakref.WeakSet()
-
-
-def _check_update(optimizer: Optimizer, *_: Any) -> None:
-    """Check the step of an optimizer; torch calls this after each step."""
-    if not torch.compiler.is_compiling():
-        for check in list(_CHECKS):
-            check.check_update(optimizer)
-
-
-register_optimizer_step_post_hook(_check_update)

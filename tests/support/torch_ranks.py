@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -438,7 +439,16 @@ def sequence_parallel():
     torch.manual_seed(1)
     x = torch.randn(8, 4, 6)
     results = []
-    for scope in ("parameter", "unit"):
+    makers = [
+        partial(kind, scope=scope, norm=norm, **limit)
+        for kind, limit in (
+            (ValueClip, {"clip_value": 20.0}),
+            (NormClip, {"max_norm": 20.0}),
+        )
+        for scope in ("parameter", "unit", "global")
+        for norm in ("l2", "max")
+    ]
+    for make_clipper in makers:
         for model in (plain, parts):
             model.zero_grad()
             if model is parts:
@@ -451,8 +461,7 @@ def sequence_parallel():
                 str(p.grad.placements) if isinstance(p.grad, DTensor) else "plain"
                 for p in model.parameters()
             ]
-            clipper = ValueClip(model, clip_value=20.0, scope=scope)
-            decision = clipper.step()
+            decision = make_clipper(model).step()
             values = [full(p.grad).flatten() for p in model.parameters()]
             values = torch.cat([decision.norm, decision.scale, *values]).tolist()
             results.append({"values": values, "kinds": kinds})

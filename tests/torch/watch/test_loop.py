@@ -3,9 +3,11 @@ and unusual loops that are right stay silent.
 """
 
 import copy
+import importlib.util
 
 import pytest
 import torch
+from torch.optim import optimizer as torch_optimizer
 
 from autoclip_torch import NormClip, QuantileClip
 
@@ -253,6 +255,24 @@ def test_a_copied_clipper_starts_without_a_loop():
     loop.optimizer = SGD(loop.model.parameters(), lr=0.01)
     with pytest.warns(UserWarning, match="multiplied"):
         repeat(scaled, loop, 2)
+
+
+def test_only_a_step_by_hand_registers_a_hook_and_only_while_the_clipper_lives():
+    hooks = torch_optimizer._global_optimizer_post_hooks
+    count = len(hooks)
+    spec = importlib.util.find_spec("autoclip_torch.step.loop_check")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    loop = Loop()
+    handle = loop.clipper.attach(loop.optimizer)
+    loop.backward()
+    loop.update()
+    handle.remove()
+    attached = len(hooks)  # one for all attached clippers of the process
+    loop.clipper.step()
+    loop.clipper.step()
+    assert len(hooks) == attached + 1 <= count + 2
+    del loop, handle
+    assert len(hooks) == attached
 
 
 def test_clippers_of_other_parameters_share_a_scaler():
