@@ -34,7 +34,7 @@ class Decision(NamedTuple):
     skipped: Array
     """Whether the whole update must be skipped; the same in every row."""
     dropped: Array
-    """Whether the norm is finite and exceeds the drop level D."""
+    """Whether a finite norm exceeds the drop level D, or its scale rounds to 0."""
 
 
 def decide(

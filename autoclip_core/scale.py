@@ -5,6 +5,7 @@
 | n > D                    | 0: the row is dropped, also if n <= T            |
 | n <= T                   | exactly 1                                        |
 | n > T                    | R / n, with nothing added to the divisor         |
+| n > T, R / n rounds to 0 | 0, and the row counts as dropped                 |
 | n = 0                    | 1                                                |
 | T = D = +inf (no limit)  | 1                                                |
 | n is NaN or infinite     | 0 ("zero"), 1 ("propagate"), all rows 0 ("skip") |
@@ -91,6 +92,18 @@ def square_root(values: Array, xp: XP = np) -> Array:
     return xp.where(is_zero, 0.0, xp.sqrt(xp.where(is_zero, 1.0, values)))
 
 
+def divide(values: Array, divisors: Array, xp: XP = np) -> Array:
+    """Return values / divisors, by the function `divide_smoothly` of xp if it has one.
+
+    The usual derivative of a quotient contains 1 / divisor**2, which is infinite in
+    float32 for norms below 1e-19.
+    """
+    divide_smoothly = getattr(xp, "divide_smoothly", None)
+    if divide_smoothly is None:
+        return values / divisors
+    return divide_smoothly(values, divisors)
+
+
 def scale_rows(
     norms: Array, threshold: Array, target: Array, drop: Array, xp: XP = np
 ) -> tuple[Array, Array, Array]:
@@ -114,7 +127,9 @@ def scale_rows(
     is_above, dropped = norms > threshold, norms > drop
     # NumPy would warn about a division by 0, even if `where` discards its result.
     divisor = xp.where(is_above, norms, 1.0)
-    scale = xp.where(is_above, target / divisor, 1.0)
+    scale = xp.where(is_above, divide(target, divisor, xp), 1.0)
+    # A quotient that rounds to 0 removes the row, and must not do so in silence.
+    dropped = dropped | (scale == 0)
     return xp.where(dropped, 0.0, scale), is_above | dropped, dropped
 
 

@@ -22,6 +22,7 @@ from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
 from .gradients import (
+    XP,
     count_elements,
     has_gradient,
     list_leaves,
@@ -177,7 +178,7 @@ def _next_state(
     """Return the state after one decision, and the scale of each part."""
     norms = part_norms
     if is_split:
-        norms = join_norms(norms, norm, sizes=sizes, xp=jnp)
+        norms = join_norms(norms, norm, sizes=sizes, xp=XP)
         observed = join_observed(observed)
     policy_state, decision = decide(
         policy,
@@ -187,18 +188,18 @@ def _next_state(
         param_norms=param_norms,
         nonfinite=nonfinite,
         loss=loss,
-        xp=jnp,
+        xp=XP,
     )
     scales = decision.scale
     if is_split:
-        scales = get_part_scales(decision, jnp)
-        decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=jnp)
-    tally = metrics.count_step(restore_names(state.clip_tally), decision, jnp)
+        scales = get_part_scales(decision, XP)
+        decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=XP)
+    tally = metrics.count_step(restore_names(state.clip_tally), decision, XP)
     totals = None
     if norm != "l2":
         rows = decision.norm.shape[0]
         sizes = None if sizes is None else sizes.reshape(-1, rows).sum(axis=0)
-        totals = metrics.compute_totals(decision, jnp, norm=norm, sizes=sizes)
+        totals = metrics.compute_totals(decision, XP, norm=norm, sizes=sizes)
     # All fields of the decision but `skipped` and `dropped`.
     return ClipState(
         rename_fields(bound(policy_state), "policy_"),
@@ -225,7 +226,7 @@ def _measure_params(
             f"{len(rows.parameters)} leaves, got {len(list_leaves(params))}"
         )
     norms, sizes = _measure(rows, params, axis_name, norm)
-    return join_norms(norms, norm, sizes=sizes, xp=jnp) if rows.is_split else norms
+    return join_norms(norms, norm, sizes=sizes, xp=XP) if rows.is_split else norms
 
 
 def check_axis_name(axis_name: Any, scope: Scope) -> None:

@@ -14,7 +14,7 @@ without elements has the norm 0.
 import numpy as np
 
 from autoclip_core.checks import check_choice
-from autoclip_core.scale import XP, Array, as_divisor, square_root
+from autoclip_core.scale import XP, Array, as_divisor, divide, square_root
 
 NORMS = ("l2", "rms", "max")
 """The choices for the `norm` of a clipper."""
@@ -64,7 +64,7 @@ def combine_norms(
     if norm == "max":
         return largest
     unit = as_divisor(largest, xp)
-    squares = (norms / unit) ** 2
+    squares = divide(norms, unit, xp) ** 2
     if norm == "l2":
         return unit * square_root(xp.sum(squares, axis=0), xp)
     l2_norms = square_root(xp.sum(sizes * squares, axis=0), xp)

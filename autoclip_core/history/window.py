@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import XP, Array, as_divisor, square_root
+from autoclip_core.scale import XP, Array, as_divisor, divide, square_root
 
 from .lookup import get_tables, look_up_constants
 
@@ -157,8 +157,8 @@ def mean_std(
         # cannot.
         smallest = xp.where(has_norms, values[:, 0], 1.0)[:, None]
         centre = xp.sqrt(largest) * xp.sqrt(smallest)
-        logs = xp.log(xp.where(is_filled, values, centre) / centre)
-        offsets = logs - xp.log(middle / centre)
+        logs = xp.log(divide(xp.where(is_filled, values, centre), centre, xp))
+        offsets = logs - xp.log(divide(middle, centre, xp))
         unit = divisor / divisor
     else:
         offsets = xp.where(is_filled, values, middle) - middle
@@ -166,7 +166,8 @@ def mean_std(
         # Losses may be negative: then the lowest has the largest magnitude.
         unit = as_divisor(xp.maximum(largest[:, 0], 0.0 - lowest), xp)
     mean = xp.sum(xp.where(is_filled, offsets / divisor[:, None], 0.0), axis=1)
-    residuals = xp.where(is_filled, offsets - mean[:, None], 0.0) / unit[:, None]
+    residuals = xp.where(is_filled, offsets - mean[:, None], 0.0)
+    residuals = divide(residuals, unit[:, None], xp)
     std = unit * square_root(xp.sum(residuals * residuals, axis=1) / freedom, xp)
     has_std = n >= max(2, ddof + 1)
     return middle[:, 0], mean, xp.where(has_std, std, float("inf"))

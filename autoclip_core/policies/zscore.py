@@ -16,7 +16,7 @@ from autoclip_core.history.averages import LARGEST, keeps_only_last, multiply_by
 from autoclip_core.history.lookup import look_up_constants
 from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import SMALLEST_NORMAL, XP, Array, square_root
+from autoclip_core.scale import SMALLEST_NORMAL, XP, Array, divide, square_root
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
@@ -158,7 +158,7 @@ class ZScore(Policy):
         spread = xp.where(is_above, deviation, 0.0)
         distance = _subtract_mean(norms, mean, self.log, xp)
         excess = xp.where(spread > 0, distance, 1.0)
-        offset = self.z * self.z * (spread * (spread / excess))
+        offset = self.z * self.z * (spread * divide(spread, excess, xp))
         reciprocal = _add_offset(mean, offset, self.log, xp)
         target = xp.minimum(reciprocal, threshold)  # rounding may exceed T
         return Limit(threshold, xp.where(is_above, target, threshold))
@@ -218,7 +218,7 @@ def _subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
         return norms - mean
     has_both = (norms > 0) & (mean > 0)
     divisor = xp.where(has_both, mean, 1.0)
-    ratio = xp.where(has_both, norms, 1.0) / divisor
+    ratio = divide(xp.where(has_both, norms, 1.0), divisor, xp)
     ratio = xp.where(ratio < LARGEST, ratio, LARGEST)
     return xp.log(xp.where(ratio > SMALLEST_NORMAL, ratio, SMALLEST_NORMAL))
 
@@ -254,7 +254,7 @@ def _update_deviation(
     distance = xp.maximum(offset, 0.0 - offset)
     largest = xp.maximum(sigma, distance)
     unit = xp.where(largest > 0, largest, 1.0)
-    old, new = sigma / unit, distance / unit
+    old, new = divide(sigma, unit, xp), divide(distance, unit, xp)
     gain, loss = square_weight * (new * new), weight * (old * old)
     total = old + square_root(old * old - loss + gain, xp)
     change = (gain - loss) / xp.where(total > 0, total, 1.0)

@@ -1,6 +1,7 @@
 """The policy states of a clipper and its counts, on the CPU or on a device."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,9 @@ class PolicyStates:
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
         for block, state, part in self._split(param_norms):
-            limit = block.policy.limit(state, None, param_norms=part, xp=xp)
+            # A threshold beyond the range of float32 is +inf, without a warning.
+            with np.errstate(over="ignore") if xp is np else nullcontext():
+                limit = block.policy.limit(state, None, param_norms=part, xp=xp)
             # A policy without state returns one number for all rows.
             rows = xp.zeros((block.stop - block.start,), dtype=xp.float32)
             parts.append(find_level(limit, xp) + rows)

@@ -98,10 +98,12 @@ def boundedness(step):
 
 
 def the_first_that_holds_decides(step):
-    """n > D: dropped; n > T: clipped; otherwise neither."""
+    """n > D: dropped; n > T: clipped, or dropped if R / n is 0; otherwise neither."""
     limit = complete_limit(step.limit)
     norm = np.where(step.decision.finite, step.decision.norm, 0)
-    assert (step.decision.dropped == (norm > limit.drop)).all()
+    quotient = limit.target / np.where(norm > limit.threshold, norm, 1)
+    is_lost = (norm > limit.threshold) & (np.float32(quotient) == 0)
+    assert (step.decision.dropped == (norm > limit.drop) | is_lost).all()
     is_above = norm > np.minimum(limit.threshold, limit.drop)
     assert (step.decision.clipped == is_above).all()
     if limit.cancels:
@@ -380,7 +382,9 @@ def test_drop_removes_what_its_policy_clips(policy, series, norm):
     np.testing.assert_array_equal(alone.clipped, alone.dropped)
     for around in (Cap(Drop(policy), max_norm=norm), Drop(policy, clip=Fixed(norm))):
         _, decision = run(around, series)
-        np.testing.assert_array_equal(decision.dropped, alone.dropped)
+        assert decision.dropped[alone.dropped].all()
+        more = decision.dropped & ~alone.dropped  # a target too small for a scale
+        assert (decision.threshold[more] / np.float32(series.norms[more]) == 0).all()
     _, floored = run(Floor(Drop(policy), min_norm=norm), series)
     above = np.where(alone.finite, series.norms, 0) > np.float32(norm)
     np.testing.assert_array_equal(floored.dropped, alone.dropped & above)

@@ -47,6 +47,7 @@ RULES = [
     Rule("just above", NEXT, 1.0, 1.0, scale=1 / NEXT, clipped=True),
     Rule("above", 4.0, 2.0, 2.0, scale=0.5, clipped=True),
     Rule("far above", 1e30, 1.0, 1.0, scale=1e-30, clipped=True),
+    Rule("R / n is 0", 3e38, 2e-38, 2e-38, 0.0, clipped=True, dropped=True),
     Rule("target below", 4.0, 2.0, 1.0, scale=0.25, clipped=True),
     Rule("target 0, above", 4.0, 2.0, 0.0, scale=0.0, clipped=True, dropped=True),
     Rule("target 0, small", 0.5, 0.25, 0.0, 0.0, clipped=True, dropped=True),

@@ -211,6 +211,22 @@ def test_a_leaf_unfrozen_by_a_mask_around_the_clipper_needs_another_state(wrappe
     Run(freeze()).train(10)
 
 
+def test_the_norm_counts_the_leaves_inside_the_partition_only():
+    """In front of the partition, frozen leaves count too (maxtext#5290)."""
+    sgd = optax.chain(clip_by_policy(Fixed(1.0), scope="global"), optax.sgd(1.0))
+    labels = {"b": "train", "w": "freeze"}
+    freeze = {"freeze": optax.set_to_zero()}
+    inside = optax.partition({"train": sgd, **freeze}, labels)
+    before = optax.chain(
+        sgd, optax.partition({"train": optax.identity(), **freeze}, labels)
+    )
+    grads = {"b": jnp.array([0.0, 3.0, 4.0]), "w": jnp.full((4, 3), 100.0)}
+    for tx, expected in (inside, 1.0), (before, 5 / np.sqrt(25 + 12 * 100**2)):
+        updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+        np.testing.assert_allclose(np.linalg.norm(updates["b"]), expected, rtol=1e-6)
+        assert not updates["w"].any()
+
+
 # Parameters that are added later.
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from autoclip_core import Fixed, MeanStd, ParamRatio, Quantile, ZScore, decide
+from autoclip_core import (
+    Cap,
+    EmaRatio,
+    Fixed,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    StreamingQuantile,
+    ZScore,
+    decide,
+)
 from autoclip_jax import (
     check_skips,
     check_state,
@@ -15,46 +25,77 @@ from autoclip_jax import (
     clip_metrics,
     skip_steps,
 )
+from autoclip_jax.gradients import XP
 
-POLICIES = [ZScore(2.0, warmup_steps=2), MeanStd(1.0, log=True, history_length=4)]
+SIZES = [0.0, 1e-30, 1e-20, 1.0, 1e20]
 NORMS = [1.0, 1.0, 0.0, 2.0, 40.0, 3.0]
+FOLLOWING = [  # if all norms double, so do the applied norms
+    ZScore(2.0, warmup_steps=2, log=True),
+    MeanStd(1.0, history_length=4),
+    MeanStd(1.0, log=True, history_length=4),
+    Quantile(0.5, history_length=4),
+    StreamingQuantile(0.5),
+]
+POLICIES = [
+    *FOLLOWING,
+    Fixed(1e-30),
+    Cap(EmaRatio(1.5, warmup_steps=1), max_norm=1.0),
+    ParamRatio(0.01),
+]
+
+
+def compile_quickly(function, *args):
+    """Compile without optimizations, which take most of the time."""
+    options = {"xla_backend_optimization_level": 0}
+    options["xla_llvm_disable_expensive_passes"] = True
+    return jax.jit(function).lower(*args).compile(compiler_options=options)
 
 
 def test_gradients_through_the_thresholds_are_finite_and_right():
     """Meta-learning differentiates the updates (optax#882, optax#1452).
 
-    If all norms double, so do the applied norms: f'(x) = f(x) / x.
+    If the updates are a function f of degree 1 of the gradients, f'(x) = f(x) / x.
     """
+    weights = jnp.ones(len(SIZES))
 
-    def total(policy, scale):
+    def total(policy, sizes):
         def step(state, norm):
-            norms = scale * norm * jnp.ones(1)
-            state, decision = decide(policy, state, norms, xp=jnp)
-            return state, (decision.scale * norms).sum()
+            norms = norm * sizes
+            state, decision = decide(policy, state, norms, param_norms=weights, xp=XP)
+            return state, decision.scale * norms
 
-        return jax.lax.scan(step, policy.init(1, jnp), jnp.array(NORMS))[1].sum()
+        return jax.lax.scan(step, policy.init(len(SIZES), XP), jnp.array(NORMS))[1]
 
-    def totals(scales):
-        each = [total(*pair) for pair in zip(POLICIES, scales, strict=True)]
-        return sum(each), jnp.stack(each)
+    def totals(sizes):
+        pairs = zip(POLICIES, sizes, strict=True)
+        each = jnp.stack([total(*pair).sum(axis=0) for pair in pairs])
+        return each.sum(), each
 
-    scales = jnp.ones(len(POLICIES))
-    slopes, expected = jax.jit(jax.grad(totals, has_aux=True))(scales)
-    np.testing.assert_allclose(slopes, expected, rtol=1e-3)
+    sizes = jnp.array([SIZES] * len(POLICIES))
+    slopes, expected = compile_quickly(jax.grad(totals, has_aux=True), sizes)(sizes)
+    assert jnp.isfinite(slopes).all()
+    follows = np.s_[: len(FOLLOWING), 1:]
+    ratios = (expected / sizes)[follows]
+    np.testing.assert_allclose(slopes[follows], ratios, rtol=1e-3)
 
 
 def test_gradients_through_the_norms_are_finite():
     """One row is always 0, and the weights of another are 0."""
-    clip = clip_by_policy(ParamRatio(0.01))
+    sizes = {"a": 1.0, "idle": 0.0, "b": 1e-30, "c": 1e-20, "d": 1e20}
+    clips = [
+        clip_by_policy(ParamRatio(1e-33)),
+        clip_by_policy(Fixed(1e-36), norm="rms"),
+        clip_by_policy(Fixed(1e-36), norm="max"),
+    ]
 
     def total(scale, params):
-        grads = {"a": scale * jnp.array([0.6, 0.8]), "idle": scale * jnp.zeros(2)}
-        updates, _ = clip.update(grads, clip.init(params), params)
-        return sum(leaf.sum() for leaf in jax.tree.leaves(updates))
+        grads = {key: scale * x * jnp.array([0.6, 0.8]) for key, x in sizes.items()}
+        all_updates = [clip.update(grads, clip.init(params), params) for clip in clips]
+        return sum(leaf.sum() for leaf in jax.tree.leaves([u for u, _ in all_updates]))
 
-    params = {"a": jnp.zeros(2), "idle": jnp.ones(2)}
-    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(1.0, params)
-    for leaf in jax.tree.leaves(slopes):
+    params = {key: jnp.full(2, float(key != "a")) for key in sizes}
+    function, args = jax.grad(total, argnums=(0, 1)), (1.0, params)
+    for leaf in jax.tree.leaves(compile_quickly(function, *args)(*args)):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-8)  # every update is clipped
 
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip_core import ClipLog, Fixed, ParamRatio, Quantile, decide
+from autoclip_core import (
+    ClipLog,
+    Fixed,
+    MeanStd,
+    ParamRatio,
+    Quantile,
+    ZScore,
+    decide,
+)
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
 
 
@@ -39,6 +47,24 @@ def test_a_group_keeps_its_name_if_another_is_excluded():
 
 def test_exclude_none_excludes_nothing():
     assert len(QuantileClip([parameter(), parameter()], exclude=None).names) == 2
+
+
+@pytest.mark.parametrize("policy", [MeanStd(3.0), ZScore(3.0, warmup_steps=5)])
+def test_a_threshold_beyond_float32_is_infinite_without_a_warning(policy):
+    clipper = Clipper([parameter()], policy)
+    clipper.observe([1e-38, 1e-30, 1.0, 1e30, 3e38])
+    assert clipper.threshold().item() == float("inf")
+
+
+def test_a_row_whose_scale_rounds_to_0_counts_as_dropped():
+    weight = parameter()
+    clipper = Clipper([weight], MeanStd(-3.0, history_length=8, log=True))
+    for value in [1e-38, 1e-30, 1.0, 1e30]:
+        weight.grad = torch.full((2,), value)
+        clipper.step()
+    assert 0 < clipper.threshold().item() < 1e-37
+    assert weight.grad.tolist() == [0.0, 0.0]
+    assert clipper.metrics()["clip/dropped_total"] == 1
 
 
 @pytest.mark.parametrize("setting", [{"history_length": 5}, {"warmup_steps": 5}])
