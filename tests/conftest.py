@@ -101,6 +101,11 @@ def pytest_configure(config):
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Python runs the file in this folder at the start of each process of the tests.
+    startup = config.rootpath / "tests" / "support" / "startup"
+    paths = [str(startup), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    gc.set_threshold(20_000, 20, 20)  # as that file does, which says why
 
 
 def pytest_report_header(config):
@@ -127,9 +132,6 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     set_objects_aside()
-    # Traces of XLA are many small objects. Fewer searches for cycles take a tenth less
-    # time; a test that needs a cycle freed calls gc.collect().
-    gc.set_threshold(20_000, 20, 20)
 
 
 # Outside of all other hooks: what is freed here may warn, which is no error of a test.

@@ -4,7 +4,6 @@ As a script it prints one line of JSON: the result of each check by its name.
 """
 
 import functools
-import gc
 import json
 import sys
 from pathlib import Path
@@ -246,5 +245,4 @@ def check_backend(folder):
 
 
 if __name__ == "__main__":
-    gc.set_threshold(20_000, 20, 20)  # as in conftest.py
     print(json.dumps(check_backend(Path(sys.argv[1]))))

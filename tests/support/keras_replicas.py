@@ -4,7 +4,6 @@ It is a separate process because virtual devices must be set up before TensorFlo
 used, and because a failed collective breaks its process. It prints one line of JSON.
 """
 
-import gc
 import json
 import warnings
 
@@ -156,5 +155,4 @@ def main():
 
 
 if __name__ == "__main__":
-    gc.set_threshold(20_000, 20, 20)  # as in conftest.py
     main()
