@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from autoclip_core import Drop, Fixed, ParamRatio, Quantile
 from autoclip_torch import AGC, Clipper, QuantileClip, UpdateClipper, ValueClip
 
-STEPS = 4
+STEPS = 3
+"""One step for each size of a `batch`; the first has no history, the others clip."""
 
 
 class Net(nn.Module):
