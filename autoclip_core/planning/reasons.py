@@ -27,14 +27,8 @@ TRUST_FIRST = (
 )
 """The first advice for every series."""
 
-WITHHELD = {
-    "never healthy": "No threshold and no policy are suggested, because there is no "
-    "healthy part: check the first batches and the learning rate, or train with "
-    "TrustClip, and log again.",
-    "clipped": "No threshold is suggested: log the norms before clipping, which "
-    "clip_grad_norm_ returns.",
-}
-"""The reasons of verdicts without numbers."""
+NO_POLICY = {"never healthy", "clipped"}
+"""The verdicts without numbers."""
 
 HEAVY = (
     "The norms are heavy-tailed (deviation of ln(norm) {noise} from step to step, "
@@ -61,29 +55,6 @@ STEADY = (
 )
 
 
-def explain_withheld(diagnosis: Diagnosis, norms: Array, steps: Array) -> str | None:
-    """Return why no constant is suggested, or None if one is."""
-    healthy = norms[diagnosis.healthy]
-    if diagnosis.verdict in WITHHELD:
-        return WITHHELD[diagnosis.verdict]
-    count = np.count_nonzero(healthy)
-    if count < MIN_STEPS:
-        return (
-            f"No threshold is suggested: the healthy part has {count} norms above 0; "
-            f"log at least {MIN_STEPS} steps, better 1000, after the warm-up of the "
-            "learning rate."
-        )
-    if diagnosis.verdict != "shifted":
-        return None
-    is_before = diagnosis.healthy & (np.cumsum(steps == diagnosis.step) == 0)
-    parts = norms[is_before], norms[diagnosis.healthy & ~is_before]
-    before, after = (format_number(quantile(part, 0.9)) for part in parts)
-    return (
-        f"No constant fits both levels: p90 is {before} before step {diagnosis.step} "
-        f"and {after} since; the policy follows such a change."
-    )
-
-
 def choose_policy(
     diagnosis: Diagnosis, norms: Array, steps: Array
 ) -> tuple[Policy | None, list[str]]:
@@ -94,7 +65,7 @@ def choose_policy(
       norms: the norms of its healthy part.
       steps: the step of each of these norms.
     """
-    if diagnosis.verdict in WITHHELD or np.count_nonzero(norms) < MIN_STEPS:
+    if diagnosis.verdict in NO_POLICY or np.count_nonzero(norms) < MIN_STEPS:
         return None, []
     drift, noise, shift = measure_drift(norms), measure_noise(norms), find_shift(norms)
     texts = {"drift": format_number(drift), "noise": format_number(noise)}
@@ -132,7 +103,7 @@ def quantile(norms: Array, share: float) -> float:
 
 
 def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> list[str]:
-    """Say how many steps the suggested threshold would have clipped."""
+    """Say how many of the healthy norms the suggested threshold would have clipped."""
     rates = float(np.mean(norms > p90)), float(np.mean(norms > p99))
     p90_rate, p99_rate = map(format_percent, rates)
     advice = [

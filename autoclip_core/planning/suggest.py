@@ -11,12 +11,12 @@ from autoclip_core.policy import Policy, as_code
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
+from .constant import select_norms
 from .reasons import (
     TRUST_FIRST,
     advise_on_calibration,
     advise_on_threshold,
     choose_policy,
-    explain_withheld,
     quantile,
 )
 from .replay import as_float64
@@ -56,8 +56,9 @@ class Suggestion:
     log_std: float
     """The deviation of ln(norm): 0.1 is calm, 1 is heavy-tailed."""
     max_norm: float | None
-    """The suggested constant threshold: p90, which clips 10 % of such steps. None if
-    the series supports none; the advice says why."""
+    """The suggested constant threshold: p90, which clips 10 % of such steps; after a
+    change of level, p90 of one level. None if the series supports none; the advice says
+    why."""
     mean_range: tuple[float, float] | None
     """Half the mean and ten times the mean: thresholds from here to there can work.
     None if `max_norm` is None."""
@@ -99,9 +100,9 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
 
     The suggestion is max_norm = quantile(norms, 0.9) over the healthy part, which clips
     10 % of such steps. It is None if the series supports no constant: there is no
-    healthy part, it is shorter than 50 steps, its level shifted, or the log holds norms
-    after clipping. The range from 0.5 to 10 times the mean norm is an older rule of
-    thumb.
+    healthy part, it is shorter than 50 steps, its level rose in the middle, or the log
+    holds norms after clipping. The range from 0.5 to 10 times the mean norm is an older
+    rule of thumb.
 
     Args:
       norms: norms before clipping, shape (steps,), >= 0; NaN and infinity are counted
@@ -135,10 +136,11 @@ def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Sugges
     """Return the suggestion that a diagnosis supports; names are the steps."""
     healthy = series[diagnosis.healthy]
     numbers = measure_statistics(healthy)
-    mean, p90, p99 = numbers["mean"], numbers["p90"], numbers["p99"]
-    withheld = explain_withheld(diagnosis, series, names)
+    chosen, origin = select_norms(diagnosis, series, names)
     policy, reason = choose_policy(diagnosis, healthy, names[diagnosis.healthy])
-    rates = [withheld] if withheld else advise_on_threshold(healthy, p90, p99, mean)
+    basis = numbers if chosen is None else measure_statistics(chosen)
+    mean, p90, p99 = basis["mean"], basis["p90"], basis["p99"]
+    rates = [] if chosen is None else advise_on_threshold(healthy, p90, p99, mean)
     nonfinite = int(np.sum(~np.isfinite(series)))
     return Suggestion(
         diagnosis=diagnosis,
@@ -146,11 +148,12 @@ def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Sugges
         healthy=healthy.size,
         nonfinite=nonfinite,
         **numbers,
-        max_norm=None if withheld else p90,
-        mean_range=None if withheld else (0.5 * mean, 10 * mean),
+        max_norm=None if chosen is None else p90,
+        mean_range=None if chosen is None else (0.5 * mean, 10 * mean),
         policy=policy,
         advice=(
             TRUST_FIRST,
+            *origin,
             *rates,
             *reason,
             *advise_on_calibration(diagnosis.calibration),

@@ -7,7 +7,6 @@ import numpy as np
 from autoclip_core.record.step import Array
 
 from .levels import Levels
-from .spikes import MIN_STEPS, find_shift
 
 DIVERGED = math.log(100)
 """A run diverged if its last norms are more than 100 times the usual."""
@@ -24,12 +23,6 @@ HIGH = math.log(10)
 
 RAISED = math.log(3)
 """An end that diverged begins where 90 % of the norms are above three times."""
-
-LASTING = math.log(2)
-"""The least rise of the level of all later steps."""
-
-FALL = 5.0
-"""A fall of the level to a fifth may be of units that died."""
 
 LAST = 10
 """The norms at the end whose median counts."""
@@ -102,13 +95,22 @@ def find_high_end(logs: Array) -> int | None:
     usual = np.median(logs[: len(logs) // 2])
     if np.median(logs[-LAST:]) - usual <= DIVERGED:
         return None
-    is_high = logs > usual + RAISED
-    shares = np.cumsum(is_high[::-1])[::-1] / np.arange(len(logs), 0, -1)
-    start = int(np.flatnonzero(is_high & (shares >= 0.9))[0])
+    start = find_start_of_end(logs, usual + RAISED)
     is_recovering = (
         np.median(logs[-LAST:]) < np.median(logs[start : start + AFTER]) - HIGH / 2
     )
     return None if is_recovering else start
+
+
+def find_start_of_end(logs: Array, least: float) -> int:
+    """Return the first place from which 90 % are above a limit.
+
+    If the last ones are below it, take the place from which most are above.
+    """
+    is_high = logs > least
+    shares = np.cumsum(is_high[::-1])[::-1] / np.arange(len(logs), 0, -1)
+    enough = min(0.9, shares[is_high].max())
+    return int(np.flatnonzero(is_high & (shares >= enough))[0])
 
 
 def find_early_damage(logs: Array) -> int | None:
@@ -134,41 +136,3 @@ def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:
         return False
     first, later = np.quantile(jumps[:AFTER], 0.75), np.quantile(jumps[AFTER:], 0.75)
     return bool(first >= max(least, calmer * later))
-
-
-def find_change_after_spike(levels: Levels) -> tuple[int, float] | None:
-    """Return place and ratio of a change of level after a spike, or None.
-
-    The spike is 100 times the level. The norms after it are twice the level, or half,
-    and the median of the rest is half as far away.
-    """
-    is_spike = levels.excess >= np.maximum(NEIGHBOUR, 8 * levels.spread)
-    for place in np.flatnonzero(is_spike)[:1000].tolist():
-        after = levels.logs[place + LAST // 2 :][:AFTER]
-        change = np.median(after) - levels.level[place] if len(after) == AFTER else 0.0
-        rest = np.median(levels.logs[place:]) - levels.level[place]
-        is_lasting = rest * np.sign(change) >= LASTING / 2
-        if is_lasting and abs(change) >= max(LASTING, 2 * levels.spread[place]):
-            return int(levels.places[place]), float(np.exp(change))
-    return None
-
-
-def find_lasting_shift(levels: Levels) -> tuple[int, float] | None:
-    """Return place and ratio of a lasting change of level, or None.
-
-    After a rise, 50 steps are 3 times those before, and all later steps twice. A fall
-    is to a fifth, and to half. Falls in the first 100 steps are usual.
-    """
-    shift = find_shift(np.exp(levels.logs))
-    if shift is None:
-        return None
-    logs = levels.logs
-    sign = math.copysign(1.0, math.log(shift.ratio))
-    is_usual = shift.ratio > 1 / FALL or shift.step < 2 * MIN_STEPS
-    if sign < 0 and is_usual:
-        return None
-    after = np.median(logs[shift.step :])
-    for start in (0, shift.step - MIN_STEPS):  # a dip before the step is no shift
-        if sign * (after - np.median(logs[start : shift.step])) < LASTING:
-            return None
-    return int(levels.places[shift.step]), shift.ratio

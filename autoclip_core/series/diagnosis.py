@@ -9,14 +9,9 @@ import numpy as np
 from autoclip_core.record.step import Array
 
 from .ceiling import find_ceiling, find_ceiling_of_thresholds
-from .damage import (
-    FIRST_STEPS,
-    find_change_after_spike,
-    find_damage,
-    find_lasting_shift,
-    is_start_erratic,
-)
+from .damage import FIRST_STEPS, find_damage, is_start_erratic
 from .levels import Levels, measure_levels
+from .shifts import find_level_change
 from .spikes import find_spikes
 
 MIN_STEPS = 50
@@ -150,7 +145,7 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
         ceiling = find_ceiling_of_thresholds(norms, thresholds)
     if ceiling is not None:
         return Finding("clipped", number=ceiling)
-    change = find_lasting_shift(levels) or find_change_after_spike(levels)
+    change = find_level_change(levels)
     return Finding("healthy") if change is None else Finding("shifted", *change)
 
 

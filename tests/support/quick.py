@@ -33,7 +33,7 @@ TESTS = {
     "core/log_totals core/row_counts",
     "autoclip_core/planning": "core/replay core/suggest core/cli",
     "autoclip_core/series": "core/series/spikes core/series/diagnosis "
-    "core/series/damage "
+    "core/series/damage core/series/shifts "
     "core/series/labelled core/replay core/suggest",
     "autoclip_core/cli": "core/cli",
     "autoclip_torch": "torch/clipper torch/observe torch/optim torch/value "
