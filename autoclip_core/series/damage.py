@@ -15,6 +15,9 @@ EXPLODED, NEIGHBOUR = math.log(1000), math.log(100)
 """An explosion: 1000 times the level, next to 100 times the level. A bad batch is
 alone, unless it damages the weights."""
 
+ALONE = math.log(50)
+"""A bad batch that is alone has 50 times the norms of both neighbours."""
+
 WRECKED = math.log(30)
 """Norms that stay 30 times above the first ones show damage in the first steps."""
 
@@ -53,7 +56,7 @@ def find_damage(levels: Levels) -> int | None:
 def find_explosion(levels: Levels) -> int | None:
     """Return the start of the first explosion, or None.
 
-    After it, norms jump or fall at once.
+    After it, norms jump or fall at once. Bad batches in a row are none.
     """
     excess = levels.excess
     is_near = excess >= np.maximum(NEIGHBOUR, 8 * levels.spread)
@@ -64,7 +67,8 @@ def find_explosion(levels: Levels) -> int | None:
     for hot in np.flatnonzero(is_hot)[:1000].tolist():
         normal = np.flatnonzero(excess[:hot] < HIGH)
         start = int(normal[-1]) + 1 if normal.size else 0
-        if not stays_smooth(levels.logs, hot, levels.level[hot]):
+        place = levels.logs, hot, levels.level[hot]
+        if not stays_smooth(*place) and not are_bad_batches(*place):
             return start
     return None
 
@@ -81,6 +85,20 @@ def stays_smooth(logs: Array, start: int, level: float) -> bool:
     before, after = measure_jump(logs[:start]), measure_jump(excess[: 2 * AFTER])
     is_high = np.median(excess[LAST : 2 * LAST]) >= WRECKED
     return bool(is_high and after < max(0.5, 2 * before))
+
+
+def are_bad_batches(logs: Array, start: int, level: float) -> bool:
+    """Return whether an explosion is of bad batches that follow each other.
+
+    The run had such a batch before, alone: a norm 50 times both neighbours. After ten
+    steps the level is as before, within a factor of two.
+    """
+    before, after = logs[: max(start - 1, 0)], logs[start + LAST :][:AFTER]
+    if len(before) < LAST or len(after) < AFTER:
+        return False
+    above = before[1:-1] - np.maximum(before[:-2], before[2:])
+    is_as_before = abs(np.median(after) - level) < math.log(2)
+    return bool(is_as_before and (above > ALONE).any())
 
 
 def measure_jump(logs: Array) -> float:
@@ -116,17 +134,17 @@ def find_start_of_end(logs: Array, least: float) -> int:
 def find_early_damage(logs: Array) -> int | None:
     """Return the step of the start after which norms stay far above the first, or None.
 
-    They are 30 times as large for 30 steps after a jump, or ten times to the end.
+    They are 30 times as large for 30 steps after a jump, or ten times, also at the end.
     """
     for place in range(1, min(FIRST_STEPS, len(logs) - LAST)):
         level = np.median(logs[:place])
         after = np.median(logs[place : place + AFTER])
         if min(after, logs[place]) - level > WRECKED:
             return place
-    later = logs[LAST:AFTER], logs[AFTER:]
+    later = logs[LAST:AFTER], logs[AFTER:], logs[-AFTER:]
     rises = [np.median(part) - logs[0] for part in later if part.size >= LAST]
     least = max(HIGH, 3 * measure_jump(logs))
-    return 1 if len(rises) == 2 and min(rises) > least else None
+    return 1 if len(rises) == 3 and min(rises) > least else None
 
 
 def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:

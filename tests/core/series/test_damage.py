@@ -131,6 +131,16 @@ def test_an_explosion_is_1000_times_the_level_next_to_100_times():
     assert find_explosion(measure_levels(norms)) is None
 
 
+@pytest.mark.parametrize(
+    ("alone", "level", "start"), [(51, 1.9, None), (49, 1.9, 200), (51, 2.1, 200)]
+)
+def test_bad_batches_in_a_row_are_none_if_the_run_had_one_alone(alone, level, start):
+    norms = changed([100, 200, 201], [alone, 1010, 500], np.ones(400))
+    for factor in (level, 1 / level):
+        later = changed(slice(202, None), factor, norms)
+        assert find_explosion(measure_levels(later)) == start
+
+
 def test_an_explosion_begins_where_norms_leave_ten_times_the_level():
     norms = changed(range(200, 206), [9, 11, 50, 500, 5e3, 5e3], np.ones(400))
     assert find_explosion(measure_levels(norms)) == 201
@@ -158,7 +168,9 @@ def test_early_damage_is_30_times_the_first_norms(place):
 def test_early_damage_is_ten_times_the_first_norm_to_the_end():
     for factor, start in [(10.1, 1), (9.9, None)]:
         assert find_early_damage(np.log(np.repeat([1, factor], [3, 99]))) == start
-    assert find_early_damage(np.log(np.repeat([1, 11, 9], [3, 30, 99]))) is None
+    for factors in ([1, 11, 9, 9], [1, 9, 11, 11], [1, 11, 11, 9]):
+        norms = np.repeat(factors, [3, 30, 69, 30])
+        assert find_early_damage(np.log(norms)) is None
 
 
 def test_the_start_is_erratic_if_only_the_first_norms_jump():
