@@ -37,6 +37,19 @@ def read_steps(options: argparse.Namespace) -> LoggedNorms:
     return replace(read, norms=read.norms[:end], steps=read.steps[:end])
 
 
+def read_thresholds(path: str, read: LoggedNorms) -> Any:
+    """Return the threshold of each norm of a log of this package, +inf for none.
+
+    Other files have no such column, and give None.
+    """
+    name = read.column.removesuffix("norm") + "threshold"
+    if not read.column.endswith("norm") or name not in read.columns:
+        return None
+    column = read_norms(path, name)
+    by_step = dict(zip(column.steps.tolist(), column.norms.tolist(), strict=True))
+    return np.array([by_step.get(step, np.inf) for step in read.steps.tolist()])
+
+
 def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
     """Return what was read for JSON."""
     return {"column": read.column, "kind": read.kind, "empty": read.empty}
@@ -83,7 +96,8 @@ def run_compare(options: argparse.Namespace) -> None:
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a suggested threshold."""
     read = read_steps(options)
-    suggestion = suggest_threshold(read.norms, steps=read.steps)
+    thresholds = read_thresholds(options.path, read)
+    suggestion = suggest_threshold(read.norms, steps=read.steps, thresholds=thresholds)
     if options.json:
         print_json({**file_to_dict(read), **suggestion_to_dict(suggestion)})
     else:

@@ -12,6 +12,7 @@ from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 
 from .formatting import format_number, format_percent
+from .red_lights import diagnose_steps
 
 MIN_STEPS = 100
 """Fewer steps than this do not support a statement about the clip rate."""
@@ -99,6 +100,12 @@ def name_regime(rate: float, steps: int) -> str:
     if steps < 1000:
         return f"Inert so far: {basis} (fewer than 1000 cannot show a rate of 0.1 %)"
     return f"Inert: {basis}, below 0.1 %: the threshold has almost no effect, lower it"
+
+
+def advise_on_level(steps: Array) -> list[str]:
+    """Name a lasting change of the level of gradient norms, which is no red light."""
+    diagnosis = diagnose_steps(steps)[1]
+    return [diagnosis.sentence] if diagnosis.verdict == "shifted" else []
 
 
 def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from autoclip_core.record.step import Array, median
-from autoclip_core.series.diagnosis import diagnose
+from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
 from .formatting import format_number, format_percent
 
@@ -83,9 +83,7 @@ def warn_of_divergence(
     steps: Array, settings: Mapping[str, str], is_update: bool
 ) -> list[str]:
     """Say that the run diverged or was never healthy, if its norms show it."""
-    is_observed = np.isfinite(steps["norm"]) | ~steps["finite"]
-    table = choose_steps(steps[is_observed])
-    diagnosis = diagnose(table["norm"], steps=table["step"])
+    table, diagnosis = diagnose_steps(steps)
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return []
     policy = find_policy(settings)
@@ -100,6 +98,13 @@ def warn_of_divergence(
         "does not bound the update."
     )
     return [f"Red light: {diagnosis.sentence} {cause} {lower_rate(policy, False)}"]
+
+
+def diagnose_steps(steps: Array) -> tuple[Array, Diagnosis]:
+    """Return the steps that a diagnosis is made from, and the diagnosis."""
+    is_observed = np.isfinite(steps["norm"]) | ~steps["finite"]
+    table = choose_steps(steps[is_observed])
+    return table, diagnose(table["norm"], steps=table["step"])
 
 
 def lower_rate(policy: str, is_update: bool) -> str:

@@ -177,6 +177,8 @@ def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
         has_several_rows=log._has_several_rows,
         is_update=log._is_of_updates,
     )
+    if not log._is_of_updates:  # their level follows the learning rate
+        yield from advice.advise_on_level(log._store.steps())
     yield from advice.advise_on_rows(log._rows)
     if "nonfinite" in logged and "steps" in logged:
         counts = {name: int(logged[name]) for name in ("nonfinite", "steps")}

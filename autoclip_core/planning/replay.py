@@ -234,4 +234,4 @@ def as_float64(norms: Any) -> Array:
         norm = float(series[negative[0]])
         way_out = f"a norm is never negative; see step {negative[0]}"
         raise ValueError(format_error("norms", ">= 0", norm, way_out))
-    return series.astype(np.float64)
+    return series.astype(np.float64, copy=False)

@@ -17,7 +17,6 @@ from .reasons import (
     advise_on_calibration,
     advise_on_threshold,
     choose_policy,
-    quantile,
 )
 from .replay import as_float64
 
@@ -95,7 +94,9 @@ class Suggestion:
         return wrap_text("\n".join([self.diagnosis.sentence, *lines, *self.advice]))
 
 
-def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
+def suggest_threshold(
+    norms: Any, *, steps: Any = None, thresholds: Any = None
+) -> Suggestion:
     """Return a diagnosis of a series of norms, a threshold to start with, and advice.
 
     The suggestion is max_norm = quantile(norms, 0.9) over the healthy part, which clips
@@ -108,6 +109,8 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
       norms: norms before clipping, shape (steps,), >= 0; NaN and infinity are counted
         and left out.
       steps: the step of each norm, for the sentences; None counts from 0.
+      thresholds: the threshold of each norm, if the log has it, shape (steps,). They
+        show whether the norms are from before or after clipping.
 
     Returns:
       A `Suggestion`.
@@ -129,7 +132,9 @@ def suggest_threshold(norms: Any, *, steps: Any = None) -> Suggestion:
     """
     series = as_float64(norms)
     names = np.arange(len(series)) if steps is None else np.asarray(steps)
-    return make_suggestion(series, names, diagnose(series, steps=names))
+    limits = None if thresholds is None else np.asarray(thresholds, np.float64)
+    diagnosis = diagnose(series, steps=names, thresholds=limits)
+    return make_suggestion(series, names, diagnosis)
 
 
 def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Suggestion:
@@ -138,7 +143,8 @@ def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Sugges
     numbers = measure_statistics(healthy)
     chosen, origin = select_norms(diagnosis, series, names)
     policy, reason = choose_policy(diagnosis, healthy, names[diagnosis.healthy])
-    basis = numbers if chosen is None else measure_statistics(chosen)
+    is_all = chosen is None or chosen.size == healthy.size
+    basis = numbers if is_all else measure_statistics(np.asarray(chosen))
     mean, p90, p99 = basis["mean"], basis["p90"], basis["p99"]
     rates = [] if chosen is None else advise_on_threshold(healthy, p90, p99, mean)
     nonfinite = int(np.sum(~np.isfinite(series)))
@@ -169,14 +175,16 @@ def measure_statistics(norms: Array) -> dict[str, float]:
         return dict.fromkeys(names, float("nan"))
     unit = float(norms.max()) or 1.0  # divided by it, no sum or square overflows
     positive = norms[norms > 0]
+    quantiles = 2 * np.quantile(norms / 2, [0.5, 0.9, 0.95, 0.99])
+    median, p90, p95, p99 = quantiles.tolist()
     return {
         "mean": unit * float((norms / unit).mean()),
         "std": unit * float((norms / unit).std()),
         "min": float(norms.min()),
         "max": float(norms.max()),
-        "median": quantile(norms, 0.5),
-        "p90": quantile(norms, 0.9),
-        "p95": quantile(norms, 0.95),
-        "p99": quantile(norms, 0.99),
+        "median": median,
+        "p90": p90,
+        "p95": p95,
+        "p99": p99,
         "log_std": float(np.log(positive).std()) if positive.size else 0.0,
     }

@@ -27,6 +27,16 @@ def find_ceiling(logs: Array) -> float | None:
     return float(np.exp(np.median(logs[np.floor(logs / CLOSE) == values[most]])))
 
 
+def has_norm_above(norms: Array, thresholds: Array) -> bool:
+    """Return whether a norm exceeds its threshold, which no norm after clipping does.
+
+    >>> has_norm_above(np.array([1.0, 3.0]), np.array([np.inf, 2.0]))
+    True
+    """
+    is_above = norms / (1 + CLOSE) > thresholds
+    return bool(np.any(is_above & np.isfinite(norms) & (thresholds > 0)))
+
+
 def find_ceiling_of_thresholds(norms: Array, thresholds: Array) -> float | None:
     """Return the last threshold if many norms are equal to theirs and none exceeds it.
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from autoclip_core.record.step import Array
 
-from .ceiling import find_ceiling, find_ceiling_of_thresholds
+from .ceiling import find_ceiling, find_ceiling_of_thresholds, has_norm_above
 from .damage import FIRST_STEPS, find_damage, is_start_erratic
 from .levels import Levels, measure_levels
 from .shifts import find_level_change
-from .spikes import find_spikes
+from .spikes import find_spikes_in_logs
 
 MIN_STEPS = 50
 """Fewer norms above 0 do not support a verdict."""
@@ -96,8 +96,8 @@ def diagnose(
       norms: norms before clipping, in the order of the steps, shape (n,), >= 0. NaN and
         infinity are non-finite steps; empty cells must be left out.
       steps: the step of each norm, for the sentence; None counts from 0.
-      thresholds: the threshold of each norm, if the log has it; norms that stop there
-        are norms after clipping.
+      thresholds: the threshold of each norm, if the log has it. Norms that stop there
+        are norms after clipping; if one exceeds its threshold, they are not.
 
     Returns:
       A `Diagnosis`.
@@ -114,7 +114,7 @@ def diagnose(
     calibration = int(np.sum(~healthy[:START][:place]))
     if place is not None and finding.verdict != "shifted":
         healthy[0 if finding.verdict == "never healthy" else place :] = False
-    spikes = find_high_norms(norms, levels)
+    spikes = find_high_norms(levels)
     spikes = spikes[healthy[spikes]]
     healthy[spikes] = False
     if finding.verdict == "healthy" and spikes.size:
@@ -140,13 +140,23 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
         return Finding("non-finite", end)
     if len(levels.logs) < MIN_STEPS:
         return Finding("too short", number=len(levels.logs))
-    ceiling = find_ceiling(levels.logs)
-    if ceiling is None and thresholds is not None:
-        ceiling = find_ceiling_of_thresholds(norms, thresholds)
+    ceiling = find_any_ceiling(norms, levels, thresholds)
     if ceiling is not None:
         return Finding("clipped", number=ceiling)
     change = find_level_change(levels)
     return Finding("healthy") if change is None else Finding("shifted", *change)
+
+
+def find_any_ceiling(
+    norms: Array, levels: Levels, thresholds: Array | None
+) -> float | None:
+    """Return where norms after clipping stop, or None if they are from before it."""
+    if thresholds is None:
+        return find_ceiling(levels.logs)
+    if has_norm_above(norms, thresholds):
+        return None
+    ceiling = find_ceiling(levels.logs)
+    return ceiling or find_ceiling_of_thresholds(norms, thresholds)
 
 
 def find_non_finite_end(norms: Array) -> int:
@@ -154,22 +164,22 @@ def find_non_finite_end(norms: Array) -> int:
 
     So are 90 % of the first ten of them.
     """
-    is_bad, left = ~np.isfinite(norms), np.arange(len(norms), 0, -1)
-    counts = np.append(np.cumsum(is_bad[::-1])[::-1], 0)
-    soon = counts[:-1] - counts[np.minimum(np.arange(len(norms)) + 10, len(norms))]
-    is_start = is_bad & (counts[:-1] >= 0.9 * left)
-    places = np.flatnonzero(is_start & (soon >= 0.9 * np.minimum(left, 10)))
-    return int(places[0]) if places.size else len(norms)
+    places = np.flatnonzero(~np.isfinite(norms))
+    left, order = len(norms) - places, np.arange(len(places))
+    soon = np.searchsorted(places, places + 10) - order
+    is_end = len(places) - order >= 0.9 * left
+    starts = places[is_end & (soon >= 0.9 * np.minimum(left, 10))]
+    return int(starts[0]) if starts.size else len(norms)
 
 
-def find_high_norms(norms: Array, levels: Levels) -> Array:
+def find_high_norms(levels: Levels) -> Array:
     """Return the places of spikes, and of norms that leave the level for some steps."""
     excess = levels.excess
     if len(excess) < MIN_STEPS:
         return np.empty(0, np.intp)
     high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
-    spikes = find_spikes(norms, SPIKE)
-    spikes = spikes[excess[np.searchsorted(levels.places, spikes)] >= np.log(SPIKE)]
+    spikes = find_spikes_in_logs(levels.logs, SPIKE)
+    spikes = levels.places[spikes[excess[spikes] >= np.log(SPIKE)]]
     if is_start_erratic(levels.logs, 1.0, 2.5):
         later = np.median(levels.logs[START : 2 * START])
         is_high = levels.logs[:START] >= later + np.log(SPIKE)

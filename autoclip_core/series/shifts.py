@@ -6,7 +6,7 @@ import numpy as np
 
 from .damage import AFTER, LAST, NEIGHBOUR, find_start_of_end
 from .levels import Levels
-from .spikes import MIN_SHIFT, MIN_STEPS, find_shift
+from .spikes import MIN_SHIFT, MIN_STEPS, find_shift_in_logs
 
 LASTING = math.log(2)
 """The least rise of the level of all later steps."""
@@ -53,7 +53,7 @@ def find_lasting_shift(levels: Levels) -> tuple[int, float] | None:
     After a rise, 50 steps are 3 times those before, and all later steps twice. A fall
     is to a fifth, and to half. Falls in the first 100 steps are usual.
     """
-    shift = find_shift(np.exp(levels.logs))
+    shift = find_shift_in_logs(levels.logs)
     if shift is None:
         return None
     logs = levels.logs

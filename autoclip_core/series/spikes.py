@@ -49,15 +49,19 @@ def find_spikes(norms: Array, ratio: float | None = None) -> Array:
     [50, 120]
     """
     positive = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    if len(positive) < 3:
-        return np.empty(0, np.intp)
     logs = np.log(norms[positive].astype(np.float64))
-    least = math.log(MIN_RATIO if ratio is None else ratio)
+    return positive[find_spikes_in_logs(logs, MIN_RATIO if ratio is None else ratio)]
+
+
+def find_spikes_in_logs(logs: Array, ratio: float) -> Array:
+    """Return the indices of spikes in the logarithms of norms above 0."""
+    if len(logs) < 3:
+        return np.empty(0, np.intp)
+    least = math.log(ratio)
     places = find_high_places(logs, least)
     level, spread = measure_local_level(logs, places)
     above = logs[places] - level
-    is_spike = (above > DEVIATIONS * spread) & (above >= least)
-    return positive[places[is_spike]]
+    return places[(above > DEVIATIONS * spread) & (above >= least)]
 
 
 def find_high_places(logs: Array, least: float) -> Array:
@@ -118,9 +122,14 @@ def find_shift(norms: Array) -> LevelShift | None:
     True
     """
     positive = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    if len(positive) < 2 * MIN_STEPS:
+    shift = find_shift_in_logs(np.log(norms[positive].astype(np.float64)))
+    return shift and LevelShift(int(positive[shift.step]), shift.ratio)
+
+
+def find_shift_in_logs(logs: Array) -> LevelShift | None:
+    """Return the shift in the logarithms of norms above 0; its step is an index."""
+    if len(logs) < 2 * MIN_STEPS:
         return None
-    logs = np.log(norms[positive].astype(np.float64))
     starts = find_candidate_starts(logs)
     change = measure_medians(logs, starts + MIN_STEPS) - measure_medians(logs, starts)
     largest = abs(change).max(initial=0.0)
@@ -129,7 +138,7 @@ def find_shift(norms: Array) -> LevelShift | None:
     # Near a sharp edge several steps have the largest change; the middle one is it.
     candidates = np.flatnonzero(abs(change) >= largest - 1e-9)
     middle = int(candidates[len(candidates) // 2])
-    step = int(positive[starts[middle] + MIN_STEPS])
+    step = int(starts[middle]) + MIN_STEPS
     return LevelShift(step, round(math.exp(change[middle]), 6))
 
 

@@ -81,6 +81,24 @@ def test_until_limits_the_steps_that_are_read(file, capsys):
         assert f"whole number >= 1, got {value}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("write", ["to_csv", "to_jsonl"])
+def test_suggest_reads_the_thresholds_of_a_log(tmp_path, capsys, write):
+    raw = np.exp(np.random.default_rng(0).normal(0.3, 0.3, 200))
+    limits = np.geomspace(3, 1, 200)
+    level = np.minimum(raw, 1.0)
+    for norms, thresholds, verdict in [
+        (np.minimum(raw, limits), limits, "clipped"),
+        (level, np.full(200, 0.9), "healthy"),  # the norms themselves stop at 1
+        (level, np.full(200, math.inf), "clipped"),
+    ]:
+        log = ClipLog()
+        for norm, threshold in zip(norms, thresholds, strict=True):
+            log.record(norm=norm, threshold=threshold)
+        getattr(log, write)(tmp_path / "log")
+        assert main(["suggest", str(tmp_path / "log"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+
+
 def test_suggest_in_json_begins_with_the_verdict(file, capsys):
     """The steps are those of the file: each norm is of 50 steps."""
     norms = [1.0, 1.5, 2.0, 1.25] * 25 + [1e4, 5e8] * 15

@@ -144,6 +144,27 @@ def test_a_threshold_is_withheld_with_the_reason(name):
     assert max(map(len, str(suggestion).splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "later", "p90"),
+    [
+        (150, 250, 0.1, "p90 of the 37.5 % of the steps before step 150"),
+        (476, 24, 8.0, "p90 of the 95.2 % of the steps before step 476"),
+        (60, 740, 8.0, "p90 of the 92.5 % of the steps since step 60"),
+    ],
+)
+def test_the_constant_after_a_change_is_p90_of_one_level(before, after, later, p90):
+    sizes = [before, after]
+    norms = steady_norms(size=sum(sizes)) * np.repeat([1.0, later], sizes)
+    suggestion = suggest_threshold(norms)
+    assert suggestion.verdict == "shifted"
+    assert p90 in " ".join(suggestion.advice)
+    level = norms[before:] if "since" in p90 else norms[:before]
+    assert suggestion.max_norm == pytest.approx(np.quantile(level, 0.9))
+    low, high = suggestion.mean_range
+    assert (low, high) == pytest.approx((level.mean() / 2, 10 * level.mean()))
+    assert 0.8 <= np.mean(norms <= suggestion.max_norm) <= 0.99
+
+
 def test_fifty_norms_are_enough():
     assert suggest_threshold(steady_norms(size=50)).verdict == "healthy"
     assert suggest_threshold(steady_norms(size=49)).verdict == "too short"

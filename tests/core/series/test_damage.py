@@ -214,3 +214,12 @@ def test_norms_that_stop_at_moving_thresholds_are_clipped():
     clipped[7] = 1.1 * thresholds[7]
     assert find_ceiling_of_thresholds(clipped, thresholds) is None
     assert find_ceiling_of_thresholds(clipped, np.full(400, INF)) is None
+
+
+def test_a_norm_above_its_threshold_shows_norms_before_clipping():
+    norms = np.minimum(steady(), 1.0)
+    assert diagnose(norms, thresholds=np.full(400, 1.0)).verdict == "clipped"
+    for threshold, verdict in [(0.9985, "healthy"), (0.9995, "clipped")]:
+        thresholds = np.full(400, INF)
+        thresholds[np.argmax(norms)] = threshold
+        assert diagnose(norms, thresholds=thresholds).verdict == verdict
