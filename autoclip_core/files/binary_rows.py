@@ -55,6 +55,13 @@ def load_arrays(file: BinaryIO) -> Any:
     """Return the content of a file; damage raises ValueError."""
     try:
         return np.load(file, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            "it holds Python objects; save the norms alone: "
+            "numpy.save('norms.npy', numpy.asarray(norms, float))"
+        ) from None
     except (SyntaxError, MemoryError, TokenError, zipfile.BadZipFile) as error:
         raise ValueError(f"the header of the array is damaged: {error}") from None
 

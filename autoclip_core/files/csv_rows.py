@@ -14,6 +14,12 @@ DELIMITERS = ",;\t|"
 RULE = re.compile(r"[-+=|: ]+")
 """A line that only separates the rows of a table with bars."""
 
+FRAME = re.compile(r"(?=.*[-=\u2500-\u257f]{3})[-+=|: \u2500-\u257f]+")
+"""A line that only draws the frame of a table, perhaps with box characters."""
+
+BARS = str.maketrans("\u2502\u2503\u2551", "|||")
+"""Box characters between cells."""
+
 MAX_WORDS = 8
 """Number of words in the name of a column, at most."""
 
@@ -63,6 +69,36 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
         yield dict(zip(header, row, strict=False))
     if number == 1 and not is_headless(first):
         yield dict.fromkeys(header, "")  # the names are known without a row
+
+
+def strip_frame(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a table without its frame and what stands before the header.
+
+    These are comments, and the line `sep=;` for Excel. A comment is the header if
+    numbers follow.
+
+    >>> list(strip_frame(["sep=,", "# run 7", "step,norm", "0,1.5"]))
+    ['step,norm', '0,1.5']
+    >>> list(strip_frame(["# step norm", "0 1.5"]))
+    ['# step norm', '0 1.5']
+    """
+    comment, is_start = "", True
+    for line in lines:
+        text = line.translate(BARS)
+        stripped = text.strip()
+        if FRAME.fullmatch(stripped):
+            continue
+        if is_start and stripped.startswith("#"):
+            comment = text
+            continue
+        if is_start and re.fullmatch("sep=.", stripped):
+            continue
+        if is_start and comment and is_headless(re.split(r"[,;|\s]+", stripped)):
+            yield comment
+        is_start = is_start and not stripped
+        yield text
+    if is_start and comment:
+        yield comment
 
 
 def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:

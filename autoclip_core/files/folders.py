@@ -79,16 +79,20 @@ def find_runs(folder: Path) -> list[Path]:
     Raises:
       ValueError: several folders below hold event files.
     """
-    runs = []
-    for place, _, names in os.walk(folder):
-        if any("tfevents" in name for name in names):
-            runs.append(Path(place))
+    runs = list_runs(folder)
     if len(runs) > 1:
         raise ValueError(
             f"it holds {len(runs)} runs with event files; name one of the folders: "
-            + ", ".join(repr(str(run)) for run in sorted(runs)[:10])
+            + ", ".join(repr(str(run)) for run in runs[:10])
         )
     return find_events(runs[0]) if runs else []
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """Return the folders below one, and itself, that hold event files."""
+    places = os.walk(folder)
+    has_events = (p for p, _, names in places if any("tfevents" in n for n in names))
+    return sorted(map(Path, has_events))
 
 
 def find_metric(folder: Path, column: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from .binary_rows import (
 )
 from .cells import has_decimal_comma
 from .collect import Row
-from .csv_rows import guess_delimiter, read_csv_rows, split_rows
+from .csv_rows import guess_delimiter, read_csv_rows, split_rows, strip_frame
 from .json_rows import flatten, load_json, read_document, read_json_lines
 from .log_rows import list_log_names, read_log_rows
 from .names import base_name, rank_name
@@ -61,7 +61,7 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
     if is_event_file(head):
         return event_source(lambda: iter([file]), file)
     refuse_binary(head)
-    lines = list(islice((line for line in open_lines(file) if line.strip()), SAMPLE))
+    lines = take_sample(open_lines(file))
     if not lines:
         raise ValueError("it is empty: it must hold at least one norm")
     if lines[0].lstrip()[0] in "{[":
@@ -71,10 +71,16 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
     if MLFLOW_LINE.fullmatch(lines[0]):
         name = mlflow_name(path)
         return Source("MLflow metric", lambda: read_mlflow_rows(open_lines(file), name))
-    delimiter = guess_delimiter(lines)
-    if delimiter and not is_log(lines, delimiter, column):
-        return csv_source(file, lines, delimiter)
+    rows = take_sample(strip_frame(open_lines(file)))
+    delimiter = guess_delimiter(rows) if rows else None
+    if delimiter and not is_log(rows, delimiter, column):
+        return csv_source(file, rows, delimiter, has_frame=rows != lines)
     return log_source(file, column)
+
+
+def take_sample(lines: Iterator[str]) -> list[str]:
+    """Return the first lines that are not blank."""
+    return list(islice((line for line in lines if line.strip()), SAMPLE))
 
 
 def is_log(lines: list[str], delimiter: str, column: str | None) -> bool:
@@ -171,13 +177,16 @@ def json_lines_source(file: BinaryIO) -> Source:
     return Source("JSON lines", read)
 
 
-def csv_source(file: BinaryIO, lines: list[str], delimiter: str) -> Source:
+def csv_source(
+    file: BinaryIO, lines: list[str], delimiter: str, *, has_frame: bool
+) -> Source:
     """Return the rows of a table in text.
 
     Args:
       file: the file.
-      lines: its first lines.
+      lines: its first lines, without a frame.
       delimiter: what separates its cells.
+      has_frame: whether the file has a frame, or comments before the header.
     """
     names, *rows = split_rows(lines, delimiter)
     kind = {" ": "table", "|": "table", "\t": "TSV"}.get(delimiter, "CSV")
@@ -187,7 +196,12 @@ def csv_source(file: BinaryIO, lines: list[str], delimiter: str) -> Source:
         kind = "W&B CSV"
     has_comma = any(has_decimal_comma(cell) for row in rows for cell in row)
     decimal = "," if has_comma or delimiter != "," else "."
-    return Source(kind, lambda: read_csv_rows(open_lines(file), delimiter), decimal)
+
+    def read() -> Iterator[Row]:
+        text = open_lines(file)
+        return read_csv_rows(strip_frame(text) if has_frame else text, delimiter)
+
+    return Source(kind, read, decimal)
 
 
 def log_source(file: BinaryIO, column: str | None) -> Source:

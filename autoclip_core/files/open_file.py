@@ -79,6 +79,11 @@ def refuse_binary(head: bytes) -> None:
     Raises:
       ValueError: the file is in a binary format.
     """
+    if head.startswith(b"PK") and b"/data.pkl" in head[:200]:
+        raise ValueError(
+            "it looks like a file of torch.save, which is not read; save the norms "
+            "with numpy.save"
+        )
     for magic, name, way_out in BINARY_FORMATS:
         if head.startswith(magic):
             raise ValueError(f"it looks like {name}, which is not read; {way_out}")

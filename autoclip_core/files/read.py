@@ -1,5 +1,6 @@
 """Reads the gradient norms of a run from the file or the folder that it left."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .collect import Collector, Column, NoColumn, find_nan_of_empty_cells, list_names
-from .folders import find_in_folder
+from .folders import find_in_folder, list_runs
 from .formats import Source, event_source, find_source, list_names_in_log, log_source
 from .json_rows import TextLine
 from .names import make_printable, rank_name
@@ -97,8 +98,21 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
     """
     name = os.fspath(path)
     files = [name]
-    if name != "-" and os.path.isdir(name):
+    is_folder = name != "-" and os.path.isdir(name)
+    if is_folder:
         files = [str(file) for file in find_in_folder(Path(name), column)]
+    try:
+        return read_files(files, column)
+    except ValueError as error:
+        runs = [run for run in list_runs(Path(name)) if is_folder and run != Path(name)]
+        if not runs:
+            raise
+        listed = list_names(map(str, runs))
+        raise ValueError(f"{error}; folders below hold events: {listed}") from None
+
+
+def read_files(files: list[str], column: str | None) -> LoggedNorms:
+    """Return the norms in one file, or in the event files of one run."""
     if len(files) > 1:
         return collect(event_source(lambda: open_each(files)), column)
     with open_bytes(files[0]) as file:
@@ -111,6 +125,8 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
 def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNorms:
     """Return the norms in a file; JSON lines between lines of text are a log.
 
+    So is JSON whose strings hold what was printed, as of a container or a notebook.
+
     Raises:
       ValueError: as `read_norms`; it says what the file looks like.
     """
@@ -121,6 +137,9 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     except ValueError as error:
         if source.kind == "text log" and isinstance(error, NoColumn):
             raise ValueError(explain_log(file, column)) from None
+        if source.kind.startswith("JSON") and isinstance(error, NoColumn):
+            with contextlib.suppress(ValueError):  # what was printed may be in a string
+                return collect(log_source(file, column), column)
         raise ValueError(f"it looks like {source.kind}, but {error}") from None
 
 

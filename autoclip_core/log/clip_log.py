@@ -35,9 +35,10 @@ class ClipLog(StepRecorder):
         on an accelerator cost one transfer in `every` steps.
       settings: the settings of the run by name, such as policy and scope; the report
         shows them.
+      clipper: which clipper to record, >= 0, if metrics are numbered: `clip/0/norm`.
 
     Raises:
-      TypeError, ValueError: `every` is not a whole number >= 1.
+      TypeError, ValueError: a number is not whole or out of range.
 
     >>> import numpy as np
     >>> from autoclip_core import ClipLog, Fixed, decide

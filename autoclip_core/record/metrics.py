@@ -1,6 +1,7 @@
 """One step of a log, read from the metrics of a clipper, and the totals of the run."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,8 +20,29 @@ TOTALS = {
 }
 """The totals of the run that metrics contain, by their names in the summary."""
 
+NUMBERED = re.compile(r"clip/(\d+)/(.*)", re.DOTALL)
+"""A metric of one of several clippers."""
+
 UNOBSERVED = Step(math.nan, math.inf, math.nan, 0.0, True, False)
 """A step without a norm."""
+
+
+def select_clipper(metrics: Metrics, clipper: int | None) -> Metrics:
+    """Return the metrics of one of several clippers, which are numbered from 0.
+
+    Metrics without a number stay as they are.
+
+    >>> select_clipper({"clip/0/norm": 5.0, "clip/1/norm": 2.0, "loss": 1.0}, 1)
+    {'clip/norm': 2.0, 'loss': 1.0}
+    """
+    if clipper is None:
+        return metrics
+    parts = {name: NUMBERED.fullmatch(name) for name in metrics}
+    return {
+        f"clip/{match[2]}" if match else name: metrics[name]
+        for name, match in parts.items()
+        if match is None or int(match[1]) == clipper
+    }
 
 
 def select_metrics(metrics: Metrics) -> Metrics:
@@ -60,10 +82,12 @@ def step_from_metrics(metrics: Metrics) -> Step:
     """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
     missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
     if missing:
+        way_out = "pass plain numbers as norm=..., threshold=..."
+        if any(map(NUMBERED.fullmatch, metrics)):
+            way_out = "choose one of the numbered clippers: ClipLog(clipper=0)"
         raise TypeError(
             f"a dict of metrics must have clip/norm and clip/threshold, got a "
-            f"{type(metrics).__name__} without {', '.join(missing)}; "
-            "pass plain numbers as norm=..., threshold=..."
+            f"{type(metrics).__name__} without {', '.join(missing)}; {way_out}"
         )
     step = step_from_numbers(
         metrics["clip/norm"],

@@ -13,6 +13,7 @@ from .metrics import (
     is_of_one_row,
     read_totals,
     rows_from_metrics,
+    select_clipper,
     select_metrics,
     select_update_metrics,
     step_from_metrics,
@@ -36,13 +37,19 @@ class StepRecorder(StepColumns):
     updates: Self | None
     """The log of the updates, if the metrics contain both gradients and updates."""
 
+    _clipper: int | None = None
+
     def __init__(
         self,
         names: Iterable[str] = (),
         *,
         every: int = 1,
         settings: Mapping[str, Any] | None = None,
+        clipper: int | None = None,
     ) -> None:
+        if clipper is not None:
+            check_count("clipper", clipper, 0)
+        self._clipper = clipper
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self._every = check_count("every", every, 1)
         self._store = Store()
@@ -156,6 +163,7 @@ class StepRecorder(StepColumns):
 
     def _read_metrics(self, metrics: Metrics) -> Step:
         """Return the step of metrics; the step of updates goes into their log."""
+        metrics = select_clipper(metrics, self._clipper)
         gradients = select_metrics(metrics)
         step, update = step_from_metrics(gradients), UNOBSERVED
         has_update = gradients is metrics and "clip/update_norm" in metrics
@@ -206,6 +214,7 @@ class StepRecorder(StepColumns):
             return
         try:
             values = metrics() if callable(metrics) else metrics
+            values = select_clipper(values, self._clipper)
             totals = read_totals(select_metrics(values))
             updates = read_totals(select_update_metrics(values))
         except RuntimeError:  # a later step of JAX has reused the memory of the arrays

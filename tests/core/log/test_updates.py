@@ -204,3 +204,31 @@ def test_a_log_of_trust_clip_has_both_halves():
     assert log.updates.norms[-1] == metrics["clip/update_norm"]
     assert log.norms[-1] == metrics["clip/norm"]
     assert log.updates.summary().clip_rate == metrics["clip/update_clip_rate"]
+
+
+def test_one_of_several_numbered_clippers_is_recorded():
+    def numbered(scale):
+        run = Run()
+        run.step(scale)
+        names = run.metrics().items()
+        return {name.removeprefix("clip/"): value for name, value in names}
+
+    metrics = {
+        **{f"clip/0/{name}": value for name, value in numbered(3.0).items()},
+        **{f"clip/1/{name}": value for name, value in numbered(1.0).items()},
+        "clip/1/norm/clip/0/a": 1.0,
+        "clip/1/norm/b": 1.0,
+        **{f"clip/update_{name}": value for name, value in numbered(0.5).items()},
+    }
+    for clipper, norm in [(0, 3.0), (1, 1.0)]:
+        log = ClipLog(clipper=clipper)
+        log.record(metrics)
+        log.read_later({"clip/0/steps": 7, "clip/1/steps": 8})
+        assert log.norms.tolist() == [norm]
+        assert log.updates.norms.tolist() == [0.5]
+        assert log.names == (["clip/0/a", "b"] if clipper else [])
+        assert log.summary().steps == 7 + clipper
+    with pytest.raises(TypeError, match=r"choose one .*: ClipLog\(clipper=0\)"):
+        ClipLog().record(metrics | {"clip/update_norm": None})
+    with pytest.raises(ValueError, match="clipper"):
+        ClipLog(clipper=-1)
