@@ -76,10 +76,13 @@ def find_version(folder: Path) -> list[Path]:
 def find_runs(folder: Path) -> list[Path]:
     """Return the event files of the only run below a folder.
 
+    Folders below that of a run, as for its hyperparameters, belong to the run.
+
     Raises:
       ValueError: several folders below hold event files.
     """
-    runs = list_runs(folder)
+    places = list_runs(folder)
+    runs = [run for run in places if not set(run.parents) & set(places)]
     if len(runs) > 1:
         raise ValueError(
             f"it holds {len(runs)} runs with event files; name one of the folders: "

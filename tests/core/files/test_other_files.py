@@ -117,12 +117,17 @@ def test_the_folders_of_add_scalars_are_named(tmp_path):
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    EventFileWriter(str(tmp_path)).close()
-    writer = EventFileWriter(str(tmp_path / "grad_norm_total"))
-    for step, norm in STEPS:
-        value = Summary.Value(tag="grad_norm", simple_value=norm)
-        writer.add_event(Event(step=step, summary=Summary(value=[value])))
-    writer.close()
+    def write(folder, tag):
+        writer = EventFileWriter(str(folder))
+        for step, norm in STEPS:
+            value = Summary.Value(tag=tag, simple_value=norm)
+            writer.add_event(Event(step=step, summary=Summary(value=[value])))
+        writer.close()
+
+    write(tmp_path / "a", "loss")
+    write(tmp_path / "a" / "grad_norm_total", "grad_norm")
     with pytest.raises(ValueError, match=r"below hold events: '.*grad_norm_total'"):
         read_norms(tmp_path)
-    check(tmp_path / "grad_norm_total", "TensorBoard events")
+    check(tmp_path / "a" / "grad_norm_total", "TensorBoard events")
+    write(tmp_path / "a", "train/grad_norm")  # the folder below may be of `add_hparams`
+    check(tmp_path, "TensorBoard events")
