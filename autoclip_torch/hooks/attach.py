@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.observer.observer import Observer
+from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
@@ -42,6 +43,7 @@ class Attachment(StepHooks):
         others = Attachment.find_all(optimizer)
         self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
         self._chain.add(clipper, optimizer)
+        self._backward_check = BackwardCheck()
         super().__init__(optimizer)
         if not is_trust_clip:  # its other half is checked
             clipper._act_in(optimizer)
@@ -72,10 +74,13 @@ class Attachment(StepHooks):
         if len(args) > 1 and args[1] is not None:  # args[0] is the optimizer
             return (args[0], self._wrap(optimizer, args[1]), *args[2:]), kwargs
         self._clip(optimizer)
+        self._backward_check.begin(self._stepper.rows.parameters)
         return None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._chain.restore(optimizer)
+        if is_outermost_step(optimizer):
+            self._backward_check.end(optimizer)
 
     def _wrap(
         self, optimizer: Optimizer, closure: Callable[[], Any]

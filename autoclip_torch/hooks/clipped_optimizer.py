@@ -8,6 +8,7 @@ import torch
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
+from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
@@ -80,6 +81,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.__dict__["optimizer"] = optimizer
         self.__dict__["clipper"] = clipper
         self.__dict__["_is_ready"] = False
+        self.__dict__["_backward_check"] = BackwardCheck()
         refuse_step_in_backward(optimizer)
         make_hooks_run(unwrap(optimizer))
         self._register_clipper()

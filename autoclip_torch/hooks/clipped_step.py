@@ -12,6 +12,7 @@ from autoclip_torch.coverage.clipper_record import (
     warn_of_replaced_step,
 )
 from autoclip_torch.coverage.open_steps import is_outermost_step
+from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
 _KEY = "autoclip"
@@ -32,6 +33,7 @@ class ClippedStep:
         """Prepare a step."""
         self._clipped = clipped
         self._has_begun = False
+        self._check: BackwardCheck = clipped._backward_check
 
     def run(self, closure: Callable[[], Any] | None) -> Any:
         """Let the optimizer inside step, with these hooks."""
@@ -69,6 +71,7 @@ class ClippedStep:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             clipped._clip()
+            self._check.begin(clipped.clipper._stepper.rows.parameters)
             return (optimizer,), {}
         return (optimizer, clipped._wrap(closure)), {}
 
@@ -76,6 +79,7 @@ class ClippedStep:
         """Run the hooks after the step."""
         if is_outermost_step(optimizer):
             clipped = self._clipped
+            self._check.end(optimizer)
             for hook in clipped._optimizer_step_post_hooks.values():
                 hook(clipped, (clipped, *args[1:]), kwargs)
 

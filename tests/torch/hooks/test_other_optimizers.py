@@ -176,6 +176,67 @@ def test_as_optimizer_clips_in_each_of_the_two_steps(po, name):
     assert base.norms == pytest.approx([LIMIT])
 
 
+class Computes(SGD):
+    """Its step computes the gradients, with or without a backward pass."""
+
+    def __init__(self, layer, has_backward):
+        super().__init__(layer.parameters(), lr=1.0)
+        self.layer, self.has_backward = layer, has_backward
+
+    def step(self, closure=None):
+        if self.has_backward:
+            with torch.enable_grad():
+                self.layer.backward()
+        else:
+            self.layer.weight.grad = torch.full((1, 2), 5.0)
+        super().step()
+
+
+def gsam(o, layer, base=None):
+    """Its `set_closure` receives the batch, and its step runs two backward passes."""
+    base = base or SGD(layer.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(base, 100)
+    rho = o.ProportionScheduler(schedule, 1.0, 0.5, 0.1, 0.05)
+    optimizer = o.GSAM(layer.parameters(), base, model=layer, rho_scheduler=rho)
+    batch = torch.tensor([[3.0, 4.0]]), torch.full((1, 1), 99.0)
+    optimizer.set_closure(torch.nn.functional.mse_loss, *batch)
+    return optimizer
+
+
+COMPUTING = {
+    "backward": lambda o, layer: Computes(layer, has_backward=True),
+    "assignment": lambda o, layer: Computes(layer, has_backward=False),
+    "GSAM": gsam,
+}
+"""Optimizers whose step computes the gradients after every hook."""
+
+
+@pytest.mark.needs("peers")
+@pytest.mark.parametrize("how", ["attach", "as_optimizer"])
+@pytest.mark.parametrize("name", COMPUTING)
+def test_a_step_that_computes_its_gradients_is_refused_at_once(po, name, how):
+    layer = Layer()
+    optimizer = COMPUTING[name](po, layer)
+    if how == "attach":
+        NormClip(layer, LIMIT).attach(optimizer)
+    else:
+        optimizer = NormClip.as_optimizer(optimizer, LIMIT)
+    with pytest.raises(RuntimeError, match=r"whose step computes others.*base_optimi"):
+        optimizer.step()
+
+
+@pytest.mark.needs("peers")
+def test_the_optimizer_that_gsam_calls_is_clipped(po):
+    layer = Layer()
+    optimizer = gsam(po, layer)
+    NormClip(layer, LIMIT).attach(optimizer.base_optimizer)
+    for _ in range(STEPS):
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        change = (layer.weight.detach() - before).norm().item()
+        assert change == pytest.approx(LIMIT, rel=1e-2)
+
+
 @pytest.mark.needs("peers")
 def test_an_optimizer_that_steps_within_backward_is_refused(po):
     layer = Layer()
