@@ -71,7 +71,7 @@ class ClippedStep:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             clipped._clip()
-            self._check.begin(clipped.clipper._stepper.rows.parameters)
+            self._check.begin(stepped_parameters(optimizer))
             return (optimizer,), {}
         return (optimizer, clipped._wrap(closure)), {}
 
