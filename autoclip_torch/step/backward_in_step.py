@@ -1,0 +1,74 @@
+"""Refuse an optimizer that computes gradients inside its step, after the clip."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+_STEPS = 10
+"""So many steps are checked."""
+
+_SAMPLES = 4
+"""The gradients of so many parameters are looked at."""
+
+
+class BackwardCheck:
+    """Whether the step of one optimizer runs a backward pass, in its first steps."""
+
+    def __init__(self) -> None:
+        """Start before the first step."""
+        self._steps = 0
+        self._handles: list[Any] = []
+        self._samples: Sequence[Tensor] = ()
+        self._has_gradient = self._has_computed = False
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Watch the gradients of a step without a closure, after the clip."""
+        if torch.compiler.is_compiling():
+            return
+        self._remove_hooks()
+        if self._steps == _STEPS:
+            return
+        self._steps += 1
+        trained = [p for p in parameters if p.requires_grad and p.is_leaf]
+        self._samples = trained[:: 1 + len(trained) // _SAMPLES]
+        self._has_computed = False
+        self._has_gradient = any(sample.grad is not None for sample in self._samples)
+        self._handles = [
+            sample.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            for sample in self._samples
+        ]
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Refuse the optimizer if the step has computed gradients.
+
+        Raises:
+          RuntimeError: it has.
+        """
+        if torch.compiler.is_compiling() or not self._handles:
+            return
+        samples = self._samples
+        self._remove_hooks()
+        if not self._has_gradient:
+            self._has_computed |= any(sample.grad is not None for sample in samples)
+        if self._has_computed:
+            raise RuntimeError(
+                f"optimizer.step must use the gradients that exist before it, got "
+                f"{type(optimizer).__name__}, whose step computes others, which are "
+                "not clipped; if it calls another optimizer, attach the clipper to "
+                "that one, as in clipper.attach(optimizer.base_optimizer)"
+            )
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        self._has_computed = True
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._samples = [], ()
+
+    def __reduce__(self) -> Any:
+        """Copy this object as one that starts before the first step."""
+        return type(self), ()
