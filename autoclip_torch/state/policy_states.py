@@ -97,8 +97,6 @@ class PolicyStates:
             for block in self.rows.by_policy
         ]
 
-    # `torch.compile` calls this once, when it traces, and not in the compiled code.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def move_to(self, device: torch.device | None) -> None:
         """Move states, counts and decision to a device, or to NumPy arrays (None)."""
         if device == self.device:
@@ -113,6 +111,11 @@ class PolicyStates:
         self.tally, self.decision = move(tally, device), move(decision, device)
         if self.losses is not None:
             self.losses.move_to(namespace)
+
+    # `torch.compile` calls `move_to` once, while it traces, not in the compiled code.
+    # `torch.compiler.assume_constant_result` sets the same mark, but it imports the
+    # compiler, which takes a second.
+    move_to._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def decide(
         self,

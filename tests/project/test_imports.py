@@ -168,6 +168,16 @@ def test_the_probe_reports_a_framework_that_core_would_load(tmp_path):
     assert frameworks_loaded_by("import autoclip_core", tmp_path) == {"torch"}
 
 
+@pytest.mark.needs("torch")
+def test_the_torch_package_loads_no_compiler():
+    """The compiler of torch takes a second to import."""
+    probe = "import sys, autoclip_torch; print('torch._dynamo' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     ("package", "missing", "message"),
     [
