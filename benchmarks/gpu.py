@@ -3,7 +3,8 @@
 Run it as `python benchmarks/gpu.py`; `--help` tells the options. Each way to clip is
 timed by the device's own clock, in turns, eager, compiled and as a captured graph, on
 the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is timed
-with its clip. Without CUDA it says that nothing was measured, and that is no error.
+with its clip and with `TrustClip`. Without CUDA it says that nothing was measured, and
+that is no error.
 """
 
 import warnings
@@ -14,7 +15,8 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import command
-from autoclip_torch import AGC, Clipper, NormClip, QuantileClip
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip
+from autoclip_torch.kernels.choose import find_kernel
 from contenders import HISTORY, Parameters
 from models import Shape, set_gradients
 from timing import Timed, alternate, clock, compare
@@ -29,6 +31,13 @@ class Way(NamedTuple):
     name: str
     step: Step
     passes: int
+    without_kernel: int | None = None
+    """The passes without the Triton kernel; None if they are the same."""
+
+    @property
+    def in_graph(self) -> int:
+        """The passes of a compiled or captured step, which has no kernel of ours."""
+        return self.passes if self.without_kernel is None else self.without_kernel
 
 
 def decoder(
@@ -77,26 +86,31 @@ def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
 def make_ways(parameters: Parameters) -> list[Way]:
     """Return torch's fixed clip and the clippers.
 
-    A step on a device does not wait for its decision. So each gradient is read for its
-    norm, read and written to remove NaN, and read and written to scale it.
-    AGC reads the parameters, too, and copies both to float64.
+    Each gradient is read for its norm. The Triton kernel reads and writes none, because
+    none is clipped. Without it, two operations read and write each: one sets values to
+    0, the other one scales. AGC reads the parameters, too, and copies both to float64.
     """
     ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, 1e9), 3)]
+    passes = 5 if find_kernel(parameters[0].device) is None else 1
     for name, clipper in make_clippers(parameters).items():
-        ways.append(Way(name, clipper.step, 14 if name == "AGC, per unit" else 5))
+        if name == "AGC, per unit":
+            ways.append(Way(name, clipper.step, 14))
+        else:
+            ways.append(Way(name, clipper.step, passes, 5))
     return ways
 
 
 def make_attached(parameters: Parameters) -> list[Way]:
-    """Return a fused AdamW alone, after torch's clip, and with a clipper attached."""
+    """Return a fused AdamW alone, after torch's clip, and with clippers attached."""
 
     def adamw() -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=1e-9, fused=True)
 
-    # Here three optimizers step the same parameters; in a run that is a mistake.
+    # Here four optimizers step the same parameters; in a run that is a mistake.
     warnings.filterwarnings("ignore", ".*stepped parameters of a clipper")
-    alone, after, attached = adamw(), adamw(), adamw()
+    alone, after, attached, trusted = (adamw() for _ in range(4))
     NormClip(parameters, max_norm=1e9).attach(attached)
+    TrustClip(None, trusted, history_length=HISTORY)
 
     def clip_and_step() -> None:
         clip_grad_norm_(parameters, 1e9)
@@ -107,6 +121,8 @@ def make_attached(parameters: Parameters) -> list[Way]:
         Way("fused AdamW", alone.step, 7),
         Way("clip_grad_norm_, then fused AdamW", clip_and_step, 10),
         Way("NormClip attached", attached.step, 9),
+        # Also: weights copied 2, their norms 1, the change 4, the weights written 15.
+        Way("TrustClip", trusted.step, 31),
     ]
 
 
@@ -146,12 +162,12 @@ def captured(way: Way) -> Way:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         way.step()
-    return Way(f"{way.name}, graph", graph.replay, way.passes)
+    return Way(f"{way.name}, graph", graph.replay, way.in_graph)
 
 
 def compiled(way: Way) -> Way:
     """Return the same step in `torch.compile`."""
-    return Way(f"{way.name}, compiled", torch.compile(way.step), way.passes)
+    return Way(f"{way.name}, compiled", torch.compile(way.step), way.in_graph)
 
 
 def synchronises(step: Step) -> str:

@@ -35,6 +35,7 @@ MODULES = {
     "trainers": (
         *("trl", "peft", "datasets", "bitsandbytes", "torchao"),
         *("galore_torch", "apollo_torch", "schedulefree", "deepspeed", "fairscale"),
+        "triton",
     ),
 }
 """The modules of each name. `stacks` are trainers and tools around the frameworks,

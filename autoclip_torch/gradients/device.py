@@ -3,13 +3,16 @@
 Tensors that share a norm are measured and scaled in a few launches, regardless of their
 number. Bytes that each float32 number moves:
 
-| scope               | measured  | set to 0 | scaled |
-|---------------------|-----------|----------|--------|
-| one norm per tensor | 4         | 4 + 4    | 4 + 4  |
-| units               | 4 + 8 + 8 | 4 + 4    | 4 + 4  |
+| scope                      | measured  | set to 0 | scaled |
+|----------------------------|-----------|----------|--------|
+| one norm per tensor        | 4         | 4 + 4    | 4 + 4  |
+| the same, by Triton        | 4         |          | 4 + 4  |
+| units                      | 4 + 8 + 8 | 4 + 4    | 4 + 4  |
 
-Setting to 0 is a separate pass, because 0 * inf is NaN. Units are copied to float64
-first. Tensors with one norm are widened while they are summed.
+On CUDA, a Triton kernel writes only tensors whose scale is not 1. In torch's
+operations, setting to 0 is a separate pass, because 0 * inf is NaN, and both passes
+write every tensor. Units are copied to float64 first. Tensors with one norm are widened
+while they are summed.
 """
 
 import math
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoclip_torch.kernels.choose import scale_by_kernel_
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .layout import (
@@ -167,11 +171,26 @@ def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
 
 def scale_whole_(gradients: dict[int, list[Tensor]], scales: Tensor) -> None:
     """Scale tensors in place, given by row; one scale holds for all of a row."""
+    pairs = [
+        (row, as_real(tensor))
+        for row, tensors in gradients.items()
+        for tensor in tensors
+    ]
+    if not torch.compiler.is_compiling():  # torch compiles a kernel of its own
+        pairs = scale_by_kernel_(pairs, scales)
+    if pairs:
+        _scale_by_operations_(pairs, scales)
+
+
+def _scale_by_operations_(pairs: list[tuple[int, Tensor]], scales: Tensor) -> None:
+    """Scale real tensors, given with their rows, by operations of torch."""
     is_zero = scales == 0
     masks = {size: (~is_zero).to(integer) for size, integer in _INTEGERS.items()}
     factors = scales.masked_fill(is_zero, 1.0)
-    for row, tensors in gradients.items():
-        values = [as_real(tensor) for tensor in tensors]
+    by_row: dict[int, list[Tensor]] = {}
+    for row, tensor in pairs:
+        by_row.setdefault(row, []).append(tensor)
+    for row, values in by_row.items():
         for indices in _group_by_type(values):
             batch = [values[index] for index in indices]
             device = batch[0].device

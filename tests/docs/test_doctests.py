@@ -22,6 +22,7 @@ OPTIONAL = {  # what these import is not installed with their package
     "autoclip_core.log.clip_log.ClipLog.plot_rows": "matplotlib",
     "autoclip_core.log.report.write_report": "matplotlib",
     "autoclip_tf.legacy": "tf_keras",
+    "autoclip_torch.kernels.scale": "triton",
     "autoclip_torch.lightning": "lightning",
     "autoclip_torch.transformers": "transformers",
 }

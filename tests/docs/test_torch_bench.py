@@ -127,7 +127,11 @@ def test_the_gpu_script_can_measure_on_the_cpu(scripts):
     ways = {line["contender"]: line for line in measured["clip"]}
     assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
     assert ways["AGC, per unit"]["bytes"] == 14 * 4 * measured["parameters"]
-    assert "NormClip attached" in {line["contender"] for line in measured["fused"]}
+    assert ways["NormClip"]["bytes"] == 5 * 4 * measured["parameters"]
+    fused = {line["contender"] for line in measured["fused"]}
+    assert {"NormClip attached", "TrustClip"} <= fused
+    assert gpu.Way("with the kernel", print, 1, 5).in_graph == 5
+    assert gpu.Way("without one", print, 3).in_graph == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -51,6 +51,7 @@ TESTS = {
     "torch/parameters/surgery",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
     "torch/units torch/value torch/edges torch/norms",
+    "autoclip_torch/kernels": "torch/device",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/replicas.py": "torch/sharded",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
@@ -140,6 +141,7 @@ LEFT_OUT = {
     "trainers/optimizers": "`make trainers` runs it",
     "trainers/peft": "`make trainers` runs it",
     "trainers/trl": "`make trainers` runs it",
+    "trainers/triton_scale": "`make trainers` runs it",
 }
 """The test files that belong to no entry, with the reason."""
 

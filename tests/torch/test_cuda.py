@@ -9,6 +9,8 @@ import torch
 
 from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import NormClip, QuantileClip
+from autoclip_torch.gradients.device import scale_whole_
+from autoclip_torch.kernels.choose import find_kernel
 
 from ..support.torch_device import (
     MODES,
@@ -95,6 +97,27 @@ def test_on_cuda_every_kind_of_gradient(scope):
         np.testing.assert_array_equal(clipped, norms > limit, err_msg=name)
         expected = scaled(gradient.to_dense(), scale, clipped)
         torch.testing.assert_close(p.grad.cpu().to_dense(), expected, msg=name)
+
+
+def test_on_cuda_the_kernel_and_the_operations_scale_alike():
+    """In Triton's kernel, and in a captured graph, which uses operations of torch."""
+    pytest.importorskip("triton")
+    scales = torch.tensor([1.0, 0.0, 0.3], device="cuda")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        values = torch.randn(2**17 + 5, dtype=dtype, device="cuda")
+        values[:3] = torch.tensor([np.inf, -np.inf, 0.0])
+        first, second = ({row: [values.clone()] for row in range(3)} for _ in range(2))
+        assert find_kernel(values.device) is not None
+        scale_whole_(first, scales)  # compiles the kernel
+        with no_synchronisation():
+            scale_whole_({0: first[0]}, scales)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            assert find_kernel(values.device) is None
+            scale_whole_(second, scales)
+        graph.replay()
+        for row in range(3):
+            assert torch.equal(first[row][0], second[row][0])
 
 
 def test_on_cuda_on_clip_waits_only_for_the_step_before():
