@@ -12,7 +12,15 @@ import numpy as np
 from .checks import check_choice, format_error
 from .loss import LossDecision
 from .policy import Policy, limit_and_record, select_rows
-from .scale import NONFINITE, XP, Array, as_norms, find_level, scale_rows
+from .scale import (
+    NONFINITE,
+    XP,
+    Array,
+    as_norms,
+    find_level,
+    refine_scale,
+    scale_rows,
+)
 
 State = TypeVar("State")
 
@@ -44,6 +52,7 @@ def decide(
     *,
     observed: Array = None,
     param_norms: Array = None,
+    precise_norms: Array = None,
     nonfinite: str = "zero",
     loss: LossDecision | None = None,
     xp: XP = np,
@@ -60,6 +69,8 @@ def decide(
       norms: the norm of each row, shape (rows,), any float type.
       observed: which rows have a gradient, booleans of shape (rows,); None means all.
       param_norms: norms of the parameters, shape (rows,), if the policy needs them.
+      precise_norms: the norms in float64, shape (rows,), or None. With them the scale
+        is float64: target / precise norm. All else is float32, also the threshold.
       nonfinite: the rule for a row whose norm is NaN or infinite: "zero" (scale 0),
         "skip" (every scale is 0 and no row records), "propagate" (scale 1), "raise".
       loss: the decision of `decide_loss` on this step. If it skips the update, every
@@ -95,6 +106,8 @@ def decide(
     scale, clipped, dropped = scale_rows(
         valid_norms, limit.threshold, limit.target, limit.drop, xp
     )
+    if precise_norms is not None:
+        scale = refine_scale(scale, limit.target, precise_norms, xp)
     if nonfinite == "zero":
         scale = xp.where(is_nonfinite, 0.0, scale)
     skipped, is_void = find_skips(is_nonfinite, nonfinite, loss, xp)

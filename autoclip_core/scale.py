@@ -133,6 +133,18 @@ def scale_rows(
     return xp.where(dropped, 0.0, scale), is_above | dropped, dropped
 
 
+def refine_scale(scale: Array, target: Array, norms: Array, xp: XP = np) -> Array:
+    """Return the scale as R / n in the type of the norms, where it is not 0 or 1.
+
+    >>> refine_scale(np.float32([1, 1 / 3]), np.float32([2, 1]), np.array([1.0, 3.0]))
+    array([1.        , 0.33333333])
+    """
+    is_between = (scale > 0) & (scale < 1)
+    divisor = xp.where(is_between, norms, 1.0)
+    scale, target = (xp.asarray(x, dtype=norms.dtype) for x in (scale, target))
+    return xp.where(is_between, divide(target, divisor, xp), scale)
+
+
 def complete_limit(limit: Limit, xp: XP = np) -> Limit:
     """Return the limit with one D per row; where R is 0, D is min(T, D) and T is +inf.
 

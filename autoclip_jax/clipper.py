@@ -158,7 +158,9 @@ def _measure(
 ) -> tuple[Array, Array | None]:
     """Return the norm of each part, and with "rms" its number of elements."""
     norms = measure_norms(rows, tree, axis_name, norm)
-    return norms, count_elements(rows, tree, axis_name) if norm == "rms" else None
+    if norm != "rms":
+        return norms, None
+    return norms, count_elements(rows, tree, axis_name).astype(norms.dtype)
 
 
 # Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
@@ -186,14 +188,22 @@ def _next_state(
         norms,
         observed=observed,
         param_norms=param_norms,
+        precise_norms=norms if norms.dtype == jnp.float64 else None,
         nonfinite=nonfinite,
         loss=loss,
         xp=XP,
     )
     scales = decision.scale
+    # The state is float32.
+    part_norms, scale = part_norms.astype(jnp.float32), scales.astype(jnp.float32)
+    sizes = None if sizes is None else sizes.astype(jnp.float32)
     if is_split:
         scales = get_part_scales(decision, XP)
-        decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=XP)
+        decision = measure_scale(
+            decision._replace(scale=scale), part_norms, norm, sizes=sizes, xp=XP
+        )
+    else:
+        decision = decision._replace(scale=scale)
     tally = metrics.count_step(restore_names(state.clip_tally), decision, XP)
     totals = None
     if norm != "l2":

@@ -59,9 +59,10 @@ XP = JaxNamespace()
 def measure_norms(
     rows: Rows, tree: Any, axis_name: Any = None, norm: str = "l2"
 ) -> Array:
-    """Return the norm of each part of a row, shape (parts,), float32.
+    """Return the norm of each part of a row, shape (parts,).
 
-    Squares are summed in float32. If a sum is infinite or tiny, precision may be lost:
+    Norms are float32, or float64 if a leaf is. Squares are summed in the type of the
+    leaf, at least float32. If a sum is infinite or tiny, precision may be lost:
     then each row is divided by a number of about its size and summed again. A row of
     exact zeros also costs this second pass.
 
@@ -89,7 +90,9 @@ def measure_norms(
 
     def root(sums: Array) -> Array:
         norms: Array = square_root(sums, jnp)
-        return norms if sizes is None else to_rms(norms, sizes, jnp)
+        if sizes is not None:
+            norms = to_rms(norms, sizes.astype(norms.dtype), jnp)
+        return norms
 
     # Outside of a trace, `cond` would compile its branches again in every step.
     if not isinstance(is_safe, jax.core.Tracer):
@@ -100,7 +103,8 @@ def measure_norms(
 
 def _choose_divisors(squares: Array) -> Array:
     """Return a divisor of each row, after which no square of an element is lost."""
-    divisors = lax.clamp(_SMALLEST_DIVISOR, squares, _LARGEST_DIVISOR)
+    least, most = np.array([_SMALLEST_DIVISOR, _LARGEST_DIVISOR], squares.dtype)
+    divisors = lax.clamp(least, squares, most)
     constant: Array = lax.stop_gradient(divisors)
     return constant
 
@@ -121,6 +125,12 @@ def _list_parts(rows: Rows, tree: Any) -> list[tuple[ParameterRows, Array]]:
     """Return the leaves that have a norm, each with its rows."""
     pairs = zip(rows.parameters, list_leaves(tree), strict=True)
     return [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
+
+
+def _find_norm_type(parts: Sequence[tuple[ParameterRows, Array]]) -> Any:
+    """Return float64 if a leaf has that precision, else float32."""
+    is_double = any(jnp.finfo(leaf.dtype).bits == 64 for _, leaf in parts)
+    return jnp.float64 if is_double else jnp.float32
 
 
 def has_gradient(rows: Rows, tree: Any) -> Array:
@@ -203,9 +213,10 @@ def _sum_squares(
     The divisors, one per row, divide the elements first.
     """
     sums: dict[int, Any] = {}
+    kind = _find_norm_type(parts)
     for parameter, leaf in parts:
         divisor = None if divisors is None else divisors[parameter.start]
-        squares = _sum_leaf_squares(leaf, parameter, divisor, axes)
+        squares = _sum_leaf_squares(leaf, parameter, divisor, axes).astype(kind)
         sums[parameter.start] = sums.get(parameter.start, 0) + squares
     return sums
 
@@ -221,7 +232,7 @@ def _sum_leaf_squares(
     unit_axes = None if units is None else units.axes
     total = replicate(jnp.sum(jnp.square(view), axis=unit_axes))
     total = total if units is None else total.reshape(-1)
-    return reduce_pieces(lax.psum, total.astype(jnp.float32), axes)
+    return reduce_pieces(lax.psum, total, axes)
 
 
 def _largest_magnitudes(
@@ -229,6 +240,7 @@ def _largest_magnitudes(
 ) -> Array:
     """Return the largest magnitude of each row; infinity if one is a NaN."""
     largest: dict[int, Array] = {}
+    kind = _find_norm_type(parts)
     for parameter, leaf in parts:
         units = parameter.units
         unit_axes = None if units is None else units.axes
@@ -236,7 +248,7 @@ def _largest_magnitudes(
         # Not every maximum returns a NaN.
         magnitudes = jnp.where(jnp.isnan(magnitudes), jnp.inf, magnitudes)
         top = jnp.max(magnitudes, axis=unit_axes, initial=0.0)
-        top = replicate(top).astype(jnp.float32)
+        top = replicate(top).astype(kind)
         top = reduce_pieces(lax.pmax, top if units is None else top.reshape(-1), axes)
         largest[parameter.start] = jnp.maximum(largest.get(parameter.start, 0.0), top)
     return _join_rows(rows, largest)
@@ -265,10 +277,11 @@ def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
     """Return one vector over the parts; it is 0 for a part without a value."""
     widths = {p.start: p.stop - p.start for p in rows.parameters if p.stop > p.start}
     vectors: list[Array] = []
-    zero, end = jnp.zeros((), jnp.float32), 0
+    kind = jnp.result_type(*values.values())
+    zero, end = jnp.zeros((), kind), 0
     for start in (*sorted(widths), rows.part_count):
         if start > end:  # a row that is scaled as a whole has no second part
-            vectors.append(jnp.zeros((start - end,), jnp.float32))
+            vectors.append(jnp.zeros((start - end,), kind))
         end = start + widths.get(start, 0)
         vectors.append(jnp.broadcast_to(values.get(start, zero), (end - start,)))
     return jnp.concatenate(vectors)

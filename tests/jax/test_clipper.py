@@ -354,20 +354,29 @@ def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
         np.testing.assert_array_equal(wrapped, unwrapped, strict=True)
 
 
-def test_float64_and_bfloat16_leaves_share_a_norm():
+@pytest.mark.parametrize(("norm", "count"), [("l2", 1), ("rms", 7)])
+def test_float64_and_bfloat16_leaves_share_a_norm(norm, count):
+    """Norms and scales are float64, the state is float32."""
     jax.config.update("jax_enable_x64", True)
     try:
-        grads = {"a": jnp.full(3, 2.0, jnp.float64), "b": jnp.ones(4, jnp.bfloat16)}
-        tx = clip_by_policy(Fixed(1.0), scope="global")
-        updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+        a, threshold = np.array([0.1, 0.2, 0.7]), float(np.float32(0.3))
+        grads = {"a": jnp.array(a), "b": jnp.ones(4, jnp.bfloat16)}
+        tx = clip_by_policy(Fixed(threshold), scope="global", norm=norm)
+        state = tx.init(grads)
+        kinds = [leaf.dtype for leaf in jax.tree.leaves(state)]
+        updates, state = jax.jit(tx.update)(grads, state)
+        assert [leaf.dtype for leaf in jax.tree.leaves(state)] == kinds
     finally:
         jax.config.update("jax_enable_x64", False)
+    assert jnp.float64 not in kinds
     assert {k: v.dtype for k, v in updates.items()} == {
         "a": jnp.float64,
         "b": jnp.bfloat16,
     }
-    np.testing.assert_array_equal(state.clip_norm, [4.0])
-    np.testing.assert_allclose(updates["a"], 0.5, rtol=1e-12)
+    expected = np.sqrt((a @ a + 4) / count)
+    np.testing.assert_allclose(state.clip_norm, [expected], rtol=1e-7)
+    scaled = a * (threshold / expected)
+    np.testing.assert_allclose(np.asarray(updates["a"]), scaled, rtol=1e-12)
 
 
 MISTAKES = {
