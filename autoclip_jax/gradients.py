@@ -129,7 +129,8 @@ def _list_parts(rows: Rows, tree: Any) -> list[tuple[ParameterRows, Array]]:
 
 def _find_norm_type(parts: Sequence[tuple[ParameterRows, Array]]) -> Any:
     """Return float64 if a leaf has that precision, else float32."""
-    is_double = any(jnp.finfo(leaf.dtype).bits == 64 for _, leaf in parts)
+    doubles = np.dtype("float64"), np.dtype("complex128")
+    is_double = any(leaf.dtype in doubles for _, leaf in parts)
     return jnp.float64 if is_double else jnp.float32
 
 
