@@ -146,7 +146,8 @@ class CoverageCheck:
         missing = [c for c in record.clippers if self._has_missed(c, optimizer, acted)]
         if any(each.acts_in(optimizer) for each in acted) or not missing:
             # Of its first step it is not known whether a clipper acted for it.
-            record.unclipped = int(record.steps == 1 and not record.inside)
+            is_first = record.steps == 1 and not record.inside
+            record.unclipped = int(is_first and is_outermost_step(optimizer))
             return
         if not is_outermost_step(optimizer):
             return
