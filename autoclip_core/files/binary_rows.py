@@ -19,7 +19,9 @@ MAX_EVENT = 1 << 30
 
 
 def is_npz(file: BinaryIO) -> bool:
-    """Return whether a zip archive holds arrays."""
+    """Return whether a file is a zip archive of arrays."""
+    if not zipfile.is_zipfile(file):
+        return False
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
     file.seek(0)

@@ -1,6 +1,5 @@
 """Reads the gradient norms of a run from the file or the folder that it left."""
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,10 +103,11 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
     try:
         return read_files(files, column)
     except ValueError as error:
-        runs = [run for run in list_runs(Path(name)) if is_folder and run != Path(name)]
+        read = {Path(file).parent for file in files}
+        runs = [r for r in list_runs(Path(name)) if is_folder and r not in read]
         if not runs:
             raise
-        listed = list_names(map(str, runs))
+        listed = list_names(str(run.relative_to(name)) for run in runs)
         raise ValueError(f"{error}; folders below hold events: {listed}") from None
 
 
@@ -137,10 +137,13 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     except ValueError as error:
         if source.kind == "text log" and isinstance(error, NoColumn):
             raise ValueError(explain_log(file, column)) from None
-        if source.kind.startswith("JSON") and isinstance(error, NoColumn):
-            with contextlib.suppress(ValueError):  # what was printed may be in a string
-                return collect(log_source(file, column), column)
-        raise ValueError(f"it looks like {source.kind}, but {error}") from None
+        refusal = ValueError(f"it looks like {source.kind}, but {error}")
+        if not (source.kind.startswith("JSON") and isinstance(error, NoColumn)):
+            raise refusal from None
+    try:  # what was printed may be in a string
+        return collect(log_source(file, column), column)
+    except ValueError:
+        raise refusal from None
 
 
 def open_each(paths: list[str]) -> Iterator[BinaryIO]:

@@ -32,10 +32,18 @@ def select_clipper(metrics: Metrics, clipper: int | None) -> Metrics:
 
     Metrics without a number stay as they are.
 
+    Raises:
+      TypeError: `clipper` is None, and only numbered clippers have metrics.
+
     >>> select_clipper({"clip/0/norm": 5.0, "clip/1/norm": 2.0, "loss": 1.0}, 1)
     {'clip/norm': 2.0, 'loss': 1.0}
     """
     if clipper is None:
+        if "clip/norm" not in metrics and any(map(NUMBERED.fullmatch, metrics)):
+            raise TypeError(
+                "a dict of metrics must be of one clipper, got those of numbered "
+                "clippers; choose one of them: ClipLog(clipper=0)"
+            )
         return metrics
     parts = {name: NUMBERED.fullmatch(name) for name in metrics}
     return {
@@ -83,8 +91,6 @@ def step_from_metrics(metrics: Metrics) -> Step:
     missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
     if missing:
         way_out = "pass plain numbers as norm=..., threshold=..."
-        if any(map(NUMBERED.fullmatch, metrics)):
-            way_out = "choose one of the numbered clippers: ClipLog(clipper=0)"
         raise TypeError(
             f"a dict of metrics must have clip/norm and clip/threshold, got a "
             f"{type(metrics).__name__} without {', '.join(missing)}; {way_out}"

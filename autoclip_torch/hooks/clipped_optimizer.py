@@ -46,10 +46,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     optimizer. Its state dict is the state dict of the optimizer inside, with the
     clipper's state under "clipper". It has the other public attributes of the optimizer
     inside, such as `train` and `eval`. It clips in the step of the optimizer inside,
-    where the hooks of both and torch's global hooks run once.
-
-    With SAM, it clips before `first_step` and `second_step`. In `step(closure)`, each
-    pass of the closure is clipped.
+    where the hooks of both and torch's global hooks run once. With SAM, it clips before
+    `first_step` and `second_step`; in `step(closure)`, in each pass of the closure.
 
     Args:
       optimizer: the optimizer that steps.

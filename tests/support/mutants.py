@@ -212,7 +212,7 @@ EQUIVALENT = {
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
         # Without a norm or a mean the offset is discarded, or has the weight 0.
         ("1.0 -> 1.01", "divisor = xp.where(has_both, mean, 1.0)"),
-        ("1.0 -> 1.01", "ratio = xp.where(has_both, norms, 1.0)"),
+        ("1.0 -> 1.01", "divide(xp.where(has_both, norms, 1.0)"),
         ("norms > 0 -> norms >= 0", ""),
         # If both are equal, either branch gives that number.
         ("ratio < LARGEST -> ratio <= LARGEST", ""),

