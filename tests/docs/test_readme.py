@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from autoclip_core import __version__
+from autoclip_core import ClipLog, __version__
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,27 +58,39 @@ def test_the_code_runs_in_the_order_of_the_page(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rate", "said"), [("0.01", "Stabiliser"), ("5.0", "Red light: The run diverged")]
 )
-def test_the_diagnosis_tells_a_healthy_run_from_one_that_diverges(
+def test_trust_clip_trains_at_a_rate_at_which_the_gradient_alone_diverges(
     rate, said, tmp_path, monkeypatch
 ):
     import torch
 
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    namespace = {"__name__": "readme"}
-    losses = []
-    for source in BLOCKS["torch"]:
+    def run(source):
         changed = source.replace("lr=0.01", f"lr={rate}")
         exec(compile(changed, "README.md", "exec"), namespace)
         with torch.no_grad():
             outputs = [namespace["model"](x) - y for x, y in namespace["batches"]]
-        losses.append(float(torch.stack(outputs).square().mean()))
-    assert losses[0] == pytest.approx(1.0307, rel=0.02)  # with TrustClip, at both rates
+        return float(torch.stack(outputs).square().mean())
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": "readme"}
+    first, logged, alone = BLOCKS["torch"]
+    assert run(first) == pytest.approx(1.0307, rel=0.02)  # at both rates
+    assert run(logged) == pytest.approx(1.0203, rel=0.02)
+    summary = namespace["log"].summary()
+    assert "Stabiliser" in " ".join(str(summary).split())
+    assert summary.clip_rate < 0.25
+    assert (summary.updates.clip_rate > 0.99) == (rate == "5.0")
+    assert (tmp_path / "norms.csv").is_file()
+
+    run(alone)
+    loop = alone[alone.index("for x, y") :]
+    assert "log.record(clipper.step()) before optimizer.step()" in logged
+    recorded = loop.replace("clipper.step()", "log.record(clipper.step())")
+    namespace["log"] = ClipLog(settings={"policy": namespace["clipper"]})
+    assert math.isfinite(run(recorded)) == (rate == "0.01")
     summary = namespace["log"].summary()
     assert said in " ".join(str(summary).split())  # lines are wrapped
-    assert math.isfinite(losses[-1]) == (rate == "0.01")
     assert (summary.clip_rate > 0.9) == (rate == "5.0")
-    assert (tmp_path / "norms.csv").is_file()
 
 
 def test_there_is_code_to_run():
@@ -92,7 +104,7 @@ def test_the_edit_to_a_loop_stands_within_the_first_ten_lines_of_code():
 
 
 def test_the_edit_of_a_loop_that_clips_replaces_one_line():
-    code = [line.strip() for line in BLOCKS["torch"][1].splitlines()]
+    code = [line.strip() for line in BLOCKS["torch"][-1].splitlines()]
     old = next(i for i, line in enumerate(code) if line.startswith("# torch.nn.utils"))
     assert code[old + 1] == "clipper.step()"
 
