@@ -16,7 +16,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; the others show lines of a loop
 ELSEWHERE = {"jax.md", "keras.md", "watching.md", "many_gpus.md", "trainers.md"}
 # The later blocks of these show lines of a loop.
-FIRST_BLOCK_RUNS = {"pytorch.md", "mixed_precision.md"}
+FIRST_BLOCK_RUNS = {"pytorch.md"}
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
     for page in sorted(DOCS.rglob("*.md"))
