@@ -53,6 +53,15 @@ def select_clipper(metrics: Metrics, clipper: int | None) -> Metrics:
     }
 
 
+def has_no_step(metrics: Metrics) -> bool:
+    """Return whether a clipper has not stepped, as after a scaler's first overflow.
+
+    >>> has_no_step({"clip/norm": 0.0, "clip/steps": 0.0})
+    True
+    """
+    return int(select_metrics(metrics).get("clip/steps", 1)) == 0
+
+
 def select_metrics(metrics: Metrics) -> Metrics:
     """Return the metrics of gradients, else those of updates under the same names.
 

@@ -10,6 +10,7 @@ from .largest import LargeStep, LargestSteps, measure_scale_ratio
 from .metrics import (
     UNOBSERVED,
     Metrics,
+    has_no_step,
     is_of_one_row,
     read_totals,
     rows_from_metrics,
@@ -115,6 +116,10 @@ class StepRecorder(StepColumns):
                     "record takes a decision or numbers, got a decision and "
                     f"{', '.join(given)}; leave one of them out"
                 )
+            if isinstance(decision, Mapping):
+                decision = select_clipper(decision, self._clipper)
+                if has_no_step(decision):
+                    return
             step = self._read(decision)
         self._add(step)
 
@@ -163,7 +168,6 @@ class StepRecorder(StepColumns):
 
     def _read_metrics(self, metrics: Metrics) -> Step:
         """Return the step of metrics; the step of updates goes into their log."""
-        metrics = select_clipper(metrics, self._clipper)
         gradients = select_metrics(metrics)
         step, update = step_from_metrics(gradients), UNOBSERVED
         has_update = gradients is metrics and "clip/update_norm" in metrics

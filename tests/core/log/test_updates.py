@@ -232,3 +232,16 @@ def test_one_of_several_numbered_clippers_is_recorded():
         ClipLog().record(metrics)
     with pytest.raises(ValueError, match="clipper"):
         ClipLog(clipper=-1)
+
+
+def test_metrics_before_the_first_step_are_no_step(tmp_path):
+    """A scaler whose first gradients overflow skips the step of the optimizer."""
+    run, log = Run(), ClipLog()
+    run.step(3.0)
+    metrics = run.metrics()
+    log.record(dict.fromkeys(metrics, 0.0) | {"clip/threshold": math.inf})
+    assert len(log) == 0
+    log.record(metrics)
+    assert log.steps.tolist() == [0]
+    log.to_csv(tmp_path / "log.csv")
+    assert ClipLog.from_csv(tmp_path / "log.csv").steps.tolist() == [0]
