@@ -142,11 +142,15 @@ class TrustClip(HasHalves, HasCallbacks):
 
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> clipper.step()
+        >>> clipper.step()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        RuntimeError: it clips inside optimizer.step(); leave clipper.step() out
+        ...
+        RuntimeError: it clips inside optimizer.step(); leave clipper.step() out; ...
         """
-        raise RuntimeError("it clips inside optimizer.step(); leave clipper.step() out")
+        raise RuntimeError(
+            "it clips inside optimizer.step(); leave clipper.step() out; to log, call "
+            "log.record(clipper.metrics()) after optimizer.step()"
+        )
 
     def detach(self) -> None:
         """Remove both halves from the optimizer; the history stays.

@@ -153,13 +153,14 @@ class UpdateClipper(Observer):
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters())
         >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
-        >>> clipper.step()
+        >>> clipper.step()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        RuntimeError: an update clipper clips inside optimizer.step(); leave step() out
+        RuntimeError: an update clipper clips inside optimizer.step(); ...
         """
         raise RuntimeError(
-            "an update clipper clips inside optimizer.step(); leave step() out"
+            "an update clipper clips inside optimizer.step(); leave clipper.step() "
+            "out; to log, call log.record(clipper.metrics()) after optimizer.step()"
         )
 
     def detach(self) -> None:

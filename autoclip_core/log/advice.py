@@ -4,6 +4,7 @@ Each sentence contains the numbers that support it.
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,17 +13,23 @@ from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 
 from .formatting import format_number, format_percent
-from .red_lights import diagnose_steps
+from .red_lights import LOW_SCALE, diagnose_steps, find_policy, select_settings
 
 MIN_STEPS = 100
 """Fewer steps than this do not support a statement about the clip rate."""
 
 REGIMES = (
     ("spike filter", 0.001, 0.02),
+    ("moderate", 0.02, 0.05),
     ("stabiliser", 0.05, 0.25),
+    ("high", 0.25, 0.5),
     ("normaliser", 0.5, 1.0),
 )
-"""Names of ranges of the clip rate: name, lowest rate, highest rate."""
+"""Names of ranges of the clip rate: name, lowest rate, highest rate. The limits of
+"moderate" and "high" belong to their neighbours."""
+
+QUANTILES = {"Quantile", "QuantileClip", "StreamingQuantile", "TrustClip"}
+"""Policies whose clip rate aims at 1 - `quantile`."""
 
 
 def mean(values: Array) -> float:
@@ -35,6 +42,8 @@ def advise_on_rate(
     sums: Mapping[str, float],
     mean_scale: float,
     logged: Mapping[str, float] | None = None,
+    settings: Mapping[str, str] | None = None,
+    is_update: bool = False,
 ) -> list[str]:
     """Name the regime of the run, and what looks wrong.
 
@@ -43,6 +52,8 @@ def advise_on_rate(
       sums: the sums of their clipped fractions: "clipped" and "armed_clipped".
       mean_scale: mean of norm after / norm before.
       logged: "steps" and "clip_rate" of the whole run, if metrics have them.
+      settings: the settings of the log, which may name the policy.
+      is_update: whether the norms are those of updates.
     """
     measured, armed = counts["measured"], counts["armed"]
     rate = sums["clipped"] / measured if measured else math.nan
@@ -54,13 +65,11 @@ def advise_on_rate(
         return [explain_too_early(total, armed)]
     scale = f"mean scale {format_number(mean_scale)}"
     scale += f" over {measured} recorded steps" if total > measured else ""
-    advice = [f"{name_regime(rate, total)}, {scale}."]
-    if rate > 0.5:
-        advice += [
-            f"Clip rate {format_percent(rate)} is above 50 %: under SGD this acts "
-            "like a smaller learning rate, so lower the learning rate instead. Under "
-            "Adam and its variants, or if gradients explode, it can be intended."
-        ]
+    regime = name_regime(rate, total, is_update)
+    advice = [f"{regime}, {scale}."]
+    if regime.startswith(("Moderate", "High")):
+        advice[0] += name_aim(select_settings(settings or {}, is_update))
+    advice += advise_on_bound(rate, mean_scale) if is_update else advise_on_high(rate)
     if total == measured and armed < 0.9 * measured:
         armed_rate = format_percent(sums["armed_clipped"] / armed)
         advice += [
@@ -68,6 +77,46 @@ def advise_on_rate(
             f"{armed} the clip rate is {armed_rate}."
         ]
     return advice
+
+
+def advise_on_bound(rate: float, mean_scale: float) -> list[str]:
+    """Say that the bound of the updates sets the size of most steps, if it does.
+
+    This is no red light: it is what the bound does if the learning rate is too high.
+    """
+    if not (rate > 0.5 or mean_scale < LOW_SCALE):
+        return []
+    return [
+        "The bound sets the size of most steps: the learning rate is above what it "
+        "allows. This is expected if TrustClip was added to a run that diverged. Lower "
+        "the rate if the loss stops falling."
+    ]
+
+
+def advise_on_high(rate: float) -> list[str]:
+    """Say that most gradients are clipped, if they are."""
+    if not rate > 0.5:
+        return []
+    return [
+        f"Clip rate {format_percent(rate)} is above 50 %: under SGD this acts "
+        "like a smaller learning rate, so lower the learning rate instead. Under "
+        "Adam and its variants, or if gradients explode, it can be intended."
+    ]
+
+
+def name_aim(settings: Mapping[str, str]) -> str:
+    """Return the clip rate that a quantile aims at; "" for any other policy.
+
+    >>> name_aim({"policy": "Quantile(quantile=0.9)"})
+    ' A quantile of 0.9 aims at 10 %.'
+    """
+    text = " ".join(settings.values())
+    match = re.search(r"\bquantile=([01](?:\.\d+)?)\b", text)
+    is_changed = re.search(r"\b(Warmup|Cap|Floor|Drop)\(|max_threshold=", text)
+    if match is None or is_changed or find_policy(settings) not in QUANTILES:
+        return ""
+    aim = format_percent(1 - float(match[1]))
+    return f" A quantile of {match[1]} aims at {aim}."
 
 
 def explain_too_early(measured: int, armed: int) -> str:
@@ -83,22 +132,21 @@ def explain_too_early(measured: int, armed: int) -> str:
     )
 
 
-def name_regime(rate: float, steps: int) -> str:
+def name_regime(rate: float, steps: int, is_update: bool = False) -> str:
     """Name the regime of a clip rate, with the numbers that support it.
 
     >>> name_regime(0.1, 5000)
     'Stabiliser (5 to 25 %): clip rate 10 % over 5000 steps'
     """
-    names = [f"{name} ({100 * a:g} to {100 * b:g} %)" for name, a, b in REGIMES]
-    within = [n for n, (_, a, b) in zip(names, REGIMES, strict=True) if a <= rate <= b]
-    below = sum(rate > b for _, _, b in REGIMES)
     basis = f"clip rate {format_percent(rate)} over {steps} steps"
-    if within:
-        return f"{within[0].capitalize()}: {basis}"
-    if below:
-        return f"Between {names[below - 1]} and {names[below]}: {basis}"
+    inner = "moderate", "high"
+    for name, low, high in REGIMES:
+        if low < rate < high or (name not in inner and rate in (low, high)):
+            return f"{name.capitalize()} ({100 * low:g} to {100 * high:g} %): {basis}"
     if steps < 1000:
         return f"Inert so far: {basis} (fewer than 1000 cannot show a rate of 0.1 %)"
+    if is_update:
+        return f"Inert: {basis}, below 0.1 %: the bound has almost no effect"
     return f"Inert: {basis}, below 0.1 %: the threshold has almost no effect, lower it"
 
 

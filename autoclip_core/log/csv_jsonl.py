@@ -90,8 +90,8 @@ def read_jsonl(path: Path) -> tuple[dict[str, Any], Array]:
     with open_bytes(fspath(path)) as file:
         more, array = rows_to_steps(steps(read_json_lines(open_lines(file))), str(path))
     if "updates" in more:
-        about["updates"] = {**about.get("updates", {}), **more["updates"]}
-    return about, array
+        more["updates"] = {**about.get("updates", {}), **more["updates"]}
+    return {**about, **more}, array
 
 
 def check_is_object(value: Any) -> None:
@@ -105,7 +105,7 @@ def check_is_object(value: Any) -> None:
 def rows_to_steps(
     rows: Iterable[Mapping[str, Any]], source: str
 ) -> tuple[dict[str, Any], Array]:
-    """Return the updates in the rows of a log, if there are some, and its steps.
+    """Return what the rows of a log tell of updates, and its steps.
 
     Columns may have the prefix "clip/". Those with "update_" hold the updates; they are
     the steps if there are no others.
@@ -129,8 +129,9 @@ def rows_to_steps(
         return {}, table_to_steps(gradients, source)
     steps = table_to_steps(updates, source)
     if "norm" not in gradients:
-        return {}, steps
-    return {"updates": {"steps": steps}}, table_to_steps(gradients, source)
+        return {"is_of_updates": True}, steps
+    about = {"steps": steps, "is_of_updates": True}
+    return {"updates": about}, table_to_steps(gradients, source)
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:

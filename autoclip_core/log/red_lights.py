@@ -25,6 +25,7 @@ LOW_SCALE = 0.3
 
 ARGUMENTS = {
     **dict.fromkeys(("Quantile", "QuantileClip", "StreamingQuantile"), "quantile"),
+    "TrustClip": "quantile",
     **dict.fromkeys(("MeanStd", "StandardClip"), "deviations"),
     **dict.fromkeys(("ZScore", "ZClip"), "z"),
     **dict.fromkeys(("EmaRatio", "AdaGC"), "ratio"),
@@ -70,12 +71,24 @@ def records_clipped_norms(settings: Mapping[str, str]) -> bool | None:
     return policy in ("EmaRatio", "AdaGC") if policy else None
 
 
-def name_argument(settings: Mapping[str, str], is_update: bool) -> str:
-    """Return what to raise, so that the policy in use clips less."""
-    policy = find_policy(settings)
-    if policy == "TrustClip":
-        return "`ratio`" if is_update else "`quantile`"
-    argument = ARGUMENTS.get(policy, "the bound" if is_update else "the threshold")
+def select_settings(settings: Mapping[str, str], is_update: bool) -> dict[str, str]:
+    """Return the settings that can name the policy of the gradients, or of the updates.
+
+    >>> settings = {"clipper": "UpdateClipper(ParamRatio(clipping=0.1))", "batch": "8"}
+    >>> select_settings(settings, is_update=False)
+    {'batch': '8'}
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if "TrustClip(" in value
+        or is_update == ("UpdateClipper(" in value or "update" in name.lower())
+    }
+
+
+def name_argument(settings: Mapping[str, str]) -> str:
+    """Return what to raise, so that the policy of the gradients clips less."""
+    argument = ARGUMENTS.get(find_policy(settings), "the threshold")
     return argument if " " in argument else f"`{argument}`"
 
 
@@ -109,8 +122,10 @@ def diagnose_steps(steps: Array) -> tuple[Array, Diagnosis]:
 
 def lower_rate(policy: str, is_update: bool) -> str:
     """Return the actions against a divergence that a policy allows."""
-    if policy == "TrustClip" or is_update:
+    if policy == "TrustClip":
         return "Lower the learning rate, or `ratio` of TrustClip."
+    if is_update:
+        return "Lower the learning rate, or the bound."
     bound = "bound the update with TrustClip"
     if policy in FOLLOWS_NO_NORM:
         return f"Lower the learning rate, or {bound}."
@@ -189,17 +204,16 @@ def explain_ratchet(policy: str) -> str:
 
 
 def warn_of_low_scale(
-    mean_scale: float, armed: int, settings: Mapping[str, str], is_update: bool
+    mean_scale: float, armed: int, settings: Mapping[str, str]
 ) -> list[str]:
-    """Warn if clipping removes most of the gradient, or of the update."""
+    """Warn if clipping removes most of the gradient."""
     if armed < MIN_STEPS or not mean_scale < LOW_SCALE:
         return []
-    what = "update" if is_update else "gradient"
     return [
         f"Red light: mean scale {format_number(mean_scale)} is below {LOW_SCALE:g}: "
-        f"clipping removes most of the {what}. The threshold is far below the usual "
-        "norm, or the norms are too large. Raise "
-        f"{name_argument(settings, is_update)}, or lower the learning rate."
+        "clipping removes most of the gradient. The threshold is far below the usual "
+        f"norm, or the norms are too large. Raise {name_argument(settings)}, or lower "
+        "the learning rate."
     ]
 
 
@@ -214,6 +228,10 @@ def find_red_lights(
 ) -> Iterable[str]:
     """Return the red lights of a run. A diverged run has no other one.
 
+    A low mean scale of the updates is none: `advise_on_bound` explains it. Their
+    threshold follows the weights, so it may fall while they do not, unless the settings
+    name another policy.
+
     Args:
       steps: the stored steps.
       settings: the settings of the log, which may name the policy.
@@ -222,10 +240,11 @@ def find_red_lights(
       has_several_rows: whether a step has several rows.
       is_update: whether the norms are those of updates.
     """
+    settings = select_settings(settings, is_update)
     divergence = warn_of_divergence(steps, settings, is_update)
     if divergence:
         return divergence
     return [
-        *warn_of_low_scale(mean_scale, armed, settings, is_update),
-        *warn_of_ratchet(steps, settings, has_several_rows),
+        *([] if is_update else warn_of_low_scale(mean_scale, armed, settings)),
+        *warn_of_ratchet(steps, settings, has_several_rows or is_update),
     ]

@@ -167,7 +167,12 @@ def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
     totals, counts = log._store.totals, log._store.totals.counts
     scale = totals.mean("scale")
     yield from advice.advise_on_rate(
-        counts, totals.sums, scale, logged if has_rate_of_more(log) else None
+        counts,
+        totals.sums,
+        scale,
+        logged if has_rate_of_more(log) else None,
+        log.settings,
+        log._is_of_updates,
     )
     yield from find_red_lights(
         log._store.steps(),

@@ -26,11 +26,13 @@ SPIKE = 5.0
 NAMED = 5
 """The number of spikes whose steps the sentence names."""
 
+LOSS = "Norms do not show the loss: compare it."
+"""The end of a verdict without damage: a run whose loss rose may have such norms."""
 
 SENTENCES = {
-    "healthy": "Healthy: {count} norms show neither damage nor a spike.",
+    "healthy": "Healthy: {count} norms show neither damage nor a spike. " + LOSS,
     "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median; the norms "
-    "show no damage.",
+    "show no damage. " + LOSS,
     "shifted": "From step {step} on, the level is {number:.3g} times the earlier one: "
     "other data or another loss, or damage, which only the loss shows.",
     "diverged": "The run diverged at step {step}: from there on the norms reach "
@@ -43,7 +45,7 @@ SENTENCES = {
     "too short": "Too short for a verdict: {number} finite norms above 0; it takes "
     "{minimum}.",
 }
-"""The sentence of each verdict."""
+"""The verdicts in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Diagnosis:
     "non-finite", "never healthy", "clipped" (the log holds norms after clipping) and
     "too short"."""
     sentence: str
-    """The verdict with its steps and numbers, in one sentence."""
+    """The verdict in words, with its steps and numbers."""
     healthy: Array
     """Whether each norm belongs to the healthy part, shape (steps,). Such norms are
     finite and no spikes."""
@@ -90,7 +92,7 @@ def diagnose(
     """Return the diagnosis of a run, from its gradient norms alone.
 
     Norms do not show everything: after a damaged layer they may be as before. So
-    "spikes" and "shifted" are no verdict on the weights; the loss is.
+    "healthy", "spikes" and "shifted" are no verdict on the weights; the loss is.
 
     Args:
       norms: norms before clipping, in the order of the steps, shape (n,), >= 0. NaN and

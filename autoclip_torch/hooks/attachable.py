@@ -101,7 +101,8 @@ class Attachable(LossObserver):
             raise RuntimeError(
                 "an attached clipper clips inside optimizer.step(), so clipper.step() "
                 "would clip the gradients twice; leave clipper.step() out, or call "
-                "clipper.detach() first"
+                "clipper.detach() first; to log, call log.record(clipper.metrics()) "
+                "after optimizer.step()"
             )
         self._attachment = None
         COVERAGE.discard(self._record)

@@ -82,10 +82,10 @@ def test_the_worst_rows_are_the_five_most_clipped_ones():
         (0.0, 1000, "Inert: clip rate 0 % over 1000 steps"),
         (0.001, 5000, "Spike filter (0.1 to 2 %): clip rate 0.1 %"),
         (0.02, 5000, "Spike filter (0.1 to 2 %): clip rate 2 %"),
-        (0.0201, 5000, "Between spike filter (0.1 to 2 %) and stabiliser (5 to 25 %):"),
+        (0.0201, 5000, "Moderate (2 to 5 %): clip rate 2.01 % over 5000 steps"),
         (0.05, 5000, "Stabiliser (5 to 25 %): clip rate 5 %"),
         (0.25, 5000, "Stabiliser (5 to 25 %): clip rate 25 %"),
-        (0.4, 5000, "Between stabiliser (5 to 25 %) and normaliser (50 to 100 %):"),
+        (0.4, 5000, "High (25 to 50 %): clip rate 40 % over 5000 steps"),
         (0.5, 5000, "Normaliser (50 to 100 %): clip rate 50 %"),
         (1.0, 5000, "Normaliser (50 to 100 %): clip rate 100 %"),
     ],
@@ -94,10 +94,53 @@ def test_the_regime_follows_from_the_rate(rate, steps, start):
     assert name_regime(rate, steps).startswith(start)
 
 
-def advice(measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0):
+def test_a_bound_without_effect_is_not_to_be_lowered():
+    assert name_regime(0.0, 1000).endswith("almost no effect, lower it")
+    assert name_regime(0.0, 1000, True).endswith("the bound has almost no effect")
+
+
+def advice(
+    measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0, **about
+):
     counts = {"measured": measured, "armed": armed}
     sums = {"clipped": clipped, "armed_clipped": armed_clipped}
-    return advise_on_rate(counts, sums, scale)
+    return advise_on_rate(counts, sums, scale, **about)
+
+
+@pytest.mark.parametrize(
+    ("policy", "aim"),
+    [
+        ("Quantile(quantile=0.9, history_length=None)", "A quantile of 0.9 aims at 10"),
+        ("QuantileClip(quantile=0.95, scope='global')", "A quantile of 0.95 aims at 5"),
+        ("TrustClip(ratio=0.02, quantile=0.9)", "A quantile of 0.9 aims at 10 %."),
+        ("Cap(policy=Quantile(quantile=0.9), max_norm=1.0)", None),
+        ("Quantile(quantile=0.9, max_threshold=3.0)", None),
+        ("TrustClip()", None),
+        ("Fixed(max_norm=1.0)", None),
+        ("", None),
+    ],
+)
+def test_a_rate_between_the_regimes_is_compared_with_that_of_the_quantile(policy, aim):
+    settings = {"policy": policy}
+    [sentence] = advice(clipped=47, scale=0.97, settings=settings)
+    start = "Moderate (2 to 5 %): clip rate 4.7 % over 1000 steps, mean scale 0.97."
+    assert sentence.startswith(start)
+    assert sentence.removeprefix(start).startswith(f" {aim}" if aim else "")
+    assert ("aims" in sentence) == (aim is not None)
+    assert "aims" not in advice(clipped=100, settings=settings)[0]
+    is_of_both = "TrustClip(" in policy and aim is not None
+    [sentence] = advice(clipped=47, settings=settings, is_update=True)
+    assert ("aims" in sentence) == is_of_both
+
+
+@pytest.mark.parametrize(
+    ("clipped", "scale", "is_bound"),
+    [(500, 0.3, False), (501, 0.9, True), (100, 0.2999, True), (0, NAN, False)],
+)
+def test_a_bound_that_acts_in_most_steps_is_explained(clipped, scale, is_bound):
+    sentences = advice(clipped=clipped, scale=scale, is_update=True)[1:]
+    assert len(sentences) == is_bound
+    assert all(s.startswith("The bound sets the size of most") for s in sentences)
 
 
 def test_advice_reports_a_high_rate():

@@ -49,8 +49,10 @@ def numbers_above_100(count):
 def test_a_suggestion_prints_these_lines():
     """The numbers 101 to 301 have mean 201, p90 = 281 and a variance of 3366.67."""
     lines = str(suggest_threshold(numbers_above_100(201))).splitlines()
-    assert lines[:13] == [
-        "Healthy: 201 norms show neither damage nor a spike.",
+    assert lines[:14] == [
+        "Healthy: 201 norms show neither damage nor a spike. Norms do not show the "
+        "loss:",
+        "compare it.",
         "steps         201 (201 healthy, 0 non-finite)",
         "mean          201",
         "std           58.02",
@@ -64,7 +66,7 @@ def test_a_suggestion_prints_these_lines():
         "mean range    100.5 to 2010 (0.5 to 10 times the mean)",
         f"or a policy   {as_code(Quantile(0.9))}",
     ]
-    assert lines[13].startswith("Begin with TrustClip, which needs no number")
+    assert lines[14].startswith("Begin with TrustClip, which needs no number")
 
 
 def steady_norms(seed=0, spread=0.1, size=900):
@@ -98,6 +100,8 @@ def test_the_verdict_names_spikes_and_leaves_them_out():
     suggestion = suggest_threshold(norms)
     assert suggestion.verdict == "spikes"
     assert str(suggestion).startswith("Spikes at steps 100, 300, up to 40.")
+    loss = "no damage. Norms do not show the loss: compare it."
+    assert suggestion.diagnosis.sentence.endswith(loss)
     assert suggestion.max < 2
     assert "1 of 900 steps (0.111 %)" in str(suggestion)
 

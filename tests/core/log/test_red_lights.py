@@ -26,8 +26,10 @@ from autoclip_core import (
 from autoclip_core.log.red_lights import (
     choose_steps,
     find_policy,
+    find_red_lights,
     name_argument,
     records_clipped_norms,
+    select_settings,
     warn_of_divergence,
     warn_of_low_scale,
     warn_of_ratchet,
@@ -68,7 +70,7 @@ def red_lights(log):
 def test_the_settings_name_the_policy(policy, name, argument, is_clipped):
     settings = ClipLog(settings={"seed": 3, "policy": policy}).settings
     assert find_policy(settings) == name
-    assert name_argument(settings, False).startswith(argument)
+    assert name_argument(settings).startswith(argument)
     assert bool(records_clipped_norms(settings)) is bool(is_clipped)
 
 
@@ -268,6 +270,47 @@ def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
     assert warn_of_divergence(run_of(EXPLOSION[:300]), {}, False) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "action"),
+    [
+        ("TrustClip(ratio=0.02)", "Lower the learning rate, or `ratio` of TrustClip."),
+        ("UpdateClipper(policy=ParamRatio(clipping=0.02))", "rate, or the bound."),
+        ("", "Lower the learning rate, or the bound."),
+    ],
+)
+def test_a_divergence_of_the_updates_names_the_bound_in_use(policy, action):
+    [light] = warn_of_divergence(run_of(EXPLOSION), {"policy": policy}, True)
+    assert light.endswith(action)
+
+
+# The settings of both halves.
+
+BOTH = {
+    "update": "ParamRatio(clipping=0.1)",
+    "bound": "UpdateClipper(policy=ParamRatio(clipping=0.1), rows=2)",
+    "policy": "EmaRatio(ratio=1.05)",
+    "batch": "8",
+}
+
+
+def test_each_half_has_its_own_settings():
+    assert list(select_settings(BOTH, is_update=False)) == ["policy", "batch"]
+    assert list(select_settings(BOTH, is_update=True)) == ["update", "bound"]
+    trust = {"clipper": "TrustClip()"}
+    assert select_settings(trust, False) == select_settings(trust, True) == trust
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_policy_of_the_gradients_is_not_blamed_for_the_updates(is_named):
+    settings = BOTH if is_named else {}
+    keywords = {"mean_scale": 0.1, "armed": 300, "has_several_rows": False}
+    steps = ratchet(3.0, 80)
+    lights = find_red_lights(steps, settings=settings, is_update=False, **keywords)
+    assert len(lights) == 2
+    assert ("Raise `ratio`, or lower" in lights[0]) == is_named
+    assert find_red_lights(steps, settings=settings, is_update=True, **keywords) == []
+
+
 def test_another_level_is_named_without_a_red_light():
     log = ClipLog()
     for norm in [*EXPLOSION[:200], *(9 * EXPLOSION[:200])]:
@@ -318,13 +361,10 @@ def test_a_long_run_is_diagnosed_from_a_sample_and_its_latest_steps():
 
 def test_a_low_mean_scale_names_the_argument_to_raise():
     settings = {"policy": "Fixed(max_norm=0.1)"}
-    assert warn_of_low_scale(0.3, 100, settings, False) == []
-    assert warn_of_low_scale(0.2999, 99, settings, False) == []
-    assert warn_of_low_scale(NAN, 100, settings, False) == []
-    [light] = warn_of_low_scale(0.2999, 100, settings, False)
+    assert warn_of_low_scale(0.3, 100, settings) == []
+    assert warn_of_low_scale(0.2999, 99, settings) == []
+    assert warn_of_low_scale(NAN, 100, settings) == []
+    [light] = warn_of_low_scale(0.2999, 100, settings)
     assert light.startswith("Red light: mean scale 0.2999 is below 0.3: clipping remov")
     assert "most of the gradient" in light
     assert "Raise `max_norm`, or lower the learning rate." in light
-    [light] = warn_of_low_scale(0.1, 100, {"clipper": "TrustClip(ratio=1)"}, True)
-    assert "most of the update" in light
-    assert "Raise `ratio`, or" in light

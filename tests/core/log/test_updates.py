@@ -174,6 +174,38 @@ def test_files_have_both_halves(tmp_path, monkeypatch, suffix, steps):
         assert len(read.updates) == len(read) == len(log) + 1
 
 
+BOUND = (
+    "The bound sets the size of most steps: the learning rate is above what it allow"
+)
+
+
+@pytest.mark.parametrize("policy", [None, "Quantile(quantile=0.9)", "TrustClip()"])
+@pytest.mark.parametrize("source", ["log", "csv", "jsonl", "one half"])
+def test_a_bound_that_acts_in_each_step_is_no_red_light(tmp_path, policy, source):
+    """The updates are 10 times above their bound, the gradients below theirs."""
+    log = ClipLog(settings={} if policy is None else {"policy": policy})
+    for _ in range(200):
+        metrics = {"clip/norm": 1.0, "clip/threshold": 2.0}
+        updates = {"clip/update_norm": 10.0, "clip/update_threshold": 1.0}
+        log.record(updates if source == "one half" else metrics | updates)
+    if source in ("csv", "jsonl"):
+        getattr(log, f"to_{source}")(tmp_path / "run")
+        log = getattr(ClipLog, f"from_{source}")(tmp_path / "run")
+    half = log if source == "one half" else log.updates
+    _, sentence = half.summary().advice
+    assert sentence.startswith(BOUND)
+    assert "Red light" not in str(log.summary())
+    assert "aise" not in str(log.summary())
+
+
+def test_columns_of_updates_alone_are_a_log_of_updates(tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text("step,update_norm,update_threshold\n" + "1,10,1\n" * 100)
+    assert BOUND in " ".join(ClipLog.from_csv(path).summary().advice)
+    path.write_text('{"update_norm": 10, "update_threshold": 1}\n' * 100)
+    assert BOUND in " ".join(ClipLog.from_jsonl(path).summary().advice)
+
+
 @pytest.mark.needs("plot")
 def test_the_report_has_both_halves(tmp_path, capsys):
     log_of_both().to_jsonl(tmp_path / "run.jsonl")

@@ -543,8 +543,10 @@ def test_other_misuses():
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):
         TrustClip(model, model)
     clipper = TrustClip(model, optimizer)
-    with pytest.raises(RuntimeError, match=r"leave clipper\.step\(\) out"):
-        clipper.step()
+    way_out = r"clipper\.step\(\) out.*; to log, call log\.record\(clipper\.metrics"
+    for by_hand in (clipper, clipper._filter, clipper._bound):
+        with pytest.raises(RuntimeError, match=way_out):
+            by_hand.step()
     for state in (None, {}, NormClip(model, 1.0).state_dict()):
         with pytest.raises(ValueError, match=r"state_dict\(\) of a TrustClip"):
             clipper.load_state_dict(state)
