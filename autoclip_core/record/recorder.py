@@ -81,8 +81,9 @@ class StepRecorder(StepColumns):
             dropped, each with one entry per row. Or a dict of metrics with the names
             `clip/...`; `clip/norm/<row>` and so on count the clips of each row.
             `clip/update_...` is recorded in `updates`, or here if there are no others.
-            Several rows are combined as l2 norms; if the clipper has another norm,
-            record its `metrics()`.
+            Metrics have the number of the step; a decision has none, so after a resume
+            the log counts it from 0. Several rows are combined as l2 norms; if the
+            clipper has another norm, record its `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
           threshold: the norm above which the step is clipped, >= 0; inf for none.
