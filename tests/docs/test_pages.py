@@ -17,6 +17,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 ELSEWHERE = {"jax.md", "keras.md", "watching.md", "many_gpus.md", "trainers.md"}
 # The later blocks of these show lines of a loop.
 FIRST_BLOCK_RUNS = {"pytorch.md"}
+NEEDED = {"jax_checkpoints.md": ["stacks"]}  # besides a framework
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
     for page in sorted(DOCS.rglob("*.md"))
@@ -57,7 +58,7 @@ def runs():
         if page not in ELSEWHERE:
             code = blocks(text)[: 1 if page in FIRST_BLOCK_RUNS else None]
             for framework, sources in by_framework(code).items():
-                mark = pytest.mark.needs(framework)
+                mark = pytest.mark.needs(framework, *NEEDED.get(page, ()))
                 if sources:
                     case = (page, sources)
                     yield pytest.param(*case, id=f"{page}-{framework}", marks=mark)
