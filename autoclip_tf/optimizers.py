@@ -90,7 +90,11 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
     optimizer_class: Any = type(optimizer)
     subclass = with_gradient_transformers(optimizer_class)
     if getattr(optimizer, "built", False) or getattr(optimizer, "_built", False):
-        way_out = "make the clipped optimizer before the first step"
+        way_out = (
+            "wrap type(optimizer).from_config(optimizer.get_config()); to keep the "
+            "moments, compile with the result, call its build(model."
+            "trainable_variables), then model.load_weights(file)"
+        )
         rule = "one that is not built yet"
         raise ValueError(format_error("optimizer", rule, optimizer.name, way_out))
     config = optimizer.get_config()
