@@ -57,7 +57,7 @@ def find_lasting_shift(levels: Levels) -> tuple[int, float] | None:
     if shift is None:
         return None
     logs = levels.logs
-    sign = math.copysign(1.0, math.log(shift.ratio))
+    sign = 1.0 if shift.ratio >= 1 else -1.0
     is_usual = shift.ratio > 1 / FALL or shift.step < 2 * MIN_STEPS
     if sign < 0 and is_usual:
         return None

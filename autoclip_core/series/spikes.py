@@ -139,7 +139,7 @@ def find_shift_in_logs(logs: Array) -> LevelShift | None:
     candidates = np.flatnonzero(abs(change) >= largest - 1e-9)
     middle = int(candidates[len(candidates) // 2])
     step = int(starts[middle]) + MIN_STEPS
-    return LevelShift(step, round(math.exp(change[middle]), 6))
+    return LevelShift(step, float(f"{math.exp(change[middle]):.7g}"))
 
 
 def find_candidate_starts(logs: Array) -> Array:

@@ -64,3 +64,10 @@ def test_a_rise_at_the_end_is_3_times_the_norms_before(factors, sizes, rise):
 def test_a_rise_at_the_end_is_a_shift():
     diagnosis = diagnose(steady() * np.repeat([1.0, 5.0], [376, 24]))
     assert (diagnosis.verdict, diagnosis.step) == ("shifted", 376)
+
+
+def test_gradients_that_vanish_are_another_level():
+    norms = np.r_[steady(300), np.full(100, 1e-12)]
+    diagnosis = diagnose(norms)
+    assert diagnosis.verdict == "shifted"
+    assert "the level is 1.03e-12 times" in str(diagnosis)
