@@ -54,8 +54,11 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
         raise ValueError(
             f"the columns must have different names, got {duplicate!r} twice"
         )
-    size, number = len(header), 1
+    size, has_rows = len(header), is_headless(first)
     for number, row in enumerate(rows, start=2):
+        if is_repeated(row, first):
+            continue
+        has_rows = True
         if len(row) < size:
             row += [""] * (size - len(row))
         elif len(row) > size:
@@ -67,7 +70,7 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
                     f"{len(row)}"
                 )
         yield dict(zip(header, row, strict=False))
-    if number == 1 and not is_headless(first):
+    if not has_rows:
         yield dict.fromkeys(header, "")  # the names are known without a row
 
 
@@ -149,6 +152,11 @@ def is_headless(first: list[str]) -> bool:
     return all(is_number(cell) for cell in first)
 
 
+def is_repeated(row: list[str], first: list[str]) -> bool:
+    """Return whether a row repeats the names in the first row."""
+    return row == first and not is_headless(first)
+
+
 def guess_delimiter(lines: list[str]) -> str | None:
     """Return the delimiter of a table, or None if the text is no table.
 
@@ -173,7 +181,7 @@ def is_table(lines: list[str], delimiter: str) -> bool:
         first, *rows = split_rows(lines, delimiter)
     except ValueError:
         return False
-    size = len(first)
+    size, rows = len(first), [row for row in rows if not is_repeated(row, first)]
     if size < 2:
         return False
     if not rows:

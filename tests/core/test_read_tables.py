@@ -334,6 +334,22 @@ def test_empty_cells_in_json_lines_are_counted(file):
     assert (read.norms.tolist(), read.empty) == ([1.5], 2)
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t", " "])
+@pytest.mark.parametrize("size", [3, 60])
+def test_a_header_that_a_resumed_run_repeats_is_no_row(file, size, delimiter):
+    part = table(
+        "step,grad_norm".replace(",", delimiter), enumerate([1.5] * size), delimiter
+    )
+    read = read_norms(file(part + part))
+    assert read.norms.tolist() == [1.5] * 2 * size
+    assert read.empty == 0
+
+
+def test_a_table_of_headers_only_has_an_empty_column(file):
+    with pytest.raises(ValueError, match="column 'grad_norm' is empty"):
+        read_norms(file("step,grad_norm\n" * 2))
+
+
 def test_the_last_line_of_a_stopped_run_may_be_cut_off(file):
     lines = '{"step": 1, "grad_norm": 1.5}\n{"step": 2, "grad_no'
     assert read_norms(file(lines)).norms.tolist() == [1.5]
