@@ -62,7 +62,10 @@ def parse_line(line: str, number: int) -> Object:
     except ValueError as error:
         is_text = line.lstrip()[:1] not in "{["
         kind = TextLine if is_text else ValueError
-        raise kind(f"line {number} is not JSON: {error}") from None
+        raise kind(
+            f"line {number} is not JSON: {error}; if a stopped run cut it off, delete "
+            "that line"
+        ) from None
     if isinstance(row, dict):
         return row
     if isinstance(row, int | float | str):
