@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from autoclip_core.files.names import make_printable
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 
@@ -37,7 +38,8 @@ def draw_rows(
     width = counts.width * every
     rates = counts.map()
     intervals = rates.shape[1]
-    labels = [shorten(counts.names[row]).replace("$", r"\$") for row in rows]
+    names = [make_printable(counts.names[row]) for row in rows]
+    labels = [shorten(name).replace("$", r"\$") for name in names]
     edges = np.minimum(np.arange(intervals + 1) * width, end)
     mesh = draw_heat_map(axes, edges, rates[rows], labels)
     mesh.set_clim(0, max(1.0, float(100 * np.nanmax(rates, initial=0.0))))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
+from autoclip_core.files.names import make_printable
 from autoclip_core.record.largest import LargeStep
 
 from .clip_log import ClipLog
@@ -77,7 +78,7 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
       ImportError: matplotlib is not installed.
     """
     summary = log.summary()
-    heading = html.escape(title)
+    heading = escape_text(title)
     parts = [
         f"<h1>{heading}</h1>",
         f"<p>{summary.steps} steps, clip rate {format_percent(summary.clip_rate)}, "
@@ -88,6 +89,11 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
         parts += ["<h1>Updates</h1>", *describe_log(log.updates, summary.updates)]
     parts += ["<h2>Settings</h2>", settings_table(log)]
     return frame_page(heading, "\n".join(parts))
+
+
+def escape_text(text: str) -> str:
+    """Return a text as HTML; control characters are escaped, as on a terminal."""
+    return html.escape("\n".join(map(make_printable, text.split("\n"))))
 
 
 def frame_page(heading: str, body: str) -> str:
@@ -126,7 +132,7 @@ def spike_table(spikes: Iterable[LargeStep], summary: Summary) -> str:
         f'<tr><td class="number">{spike.step}</td>'
         f'<td class="number">{format_number(spike.ratio)}</td>'
         f'<td class="number">{format_number(spike.norm)}</td>'
-        f"<td>{html.escape(name_rows(spike))}</td></tr>"
+        f"<td>{escape_text(name_rows(spike))}</td></tr>"
         for spike in spikes
     ]
     if not lines:
@@ -149,9 +155,9 @@ def name_rows(spike: LargeStep) -> str:
 def advice_list(sentences: Iterable[str]) -> str:
     """Return the advice as a list; sentences with a red light are highlighted."""
     items = (
-        f'<li class="red">{html.escape(sentence)}</li>'
+        f'<li class="red">{escape_text(sentence)}</li>'
         if sentence.startswith("Red light")
-        else f"<li>{html.escape(sentence)}</li>"
+        else f"<li>{escape_text(sentence)}</li>"
         for sentence in sentences
     )
     return "<ul>\n" + "\n".join(items) + "\n</ul>"
@@ -170,8 +176,8 @@ def settings_table(log: ClipLog) -> str:
 def html_table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
     """Return an HTML table with one row per (name, value) pair."""
     lines = (
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        f'<td class="{kind}">{html.escape(value)}</td></tr>'
+        f'<tr><th scope="row">{escape_text(name)}</th>'
+        f'<td class="{kind}">{escape_text(value)}</td></tr>'
         for name, value in rows
     )
     return "<table>\n" + "\n".join(lines) + "\n</table>"
@@ -182,7 +188,7 @@ def embed_picture(plot: Callable[..., Any], caption: str) -> str:
     buffer = io.BytesIO()
     plot().savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    caption = html.escape(caption)
+    caption = escape_text(caption)
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"

@@ -79,6 +79,17 @@ def test_the_command_writes_a_report_of_a_log_or_of_norms(tmp_path, capsys):
     assert "report" not in capsys.readouterr().err
 
 
+def test_control_characters_are_shown_escaped(tmp_path):
+    log = log_of_a_run(names=("\x1b[31mhead", "embed"))
+    log.settings["column \x1b[1m"] = "\x07"
+    write_report(log, tmp_path / "a.html", title="Run \x1b")
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert not any(c < " " and c != "\n" for c in text)
+    words = " ".join(Page(text).words)
+    for text in (r"\x1b[31mhead", r"column \x1b[1m", r"\x07", r"Run \x1b"):
+        assert text in words
+
+
 def test_an_empty_log_has_a_report(tmp_path):
     write_report(ClipLog(), tmp_path / "a.html")
     assert "Too early" in (tmp_path / "a.html").read_text(encoding="utf-8")
