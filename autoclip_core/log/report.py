@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -23,6 +23,7 @@ h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; }
 th { text-align: left; font-weight: normal; color: #555;
      padding: .15rem 2rem .15rem 0; }
+th.number { text-align: right; padding: .15rem 0 .15rem 1rem; }
 td { padding: .15rem 0; overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td + td { padding-left: 1rem; }
@@ -126,7 +127,7 @@ def describe_log(log: ClipLog, summary: Summary) -> list[str]:
     return parts
 
 
-def spike_table(spikes: Iterable[LargeStep], summary: Summary) -> str:
+def spike_table(spikes: Sequence[LargeStep], summary: Summary) -> str:
     """Return the steps whose norms exceeded their thresholds most, as HTML."""
     lines = [
         f'<tr><td class="number">{spike.step}</td>'
@@ -137,11 +138,13 @@ def spike_table(spikes: Iterable[LargeStep], summary: Summary) -> str:
     ]
     if not lines:
         return "<p>No norm exceeded its threshold.</p>"
+    heads = ['<th class="number">' + name for name in ("step", "ratio", "norm")]
+    has_names = any(map(name_rows, spikes))
     rest = ", of the recorded steps" if summary.recorded < summary.steps else ""
     return (
         f"<p>The steps whose norms exceeded their thresholds most{rest}. The ratio is "
         "that of the row with the largest norm / threshold.</p>\n"
-        "<table>\n<tr><th>step</th><th>ratio</th><th>norm</th><th>rows</th></tr>\n"
+        f"<table>\n<tr>{'</th>'.join(heads)}</th><th>{'rows' * has_names}</th></tr>\n"
         + "\n".join(lines)
         + "\n</table>"
     )
