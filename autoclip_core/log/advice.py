@@ -13,7 +13,13 @@ from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 
 from .formatting import format_number, format_percent
-from .red_lights import LOW_SCALE, diagnose_steps, find_policy, select_settings
+from .red_lights import (
+    LOW_SCALE,
+    diagnose_steps,
+    find_policy,
+    is_dry_run,
+    select_settings,
+)
 
 MIN_STEPS = 100
 """Fewer steps than this do not support a statement about the clip rate."""
@@ -69,7 +75,12 @@ def advise_on_rate(
     advice = [f"{regime}, {scale}."]
     if regime.startswith(("Moderate", "High")):
         advice[0] += name_aim(select_settings(settings or {}, is_update))
-    advice += advise_on_bound(rate, mean_scale) if is_update else advise_on_high(rate)
+    if is_dry_run(settings or {}, is_update):
+        advice += explain_dry_run(rate, mean_scale)
+    elif is_update:
+        advice += advise_on_bound(rate, mean_scale)
+    else:
+        advice += advise_on_high(rate)
     if total == measured and armed < 0.9 * measured:
         armed_rate = format_percent(sums["armed_clipped"] / armed)
         advice += [
@@ -77,6 +88,14 @@ def advise_on_rate(
             f"{armed} the clip rate is {armed_rate}."
         ]
     return advice
+
+
+def explain_dry_run(rate: float, mean_scale: float) -> list[str]:
+    """Say that the clip rate and the mean scale of a dry run are conditional."""
+    return [
+        f"Nothing was clipped, because of dry_run=True: {format_percent(rate)} would "
+        f"be clipped, and the mean scale would be {format_number(mean_scale)}."
+    ]
 
 
 def advise_on_bound(rate: float, mean_scale: float) -> list[str]:

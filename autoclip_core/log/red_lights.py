@@ -86,6 +86,17 @@ def select_settings(settings: Mapping[str, str], is_update: bool) -> dict[str, s
     }
 
 
+def is_dry_run(settings: Mapping[str, str], is_update: bool) -> bool:
+    """Return whether the settings say that the clipper changed nothing.
+
+    >>> is_dry_run({"clipper": "NormClip(max_norm=1.0, dry_run=True)"}, False)
+    True
+    """
+    values = select_settings(settings, is_update).values()
+    is_named = any("dry_run=True" in value for value in values)
+    return is_named or settings.get("dry_run") == "True"
+
+
 def name_argument(settings: Mapping[str, str]) -> str:
     """Return what to raise, so that the policy of the gradients clips less."""
     argument = ARGUMENTS.get(find_policy(settings), "the threshold")
@@ -105,10 +116,11 @@ def warn_of_divergence(
         return [f"Red light: {diagnosis.sentence} {cause} {lower_rate(policy, True)}"]
     last = table[-DIAGNOSED // 10 :]
     rate = format_percent(float(last["clipped"].mean(dtype=np.float64)))
+    verb = "would be" if is_dry_run(settings, is_update) else "were"
     cause = (
         "The learning rate may be too high, or the data of that step broken; of the "
-        f"last {len(last)} steps {rate} were clipped, and a threshold for the gradient "
-        "does not bound the update."
+        f"last {len(last)} steps {rate} {verb} clipped, and a threshold for the "
+        "gradient does not bound the update."
     )
     return [f"Red light: {diagnosis.sentence} {cause} {lower_rate(policy, False)}"]
 
@@ -228,9 +240,9 @@ def find_red_lights(
 ) -> Iterable[str]:
     """Return the red lights of a run. A diverged run has no other one.
 
-    A low mean scale of the updates is none: `advise_on_bound` explains it. Their
-    threshold follows the weights, so it may fall while they do not, unless the settings
-    name another policy.
+    A low mean scale of the updates is none: `advise_on_bound` explains it. Nor is that
+    of a dry run, which removes nothing. The threshold of the updates follows the
+    weights, so it may fall while they do not, unless the settings name another policy.
 
     Args:
       steps: the stored steps.
@@ -240,11 +252,12 @@ def find_red_lights(
       has_several_rows: whether a step has several rows.
       is_update: whether the norms are those of updates.
     """
+    has_effect = not (is_update or is_dry_run(settings, is_update))
     settings = select_settings(settings, is_update)
     divergence = warn_of_divergence(steps, settings, is_update)
     if divergence:
         return divergence
     return [
-        *([] if is_update else warn_of_low_scale(mean_scale, armed, settings)),
+        *(warn_of_low_scale(mean_scale, armed, settings) if has_effect else []),
         *warn_of_ratchet(steps, settings, has_several_rows or is_update),
     ]

@@ -283,6 +283,39 @@ def test_a_divergence_of_the_updates_names_the_bound_in_use(policy, action):
     assert light.endswith(action)
 
 
+# Dry runs.
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_update"),
+    [
+        ({"clipper": "NormClip(max_norm=0.001, dry_run=True)"}, False),
+        ({"bound": "UpdateClipper(Fixed(max_norm=0.001), dry_run=True)"}, True),
+        ({"clipper": "TrustClip(ratio=0.02, dry_run=True)"}, False),
+        ({"clipper": "TrustClip(ratio=0.02, dry_run=True)"}, True),
+        ({"dry_run": True}, False),
+        ({"dry_run": True}, True),
+    ],
+)
+def test_a_dry_run_says_what_would_be_clipped(settings, is_update):
+    log = ClipLog(settings=settings)
+    log._is_of_updates = is_update
+    for norm in EXPLOSION[:300]:
+        log.record(norm=norm, threshold=0.001)
+    advice = " ".join(log.summary().advice)
+    assert "Red light" not in advice
+    assert "Nothing was clipped, because of dry_run=True: 100 % would be" in advice
+    assert "learning rate" not in advice
+    assert "Raise" not in advice
+
+
+def test_a_divergence_in_a_dry_run_was_not_clipped():
+    settings = {"clipper": "NormClip(max_norm=2.0, dry_run=True)"}
+    [light] = warn_of_divergence(run_of(EXPLOSION), settings, False)
+    assert "would be clipped" in light
+    assert "were clipped" not in light
+
+
 # The settings of both halves.
 
 BOTH = {
