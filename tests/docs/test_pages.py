@@ -14,7 +14,8 @@ from autoclip_core.policy import NAMESPACE_NAMES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; the others show lines of a loop
-ELSEWHERE = {"jax.md", "keras.md", "watching.md", "many_gpus.md", "trainers.md"}
+ELSEWHERE = {"jax.md", "keras.md", "suggest.md", "watching.md"}
+ELSEWHERE |= {"many_gpus.md", "trainers.md"}
 # The later blocks of these show lines of a loop.
 FIRST_BLOCK_RUNS = {"pytorch.md"}
 NEEDED = {"jax_checkpoints.md": ["stacks"]}  # besides a framework
