@@ -169,7 +169,6 @@ EQUIVALENT = {
         ("norm.device.type == 'cpu' -> norm.device.type != 'cpu'", ""),
     ],
     # A rate that equals the end of a range counts as within the range.
-    "log/advice.py": [("rate > b -> rate >= b", "")],
     # The size of a buffer: the time of a merge changes no number.
     "history/full.py": [
         ("1024 -> 1025", "RECENT = 1024"),
