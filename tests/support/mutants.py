@@ -168,7 +168,6 @@ EQUIVALENT = {
         ("0 -> 1", "math.inf if value > 0 else"),
         ("norm.device.type == 'cpu' -> norm.device.type != 'cpu'", ""),
     ],
-    # A rate that equals the end of a range counts as within the range.
     # The size of a buffer: the time of a merge changes no number.
     "history/full.py": [
         ("1024 -> 1025", "RECENT = 1024"),
