@@ -99,10 +99,10 @@ def step_from_metrics(metrics: Metrics) -> Step:
     """Return the last step of a `metrics()` dict; its totals are read elsewhere."""
     missing = [name for name in ("clip/norm", "clip/threshold") if name not in metrics]
     if missing:
-        way_out = "pass plain numbers as norm=..., threshold=..."
         raise TypeError(
             f"a dict of metrics must have clip/norm and clip/threshold, got a "
-            f"{type(metrics).__name__} without {', '.join(missing)}; {way_out}"
+            f"{type(metrics).__name__} without {', '.join(missing)}; "
+            "pass plain numbers as norm=..., threshold=..."
         )
     step = step_from_numbers(
         metrics["clip/norm"],

@@ -105,18 +105,22 @@ IN_ONE_STEP = {
 """Optimizers that step in `step`."""
 
 
+def clip(layer, optimizer, how):
+    """Return the optimizer to step and its clipper."""
+    if how == "attach":
+        clipper = NormClip(layer, max_norm=LIMIT)
+        clipper.attach(optimizer)
+        return optimizer, clipper
+    optimizer = NormClip.as_optimizer(optimizer, max_norm=LIMIT)
+    return optimizer, optimizer.clipper
+
+
 @pytest.mark.needs("peers")
 @pytest.mark.parametrize("how", ["attach", "as_optimizer"])
 @pytest.mark.parametrize("name", IN_ONE_STEP)
 def test_every_step_is_clipped(po, name, how):
     layer = Layer()
-    optimizer = IN_ONE_STEP[name](po, layer)
-    if how == "attach":
-        clipper = NormClip(layer, max_norm=LIMIT)
-        clipper.attach(optimizer)
-    else:
-        optimizer = NormClip.as_optimizer(optimizer, max_norm=LIMIT)
-        clipper = optimizer.clipper
+    optimizer, clipper = clip(layer, IN_ONE_STEP[name](po, layer), how)
     if hasattr(optimizer, "train"):  # as trainers do for schedule-free optimizers
         optimizer.train()
     for step in range(1, STEPS + 1):
@@ -216,11 +220,7 @@ COMPUTING = {
 @pytest.mark.parametrize("name", COMPUTING)
 def test_a_step_that_computes_its_gradients_is_refused_at_once(po, name, how):
     layer = Layer()
-    optimizer = COMPUTING[name](po, layer)
-    if how == "attach":
-        NormClip(layer, LIMIT).attach(optimizer)
-    else:
-        optimizer = NormClip.as_optimizer(optimizer, LIMIT)
+    optimizer, _clipper = clip(layer, COMPUTING[name](po, layer), how)
     refused = pytest.raises(RuntimeError, match=r"step computes others.*base_optimi")
     with pytest.warns(UserWarning, match="not received a gradient yet"), refused:
         optimizer.step()

@@ -1,7 +1,7 @@
 """A clipper measures what its optimizer steps; otherwise one warning says so.
 
 Each scenario is a loop as people write it. Those of `WARN` break the rule, those of
-`SILENT` are legitimate uses beside it.
+`SILENT` are legitimate uses.
 """
 
 import copy
@@ -66,7 +66,7 @@ def wrapper_replaced():
     train(model, optimizer.step)
 
 
-def wrapper_beside():
+def wrapper_left_out():
     model = network()
     optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0, model=model)
     train(model, optimizer.step, count=2)
@@ -235,7 +235,7 @@ REPLACED = "was replaced and runs no hooks"
 
 WARN = {
     wrapper_replaced: f"SGD stepped.*{WRAPPED}",
-    wrapper_beside: f"AdamW stepped.*{WRAPPED}",
+    wrapper_left_out: f"AdamW stepped.*{WRAPPED}",
     inside_stepped: f"SGD stepped.*{WRAPPED}",
     attached_and_dropped: ATTACHED,
     by_turns: f"AdamW stepped.*{ATTACHED}",
