@@ -178,7 +178,12 @@ def test_every_policy_has_a_page_with_formula_source_and_picture(name):
         if page.startswith("policies/") and re.search(heading, text, re.MULTILINE)
     ]
     assert len(matches) == 1
-    for part in (r"```text\nC? ?.*[TR] =", r"^\| argument ", r"\.png\)", "## Source"):
+    for part in (
+        r"```text\nC? ?.*[TR] =",
+        r"\[Arguments[ \w]*\]\(\.\./reference/core",
+        r"\.png\)",
+        "## Source",
+    ):
         assert re.search(part, matches[0], re.MULTILINE | re.DOTALL), part
 
 
