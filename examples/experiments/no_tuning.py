@@ -21,7 +21,7 @@ from experiment import read_options, save
 from run_store import read_results, run_missing
 from settings_picture import draw
 from settings_score import Cell, Results, Score, score_all
-from settings_table import make_details, make_table
+from settings_table import make_lost, make_summary, make_table
 from tasks import FACTORS, HELD_OUT, OPTIMIZERS, TASKS, TUNING, Task
 from training_run import Run, train
 
@@ -140,8 +140,11 @@ def report(stored: dict[Any, Any], plan: Plan, output: Any) -> None:
     constant = find_best_constant(*scores)
     title = f"Excess over the best constant of each cell, seeds: {seeds}"
     title += f" (tuning: {fewer})" if fewer != seeds else ""
-    tables = {title: make_table(*scores, constant)}
-    tables |= make_details(held_out, "TrustClip")
+    tables = {
+        "Held-out tasks": make_summary(held_out, scores[1], constant),
+        "Cells in which TrustClip loses runs": make_lost(held_out, "TrustClip"),
+        title: make_table(*scores, constant),
+    }
     if seeds > 1:
         screen = (score(complete(stored, plan, half, seeds=1)) for half in halves)
         tables["Screen: all contenders, one seed"] = make_table(*screen, constant)
@@ -164,7 +167,8 @@ def list_results(results: Results) -> list[dict[str, Any]]:
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (contender, (task, optimizer, _)), of_cell in results.items():
         empty = {"contender": contender, "task": task, "optimizer": optimizer}
-        empty |= {"held_out": task in HELD_OUT, "level": round(of_cell[0]["level"], 5)}
+        level = float(f"{of_cell[0]['level']:.6g}")
+        empty |= {"held_out": task in HELD_OUT, "level": level}
         line = lines.setdefault((contender, task, optimizer), empty | {"losses": []})
         losses = [r["loss"] for r in of_cell]
         line["losses"].append([x if x is None else float(f"{x:.4g}") for x in losses])

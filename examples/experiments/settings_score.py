@@ -31,11 +31,15 @@ Results = Mapping[tuple[str, Cell], Sequence[Mapping[str, Any]]]
 class Score:
     """A contender's score over cells."""
 
-    lost: int
-    runs: int
-    """Of cell and seed, where at least one contender trains."""
+    outcomes: Mapping[Cell, Sequence[bool]]
+    """Whether each run is lost, of the seeds that at least one contender trains."""
     excesses: Mapping[Cell, float]
     """Of the mean loss over the least mean loss of the oracle; 0.02 is 2 %."""
+
+    def lost(self, factors: Iterable[float]) -> str:
+        """Return the lost runs and the runs of the cells at these rates."""
+        chosen = [o for cell, o in self.outcomes.items() if cell.factor in factors]
+        return f"{sum(map(sum, chosen))}/{sum(map(len, chosen))}"
 
     @property
     def mean(self) -> float:
@@ -114,12 +118,12 @@ def score_all(
     scores = {}
     for contender in contenders:
         cells = {c: r for (name, c), r in results.items() if name == contender}
-        outcomes = [
-            is_lost(result)
+        outcomes = {
+            cell: [
+                is_lost(r) for seed, r in enumerate(of_cell) if (cell, seed) in trains
+            ]
             for cell, of_cell in cells.items()
-            for seed, result in enumerate(of_cell)
-            if (cell, seed) in trains
-        ]
+        }
         excesses = {cell: mean_loss(r) / best[cell] - 1 for cell, r in cells.items()}
-        scores[contender] = Score(sum(outcomes), len(outcomes), excesses)
+        scores[contender] = Score(outcomes, excesses)
     return scores

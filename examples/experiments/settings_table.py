@@ -1,4 +1,4 @@
-"""The table of the benchmark: a row for each contender."""
+"""The tables of the benchmark: a row for each contender."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,9 @@ from tasks import FACTORS
 
 GOOD = FACTORS[:2]
 """At a tenth of the good rate and at the good rate nothing should be given away."""
+
+GROUPS = (GOOD, FACTORS[2:3], FACTORS[3:])
+"""The rates of which the short table counts the lost runs."""
 
 NEAR = 0.02
 """The excess up to which a cell counts as near the oracle."""
@@ -24,10 +27,9 @@ def make_table(
     rows = []
     for name in CONTENDERS:
         if name in held_out:
-            mark = " (best single)" if name == constant else ""
             of_tuning = score_texts(tuning.get(name))
             texts = [*score_texts(held_out.get(name)), of_tuning[0], of_tuning[2]]
-            rows.append([name + mark, *texts])
+            rows.append([label_of(name, constant), *texts])
     heads = ["lost runs", "median excess %, rate ≤ good", "median excess %, all rates"]
     heads += ["mean excess %", f"within {NEAR:.0%}"]
     return Table(
@@ -35,31 +37,38 @@ def make_table(
     )
 
 
-def make_details(results: Results, contender: str) -> dict[str, Table]:
-    """Return where a contender loses runs, and how often each is as good as the best.
+def make_summary(results: Results, scores: Mapping[str, Score], constant: str) -> Table:
+    """Return the short table: lost runs by rate, excess, cells as good as the best.
 
-    `results` are those of the held-out tasks.
+    `results` and their scores are those of the held-out tasks.
     """
-    lost = [
-        [f"{task}, {optimizer}, rate × {factor:g}", str(count), "; ".join(names)]
-        for (task, optimizer, factor), (count, names) in list_lost(
-            results, contender
-        ).items()
+    rows = []
+    for name, score in scores.items():
+        lost = [score.lost(factors) for factors in (FACTORS, *GROUPS)]
+        medians = [f"{100 * score.median(f).middle:.1f}" for f in (GOOD, FACTORS)]
+        good = "–"
+        if all((name, cell) in results for _, cell in results):
+            good = "{}/{}".format(*count_as_good(results, name, factor=1.0))
+        rows.append([label_of(name, constant), *lost, *medians, good])
+    heads = ["lost", "rate ≤ good", "× 10", "× 30, × 100"]
+    heads += ["excess %, rate ≤ good", "excess %, all rates", "as good as the best"]
+    return Table(["contender", *heads], rows)
+
+
+def label_of(name: str, constant: str) -> str:
+    """Return the name, marked if it is the best single constant."""
+    return name + (" (best single)" if name == constant else "")
+
+
+def make_lost(results: Results, contender: str) -> Table:
+    """Return the cells in which a contender loses runs."""
+    rows = [
+        [f"{task}, {optimizer}, rate × {factor:g}", str(count), str(len(names))]
+        for (task, optimizer, factor), (count, names) in sorted(
+            list_lost(results, contender).items()
+        )
     ]
-    names = dict.fromkeys(name for name, _ in results)
-    good = [
-        [name, "{}/{}".format(*count_as_good(results, name, factor=1.0))]
-        for name in names
-        if all((name, cell) in results for _, cell in results)
-    ]
-    return {
-        f"Cells in which {contender} loses runs": Table(
-            ["cell", "lost runs", "trained by"], lost
-        ),
-        "Cells at the good rate within the range of the best contender's seeds": Table(
-            ["contender", "cells"], good
-        ),
-    }
+    return Table(["cell", "lost runs", "contenders that train one of them"], rows)
 
 
 def score_texts(score: Score | None) -> list[str]:
@@ -71,4 +80,4 @@ def score_texts(score: Score | None) -> list[str]:
         for factors in (GOOD, FACTORS)
     ]
     near = f"{score.share_within(NEAR):.0%}"
-    return [f"{score.lost}/{score.runs}", *medians, f"{100 * score.mean:.0f}", near]
+    return [score.lost(FACTORS), *medians, f"{100 * score.mean:.0f}", near]
