@@ -4,9 +4,11 @@ An event file is a sequence of records: the length, a check sum of it, the event
 check sum. The package tensorboard reads the events.
 """
 
+import math
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from tokenize import TokenError
 from typing import Any, BinaryIO
 
@@ -105,28 +107,58 @@ def is_event_file(head: bytes) -> bool:
     return b"brain.Event:" in head[12:64]
 
 
-def read_event_rows(files: Iterable[BinaryIO]) -> Iterator[dict[str, Any]]:
-    """Yield the step and the number of each scalar in event files.
+def read_event_rows(
+    open_files: Callable[[], Iterable[BinaryIO]],
+) -> Iterator[dict[str, Any]]:
+    """Yield the step and the number of each scalar in the event files of one run.
+
+    A later file is of a resumed run: its steps replace those of the files before it.
+
+    Args:
+      open_files: returns the files in the order of time; it is called twice.
 
     Raises:
       ImportError: tensorboard is not installed.
       ValueError: a file is damaged.
     """
+    starts = [find_starts(file) for file in islice(open_files(), 1, None)]
+    for place, file in enumerate(open_files()):
+        later = starts[place:]
+        for step, tag, number in read_scalars(file):
+            if tag and all(step < start.get(tag, start[""]) for start in later):
+                yield {"step": step, tag: number}
+
+
+def find_starts(file: BinaryIO) -> dict[str, float]:
+    """Return the step from which a file replaces earlier ones, by tag.
+
+    It is the first step of the tag. The key "" has the `purge_step` of a writer, which
+    applies to every tag, or else infinity.
+    """
+    starts = {"": math.inf}
+    for step, tag, _ in read_scalars(file):
+        starts[tag] = min(step, starts.get(tag, starts[""]))
+    return starts
+
+
+def read_scalars(file: BinaryIO) -> Iterator[tuple[int, str, float]]:
+    """Yield step, tag and number of each scalar; a start has the tag "" and NaN."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise ImportError(
             "TensorBoard's event files need tensorboard; install it with: "
             'pip install "autoclip-toolkit[files]"'
         ) from error
-    for file in files:
-        for record in read_records(file):
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                number = find_scalar(value, make_ndarray)
-                if number is not None:
-                    yield {"step": event.step, value.tag: number}
+    for record in read_records(file):
+        event = Event.FromString(record)
+        if event.session_log.status == SessionLog.START:
+            yield event.step, "", math.nan
+        for value in event.summary.value:
+            number = find_scalar(value, make_ndarray)
+            if number is not None:
+                yield event.step, value.tag, number
 
 
 def find_scalar(value: Any, make_ndarray: Any) -> float | None:

@@ -31,6 +31,8 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
     """Yield the rows of a table with a header; short rows end with empty cells.
 
     A single column without a header is named "norm"; several are named "1", "2", ....
+    A resumed run may write a header again, with other columns. A last line that a
+    stopped run cut off has only empty cells.
 
     Args:
       lines: the lines of the file.
@@ -42,33 +44,37 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
     >>> list(read_csv_rows(["step,norm", "0,1.5", "1,"]))
     [{'step': '0', 'norm': '1.5'}, {'step': '1', 'norm': ''}]
     """
-    rows = split_rows(lines, delimiter)
+    last = ""
+
+    def keep(line: str) -> str:
+        nonlocal last
+        last = line
+        return line
+
+    rows = split_rows(map(keep, lines), delimiter)
     first = next(rows, None)
     if first is None:
         return
-    header = make_header(first)
-    if is_headless(first):
+    header, has_rows = make_header(first), is_headless(first)
+    if has_rows:
         yield dict(zip(header, first, strict=True))
-    if len(set(header)) < len(header):
-        duplicate = next(name for name in header if header.count(name) > 1)
-        raise ValueError(
-            f"the columns must have different names, got {duplicate!r} twice"
-        )
-    size, has_rows = len(header), is_headless(first)
     for number, row in enumerate(rows, start=2):
-        if is_repeated(row, first):
+        if is_header(row, header):
+            header = make_header(row)
             continue
         has_rows = True
-        if len(row) < size:
-            row += [""] * (size - len(row))
-        elif len(row) > size:
-            if delimiter == " " and number == 2 and len(row) == size + 1:
-                header, size = ["", *header], size + 1  # pandas prints its index so
-            elif any(cell.strip() for cell in row[size:]):
-                raise ValueError(
-                    f"line {number} must have {size} cells as the header, got "
-                    f"{len(row)}"
-                )
+        missing = len(header) - len(row)
+        if delimiter == " " and number == 2 and missing == -1:
+            header = ["", *header]  # pandas prints its index so
+        elif any(cell.strip() for cell in row[len(header) :]):
+            raise ValueError(
+                f"line {number} must have {len(header)} cells as the header, got "
+                f"{len(row)}; if a resumed run has more columns, write their names "
+                "into a line before it"
+            )
+        if missing > 0:
+            is_cut_off = not last.endswith("\n")
+            row = [""] * len(header) if is_cut_off else row + [""] * missing
         yield dict(zip(header, row, strict=False))
     if not has_rows:
         yield dict.fromkeys(header, "")  # the names are known without a row
@@ -140,11 +146,21 @@ def read_csv_cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def make_header(first: list[str]) -> list[str]:
-    """Return the names of the columns."""
+    """Return the names of the columns.
+
+    Raises:
+      ValueError: two columns have the same name.
+    """
     if is_headless(first):
         return [str(i) for i in range(1, len(first) + 1)] if first[1:] else ["norm"]
     names = [name.strip() for name in first]
-    return [names[0].removeprefix("#").strip(), *names[1:]]
+    names[0] = names[0].removeprefix("#").strip()
+    if len(set(names)) < len(names):
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"the columns must have different names, got {duplicate!r} twice"
+        )
+    return names
 
 
 def is_headless(first: list[str]) -> bool:
@@ -152,9 +168,10 @@ def is_headless(first: list[str]) -> bool:
     return all(is_number(cell) for cell in first)
 
 
-def is_repeated(row: list[str], first: list[str]) -> bool:
-    """Return whether a row repeats the names in the first row."""
-    return row == first and not is_headless(first)
+def is_header(row: list[str], header: list[str]) -> bool:
+    """Return whether a row has names of columns again, perhaps with others."""
+    has_name = not set(header).isdisjoint(filter(None, row))
+    return has_name and not any(map(is_number, row))
 
 
 def guess_delimiter(lines: list[str]) -> str | None:
@@ -181,7 +198,7 @@ def is_table(lines: list[str], delimiter: str) -> bool:
         first, *rows = split_rows(lines, delimiter)
     except ValueError:
         return False
-    size, rows = len(first), [row for row in rows if not is_repeated(row, first)]
+    size, rows = len(first), [row for row in rows if not is_header(row, first)]
     if size < 2:
         return False
     if not rows:

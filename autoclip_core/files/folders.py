@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from .formats import MLFLOW_LINE
 from .names import rank_name
@@ -55,7 +56,13 @@ def find_state(folder: Path) -> list[Path]:
 
 def find_events(folder: Path) -> list[Path]:
     """Return the event files that are directly in a folder, in the order of time."""
-    return sorted(f for f in folder.glob("*tfevents*") if f.is_file())
+    return sorted((f for f in folder.glob("*tfevents*") if f.is_file()), key=by_number)
+
+
+def by_number(path: Path) -> list[Any]:
+    """Return the key that sorts names by their numbers: "a.9" before "a.10"."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def find_table(folder: Path) -> list[Path]:

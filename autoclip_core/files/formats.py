@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -55,11 +55,11 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
     """
     head = read_head(file)
     if head.startswith(NPY_MAGIC):
-        return Source("NumPy array", lambda: rewound(file, read_array_rows))
+        return Source("NumPy array", lambda: read_array_rows(rewound(file)))
     if head.startswith(b"PK") and is_npz(file):
-        return Source("NumPy archive", lambda: rewound(file, read_array_rows))
+        return Source("NumPy archive", lambda: read_array_rows(rewound(file)))
     if is_event_file(head):
-        return event_source(lambda: iter([file]), file)
+        return event_source(lambda: [rewound(file)])
     refuse_binary(head)
     lines = take_sample(open_lines(file))
     if not lines:
@@ -95,23 +95,17 @@ def is_log(lines: list[str], delimiter: str, column: str | None) -> bool:
     return any(True for _ in read_log_rows(lines, column))
 
 
-def rewound(file: BinaryIO, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
-    """Return the rows of a binary file from its start."""
+def rewound(file: BinaryIO) -> BinaryIO:
+    """Return a file at its start."""
     file.seek(0)
-    return read(file)
+    return file
 
 
-def event_source(
-    open_files: Callable[[], Iterator[BinaryIO]], *files: BinaryIO
-) -> Source:
-    """Return the scalars of event files; `files` are rewound first."""
-
-    def read() -> Iterator[Row]:
-        for file in files:
-            file.seek(0)
-        return read_event_rows(open_files())
-
-    return Source("TensorBoard events", read, has_cells=False)
+def event_source(open_files: Callable[[], Iterable[BinaryIO]]) -> Source:
+    """Return the scalars of the event files of one run."""
+    return Source(
+        "TensorBoard events", lambda: read_event_rows(open_files), has_cells=False
+    )
 
 
 def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
@@ -171,7 +165,7 @@ def json_lines_source(file: BinaryIO) -> Source:
     """Return the rows of JSON lines, without the line of a `ClipLog` about its run."""
 
     def read() -> Iterator[Row]:
-        lines = read_json_lines(open_lines(file), skip_cut_off=True)
+        lines = read_json_lines(open_lines(file))
         return (flatten(row) for row in lines if "clip_log" not in row)
 
     return Source("JSON lines", read)
@@ -230,8 +224,10 @@ def mlflow_name(path: str) -> str:
 
 
 def read_mlflow_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
-    """Yield the rows of MLflow's file of one metric."""
+    """Yield the rows of MLflow's file of one metric; a line may be cut off."""
     for line in lines:
         if line.strip():
-            time, value, step = line.split()[:3]
-            yield {"timestamp": time, "step": step, name: value}
+            names = "timestamp", name, "step"
+            cells = line.split()[:3]
+            is_whole = len(cells) == 3
+            yield dict(zip(names, cells, strict=True)) if is_whole else {}

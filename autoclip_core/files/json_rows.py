@@ -27,32 +27,22 @@ class TextLine(ValueError):
     """A line between JSON lines that is plain text: the file is a log."""
 
 
-def read_json_lines(
-    lines: Iterable[str], skip_cut_off: bool = False
-) -> Iterator[Object]:
+def read_json_lines(lines: Iterable[str]) -> Iterator[Object]:
     """Yield the object on each line; a number alone goes into the column "norm".
 
-    Args:
-      lines: the lines of the file.
-      skip_cut_off: whether to leave out a last line without an end, which a run leaves
-        that was stopped.
+    A line that a stopped run cut off has only empty cells.
 
     Raises:
       TextLine: a line is plain text.
       ValueError: a line is neither an object nor a number.
 
-    >>> list(read_json_lines(['{"norm": 1.5}', '2.5']))
-    [{'norm': 1.5}, {'norm': 2.5}]
+    >>> list(read_json_lines(['{"norm": 1.5}', '2.5', '{"no']))
+    [{'norm': 1.5}, {'norm': 2.5}, {}]
     """
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield parse_line(line, number)
-        except ValueError:
-            is_cut_off = number > 1 and not line.endswith("\n") and line[0] == "{"
-            if not (skip_cut_off and is_cut_off):
-                raise
+        text = line.strip()
+        if text:
+            yield parse_line(text, number)
 
 
 def parse_line(line: str, number: int) -> Object:
@@ -60,11 +50,12 @@ def parse_line(line: str, number: int) -> Object:
     try:
         row = load_json(line)
     except ValueError as error:
-        is_text = line.lstrip()[:1] not in "{["
-        kind = TextLine if is_text else ValueError
+        if number > 1 and line[0] == "{" and is_cut_off(line, error):
+            return {}
+        kind = ValueError if line[0] in "{[" else TextLine
         raise kind(
-            f"line {number} is not JSON: {error}; if a stopped run cut it off, delete "
-            "that line"
+            f"line {number} is not JSON: {error}; if a resumed run continues a line "
+            "that was cut off, delete that line"
         ) from None
     if isinstance(row, dict):
         return row
@@ -73,6 +64,11 @@ def parse_line(line: str, number: int) -> Object:
     raise ValueError(
         f"line {number} must be an object or a number, got {line.strip()[:40]!r}"
     )
+
+
+def is_cut_off(line: str, error: ValueError) -> bool:
+    """Return whether the end of an object is missing, and nothing else is wrong."""
+    return line[-1] != "}" or getattr(error, "pos", 0) == len(line)
 
 
 def flatten(row: Object) -> Object:

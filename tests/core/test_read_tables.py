@@ -350,14 +350,56 @@ def test_a_table_of_headers_only_has_an_empty_column(file):
         read_norms(file("step,grad_norm\n" * 2))
 
 
-def test_the_last_line_of_a_stopped_run_may_be_cut_off(file):
+CUT_OFF = {
+    "JSON lines": '{"step": 0, "grad_norm": 1.5}\n{"step": 1, "grad_norm": 2.25}\n',
+    "CSV": "step,grad_norm,loss\n0,1.5,3.5\n1,2.25,3.5\n",
+    "TSV": "step\tgrad_norm\tloss\n0\t1.5\t3.5\n1\t2.25\t3.5\n",
+    "table": "step grad_norm loss\n0 1.5 3.5\n1 2.25 3.5\n",
+    "MLflow metric": "1732900000000 1.5 0\n1732900000001 2.25 1\n",
+}
+
+
+@pytest.mark.parametrize("kind", CUT_OFF)
+def test_a_last_line_that_is_cut_off_is_an_empty_row(file, kind):
+    text = CUT_OFF[kind]
+    last = text.splitlines()[-1]
+    for end in (last[:-4], last[: len(last) // 2]):
+        read = read_norms(file(text + end, "grad_norm"))
+        assert (read.kind, read.norms.tolist()) == (kind, [1.5, 2.25])
+        assert (read.steps.tolist(), read.empty) == ([0, 1], 1)
+
+
+@pytest.mark.parametrize("method", ["csv", "jsonl"])
+def test_a_log_whose_last_line_is_cut_off_is_read(file, tmp_path, method):
+    log = ClipLog()
+    for norm in NORMS:
+        log.record(norm=norm, threshold=2.0)
+    getattr(log, f"to_{method}")(tmp_path / "log")
+    path = file((tmp_path / "log").read_bytes()[:-7], "log")
+    assert getattr(ClipLog, f"from_{method}")(path).norms.tolist() == NORMS[:-1]
+
+
+def test_a_line_of_json_may_be_cut_off_before_a_resumed_run(file):
     lines = '{"step": 1, "grad_norm": 1.5}\n{"step": 2, "grad_no'
-    assert read_norms(file(lines)).norms.tolist() == [1.5]
-    for end in ("\n", ""):  # the resumed run begins a line, or continues this one
-        with pytest.raises(
-            ValueError, match=r"line 2 is not JSON: .* delete that line"
-        ):
-            read_norms(file(lines + end + lines))
+    read = read_norms(file(lines + "\n" + lines))
+    assert (read.norms.tolist(), read.empty) == ([1.5, 1.5], 2)
+    with pytest.raises(ValueError, match=r"line 2 is not JSON: .* delete that line"):
+        read_norms(file(lines + lines))
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", " "])
+@pytest.mark.parametrize("size", [3, 60])
+def test_a_resumed_run_may_have_more_columns(file, size, delimiter):
+    rows = [[i, 1.5] for i in range(size)]
+    more = [[i, 0.1, 2.25] for i in range(size)]
+    first = table(delimiter.join(["step", "grad_norm"]), rows, delimiter)
+    second = table(delimiter.join(["step", "lr", "grad_norm"]), more, delimiter)
+    read = read_norms(file(first + second))
+    assert read.norms.tolist() == [1.5] * size + [2.25] * size
+    assert read.steps.tolist() == 2 * list(range(size))
+    cells = table("step,grad_norm", rows + more)
+    with pytest.raises(ValueError, match=r"must have 2 cells .*names into a line"):
+        read_norms(file(cells))
 
 
 def test_steps_are_counted_if_the_file_has_none(file):

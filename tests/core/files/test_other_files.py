@@ -131,3 +131,22 @@ def test_the_folders_of_add_scalars_are_named(tmp_path):
     check(tmp_path / "a" / "grad_norm_total", "TensorBoard events")
     write(tmp_path / "a", "train/grad_norm")  # the folder below may be of `add_hparams`
     check(tmp_path, "TensorBoard events")
+
+
+@pytest.mark.needs("stacks", "torch")
+@pytest.mark.parametrize("purge_step", [None, 25])
+def test_the_steps_of_a_resumed_run_replace_those_of_the_first(tmp_path, purge_step):
+    from torch.utils.tensorboard import SummaryWriter
+
+    runs = [(range(0, 50, 10), 1.0, None), (range(30, 60, 10), 5.0, purge_step)]
+    for steps, norm, start in runs:
+        with SummaryWriter(str(tmp_path), purge_step=start) as writer:
+            for step in steps:
+                writer.add_scalar("grad_norm", norm, step)
+        with SummaryWriter(str(tmp_path)) as writer:  # another tag replaces nothing
+            writer.add_scalar("loss", 1.0, 0)
+    with SummaryWriter(str(tmp_path), purge_step=45) as writer:
+        writer.add_scalar("loss", 1.0, 60)
+    read = read_norms(tmp_path)
+    assert read.steps.tolist() == [0, 10, 20, 30, 40]
+    assert read.norms.tolist() == [1, 1, 1, 5, 5]
