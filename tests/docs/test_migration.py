@@ -21,7 +21,6 @@ CASES = {
     "`clip_grad_norm_`": {
         "before 1": "torch::a_constant_is_that_of_torch",
         "the returned norm": "torch::a_constant_is_that_of_torch",
-        "`norm_type=2.0`": "torch::a_constant_is_that_of_torch",
         "`norm_type=inf`": "torch::a_constant_is_that_of_torch",
         "`error_if_nonfinite=True`": "torch::both_raise_at_a_norm_that_is_not_finite",
         "a NaN makes every": "torch::a_nan_spreads_in_torch_alone",
@@ -33,7 +32,6 @@ CASES = {
         "`clip_percentile=10`": "history::a_percentile_is_that_of_the_paper",
         "all norms of the run": "core::the_paper_keeps_all_norms",
         "the current norm": "core::the_paper_keeps_all_norms",
-        "one norm for the": "history::a_percentile_is_that_of_the_paper",
     },
     "`autoclip` from PyPI": {
         "before 1": "history::a_quantile_is_that_of_autoclip",
@@ -57,7 +55,6 @@ CASES = {
     "zclip": {
         "before 1": "history::a_z_score_is_that_of_zclip",
         "`z_thresh`": "history::a_z_score_is_that_of_zclip",
-        "`warmup_steps=25`": "history::a_z_score_is_that_of_zclip",
         "`max_grad_norm=1.0`": "history::a_z_score_is_that_of_zclip",
         '`clip_option="ada': "history::a_z_score_is_that_of_zclip",
         '`mode="percentile': "history::a_z_score_is_that_of_zclip",
@@ -85,22 +82,18 @@ CASES = {
     },
     "optax": {
         "before 1": "jax::a_constant_is_that_of_optax",
-        "before 2": "jax::units_are_those_of_optax",
         "`clip_by_global_n": "jax::a_constant_is_that_of_optax",
         "`adaptive_grad_clip(c, eps)`": "jax::units_are_those_of_optax",
         "`adaptive_grad_clip(c, eps, axis=0)`": "jax::units_are_those_of_optax",
         "`adaptive_grad_clip(c, eps, axis=(0": "jax::units_are_those_of_optax",
         "`clip_by_block_rms": "jax::a_root_mean_square_is_that_of_optax",
         "`apply_if_finite(": "jax::steps_that_are_not_finite_are_those_of_optax",
-        "`masked`, `partit": "jax::a_mask_is_that_of_optax",
     },
     "bitsandbytes' percentile clipping": {
         "before 1": "core::an_entry_of_bitsandbytes",
         "`percentile_clipping=5`": "core::an_entry_of_bitsandbytes",
-        "`percentile_clipping=100`": PROSE + "there is nothing to drive",
         "each parameter ha": "history::each_parameter_has_an_entry_of_bitsandbytes",
         "at step 1 all 100": "core::an_entry_of_bitsandbytes",
-        "the kernel scales": PROSE + "the product is the same; the kernel is gone",
     },
     "`pytorch_optimizer.AdaGC`": {
         "before 1": "history::a_training_is_that_of_pytorch_optimizer",
