@@ -1,13 +1,13 @@
 """Each step starts from one state, and does what it is timed for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from contenders import Contender, Parameters
 from models import set_gradients
-from timing import Timed, Times, alternate, clock
+from timing import Times, alternate, clock
 
 
 def measure(
@@ -15,7 +15,6 @@ def measure(
     parameters: Parameters,
     factor: float,
     seconds: float,
-    others: Mapping[str, Timed] | None = None,
 ) -> Times:
     """Time every contender in every round.
 
@@ -28,7 +27,6 @@ def measure(
       parameters: whose gradients they clip.
       factor: a gradient over its weight; below 1 nothing is clipped, above 1 all is.
       seconds: how long to go on.
-      others: what else is timed in the same rounds, and does not clip.
 
     Raises:
       RuntimeError: a contender clipped what it should not, or the reverse, or left
@@ -39,7 +37,7 @@ def measure(
         for contender in contenders
     }
     _check_all(contenders, parameters, factor)  # this also warms all of them up
-    taken = alternate(timed | dict(others or {}), seconds)
+    taken = alternate(timed, seconds)
     _check_all(contenders, parameters, factor)  # as after the first, so after the last
     return taken
 

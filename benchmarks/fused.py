@@ -14,7 +14,7 @@ import command
 from autoclip_torch import NormClip, QuantileClip
 from contenders import HISTORY, THREADS, Parameters, reader
 from models import MODELS, Shape, make_parameters, tiny
-from timing import Timed, Times, alternate, clock, compare
+from timing import Timed, alternate, clock, compare
 
 ALONE, READ = "fused AdamW", "one read, tensor by tensor"
 UNIT = "1.1 × (step + read)"
@@ -28,17 +28,10 @@ def main() -> None:
     results = []
     for name, shapes in ({"tiny": tiny} if options.quick else models).items():
         taken = alternate(make_contenders(shapes), options.seconds)
-        limits = compute_limits(taken)
-        results += compare(limits | taken, limits[UNIT], model=name)
+        pairs = zip(taken[ALONE], taken[READ], strict=True)
+        unit = [1.1 * (alone + read) for alone, read in pairs]
+        results += compare({UNIT: unit} | taken, unit, model=name)
     command.finish(options, "fused", "torch", threads=THREADS, results=results)
-
-
-def compute_limits(taken: Times) -> dict[str, list[float]]:
-    """Return the unit, and the time that the bytes need, in each round."""
-    pairs = list(zip(taken[ALONE], taken[READ], strict=True))
-    unit = [1.1 * (alone + read) for alone, read in pairs]
-    least = [alone * 8 / 7 + read for alone, read in pairs]
-    return {UNIT: unit, "bytes: the step × 8/7 + the read": least}
 
 
 def make_contenders(shapes: Callable[[], Iterator[Shape]]) -> dict[str, Timed]:

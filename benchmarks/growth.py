@@ -20,7 +20,7 @@ from timing import spread
 STEPS = (10**3, 10**5, 10**6)
 ROWS = (1, 300, 10**4)
 NORMS = (10**3, 10**4, 10**5, 10**6)
-LENGTHS = (100, 10**3, 10**4, None)
+LENGTHS = (10**3, None)
 POLICIES = (
     *(f"Quantile(history_length={length})" for length in LENGTHS),
     *(f"MeanStd(history_length={length})" for length in LENGTHS),

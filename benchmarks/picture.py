@@ -37,9 +37,8 @@ def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [line for line in lines if line["kind"] != "limit"]
-    names = values(shown, "contender")[1:][::-1]  # the reference itself is the line
-    models, regimes = values(shown, "model"), values(shown, "regime")
+    names = values(lines, "contender")[1:][::-1]  # the reference itself is the line
+    models, regimes = values(lines, "model"), values(lines, "regime")
     figure, axes = plt.subplots(
         len(regimes),
         len(models),
@@ -51,7 +50,7 @@ def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     )
     for row, regime in zip(axes, regimes, strict=True):
         for panel, model in zip(row, models, strict=True):
-            own = {x["contender"]: x for x in of(shown, model=model, regime=regime)}
+            own = {x["contender"]: x for x in of(lines, model=model, regime=regime)}
             draw_panel(panel, [own[name] for name in names])
             panel.set_title(f"{model}, {regime}", fontsize=10)
     label_axis(axes[0, 0], names)

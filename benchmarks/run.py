@@ -10,7 +10,6 @@ import torch
 import command
 from checked import measure
 from contenders import REFERENCE, SAME, THREADS, Parameters, make_contenders
-from limits import make_limits
 from models import MODELS, make_parameters, set_gradients, tiny
 from peers import make_peers
 from regimes import REGIMES
@@ -36,16 +35,15 @@ def compare_all(
 ) -> list[dict[str, Any]]:
     """Return a line for each regime and contender; `kind` says whose it is."""
     set_gradients(parameters, 1.0)
-    limits = make_limits(parameters)
     own, (peers, absent) = make_contenders(parameters), make_peers(parameters)
-    about: dict[str, dict[str, Any]] = {name: {"kind": "limit"} for name in limits}
+    about: dict[str, dict[str, Any]] = {}
     for kind, contenders in {"ours": own, "theirs": peers}.items():
         about |= {c.name: {"kind": kind, "rows": c.rows} for c in contenders}
     for name in (REFERENCE, SAME):
         about[name]["kind"] = "reference"
     lines = []
     for regime, factor in REGIMES.items():
-        taken = measure([*own, *peers], parameters, factor, seconds, limits)
+        taken = measure([*own, *peers], parameters, factor, seconds)
         lines += compare(taken, taken[REFERENCE], model=model, regime=regime)
         print(f"{model}, {regime}: {lines[-1]['rounds']} rounds", flush=True)
     if absent:

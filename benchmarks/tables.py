@@ -4,10 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
-from regimes import PASSES, REGIMES
 
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
+
+ON_PAGE = (
+    *("gradients", "clip_grad_norm_", "the same again", "NormClip"),
+    *("QuantileClip, global", "QuantileClip, per parameter", "AGC, per unit"),
+    *("autoclip, global", "smartclip", "zclip", "timm, AGC"),
+)
+"""The rows of the tables of all contenders; the picture has the others, too."""
 
 
 def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -17,13 +23,20 @@ def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return each regime's ratios, and the time of the bytes."""
+    """Return the ratios of some contenders: nothing clipped, then all clipped."""
     lines = saved["results"]
-    clip = [line for line in lines if line["kind"] != "limit"]
-    return {
-        **{regime: ratios(of(clip, regime=regime)) for regime in REGIMES},
-        "bytes": bytes_over_time(lines, saved["parameters"]),
-    }
+    models = values(lines, "model")
+    rows = [["nothing clipped, all clipped", *models]]
+    for name in (n for n in values(lines, "contender") if n in ON_PAGE):
+        of_name = of(lines, contender=name)
+        pairs = (of(of_name, model=model) for model in models)
+        rows.append([name, *(", ".join(map(middle_cell, pair)) for pair in pairs)])
+    return {"ratios": rows}
+
+
+def middle_cell(line: Line) -> str:
+    """Return a ratio without quartiles; of the reference itself, its milliseconds."""
+    return cell(line).partition(" (")[0]
 
 
 def ratios(lines: Sequence[Line]) -> Rows:
@@ -48,19 +61,6 @@ def cell(line: Line) -> str:
     if low == high == 1:
         return f"{line['milliseconds']['median']:.2f} ms"
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
-
-
-def bytes_over_time(lines: Sequence[Line], parameters: Mapping[str, int]) -> Rows:
-    """Return what each limit takes, and how many bytes a second that is."""
-    rows = [["", *parameters]]
-    rows.append(["gradients", *(f"{4e-6 * n:.1f} MB" for n in parameters.values())])
-    for name, passes in PASSES.items():
-        rows.append([name])
-        for model, n in parameters.items():
-            took = of(lines, model=model, contender=name)[0]["milliseconds"]["median"]
-            gigabytes = 4e-9 * n * passes / (1e-3 * took)
-            rows[-1].append(f"{took:.2f} ms, {gigabytes:.0f} GB/s")
-    return rows
 
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -94,13 +94,11 @@ def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return time and memory late in a run, by rows; and what all norms cost."""
-    cells = {(c["policy"], c["rows"], c["steps"]): c for c in saved["steps"]}
-    steps = values(saved["steps"], "steps")
-    rows = [["one step · state", "rows", *(f"step {spaced(n)}" for n in steps)]]
-    for policy, many in dict.fromkeys(key[:2] for key in cells):
-        own = (cells[policy, many, n] for n in steps)
-        rows.append([f"`{policy}`", spaced(many), *map(time_and_state, own)])
+    """Return time and state at the last step, by rows; and what all norms cost."""
+    last = of(saved["steps"], steps=values(saved["steps"], "steps")[-1])
+    rows = [["policy", *(f"rows: {spaced(n)}" for n in values(last, "rows"))]]
+    for policy in values(last, "policy"):
+        rows.append([f"`{policy}`", *map(time_and_state, of(last, policy=policy))])
     every = [["norms", "one step", "to record, mean", "to record, longest", "state"]]
     for line in saved["all_norms"]:
         times = (seconds(line[key]) for key in ("median", "mean", "longest"))
@@ -111,34 +109,38 @@ def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
 def time_and_state(case: Mapping[str, Any]) -> str:
     """Return the time of a step, where it was measured, and the size of the state."""
     took = case["median"]
-    return ("" if took is None else f"{seconds(took)} · ") + size(case["state_bytes"])
+    return ("" if took is None else f"{seconds(took)}, ") + size(case["state_bytes"])
 
 
 def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return KiB of torch + of Python, a column per model."""
+    """Return KiB of torch and Python together, a column per model."""
     found = saved["peak_bytes_of_torch_and_of_python"]
-    rows = [["", *found]]
-    for name in next(iter(found.values())):
-        peaks = (column[name] for column in found.values())
-        cells = (" + ".join(f"{peak / 2**10:.0f}" for peak in own) for own in peaks)
-        rows.append([name, *cells])
+    rows = [["KiB", *found]]
+    for name in (n for n in next(iter(found.values())) if n in ON_PAGE):
+        peaks = (sum(column[name]) / 2**10 for column in found.values())
+        rows.append([name, *(f"{peak:.0f}" for peak in peaks)])
     return {"memory": rows}
 
 
 def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the ratios for each AdamW, and the memory as multiples of the weights."""
-    found = {}
+    found, memory = {}, []
     for kind, models in saved["bytes"].items():
         lines = of(saved["results"], kind_of_adamw=kind)
         found[f"TrustClip, {kind}"] = ratios(lines)
-        rows = [["", *models]]
-        for name in next(iter(models.values())):
-            cells = (own[name] / own["weights"] for own in models.values())
-            rows.append([name, *(f"{multiple:.2f}" for multiple in cells)])
-        sizes = (f"{own['weights'] / 1e6:.1f} MB" for own in models.values())
-        rows[1] = ["weights", *sizes]
-        found[f"TrustClip, {kind}, memory"] = rows
-    return found
+        for name in values(lines, "contender"):
+            cells = (multiples(own, name) for own in models.values())
+            label = name if kind in name else f"{kind}, {name}"
+            memory.append([label, *cells])
+    return found | {
+        "TrustClip, memory": [["first step, later steps", *models], *memory]
+    }
+
+
+def multiples(sizes: Mapping[str, int], name: str) -> str:
+    """Return what the first two steps allocate, in bytes of the weights."""
+    peaks = (sizes[f"{name}, {step} step"] for step in ("first", "second"))
+    return ", ".join(f"{peak / sizes['weights']:.2f}" for peak in peaks)
 
 
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -190,7 +192,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
 """By the script that saved the numbers; others print what they found by themselves."""
 
 
-def of(lines: Sequence[Line], **labels: str) -> list[Line]:
+def of(lines: Sequence[Line], **labels: Any) -> list[Line]:
     """Return the lines with these labels."""
     return [x for x in lines if all(x.get(k) == v for k, v in labels.items())]
 

@@ -8,7 +8,7 @@ def test_a_trial_measures_training_steps(scripts, tmp_path, monkeypatch):
     import tables
 
     made = tables.make_tables(saved)
-    assert set(made) <= set(marks())
+    assert set(made) - {"JAX, time to compile"} <= set(marks())
     lines = {line["contender"]: line for line in saved["results"]}
     clips = ["optax.clip_by_global_norm", "quantile, global, clips"]
     agc = ["optax.adaptive_grad_clip", "AGC"]
