@@ -16,8 +16,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; the others show lines of a loop
 ELSEWHERE = {"jax.md", "keras.md", "suggest.md", "watching.md"}
 ELSEWHERE |= {"many_gpus.md", "trainers.md"}
-# The later blocks of these show lines of a loop.
-FIRST_BLOCK_RUNS = {"pytorch.md"}
+FIRST_BLOCKS_RUN = {"pytorch.md": 2}  # the later ones show lines of a loop
 NEEDED = {"jax_checkpoints.md": ["stacks"]}  # besides a framework
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
@@ -57,7 +56,7 @@ def runs():
     """Yield a case for each page and framework that has code."""
     for page, text in PAGES.items():
         if page not in ELSEWHERE:
-            code = blocks(text)[: 1 if page in FIRST_BLOCK_RUNS else None]
+            code = blocks(text)[: FIRST_BLOCKS_RUN.get(page)]
             for framework, sources in by_framework(code).items():
                 mark = pytest.mark.needs(framework, *NEEDED.get(page, ()))
                 if sources:
