@@ -2,7 +2,7 @@
 
 Run it as `python benchmarks/controller.py`: it prints the tables of
 docs/evidence/controller.md; with `--write` it puts them there, and the short one into
-docs/policies.md. No network is trained, everything is drawn from one
+docs/controller.md. No network is trained, everything is drawn from one
 seed, and all series are rows of one run per policy. It takes under a minute.
 """
 
@@ -19,7 +19,7 @@ from autoclip_core import Policy, decide
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "controller.md"
 """The page that holds all tables."""
-SHORT_PAGE = PAGE.parents[1] / "policies.md"
+SHORT_PAGE = PAGE.parents[1] / PAGE.name
 """The page that holds the table of `SHOWN`."""
 
 STEPS, ROWS = 4000, 8

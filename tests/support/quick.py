@@ -110,7 +110,6 @@ TESTS = {
     "docs/torch_migration docs/jax_migration",
     "docs/jax.md": "docs/pages docs/jax_docs",
     "docs/keras.md": "docs/pages docs/tf_docs",
-    "docs/policies.md": "docs/pages docs/controller",
     "docs/migration.md": "docs/pages docs/migration docs/migration_rules "
     "docs/torch_migration docs/torch_migration_agc docs/torch_migration_history "
     "docs/tf_migration docs/jax_migration",
