@@ -94,11 +94,11 @@ def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return time and state at the last step, by rows; and what all norms cost."""
+    """Return the time of a step late in a run, by rows; and what all norms cost."""
     last = of(saved["steps"], steps=values(saved["steps"], "steps")[-1])
     rows = [["policy", *(f"rows: {spaced(n)}" for n in values(last, "rows"))]]
     for policy in values(last, "policy"):
-        rows.append([f"`{policy}`", *map(time_and_state, of(last, policy=policy))])
+        rows.append([f"`{policy}`", *map(time_of, of(last, policy=policy))])
     every = [["norms", "one step", "to record, mean", "to record, longest", "state"]]
     for line in saved["all_norms"]:
         times = (seconds(line[key]) for key in ("median", "mean", "longest"))
@@ -106,10 +106,9 @@ def of_growth(saved: Mapping[str, Any]) -> dict[str, Rows]:
     return {"growth": rows, "all norms": every}
 
 
-def time_and_state(case: Mapping[str, Any]) -> str:
-    """Return the time of a step, where it was measured, and the size of the state."""
-    took = case["median"]
-    return ("" if took is None else f"{seconds(took)}, ") + size(case["state_bytes"])
+def time_of(case: Mapping[str, Any]) -> str:
+    """Return the time of a step, or that the state was too large to measure it."""
+    return "–" if case["median"] is None else seconds(case["median"])
 
 
 def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:

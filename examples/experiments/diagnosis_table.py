@@ -59,8 +59,9 @@ def count_verdicts(results: Sequence[dict[str, Any]]) -> Table:
     """Return the confusion table."""
     counts = Counter((r["label"], r["verdict"]) for r in results)
     labels = [label for label in LABELS if any(counts[label, v] for v in VERDICTS)]
-    rows = [[n, *(str(counts[n, v] or "") for v in VERDICTS)] for n in labels]
-    return Table(["label", *VERDICTS], rows)
+    verdicts = [v for v in VERDICTS if any(counts[label, v] for label in LABELS)]
+    rows = [[n, *(str(counts[n, v] or "") for v in verdicts)] for n in labels]
+    return Table(["label", *verdicts], rows)
 
 
 def count_percentiles(results: Sequence[dict[str, Any]]) -> Table:

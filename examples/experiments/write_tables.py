@@ -1,7 +1,7 @@
 """Put the tables of docs/evidence/*.json into the evidence pages, between their marks.
 
 `python examples/experiments/write_tables.py`, after an experiment ran. The mark
-`tables of NAME` takes all tables of NAME.json, and `tables of NAME: TITLE` takes one.
+`table of NAME: TITLE` takes one table of NAME.json.
 """
 
 import json
@@ -10,9 +10,7 @@ import re
 from experiment import EVIDENCE
 
 PAGES = sorted(EVIDENCE.glob("*.md"))
-MARKS = re.compile(
-    r"(<!-- tables of (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL
-)
+MARKS = re.compile(r"(<!-- table of (\w+): ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(page: str) -> str:
@@ -21,12 +19,7 @@ def with_tables(page: str) -> str:
     def fill(match: re.Match[str]) -> str:
         mark, name, title, end = match.groups()
         text = (EVIDENCE / f"{name}.json").read_text(encoding="utf-8")
-        tables = json.loads(text)["tables"]
-        if title:
-            shown = [tables[title]]
-        else:
-            shown = [f"*{title}*\n\n{table}" for title, table in tables.items()]
-        return f"{mark}\n" + "\n\n".join(shown) + f"\n\n{end}"
+        return f"{mark}\n{json.loads(text)['tables'][title]}\n\n{end}"
 
     return MARKS.sub(fill, page)
 

@@ -170,11 +170,12 @@ def test_the_pages_show_the_tables_that_were_saved(load):
     pages = {path: path.read_text(encoding="utf-8") for path in script.PAGES}
     for page in pages.values():
         assert script.with_tables(page) == page
+    page = pages[EVIDENCE / "diagnosis.md"]
     assert script.with_tables(page.replace(" | ", " | 9")) == page
     summary = EVIDENCE.with_suffix(".md").read_text(encoding="utf-8")
     for name in NAMES:
         details = pages[EVIDENCE / f"{name}.md"]
-        assert f"<!-- tables of {name} -->" in details
+        assert f"({name}.json)" in details
         assert f"](evidence/{name}.md)" in summary
         assert f"({name}.png)" in details
         assert (EVIDENCE / f"{name}.png").stat().st_size < 80_000
