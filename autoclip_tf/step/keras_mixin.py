@@ -17,9 +17,11 @@ if _IS_TENSORFLOW:
     import tensorflow as tf
 
 _KEEP_WEIGHTS = tuple(
-    filter(None, [getattr(keras.optimizers, "ScheduleFreeAdamW", None)])
+    getattr(keras.optimizers, name)
+    for name in ("Ftrl", "ScheduleFreeAdamW")
+    if hasattr(keras.optimizers, name)
 )
-"""Optimizers that compute weights from copies in their state, which are not clipped."""
+"""Optimizers that compute weights from copies or sums, which are not clipped."""
 
 
 class KerasMixin(GradientTransformersMixin):

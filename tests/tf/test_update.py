@@ -414,6 +414,10 @@ WRONG = {
         lambda: TrustClip().as_optimizer(keras.optimizers.ScheduleFreeAdamW()),
         "'ScheduleFreeAdamW'; its state holds weights of its own",
     ),
+    "an optimizer that sums them": (
+        lambda: TrustClip().as_optimizer(keras.optimizers.Ftrl()),
+        "'Ftrl'; its state holds weights of its own",
+    ),
 }
 
 
