@@ -18,10 +18,16 @@ from jax import lax
 
 import command
 from autoclip_core import Fixed, Quantile
-from autoclip_jax import clip_by_param_ratio, clip_by_policy, clip_by_quantile
+from autoclip_jax import (
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_by_quantile,
+    trust_clip,
+)
 from timing import alternate, clock, compare
 
 REFERENCE = "optax.clip_by_global_norm"
+TRUST = "TrustClip"
 AGC_REFERENCE = "optax.adaptive_grad_clip"
 HISTORY = 1000
 WORDS, WIDTH, HIDDEN, LENGTH, BATCH = 500, 64, 256, 20, 16
@@ -40,6 +46,7 @@ CLIPPERS = {
     "quantile, per leaf, clips": lambda: clip_by_quantile(0.0),
     "quantile, per leaf, does not": lambda: clip_by_quantile(1.0),
     "Fixed, per unit, clips": lambda: clip_by_policy(Fixed(1e-3), scope="unit"),
+    TRUST: None,  # it wraps the optimizer
     AGC_REFERENCE: lambda: optax.adaptive_grad_clip(0.01),
     "AGC, rule nfnets": lambda: clip_by_param_ratio(0.01, rule="nfnets"),
     "AGC": lambda: clip_by_param_ratio(0.01),
@@ -95,7 +102,8 @@ def leaves(count, side=SIDE):
 def make_step(network, name):
     """Return a function that takes one training step, and CPU seconds of compiling."""
     loss, params = network()
-    tx = optax.chain(CLIPPERS[name](), optax.adam(1e-4))
+    adam = optax.adam(1e-4)
+    tx = trust_clip(adam) if name == TRUST else optax.chain(CLIPPERS[name](), adam)
     state = with_full_window(tx.init(params), 1e6 if "does not" in name else 1e-6)
 
     def update(params, state):
@@ -125,7 +133,8 @@ def with_full_window(state, size):
     for norms in rng.uniform(0.5, 1.5, size=(HISTORY, len(window.count))):
         window = policy.record(window, np.float32(size * norms), policy.limit(window))
     full = type(clip.clip_policy)(*map(jnp.asarray, window))
-    return clip._replace(clip_policy=full), *others
+    numbers = jax.tree.leaves((clip._replace(clip_policy=full), *others))
+    return jax.tree.unflatten(jax.tree.structure(state), numbers)
 
 
 def measure(model, network, names, seconds, rounds=1):

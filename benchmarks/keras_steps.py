@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import command
-from autoclip_tf import AGC, NormClip, QuantileClip
+from autoclip_tf import AGC, NormClip, QuantileClip, TrustClip
 from autoclip_tf.optimizers import Adam
 from timing import alternate, compare
 
@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "QuantileClip, global": lambda: with_clipper(QuantileClip(scope="global")),
     "QuantileClip, per variable": lambda: with_clipper(QuantileClip()),
     "AGC, per unit": lambda: with_clipper(AGC()),
+    "TrustClip": lambda: with_clipper(TrustClip()),
 }
 
 
