@@ -1,5 +1,6 @@
 """Optimizers that clip, then step: `AGC(optimizer, 0.04)`, `LARC(optimizer, 0.02)`."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -65,7 +66,9 @@ class LARC(ClippedOptimizer):
     The gradient g of a parameter w is scaled so that the length of the step,
     n = lr * |g|, is at most T = trust_coefficient * |w|. lr is the learning rate of its
     group in this step. A learning rate of 0 and weights of 0 leave the gradient
-    unchanged. This is apex's `LARC(clip=True)`, without its epsilon.
+    unchanged. This is apex's `LARC(clip=True)`, without its epsilon. A step whose
+    learning rate is NaN or infinite raises a ValueError before it changes a weight. A
+    rate that is a tensor is not checked for weights on an accelerator.
 
     For SGD without momentum and weight decay, lr * |g| is the length of the update, so
     this bounds the update without a copy of the weights. Otherwise it bounds only the
@@ -138,7 +141,11 @@ class _RateStepper(Stepper):
         return [self._multiply_by_rates(norms), *rest]
 
     def _multiply_by_rates(self, norms: Any) -> Any:
-        """Return the norm of each row times the present learning rate of its group."""
+        """Return the norm of each row times the present learning rate of its group.
+
+        Raises:
+          ValueError: a learning rate is NaN or infinite.
+        """
         groups = self.optimizer.param_groups
         number_of = {id(p): i for i, g in enumerate(groups) for p in g["params"]}
         entries, parts = self.rows.by_parameter, []
@@ -146,6 +153,9 @@ class _RateStepper(Stepper):
             (first, *_), last = (both := list(members)), both[-1]
             rate = groups[number]["lr"]
             rate = rate if self.policy_states.device else float(rate)
+            if not isinstance(rate, Tensor) and not math.isfinite(rate):
+                way_out = "the step would make the weights NaN; correct the schedule"
+                raise ValueError(format_error("lr", "finite", rate, way_out))
             parts.append(norms[first.start : last.stop] * rate)
         return self.policy_states.xp.concatenate(parts)
 

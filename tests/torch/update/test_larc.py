@@ -159,3 +159,16 @@ def test_errors(argument, words):
         optimizer.param_groups[0]["lr"] = argument.pop("lr")
     with pytest.raises(ValueError, match=words):
         optim.LARC(optimizer, **argument)
+
+
+@pytest.mark.parametrize("rate", [math.inf, math.nan, torch.tensor(math.inf)])
+def test_a_step_without_a_finite_learning_rate_is_refused(rate):
+    """No factor of the gradient would keep the weights finite."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = optim.LARC(torch.optim.SGD([weight], lr=0.1), TRUST)
+    optimizer.param_groups[0]["lr"] = rate
+    weight.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="lr must be finite"):
+        optimizer.step()
+    assert torch.equal(weight, torch.ones(2))
+    assert optimizer.clipper.metrics()["clip/steps"] == 0
