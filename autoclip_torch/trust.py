@@ -40,10 +40,11 @@ class TrustClip(HasHalves, HasCallbacks):
       of the last `history_length` norms |g| of all parameters.
     - The bound clips the update of each parameter w after the step. The root mean
       square of the update is at most T = ratio * max(rms(w), 0.03). So weights that
-      start at 0 can grow.
+      start at 0 can grow. Half-precision weights are rounded after that.
 
-    A spike of the gradient does not enter the moments of the optimizer. A learning rate
-    that is too high does not move the weights beyond the bound.
+    From the second step on, a spike of the gradient is clipped before it enters the
+    moments of the optimizer. A learning rate that is too high does not move the weights
+    beyond the bound.
 
     The clipper registers itself on the optimizer, which keeps it alive: nothing else is
     called. Parameters that the optimizer gets later are clipped from then on. A copied
