@@ -7,8 +7,9 @@ outside of one step, so they would undo the clipping.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -84,24 +85,48 @@ def _check_accepted(optimizer: Any) -> None:
         raise ValueError(f"optimizer must be {rule}, got {got}; {way_out}")
 
 
+class Suspect(NamedTuple):
+    """An entry of the state that may equal the weights after the first step."""
+
+    is_copy: Tensor
+    """Whether it equals the weights of every parameter, a boolean that is not read."""
+    entry: Tensor
+    """That of the smallest parameter."""
+    first: Tensor
+    """A copy of this entry after the first step."""
+
+    def has_moved(self) -> bool:
+        """Return whether the optimizer has changed it since.
+
+        Initial weights, such as those of Prodigy, never change.
+        """
+        return not torch.equal(get_local(self.entry), self.first)
+
+
 def find_weights_in_state(
     optimizer: Optimizer, weights: Iterable[Weights]
-) -> dict[str, Tensor]:
-    """Return which entries of the state equal the weights of every parameter.
+) -> dict[str, Suspect]:
+    """Return the entries of the state that may be weights of the optimizer.
 
-    Slow weights and master copies do so before or after their first step. Each entry is
-    a boolean tensor, which is not read here.
+    Slow weights and master copies equal the weights before or after the first step, for
+    every parameter. Zeros and the gradients are no weights.
     """
-    flags: dict[str, Tensor] | None = None
-    for parameter, old, new in weights:
-        if parameter.numel() > 1 and not old.is_sparse:
-            state = optimizer.state.get(parameter, {})
-            here = {k: _is_copy(v, old, new) for k, v in state.items() if _fits(v, old)}
-            known = here if flags is None else flags
-            flags = {
-                k: known[k] & here[k].to(known[k].device) for k in known.keys() & here
-            }
-    return flags or {}
+    dense = [w for w in weights if w.parameter.numel() > 1 and not w.old.is_sparse]
+    if not dense:
+        return {}
+    flags = [
+        {k: _is_copy(v, each) for k, v in state.items() if _fits(v, each.old)}
+        for each in dense
+        for state in [optimizer.state.get(each.parameter, {})]
+    ]
+    smallest = min(dense, key=lambda each: each.parameter.numel()).parameter
+    suspects = {}
+    for name in set(flags[0]).intersection(*flags):
+        entry = optimizer.state[smallest][name]
+        of_each = [flag[name].to(entry.device) for flag in flags]
+        is_copy = torch.stack(of_each).all()
+        suspects[name] = Suspect(is_copy, entry, get_local(entry).clone())
+    return suspects
 
 
 def _fits(value: Any, weights: Tensor) -> bool:
@@ -109,8 +134,12 @@ def _fits(value: Any, weights: Tensor) -> bool:
     return is_dense and value.shape == weights.shape
 
 
-def _is_copy(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Return whether a tensor equals the weights before or after a step, and not 0."""
-    local, old, new = map(get_local, (value, old, new))
+def _is_copy(value: Tensor, weights: Weights) -> Tensor:
+    """Return whether a tensor equals the weights before or after a step."""
+    local, old, new = map(get_local, (value, weights.old, weights.new))
     local = local.to(old.device, old.dtype)
-    return ((local == old).all() | (local == new).all()) & (local != 0).any()
+    is_copy = ((local == old).all() | (local == new).all()) & (local != 0).any()
+    gradient = weights.parameter.grad
+    if gradient is None or gradient.is_sparse:
+        return is_copy
+    return is_copy & (local != get_local(gradient)).any()

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_core.clipper.metrics import Tally
@@ -12,7 +10,7 @@ from autoclip_torch.step.run_checks import RunChecks
 from autoclip_torch.step.warn import warn
 
 from .copies import Weights
-from .optimizers import find_weights_in_state
+from .optimizers import Suspect, find_weights_in_state
 
 
 class UpdateChecks(RunChecks):
@@ -22,7 +20,7 @@ class UpdateChecks(RunChecks):
         """Start at the beginning of a run; nothing cancels an update."""
         super().__init__(most_skips=None, may_skip=False)
         self._is_first_step = True
-        self._suspects: dict[str, Tensor] = {}
+        self._suspects: dict[str, Suspect] = {}
 
     def check_gradients(self, *arguments: Any) -> None:
         """Accept a step without gradients: the optimizer then changes nothing."""
@@ -39,12 +37,10 @@ class UpdateChecks(RunChecks):
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
         """Check counts that are on the CPU."""
         super().check_counts(tally, nonfinite, dry_run)
-        if not self._suspects:
-            return
-        flags = torch.stack([flag.cpu() for flag in self._suspects.values()]).tolist()
-        names = [name for name, flag in zip(self._suspects, flags, strict=True) if flag]
-        self._suspects = {}
-        if names:
+        suspects = {k: each for k, each in self._suspects.items() if each.is_copy}
+        self._suspects = suspects
+        if names := sorted(name for name, each in suspects.items() if each.has_moved()):
+            self._suspects = {}
             warn(
                 f"{' and '.join(map(repr, names))} in the optimizer's state equals the "
                 "weights; if the optimizer computes its next weights from it, the "

@@ -116,27 +116,52 @@ def test_an_optimizer_with_weights_of_its_own_is_refused(name):
 
 
 class SlowWeights(torch.optim.SGD):
-    """An optimizer of a user, which pulls the weights to slow ones."""
+    """An optimizer of a user: every second step pulls the weights to slow ones."""
 
     @torch.no_grad()
     def step(self, closure=None):
-        for p in self.param_groups[0]["params"]:
-            self.state[p].setdefault("slow", p.detach().clone())
+        states = [(p, self.state[p]) for p in self.param_groups[0]["params"]]
+        for p, state in states:
+            state.setdefault("slow", p.detach().clone())
+            state["step"] = state.get("step", 0) + 1
         super().step(closure)
+        for p, state in states:
+            if state["step"] % 2 == 0:
+                p.copy_(state["slow"].lerp_(p, 0.5))
 
 
 def test_an_unknown_optimizer_with_weights_in_its_state_is_warned_of_once():
     model = nn.Linear(3, 4)
     optimizer = SlowWeights(model.parameters(), lr=0.1)
     UpdateClipper(model, optimizer, ParamRatio(RATIO))
-    for step in range(2):
+    for step in range(4):
         for p in model.parameters():
             p.grad = torch.ones_like(p)
-        if step == 0:
+        if step == 1:
             with pytest.warns(UserWarning, match="'slow' in the optimizer's state"):
                 optimizer.step()
         else:
             optimizer.step()
+
+
+WITHOUT_WEIGHTS = {
+    "initial weights": lambda p: optimizers().Prodigy(p),
+    "the gradients": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_a_state_that_equals_the_weights_only_at_first_is_not_warned_of(name):
+    """pytest makes a warning an error."""
+    model = nn.Linear(3, 4)
+    optimizer = WITHOUT_WEIGHTS[name](list(model.parameters()))
+    UpdateClipper(model, optimizer, ParamRatio(RATIO))
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = p.detach().clone()
+        optimizer.step()
+    tensors = [v for v in optimizer.state[model.weight].values() if v is not None]
+    assert any(v.shape == model.weight.shape for v in tensors if torch.is_tensor(v))
 
 
 def misuses():
