@@ -81,9 +81,8 @@ def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
 def sum_tensor(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
     if _is_plain(tensor):
-        row = tensor.numpy(force=True).reshape(1, -1)
-        total = float(_sum_in_strips(row, _sum_by_numpy, _SHORT)[0])
-        if _SMALLEST_EXACT < total < _LARGEST_EXACT:
+        total = sum_piece(tensor)
+        if is_exact(total):
             return total
     values = as_real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flatten(values)
@@ -91,9 +90,20 @@ def sum_tensor(tensor: Tensor) -> float:
         # Widening a narrow type copies it, so it is done in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
         total = sum(float(_sum_rows(part.view(1, -1))[0]) for part in parts)
-        if _SMALLEST_EXACT < total < _LARGEST_EXACT:
+        if is_exact(total):
             return total
     return float(_sum_wide(values if flat is None else flat, None).sum())
+
+
+def sum_piece(tensor: Tensor) -> float:
+    """Return the sum of squares of at most 2^18 float32 numbers, if it is exact."""
+    row = tensor.numpy(force=True).reshape(1, -1)
+    return float(_sum_in_strips(row, _sum_by_numpy, _SHORT)[0])
+
+
+def is_exact(total: Any) -> Any:
+    """Return whether a sum of float32 squares lost none to overflow or underflow."""
+    return (total > _SMALLEST_EXACT) & (total < _LARGEST_EXACT)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -128,8 +138,8 @@ def sum_units(tensor: Tensor, units: Units) -> _Array:
 
 def _find_inexact(sums: _Array) -> _Array:
     """Return which float32 sums have to be computed again in float64."""
-    is_exact = (sums > _SMALLEST_EXACT) & (sums < _LARGEST_EXACT)
-    return (~is_exact).nonzero()[0]
+    inexact: _Array = (~is_exact(sums)).nonzero()[0]
+    return inexact
 
 
 def _flatten(values: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autoclip_torch.gradients.layout import (
+    PIECE,
     align_unit_scales,
     apply_scale_,
     as_real,
@@ -94,15 +95,15 @@ def cut_by_size(changes: Iterable[Change]) -> Iterator[Change]:
     """
     for change in changes:
         entry, old, new = change.entry, change.old, change.new
+        if change.size <= PIECE:
+            yield change
+            continue
         if entry.units is None and new.is_contiguous():
             old, new = old.view(-1), new.view(-1)
         elif entry.units is None or not is_cut_by_first_axis(entry.units, new):
             yield change
             continue
-        step = count_piece_rows(new) if new.ndim else 1
-        if not new.ndim or step >= new.shape[0]:
-            yield change
-            continue
+        step = count_piece_rows(new)
         pairs = zip(torch.split(old, step), torch.split(new, step), strict=True)
         start = entry.start
         for old_part, new_part in pairs:

@@ -4,7 +4,7 @@ A long parameter is measured in pieces: the difference of a piece is written int
 buffer that stays in the cache. The weights before the step are then in the cache too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,71 +32,56 @@ def measure(
     Args:
       rows, changes, weights: as in `engine.measure`.
     """
-    long = [change for change in changes if _is_long(change)]
-    is_long = {id(change.entry) for change in long}
-    norms = _measure_long(rows, long, has_weights=len(weights) > 0)
-    others = [change for change in changes if id(change.entry) not in is_long]
-    norms[0] = _join(rows, norms[0], _measure_others(rows, others))
+    long = [] if rows.norm == "max" else list(filter(_is_long, changes))
+    norms, in_pieces = _measure_long(rows, long, 1 + len(weights))
+    others = [change for change in changes if id(change.entry) not in in_pieces]
+    of_changes = np.hypot(norms[0], _measure_others(rows, others))
     changed = {id(change.entry): change.new for change in changes}
     present = [changed.get(id(entry)) for entry in rows.by_parameter]
-    measured = [RowNorms(norms[0], cpu.find_observed(rows, present))]
-    for old in weights:
+    measured = [RowNorms(of_changes, cpu.find_observed(rows, present))]
+    for norms_of_long, old in zip(norms[1:], weights, strict=True):
         pairs = zip(rows.by_parameter, old, strict=True)
-        rest = [None if id(entry) in is_long else each for entry, each in pairs]
-        joined = _join(rows, norms[1], cpu.measure_norms(rows, rest))
-        measured.append(RowNorms(joined, cpu.find_observed(rows, old)))
+        rest = [None if id(entry) in in_pieces else each for entry, each in pairs]
+        of_weights = np.hypot(norms_of_long, cpu.measure_norms(rows, rest))
+        measured.append(RowNorms(of_weights, cpu.find_observed(rows, old)))
     return measured
 
 
-def _join(rows: Rows, first: _Array, second: _Array) -> _Array:
-    """Return the norms of rows from the norms of two parts of each row."""
-    joined: _Array = (np.maximum if rows.norm == "max" else np.hypot)(first, second)
-    return joined
+def _measure_long(
+    rows: Rows, changes: list[Change], count: int
+) -> tuple[_Array, set[int]]:
+    """Return the norms of rows, and the ids of the entries that are part of them.
 
-
-def _measure_long(rows: Rows, changes: list[Change], has_weights: bool) -> _Array:
-    """Return the norms of the changes, and below them those of the weights.
-
-    The weights have rows of their own, so that each piece is measured at once.
+    The norms are those of the changes and, if `count` is 2, below them those of the
+    weights before the step. An entry whose squares do not fit into float32 is left out.
     """
-    count = len(rows.names)
-    entries = []
+    sums, in_pieces = np.zeros((count, len(rows.names))), set()
+    buffer = torch.empty(_PIECE if changes else 0)
     for change in changes:
-        entry = change.entry
-        of_weights = replace(entry, start=entry.start + count, stop=entry.stop + count)
-        pair = [entry, of_weights] if has_weights else [entry]
-        entries += pair * _count_pieces(change)
-    both = replace(rows, by_parameter=entries, names=rows.names * 2)
-    pieces = _read_pieces(changes, has_weights)
-    return cpu.measure_norms(both, pieces).reshape(2, count)
+        sums_of_change = _sum_squares(change, buffer, count)
+        if squares.is_exact(sums_of_change).all():
+            sums[:, change.entry.start] += sums_of_change
+            in_pieces.add(id(change.entry))
+    return np.sqrt(sums), in_pieces
 
 
-def _read_pieces(changes: list[Change], has_weights: bool) -> Iterator[Tensor]:
-    """Yield the difference of each piece, in a buffer that the next one overwrites.
-
-    Each difference is followed by the weights before the step, if they are measured.
-    """
-    dtypes = {change.new.dtype for change in changes}
-    buffers = {dtype: torch.empty(_PIECE, dtype=dtype) for dtype in dtypes}
-    for change in changes:
-        buffer, count = buffers[change.new.dtype], _count_pieces(change)
-        old = change.old.view(-1).tensor_split(count)
-        new = change.new.view(-1).tensor_split(count)
-        for old_piece, new_piece in zip(old, new, strict=True):
-            yield torch.sub(old_piece, new_piece, out=buffer[: len(old_piece)])
-            if has_weights:
-                yield old_piece
-
-
-def _count_pieces(change: Change) -> int:
-    """Return how many pieces of equal size a change has. None of them is short."""
-    return max(1, -(-change.new.numel() // _PIECE))
+def _sum_squares(change: Change, buffer: Tensor, count: int) -> _Array:
+    """Return the sums of squares of a change, and of the weights before the step."""
+    sums = np.zeros(count)
+    both = change.old.view(-1), change.new.view(-1)
+    pieces = [torch.split(each, _PIECE) for each in both]
+    with np.errstate(all="ignore"):  # the sum shows whether it is finite
+        for old, new in zip(*pieces, strict=True):
+            difference = torch.sub(old, new, out=buffer[: len(old)])
+            sums += [squares.sum_piece(each) for each in (difference, old)[:count]]
+    return sums
 
 
 def _is_long(change: Change) -> bool:
     """Return whether a change is read in pieces. Short ones are read many at a time."""
     return (
         _is_plain_row(change)
+        and change.new.dtype == torch.float32
         and change.new.is_contiguous()
         and not squares.is_short(change.new, None)
     )
