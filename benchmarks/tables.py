@@ -123,16 +123,16 @@ def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the ratios for each AdamW, and the memory as multiples of the weights."""
-    found, memory = {}, []
+    medians, memory = [], []
     for kind, models in saved["bytes"].items():
         lines = of(saved["results"], kind_of_adamw=kind)
-        found[f"TrustClip, {kind}"] = ratios(lines)
         for name in values(lines, "contender"):
-            cells = (multiples(own, name) for own in models.values())
             label = name if kind in name else f"{kind}, {name}"
-            memory.append([label, *cells])
-    return found | {
-        "TrustClip, memory": [["first step, later steps", *models], *memory]
+            medians.append([label, *map(middle_cell, of(lines, contender=name))])
+            memory.append([label, *(multiples(own, name) for own in models.values())])
+    return {
+        "TrustClip": [["", *models], *medians],
+        "TrustClip, memory": [["first step, later steps", *models], *memory],
     }
 
 
@@ -158,6 +158,7 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
         reference,
         *(f"{times[reference]:.2f} s" for times in compiling.values()),
     ]
+    lines = [line for line in lines if not line["contender"].endswith("does not")]
     found = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
