@@ -9,25 +9,27 @@ from autoclip_core.series.diagnosis import MIN_STEPS, Diagnosis
 from .reasons import quantile
 
 SHORT = 0.1
-"""A level that has at most this share of the steps changes p90 of all steps little."""
+"""A part that has at most this share of the steps changes p90 of all little."""
+
+LEAST, MOST = 0.8, 0.99
+"""The share of the norms that a constant leaves unclipped, from LEAST to MOST."""
 
 WITHHELD = {
     "never healthy": "No threshold and no policy are suggested, because there is no "
-    "healthy part: check the first batches and the learning rate, or train with "
-    "TrustClip, and log again.",
+    "healthy part: check the first batches and the learning rate, and log again.",
     "clipped": "No threshold is suggested: log the norms before clipping, which "
     "clip_grad_norm_ returns.",
 }
 """The reasons of verdicts without numbers."""
 
 CONSTANT = (
-    "max_norm is p90 of the {share} of the steps {where} step {step}, {norm}; p90 of "
-    "the others is {other}."
+    "max_norm is p90 of the {share} of the healthy steps before step {step}, {norm}; "
+    "p90 of the others is {other}."
 )
 
 NO_CONSTANT = (
-    "No constant fits both levels: p90 is {before} before step {step} and {after} "
-    "since; the policy follows such a change. If the loss shows no damage, {after} is "
+    "No constant fits all healthy steps: p90 is {norm} before step {step} and {other} "
+    "since; the policy follows such a change. If the loss shows no damage, {other} is "
     "a constant for the steps since then."
 )
 
@@ -37,9 +39,10 @@ def select_norms(
 ) -> tuple[Array | None, list[str]]:
     """Return the norms whose p90 is the constant, or None, and the reason.
 
-    They are the healthy norms. After a change of level they are those before it if it
-    is a fall or late, and those since if it is early. So 80 to 99 % of the healthy
-    norms are below their p90, whether or not the change was damage.
+    They are the healthy norms, or else those before another level. They are withheld
+    unless 80 to 99 % of the healthy norms are below their p90, and of those before the
+    first sign of damage, a spike or another level. So the constant fits whether or not
+    that was damage.
 
     Args:
       diagnosis: of the whole series.
@@ -57,28 +60,26 @@ def select_norms(
             "learning rate."
         )
         return None, [reason]
-    if diagnosis.verdict != "shifted":
+    is_shifted = diagnosis.verdict == "shifted"
+    signs = [diagnosis.step] if is_shifted else diagnosis.spikes[:1]
+    if not signs:
         return healthy, []
-    is_before = np.cumsum(steps == diagnosis.step)[diagnosis.healthy] == 0
-    return select_level(healthy[is_before], healthy[~is_before], diagnosis.step)
+    is_before = np.cumsum(steps == signs[0])[diagnosis.healthy] == 0
+    return select_part(healthy, is_before, is_shifted, signs[0])
 
 
-def select_level(
-    before: Array, after: Array, step: int | None
+def select_part(
+    healthy: Array, is_before: Array, is_shifted: bool, step: int | None
 ) -> tuple[Array | None, list[str]]:
-    """Return the norms of one of two levels, or None, and the reason."""
-    share = len(before) / (len(before) + len(after))
-    texts = [format_number(quantile(part, 0.9)) for part in (before, after)]
-    is_fall = quantile(after, 0.5) < quantile(before, 0.5)
-    if share > SHORT and not is_fall and share < 1 - SHORT:
-        text = NO_CONSTANT.format(before=texts[0], after=texts[1], step=step)
-        return None, [text]
-    is_early = share <= SHORT
-    text = CONSTANT.format(
-        share=format_percent(1 - share if is_early else share),
-        where="since" if is_early else "before",
-        step=step,
-        norm=texts[is_early],
-        other=texts[not is_early],
-    )
-    return (after if is_early else before), [text]
+    """Return the norms whose p90 fits all of them and those before a step, or None."""
+    before, after = healthy[is_before], healthy[~is_before]
+    share = len(before) / len(healthy)
+    if len(before) < MIN_STEPS or share <= SHORT:
+        return healthy, []
+    norm, other = (format_number(quantile(part, 0.9)) for part in (before, after))
+    texts = {"share": format_percent(share), "norm": norm, "other": other, "step": step}
+    for part in (healthy, before) if is_shifted else (healthy,):
+        limit = quantile(part, 0.9)
+        if all(LEAST <= np.mean(n <= limit) <= MOST for n in (healthy, before)):
+            return part, [CONSTANT.format(**texts)] if part is before else []
+    return None, [NO_CONSTANT.format(**texts)]

@@ -9,7 +9,7 @@ from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import MIN_STEPS, Diagnosis
-from autoclip_core.series.spikes import find_shift
+from autoclip_core.series.shifts import find_shift
 
 HEAVY_TAIL = 1.0
 """Norms are heavy-tailed if the deviation of ln(norm) is larger than this."""

@@ -18,7 +18,8 @@ from autoclip_core.log.formatting import format_number, format_percent, wrap_tex
 from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
 from autoclip_core.record.step import Array
-from autoclip_core.series.spikes import LevelShift, find_shift, find_spikes
+from autoclip_core.series.diagnosis import diagnose
+from autoclip_core.series.shifts import LevelShift, find_shift
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps an iterable that has a length and shows the progress, such as `tqdm`."""
@@ -73,8 +74,8 @@ class Replay:
 
     @cached_property
     def spikes(self) -> Array:
-        """The indices of the steps whose norm is far above that of their neighbours."""
-        return find_spikes(self.norms)
+        """The indices of the spikes that the diagnosis of the norms names."""
+        return np.array(diagnose(self.norms).spikes, np.intp)
 
     @property
     def spikes_caught(self) -> Array:

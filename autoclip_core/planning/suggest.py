@@ -88,7 +88,8 @@ class Suggestion:
         rows += [("suggested", threshold)]
         if self.mean_range:
             low, high = map(format_number, self.mean_range)
-            rows += [("mean range", f"{low} to {high} (0.5 to 10 times the mean)")]
+            basis = f"0.5 to 10 times the mean; above {format_number(self.max)} "
+            rows += [("mean range", f"{low} to {high} ({basis}clips nothing)")]
         rows += [("or a policy", as_code(self.policy))] if self.policy else []
         lines = [f"{name:<13} {value}" for name, value in rows]
         return wrap_text("\n".join([self.diagnosis.sentence, *lines, *self.advice]))

@@ -107,17 +107,19 @@ def measure_jump(logs: Array) -> float:
 
 
 def find_high_end(logs: Array) -> int | None:
-    """Return the start of an end that is 30 times the usual norm, or None."""
+    """Return the start of an end that is 100 times the usual norm, or None."""
     if len(logs) < 2 * LAST:
         return None
     usual = np.median(logs[: len(logs) // 2])
     if np.median(logs[-LAST:]) - usual <= DIVERGED:
         return None
     start = find_start_of_end(logs, usual + RAISED)
-    is_recovering = (
-        np.median(logs[-LAST:]) < np.median(logs[start : start + AFTER]) - HIGH / 2
-    )
-    return None if is_recovering else start
+    return None if is_recovering(logs[start:]) else start
+
+
+def is_recovering(logs: Array) -> bool:
+    """Return whether the last norms are a third of the first, or less."""
+    return bool(np.median(logs[-LAST:]) < np.median(logs[:AFTER]) - HIGH / 2)
 
 
 def find_start_of_end(logs: Array, least: float) -> int:

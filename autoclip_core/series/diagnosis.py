@@ -9,10 +9,10 @@ import numpy as np
 from autoclip_core.record.step import Array
 
 from .ceiling import find_ceiling, find_ceiling_of_thresholds, has_norm_above
-from .damage import FIRST_STEPS, find_damage, is_start_erratic
+from .damage import DIVERGED, FIRST_STEPS, find_damage, is_recovering
 from .levels import Levels, measure_levels
 from .shifts import find_level_change
-from .spikes import find_spikes_in_logs
+from .spikes import find_spikes
 
 MIN_STEPS = 50
 """Fewer norms above 0 do not support a verdict."""
@@ -20,8 +20,8 @@ MIN_STEPS = 50
 START = 50
 """NaN and infinity in the first steps are the calibration of a loss scaler."""
 
-SPIKE = 5.0
-"""A spike is at least this many times the level around it."""
+WEIGHT = 9
+"""A run is non-finite if more than one norm in `WEIGHT + 1` is."""
 
 NAMED = 5
 """The number of spikes whose steps the sentence names."""
@@ -31,15 +31,16 @@ LOSS = "Norms do not show the loss: compare it."
 
 SENTENCES = {
     "healthy": "Healthy: {count} norms show neither damage nor a spike. " + LOSS,
-    "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median; the norms "
-    "show no damage. " + LOSS,
+    "spikes": "Spikes at steps {spikes}, up to {high:.3g} times the median of the "
+    "others; the norms show no damage. " + LOSS,
     "shifted": "From step {step} on, the level is {number:.3g} times the earlier one: "
     "other data or another loss, or damage, which only the loss shows.",
     "diverged": "The run diverged at step {step}: from there on the norms reach "
     "{largest:.4g}; the median before is {median:.4g}.",
     "never healthy": "The run was never healthy: the norms from step {step} on reach "
     "{largest:.4g}, or jump from step to step.",
-    "non-finite": "The norms are non-finite from step {step} to the end.",
+    "non-finite": "From step {step} to the end, {number:.3g} % of the norms are NaN or "
+    "infinite.",
     "clipped": "The log holds norms after clipping, which do not show the run: they "
     "stop at {number:.4g}.",
     "too short": "Too short for a verdict: {number} finite norms above 0; it takes "
@@ -80,7 +81,8 @@ class Finding(NamedTuple):
     place: int | None = None
     """Where the damage or the new level begins."""
     number: float = 0.0
-    """The ratio of a rise, the ceiling of a clipped log, or the number of norms."""
+    """The ratio of a rise, the ceiling of a clipped log, the number of norms, or the
+    share of those that are not finite, in percent."""
 
 
 def diagnose(
@@ -116,7 +118,7 @@ def diagnose(
     calibration = int(np.sum(~healthy[:START][:place]))
     if place is not None and finding.verdict != "shifted":
         healthy[0 if finding.verdict == "never healthy" else place :] = False
-    spikes = find_high_norms(levels)
+    spikes = find_spikes(levels)
     spikes = spikes[healthy[spikes]]
     healthy[spikes] = False
     if finding.verdict == "healthy" and spikes.size:
@@ -137,16 +139,21 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
     if start is not None:
         is_early = np.searchsorted(levels.places, start) < FIRST_STEPS
         return Finding("never healthy" if is_early else "diverged", start)
-    end = find_non_finite_end(norms)
-    if end < len(norms):
-        return Finding("non-finite", end)
+    start = find_non_finite_start(norms)
+    if start is not None:
+        share = 100 * float(np.mean(~np.isfinite(norms[start:])))
+        return Finding("non-finite", start, share)
     if len(levels.logs) < MIN_STEPS:
         return Finding("too short", number=len(levels.logs))
     ceiling = find_any_ceiling(norms, levels, thresholds)
     if ceiling is not None:
         return Finding("clipped", number=ceiling)
     change = find_level_change(levels)
-    return Finding("healthy") if change is None else Finding("shifted", *change)
+    if change is None:
+        return Finding("healthy")
+    rest = levels.logs[levels.places >= change[0]]
+    is_damage = change[1] > np.exp(DIVERGED) and not is_recovering(rest)
+    return Finding("diverged" if is_damage else "shifted", *change)
 
 
 def find_any_ceiling(
@@ -161,32 +168,21 @@ def find_any_ceiling(
     return ceiling or find_ceiling_of_thresholds(norms, thresholds)
 
 
-def find_non_finite_end(norms: Array) -> int:
-    """Return the first place from which 90 % of the norms are NaN or infinite.
+def find_non_finite_start(norms: Array) -> int | None:
+    """Return the place from which norms are often NaN or infinite, or None.
 
-    So are 90 % of the first ten of them.
+    They are more than a tenth of the norms from there to the end: each weighs as much
+    as 9 finite ones, and the weight from a place to the end is largest there. Two in
+    the last two steps are enough. Those of the first 50 steps do not count, unless all
+    others up to that place are, too.
     """
-    places = np.flatnonzero(~np.isfinite(norms))
-    left, order = len(norms) - places, np.arange(len(places))
-    soon = np.searchsorted(places, places + 10) - order
-    is_end = len(places) - order >= 0.9 * left
-    starts = places[is_end & (soon >= 0.9 * np.minimum(left, 10))]
-    return int(starts[0]) if starts.size else len(norms)
-
-
-def find_high_norms(levels: Levels) -> Array:
-    """Return the places of spikes, and of norms that leave the level for some steps."""
-    excess = levels.excess
-    if len(excess) < MIN_STEPS:
-        return np.empty(0, np.intp)
-    high = levels.places[excess >= np.maximum(np.log(2 * SPIKE), 6 * levels.spread)]
-    spikes = find_spikes_in_logs(levels.logs, SPIKE)
-    spikes = levels.places[spikes[excess[spikes] >= np.log(SPIKE)]]
-    if is_start_erratic(levels.logs, 1.0, 2.5):
-        later = np.median(levels.logs[START : 2 * START])
-        is_high = levels.logs[:START] >= later + np.log(SPIKE)
-        spikes = np.union1d(spikes, levels.places[:START][is_high])
-    return np.union1d(spikes, high)
+    is_finite = np.isfinite(norms)
+    first = min(START, max(len(norms) - 2, 0))
+    weight = np.cumsum(np.where(is_finite, -1, WEIGHT)[::-1])[::-1][first:]
+    if weight.max(initial=0) < 2 * WEIGHT:
+        return None
+    finite_before = np.flatnonzero(is_finite[: first + int(weight.argmax())])
+    return int(finite_before[-1]) + 1 if finite_before.size else 0
 
 
 def write_sentence(

@@ -24,8 +24,8 @@ from labelled_tasks import OPTIMIZERS, TASKS, Task, find_rate
 
 FILE = Path(__file__).parents[2] / "tests" / "support" / "labelled_series.npz"
 
-TUNING_SEEDS, KEPT_SEED = (5,), 6
-"""The seeds in the file. Seeds 0 to 4 also served for tuning."""
+TUNING_SEEDS, KEPT_SEED = (6,), 7
+"""The seeds in the file. Seeds 0 to 5 also served for tuning."""
 
 CHECK = 20
 """Steps between two tests of the model."""

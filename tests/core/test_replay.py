@@ -19,6 +19,7 @@ from autoclip_core import (
     ZScore,
     decide,
     replay,
+    suggest_threshold,
 )
 
 NAN, INF = math.nan, math.inf
@@ -95,11 +96,22 @@ def test_the_clip_rate_of_each_interval(intervals):
 
 def test_a_replay_lists_spikes_and_those_that_were_caught():
     norms = np.ones(300)
-    norms[[100, 200]] = 50.0, 3.0
+    norms[[100, 200]] = 50.0, 6.0
     report = replay(norms, Fixed(10.0))
     assert report.spikes.tolist() == [100, 200]
     assert report.spikes_caught.tolist() == [100]
     assert "spikes caught     1 of 2" in str(report)
+
+
+def test_a_replay_and_a_suggestion_count_the_same_spikes():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(0, 0.2, 600)) * np.geomspace(1, 9, 600)
+    norms[rng.choice(500, 40, replace=False)] *= rng.uniform(2, 12, 40)
+    norms[[70, 80]] = NAN, 0.0
+    norms[560:] *= 1e6  # damage, not spikes
+    spikes = replay(norms, Fixed(3.0)).spikes.tolist()
+    assert 10 < len(spikes) < 40
+    assert tuple(spikes) == suggest_threshold(norms).diagnosis.spikes
 
 
 def test_a_replay_reports_a_level_shift_and_the_steps_to_recover():
@@ -159,7 +171,7 @@ def test_a_mean_scale_of_exactly_90_percent_is_not_a_recovery():
 
 def test_a_replay_prints_these_lines():
     norms = np.ones(300)
-    norms[[100, 200, 250]] = 40.0, 3.0, NAN
+    norms[[100, 200, 250]] = 40.0, 6.0, NAN
     assert str(replay(norms, Fixed(10.0))) == (
         "policy            Fixed(max_norm=10.0)\n"
         "steps             300 (1 non-finite)\n"

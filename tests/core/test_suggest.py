@@ -63,7 +63,8 @@ def test_a_suggestion_prints_these_lines():
         "p99           299",
         "max           301",
         "suggested     max_norm = 281",
-        "mean range    100.5 to 2010 (0.5 to 10 times the mean)",
+        "mean range    100.5 to 2010 (0.5 to 10 times the mean; above 301 clips "
+        "nothing)",
         f"or a policy   {as_code(Quantile(0.9))}",
     ]
     assert lines[14].startswith("Begin with TrustClip, which needs no number")
@@ -130,7 +131,7 @@ WITHHELD = {
     ),
     "shifted": (
         steady_norms(size=400) * np.repeat([1.0, 8.0], 200),
-        "No constant fits both levels: p90 is 1.",
+        "No constant fits all healthy steps: p90 is 1.",
         True,
     ),
 }
@@ -149,24 +150,46 @@ def test_a_threshold_is_withheld_with_the_reason(name):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "later", "p90"),
+    ("before", "after", "later", "part"),
     [
-        (150, 250, 0.1, "p90 of the 37.5 % of the steps before step 150"),
-        (476, 24, 8.0, "p90 of the 95.2 % of the steps before step 476"),
-        (60, 740, 8.0, "p90 of the 92.5 % of the steps since step 60"),
+        (150, 250, 0.1, "before"),
+        (150, 250, 8.0, None),
+        (476, 24, 8.0, "all"),  # p95 of the steps before
+        (60, 740, 8.0, "all"),  # a tenth of the steps changes p90 little
+        (100, 740, 8.0, None),
     ],
 )
-def test_the_constant_after_a_change_is_p90_of_one_level(before, after, later, p90):
+def test_the_constant_after_a_change_fits_all_steps_and_those_before(
+    before, after, later, part
+):
     sizes = [before, after]
     norms = steady_norms(size=sum(sizes)) * np.repeat([1.0, later], sizes)
     suggestion = suggest_threshold(norms)
     assert suggestion.verdict == "shifted"
-    assert p90 in " ".join(suggestion.advice)
-    level = norms[before:] if "since" in p90 else norms[:before]
-    assert suggestion.max_norm == pytest.approx(np.quantile(level, 0.9))
-    low, high = suggestion.mean_range
-    assert (low, high) == pytest.approx((level.mean() / 2, 10 * level.mean()))
+    if part is None:
+        assert suggestion.max_norm is None
+        return
+    is_chosen = suggestion.diagnosis.healthy.copy()
+    if part == "before":
+        is_chosen[suggestion.diagnosis.step :] = False
+    chosen = norms[is_chosen]
+    assert suggestion.max_norm == pytest.approx(np.quantile(chosen, 0.9))
+    assert suggestion.mean_range == pytest.approx(chosen.mean() * np.array([0.5, 10]))
     assert 0.8 <= np.mean(norms <= suggestion.max_norm) <= 0.99
+    text = " ".join(suggestion.advice)
+    assert ("p90 of the 37.5 % of the healthy steps" in text) == (part == "before")
+
+
+@pytest.mark.parametrize("level", [0.1, 1.0, 10.0])
+def test_a_constant_after_a_spike_fits_the_steps_before_it(level):
+    """Norms that slowly rise or fall may show a spike that damaged the weights."""
+    norms = steady_norms(size=600)
+    norms[200:] *= np.geomspace(1, level, 400)
+    norms[200] = 60.0
+    suggestion = suggest_threshold(norms)
+    assert suggestion.verdict == "spikes"
+    share = np.mean(norms[:200] <= np.quantile(np.delete(norms, 200), 0.9))
+    assert (suggestion.max_norm is not None) == (0.8 <= share <= 0.99)
 
 
 def test_fifty_norms_are_enough():

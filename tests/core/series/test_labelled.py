@@ -1,7 +1,7 @@
 """The labelled runs of examples/experiments/labelled_series.py, and their verdicts.
 
 A label comes from the fault and from the run's loss. The kept half chose no setting.
-docs/evidence/diagnosis.md explains the exceptions.
+docs/evidence/diagnosis.md counts them.
 """
 
 import json
@@ -15,12 +15,6 @@ from autoclip_core import suggest_threshold
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "tests" / "support" / "labelled_series.npz"
-ELSEWHERE = {
-    "autoencoder, SGD, momentum 0.9, bad batches x300, seed 6",
-    "recurrent net, AdamW, bad batches x300, seed 6",
-}
-"""Runs that diverged, at a step that their norms do not show."""
-
 BAD = {"diverged", "never healthy", "non-finite"}
 
 
@@ -45,7 +39,7 @@ def verdicts(runs, *labels):
 
 
 def test_no_diverged_run_is_called_healthy(runs):
-    assert sum(verdicts(runs, "diverged", "non-finite").values()) >= 30
+    assert sum(verdicts(runs, "diverged", "non-finite").values()) >= 25
     assert "healthy" not in verdicts(runs, "diverged", "non-finite")
 
 
@@ -63,17 +57,18 @@ def test_the_constant_is_between_the_80th_and_99th_percentile(runs):
         if constant is not None and part.sum() >= 50:
             shares[run["name"]] = np.mean(norms[part] <= constant)
     assert len(shares) > 40
-    outside = {name for name, share in shares.items() if not 0.8 <= share <= 0.99}
-    assert outside == ELSEWHERE
+    assert {n: share for n, share in shares.items() if not 0.8 <= share <= 0.99} == {}
 
 
-def test_a_healthy_run_has_a_constant_unless_its_level_rises_in_the_middle(runs):
+def test_a_healthy_run_has_a_constant_unless_its_level_changes(runs):
     healthy = [run for run in runs if run["label"] == "healthy"]
     withheld = [r for r in healthy if r["suggestion"].max_norm is None]
     assert len(withheld) <= len(healthy) / 4
     for run in withheld:
-        norms, step = run["norms"], run["suggestion"].diagnosis.step
-        assert np.nanmedian(norms[step:]) > np.nanmedian(norms[:step])
+        diagnosis = run["suggestion"].diagnosis
+        sign = [*diagnosis.spikes, diagnosis.step][-1 if diagnosis.step else 0]
+        parts = run["norms"][:sign], run["norms"][sign:]
+        assert abs(np.diff(np.log(list(map(np.nanmedian, parts))))[0]) > np.log(1.9)
 
 
 def test_the_evidence_page_counts_these_verdicts(runs):

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip_core.series import spikes
-from autoclip_core.series.spikes import find_shift, find_spikes, measure_local_level
+from autoclip_core.series import shifts, spikes
+from autoclip_core.series.levels import measure_levels
+from autoclip_core.series.shifts import find_shift
+from autoclip_core.series.spikes import measure_local_level
 
 from ...support.cases import fewer_examples, positive
 
 NAN, INF = math.nan, math.inf
+
+
+def find_spikes(norms):
+    return spikes.find_spikes(measure_levels(norms))
 
 
 def levels_by_hand(logs):
@@ -46,7 +52,8 @@ def test_a_long_series_is_processed_in_pieces(monkeypatch):
     logs = np.random.default_rng(0).normal(size=300)
     logs[150:] += 2
     level, shift = measure_local_level(logs), find_shift(np.exp(logs))
-    monkeypatch.setattr(spikes, "MAX_STEPS", 70)
+    for module in (spikes, shifts):
+        monkeypatch.setattr(module, "MAX_STEPS", 70)
     np.testing.assert_array_equal(measure_local_level(logs), level)
     assert find_shift(np.exp(logs)) == shift
 
@@ -67,24 +74,24 @@ def test_a_spike_is_six_deviations_above_the_level():
     assert find_spikes(norms_with_one(logs, -2 * edge)).tolist() == []
 
 
-def test_a_spike_is_twice_the_level():
+def test_a_spike_is_five_times_the_level():
     norms = np.ones(150)
-    norms[[30, 60, 90]] = 1.99, 2.0, 2.01
+    norms[[30, 60, 90]] = 4.99, 5.0, 5.01
     assert find_spikes(norms).tolist() == [60, 90]
     norms[[40, 50]] = 0.0, NAN  # places count them too
     assert find_spikes(norms).tolist() == [60, 90]
 
 
 def test_equal_norms_have_no_spike(monkeypatch):
-    monkeypatch.setattr(spikes, "MIN_RATIO", 1.0)
+    monkeypatch.setattr(spikes, "SPIKE", 1.0)
     assert find_spikes(np.ones(200)).tolist() == []
 
 
-@pytest.mark.parametrize("size", [3, 4, 5])
-def test_three_norms_are_enough_for_a_spike(size):
+@pytest.mark.parametrize(("size", "places"), [(49, []), (50, [30])])
+def test_fifty_norms_are_enough_for_a_spike(size, places):
     norms = np.ones(size)
-    norms[1] = 9.0
-    assert find_spikes(norms).tolist() == [1]
+    norms[30] = 9.0
+    assert find_spikes(norms).tolist() == places
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
