@@ -10,19 +10,23 @@ from collections.abc import Mapping
 import numpy as np
 
 from autoclip_core.record.row_counts import RowCounts
-from autoclip_core.record.step import Array
+from autoclip_core.record.step import Array, median
 
 from .formatting import format_number, format_percent
 from .red_lights import (
-    LOW_SCALE,
     diagnose_steps,
     find_policy,
     is_dry_run,
+    name_argument,
+    records_clipped_norms,
     select_settings,
 )
 
 MIN_STEPS = 100
 """Fewer steps than this do not support a statement about the clip rate."""
+
+HIGH_RATE, LOW_SCALE = 0.5, 0.3
+"""A clip rate above this, or a mean scale below, changes the size of most steps."""
 
 REGIMES = (
     ("spike filter", 0.001, 0.02),
@@ -61,6 +65,7 @@ def advise_on_rate(
       settings: the settings of the log, which may name the policy.
       is_update: whether the norms are those of updates.
     """
+    settings = settings or {}
     measured, armed = counts["measured"], counts["armed"]
     rate = sums["clipped"] / measured if measured else math.nan
     total = measured
@@ -74,13 +79,11 @@ def advise_on_rate(
     regime = name_regime(rate, total, is_update)
     advice = [f"{regime}, {scale}."]
     if regime.startswith(("Moderate", "High")):
-        advice[0] += name_aim(select_settings(settings or {}, is_update))
-    if is_dry_run(settings or {}, is_update):
+        advice[0] += name_aim(select_settings(settings, is_update))
+    if is_dry_run(settings, is_update):
         advice += explain_dry_run(rate, mean_scale)
-    elif is_update:
-        advice += advise_on_bound(rate, mean_scale)
     else:
-        advice += advise_on_high(rate)
+        advice += advise_on_high(rate, mean_scale, settings, is_update)
     if total == measured and armed < 0.9 * measured:
         armed_rate = format_percent(sums["armed_clipped"] / armed)
         advice += [
@@ -98,27 +101,27 @@ def explain_dry_run(rate: float, mean_scale: float) -> list[str]:
     ]
 
 
-def advise_on_bound(rate: float, mean_scale: float) -> list[str]:
-    """Say that the bound of the updates sets the size of most steps, if it does.
-
-    This is no red light: it is what the bound does if the learning rate is too high.
-    """
-    if not (rate > 0.5 or mean_scale < LOW_SCALE):
+def advise_on_high(
+    rate: float, mean_scale: float, settings: Mapping[str, str], is_update: bool
+) -> list[str]:
+    """Say that clipping sets the size of most steps, if it does."""
+    signs = []
+    if rate > HIGH_RATE:
+        signs.append(f"clip rate {format_percent(rate)} is above 50 %")
+    if mean_scale < LOW_SCALE:
+        signs.append(f"mean scale {format_number(mean_scale)} is below {LOW_SCALE:g}")
+    if not signs:
         return []
+    if is_update:
+        return [
+            "The bound sets the size of most steps: the learning rate is above what it "
+            "allows. This is expected if TrustClip was added to a run that diverged. "
+            "Lower the rate if the loss stops falling."
+        ]
+    argument = name_argument(select_settings(settings, is_update))
     return [
-        "The bound sets the size of most steps: the learning rate is above what it "
-        "allows. This is expected if TrustClip was added to a run that diverged. Lower "
-        "the rate if the loss stops falling."
-    ]
-
-
-def advise_on_high(rate: float) -> list[str]:
-    """Say that most gradients are clipped, if they are."""
-    if not rate > 0.5:
-        return []
-    return [
-        f"Clip rate {format_percent(rate)} is above 50 %: under SGD this acts "
-        "like a smaller learning rate, so lower the learning rate instead. Under "
+        f"{' and '.join(signs).capitalize()}: under SGD this acts like a smaller "
+        f"learning rate. Lower the learning rate instead, or raise {argument}. Under "
         "Adam and its variants, or if gradients explode, it can be intended."
     ]
 
@@ -167,6 +170,67 @@ def name_regime(rate: float, steps: int, is_update: bool = False) -> str:
     if is_update:
         return f"Inert: {basis}, below 0.1 %: the bound has almost no effect"
     return f"Inert: {basis}, below 0.1 %: the threshold has almost no effect, lower it"
+
+
+def advise_on_ratchet(
+    steps: Array, settings: Mapping[str, str], has_several_rows: bool
+) -> list[str]:
+    """Name a threshold that fell while norms did not, and a clip rate that rose.
+
+    A policy that records norms before clipping cannot do that. If norms fall, the
+    threshold must fall too. With several rows, threshold and norm are not of the same
+    rows, so the policy must be one that records norms after clipping.
+    """
+    is_clipped = records_clipped_norms(settings)
+    if is_clipped is False or (has_several_rows and not is_clipped):
+        return []
+    armed = steps[np.isfinite(steps["norm"]) & np.isfinite(steps["threshold"])]
+    thirds = find_thirds(armed)
+    if min(map(len, thirds)) < MIN_STEPS:
+        return []
+    before, after = (median(part["threshold"]) for part in thirds)
+    norms = [median(part["norm"]) for part in thirds]
+    low, high = (float(part["clipped"].mean(dtype=np.float64)) for part in thirds)
+    if not (after < 0.7 * before and high > low + 0.1 and norms[1] > 0.9 * norms[0]):
+        return []
+    evidence = (
+        "From the first third of the run to the last, the threshold fell "
+        f"from {format_number(before)} to {format_number(after)}, although the median "
+        f"norm went from {format_number(norms[0])} to {format_number(norms[1])}; the "
+        f"clip rate rose from {format_percent(low)} to {format_percent(high)}."
+    )
+    return [f"{evidence} {explain_ratchet(find_policy(settings))}"]
+
+
+def find_thirds(steps: Array) -> tuple[Array, Array]:
+    """Return the steps of the first and of the last third of a run.
+
+    They are thirds of the run, not of the array: most stored steps are recent.
+    """
+    if not len(steps):
+        return steps, steps
+    start, end = int(steps["step"][0]), int(steps["step"][-1]) + 1
+    third = (end - start) / 3
+    numbers = steps["step"]
+    return steps[numbers < start + third], steps[numbers >= end - third]
+
+
+def explain_ratchet(policy: str) -> str:
+    """Return the cause of a falling threshold, and the action that a policy allows."""
+    if policy in ("EmaRatio", "AdaGC"):
+        return (
+            f"{policy} records norms after clipping, which draws the threshold down. "
+            "Raise `ratio`, or take a quantile, which records norms before clipping."
+        )
+    if policy in ("ZScore", "ZClip"):
+        return (
+            f"{policy} records norms after clipping, which draws the threshold down. "
+            "Set record='winsorized'."
+        )
+    return (
+        "The threshold may follow norms after clipping, which can only fall. Give the "
+        "policy the norms before clipping."
+    )
 
 
 def advise_on_level(steps: Array) -> list[str]:

@@ -1,27 +1,21 @@
-"""Red lights: what went wrong in a run.
+"""Red lights: the norms of a run show damage, which no healthy run has.
 
 Each states the evidence, the suspected cause, and an action that the policy in use
-allows.
+allows. What a policy does in a healthy run, too, is no red light: see `advice.py`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from autoclip_core.record.step import Array, median
+from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
-from .formatting import format_number, format_percent
-
-MIN_STEPS = 100
-"""Fewer steps than this do not support a red light."""
+from .formatting import format_percent
 
 DIAGNOSED = 2048
 """Number of steps of the past that are diagnosed, and of the latest."""
-
-LOW_SCALE = 0.3
-"""A mean scale below this removes most of the gradient."""
 
 ARGUMENTS = {
     **dict.fromkeys(("Quantile", "QuantileClip", "StreamingQuantile"), "quantile"),
@@ -103,26 +97,31 @@ def name_argument(settings: Mapping[str, str]) -> str:
     return argument if " " in argument else f"`{argument}`"
 
 
-def warn_of_divergence(
+def find_red_lights(
     steps: Array, settings: Mapping[str, str], is_update: bool
 ) -> list[str]:
-    """Say that the run diverged or was never healthy, if its norms show it."""
+    """Say that the run diverged or was never healthy, if its norms show it.
+
+    Args:
+      steps: the stored steps.
+      settings: the settings of the log, which may name the policy.
+      is_update: whether the norms are those of updates.
+    """
     table, diagnosis = diagnose_steps(steps)
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return []
-    policy = find_policy(settings)
-    if is_update:
-        cause = "The learning rate may be too high, or the data of that step broken."
-        return [f"Red light: {diagnosis.sentence} {cause} {lower_rate(policy, True)}"]
-    last = table[-DIAGNOSED // 10 :]
-    rate = format_percent(float(last["clipped"].mean(dtype=np.float64)))
-    verb = "would be" if is_dry_run(settings, is_update) else "were"
-    cause = (
-        "The learning rate may be too high, or the data of that step broken; of the "
-        f"last {len(last)} steps {rate} {verb} clipped, and a threshold for the "
-        "gradient does not bound the update."
-    )
-    return [f"Red light: {diagnosis.sentence} {cause} {lower_rate(policy, False)}"]
+    policy = find_policy(select_settings(settings, is_update))
+    cause = "The learning rate may be too high, or the data of that step broken"
+    if not is_update:
+        last = table[-DIAGNOSED // 10 :]
+        rate = format_percent(float(last["clipped"].mean(dtype=np.float64)))
+        verb = "would be" if is_dry_run(settings, is_update) else "were"
+        cause += (
+            f"; of the last {len(last)} steps {rate} {verb} clipped, and a threshold "
+            "for the gradient does not bound the update"
+        )
+    action = lower_rate(policy, is_update)
+    return [f"Red light: {diagnosis.sentence} {cause}. {action}"]
 
 
 def diagnose_steps(steps: Array) -> tuple[Array, Diagnosis]:
@@ -152,112 +151,3 @@ def choose_steps(steps: Array) -> Array:
     stride = -(-len(past) // DIAGNOSED)
     chosen: Array = np.concatenate([past[::stride], latest])
     return chosen
-
-
-def warn_of_ratchet(
-    steps: Array, settings: Mapping[str, str], has_several_rows: bool
-) -> list[str]:
-    """Warn if the threshold fell while norms did not, and the clip rate rose.
-
-    A policy that records norms before clipping cannot do that. If norms fall, the
-    threshold must fall too. With several rows, threshold and norm are not of the same
-    rows, so the policy must be one that records norms after clipping.
-    """
-    is_clipped = records_clipped_norms(settings)
-    if is_clipped is False or (has_several_rows and not is_clipped):
-        return []
-    armed = steps[np.isfinite(steps["norm"]) & np.isfinite(steps["threshold"])]
-    thirds = find_thirds(armed)
-    if min(map(len, thirds)) < MIN_STEPS:
-        return []
-    before, after = (median(part["threshold"]) for part in thirds)
-    norms = [median(part["norm"]) for part in thirds]
-    low, high = (float(part["clipped"].mean(dtype=np.float64)) for part in thirds)
-    if not (after < 0.7 * before and high > low + 0.1 and norms[1] > 0.9 * norms[0]):
-        return []
-    evidence = (
-        "Red light: from the first third of the run to the last, the threshold fell "
-        f"from {format_number(before)} to {format_number(after)}, although the median "
-        f"norm went from {format_number(norms[0])} to {format_number(norms[1])}; the "
-        f"clip rate rose from {format_percent(low)} to {format_percent(high)}."
-    )
-    return [f"{evidence} {explain_ratchet(find_policy(settings))}"]
-
-
-def find_thirds(steps: Array) -> tuple[Array, Array]:
-    """Return the steps of the first and of the last third of a run.
-
-    They are thirds of the run, not of the array: most stored steps are recent.
-    """
-    if not len(steps):
-        return steps, steps
-    start, end = int(steps["step"][0]), int(steps["step"][-1]) + 1
-    third = (end - start) / 3
-    numbers = steps["step"]
-    return steps[numbers < start + third], steps[numbers >= end - third]
-
-
-def explain_ratchet(policy: str) -> str:
-    """Return the cause of a falling threshold, and the action that a policy allows."""
-    if policy in ("EmaRatio", "AdaGC"):
-        return (
-            f"{policy} records norms after clipping, which draws the threshold down. "
-            "Raise `ratio`, or take a quantile, which records norms before clipping."
-        )
-    if policy in ("ZScore", "ZClip"):
-        return (
-            f"{policy} records norms after clipping, which draws the threshold down. "
-            "Set record='winsorized'."
-        )
-    return (
-        "The threshold may follow norms after clipping, which can only fall. Give the "
-        "policy the norms before clipping."
-    )
-
-
-def warn_of_low_scale(
-    mean_scale: float, armed: int, settings: Mapping[str, str]
-) -> list[str]:
-    """Warn if clipping removes most of the gradient."""
-    if armed < MIN_STEPS or not mean_scale < LOW_SCALE:
-        return []
-    return [
-        f"Red light: mean scale {format_number(mean_scale)} is below {LOW_SCALE:g}: "
-        "clipping removes most of the gradient. The threshold is far below the usual "
-        f"norm, or the norms are too large. Raise {name_argument(settings)}, or lower "
-        "the learning rate."
-    ]
-
-
-def find_red_lights(
-    steps: Array,
-    *,
-    settings: Mapping[str, str],
-    mean_scale: float,
-    armed: int,
-    has_several_rows: bool,
-    is_update: bool,
-) -> Iterable[str]:
-    """Return the red lights of a run. A diverged run has no other one.
-
-    A low mean scale of the updates is none: `advise_on_bound` explains it. Nor is that
-    of a dry run, which removes nothing. The threshold of the updates follows the
-    weights, so it may fall while they do not, unless the settings name another policy.
-
-    Args:
-      steps: the stored steps.
-      settings: the settings of the log, which may name the policy.
-      mean_scale: mean of norm after / norm before.
-      armed: the steps with a finite norm and a threshold.
-      has_several_rows: whether a step has several rows.
-      is_update: whether the norms are those of updates.
-    """
-    has_effect = not (is_update or is_dry_run(settings, is_update))
-    settings = select_settings(settings, is_update)
-    divergence = warn_of_divergence(steps, settings, is_update)
-    if divergence:
-        return divergence
-    return [
-        *(warn_of_low_scale(mean_scale, armed, settings) if has_effect else []),
-        *warn_of_ratchet(steps, settings, has_several_rows or is_update),
-    ]

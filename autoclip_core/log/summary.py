@@ -13,7 +13,7 @@ from autoclip_core.record.store import Store
 
 from . import advice
 from .formatting import format_number, format_percent, wrap_text
-from .red_lights import find_red_lights
+from .red_lights import find_red_lights, select_settings
 
 RECENT_STEPS = 1000
 """Recorded steps that the recent clip rate covers."""
@@ -174,16 +174,15 @@ def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
         log.settings,
         log._is_of_updates,
     )
-    yield from find_red_lights(
-        log._store.steps(),
-        settings=log.settings,
-        mean_scale=scale,
-        armed=counts["armed"],
-        has_several_rows=log._has_several_rows,
-        is_update=log._is_of_updates,
+    steps, is_update = log._store.steps(), log._is_of_updates
+    yield from find_red_lights(steps, log.settings, is_update)
+    yield from advice.advise_on_ratchet(
+        steps,
+        select_settings(log.settings, is_update),
+        log._has_several_rows or is_update,
     )
-    if not log._is_of_updates:  # their level follows the learning rate
-        yield from advice.advise_on_level(log._store.steps())
+    if not is_update:  # their level follows the learning rate
+        yield from advice.advise_on_level(steps)
     yield from advice.advise_on_rows(log._rows)
     if "nonfinite" in logged and "steps" in logged:
         counts = {name: int(logged[name]) for name in ("nonfinite", "steps")}

@@ -369,12 +369,12 @@ def test_the_regime_is_named_with_its_numbers(steps, clipped, regime, rate):
     assert "mean scale" in summary.advice[0]
     sentences = [sentence for sentence in summary.advice if "SGD" in sentence]
     assert len(sentences) == (clipped / steps > 0.5)
-    assert all("lower the learning rate" in sentence for sentence in sentences)
+    assert all("Lower the learning rate" in sentence for sentence in sentences)
 
 
-def test_a_low_mean_scale_is_a_red_light():
-    assert "Red light: mean scale 0.25" in str(log_of([8.0] * 100).summary())
-    assert "Red light" not in str(log_of([5.0] * 100).summary())
+def test_a_low_mean_scale_is_named():
+    assert "mean scale 0.25 is below 0.3" in str(log_of([8.0] * 100).summary())
+    assert "is below 0.3" not in str(log_of([5.0] * 100).summary())
 
 
 def test_steps_without_a_threshold_are_counted_separately():
@@ -534,9 +534,9 @@ def test_a_falling_threshold_is_reported_in_long_runs_too(steps):
         return " ".join(log.summary().advice)
 
     thirds = [4.0] * (steps // 3) + [2.0] * (steps // 3) + [1.0] * (steps // 3)
-    assert "Red light: from the first third" in advice(thirds)
+    assert "From the first third" in advice(thirds)
     late = [4.0] * (steps - steps // 20) + [1.0] * (steps // 20)
-    assert "from the first third" not in advice(late)
+    assert "From the first third" not in advice(late)
 
 
 def test_metrics_of_updates_are_recorded_if_there_are_no_others():
