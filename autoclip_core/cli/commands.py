@@ -12,6 +12,7 @@ from autoclip_core.log.clip_log import ClipLog
 from autoclip_core.log.csv_jsonl import read_csv, read_jsonl, write_csv
 from autoclip_core.log.report import write_report
 from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
+from autoclip_core.planning.reasons import TRUST_FIRST
 from autoclip_core.planning.replay import as_series, replay
 from autoclip_core.planning.suggest import suggest_threshold
 from autoclip_core.policies.quantile import Quantile
@@ -34,20 +35,10 @@ def read_steps(options: argparse.Namespace) -> LoggedNorms:
         return read
     after = np.flatnonzero(read.steps >= options.until)
     end = after[0] if after.size else len(read.steps)
-    return replace(read, norms=read.norms[:end], steps=read.steps[:end])
-
-
-def read_thresholds(path: str, read: LoggedNorms) -> Any:
-    """Return the threshold of each norm of a log of this package, +inf for none.
-
-    Other files have no such column, and give None.
-    """
-    name = read.column.removesuffix("norm") + "threshold"
-    if not read.column.endswith("norm") or name not in read.columns:
-        return None
-    column = read_norms(path, name)
-    by_step = dict(zip(column.steps.tolist(), column.norms.tolist(), strict=True))
-    return np.array([by_step.get(step, np.inf) for step in read.steps.tolist()])
+    limits = None if read.thresholds is None else read.thresholds[:end]
+    return replace(
+        read, norms=read.norms[:end], steps=read.steps[:end], thresholds=limits
+    )
 
 
 def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
@@ -96,8 +87,12 @@ def run_compare(options: argparse.Namespace) -> None:
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a suggested threshold."""
     read = read_steps(options)
-    thresholds = read_thresholds(options.path, read)
-    suggestion = suggest_threshold(read.norms, steps=read.steps, thresholds=thresholds)
+    suggestion = suggest_threshold(
+        read.norms, steps=read.steps, thresholds=read.thresholds
+    )
+    if read.column.removesuffix("norm") + "update_norm" in read.columns:
+        rest = tuple(text for text in suggestion.advice if text != TRUST_FIRST)
+        suggestion = replace(suggestion, advice=rest)  # TrustClip wrote the log
     if options.json:
         print_json({**file_to_dict(read), **suggestion_to_dict(suggestion)})
     else:

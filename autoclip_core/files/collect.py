@@ -76,6 +76,7 @@ class Collector:
         self.rows = 0
         self.rank = math.inf
         self.columns: dict[str, Column] = {}
+        self.thresholds: dict[str, Column] = {}
         self._last_names: tuple[str, ...] = ()
         self._last_columns: list[Column] = []
         self._step_name: str | None = None
@@ -100,10 +101,16 @@ class Collector:
                 if len(self.names) < MAX_NAMES:
                     self.names[name] = None
                 self._consider(name)
-        return [self.columns[name] for name in names if name in self.columns]
+        kinds = self.columns, self.thresholds
+        return [kind[name] for name in names for kind in kinds if name in kind]
 
     def _consider(self, name: str) -> None:
-        """Store a column from now on if its name is as good as those so far."""
+        """Store a column from now on if its name is as good as those so far.
+
+        Thresholds are stored, too: a log of this package has them.
+        """
+        if name.endswith("threshold"):
+            self.thresholds[name] = Column(name)
         if self.column is not None:
             is_exact = name == self.column
             rank = 0 if is_exact else 1 if base_name(name) == self.column else None
@@ -146,6 +153,11 @@ class Collector:
                 f"column {column.name!r} is empty: it must hold at least one norm"
             )
         return column
+
+    def find_thresholds(self, norms: Column) -> Column | None:
+        """Return the thresholds of a column of norms, such as "clip/threshold"."""
+        name = norms.name.removesuffix("norm") + "threshold"
+        return self.thresholds.get(name) if norms.name.endswith("norm") else None
 
     def _no_column(self) -> str:
         listed = list_names(self.names)

@@ -38,6 +38,9 @@ class LoggedNorms:
     """The number of empty cells in the column."""
     columns: tuple[str, ...] = ()
     """The names of all columns."""
+    thresholds: Any = None
+    """The threshold of each norm, shape (n,), +inf for none; None if the file is no log
+    of this package."""
 
     def __str__(self) -> str:
         """Return kind, column, number of steps and number of empty cells."""
@@ -166,9 +169,18 @@ def collect(source: Source, column: str | None) -> LoggedNorms:
         places = find_nan_of_empty_cells(source.read(), chosen.name, source.decimal)
         norms, steps = np.delete(norms, places), np.delete(steps, places)
         empty += len(places)
-    return LoggedNorms(
-        norms, chosen.name, source.kind, steps, empty, tuple(collector.names)
-    )
+    names = tuple(collector.names)
+    thresholds = align_thresholds(collector.find_thresholds(chosen), steps)
+    return LoggedNorms(norms, chosen.name, source.kind, steps, empty, names, thresholds)
+
+
+def align_thresholds(column: Column | None, steps: Any) -> Any:
+    """Return the threshold of each step, +inf for none; None without a column."""
+    if column is None:
+        return None
+    known = as_steps(column).tolist() if column.values else []
+    by_step = dict(zip(known, column.values, strict=True))
+    return np.array([by_step.get(step, np.inf) for step in steps.tolist()])
 
 
 def as_steps(column: Column) -> Any:

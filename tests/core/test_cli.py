@@ -99,6 +99,24 @@ def test_suggest_reads_the_thresholds_of_a_log(tmp_path, capsys, write):
         assert json.loads(capsys.readouterr().out)["verdict"] == verdict
 
 
+@pytest.mark.parametrize("write", ["to_csv", "to_jsonl"])
+@pytest.mark.parametrize("has_updates", [True, False])
+def test_suggest_reads_a_log_once(tmp_path, capsys, monkeypatch, write, has_updates):
+    """Stdin cannot be read twice. A log with updates is one of TrustClip."""
+    log, rng = ClipLog(), np.random.default_rng(0)
+    for norm in np.minimum(np.exp(rng.normal(0.5, 0.3, 200)), 1.5):
+        metrics = {"clip/norm": norm, "clip/threshold": 1.0}
+        updates = {"clip/update_norm": 1.0, "clip/update_threshold": 2.0}
+        log.record(metrics | (updates if has_updates else {}))
+    getattr(log, write)(tmp_path / "log")
+    data = io.BytesIO((tmp_path / "log").read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
+    assert main(["suggest", "-"]) == 0
+    text = capsys.readouterr().out
+    assert "Healthy: " in text  # norms above their thresholds are from before clipping
+    assert ("Begin with TrustClip" in text) == (not has_updates)
+
+
 def test_suggest_in_json_begins_with_the_verdict(file, capsys):
     """The steps are those of the file: each norm is of 50 steps."""
     norms = [1.0, 1.5, 2.0, 1.25] * 25 + [1e4, 5e8] * 15
