@@ -21,7 +21,7 @@ START = 50
 """NaN and infinity in the first steps are the calibration of a loss scaler."""
 
 WEIGHT = 9
-"""A run is non-finite if more than one norm in `WEIGHT + 1` is."""
+"""The weight of a non-finite norm; that of a finite one is -1."""
 
 NAMED = 5
 """The number of spikes whose steps the sentence names."""
@@ -169,12 +169,11 @@ def find_any_ceiling(
 
 
 def find_non_finite_start(norms: Array) -> int | None:
-    """Return the place from which norms are often NaN or infinite, or None.
+    """Return the place from which a tenth of the norms is NaN or infinite, or None.
 
-    They are more than a tenth of the norms from there to the end: each weighs as much
-    as 9 finite ones, and the weight from a place to the end is largest there. Two in
-    the last two steps are enough. Those of the first 50 steps do not count, unless all
-    others up to that place are, too.
+    A non-finite norm weighs 9, a finite one -1. From that place to the end the sum is
+    largest, and at least 18: two in the last two steps are enough. Those of the first
+    50 steps are the calibration of a loss scaler, unless they reach up to that place.
     """
     is_finite = np.isfinite(norms)
     first = min(START, max(len(norms) - 2, 0))
