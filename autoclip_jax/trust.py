@@ -56,11 +56,11 @@ def trust_clip(
     The filter clips the norm of all gradients to a quantile of its history. The bound
     clips each update, which is the change of the weights w in one step:
 
-        rms(update) <= ratio * max(rms(w), 0.03)
+        rms(update) <= ratio * max(rms(w), 0.1)
 
     The filter removes spikes. The bound limits what a learning rate that is too high
     can do, because the update contains the learning rate, the momentum and the
-    preconditioner. The floor of 0.03 lets weights that start at 0 grow. `update` needs
+    preconditioner. The floor of 0.1 lets weights that start at 0 grow. `update` needs
     `params`.
 
     Args:

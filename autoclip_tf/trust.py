@@ -31,7 +31,7 @@ class TrustClip(TransformerPair):
     norms. After the step, the change of a row is scaled back to the threshold T if its
     root mean square is larger:
 
-        T = ratio * max(rms(w_old), 0.03)
+        T = ratio * max(rms(w_old), 0.1)
 
     The first rule filters spikes. The second bounds what a learning rate, momentum or a
     preconditioner that is too large does to the weights. The constant 0.03 lets weights

@@ -35,8 +35,8 @@ class UpdateClipper(Observer):
     each update to 2 % of the norm of its weights.
 
     Weights that start at 0 need a lower bound, or they would hardly move:
-    `ParamRatio(0.02, eps=0.03)` with norm="rms" is T = 0.02 * max(rms(w), 0.03), in l2
-    norms 0.02 * max(|w|, 0.03 * sqrt(N)) for N elements.
+    `ParamRatio(0.02, eps=0.1)` with norm="rms" is T = 0.02 * max(rms(w), 0.1), in l2
+    norms 0.02 * max(|w|, 0.1 * sqrt(N)) for N elements.
 
     The persistent cost is one copy of the weights that have a gradient. Of a parameter
     with a sparse gradient only its rows are copied, with SparseAdam, Adagrad, and SGD

@@ -12,7 +12,7 @@ from autoclip_core.policies.quantile import Quantile
 RATIO = 0.02
 """The default bound of an update, as a fraction of the weights' root mean square."""
 
-FLOOR = 0.03
+FLOOR = 0.1
 """The least root mean square of weights that the bound uses.
 
 Weights that start at 0 can therefore grow.
@@ -42,7 +42,7 @@ def make_bound(ratio: float = RATIO) -> ParamRatio:
     As l2 norms of a row of N elements: T = ratio * max(|w|, FLOOR * sqrt(N)).
 
     >>> make_bound(0.05)
-    ParamRatio(clipping=0.05, eps=0.03)
+    ParamRatio(clipping=0.05, eps=0.1)
     """
     return ParamRatio(check_positive("ratio", ratio), eps=FLOOR)
 

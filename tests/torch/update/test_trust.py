@@ -25,7 +25,7 @@ from ...support.torch_optimizers import (
     train,
 )
 
-RATIO, FLOOR = 0.02, 0.03
+RATIO, FLOOR = 0.02, 0.1
 
 
 def rms(tensor):

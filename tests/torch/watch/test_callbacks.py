@@ -151,7 +151,7 @@ def test_an_update_clipper_calls_it_after_the_weights_were_clipped():
 
 
 def test_both_halves_of_a_trust_clip_call_it():
-    """The filter has the quantiles 1, 30.4 and 44.2; the bound is 0.02 * 0.03."""
+    """The filter has the quantiles 1, 30.4 and 44.2; the bound is 0.02 * 0.1."""
     run = Run()
     clipper = TrustClip(None, run.optimizer, quantile=0.6, **run.functions)
     run.train(run.optimizer.step, norms=[1.0, 50.0, 1.0, 60.0])
