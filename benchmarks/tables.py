@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
+from regimes import REGIMES
 
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
@@ -64,16 +65,20 @@ def cell(line: Line) -> str:
 
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return the share of a training step that each way to clip takes."""
+    """Return the share of a step of each way to clip: nothing clipped, all clipped."""
     shares, times = saved["shares"], saved["milliseconds"]
-    rows = [["", *shares]]
+    rows = [[", ".join(REGIMES), *shares]]
     steps = (
         own["backward"]["median"] + own["AdamW"]["median"] for own in times.values()
     )
     rows.append(["a step without clipping", *(f"{step:.0f} ms" for step in steps)])
-    for name in next(iter(shares.values())):
-        cells = (100 * own[name]["median"] for own in shares.values())
-        rows.append([name, *(f"{cell:.1f} %" for cell in cells)])
+    names = (name.rpartition(", ")[0] for name in next(iter(shares.values())))
+    for name in dict.fromkeys(names):
+        row = [name]
+        for own in shares.values():
+            both = (100 * own[f"{name}, {regime}"]["median"] for regime in REGIMES)
+            row.append(", ".join(f"{share:.1f}" for share in both) + " %")
+        rows.append(row)
     return {"share": rows}
 
 
@@ -123,16 +128,16 @@ def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the ratios for each AdamW, and the memory as multiples of the weights."""
-    found, memory = {}, []
+    medians, memory = [], []
     for kind, models in saved["bytes"].items():
         lines = of(saved["results"], kind_of_adamw=kind)
-        found[f"TrustClip, {kind}"] = ratios(lines)
         for name in values(lines, "contender"):
-            cells = (multiples(own, name) for own in models.values())
             label = name if kind in name else f"{kind}, {name}"
-            memory.append([label, *cells])
-    return found | {
-        "TrustClip, memory": [["first step, later steps", *models], *memory]
+            medians.append([label, *map(middle_cell, of(lines, contender=name))])
+            memory.append([label, *(multiples(own, name) for own in models.values())])
+    return {
+        "TrustClip": [["", *models], *medians],
+        "TrustClip, memory": [["first step, later steps", *models], *memory],
     }
 
 
@@ -158,6 +163,7 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
         reference,
         *(f"{times[reference]:.2f} s" for times in compiling.values()),
     ]
+    lines = [line for line in lines if not line["contender"].endswith("does not")]
     found = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }

@@ -100,10 +100,6 @@ CASES = {
         "xtuner": "torch::constants_to_clip_and_to_skip",
         "axlearn": "jax::steps_clipped_and_skipped_are_those_of_axlearn",
         "lingvo": "core::skipped_steps_are_those_of_lingvo",
-        "torchtitan": "torch::constants_of_training_codebases",
-        "ESPnet": "torch::constants_of_training_codebases",
-        "Stable-Baselines3": "torch::constants_of_training_codebases",
-        "ultralytics": "torch::constants_of_training_codebases",
     },
 }
 """By section and by the beginning of a row: the test, "file::name", or why none."""

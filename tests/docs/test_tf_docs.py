@@ -29,7 +29,7 @@ def test_the_code_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "keras.md", "exec"), namespace)
     assert len(namespace["history"]["clip/norm"]) == 2
-    assert namespace["clip"].policy.clipping == 0.01
+    assert namespace["clip"].policy.quantile == 0.9
     assert 2 in namespace["spiked"]
     names = [name.split("/")[-1] for name in namespace["log"].updates.names]
     assert names == ["kernel", "bias"]
