@@ -93,7 +93,7 @@ def trust_clip(
       TypeError, ValueError: an argument breaks its rule; the message says which.
       ValueError: in `init`: the optimizer does not compute its next weights from the
         present ones, so it would undo the bound (schedule-free ones, `lookahead`,
-        `sam`, `cocob`, `madgrad`).
+        `sam`, `cocob`, `madgrad`), or has a `trust_clip` already.
 
     >>> import jax.numpy as jnp
     >>> tx = trust_clip(optax.sgd(10.0))
@@ -130,6 +130,7 @@ def _transformation(
 
     def init(params: Any) -> TrustState:
         inner = optimizer.init(params)
+        _check_has_no_trust_clip(inner)
         check_uses_present_weights(inner)
         return TrustState(gradient_filter.init(params), inner, bound.init(params))
 
@@ -150,6 +151,19 @@ def _transformation(
         return updates, TrustState(gradient, inner, last)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_has_no_trust_clip(state: Any) -> None:
+    """Refuse the state of an optimizer with a `trust_clip`: two would clip twice."""
+
+    def is_trust(part: Any) -> bool:
+        return isinstance(part, TrustState)
+
+    if any(map(is_trust, jax.tree.leaves(state, is_leaf=is_trust))):
+        raise ValueError(
+            "optimizer must be without a trust_clip, got one that has one: two would "
+            "clip the same update; leave one of them out"
+        )
 
 
 def _leave_unchanged(

@@ -189,6 +189,11 @@ def test_arguments_that_break_a_rule_are_named_with_a_way_out():
             ValueError,
             "params must be given to `update`",
         ),
+        (
+            lambda: trust_clip(optax.chain(trust_clip(sgd))).init(PARAMS),
+            ValueError,
+            "without a trust_clip, got one that has one",
+        ),
         *(
             (lambda inner=inner: trust_clip(inner).init(PARAMS), ValueError, words)
             for inner, words in KEEPS_WEIGHTS.items()
