@@ -59,21 +59,22 @@ def _measure_long(
     buffer = torch.empty(_PIECE if changes else 0)
     for change in changes:
         sums_of_change = _sum_squares(change, buffer, count)
-        if squares.is_exact(sums_of_change).all():
+        if all(map(squares.is_exact, sums_of_change)):
             sums[:, change.entry.start] += sums_of_change
             in_pieces.add(id(change.entry))
     return np.sqrt(sums), in_pieces
 
 
-def _sum_squares(change: Change, buffer: Tensor, count: int) -> _Array:
+def _sum_squares(change: Change, buffer: Tensor, count: int) -> list[float]:
     """Return the sums of squares of a change, and of the weights before the step."""
-    sums = np.zeros(count)
+    sums = [0.0] * count
     both = change.old.view(-1), change.new.view(-1)
     pieces = [torch.split(each, _PIECE) for each in both]
     with np.errstate(all="ignore"):  # the sum shows whether it is finite
         for old, new in zip(*pieces, strict=True):
             difference = torch.sub(old, new, out=buffer[: len(old)])
-            sums += [squares.sum_piece(each) for each in (difference, old)[:count]]
+            for index, piece in enumerate((difference, old)[:count]):
+                sums[index] += squares.sum_piece(piece)
     return sums
 
 
