@@ -180,9 +180,11 @@ class Clipper(Attachable):
         self._refuse_if_attached()
         given = None if optimizer is None else unwrap(optimizer)
         warn_of_left_out(self._follow(given))
+        if not self._coverage.steps:
+            self._end_checks()
+        self._check_coverage(self._loop_check.optimizers)
         decision = self._step(loss, scaler, optimizer)
         self._loop_check.end()
-        self._record.keep_gradient()
         return decision
 
     def _step(self, loss: Any, scaler: Any, optimizer: Any) -> Decision:

@@ -13,7 +13,6 @@ from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .coverage.check import COVERAGE
 from .hooks.new_parameters import make_clipper
 from .observer.observer import Observer
 from .rows.settings import StepCallback
@@ -177,7 +176,7 @@ class UpdateClipper(Observer):
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
-        COVERAGE.discard(self._record)
+        self._coverage.end()
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return the metrics of the last step and of the run, in one transfer.

@@ -1,4 +1,4 @@
-"""Warn if a clipper does not measure the parameters that an optimizer steps.
+"""Warn if a clipper does not clip what is trained.
 
 It imports `step` and the folders below it. Read `check.py` first.
 """

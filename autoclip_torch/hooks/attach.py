@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.backward_in_step import BackwardCheck
@@ -50,7 +49,7 @@ class Attachment(StepHooks):
 
     def remove(self) -> None:
         """Remove the hooks and all that was set on the optimizer."""
-        COVERAGE.discard(self._clipper._record)
+        self._clipper._coverage.end()
         if self.active:
             self._chain.clippers.remove(self._clipper)
         if (optimizer := self._optimizer()) is not None:

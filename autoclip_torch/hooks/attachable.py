@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.observer.loss_observer import LossObserver
 from autoclip_torch.step.unwrap import unwrap
 
@@ -80,7 +79,7 @@ class Attachable(LossObserver):
         """
         if (attachment := self._find_attachment()) is not None:
             attachment.remove()
-        COVERAGE.discard(self._record)
+        self._coverage.end()
 
     def _attach(self, innermost: torch.optim.Optimizer, **keywords: Any) -> Attachment:
         """Register the clipper on an optimizer."""
@@ -105,7 +104,7 @@ class Attachable(LossObserver):
                 "after optimizer.step()"
             )
         self._attachment = None
-        COVERAGE.discard(self._record)
+        self._coverage.end()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: a copy is not attached."""

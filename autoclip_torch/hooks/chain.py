@@ -2,7 +2,6 @@
 
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.check import COVERAGE
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step import amp
 from autoclip_torch.step.stepper import Stepper
@@ -71,7 +70,6 @@ class ClipperChain:
         left_out = [clipper._follow_optimizer(optimizer) for clipper in self.clippers]
         if not any(left_out):
             return
-        COVERAGE.accept_left_out(optimizer)
         known = {id(p) for clipper in self.clippers for p in clipper.parameters}
         warn_of_left_out([p for p in left_out[0] if id(p.parameter) not in known])
 

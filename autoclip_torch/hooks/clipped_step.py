@@ -3,14 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.clipper_record import (
-    count_changes,
-    runs_hooks,
-    warn_of_replaced_step,
-)
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
@@ -32,7 +26,6 @@ class ClippedStep:
     def __init__(self, clipped: Any) -> None:
         """Prepare a step."""
         self._clipped = clipped
-        self._has_begun = False
         self._check: BackwardCheck = clipped._backward_check
 
     def run(self, closure: Callable[[], Any] | None) -> Any:
@@ -45,22 +38,15 @@ class ClippedStep:
         )
         before[_KEY], after[_KEY] = self._before, self._after
         before.move_to_end(_KEY, last=False)
-        changes = _count_unnoticed_changes(inner)
         try:
-            result = self._clipped.optimizer.step(
-                *([] if closure is None else [closure])
-            )
+            return self._clipped.optimizer.step(*([] if closure is None else [closure]))
         finally:
             del before[_KEY], after[_KEY]
-        if changes != _count_unnoticed_changes(inner) and not self._has_begun:
-            warn_of_replaced_step(inner)
-        return result
 
     def _before(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """Run the hooks before the step, then clip."""
-        self._has_begun = True
         if not is_outermost_step(optimizer):
             return None
         clipped = self._clipped
@@ -82,10 +68,3 @@ class ClippedStep:
             self._check.end(optimizer)
             for hook in clipped._optimizer_step_post_hooks.values():
                 hook(clipped, (clipped, *args[1:]), kwargs)
-
-
-def _count_unnoticed_changes(inner: Any) -> int:
-    """Return how often the weights were changed, if the step may run no hooks."""
-    if torch.compiler.is_compiling() or runs_hooks(inner):
-        return 0
-    return count_changes(stepped_parameters(inner))

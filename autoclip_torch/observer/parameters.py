@@ -1,14 +1,14 @@
 """The parameters of a clipper, and how they change during a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.check import COVERAGE
-from autoclip_torch.coverage.clipper_record import ClipperRecord
+from autoclip_torch.coverage.check import CoverageCheck
+from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
 from autoclip_torch.rows.changes import Present
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.read import ParametersLike
@@ -31,7 +31,7 @@ class MeasuredParameters(ABC):
     _groups: list[Group]
     _stepper: Stepper
     _comparison: Comparison
-    _record: ClipperRecord
+    _coverage: CoverageCheck
     _shapes: list[Any]
     scope: str
 
@@ -45,16 +45,7 @@ class MeasuredParameters(ABC):
         is_optimizer = isinstance(given, Optimizer)
         self._comparison = Comparison(given if is_optimizer else None)
         self._shapes = _list_shapes(self._stepper.rows)
-        self._record = ClipperRecord()
-        self._update_record()
-
-    def _update_record(self) -> None:
-        """Give the check of coverage the present parameters."""
-        stepper, removed = self._stepper, self._comparison.removed
-        is_joint = self.scope in ("global", "group") and stepper.quantity == "gradient"
-        label = next(p.label for group in self._groups for p in group.parameters)
-        known = [*self.parameters, *removed]
-        self._record.set_parameters(stepper.rows.parameters, known, label, is_joint)
+        self._coverage = CoverageCheck()
 
     def _take_in(self, optimizer: Optimizer) -> None:
         """Add what the optimizer steps and the clipper's modules got meanwhile."""
@@ -66,18 +57,34 @@ class MeasuredParameters(ABC):
 
     def _act_in(self, optimizer: Optimizer, *, is_wrapped: bool = False) -> None:
         """Act in the steps of an optimizer from now on, and in no others."""
-        self._update_record()  # that of a copy is empty
-        COVERAGE.add(self._record, optimizer, is_wrapped=is_wrapped)
+        self._end_checks()
+        self._coverage.swap = SwapCheck(optimizer, is_wrapped)
+        self._update_swap_check()
 
-    def _begin_by_hand(self) -> None:
-        """Count a step, unless the clipper acts inside an optimizer that exists."""
-        record = self._record
-        if record.owner is not None and record.owner() is not None:
-            return
-        if not record.is_registered or record.owner is not None:
-            self._update_record()
-            COVERAGE.add_by_hand(record, self)
-        record.begin_by_hand()
+    def _end_checks(self) -> None:
+        """Expect no steps of this clipper, or of earlier ones of its parameters."""
+        self._coverage.end()
+        end_swap_checks(self._stepper.rows.parameters)
+
+    def _update_swap_check(self) -> None:
+        """Give the check of a swapped optimizer the present parameters."""
+        if self._coverage.swap is not None:
+            label = next(p.label for group in self._groups for p in group.parameters)
+            self._coverage.swap.set_parameters(self._stepper.rows.parameters, label)
+
+    def _check_coverage(self, optimizers: Iterable[Optimizer]) -> None:
+        """Compare the parameters with those that are stepped, in every few steps.
+
+        Args:
+          optimizers: those that step its parameters, as far as they are known.
+        """
+        if self._coverage.begin_step():
+            stepper = self._stepper
+            is_joint = self.scope in ("global", "group")
+            measures = is_joint and stepper.quantity == "gradient"
+            measured = stepper.rows.parameters if measures else []
+            known = [*self.parameters, *self._comparison.removed]
+            self._coverage.compare(optimizers, known, measured)
 
     def _follow(self, given: Optimizer | None = None) -> list[NamedParameter]:
         """Take over what has changed since the last step of a clipper by hand.
@@ -89,14 +96,13 @@ class MeasuredParameters(ABC):
         Returns:
           As `_follow_optimizer`.
         """
-        self._begin_by_hand()
         optimizer = self._comparison.optimizer
         if given is not None and given is not optimizer:
             trained = {id(p) for p in self.parameters if p.requires_grad}
             if trained and trained <= stepped_parameter_ids(given):
                 self._comparison.adopt(optimizer := given)
         if optimizer is not None:
-            return self._follow_optimizer(optimizer)
+            return self._compare_with_optimizers(optimizer)
         present = self._comparison.compare_with_modules(self._groups)
         self._take_over(present)
         if present is not None:
@@ -104,17 +110,23 @@ class MeasuredParameters(ABC):
         return []
 
     def _follow_optimizer(self, *optimizers: Optimizer) -> list[NamedParameter]:
-        """Take over what has changed in the optimizers since the last step.
+        """Take over what has changed in the optimizers, before a step inside them.
 
         Returns:
           The new parameters of the optimizers that the clipper does not have.
         """
-        self._record.steps += 1
+        left_out = self._compare_with_optimizers(*optimizers)
+        self._check_coverage(optimizers)
+        return left_out
+
+    def _compare_with_optimizers(self, *optimizers: Optimizer) -> list[NamedParameter]:
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
         self._take_over(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
+        for optimizer in optimizers if present.left_out else ():
+            self._coverage.left_out.accept(optimizer)
         return present.left_out
 
     def _take_over(self, present: Present | None) -> None:
@@ -150,7 +162,7 @@ class MeasuredParameters(ABC):
         sources = find_source_rows(before, rows, predecessors)
         self._stepper.change_rows(groups, rows, sources)
         self._groups, self._shapes = groups, _list_shapes(rows)
-        self._update_record()
+        self._update_swap_check()
         for entry, count in find_restarted(before, rows, predecessors):
             name = entry.name or rows.names[entry.start]
             warn(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
-from autoclip_torch.coverage.clipper_record import ClipperRecord
 from autoclip_torch.rows.settings import StepCallback
 from autoclip_torch.step.callbacks import StepCallbacks
 from autoclip_torch.step.stepper import Stepper
@@ -90,7 +89,6 @@ class Reporter(HasCallbacks):
     """The functions and the metrics of a clipper; an `Observer` derives from it."""
 
     _stepper: Stepper
-    _record: ClipperRecord
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
         """Return the metrics of the last step and of the run, in one transfer.
@@ -118,7 +116,6 @@ class Reporter(HasCallbacks):
         >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
         (3.0, 0.5)
         """
-        self._record.check_is_called()
         states, stepper = self._stepper.policy_states, self._stepper
         if stepper.callbacks is not None:
             stepper.callbacks.flush()

@@ -85,7 +85,6 @@ class ParameterSurgery(MeasuredParameters):
             )
         self._change(groups, {})
         self._comparison.leave_out(given)
-        self._update_record()
 
     def replace_param(self, old: Tensor, new: Tensor) -> None:
         """Replace a parameter; the new one continues the history of the old one.

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .samples import choose_samples
+
 _STEPS = 10
 """So many steps are checked."""
 
@@ -32,8 +34,7 @@ class BackwardCheck:
         if self._steps == _STEPS:
             return
         self._steps += 1
-        trained = [p for p in parameters if p.requires_grad and p.is_leaf]
-        self._samples = trained[:: 1 + len(trained) // _SAMPLES]
+        self._samples = choose_samples(parameters, _SAMPLES)
         self._has_computed = False
         self._has_gradient = any(sample.grad is not None for sample in self._samples)
         self._handles = [

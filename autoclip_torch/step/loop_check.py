@@ -6,6 +6,7 @@ optimizer. The check reads those of some parameters, and no value.
 
 import weakref
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils.weak import TensorWeakRef
 
 from autoclip_torch.rows.rows import Rows
 
+from .samples import choose_samples
 from .scaler_rule import ScalerRule
-from .unwrap import stepped_parameter_ids
+from .unwrap import stepped_parameters
 from .warn import warn
 
 _SAMPLES = 2
@@ -35,13 +37,21 @@ class LoopCheck:
         self.scaler_rule = ScalerRule()
         self._rows: Rows | None = None
         self._samples: Sequence[Tensor] = ()
+        self._shapes: set[torch.Size] = set()
         self._clipped: _Versions | None = None
         self._updated: _Versions | None = None
         self._has_clipped_again = self._has_changed = False
-        self._late = self._repeated = 0
+        self._late = self._repeated = self._unchanged = 0
+        self._other: str | None = None
         self._can_warn = True
-        self._sharing: weakref.WeakKeyDictionary[Optimizer, bool]
+        self._sharing: weakref.WeakKeyDictionary[Optimizer, _Shared]
         self._sharing = weakref.WeakKeyDictionary()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that have stepped parameters of the clipper."""
+        pairs = self._sharing.items()
+        return [each for each, shared in pairs if shared is _Shared.PARAMETERS]
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check the place of a step that follows.
@@ -57,11 +67,12 @@ class LoopCheck:
             self._watch_updates()
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
-            parameters = [p for p in self._rows.parameters if p.requires_grad]
-            self._samples = parameters[:: 1 + len(parameters) // _SAMPLES]
+            self._samples = choose_samples(self._rows.parameters, _SAMPLES)
+            self._shapes = {parameter.shape for parameter in self._rows.parameters}
             self._sharing.clear()
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
+        self._check_are_trained()
         is_late = self._updated is not None and self._updated.are_in(self._samples)
         if self._updated is not None:
             self._late = self._late + 1 if is_late and self._has_changed else 0
@@ -79,7 +90,10 @@ class LoopCheck:
 
     def check_update(self, optimizer: Optimizer) -> None:
         """Check the place of the step of an optimizer, after it."""
-        if not self._shares(optimizer):
+        shared = self._find_shared(optimizer)
+        if shared is _Shared.SHAPES:
+            self._other = type(optimizer).__name__
+        if shared is not _Shared.PARAMETERS:
             return
         self.scaler_rule.check_update(optimizer)
         clipped, self._clipped = self._clipped, None
@@ -109,14 +123,32 @@ class LoopCheck:
         handle = register_optimizer_step_post_hook(check_update)
         weakref.finalize(self, handle.remove)
 
-    def _shares(self, optimizer: Optimizer) -> bool:
-        """Return whether an optimizer steps parameters of the clipper."""
-        shares = self._sharing.get(optimizer)
-        if shares is None:
-            stepped = stepped_parameter_ids(optimizer)
-            shares = any(id(sample) in stepped for sample in self._samples)
-            self._sharing[optimizer] = shares
-        return shares
+    def _check_are_trained(self) -> None:
+        """Warn if another model of the same shapes is trained than the clipper has."""
+        is_unchanged = self._clipped is not None and self._clipped.are_same(
+            self._samples
+        )
+        other, self._other = self._other, None
+        self._unchanged = self._unchanged + 1 if is_unchanged and other else 0
+        if self._unchanged == _CYCLES:
+            self._warn(
+                f"the gradients of the clipper did not change in its last {_CYCLES} "
+                f"steps, while {other} stepped other parameters of the same shapes; "
+                "make a clipper of the parameters that are trained now"
+            )
+
+    def _find_shared(self, optimizer: Optimizer) -> "_Shared":
+        """Return what the parameters of an optimizer have in common with these."""
+        if (shared := self._sharing.get(optimizer)) is None:
+            stepped = stepped_parameters(optimizer)
+            ids, shapes = set(map(id, stepped)), {each.shape for each in stepped}
+            if any(id(sample) in ids for sample in self._samples):
+                shared = _Shared.PARAMETERS
+            else:
+                is_similar = self._shapes <= shapes
+                shared = _Shared.SHAPES if is_similar else _Shared.NOTHING
+            self._sharing[optimizer] = shared
+        return shared
 
     def _warn(self, text: str) -> None:
         if self._can_warn:
@@ -126,6 +158,12 @@ class LoopCheck:
     def __reduce__(self) -> Any:
         """Copy this object as one that starts before the first step."""
         return type(self), ()
+
+
+class _Shared(Enum):
+    """What the parameters of an optimizer have in common with those of a clipper."""
+
+    NOTHING, SHAPES, PARAMETERS = range(3)
 
 
 class _Versions:
@@ -142,6 +180,11 @@ class _Versions:
     def are_in(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether the parameters have these gradients, unchanged."""
         return self._count_writes(parameters) == {0}
+
+    def are_same(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether the parameters have these gradients, unchanged, or none."""
+        has_none = not self._gradients and all(p.grad is None for p in parameters)
+        return has_none or self.are_in(parameters)
 
     def are_kept(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether each was written at most once since, as by a backward pass.
