@@ -155,7 +155,8 @@ def path_of(variable: Any) -> str:
 def matches_path(pattern: Pattern, path: str | None, variable: Any) -> bool:
     """Return whether a pattern matches a path, or its end from any layer on.
 
-    The first part of a path is the name that Keras gave to the model.
+    The first part of a path is the name that Keras gave to the model. A model that
+    `load_model` returned lacks it, so a leading `*/` may also match nothing.
 
     Args:
       pattern: a name, a pattern with `*`, a regular expression or a function of (path,
@@ -165,9 +166,11 @@ def matches_path(pattern: Pattern, path: str | None, variable: Any) -> bool:
 
     >>> [matches_path(p, "sequential_6/head/bias", None) for p in ["head", "bias", "b"]]
     [True, True, False]
+    >>> matches_path("*/head/bias", "head/bias", None)
+    True
     """
     if path is None or callable(pattern):
         return matches(pattern, path, variable, "/")
-    parts = path.split("/")
+    parts = ["", *path.split("/")]
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return any(matches(pattern, end, variable, "/") for end in ends)
