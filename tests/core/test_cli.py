@@ -264,14 +264,20 @@ class Finder:
 sys.meta_path.insert(0, Finder)
 # A shell starts a command in the background with this signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import autoclip_command
+{}
 """
 
 
-def test_an_interrupt_during_the_imports_has_no_traceback():
-    run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], capture_output=True, check=False
-    )
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("numpy", "import autoclip_command"),
+        ("autoclip_core.cli", "import runpy; runpy.run_module('autoclip_core')"),
+    ],
+)
+def test_an_interrupt_during_the_imports_has_no_traceback(module, command):
+    code = INTERRUPTED.replace('"numpy"', f'"{module}"').format(command)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (run.returncode, run.stderr) == (130, b"")
 
 
