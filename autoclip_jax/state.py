@@ -6,6 +6,7 @@ name. So no field may have a name that a state of optax has. The states of
 """
 
 from collections import namedtuple
+from collections.abc import Mapping
 from functools import cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -212,10 +213,16 @@ def is_earlier_state(state: ClipState) -> bool:
 
 def wrong_state_error(state: Any, expected: str) -> TypeError:
     """Return the error for the state of another transformation."""
-    return TypeError(
-        f"state must be the {expected}, got {type(state).__name__}; was skip_steps, "
-        "trust_clip or a link of the chain added or removed since the state was saved?"
+    way_out = (
+        "was skip_steps, trust_clip or a link of the chain added or removed since the "
+        "state was saved?"
     )
+    if state is None:
+        way_out = "pass that of init(params), then the one that each update returns"
+    elif isinstance(state, Mapping):
+        way_out = "restore the checkpoint into the structure of init(params)"
+    kind = type(state).__name__
+    return TypeError(f"state must be the {expected}, got {kind}; {way_out}")
 
 
 def array_types(state: Any) -> dict[str, str]:

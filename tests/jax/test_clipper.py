@@ -513,6 +513,10 @@ def test_a_state_of_another_transformation_is_refused():
         skip.update(grads, clip.init(grads))
     with pytest.raises(TypeError, match=r"must be the ClipState.*got SkipState"):
         clip.update(grads, skip.init(grads))
+    with pytest.raises(TypeError, match=r"got NoneType; pass that of init\(params\)"):
+        clip.update(grads, None)
+    with pytest.raises(TypeError, match=r"got dict; restore .* of init\(params\)"):
+        clip.update(grads, clip.init(grads)._asdict())
     broken = skip.init(grads)._replace(skip_total=jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match=r"skip_total of shape \(\), got \(3,\)"):
         skip.update(grads, broken)
