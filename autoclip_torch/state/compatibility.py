@@ -89,6 +89,13 @@ def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
 
 def _check_structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise a ValueError if the history would have another meaning in the clipper."""
+    counts = [len(each["parameters"]) for each in (saved, current)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"state does not fit this clipper: it has {counts[0]} parameters, and the "
+            f"clipper has {counts[1]}; make the clipper of the parameters that were "
+            "saved, load the state, then call add_param_group or remove_params"
+        )
     _check_parts(saved, current, ["parameters", "rows"])
     pairs = [("policies", _types(saved["policies"]), _types(current["policies"]))]
     pairs += [("norm", saved.get("norm", "l2"), current.get("norm", "l2"))]

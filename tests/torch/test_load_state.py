@@ -85,7 +85,7 @@ STRUCTURE = [
     (
         lambda: QuantileClip(pair(), **Q10),
         lambda: QuantileClip(pair()[:1], **Q10),
-        r"parameters is \[\[3, 2\], \[2\]\] in the state and \[\[3, 2\]\]",
+        "it has 2 parameters, and the clipper has 1; make the clipper of the",
     ),
     (
         lambda: Clipper(pair(), Quantile(0.5, history_length=10)),
