@@ -78,7 +78,7 @@ class OptimizerClippers:
         return True
 
     def load(self, states: Sequence[dict[str, Any]]) -> None:
-        """Load the history of a checkpoint.
+        """Load the history of a checkpoint; the settings of this run apply.
 
         Raises:
           ValueError: it is that of another number of clippers, or one does not fit.
@@ -90,7 +90,16 @@ class OptimizerClippers:
                 "optimizers as it was saved with"
             )
         for clipper, state in zip(self.clippers, states, strict=True):
-            clipper.load_state_dict(state)
+            try:
+                clipper.load_state_dict(state)
+            except ValueError as error:
+                clipper.load_state_dict(state, strict=False)
+                difference, _, _ = str(error).partition("; pass strict=False")
+                warn(
+                    "this run continues the history of the checkpoint with other "
+                    f"settings: {difference}; to keep those of the checkpoint, give "
+                    "them to ClipCallback"
+                )
 
     def get_pairs(self) -> list[tuple[Any, Optimizer]]:
         """Return each optimizer with its clipper."""

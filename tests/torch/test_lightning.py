@@ -191,10 +191,21 @@ def saved_half_way(folder, **settings):
     return folder / "half.ckpt"
 
 
-def test_another_quantile_on_resume_is_refused(tmp_path):
+def test_another_quantile_on_resume_applies_and_is_said(tmp_path):
     path = saved_half_way(tmp_path, **QUANTILE)
     other = ClipCallback(QuantileClip, **(QUANTILE | {"quantile": 0.6}))
-    with pytest.raises(ValueError, match="quantile"):
+    resumed = trainer(tmp_path, other, epochs=2)
+    with pytest.warns(UserWarning, match=r"quantile is .* and 0\.6 in .*; to keep"):
+        resumed.fit(Automatic(), ckpt_path=path, weights_only=True)
+    (clipper,) = other.clippers
+    assert clipper.metrics()["clip/steps"] == resumed.global_step
+    assert clipper.policy.quantile == 0.6
+
+
+def test_a_history_of_another_length_on_resume_is_refused(tmp_path):
+    path = saved_half_way(tmp_path, **QUANTILE)
+    other = ClipCallback(QuantileClip, **(QUANTILE | {"history_length": 7}))
+    with pytest.raises(ValueError, match="7"):
         trainer(tmp_path, other, epochs=2).fit(
             Automatic(), ckpt_path=path, weights_only=True
         )
