@@ -39,7 +39,7 @@ class RunChecks:
                 raise ValueError(error)
         self.most_skips = most_skips
         self.overflows = self._start_overflow_check()
-        self._has_had_gradient = False
+        self._has_had_gradient = self._has_warned = False
 
     def reset(self) -> None:
         """Restart the counts."""
@@ -56,7 +56,7 @@ class RunChecks:
         gradients: Sequence[Tensor | None],
         observed: Any,
     ) -> None:
-        """Warn until the first gradient exists: the clipper may hold other parameters.
+        """Warn once before the first gradient: the clipper may hold other parameters.
 
         Args:
           groups: all parameters of the update.
@@ -71,14 +71,19 @@ class RunChecks:
         _warn_of_partial_norms(rows)
         # Other stages and shards may have gradients although this rank has none.
         is_elsewhere = observed is not None and bool(observed.any())
-        if replaced := _replaced_parameters(groups):
+        replaced = _replaced_parameters(groups)
+        is_missing = not self._has_had_gradient and not is_elsewhere
+        if self._has_warned or not (replaced or is_missing):
+            return
+        self._has_warned = True
+        if replaced:
             warn(
                 f"{len(replaced)} of the clipper's parameters, such as {replaced[0]}, "
                 "left the model, and the parameters that are trained instead are not "
                 "clipped: fully_shard, among others, replaces parameters; make the "
                 "clipper after it, like the optimizer"
             )
-        elif not self._has_had_gradient and not is_elsewhere:
+        else:
             warn(
                 "the clipper has not received a gradient yet: none of its parameters "
                 "has one; call backward() first, and make the clipper of the "
