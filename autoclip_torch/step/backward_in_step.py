@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .samples import choose_samples
+from .backward_watch import BackwardWatch, choose_samples
 
 _STEPS = 10
 """So many steps are checked."""
@@ -22,25 +22,21 @@ class BackwardCheck:
     def __init__(self) -> None:
         """Start before the first step."""
         self._steps = 0
-        self._handles: list[Any] = []
+        self._watch = BackwardWatch()
         self._samples: Sequence[Tensor] = ()
-        self._has_gradient = self._has_computed = False
+        self._has_gradient = False
 
     def begin(self, parameters: Sequence[Tensor]) -> None:
         """Watch the gradients of a step without a closure, after the clip."""
         if torch.compiler.is_compiling():
             return
-        self._remove_hooks()
+        self._watch.stop()
         if self._steps == _STEPS:
             return
         self._steps += 1
         self._samples = choose_samples(parameters, _SAMPLES)
-        self._has_computed = False
         self._has_gradient = any(sample.grad is not None for sample in self._samples)
-        self._handles = [
-            sample.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
-            for sample in self._samples
-        ]
+        self._watch.start(self._samples)
 
     def end(self, optimizer: Optimizer) -> None:
         """Refuse the optimizer if the step has computed gradients.
@@ -48,27 +44,19 @@ class BackwardCheck:
         Raises:
           RuntimeError: it has.
         """
-        if torch.compiler.is_compiling() or not self._handles:
+        if torch.compiler.is_compiling() or not self._watch.is_active:
             return
-        samples = self._samples
-        self._remove_hooks()
+        has_computed, samples = self._watch.stop(), self._samples
+        self._samples = ()
         if not self._has_gradient:
-            self._has_computed |= any(sample.grad is not None for sample in samples)
-        if self._has_computed:
+            has_computed |= any(sample.grad is not None for sample in samples)
+        if has_computed:
             raise RuntimeError(
                 f"optimizer.step must use the gradients that exist before it, got "
                 f"{type(optimizer).__name__}, whose step computes others, which are "
                 "not clipped; if it calls another optimizer, attach the clipper to "
                 "that one, as in clipper.attach(optimizer.base_optimizer)"
             )
-
-    def _note_gradient(self, parameter: Tensor) -> None:
-        self._has_computed = True
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._samples = [], ()
 
     def __reduce__(self) -> Any:
         """Copy this object as one that starts before the first step."""

@@ -1,7 +1,7 @@
 """Check at which place of a training loop a clipper by hand steps.
 
-Version numbers of gradients show what happened between its step and that of the
-optimizer. The check reads those of some parameters, and no value.
+Version numbers of gradients show what happened between two of its steps. The check
+reads those of some parameters, and no value.
 """
 
 import weakref
@@ -17,7 +17,7 @@ from torch.utils.weak import TensorWeakRef
 
 from autoclip_torch.rows.rows import Rows
 
-from .samples import choose_samples
+from .backward_watch import BackwardWatch, choose_samples
 from .scaler_rule import ScalerRule
 from .unwrap import stepped_parameters
 from .warn import warn
@@ -27,6 +27,9 @@ _SAMPLES = 2
 
 _CYCLES = 3
 """A wrong order is reported if so many updates in a row have it."""
+
+_WATCHES = 10
+"""Backward passes are watched after so many steps of the clipper."""
 
 
 class LoopCheck:
@@ -39,18 +42,18 @@ class LoopCheck:
         self._samples: Sequence[Tensor] = ()
         self._shapes: set[torch.Size] = set()
         self._clipped: _Versions | None = None
-        self._updated: _Versions | None = None
-        self._has_clipped_again = self._has_changed = False
-        self._late = self._repeated = self._unchanged = 0
+        self._backward, self._watches = BackwardWatch(), 0
+        self._has_clipped_again = False
+        self._early = self._repeated = self._unchanged = 0
         self._other: str | None = None
         self._can_warn = True
-        self._sharing: weakref.WeakKeyDictionary[Optimizer, _Shared]
-        self._sharing = weakref.WeakKeyDictionary()
+        self._shared: weakref.WeakKeyDictionary[Optimizer, _Shared]
+        self._shared = weakref.WeakKeyDictionary()
 
     @property
     def optimizers(self) -> list[Optimizer]:
         """The optimizers that have stepped parameters of the clipper."""
-        pairs = self._sharing.items()
+        pairs = self._shared.items()
         return [each for each, shared in pairs if shared is _Shared.PARAMETERS]
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
@@ -69,24 +72,18 @@ class LoopCheck:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
             self._shapes = {parameter.shape for parameter in self._rows.parameters}
-            self._sharing.clear()
+            self._shared.clear()
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
         self._check_are_trained()
-        is_late = self._updated is not None and self._updated.are_in(self._samples)
-        if self._updated is not None:
-            self._late = self._late + 1 if is_late and self._has_changed else 0
-            self._updated = None
-        if self._late == _CYCLES:
-            self._warn(
-                "clipper.step() was called after optimizer.step(), which has used the "
-                "gradients already, so no update is clipped; call clipper.step() "
-                "between backward() and optimizer.step()"
-            )
 
     def end(self) -> None:
         """Note the gradients that the step has clipped."""
         self._clipped = _Versions(self._samples)
+        self._backward.stop()
+        if self._watches < _WATCHES:
+            self._watches += 1
+            self._backward.start(self._samples)
 
     def check_update(self, optimizer: Optimizer) -> None:
         """Check the place of the step of an optimizer, after it."""
@@ -96,12 +93,18 @@ class LoopCheck:
         if shared is not _Shared.PARAMETERS:
             return
         self.scaler_rule.check_update(optimizer)
-        clipped, self._clipped = self._clipped, None
-        if clipped is not None:
-            self._has_changed = not clipped.are_in(self._samples)
-            self._repeated = self._repeated + 1 if self._has_clipped_again else 0
-            self._has_clipped_again = False
-        self._updated = _Versions(self._samples)
+        if self._clipped is None:
+            return
+        self._clipped = None
+        self._early = self._early + 1 if self._backward.stop() else 0
+        self._repeated = self._repeated + 1 if self._has_clipped_again else 0
+        self._has_clipped_again = False
+        if self._early == _CYCLES:
+            self._warn(
+                "backward() was called between clipper.step() and optimizer.step(), so "
+                "the optimizer used gradients that are not clipped; call "
+                "clipper.step() after the last backward() and before optimizer.step()"
+            )
         if self._repeated == _CYCLES:
             self._warn(
                 "clipper.step() was called several times before each optimizer.step(), "
@@ -125,9 +128,8 @@ class LoopCheck:
 
     def _check_are_trained(self) -> None:
         """Warn if another model of the same shapes is trained than the clipper has."""
-        is_unchanged = self._clipped is not None and self._clipped.are_same(
-            self._samples
-        )
+        clipped = self._clipped
+        is_unchanged = clipped is not None and clipped.are_same(self._samples)
         other, self._other = self._other, None
         self._unchanged = self._unchanged + 1 if is_unchanged and other else 0
         if self._unchanged == _CYCLES:
@@ -139,7 +141,7 @@ class LoopCheck:
 
     def _find_shared(self, optimizer: Optimizer) -> "_Shared":
         """Return what the parameters of an optimizer have in common with these."""
-        if (shared := self._sharing.get(optimizer)) is None:
+        if (shared := self._shared.get(optimizer)) is None:
             stepped = stepped_parameters(optimizer)
             ids, shapes = set(map(id, stepped)), {each.shape for each in stepped}
             if any(id(sample) in ids for sample in self._samples):
@@ -147,7 +149,7 @@ class LoopCheck:
             else:
                 is_similar = self._shapes <= shapes
                 shared = _Shared.SHAPES if is_similar else _Shared.NOTHING
-            self._sharing[optimizer] = shared
+            self._shared[optimizer] = shared
         return shared
 
     def _warn(self, text: str) -> None:
@@ -177,14 +179,11 @@ class _Versions:
             if parameter.grad is not None
         ]
 
-    def are_in(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether the parameters have these gradients, unchanged."""
-        return self._count_writes(parameters) == {0}
-
     def are_same(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether the parameters have these gradients, unchanged, or none."""
-        has_none = not self._gradients and all(p.grad is None for p in parameters)
-        return has_none or self.are_in(parameters)
+        if not self._gradients:
+            return all(parameter.grad is None for parameter in parameters)
+        return self._count_writes(parameters) == {0}
 
     def are_kept(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether each was written at most once since, as by a backward pass.

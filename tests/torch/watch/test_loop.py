@@ -81,9 +81,30 @@ def scaled(loop):
     loop.scaler.update()
 
 
+def between_two_backward_passes(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.backward()
+    loop.update()
+
+
+def in_the_first_micro_batch(loop):
+    """The loop counts from 0 in one place, and from 1 in the other."""
+    for batch in range(4):
+        loop.backward()
+        if batch % 4 == 0:
+            loop.clipper.step()
+        if (batch + 1) % 4 == 0:
+            loop.update()
+            loop.optimizer.zero_grad()
+
+
 WRONG = {
-    after_the_step: r"after optimizer.step\(\)",
-    before_the_backward_pass: r"after optimizer.step\(\)",
+    after_the_step: r"after the last backward\(\)",
+    before_the_backward_pass: r"after the last backward\(\)",
+    between_two_backward_passes: r"after the last backward\(\)",
+    in_the_first_micro_batch: r"after the last backward\(\)",
     in_each_micro_batch: r"several times before each optimizer.step\(\)",
     twice: r"several times before each optimizer.step\(\)",
     scaled: "multiplied by the loss scale",
@@ -257,22 +278,22 @@ def test_a_copied_clipper_starts_without_a_loop():
         repeat(scaled, loop, 2)
 
 
-def test_only_a_step_by_hand_registers_a_hook_and_only_while_the_clipper_lives():
+def test_a_clipper_registers_one_global_hook_as_long_as_it_acts():
     hooks = torch_optimizer._global_optimizer_post_hooks
-    count = len(hooks)
     spec = importlib.util.find_spec("autoclip_torch.step.loop_check")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     loop = Loop()
     handle = loop.clipper.attach(loop.optimizer)
+    count = len(hooks) - 1  # those of deleted clippers are removed
     loop.backward()
     loop.update()
     handle.remove()
-    attached = len(hooks)  # one for all attached clippers of the process
+    assert len(hooks) == count
     loop.clipper.step()
     loop.clipper.step()
-    assert len(hooks) == attached + 1 <= count + 2
+    assert len(hooks) == count + 1
     del loop, handle
-    assert len(hooks) == attached
+    assert len(hooks) == count
 
 
 def test_clippers_of_other_parameters_share_a_scaler():

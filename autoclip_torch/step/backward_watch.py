@@ -1,0 +1,44 @@
+"""Watch whether a backward pass runs between two places of a training loop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """Return at most so many trained parameters, from all parts of the model."""
+    trained = [p for p in parameters if p.requires_grad and p.is_leaf]
+    return trained[:: 1 + len(trained) // count]
+
+
+class BackwardWatch:
+    """Notes whether a backward pass adds to the gradients of some parameters."""
+
+    def __init__(self) -> None:
+        """Start without parameters."""
+        self._handles: list[Any] = []
+        self._has_run = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether backward passes are noted."""
+        return bool(self._handles)
+
+    def start(self, samples: Sequence[Tensor]) -> None:
+        """Note the backward passes from now on."""
+        self.stop()
+        self._handles = [
+            sample.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+            for sample in samples
+        ]
+
+    def stop(self) -> bool:
+        """Return whether a backward pass has run since `start`."""
+        for handle in self._handles:
+            handle.remove()
+        has_run, self._has_run, self._handles = self._has_run, False, []
+        return has_run
+
+    def _note(self, parameter: Tensor) -> None:
+        self._has_run = True
