@@ -90,7 +90,7 @@ def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
     for model, steps in found.items():
         for name, took in steps.items():
             rows.append([model, name, *(f"{took[part]:.0f}" for part in parts)])
-    checks = [["", "step", "with its module", "with its optimizer"]]
+    checks = [["", "step", "by hand, with a module", "attached to an optimizer"]]
     for model, took in saved["checks"].items():
         step, *rest = took.values()
         cells = (f"{one:.1f} ({one / step:.2%})" for one in rest)
