@@ -1,6 +1,7 @@
 """What one clipper checks: does it clip what is trained?"""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from .left_out import LeftOutCheck
 from .swap import SwapCheck
 from .unstepped import UnsteppedCheck
 
-_INTERVAL = 8
+_INTERVAL = 16
 """Parameters are compared in the first two steps, and in every so many."""
 
 
@@ -39,20 +40,24 @@ class CoverageCheck:
     def compare(
         self,
         optimizers: Iterable[Optimizer],
-        known: Iterable[Tensor],
-        measured: Sequence[Tensor],
+        clipped: Sequence[Tensor],
+        others: Iterable[Tensor],
+        is_joint: bool,
     ) -> None:
         """Compare the parameters of the clipper with those that are stepped.
 
         Args:
           optimizers: those that step its parameters, as far as they are known.
-          known: its parameters, also those that it leaves out.
-          measured: those that share a norm with others.
+          clipped: the parameters that it clips.
+          others: those that it leaves out.
+          is_joint: whether several gradients share a norm.
         """
-        ids = set(map(id, known))
+        known = set(map(id, chain(clipped, others)))
         for optimizer in optimizers:
-            self.left_out.check(optimizer, ids)
-        self._unstepped.check(self.steps, measured)
+            self.left_out.check(optimizer, clipped, known)
+        # One of several optimizers may step less often.
+        if is_joint and self.steps >= _INTERVAL:
+            self._unstepped.check(clipped)
 
     def end(self) -> None:
         """Expect no more steps of the clipper."""
@@ -62,4 +67,4 @@ class CoverageCheck:
 
     def __reduce__(self) -> Any:
         """Copy this object as a new one: a copied clipper has other parameters."""
-        return type(self), ()
+        return type(self), (), {"swap": self.swap}

@@ -1,7 +1,8 @@
 """Warn if an optimizer steps parameters that its clipper does not have."""
 
-import weakref
+from collections.abc import Iterable
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.step.unwrap import stepped_parameters
@@ -9,34 +10,43 @@ from autoclip_torch.step.warn import warn
 
 
 class LeftOutCheck:
-    """The optimizers of one clipper: had it all that they trained at first?
+    """Whether one clipper had all that its optimizer trained at first.
 
-    If not, the clipper is meant for a part.
+    If not, it is meant for a part.
     """
 
     def __init__(self) -> None:
         """Start without an optimizer."""
-        self._had_all: weakref.WeakKeyDictionary[Optimizer, bool]
-        self._had_all = weakref.WeakKeyDictionary()
+        self._had_all: bool | None = None
 
-    def accept(self, optimizer: Optimizer) -> None:
+    def accept(self) -> None:
         """Do not warn: a warning has named the parameters."""
-        self._had_all[optimizer] = False
+        self._had_all = False
 
-    def check(self, optimizer: Optimizer, known: set[int]) -> None:
+    def check(
+        self, optimizer: Optimizer, clipped: Iterable[Tensor], known: set[int]
+    ) -> None:
         """Warn once of parameters that were frozen or not in the optimizer at first.
 
+        Nothing is concluded from an optimizer that steps only a part of what is
+        clipped.
+
         Args:
-          optimizer: it steps parameters of the clipper.
-          known: the ids of the parameters of the clipper.
+          optimizer: any optimizer.
+          clipped: the parameters that the clipper clips.
+          known: their ids, and those of the parameters that it leaves out.
         """
         stepped = stepped_parameters(optimizer)
-        left_out = [p for p in stepped if p.requires_grad and id(p) not in known]
-        had_all = self._had_all.setdefault(optimizer, not left_out)
-        new = [p for p in left_out if p.grad is not None]
-        if not (had_all and new):
+        ids = set(map(id, stepped))
+        if any(p.requires_grad and id(p) not in ids for p in clipped):
             return
-        self.accept(optimizer)
+        left_out = [p for p in stepped if p.requires_grad and id(p) not in known]
+        if self._had_all is None:
+            self._had_all = not left_out
+        new = [p for p in left_out if p.grad is not None]
+        if not (self._had_all and new):
+            return
+        self.accept()
         warn(
             f"the optimizer steps {len(new)} parameters, such as one of shape "
             f"{tuple(new[0].shape)}, that were frozen or not in it before; no clipper "

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
@@ -28,79 +28,121 @@ class SwapCheck:
     `remove`, or when another clipper gets one of the parameters.
 
     Args:
-      optimizer: the optimizer in whose step the clipper acts.
+      optimizer: the optimizer in whose step the clipper acts. None: it is a copy, which
+        acts in no step.
       is_wrapped: whether the clipper acts in the step of a `ClippedOptimizer` around
-        it, and not in each of its steps.
+        the optimizer, and not in each step of the optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, is_wrapped: bool) -> None:
+    def __init__(self, optimizer: Optimizer | None, is_wrapped: bool) -> None:
         """Start without parameters, before the first step."""
-        self.owner = weakref.ref(optimizer)
+        self._owner = None if optimizer is None else weakref.ref(optimizer)
         self.has_acted = False
         """Whether the clipper has acted since a step of an optimizer."""
         self._is_wrapped = is_wrapped
         self._has_ended = False
         self._parameters: list[TensorWeakRef] = []
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self._ids_in_modules: set[int] = set()
         self._label = ""
-        self._others = self._usual_others = self._missed = 0
+        self._others = self._most_others = self._missed = 0
         self._handle = register_optimizer_step_post_hook(self)
 
-    def set_parameters(self, parameters: Iterable[Tensor], label: str) -> None:
+    @property
+    def owner(self) -> Optimizer | None:
+        """The optimizer, if it still exists."""
+        return None if self._owner is None else self._owner()
+
+    def set_parameters(
+        self, parameters: Iterable[Tensor], modules: Iterable[nn.Module], label: str
+    ) -> None:
         """Continue with other parameters.
 
         Args:
           parameters: those that the clipper measures.
-          label: the name of one of them, for the message.
+          modules: those that hold all of them, if they are known.
+          label: the name of a parameter, for the message.
         """
         self._parameters = list(map(TensorWeakRef, parameters))
-        self._label = label
+        self._modules, self._label = list(map(weakref.ref, modules)), label
+        self._ids_in_modules = set(map(id, self._list_present()))
 
     def remove(self) -> None:
         """End the check; torch does not call this object any more."""
         self._handle.remove()
 
-    def shares(self, ids: set[int]) -> bool:
-        """Return whether a parameter is one of those with these ids."""
-        return any(id(parameter) in ids for parameter in self._find_parameters())
-
     def is_over(self) -> bool:
         """Return whether the check can find nothing more."""
-        return self._has_ended or not self._find_parameters()
+        return self._has_ended or not self._dereference()[0]
+
+    def shares(self, ids: set[int]) -> bool:
+        """Return whether a trained parameter is one of those with these ids."""
+        return any(id(parameter) in ids for parameter in self._list_trained())
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count the steps in which the clipper did not act.
 
-        Parameters are compared only if these are more than between the last two steps
-        of the clipper.
+        They are looked at if they are more than between the last two steps of the
+        clipper. A look without a result makes the next one rarer.
         """
         if torch.compiler.is_compiling() or self._has_ended:
             return
         if self.has_acted:
             self.has_acted = False
-            self._others, self._usual_others, self._missed = 0, self._others, 0
+            self._others, self._most_others, self._missed = 0, self._others, 0
             return
         self._others += 1
-        if self._others > self._usual_others and self._is_missed(optimizer):
-            self._missed += 1
-            if self._missed == 2 or self.owner() is None:
-                self._has_ended = True  # torch goes through its hooks: none is removed
-                self._warn(optimizer)
+        if self._others <= self._most_others:
+            return
+        if not self._is_missed(optimizer):
+            self._most_others = self._others * 3 // 2
+            return
+        self._missed += 1
+        if self._missed == 2 or self.owner is None:
+            self._has_ended = True  # torch goes through its hooks: none is removed
+            self._warn(optimizer)
 
     def _is_missed(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer has stepped what the clipper was to clip."""
-        trained = {id(p) for p in self._find_parameters() if p.requires_grad}
+        trained = set(map(id, self._list_trained()))
         if not trained or not trained <= stepped_parameter_ids(optimizer):
             return False
-        owner = self.owner()
-        if owner is optimizer:
+        if self.owner is optimizer:
             return self._is_wrapped and is_outermost_step(optimizer)
-        is_inside = owner is not None and is_in_step(owner)
+        is_inside = self.owner is not None and is_in_step(self.owner)
         return not is_inside and is_outermost_step(optimizer)
 
-    def _find_parameters(self) -> list[Tensor]:
-        """Return the parameters that still exist."""
-        parameters = (reference() for reference in self._parameters)
-        return [parameter for parameter in parameters if parameter is not None]
+    def _list_trained(self) -> list[Tensor]:
+        """Return the parameters that are to be clipped.
+
+        If the modules train none of those of the clipper any more, these are the new
+        ones that they train, such as adapters.
+        """
+        parameters, modules = self._dereference()
+        trained = [p for p in parameters if p.requires_grad]
+        if not modules:
+            return trained
+        present = [p for p in self._list_present() if p.requires_grad]
+        ids = set(map(id, present))
+        new = [p for p in present if id(p) not in self._ids_in_modules]
+        return [p for p in trained if id(p) in ids] or new
+
+    def _list_present(self) -> list[Tensor]:
+        """Return the parameters that the modules have now."""
+        return [p for module in self._dereference()[1] for p in module.parameters()]
+
+    def _dereference(self) -> tuple[list[Tensor], list[nn.Module]]:
+        """Return the parameters and the modules that still exist."""
+        parameters = [reference() for reference in self._parameters]
+        modules = [reference() for reference in self._modules]
+        return (
+            [parameter for parameter in parameters if parameter is not None],
+            [module for module in modules if module is not None],
+        )
+
+    def __reduce__(self) -> Any:
+        """Copy this object as one whose clipper acts nowhere, until it is attached."""
+        return _make_copy, (*self._dereference(), self._label, self._is_wrapped)
 
     def _warn(self, optimizer: Optimizer) -> None:
         kind = type(optimizer).__name__
@@ -114,9 +156,17 @@ class SwapCheck:
             return
         warn(
             f"{kind} stepped parameters of a clipper, such as {self._label}, but the "
-            "clipper is attached to another optimizer and did not act; call "
-            "clipper.detach() and clipper.attach(optimizer)"
+            "clipper does not act in its step; call clipper.detach(), then "
+            "clipper.attach(optimizer), or make an UpdateClipper or TrustClip of it"
         )
+
+
+def _make_copy(
+    parameters: list[Tensor], modules: list[nn.Module], label: str, is_wrapped: bool
+) -> SwapCheck:
+    check = SwapCheck(None, is_wrapped)
+    check.set_parameters(parameters, modules, label)
+    return check
 
 
 def end_swap_checks(parameters: Iterable[Tensor]) -> None:

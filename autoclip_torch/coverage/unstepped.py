@@ -10,15 +10,12 @@ from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.gradients.sharded import get_local
 from autoclip_torch.step.warn import warn
 
-_INTERVAL = 16
-"""A parameter that is unchanged for two intervals, while others change, is not stepped.
-
-One of several optimizers may step in every 32 steps of the clipper only.
-"""
-
 
 class UnsteppedCheck:
-    """Compares the versions of parameters, then the values of one of them."""
+    """Compares the versions of parameters, then the values of one of them.
+
+    What is unchanged in three checks, while others change, is not stepped.
+    """
 
     def __init__(self) -> None:
         """Start before the first step."""
@@ -26,14 +23,13 @@ class UnsteppedCheck:
         self._suspect: tuple[TensorWeakRef, Tensor] | None = None
         self._has_warned = False
 
-    def check(self, steps: int, measured: Sequence[Tensor]) -> None:
+    def check(self, measured: Sequence[Tensor]) -> None:
         """Warn once of parameters with a gradient that nothing changes.
 
         Args:
-          steps: the number of the clipper's step.
           measured: the parameters that share a norm.
         """
-        if self._has_warned or steps % _INTERVAL:
+        if self._has_warned:
             return
         observed = [p for p in measured if p.grad is not None and get_local(p).numel()]
         before = self._versions

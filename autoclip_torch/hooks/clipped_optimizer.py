@@ -166,7 +166,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():
             self.clipper._refuse_if_attached()
             swap = self.clipper._coverage.swap
-            if swap is not None and swap.owner() is not self._find_innermost():
+            if swap is not None and swap.owner is not self._find_innermost():
                 self._register_clipper()  # the optimizer inside was replaced
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper._stepper.step()

@@ -69,8 +69,13 @@ class MeasuredParameters(ABC):
     def _update_swap_check(self) -> None:
         """Give the check of a swapped optimizer the present parameters."""
         if self._coverage.swap is not None:
-            label = next(p.label for group in self._groups for p in group.parameters)
-            self._coverage.swap.set_parameters(self._stepper.rows.parameters, label)
+            groups, parameters = self._groups, self._stepper.rows.parameters
+            label = next(p.label for group in groups for p in group.parameters)
+            modules = {id(g.module): g.module for g in groups if g.module is not None}
+            has_modules = all(group.module is not None for group in groups)
+            self._coverage.swap.set_parameters(
+                parameters, modules.values() if has_modules else (), label
+            )
 
     def _check_coverage(self, optimizers: Iterable[Optimizer]) -> None:
         """Compare the parameters with those that are stepped, in every few steps.
@@ -79,12 +84,14 @@ class MeasuredParameters(ABC):
           optimizers: those that step its parameters, as far as they are known.
         """
         if self._coverage.begin_step():
-            stepper = self._stepper
+            stepper, removed = self._stepper, self._comparison.removed
             is_joint = self.scope in ("global", "group")
-            measures = is_joint and stepper.quantity == "gradient"
-            measured = stepper.rows.parameters if measures else []
-            known = [*self.parameters, *self._comparison.removed]
-            self._coverage.compare(optimizers, known, measured)
+            self._coverage.compare(
+                optimizers,
+                clipped=stepper.rows.parameters,
+                others=[*self.parameters, *removed],
+                is_joint=is_joint and stepper.quantity == "gradient",
+            )
 
     def _follow(self, given: Optimizer | None = None) -> list[NamedParameter]:
         """Take over what has changed since the last step of a clipper by hand.
@@ -125,8 +132,8 @@ class MeasuredParameters(ABC):
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
-        for optimizer in optimizers if present.left_out else ():
-            self._coverage.left_out.accept(optimizer)
+        if present.left_out:
+            self._coverage.left_out.accept()
         return present.left_out
 
     def _take_over(self, present: Present | None) -> None:

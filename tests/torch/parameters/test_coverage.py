@@ -6,6 +6,7 @@ Each scenario is a loop as people write it. Those of `WARN` break the rule, thos
 
 import copy
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from torch.optim import SGD, AdamW
 from autoclip_core import Fixed
 from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, UpdateClipper
 
-STEPS = 24  # parameters are compared in every eighth step
+STEPS = 32  # parameters are compared in every 16th step
 
 
 def network():
@@ -99,7 +100,7 @@ def parameters_moved(*, kind=attached):
         train(layer, optimizer.step, count=2)
     second.add_param_group({"params": list(body.parameters())})
     del first
-    train(body, second.step, count=1)
+    train(body, second.step, count=4)
     assert clipper
 
 
@@ -133,6 +134,72 @@ def model_copied():
     model.zero_grad()
     twin = copy.deepcopy(model)
     train(twin, clipper.step, sgd(twin).step)
+
+
+class Adapted(nn.Module):
+    """A layer whose weights are frozen, and a small one beside it, as in LoRA."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.small = nn.Linear(base.in_features, base.out_features)
+
+    def forward(self, x):
+        return self.base(x) + self.small(x)
+
+
+def adapters_added(kind=attached):
+    """The optimizer of the adapters steps none of the clipper's parameters."""
+    model = network()
+    clipper = kind(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    for index in range(2):
+        model[index] = Adapted(model[index])
+    optimizer = SGD(trained(model), lr=1e-3)
+    train(model, optimizer.step)
+    assert clipper
+
+
+def adapters_added_with_trust():
+    adapters_added(TrustClip)
+
+
+def parameters_of_the_model_replaced():
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    for layer in model:
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        layer.bias = nn.Parameter(layer.bias.detach().clone())
+    optimizer = sgd(model)
+    train(model, optimizer.step)
+    assert clipper
+
+
+def all_copied(*, copied=copy.deepcopy, kind=attached):
+    """As population-based training does, and an agent that is saved whole."""
+    model = network()
+    clipper = kind(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    model, optimizer, clipper = copied((model, optimizer, clipper))
+    train(model, optimizer.step)
+
+
+def all_unpickled():
+    all_copied(copied=lambda objects: pickle.loads(pickle.dumps(objects)))
+
+
+def all_copied_with_trust():
+    all_copied(kind=TrustClip)
+
+
+def unfrozen_in_a_new_optimizer():
+    model = network()
+    model[0].requires_grad_(False)
+    clipper, optimizer = clipper_of(trained(model)), SGD(trained(model), lr=1e-3)
+    train(model, clipper.step, optimizer.step, count=4)
+    model[0].requires_grad_(True)
+    train(model, clipper.step, sgd(model).step)
 
 
 def unfrozen_attached():
@@ -178,7 +245,7 @@ def not_stepped_attached():
     train(model, optimizer.step, count=2 * STEPS)
 
 
-ATTACHED = "of a clipper, such as .* attached to another optimizer and did not act"
+ATTACHED = "of a clipper, such as .*, but the clipper does not act in its step"
 WRAPPED = "such as .*, that the optimizer of as_optimizer"
 UNCHANGED = "did not change in its last 3 steps, while SGD stepped"
 LEFT_OUT = r"steps 2 parameters, such as one of shape \(4, 4\), that were frozen or"
@@ -189,6 +256,13 @@ WARN = {
     wrapper_left_out: f"AdamW stepped.*{WRAPPED}",
     inside_stepped: f"SGD stepped.*{WRAPPED}",
     attached_and_dropped: ATTACHED,
+    adapters_added: ATTACHED,
+    adapters_added_with_trust: ATTACHED,
+    parameters_of_the_model_replaced: ATTACHED,
+    all_copied: ATTACHED,
+    all_unpickled: ATTACHED,
+    all_copied_with_trust: ATTACHED,
+    unfrozen_in_a_new_optimizer: LEFT_OUT,
     parameters_moved: ATTACHED,
     parameters_moved_with_update: ATTACHED,
     optimizer_rebuilt: UNCHANGED,
@@ -243,12 +317,24 @@ def a_removed_part():
     train(model, optimizer.step)
 
 
+def a_replaced_parameter():
+    """The optimizer steps the old one, too."""
+    model = network()
+    clipper, optimizer = clipper_of(model.parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step, count=2)
+    new = nn.Parameter(torch.zeros(2))
+    clipper.replace_param(model[1].bias, new)
+    optimizer.add_param_group({"params": [new]})
+    train(model, clipper.step, optimizer.step)
+
+
 def several_optimizers():
     """One clipper, and optimizers that step by turns and in other intervals."""
     model, numbers = network(), itertools.count()
     clipper = clipper_of(model)
     body, head = sgd(model[0]), sgd(model[1])
-    train(model, clipper.step, lambda: next(numbers) % 5 or body.step(), head.step)
+    step_body = lambda: next(numbers) % 20 or body.step()  # noqa: E731
+    train(model, clipper.step, step_body, head.step, count=3 * STEPS)
 
 
 def adversaries():
@@ -386,6 +472,44 @@ def scheduled():
     train(model, optimizer.step, scheduler.step, clipper.metrics)
 
 
+def all_copied_and_attached_again():
+    model = network()
+    clipper = attached(model, optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    model, optimizer, clipper = copy.deepcopy((model, optimizer, clipper))
+    clipper.attach(optimizer)
+    train(model, optimizer.step)
+
+
+def an_encoder_then_a_head_on_purpose():
+    """The clipper is meant for a part, also with the next optimizer."""
+    model = network()
+    clipper = clipper_of(model[0].parameters())
+    for _ in range(2):
+        train(model, clipper.step, sgd(model).step)
+
+
+def a_critic_that_freezes_the_generator():
+    """Before the first step of the clipper, the critic takes several."""
+    model = network()
+    generator, critic = model
+    first, second = sgd(generator), sgd(critic)
+    clipped = NormClip.as_optimizer(first, max_norm=1.0, model=model)
+    for _ in range(3):
+        generator.requires_grad_(False)
+        train(model, second.step, count=5)
+        generator.requires_grad_(True)
+        train(model, clipped.step, count=1)
+
+
+def an_optimizer_for_each_layer():
+    model = network()
+    optimizers = [sgd(layer) for layer in model]
+    for layer, optimizer in zip(model, optimizers, strict=True):
+        attached(layer, optimizer)
+    train(model, *(optimizer.step for optimizer in optimizers))
+
+
 def overflows():
     """The scaler skips steps."""
     model = network()
@@ -410,6 +534,7 @@ SILENT = [
     a_part_on_purpose,
     an_excluded_part,
     a_removed_part,
+    a_replaced_parameter,
     several_optimizers,
     adversaries,
     an_encoder_in_two_optimizers,
@@ -425,6 +550,10 @@ SILENT = [
     wrappers_by_turns,
     a_step_that_calls_the_one_above,
     scheduled,
+    all_copied_and_attached_again,
+    an_encoder_then_a_head_on_purpose,
+    a_critic_that_freezes_the_generator,
+    an_optimizer_for_each_layer,
     overflows,
     trust,
 ]
