@@ -49,6 +49,15 @@ OTHER_WORDS = {
 SETTING_WORDS = {"max", "clip", "clipping", "threshold", "limit", "ratio", "scale"}
 """Words of a setting or a quotient, such as "max_grad_norm"."""
 
+LEVELS = {"info", "debug", "warning", "train", "trainer"}
+"""Words of a logger that may stand directly before a name."""
+
+NEUTRAL = LEVELS | {
+    *("the", "a", "an", "and", "with", "of", "at", "has", "its", "current", "this"),
+    *("total", "global", "overall", "model", "training", "optimizer", "l2", "step"),
+}
+"""Words before a name that do not change what it names."""
+
 ANY_NAMES = {"value", "values", "arr"}
 """Names that say nothing: the file must then hold norms in its only column."""
 
@@ -102,12 +111,45 @@ def rank_name(name: str) -> int | None:
 
 def has_norm(words: list[str]) -> bool:
     """Return whether the words name a norm."""
-    return bool(NORM_WORDS & set(words)) or {"grad", "l2"} <= set(words)
+    has_l2 = "l2" in words and not GRADIENT_WORDS.isdisjoint(words)
+    return has_l2 or not NORM_WORDS.isdisjoint(words)
 
 
 def has_before_clip(words: list[str]) -> bool:
     """Return whether the words say that the norm is from before the clipping."""
     return bool({"before", "pre"} & set(words))
+
+
+def find_norm_name(phrase: str) -> str | None:
+    """Return the name of a gradient norm at the end of a phrase, or None.
+
+    >>> find_norm_name("INFO grad norm"), find_norm_name("Train l2_norm/grad/global")
+    ('grad norm', 'l2_norm/grad/global')
+    >>> find_norm_name("params norm"), find_norm_name("max gradient norm")
+    (None, None)
+    >>> find_norm_name("the gradient norm"), find_norm_name("post-clip grad norm")
+    ('gradient norm', 'post-clip grad norm')
+    """
+    words = phrase.split()
+    name = words.pop()
+    if name.startswith("-"):  # an option of a command line
+        return None
+    while words and not has_both(name):
+        if not rank_name(f"grad_norm {words[-1]}") == 0:
+            break
+        name = f"{words.pop()} {name}"
+    is_alone = not words or words[-1].lower() in LEVELS
+    if has_both(name) and words and words[-1].lower() not in NEUTRAL:
+        name = f"{words[-1]} {name}"  # such as "embedding", "max" or "clipped"
+    if rank_name(name) in (None, 4) or not (is_alone or has_both(name)):
+        return None
+    return name
+
+
+def has_both(name: str) -> bool:
+    """Return whether a name has a word for the gradient and a word for the norm."""
+    words = set(split_words(name))
+    return bool(words & GRADIENT_WORDS) and bool(words & (NORM_WORDS | {"l2"}))
 
 
 def first_place(words: list[str], wanted: set[str]) -> int:

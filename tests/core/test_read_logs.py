@@ -10,7 +10,7 @@ import pytest
 
 from autoclip_core import read_norms
 from autoclip_core.cli.main import main
-from autoclip_core.files.log_rows import find_norms, read_log_rows
+from autoclip_core.files.log_rows import read_log_rows
 
 TITAN = (
     "[rank0]:[titan] 2025-08-01 10:00:0{i},123 - root - INFO - \x1b[31mstep: {s:2}  "
@@ -125,6 +125,21 @@ LOGS |= {
     "dict behind a logger": "2026-08-02 08:40:57 | INFO | pretrain_trainer.py:124 | "
     "{{'duration': '444.656min', 'step_size': 100, 'step_loss': 4.024149417877197, "
     "'global_step': {s}, 'grad_norm': tensor({n}), 'num_classes': 16000}}\n",
+    # github.com/DLR-RM/stable-baselines3, a logger's table with a callback's norm
+    "Stable-Baselines3": "step {s}\n----------------------------\n| train/       |   "
+    "        |\n|    grad_norm | {n:<9} |\n|    loss      | 3.7       |\n"
+    "----------------------------\n",
+    # github.com/inclusionAI/AReaL, a table of its tracker
+    "AReaL": "step {s}\n╭──┬─╮\n│ actor/grad_norm │ {n:.4e} │\n│ actor/lr │ 1e-06 │\n",
+    # github.com/google-research/big_vision, its writer of metrics
+    "big_vision": "step {s}\nI0301 utils.py:3] \x1b[35m[7]\x1b[0m l2_params = 77.5\n"
+    "I0301 utils.py:3] \x1b[35m[7]\x1b[0m l2_grads = {n}\n",
+    # github.com/Modalities/modalities: the mean of an interval, and the last norm
+    "Modalities": "step: {s} | train loss avg: 3.5 | grad norm avg: 7.25 | grad norm "
+    "last: {n} | lr mean: 1e-4\n",
+    # github.com/PrimeIntellect-ai/prime-rl
+    "prime-rl": "SUCCESS Step {s} | Time: 3.50s | Loss: 0.7 | Mismatch KL: 0.02 | Grad."
+    " Norm: {n:.4f} | LR: 2.00e-06 | Peak Mem.: 30.1 GiB\n",
     "a norm before and after clipping": "step {s}\npre-clip grad norm: {n}\n"
     "post-clip grad norm: 0.9994\n",
 }
@@ -153,6 +168,13 @@ def test_a_log_is_read(tmp_path, project):
     read = read_norms(write_log(tmp_path, LOGS[project]))
     assert read.norms.tolist() == pytest.approx(NORMS, rel=1e-3)
     assert (read.steps.tolist(), read.kind, read.empty) == (STEPS, "text log", 0)
+
+
+def test_a_list_of_epoch_and_step_is_no_step(tmp_path):
+    """DLLogger of NVIDIA's examples; the epoch was the step of all its lines."""
+    form = 'DLLL {{"type": "LOG", "step": [0, {s}], "data": {{"grad_norm": {n}}}}}\n'
+    read = read_norms(write_log(tmp_path, form))
+    assert (read.norms.tolist(), read.steps.tolist()) == (NORMS, [0, 1, 2])
 
 
 @pytest.mark.parametrize("project", ["Megatron-LM", "torchtitan", "torchtune", "OLMo"])
@@ -269,6 +291,8 @@ def test_two_gradient_norms_in_a_log_are_listed(tmp_path):
         ("feature norm: 1.5, loss 2", {}),
         ("max gradient norm = 10", {}),
         ("max grad_norm: 10", {}),
+        ("grad norm before clipping: 15.5", {"grad norm before clipping": "15.5"}),
+        ("gradient norm clip: 1.0", {}),
         ("pre-clip grad norm: 15.5", {"pre-clip grad norm": "15.5"}),
         ("embedding grad norm: 1.5", {"embedding grad norm": "1.5"}),
         ("the current grad norm: 1.5", {"grad norm": "1.5"}),
@@ -282,8 +306,8 @@ def test_two_gradient_norms_in_a_log_are_listed(tmp_path):
     ],
 )
 def test_only_a_gradient_norm_before_a_number_counts(line, norms):
-    found = find_norms(line, line.lower())
-    assert {k: v for k, v in found.items() if "after" not in k} == norms
+    rows = list(read_log_rows([line])) or [{}]
+    assert {k: v for k, v in rows[0].items() if "after" not in k} == norms
 
 
 @pytest.mark.parametrize("kind", ["log", "jsonl", "csv"])

@@ -236,6 +236,7 @@ COLUMNS = {  # the columns, and the one that holds the norms
         *("l2_norm/grad/global", "l2_norm/grad/layers.0.input_layernorm.weight"),
         *("l2_norm/param/global", "l2_norm/moment/global", "l2_norm/update/global"),
     ],
+    "l2_grads": ["training_loss", "l2_params", "l2_grads", "l2_updates"],
     "grad_norm_before_clip": ["grad_norm_before_clip", "grad_norm_after_clip"],
     "optim/total_grad_norm": ["optim/total_grad_norm", "optim/grad_norm/wte"],
     "gradient norm": ["gradient norm", "params norm", "max_grad_norm"],
