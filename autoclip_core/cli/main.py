@@ -2,17 +2,15 @@
 
 import argparse
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autoclip_core import __version__
-from autoclip_core.files.names import make_printable
 from autoclip_core.files.open_file import stdin_as_file
 
 from .commands import run_replay, run_report, run_suggest
-from .output import discard_stdout
+from .output import discard_stdout, print_error
 from .policy_options import add_options, make_policy
 
 BAD_INPUT = (OSError, ValueError, TypeError, EOFError, ImportError, csv.Error)
@@ -57,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BAD_INPUT as error:
         if isinstance(error, OSError) and error.filename:
             prefix = f"{error.filename}: "  # it may be an output file
-        message = make_printable(f"{prefix}{one_line(error)}")
-        print(f"autoclip: {message}", file=sys.stderr)
+        print_error(f"autoclip: {prefix}{one_line(error)}")
         return 2
     return 0
 
@@ -86,11 +83,12 @@ def one_line(error: BaseException) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints an error on one line."""
+    """A parser that prints an error as the commands do."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error and the help command, and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        print_error(f"{self.prog}: {message}; see {self.prog} --help")
+        self.exit(2)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from autoclip_core.files.names import make_printable
 from autoclip_core.files.read import LoggedNorms
 from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.planning.replay import Replay
@@ -19,6 +20,12 @@ from .rich_output import has_rich, print_table
 def print_text(*paragraphs: object) -> None:
     """Print text in lines of at most 80 columns, without escape sequences."""
     write_stdout(wrap_text("\n".join(map(str, paragraphs))))
+
+
+def print_error(text: str) -> None:
+    """Print an error to stderr: on one line, or wrapped if stderr is a terminal."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    print(wrap_text(text) if is_terminal else make_printable(text), file=sys.stderr)
 
 
 def write_stdout(text: str) -> None:

@@ -21,7 +21,7 @@ WIDTH = 30
 
 def progress_bar(label: str) -> Progress | None:
     """Return a function that wraps a loop, or None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         return None
     if has_rich():
         return lambda items: track(items, label)

@@ -1,5 +1,6 @@
 """The command line reads files of other tools, reports bad input, writes to pipes."""
 
+import contextlib
 import io
 import json
 import math
@@ -410,6 +411,21 @@ def test_the_output_fits_80_columns_and_has_no_escape_sequences(
     name = LONG.replace("\x1b", "\\x1b")
     assert first.startswith(f"CSV, column {name}: 121 steps, 0 empty cells")
     assert argv != ["report"] or "report.html: written, " in first
+
+
+@pytest.mark.parametrize("argv", [["suggest"], ["replay", "--policy", "best"]])
+def test_an_error_fits_80_columns_on_a_terminal(tmp_path, capsys, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "norms.csv").write_text("step,val_loss,param_norm\n1,2,3\n")
+    lines = []
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda value=is_terminal: value)
+        with contextlib.suppress(SystemExit):  # argparse exits this way
+            assert main([*argv, "norms.csv"]) == 2
+        lines.append(capsys.readouterr().err.splitlines())
+    [line], wrapped = lines
+    assert len(line) > 80 >= max(map(len, wrapped))
+    assert " ".join(wrapped) == line
 
 
 def test_an_error_shows_escape_sequences(tmp_path, capsys):
