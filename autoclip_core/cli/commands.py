@@ -1,15 +1,17 @@
 """What each command does: read a file, compute, print or write."""
 
 import argparse
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoclip_core.files.read import LoggedNorms, read_norms
+from autoclip_core.files.collect import NoColumn
+from autoclip_core.files.read import LoggedNorms, find_files, read_norms
 from autoclip_core.log.clip_log import ClipLog
-from autoclip_core.log.csv_jsonl import read_csv, read_jsonl, write_csv
+from autoclip_core.log.csv_jsonl import Half, write_csv
 from autoclip_core.log.report import write_report
 from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
 from autoclip_core.planning.reasons import TRUST_FIRST
@@ -26,6 +28,9 @@ from .output import (
 )
 from .policy_options import make_policies, refuse_options
 from .progress import progress_bar
+
+UPDATE_COLUMNS = "update_norm", "clip/update_norm"
+"""The norms of updates in a log of this package."""
 
 
 def read_steps(options: argparse.Namespace) -> LoggedNorms:
@@ -56,7 +61,7 @@ def run_replay(options: argparse.Namespace) -> None:
     if options.plot:
         draw_replay(report, options.plot)
     if options.output:
-        write_csv(options.output, replay_to_steps(report), None)
+        write_csv(options.output, Half(replay_to_steps(report)))
     if options.json:
         print_json({**file_to_dict(read), **report_to_dict(report)})
     else:
@@ -101,11 +106,24 @@ def run_suggest(options: argparse.Namespace) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     """Write the HTML page."""
-    read = read_norms(options.path, options.column)
+    read = read_run(options)
     page = Path(options.output)
     verb = "overwritten" if page.exists() else "written"
     write_report(read_log(read, options), page, options.title)
     print_text(read, f"{page}: {verb}, {page.stat().st_size // 1000} kB")
+
+
+def read_run(options: argparse.Namespace) -> LoggedNorms:
+    """Return the norms of a run; a log of updates alone has no norm of gradients."""
+    try:
+        return read_norms(options.path, options.column)
+    except NoColumn:
+        for name in UPDATE_COLUMNS:
+            with suppress(ValueError):
+                read = read_norms(options.path, name)
+                if options.column is None and read.thresholds is not None:
+                    return read
+        raise
 
 
 def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
@@ -113,14 +131,13 @@ def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
 
     The page needs thresholds, and its settings name the policy that set them.
     """
-    names = {name.removeprefix("clip/") for name in read.columns}
-    if options.column is None and {"norm", "threshold"} <= names:
+    is_log = read.column in ("norm", "clip/norm", *UPDATE_COLUMNS)
+    if options.column is None and is_log and read.thresholds is not None:
+        [path] = find_files(options.path)
         if read.kind == "JSON lines":
-            about, steps = read_jsonl(options.path)
-            return ClipLog.from_steps(steps, about)
+            return ClipLog.from_jsonl(path)
         if read.kind == "CSV":
-            about, steps = read_csv(options.path)
-            return ClipLog.from_steps(steps, about)
+            return ClipLog.from_csv(path)
     policy = Quantile(0.9)
     report = replay(as_series(read.norms), policy, progress=progress_bar("replay"))
     source = f"column {read.column} of {options.file}"

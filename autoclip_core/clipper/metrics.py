@@ -148,6 +148,7 @@ def compute_metrics(
     | clip/skipped_total    | updates that were skipped                               |
     | clip/dropped_total    | steps with any row that was dropped                     |
     | clip/steps            | steps                                                   |
+    | clip/rows             | the number of rows                                      |
 
     Args:
       decision: the last decision.
@@ -175,6 +176,7 @@ def compute_metrics(
         "clip/skipped_total": tally.skipped,
         "clip/dropped_total": tally.dropped,
         "clip/steps": tally.steps,
+        "clip/rows": xp.full((), decision.norm.shape[0], dtype=xp.int32),
     }
 
 

@@ -99,19 +99,27 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
     ([1.5, 1.25], [10, 20])
     """
     name = os.fspath(path)
-    files = [name]
-    is_folder = name != "-" and os.path.isdir(name)
-    if is_folder:
-        files = [str(file) for file in find_in_folder(Path(name), column)]
+    files = find_files(name, column)
     try:
         return read_files(files, column)
     except ValueError as error:
         read = {Path(file).parent for file in files}
-        runs = [r for r in list_runs(Path(name)) if is_folder and r not in read]
+        runs = [run for run in list_runs(Path(name)) if run not in read]
         if not runs:
             raise
         listed = list_names(str(run.relative_to(name)) for run in runs)
         raise ValueError(f"{error}; folders below hold events: {listed}") from None
+
+
+def find_files(path: str, column: str | None = None) -> list[str]:
+    """Return the file to read, or the event files of one run, in a folder or as given.
+
+    Raises:
+      ValueError: the folder holds nothing that can be read, or several runs.
+    """
+    if path == "-" or not os.path.isdir(path):
+        return [path]
+    return [str(file) for file in find_in_folder(Path(path), column)]
 
 
 def read_files(files: list[str], column: str | None) -> LoggedNorms:
@@ -140,8 +148,9 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     except ValueError as error:
         if source.kind == "text log" and isinstance(error, NoColumn):
             raise ValueError(explain_log(file, column)) from None
-        refusal = ValueError(f"it looks like {source.kind}, but {error}")
-        if not (source.kind.startswith("JSON") and isinstance(error, NoColumn)):
+        kind = NoColumn if isinstance(error, NoColumn) else ValueError
+        refusal = kind(f"it looks like {source.kind}, but {error}")
+        if not (source.kind.startswith("JSON") and kind is NoColumn):
             raise refusal from None
     try:  # what was printed may be in a string
         return collect(log_source(file, column), column)

@@ -10,7 +10,7 @@ from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.saved import describe, restore
 from autoclip_core.record.step import Array
 
-from .csv_jsonl import read_csv, read_jsonl, write_csv, write_jsonl
+from .csv_jsonl import list_halves, read_csv, read_jsonl, write_csv, write_jsonl
 from .formatting import format_number, format_percent
 from .plot import GRADIENT, draw_histogram, draw_run
 from .plot_rows import draw_rows
@@ -138,7 +138,7 @@ class ClipLog(StepRecorder):
             raise ValueError(
                 "plot_rows() must have steps of several rows, got none; record what a "
                 "clipper's step() returns, or its metrics(per_row=True), at a scope "
-                "other than global"
+                "other than global; a CSV has no counts of the rows"
             )
         every = max(1, round(self._offered / self._rows.steps))
         return draw_rows(self._rows, every, path)
@@ -171,7 +171,7 @@ class ClipLog(StepRecorder):
         return "norm of the update" if self._is_of_updates else GRADIENT
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the stored steps as a table: step, norm, threshold, scale and flags.
+        """Write the stored steps as a table: step, norm, threshold, scale, flags, rows.
 
         A table has no totals. If the run is so long that steps were thinned, this warns
         that totals computed from the table are not those of the run.
@@ -186,8 +186,8 @@ class ClipLog(StepRecorder):
         ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
         ...     for line in path.read_text().split():
         ...         print(line)
-        step,norm,threshold,scale,clipped,finite,skipped,dropped
-        0,4.0,2.0,0.5,1.0,1,0,0
+        step,norm,threshold,scale,clipped,finite,skipped,dropped,rows
+        0,4.0,2.0,0.5,1.0,1,0,0,1
         """
         steps = self._store.steps()
         if len(steps) < self._recorded:
@@ -197,7 +197,7 @@ class ClipLog(StepRecorder):
                 "to_jsonl also writes the totals",
                 stacklevel=2,
             )
-        write_csv(path, steps, self._update_steps())
+        write_csv(path, *list_halves(self))
 
     def to_jsonl(self, path: str | PathLike[str]) -> None:
         """Write a line about the run (settings, rows, totals), then one line per step.
@@ -216,11 +216,7 @@ class ClipLog(StepRecorder):
         about = {"settings": self.settings, **describe(self)}
         if self.updates is not None:
             about["updates"] = describe(self.updates)
-        write_jsonl(path, about, self._store.steps(), self._update_steps())
-
-    def _update_steps(self) -> Array | None:
-        """Return the stored steps of the updates, or None."""
-        return None if self.updates is None else self.updates._store.steps()
+        write_jsonl(path, about, *list_halves(self))
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str]) -> "ClipLog":

@@ -3,9 +3,10 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from autoclip_core.files.collect import list_names
 from autoclip_core.files.csv_rows import read_csv_rows
 from autoclip_core.files.json_rows import read_json_lines
 from autoclip_core.files.open_file import open_bytes, open_lines
+from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.saved import to_json
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP
@@ -24,47 +26,64 @@ from .replace_file import open_replacement
 Path = str | PathLike[str]
 
 NAMES = STEP.names or ()
-"""The columns of a log."""
+"""The columns of a log, apart from "rows"."""
 
-UPDATE_NAMES = tuple(f"update_{name}" for name in NAMES[1:])
-"""The columns of the updates; their steps are those of the gradients."""
+UPDATE = "update_"
+"""What the names of the columns of updates begin with, except "step"."""
 
 
-def write_csv(path: Path, steps: Array, updates: Array | None) -> None:
-    """Write steps as CSV; every number reads back unchanged.
+class Half(NamedTuple):
+    """The columns of gradients or of updates in a file."""
 
-    Args:
-      path: where to write the file.
-      steps: the steps.
-      updates: the same steps of the updates, or None.
-    """
+    steps: Array
+    """The steps, as an array of `STEP`."""
+    rows: int = 1
+    """The number of rows of a step."""
+    prefix: str = ""
+    """What the names begin with: "" for gradients."""
+
+
+def list_halves(log: StepRecorder) -> list[Half]:
+    """Return the columns of a log: of its gradients, of its updates, or both."""
+    prefix = UPDATE if log._is_of_updates else ""
+    half = Half(log._store.steps(), log._row_count, prefix)
+    return [half, *([] if log.updates is None else list_halves(log.updates))]
+
+
+def write_csv(path: Path, *halves: Half) -> None:
+    """Write the same steps of each half as CSV; every number reads back unchanged."""
     with open_replacement(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(NAMES if updates is None else (*NAMES, *UPDATE_NAMES))
-        for step in join_rows(steps, updates):
+        writer.writerow(list_columns(halves))
+        for step in join_halves(halves):
             writer.writerow([int(v) if isinstance(v, bool) else v for v in step])
 
 
-def join_rows(steps: Array, updates: Array | None) -> Iterator[tuple[Any, ...]]:
-    """Yield the fields of each step, then those of its update, if there are some."""
-    if updates is None:
-        yield from steps.tolist()
-        return
-    for step, update in zip(steps.tolist(), updates.tolist(), strict=True):
-        yield (*step, *update[1:])
+def list_columns(halves: Sequence[Half]) -> list[str]:
+    """Return the names of the columns of a file."""
+    names = (*NAMES[1:], "rows")
+    return [NAMES[0], *(half.prefix + name for half in halves for name in names)]
 
 
-def write_jsonl(
-    path: Path, about: Mapping[str, Any], steps: Array, updates: Array | None
-) -> None:
+def join_halves(halves: Sequence[Half]) -> Iterator[list[Any]]:
+    """Yield the numbers of each step, in the order of the columns."""
+    columns = [half.steps.tolist() for half in halves]
+    for steps in zip(*columns, strict=True):
+        values = [
+            (*step[1:], half.rows) for half, step in zip(halves, steps, strict=True)
+        ]
+        yield [steps[0][0], *chain.from_iterable(values)]
+
+
+def write_jsonl(path: Path, about: Mapping[str, Any], *halves: Half) -> None:
     """Write a line about the run, then one line per stored step.
 
     JSON has no infinity and no NaN: they are written as the strings "inf" and "nan".
     """
-    names = NAMES if updates is None else (*NAMES, *UPDATE_NAMES)
+    names = list_columns(halves)
     with open_replacement(path, encoding="utf-8") as file:
         print(json.dumps({"clip_log": about}), file=file)
-        for step in join_rows(steps, updates):
+        for step in join_halves(halves):
             fields = {n: to_json(v) for n, v in zip(names, step, strict=True)}
             print(json.dumps(fields), file=file)
 
@@ -105,7 +124,7 @@ def check_is_object(value: Any) -> None:
 def rows_to_steps(
     rows: Iterable[Mapping[str, Any]], source: str
 ) -> tuple[dict[str, Any], Array]:
-    """Return what the rows of a log tell of updates, and its steps.
+    """Return what the rows of a log say about its run, and its steps.
 
     Columns may have the prefix "clip/". Those with "update_" hold the updates; they are
     the steps if there are no others.
@@ -120,18 +139,29 @@ def rows_to_steps(
             for column in table.values():
                 column += [None] * (place + 1 - len(column))
     table = {name.removeprefix("clip/"): cells for name, cells in table.items()}
-    gradients = {n: c for n, c in table.items() if not n.startswith("update_")}
+    gradients = {n: c for n, c in table.items() if not n.startswith(UPDATE)}
     updates = {
-        n.removeprefix("update_"): c for n, c in table.items() if n not in gradients
+        n.removeprefix(UPDATE): c for n, c in table.items() if n not in gradients
     }
     updates |= {"step": table["step"]} if "step" in table else {}
     if not {"norm", "threshold"} <= updates.keys():
-        return {}, table_to_steps(gradients, source)
+        return count_rows(gradients), table_to_steps(gradients, source)
+    about: dict[str, Any] = {"is_of_updates": True, **count_rows(updates)}
     steps = table_to_steps(updates, source)
     if "norm" not in gradients:
-        return {"is_of_updates": True}, steps
-    about = {"steps": steps, "is_of_updates": True}
-    return {"updates": about}, table_to_steps(gradients, source)
+        return about, steps
+    about = {"updates": {**about, "steps": steps}, **count_rows(gradients)}
+    return about, table_to_steps(gradients, source)
+
+
+def count_rows(table: Mapping[str, list[Any]]) -> dict[str, int]:
+    """Return the number of rows of a step, if the table has it."""
+    counts = parse_numbers(table.get("rows", ()), "rows")
+    return (
+        {"row_count": int(check_whole(np.array(counts), "rows").max())}
+        if counts
+        else {}
+    )
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
@@ -168,12 +198,12 @@ def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
     steps["scale"] = np.where(is_above, threshold / np.where(is_above, norm, 1.0), 1.0)
     steps["scale"][~np.isfinite(norm)] = math.nan
     for name, column in columns.items():
-        steps[name] = check_steps(column) if name == "step" else column
+        steps[name] = check_whole(column, name) if name == "step" else column
     return steps
 
 
-def check_steps(column: Array) -> Array:
-    """Return the numbers of the steps, which must be whole numbers.
+def check_whole(column: Array, name: str) -> Array:
+    """Return the numbers of steps or of rows, which must be whole numbers.
 
     Raises:
       ValueError: a number is negative, has a fraction or is above 2**53.
@@ -181,7 +211,7 @@ def check_steps(column: Array) -> Array:
     is_valid = (column >= 0) & (column <= 2.0**53) & (column == np.floor(column))
     if not is_valid.all():
         value = float(column[~is_valid][0])
-        raise ValueError(format_error("step", "a whole number >= 0", value, ""))
+        raise ValueError(format_error(name, "a whole number >= 0", value, ""))
     return column
 
 

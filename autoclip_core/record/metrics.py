@@ -117,19 +117,6 @@ def step_from_metrics(metrics: Metrics) -> Step:
     return step._replace(scale=scale, dropped=scale == 0 < step.clipped)
 
 
-def is_of_one_row(step: Step) -> bool:
-    """Return whether a step can be that of one row: it is clipped above its threshold.
-
-    The norm of several rows can be above the median of their thresholds unclipped.
-
-    >>> is_of_one_row(Step(3.0, 2.0, 0.5, 1.0, True, False))
-    True
-    >>> is_of_one_row(Step(3.0, 2.0, 1.0, 0.0, True, False))
-    False
-    """
-    return not step.finite or step.clipped == (step.norm > step.threshold)
-
-
 class RowMetrics(NamedTuple):
     """The rows in the metrics of a step."""
 

@@ -11,7 +11,6 @@ from .metrics import (
     UNOBSERVED,
     Metrics,
     has_no_step,
-    is_of_one_row,
     read_totals,
     rows_from_metrics,
     select_clipper,
@@ -57,7 +56,7 @@ class StepRecorder(StepColumns):
         self._rows = RowCounts(list(names))
         self._offered = 0  # steps that record() was called for
         self._recorded = 0
-        self._has_several_rows = len(self._rows.names) > 1
+        self._row_count = max(1, len(self._rows.names))
         self._is_of_updates = False
         self._logged_totals: dict[str, float] = {}  # totals read from metrics
         self._unread: Callable[[], Metrics] | Metrics | None = None
@@ -160,7 +159,7 @@ class StepRecorder(StepColumns):
         size = rows["norm"].size
         if size > 1 or self._rows.names:
             self._rows.add(rows["clipped"], was_observed(rows))
-            self._has_several_rows |= size > 1
+            self._row_count = max(self._row_count, size)
         if self._has_several_rows:
             self._largest.add_rows(self._offered, step, rows, self._rows.names)
         else:
@@ -204,8 +203,8 @@ class StepRecorder(StepColumns):
             step = step._replace(dropped=is_dropped)
         if rows and (len(rows.names) > 1 or self._rows.names):
             self._rows.add_named(rows.names, rows.clipped, rows.observed)
-        has_several = len(rows.names) > 1 if rows else not is_of_one_row(step)
-        self._has_several_rows |= has_several
+        count = len(rows.names) if rows else int(metrics.get("clip/rows", 1))
+        self._row_count = max(self._row_count, count)
         ratios = None
         if self._has_several_rows:
             ratios = rows.ratios if rows else {"": measure_scale_ratio(step)}
@@ -244,6 +243,11 @@ class StepRecorder(StepColumns):
     def __len__(self) -> int:
         """Return the number of recorded steps."""
         return self._recorded
+
+    @property
+    def _has_several_rows(self) -> bool:
+        """Whether the norm of a step is that of several rows, each with a threshold."""
+        return self._row_count > 1
 
     @property
     def largest(self) -> tuple[LargeStep, ...]:

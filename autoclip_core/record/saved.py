@@ -25,10 +25,6 @@ def describe(log: StepRecorder) -> dict[str, Any]:
     about: dict[str, Any] = {"told": log._run_totals()}
     if log._rows.names:
         about["rows"] = log._rows.to_dict()
-    elif log._has_several_rows:
-        about["has_several_rows"] = True
-    if log._is_of_updates:
-        about["is_of_updates"] = True
     if log.largest:
         about["largest"] = log._largest.to_list()
     if store.moved:
@@ -56,7 +52,8 @@ def restore(log: StepRecorder, steps: Array, about: Mapping[str, Any]) -> None:
     if "totals" in about:
         log._store.totals.restore(about["totals"])
     log._logged_totals = parse_totals(about.get("told", {}))
-    log._has_several_rows = len(log._rows.names) > 1 or "has_several_rows" in about
+    count = check_count("row_count", about.get("row_count", 1), 0)
+    log._row_count = max(1, count, len(log._rows.names))
     log._is_of_updates = "is_of_updates" in about
     if "largest" in about:
         log._largest = LargestSteps.from_list(about["largest"])

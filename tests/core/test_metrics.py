@@ -34,6 +34,7 @@ NAMES = [
     "clip/skipped_total",
     "clip/dropped_total",
     "clip/steps",
+    "clip/rows",
 ]
 
 
@@ -94,6 +95,7 @@ def expected_metrics(decisions):
         "clip/skipped_total": sum(d.skipped.any() for d in decisions),
         "clip/dropped_total": sum(d.dropped.any() for d in decisions),
         "clip/steps": len(decisions),
+        "clip/rows": last.norm.size,
     }
 
 
@@ -274,7 +276,16 @@ def test_metrics_are_defined_without_any_row():
     """The clipper of a model has no row if every parameter is excluded."""
     metrics = in_numpy([decision_of([], 1.0)] * 3)
     assert [metrics[name].tolist() for name in NAMES[:3]] == [0.0, INF, 1.0]
-    assert [metrics[name].tolist() for name in NAMES[3:]] == [0.0, 0.0, 0.0, 0, 0, 0, 3]
+    assert [metrics[name].tolist() for name in NAMES[3:]] == [
+        0.0,
+        0.0,
+        0.0,
+        0,
+        0,
+        0,
+        3,
+        0,
+    ]
 
 
 def test_the_metrics_of_each_row():

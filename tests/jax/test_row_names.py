@@ -103,7 +103,7 @@ def test_the_metrics_of_each_row_have_its_name():
             row = [metrics[f"clip/{kind}/{name}"] for kind in kinds]
             expected = [norm, 10.0, min(1.0, 10.0 / norm), float(norm > 10)]
             np.testing.assert_allclose(row, expected, rtol=1e-6)
-        assert len(metrics) == 10 + 4 * len(names)
+        assert len(metrics) == 11 + 4 * len(names)
     assert traced.keys() == eager.keys()
 
 

@@ -491,8 +491,8 @@ def test_reset_restarts_a_run(case):
 def test_before_the_first_step_there_is_nothing_to_report():
     metrics = QuantileClip(small_model()).metrics()
     assert metrics["clip/threshold"] == math.inf
-    assert metrics["clip/scale"] == 1
-    zero = set(metrics) - {"clip/threshold", "clip/scale"}
+    assert metrics["clip/scale"] == metrics["clip/rows"] == 1
+    zero = set(metrics) - {"clip/threshold", "clip/scale", "clip/rows"}
     assert [metrics[name] for name in zero] == [0] * 8
 
 

@@ -79,6 +79,21 @@ def test_metrics_without_rows_give_the_norm_before_over_after():
     assert log.summary().has_several_rows
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("suffix", [None, "csv", "jsonl"])
+def test_a_sparse_log_and_its_files_know_the_number_of_rows(tmp_path, rows, suffix):
+    """All rows of each recorded step are clipped: it looks like a step of one row."""
+    log = ClipLog(every=50)
+    run(lambda d, tally: log.record(compute_metrics(d, tally)), rows, limit=0.5)
+    if suffix:
+        getattr(log, f"to_{suffix}")(path := tmp_path / "run")
+        log = getattr(ClipLog, f"from_{suffix}")(path)
+    summary = log.summary()
+    assert (summary.recorded, summary.has_several_rows) == (2, rows > 1)
+    assert (" (median row)" in str(summary)) == (rows > 1)
+    assert [s.ratio for s in log.largest] == [pytest.approx(2)] * 2
+
+
 def test_only_the_largest_are_kept_and_only_above_the_threshold():
     log, rng = ClipLog(), np.random.default_rng(0)
     norms = rng.permutation(np.arange(200))
@@ -150,7 +165,7 @@ def test_dropped_steps_have_a_column_and_a_mark(tmp_path, rows, source):
         assert read.dropped.tolist() == dropped
         assert read.summary().dropped == 2
     assert (tmp_path / "run.csv").read_text().startswith("step,norm,threshold,")
-    assert ",dropped\n" in (tmp_path / "run.csv").read_text()
+    assert ",dropped,rows\n" in (tmp_path / "run.csv").read_text()
 
 
 @pytest.mark.needs("plot")

@@ -179,23 +179,47 @@ BOUND = (
 )
 
 
-@pytest.mark.parametrize("policy", [None, "Quantile(quantile=0.9)", "TrustClip()"])
-@pytest.mark.parametrize("source", ["log", "csv", "jsonl", "one half"])
-def test_a_bound_that_acts_in_each_step_is_no_red_light(tmp_path, policy, source):
+def log_of_a_bound(has_gradients, policy=None):
     """The updates are 10 times above their bound, the gradients below theirs."""
     log = ClipLog(settings={} if policy is None else {"policy": policy})
+    gradients = {"clip/norm": 1.0, "clip/threshold": 2.0} if has_gradients else {}
     for _ in range(200):
-        metrics = {"clip/norm": 1.0, "clip/threshold": 2.0}
         updates = {"clip/update_norm": 10.0, "clip/update_threshold": 1.0}
-        log.record(updates if source == "one half" else metrics | updates)
-    if source in ("csv", "jsonl"):
-        getattr(log, f"to_{source}")(tmp_path / "run")
-        log = getattr(ClipLog, f"from_{source}")(tmp_path / "run")
-    half = log if source == "one half" else log.updates
+        log.record(gradients | updates)
+    return log
+
+
+@pytest.mark.parametrize("policy", [None, "Quantile(quantile=0.9)", "TrustClip()"])
+@pytest.mark.parametrize("suffix", [None, "csv", "jsonl"])
+@pytest.mark.parametrize("has_gradients", [True, False])
+def test_a_bound_that_acts_in_each_step_is_no_red_light(
+    tmp_path, policy, suffix, has_gradients
+):
+    log = log_of_a_bound(has_gradients, policy)
+    if suffix:
+        getattr(log, f"to_{suffix}")(tmp_path / "run")
+        log = getattr(ClipLog, f"from_{suffix}")(tmp_path / "run")
+    half = log.updates if has_gradients else log
     _, sentence = half.summary().advice
     assert sentence.startswith(BOUND)
     assert "Red light" not in str(log.summary())
     assert "aise" not in str(log.summary())
+
+
+@pytest.mark.needs("plot")
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_report_reads_a_log_of_updates(tmp_path, capsys, suffix, is_folder):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / f"log.{suffix}"
+    getattr(log_of_a_bound(has_gradients=False), f"to_{suffix}")(path)
+    page = tmp_path / "a.html"
+    source = path.parent if is_folder else path
+    assert main(["report", str(source), "-o", str(page)]) == 0
+    assert "column update_norm: 200 steps" in capsys.readouterr().out
+    assert BOUND in page.read_text(encoding="utf-8")
+    assert main(["suggest", str(source)]) == 2
+    assert "--column: 'update_norm'" in capsys.readouterr().err
 
 
 def test_columns_of_updates_alone_are_a_log_of_updates(tmp_path):
