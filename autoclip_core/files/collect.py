@@ -54,9 +54,9 @@ class Column:
 
 
 def parse_step(cell: Any) -> float:
-    """Return a step as a number, NaN if the cell holds none."""
+    """Return a step as a number, NaN if the cell holds none; "3/40" is step 3."""
     try:
-        return parse_number(cell)
+        return parse_number(cell.partition("/")[0] if isinstance(cell, str) else cell)
     except ValueError:
         return math.nan
 

@@ -60,7 +60,8 @@ PAIR = re.compile(
 """Any name before a number, for errors."""
 
 STEP = re.compile(
-    r"(?:(?P<best>global[_ ]?step|num_updates)|step|iter|iteration|it|batch|update)"
+    r"(?:(?P<best>global[_ ]?step(?:/max_steps)?|num_updates)|"
+    r"step|iter|iteration|it|batch|update)"
     rf"""["']?{GAP}[:=#]?{GAP}["'\[(]?{GAP}(?P<step>\d+(?:,\d{{3}})*)"""
     r"""(?:\.0+)?(?![\d.]\d|[a-z\d%]|(?:, \d+)+\])"""
 )

@@ -16,7 +16,7 @@ QUALIFIERS = {
 """Words that may stand before the name of such a column, as in "global step"."""
 
 STEP_NAMES = (
-    *("globalstep", "trainerglobalstep", "trainglobalstep"),
+    *("globalstep", "trainerglobalstep", "trainglobalstep", "globalstepmaxsteps"),
     *("step", "steps", "trainstep", "trainingstep", "iteration", "iter"),
     *("numupdates", "update", "updates", "optimizerstep", "batch", "timebatch"),
     "index",

@@ -137,6 +137,9 @@ LOGS |= {
     # github.com/Modalities/modalities: the mean of an interval, and the last norm
     "Modalities": "step: {s} | train loss avg: 3.5 | grad norm avg: 7.25 | grad norm "
     "last: {n} | lr mean: 1e-4\n",
+    # github.com/modelscope/ms-swift
+    "ms-swift": "{{'loss': 0.7, 'grad_norm': {n}, 'lr': 2e-06, 'epoch': 0.3, "
+    "'global_step/max_steps': '{s}/900', 'train_speed(iter/s)': 0.06}}\n",
     # github.com/PrimeIntellect-ai/prime-rl
     "prime-rl": "SUCCESS Step {s} | Time: 3.50s | Loss: 0.7 | Mismatch KL: 0.02 | Grad."
     " Norm: {n:.4f} | LR: 2.00e-06 | Peak Mem.: 30.1 GiB\n",

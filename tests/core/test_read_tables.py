@@ -96,6 +96,13 @@ TABLES = {
         ),
         "JSON lines",
     ),
+    "JSON lines of ms-swift": (
+        "".join(
+            json.dumps({"grad_norm": n, "global_step/max_steps": f"{s}/90"}) + "\n"
+            for s, n in INDEXED
+        ),
+        "JSON lines",
+    ),
     "JSON list": (json.dumps([{"step": s, "norm": n} for s, n in INDEXED]), "JSON"),
     "TensorBoard JSON": (
         json.dumps([[1.7e9, s, n] for s, n in INDEXED], indent=1),

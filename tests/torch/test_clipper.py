@@ -135,6 +135,7 @@ def check_metrics(clipper, past):
         "clip/skipped_total": sum(step.skipped.any() for step in past),
         "clip/dropped_total": sum(step.dropped.any() for step in past),
         "clip/steps": len(past),
+        "clip/rows": len(clipper.names),
     }
     metrics = clipper.metrics()
     assert all(type(value) is float for value in metrics.values())
@@ -489,9 +490,11 @@ def test_reset_restarts_a_run(case):
 
 
 def test_before_the_first_step_there_is_nothing_to_report():
-    metrics = QuantileClip(small_model()).metrics()
+    clipper = QuantileClip(small_model())
+    metrics = clipper.metrics()
     assert metrics["clip/threshold"] == math.inf
-    assert metrics["clip/scale"] == metrics["clip/rows"] == 1
+    assert metrics["clip/scale"] == 1
+    assert metrics["clip/rows"] == len(clipper.names)
     zero = set(metrics) - {"clip/threshold", "clip/scale", "clip/rows"}
     assert [metrics[name] for name in zero] == [0] * 8
 

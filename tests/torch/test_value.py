@@ -345,6 +345,7 @@ def test_metrics_of_a_run():
         "clip/skipped_total": 0,
         "clip/dropped_total": 0,
         "clip/steps": 3,
+        "clip/rows": 2,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)
 
