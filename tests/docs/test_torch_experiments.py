@@ -210,4 +210,4 @@ def test_the_tables_of_the_diagnosis_are_those_of_its_results(load):
     kept = [result for result in saved["results"] if result["kept"]]
     tables = map(str, (table.count_verdicts(kept), table.count_percentiles(kept)))
     assert list(saved["tables"].values())[:2] == list(tables)
-    assert len(kept) == 176
+    assert len(kept) == 174
