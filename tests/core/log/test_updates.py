@@ -207,8 +207,7 @@ def test_a_bound_that_acts_in_each_step_is_no_red_light(
 
 
 @pytest.mark.needs("plot")
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize(("suffix", "is_folder"), [("csv", True), ("jsonl", False)])
 def test_the_report_reads_a_log_of_updates(tmp_path, capsys, suffix, is_folder):
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / f"log.{suffix}"
