@@ -12,7 +12,7 @@ from .swap import SwapCheck
 from .unstepped import UnsteppedCheck
 
 _INTERVAL = 16
-"""Parameters are compared in the first two steps, and in every so many."""
+"""Parameters are compared in the first two steps, and in every so many or fewer."""
 
 
 class CoverageCheck:
@@ -29,13 +29,14 @@ class CoverageCheck:
         self.swap: SwapCheck | None = None
         """The check of a clipper that acts in the step of an optimizer."""
         self._unstepped = UnsteppedCheck()
+        self._interval = _INTERVAL
 
     def begin_step(self) -> bool:
         """Count a step; return whether it compares the parameters."""
         self.steps += 1
         if self.swap is not None:
             self.swap.has_acted = True
-        return self.steps < 3 or self.steps % _INTERVAL == 0
+        return self.steps < 3 or self.steps % self._interval == 0
 
     def compare(
         self,
@@ -52,6 +53,7 @@ class CoverageCheck:
           others: those that it leaves out.
           is_joint: whether several gradients share a norm.
         """
+        self._interval = _INTERVAL + len(clipped) // 64  # it takes longer
         known = set(map(id, chain(clipped, others)))
         for optimizer in optimizers:
             self.left_out.check(optimizer, clipped, known)

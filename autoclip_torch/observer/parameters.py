@@ -83,15 +83,16 @@ class MeasuredParameters(ABC):
         Args:
           optimizers: those that step its parameters, as far as they are known.
         """
-        if self._coverage.begin_step():
-            stepper, removed = self._stepper, self._comparison.removed
-            is_joint = self.scope in ("global", "group")
-            self._coverage.compare(
-                optimizers,
-                clipped=stepper.rows.parameters,
-                others=[*self.parameters, *removed],
-                is_joint=is_joint and stepper.quantity == "gradient",
-            )
+        if not self._coverage.begin_step():
+            return
+        stepper, removed = self._stepper, self._comparison.removed
+        is_joint = self.scope in ("global", "group")
+        self._coverage.compare(
+            optimizers,
+            clipped=stepper.rows.parameters,
+            others=[*self.parameters, *removed],
+            is_joint=is_joint and stepper.quantity == "gradient",
+        )
 
     def _follow(self, given: Optimizer | None = None) -> list[NamedParameter]:
         """Take over what has changed since the last step of a clipper by hand.
@@ -127,8 +128,10 @@ class MeasuredParameters(ABC):
         return left_out
 
     def _compare_with_optimizers(self, *optimizers: Optimizer) -> list[NamedParameter]:
+        """Take over what has changed in the optimizers; return as above."""
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
-        self._take_over(present)
+        if present is not None or self.scope == "unit":
+            self._take_over(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
