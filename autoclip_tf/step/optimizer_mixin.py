@@ -93,7 +93,13 @@ class GradientTransformersMixin:
             transformer._add_later_variables(self.add_state_variable)
 
     def transform(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """Return the transformed pairs that have a gradient."""
+        """Return the transformed pairs that have a gradient.
+
+        Raises:
+          ValueError: `clipnorm` or a similar attribute was set later.
+        """
+        if self._gradient_transformers:
+            _refuse_clipping_twice(self)
         pairs, update_clipper = list(pairs), self.update_clipper
         for transformer in split_pairs(self._gradient_transformers):
             if transformer is not update_clipper:

@@ -422,7 +422,17 @@ def test_a_custom_loop_uses_the_optimizer():
     assert np.sqrt(sum(np.sum(m**2) for m in moved)) == pytest.approx(0.5, rel=1e-4)
 
 
+def clip_twice_from_the_first_step_on():
+    optimizer = SGD(1.0, gradient_transformers=[NormClip(0.5)])
+    optimizer.global_clipnorm = 0.1
+    optimizer.apply([keras.ops.ones(1)], [keras.Variable([1.0])])
+
+
 WRONG = {
+    "clipping twice, set later": (
+        clip_twice_from_the_first_step_on,
+        r"global_clipnorm must be left out.*got 0.1; put NormClip",
+    ),
     "clipping twice": (
         lambda: Adam(clipnorm=1.0, gradient_transformers=[QuantileClip()]),
         r"clipnorm must be left out.*got 1.0; put NormClip\(.*scope=\"parameter\"",
