@@ -213,8 +213,8 @@ class TrustClip(HasHalves, HasCallbacks):
 
         Args:
           state_dict: the result of `state_dict()`.
-          strict: whether plain settings (the quantile, the ratio) must agree. If not,
-            this clipper keeps its own.
+          strict: whether parameters and plain settings (the quantile, the ratio) must
+            agree; see `Clipper.load_state_dict`.
 
         Raises:
           ValueError: the state of a half does not fit; the message names the

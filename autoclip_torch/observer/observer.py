@@ -194,8 +194,9 @@ class Observer(Reporter, ParameterSurgery):
           state_dict: the result of `state_dict()`. Names match parameters, without the
             prefixes of wrappers (`module.`, `_orig_mod.`); else their order does. If
             only the clipper has no names, and shapes do not tell, a warning says so.
-          strict: whether plain settings (a quantile, a cap) must agree. If not, this
-            clipper keeps its own. Class, scope, names, shapes and history must fit.
+          strict: whether parameters and plain settings (a quantile, a cap) must agree.
+            If not, this clipper keeps its settings, the rows in common continue, and
+            the others start without a history. Class, scope and policies must fit.
 
         Raises:
           ValueError: the state does not fit; the message names the difference, and
@@ -211,7 +212,11 @@ class Observer(Reporter, ParameterSurgery):
         tensor([2.])
         """
         current = self.state_dict()
-        saved = fit_state(state_dict, current, strict)
+
+        def make_empty() -> dict[str, Any]:
+            return PolicyStates(self._policy_states.rows, self.nonfinite).to_dict()
+
+        saved = fit_state(state_dict, current, strict, make_empty)
         self._policy_states.load_dict(saved, strict)
         if names := find_unnamed(saved, current):
             warn(

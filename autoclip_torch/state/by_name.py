@@ -36,15 +36,14 @@ def order_by_name(
 ) -> Mapping[str, Any]:
     """Return a saved state with its parameters and rows in the order of a clipper.
 
-    Without names on one side, or with another number of parameters, the state is
-    returned unchanged.
+    Without names on one side, the state is returned unchanged.
 
     Args:
-      saved: the state to load, of the clipper's class and scope.
+      saved: the state to load, of the clipper's class and scope, with its parameters.
       current: the present state of the clipper.
 
     Raises:
-      ValueError: the names differ, or the rows or policies of the parameters do.
+      ValueError: the rows or policies of the parameters differ.
     """
     order = _find_order(saved, current)
     if order == list(range(len(order))):
@@ -91,24 +90,32 @@ def find_unnamed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 
 def _find_order(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[int]:
     """Return the index of each of the clipper's parameters in the state."""
-    names, wanted = saved["names"], current["names"]
+    index = index_names(saved, current)
+    return [index[key] for key in index_names(current, current)] if index else []
+
+
+def index_names(
+    state: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[tuple[str, int], int]:
+    """Return the index of each parameter by its name and the number of equal names.
+
+    Without names in the state or in the clipper it is empty.
+
+    Args:
+      state: a saved state.
+      current: the present state of the clipper.
+
+    Raises:
+      ValueError: the names are not one string per parameter.
+    """
+    names, wanted = state["names"], current["names"]
     if names is None or wanted is None:
-        return []
+        return {}
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or len(names) != _count(saved["parameters"]):
+    if not is_list or len(names) != _count(state["parameters"]):
         raise ValueError(format_difference("names", names, wanted))
-    if len(names) != len(wanted):
-        return []
-    keys, wanted_keys = (_number(strip_wrappers(each)) for each in (names, wanted))
-    index = {key: position for position, key in enumerate(keys)}
-    if missing := [key[0] for key in wanted_keys if key not in index]:
-        extra = [key[0] for key in keys if key not in wanted_keys]
-        error = format_difference("names", extra, missing)
-        raise ValueError(
-            f"{error}; correct the names in state['names'], or set it to None to load "
-            "by position"
-        )
-    return [index[key] for key in wanted_keys]
+    numbered = _number(strip_wrappers(names))
+    return {key: position for position, key in enumerate(numbered)}
 
 
 def _number(names: Sequence[str]) -> list[tuple[str, int]]:
@@ -159,12 +166,12 @@ def _order_policies(
     if not is_list or not len(policies) == len(states) == len(current["policies"]):
         raise ValueError(format_difference("policies", policies, current["policies"]))
     total = len(sources)
-    starts, bounds = [_find_bounds(each["states"], total) for each in (saved, current)]
+    starts, bounds = [find_bounds(each["states"], total) for each in (saved, current)]
     if starts is None or bounds is None:
         raise ValueError(
             "state does not fit this clipper: its parameters have another order, and "
             "its policies have no state that shows their rows; give the parameters in "
-            f"the order of state['names'], {saved['names']!r}"
+            "the order of state['names']"
         )
     ordered_policies, ordered_states = [], []
     for first, last in itertools.pairwise(bounds):
@@ -180,7 +187,7 @@ def _order_policies(
     return ordered_policies, ordered_states
 
 
-def _find_bounds(states: Sequence[Any], total: int) -> list[int] | None:
+def find_bounds(states: Sequence[Any], total: int) -> list[int] | None:
     """Return the first row of each policy, and the number of rows; None if unknown.
 
     The state of a policy shows its number of rows. A fixed threshold has no state.

@@ -1,6 +1,6 @@
 """Check that a saved state fits a clipper, by comparing their descriptions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autoclip_core.checks import format_error
@@ -8,6 +8,7 @@ from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
 from .by_name import order_by_name
+from .common_rows import check_same_parameters, keep_common_rows
 from .differences import compare, format_difference
 
 FORMAT = 1
@@ -32,7 +33,10 @@ def describe_clipper(kind: str, nonfinite: str, rows: Rows) -> dict[str, Any]:
 
 
 def fit_state(
-    saved: Mapping[str, Any], current: Mapping[str, Any], strict: bool
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    strict: bool,
+    make_empty: Callable[[], Mapping[str, Any]],
 ) -> Mapping[str, Any]:
     """Return a saved state in the order of a clipper's parameters, if it fits.
 
@@ -41,13 +45,19 @@ def fit_state(
     Args:
       saved: the state to load.
       current: the present state of the clipper.
-      strict: whether plain settings, such as the quantile, must agree too.
+      strict: whether the parameters must agree, and plain settings such as the
+        quantile. If not, only the rows in common continue.
+      make_empty: returns the state of the clipper without history.
 
     Raises:
       ValueError: the states differ; the message names the part and both values.
     """
     _check_origin(saved, current)
     _check_parts(saved, current, ["class", "scope"])
+    if strict:
+        check_same_parameters(saved, current)
+    else:
+        saved = keep_common_rows(saved, current, make_empty)
     saved = order_by_name(saved, current)
     _check_structure(saved, current)
     if strict:
@@ -89,13 +99,6 @@ def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
 
 def _check_structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise a ValueError if the history would have another meaning in the clipper."""
-    counts = [len(each["parameters"]) for each in (saved, current)]
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"state does not fit this clipper: it has {counts[0]} parameters, and the "
-            f"clipper has {counts[1]}; make the clipper of the parameters that were "
-            "saved, load the state, then call add_param_group or remove_params"
-        )
     _check_parts(saved, current, ["parameters", "rows"])
     pairs = [("policies", _types(saved["policies"]), _types(current["policies"]))]
     pairs += [("norm", saved.get("norm", "l2"), current.get("norm", "l2"))]

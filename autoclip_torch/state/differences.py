@@ -1,6 +1,6 @@
 """Describe where a saved state and a clipper differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -19,7 +19,25 @@ def compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any
 
 def format_difference(path: str, saved: Any, current: Any) -> str:
     """Return the error text for a difference between a state and a clipper."""
+    before, now = map(_shorten, (saved, current))
     return (
-        f"state does not fit this clipper: {path} is {saved!r} in the state and "
-        f"{current!r} in the clipper"
+        f"state does not fit this clipper: {path} is {before} in the state and {now} "
+        "in the clipper"
     )
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return at most three names, and the number of the others.
+
+    >>> join_names("abcde")
+    'a, b, c and 2 more'
+    """
+    given = list(names)
+    more = f" and {len(given) - 3} more" if len(given) > 3 else ""
+    return f"{', '.join(given[:3])}{more}"
+
+
+def _shorten(value: Any) -> str:
+    """Return the repr, at most 200 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
