@@ -50,7 +50,8 @@ class ClipCallback(pl.Callback):
 
     Each optimizer has its own clipper. Parameters that are unfrozen and added to the
     optimizer later are clipped from then on. An optimizer that replaces another one
-    continues its history. The history is saved in the checkpoint. The trainer logs the
+    continues its history. The history is saved in the checkpoint. In a resumed run the
+    settings of the callback apply; a difference causes a warning. The trainer logs the
     result of `metrics()` whenever it logs. With several optimizers, the names are
     `clip/optimizer0/norm` and so on.
 
@@ -76,9 +77,9 @@ class ClipCallback(pl.Callback):
     Raises:
       TypeError, ValueError: an argument of the clipper breaks its rule.
       TypeError: at the start of training, if a function cannot make a `Clipper`.
-      ValueError: at the start of training, if `optimizer` is not a valid index,
-        a pattern matches no parameter of the module, the checkpoint does not fit, or
-        `one_clipper` is used with a GradScaler.
+      ValueError: at the start of training, if there is no optimizer, `optimizer` is not
+        a valid index, a pattern matches no parameter of the module, the checkpoint does
+        not fit, or `one_clipper` is used with a GradScaler.
 
     >>> from autoclip_torch import QuantileClip
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
@@ -121,8 +122,7 @@ class ClipCallback(pl.Callback):
         """The name of the state: class, optimizer, scope, exclude and scale_only.
 
         A trainer may have several of these callbacks. Other settings are not part of
-        the name: a state that differs in them is refused with the difference, while a
-        state under another name would be ignored.
+        the name: a state under another name would be ignored.
         """
         name = getattr(self._make, "__name__", type(self._make).__name__)
         keywords = self._keywords

@@ -11,6 +11,7 @@ from .hooks.new_parameters import make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .trainers.arguments import check_arguments
+from .trainers.history import load_history
 from .trainers.json_settings import as_tensors, check_json, from_json, to_json
 from .trainers.replaced_callback import describe_changes, find_replaced_callback
 from .trust import TrustClip
@@ -165,18 +166,12 @@ class ClipCallback(TrainerCallback, ExportableState):
         """
         state = as_tensors(saved, clipper.state_dict())
         try:
-            clipper.load_state_dict(state, strict=not self._changes)
+            load_history(clipper, state, self._changes)
         except ValueError as error:
             raise ValueError(
                 f"{error}; to start without the history, set "
                 "restore_callback_states_from_checkpoint=False"
             ) from error
-        if self._changes:
-            warn(
-                "this run continues its history with other settings than those of the "
-                f"checkpoint: {self._changes}; to keep the earlier settings, give them "
-                "to ClipCallback"
-            )
 
     def _create(self, optimizer: Any, model: Any) -> AnyClipper:
         """Return a clipper of the optimizer; all but a `Clipper` are registered."""

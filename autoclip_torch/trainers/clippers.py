@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from autoclip_torch.step.unwrap import unwrap
 from autoclip_torch.step.warn import warn
 
+from .history import describe_error, load_history
 from .one_clipper import OneClipper
 
 
@@ -59,7 +60,7 @@ class OptimizerClippers:
         """Continue with the present optimizers; return whether one was replaced.
 
         An optimizer that replaces another one has a new clipper, with the history of
-        the clipper before it, if it fits.
+        the rows that the clipper before it had, too.
         """
         if [*map(id, optimizers.values())] == [*map(id, self.optimizers.values())]:
             return False
@@ -68,17 +69,17 @@ class OptimizerClippers:
         self.make(optimizers, model)
         for clipper, state in zip(self.clippers, states, strict=False):
             try:
-                clipper.load_state_dict(state)
+                clipper.load_state_dict(state, strict=False)
             except ValueError as error:
                 warn(
                     "an optimizer was replaced, and its clipper starts without a "
-                    f"history, because the history does not fit: {error}"
+                    f"history, because none fits: {describe_error(error)}"
                 )
         self.attach()
         return True
 
     def load(self, states: Sequence[dict[str, Any]]) -> None:
-        """Load the history of a checkpoint; the settings of this run apply.
+        """Load the history of a checkpoint; see `load_history`.
 
         Raises:
           ValueError: it is that of another number of clippers, or one does not fit.
@@ -90,16 +91,7 @@ class OptimizerClippers:
                 "optimizers as it was saved with"
             )
         for clipper, state in zip(self.clippers, states, strict=True):
-            try:
-                clipper.load_state_dict(state)
-            except ValueError as error:
-                clipper.load_state_dict(state, strict=False)
-                difference, _, _ = str(error).partition("; pass strict=False")
-                warn(
-                    "this run continues the history of the checkpoint with other "
-                    f"settings: {difference}; to keep those of the checkpoint, give "
-                    "them to ClipCallback"
-                )
+            load_history(clipper, state)
 
     def get_pairs(self) -> list[tuple[Any, Optimizer]]:
         """Return each optimizer with its clipper."""

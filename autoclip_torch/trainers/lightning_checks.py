@@ -34,7 +34,17 @@ def refuse_scaler(trainer: Any) -> None:
 def choose_optimizers(
     optimizers: list[Optimizer], index: int | None
 ) -> dict[int, Optimizer]:
-    """Return the optimizers to clip, by number."""
+    """Return the optimizers to clip, by number.
+
+    Raises:
+      ValueError: the module returns none, or none with this index.
+    """
+    if [type(each).__name__ for each in optimizers] == ["_MockOptimizer"]:
+        raise ValueError(
+            "configure_optimizers must return the optimizers to clip, got None; return "
+            "those that the module has made, or leave ClipCallback out and call "
+            "clipper.attach(optimizer) for each"
+        )
     numbered = dict(enumerate(optimizers))
     if index is None:
         return numbered

@@ -279,6 +279,17 @@ def test_an_optimizer_number_out_of_range_is_refused(tmp_path):
         trainer(tmp_path, callback).fit(TwoOptimizers())
 
 
+class NoOptimizer(Automatic):
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.")
+def test_a_module_that_returns_no_optimizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"return the .* or .*attach\(optimizer\)"):
+        trainer(tmp_path, ClipCallback(QuantileClip)).fit(NoOptimizer())
+
+
 class OnlyFirst(TwoOptimizers):
     def configure_optimizers(self):
         return super().configure_optimizers()[:1]

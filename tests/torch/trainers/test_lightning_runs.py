@@ -162,9 +162,13 @@ def assign(trainer, pl_module):
     trainer.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.1)]
 
 
-def assign_another_half(trainer, pl_module):
-    """The rows of the new optimizer are other ones."""
+def assign_half(trainer, pl_module):
     trainer.optimizers = [torch.optim.SGD([pl_module.net.bias], lr=0.1)]
+
+
+def assign_renamed(trainer, pl_module):
+    pl_module.net = torch.nn.Sequential(pl_module.net)
+    assign(trainer, pl_module)
 
 
 REPLACEMENTS = [
@@ -202,12 +206,20 @@ class Recorded(pl.Callback):
         self.norms.append(clipper.metrics()["clip/norm"])
 
 
-def test_the_history_of_other_rows_is_not_used_and_that_is_said(tmp_path):
+def test_the_rows_in_common_continue_after_a_replacement(tmp_path):
     callback = ClipCallback(QuantileClip, quantile=0.5)  # a row per parameter
-    swaps = Swaps("on_train_batch_end", assign_another_half)
-    with pytest.warns(UserWarning, match="replaced, and its clipper starts without a"):
-        trainer(tmp_path, swaps, callback).fit(Automatic())
+    swaps = Swaps("on_train_batch_end", assign_half)
+    trainer(tmp_path, swaps, callback).fit(Automatic())
     assert callback.clippers[0].names == ["net.bias"]
+    assert callback.clippers[0].state_dict()["tally"]["observed"].tolist() == [6]
+
+
+def test_the_history_of_other_rows_is_not_used_and_that_is_said(tmp_path):
+    callback = ClipCallback(QuantileClip, quantile=0.5)
+    swaps = Swaps("on_train_batch_end", assign_renamed)
+    words = r"starts without a history, .*only the state has net.weight, net.bias, only"
+    with pytest.warns(UserWarning, match=words):
+        trainer(tmp_path, swaps, callback).fit(Automatic())
     assert callback.clippers[0].metrics()["clip/steps"] == 3
 
 
