@@ -14,6 +14,7 @@ from autoclip_core.record.step import Array, median
 
 from .formatting import format_number, format_percent
 from .red_lights import (
+    MIN_STEPS,
     diagnose_steps,
     find_policy,
     is_dry_run,
@@ -21,9 +22,6 @@ from .red_lights import (
     records_clipped_norms,
     select_settings,
 )
-
-MIN_STEPS = 100
-"""Fewer steps than this do not support a statement about the clip rate."""
 
 HIGH_RATE, LOW_SCALE = 0.5, 0.3
 """A clip rate above this, or a mean scale below, changes the size of most steps."""

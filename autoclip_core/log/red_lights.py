@@ -1,4 +1,4 @@
-"""Red lights: the norms of a run show damage, which no healthy run has.
+"""Red lights: the norms of a run show damage, or another clip before this one.
 
 Each states the evidence, the suspected cause, and an action that the policy in use
 allows. What a policy does in a healthy run, too, is no red light: see `advice.py`.
@@ -10,9 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from autoclip_core.record.step import Array
+from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
-from .formatting import format_percent
+from .formatting import format_number, format_percent
+
+MIN_STEPS = 100
+"""Fewer steps do not support the advice of a summary."""
 
 DIAGNOSED = 2048
 """Number of steps of the past that are diagnosed, and of the latest."""
@@ -100,7 +104,7 @@ def name_argument(settings: Mapping[str, str]) -> str:
 def find_red_lights(
     steps: Array, settings: Mapping[str, str], is_update: bool
 ) -> list[str]:
-    """Say that the run diverged or was never healthy, if its norms show it.
+    """Say if the norms show that the run is damaged, or that another clip acts before.
 
     Args:
       steps: the stored steps.
@@ -108,6 +112,8 @@ def find_red_lights(
       is_update: whether the norms are those of updates.
     """
     table, diagnosis = diagnose_steps(steps)
+    if diagnosis.verdict == "clipped" and not is_update:
+        return warn_of_other_clip(table["norm"])
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return []
     policy = find_policy(select_settings(settings, is_update))
@@ -122,6 +128,22 @@ def find_red_lights(
         )
     action = lower_rate(policy, is_update)
     return [f"Red light: {diagnosis.sentence} {cause}. {action}"]
+
+
+def warn_of_other_clip(norms: Array) -> list[str]:
+    """Say where norms stop that another clip has cut off; none is above."""
+    logs = np.log(norms[np.isfinite(norms) & (norms > 0)].astype(np.float64))
+    ceiling = find_ceiling(logs)
+    if ceiling is None or len(norms) < MIN_STEPS:
+        return []
+    if has_norm_above(norms, np.full(len(norms), ceiling)):
+        return []
+    count = int(np.sum(abs(logs - np.log(ceiling)) <= CLOSE))
+    return [
+        "Red light: the gradients were clipped before: the norm is "
+        f"{format_number(ceiling)} in {count} of {len(norms)} steps. Remove the other "
+        "clip, or log the norms before it."
+    ]
 
 
 def diagnose_steps(steps: Array) -> tuple[Array, Diagnosis]:

@@ -122,6 +122,17 @@ def test_a_healthy_recurrent_network_has_no_red_light(scope):
     assert red_lights(log) == []
 
 
+@pytest.mark.parametrize("policy", [Quantile(0.9), Quantile(0.5), Fixed(2.0)], ids=repr)
+def test_another_clip_before_is_a_red_light(policy):
+    """Of the norms exp(z), z normal, those above 1 are cut off: half of them."""
+    norms = np.exp(np.random.default_rng(0).normal(size=400))
+    cut = np.minimum(norms, np.float32(0.99999994))
+    (light,) = red_lights(ClipLog.from_steps(replay_to_steps(replay(cut, policy))))
+    count = int(np.sum(norms >= 0.999))
+    assert f"the norm is 1 in {count} of 400 steps. Remove the other clip" in light
+    assert red_lights(ClipLog.from_steps(replay_to_steps(replay(norms, policy)))) == []
+
+
 LABELLED = Path(__file__).parents[2] / "support" / "labelled_series.npz"
 
 

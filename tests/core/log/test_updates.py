@@ -182,8 +182,8 @@ BOUND = (
 def log_of_a_bound(has_gradients, policy=None):
     """The updates are 10 times above their bound, the gradients below theirs."""
     log = ClipLog(settings={} if policy is None else {"policy": policy})
-    gradients = {"clip/norm": 1.0, "clip/threshold": 2.0} if has_gradients else {}
-    for _ in range(200):
+    for norm in np.linspace(1.0, 1.5, 200):
+        gradients = {"clip/norm": norm, "clip/threshold": 2.0} if has_gradients else {}
         updates = {"clip/update_norm": 10.0, "clip/update_threshold": 1.0}
         log.record(gradients | updates)
     return log
