@@ -172,6 +172,16 @@ def test_parameters_that_the_model_has_replaced_warn_if_the_optimizer_has_not():
     optimizer.step()  # it warns once
 
 
+def test_parameters_that_all_left_the_model_warn_once():
+    model = torch.nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    NormClip(model, max_norm=1.0).attach(optimizer)
+    replace_weight(model)
+    with pytest.warns(UserWarning, match="such as weight, left the model"):
+        optimizer.step()
+    optimizer.step()
+
+
 def test_a_clipper_of_parameters_without_gradients_warns():
     model = torch.nn.Linear(2, 1, bias=False)
     clipper = NormClip(model.parameters(), max_norm=1.0)
