@@ -1,6 +1,6 @@
 """The tables of what the scripts have found: rows of text, for page and terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
@@ -9,12 +9,16 @@ from regimes import REGIMES
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
 
-ON_PAGE = (
-    *("gradients", "clip_grad_norm_", "the same again", "NormClip"),
-    *("QuantileClip, global", "QuantileClip, per parameter", "AGC, per unit"),
-    *("autoclip, global", "smartclip", "zclip", "timm, AGC"),
-)
-"""The rows of the tables of all contenders; the picture has the others, too."""
+ON_PAGE = {
+    *("gradients", "clip_grad_norm_", "smartclip", "timm, AGC", "AGC, per unit"),
+    *("NormClip", "QuantileClip, global", "QuantileClip, per parameter", "TrustClip"),
+    *("1.1 × (step + read)", "clip_grad_norm_, then fused AdamW"),
+    *("NormClip, attached", "QuantileClip, global, attached"),
+    *("optax.clip_by_global_norm", "Fixed, global, clips", "quantile, global, clips"),
+    *("quantile, per leaf, clips", "optax.adaptive_grad_clip", "AGC"),
+    *("global_clipnorm=1.0", "NormClip, clips", "QuantileClip, per variable"),
+}
+"""The contenders in the tables of ratios and of memory; files have the others, too."""
 
 
 def make_tables(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -28,40 +32,34 @@ def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
     lines = saved["results"]
     models = values(lines, "model")
     rows = [["nothing clipped, all clipped", *models]]
-    for name in (n for n in values(lines, "contender") if n in ON_PAGE):
+    for name in shown(values(lines, "contender")):
         of_name = of(lines, contender=name)
         pairs = (of(of_name, model=model) for model in models)
-        rows.append([name, *(", ".join(map(middle_cell, pair)) for pair in pairs)])
+        rows.append([name, *(", ".join(map(cell, pair)) for pair in pairs)])
     return {"ratios": rows}
 
 
-def middle_cell(line: Line) -> str:
-    """Return a ratio without quartiles; of the reference itself, its milliseconds."""
-    return cell(line).partition(" (")[0]
-
-
 def ratios(lines: Sequence[Line]) -> Rows:
-    """Return medians (quartiles), a column per model, the least of our kind in bold."""
-    models, names = values(lines, "model"), values(lines, "contender")
-    rows = [["", *models]] + [[name] for name in names]
-    for model in models:
-        own = {line["contender"]: line for line in of(lines, model=model)}
-        clip = [line for line in own.values() if line.get("kind") in ("ours", "theirs")]
-        least = min((middle(line) for line in clip), default=None)
-        for row, name in zip(rows[1:], names, strict=True):
-            text = cell(own[name]) if name in own else ""
-            best = name in own and own[name] in clip and middle(own[name]) == least
-            row.append(f"**{text}**" if best else text)
-    rounds = (of(lines, model=model)[0]["rounds"] for model in models)
-    return [*rows, ["rounds", *map(str, rounds)]]
+    """Return the ratios of the contenders on the page, a column per model."""
+    models = values(lines, "model")
+    rows = [["", *models]]
+    for name in shown(values(lines, "contender")):
+        cells = {line["model"]: cell(line) for line in of(lines, contender=name)}
+        rows.append([name, *(cells.get(model, "") for model in models)])
+    return rows
+
+
+def shown(names: Iterable[str]) -> list[str]:
+    """Return the names of the contenders that the pages show."""
+    return [name for name in names if name in ON_PAGE]
 
 
 def cell(line: Line) -> str:
-    """Return a ratio with its quartiles; of the reference itself, its milliseconds."""
+    """Return the median ratio; of the reference itself, its milliseconds."""
     low, median, high = (line["ratio"][key] for key in ("low", "median", "high"))
     if low == high == 1:
         return f"{line['milliseconds']['median']:.2f} ms"
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    return f"{median:.2f}"
 
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -120,7 +118,7 @@ def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return KiB of torch and Python together, a column per model."""
     found = saved["peak_bytes_of_torch_and_of_python"]
     rows = [["KiB", *found]]
-    for name in (n for n in next(iter(found.values())) if n in ON_PAGE):
+    for name in shown(next(iter(found.values()))):
         peaks = (sum(column[name]) / 2**10 for column in found.values())
         rows.append([name, *(f"{peak:.0f}" for peak in peaks)])
     return {"memory": rows}
@@ -133,7 +131,7 @@ def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
         lines = of(saved["results"], kind_of_adamw=kind)
         for name in values(lines, "contender"):
             label = name if kind in name else f"{kind}, {name}"
-            medians.append([label, *map(middle_cell, of(lines, contender=name))])
+            medians.append([label, *map(cell, of(lines, contender=name))])
             memory.append([label, *(multiples(own, name) for own in models.values())])
     return {
         "TrustClip": [["", *models], *medians],
@@ -163,7 +161,6 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
         reference,
         *(f"{times[reference]:.2f} s" for times in compiling.values()),
     ]
-    lines = [line for line in lines if not line["contender"].endswith("does not")]
     found = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
@@ -205,8 +202,3 @@ def of(lines: Sequence[Line], **labels: Any) -> list[Line]:
 def values(lines: Sequence[Line], key: str) -> list[Any]:
     """Return the different values of a label, in their order."""
     return list(dict.fromkeys(line[key] for line in lines))
-
-
-def middle(line: Line) -> float:
-    """Return the median of the ratios."""
-    return float(line["ratio"]["median"])

@@ -1,4 +1,4 @@
-"""The JAX benchmark runs, and the docs have marks for its tables."""
+"""The JAX benchmark runs, and the docs have a mark for one of its tables."""
 
 from ..support.trials import marks, numbers, trial
 
@@ -8,12 +8,12 @@ def test_a_trial_measures_training_steps(scripts, tmp_path, monkeypatch):
     import tables
 
     made = tables.make_tables(saved)
-    assert set(made) - {"JAX, time to compile"} <= set(marks())
+    assert set(made) & set(marks()) == {"JAX, optax.clip_by_global_norm"}
     lines = {line["contender"]: line for line in saved["results"]}
     clips = ["optax.clip_by_global_norm", "quantile, global, clips"]
     agc = ["optax.adaptive_grad_clip", "AGC"]
-    assert [row[0] for row in made[f"JAX, {clips[0]}"][1:-1]] == clips
-    assert [row[0] for row in made[f"JAX, {agc[0]}"][1:-1]] == agc
+    assert [row[0] for row in made[f"JAX, {clips[0]}"][1:]] == clips
+    assert [row[0] for row in made[f"JAX, {agc[0]}"][1:]] == agc
     for reference in (clips[0], agc[0]):
         assert numbers(lines[reference]["ratio"]) == [1.0, 1.0, 1.0]
     assert all(number > 0 for number in numbers(saved["seconds_to_compile"]))
