@@ -55,9 +55,7 @@ POLICIES = {
 """The policies, as expressions in the names of `autoclip_core`, and their papers."""
 
 SHOWN = (
-    "Fixed(1.0)",
     "Quantile(0.9)",
-    "Quantile(0.5)",
     "Quantile(0.1, history_length=None, include_current=True)",
     "StreamingQuantile(0.9)",
     "MeanStd()",

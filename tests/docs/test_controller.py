@@ -75,7 +75,7 @@ def test_the_page_holds_what_the_code_computes(runs):
 
 def test_a_stale_page_is_noticed(runs):
     page = bench.PAGE.read_text(encoding="utf-8")
-    table = table_of_page(runs | {"Quantile(0.5)": runs["Quantile(0.9)"]})
+    table = table_of_page(runs | {"StreamingQuantile(0.9)": runs["Quantile(0.9)"]})
     stale = bench.put_between_marks(page, table)
     assert words(stale) == words(page)
     assert not agree(stale, page)
