@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from autoclip_core.log.advice import advise_on_nonfinite
 from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
@@ -118,11 +119,18 @@ def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> li
     return advice
 
 
-def advise_on_calibration(calibration: int) -> list[str]:
-    """Set the overflows of the first steps apart, if there are any."""
+def advise_on_calibration(nonfinite: int, steps: int, calibration: int) -> list[str]:
+    """Count the norms that are not finite, and set those at the start apart."""
     if not calibration:
-        return []
-    return [
-        f"{calibration} of the first steps had a NaN or infinite norm: if a loss "
-        "scaler is in use, this is its calibration, and no fault."
+        return advise_on_nonfinite(nonfinite, steps)
+    advice = [
+        f"{nonfinite} of {steps} steps ({format_percent(nonfinite / steps)}) had a NaN "
+        f"or infinite norm, {calibration} of them at the start: if a loss scaler is in "
+        "use, this is its calibration, and no fault."
     ]
+    if nonfinite > calibration:
+        advice.append(
+            f"No threshold repairs the other {nonfinite - calibration}: check the "
+            "loss, the data of these steps and, in float16, the loss scale."
+        )
+    return advice

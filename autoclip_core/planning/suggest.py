@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from autoclip_core.log.advice import advise_on_nonfinite
 from autoclip_core.log.formatting import format_number, wrap_text
 from autoclip_core.policy import Policy, as_code
 from autoclip_core.record.step import Array
@@ -163,8 +162,7 @@ def make_suggestion(series: Array, names: Array, diagnosis: Diagnosis) -> Sugges
             *origin,
             *rates,
             *reason,
-            *advise_on_calibration(diagnosis.calibration),
-            *advise_on_nonfinite(nonfinite - diagnosis.calibration, series.size),
+            *advise_on_calibration(nonfinite, series.size, diagnosis.calibration),
         ),
     )
 

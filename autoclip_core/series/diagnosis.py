@@ -18,7 +18,10 @@ MIN_STEPS = 50
 """Fewer norms above 0 do not support a verdict."""
 
 START = 50
-"""NaN and infinity in the first steps are the calibration of a loss scaler."""
+"""NaN and infinity in the first steps alone are no verdict."""
+
+GAP = 5
+"""A loss scaler calibrates from the start, with at most five finite norms in a row."""
 
 WEIGHT = 9
 """The weight of a non-finite norm; that of a finite one is -1."""
@@ -67,7 +70,8 @@ class Diagnosis:
     spikes: tuple[int, ...]
     """The steps of the spikes before the damage."""
     calibration: int
-    """The non-finite norms of the first 50, which a loss scaler causes."""
+    """The non-finite norms at the start, as a loss scaler causes. Before each are at
+    most five finite norms in a row."""
 
     def __str__(self) -> str:
         """Return the sentence."""
@@ -115,7 +119,7 @@ def diagnose(
     finding = find_verdict(norms, levels, thresholds)
     place = finding.place
     healthy = np.isfinite(norms)
-    calibration = int(np.sum(~healthy[:START][:place]))
+    calibration = count_calibration(healthy[:START][:place])
     if place is not None and finding.verdict != "shifted":
         healthy[0 if finding.verdict == "never healthy" else place :] = False
     spikes = find_spikes(levels)
@@ -173,7 +177,7 @@ def find_non_finite_start(norms: Array) -> int | None:
 
     A non-finite norm weighs 9, a finite one -1. From that place to the end the sum is
     largest, and at least 18: two in the last two steps are enough. Those of the first
-    50 steps are the calibration of a loss scaler, unless they reach up to that place.
+    50 steps do not count, unless they reach up to that place.
     """
     is_finite = np.isfinite(norms)
     first = min(START, max(len(norms) - 2, 0))
@@ -182,6 +186,13 @@ def find_non_finite_start(norms: Array) -> int | None:
         return None
     finite_before = np.flatnonzero(is_finite[: first + int(weight.argmax())])
     return int(finite_before[-1]) + 1 if finite_before.size else 0
+
+
+def count_calibration(is_finite: Array) -> int:
+    """Return the number of non-finite norms before six finite ones in a row."""
+    places = np.flatnonzero(~is_finite)
+    is_late = np.diff(places, prepend=-1) > GAP + 1
+    return int(np.argmax(np.append(is_late, True)))
 
 
 def write_sentence(

@@ -261,8 +261,31 @@ def test_the_first_overflows_are_those_of_a_loss_scaler():
     norms = np.concatenate([[INF] * 9, steady_norms()])
     suggestion = suggest_threshold(norms)
     assert suggestion.verdict == "healthy"
-    assert "9 of the first steps had a NaN or infinite norm" in str(suggestion)
-    assert "no threshold repairs" not in str(suggestion)
+    text = " ".join(suggestion.advice)
+    assert "9 of 909 steps (0.99 %) had a NaN or infinite norm, 9 of them at" in text
+    assert "threshold repairs" not in text
+
+
+@pytest.mark.parametrize(
+    ("places", "count", "rest"),
+    [
+        (
+            [10, 32, 40],
+            "3 of 900 steps (0.333 %) had a NaN or infinite norm, which",
+            "",
+        ),
+        ([0, 2, 40], "3 of 900 steps (0.333 %) had a NaN or infinite norm, 2 of", "1"),
+    ],
+)
+def test_each_count_of_nonfinite_norms_is_of_the_whole_run(places, count, rest):
+    norms = steady_norms()
+    norms[places] = NAN
+    suggestion = suggest_threshold(norms)
+    text = " ".join(suggestion.advice)
+    assert count in text
+    assert ("scaler is in use" in text) == bool(rest)
+    assert rest == "" or f"No threshold repairs the other {rest}: check" in text
+    assert "897 healthy, 3 non-finite" in str(suggestion)
 
 
 # The numbers behind the choice of a policy.

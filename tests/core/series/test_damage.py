@@ -100,6 +100,21 @@ def test_overflows_before_the_damage_are_the_calibration():
     assert (diagnose(norms).calibration, diagnose(norms).step) == (2, 40)
 
 
+@pytest.mark.parametrize(
+    ("places", "count"),
+    [
+        ([10, 32, 40], 0),  # NaN in a float32 run
+        ([5], 1),
+        ([6], 0),
+        ([0, 6, 12, 100], 3),  # five finite norms between them
+        ([0, 7, 8], 1),
+        (range(60), 50),
+    ],
+)
+def test_a_calibration_begins_at_the_start_and_has_short_gaps(places, count):
+    assert diagnose(changed(places, NAN)).calibration == count
+
+
 def test_damage_and_spikes_are_no_part_of_the_healthy_part():
     norms = changed([100], 50.0)
     assert np.flatnonzero(~diagnose(norms).healthy).tolist() == [100]
