@@ -32,7 +32,6 @@ CASES = {
         "before 1": "history::a_quantile_is_that_of_autoclip",
         "`global_threshold=True`": "history::a_quantile_is_that_of_autoclip",
         "`StandardClip(dev": "history::autoclip_leaves_out_the_mean",
-        "`add_param_group(": "history::a_group_of_autoclip_has_its_own_quantile",
     },
     "smartclip": {
         "before 1": "history::a_window_is_that_of_smartclip",
@@ -62,8 +61,6 @@ CASES = {
         "before 1": "tf::a_constant_is_that_of_keras",
         "`clipnorm=1.0`, e": "tf::a_constant_is_that_of_keras",
         "`clipvalue=0.5`": "tf::a_constant_is_that_of_keras",
-        "under `MirroredSt": PROSE + "tests/tf/test_strategy.py runs two replicas",
-        "an embedding's no": "tf::keras_counts_a_repeated_token_apart",
     },
     "optax": {
         "before 1": "jax::a_constant_is_that_of_optax",

@@ -160,6 +160,23 @@ def test_the_page_lists_the_names_a_policy_may_use():
     assert tuple(re.findall(r"`(\w+)`", listed)) == NAMESPACE_NAMES
 
 
+@pytest.mark.needs("jax")
+def test_the_policy_of_the_page_runs_in_jax():
+    import jax
+    import jax.numpy as jnp
+
+    from autoclip_jax import clip_by_policy
+
+    namespace = {"__name__": "page"}
+    exec(blocks(PAGES["extend.md"])[0], namespace)
+    tx = clip_by_policy(namespace["GeometricMean"]())
+    state = tx.init(jnp.zeros(1))
+    update = jax.jit(tx.update)
+    for norm in [1.0, 1.0, 100.0]:
+        updates, state = update(jnp.full(1, norm), state)
+    assert jnp.allclose(updates, 2.0)  # twice the mean: clipped
+
+
 def is_policy(value):
     """Return whether a public name of the core is a policy."""
     return isinstance(value, type) and hasattr(value, "limit")
