@@ -78,7 +78,6 @@ CASES = {
     "Others": {
         "`AdaptiveGradientNormClipper(p": "core::windows_are_those_of_both_classes",
         "`AdaptiveGradientNormClipper` (": "core::windows_are_those_of_both_classes",
-        'Composer `GradientClipping("n': "torch::a_constant_is_that_of_torch",
     },
     "Training codebases": {
         "OLMo-core": "core::skipped_steps_are_those_of_olmo_core",
