@@ -12,10 +12,17 @@ from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
 QUANTILE = {"quantile": 0.5, "history_length": 8, "scope": "global"}
 
 
+@pytest.fixture(autouse=True)
+def own_state():
+    """Accelerate has one state per process; a `Trainer` of another file leaves one."""
+    accelerate.state.AcceleratorState._reset_state(True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
 @pytest.fixture
 def accelerator(tmp_path):
-    yield make_accelerator(tmp_path)
-    accelerate.state.AcceleratorState._reset_state(True)
+    return make_accelerator(tmp_path)
 
 
 def make_accelerator(folder, precision="no"):
@@ -81,7 +88,6 @@ def test_clipping_each_micro_batch_under_fp16_is_refused(tmp_path):
     accelerator.backward(loss_of(model, second))
     with pytest.raises(RuntimeError, match="when accumulating, call it once"):
         clipper.step(scaler=accelerator.scaler, optimizer=optimizer)
-    accelerate.state.AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "attached"])
@@ -136,7 +142,6 @@ def test_mixed_precision(tmp_path, precision, by_hand, fused):
     if not by_hand:
         clipper.attach(optimizer)
     train(accelerator, model, optimizer, clipper, batches(8), by_hand)
-    accelerate.state.AcceleratorState._reset_state(True)
     _, plain_clipper = plain(8)
     ours, expected = clipper.metrics(), plain_clipper.metrics()
     assert ours["clip/steps"] == 4
@@ -154,7 +159,6 @@ def test_an_overflow_is_not_recorded(tmp_path, by_hand):
     start = model.weight.detach().clone()
     train(accelerator, model, optimizer, clipper, batches(2), by_hand)
     assert accelerator.optimizer_step_was_skipped
-    accelerate.state.AcceleratorState._reset_state(True)
     assert torch.equal(model.weight, start)
     assert clipper.threshold().item() == torch.inf
     assert accelerator.scaler.get_scale() == 2.0**16
