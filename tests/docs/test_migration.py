@@ -30,8 +30,6 @@ CASES = {
     },
     "`autoclip` from PyPI": {
         "before 1": "history::a_quantile_is_that_of_autoclip",
-        "`global_threshold=True`": "history::a_quantile_is_that_of_autoclip",
-        "`StandardClip(dev": "history::autoclip_leaves_out_the_mean",
     },
     "smartclip": {
         "before 1": "history::a_window_is_that_of_smartclip",
