@@ -24,7 +24,11 @@ from autoclip_core.checks import format_error
 
 from . import legacy
 from .step.keras_mixin import KerasMixin
-from .step.optimizer_mixin import GradientTransformersMixin, Transformer
+from .step.optimizer_mixin import (
+    GradientTransformersMixin,
+    Transformer,
+    refuse_clipping_twice,
+)
 
 _PACKAGE = "autoclip_tf"
 _WRAPPERS = (
@@ -76,7 +80,7 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
 
     Raises:
       TypeError: `optimizer` is not a Keras optimizer.
-      ValueError: `optimizer` is built, or wraps another optimizer.
+      ValueError: `optimizer` is built, clips by itself, or wraps another optimizer.
 
     >>> from autoclip_tf import NormClip
     >>> sgd = keras.optimizers.SGD(0.1)
@@ -98,6 +102,9 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
         rule = "one that is not built yet"
         raise ValueError(format_error("optimizer", rule, optimizer.name, way_out))
     config = optimizer.get_config()
+    names = ", ".join(type(each).__name__ for each in transformers)
+    way_out = f"build the optimizer without {{name}}: {names} clips"
+    refuse_clipping_twice(config, way_out)
     present = getattr(optimizer, "gradient_transformers", ())
     config["gradient_transformers"] = [*present, *transformers]
     return subclass.from_config(config)

@@ -21,6 +21,13 @@ Pair = tuple[Any, Any]
 Transformer = Callable[[list[Pair]], Iterable[Pair]]
 """From a list of (gradient, variable) pairs to such a list."""
 
+_REPLACEMENTS = {
+    "clipnorm": 'NormClip(..., scope="parameter")',
+    "global_clipnorm": "NormClip(...)",
+    "clipvalue": "ValueClip(...)",
+}
+"""What stands in for each argument of Keras that clips."""
+
 
 class GradientTransformersMixin:
     """Adds `gradient_transformers=` to the optimizer class that follows in the bases.
@@ -53,8 +60,7 @@ class GradientTransformersMixin:
         transformers = _check_transformers(gradient_transformers)
         super().__init__(*args, **kwargs)
         self._gradient_transformers = transformers
-        if transformers:
-            _refuse_clipping_twice(self)
+        self._refuse_clipping_twice()
 
     @property
     def update_clipper(self) -> StatefulTransformer | None:
@@ -98,8 +104,7 @@ class GradientTransformersMixin:
         Raises:
           ValueError: `clipnorm` or a similar attribute was set later.
         """
-        if self._gradient_transformers:
-            _refuse_clipping_twice(self)
+        self._refuse_clipping_twice()
         pairs, update_clipper = list(pairs), self.update_clipper
         for transformer in split_pairs(self._gradient_transformers):
             if transformer is not update_clipper:
@@ -152,6 +157,12 @@ class GradientTransformersMixin:
             values = [*islice(first, count), *islice(later, len(LATER))]
             check_state(state.from_values(values))
 
+    def _refuse_clipping_twice(self) -> None:
+        if self._gradient_transformers:
+            settings = {name: getattr(self, name, None) for name in _REPLACEMENTS}
+            way_out = "put {instead} from autoclip_tf into gradient_transformers"
+            refuse_clipping_twice(settings, way_out)
+
     def _stateful_transformers(self) -> list[StatefulTransformer]:
         return _find_stateful(self._gradient_transformers)
 
@@ -171,6 +182,8 @@ class GradientTransformersMixin:
             each if callable(each) else deserialize(each, custom_objects=custom_objects)
             for each in config.get("gradient_transformers") or ()
         ]
+        if arguments["gradient_transformers"]:
+            refuse_clipping_twice(arguments, 'write config["{name}"] = None')
         return super().from_config(arguments, custom_objects)  # type: ignore[misc]
 
 
@@ -256,16 +269,19 @@ def _refuse_second_filter(transformers: Sequence[Any]) -> None:
         raise ValueError(format_error(name, rule, filters[0], way_out))
 
 
-def _refuse_clipping_twice(optimizer: Any) -> None:
-    """Refuse Keras's clipping together with transformers, as legacy optimizers do."""
-    replacements = {
-        "clipnorm": 'NormClip(..., scope="parameter")',
-        "global_clipnorm": "NormClip(...)",
-        "clipvalue": "ValueClip(...)",
-    }
-    for name, replacement in replacements.items():
-        value = getattr(optimizer, name, None)
+def refuse_clipping_twice(settings: Mapping[str, Any], way_out: str) -> None:
+    """Refuse Keras's clipping together with transformers, as legacy optimizers do.
+
+    Args:
+      settings: the arguments of the optimizer.
+      way_out: the end of the error, with the fields `name` and `instead`.
+
+    Raises:
+      ValueError: an argument clips.
+    """
+    for name, instead in _REPLACEMENTS.items():
+        value = settings.get(name)
         if value is not None:
-            rule = "left out if gradient_transformers is given"
-            way_out = f"put {replacement} from autoclip_tf into that list instead"
+            rule = "left out if another clipper acts"
+            way_out = way_out.format(name=name, instead=instead)
             raise ValueError(format_error(name, rule, value, way_out))

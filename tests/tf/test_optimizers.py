@@ -437,6 +437,17 @@ WRONG = {
         lambda: Adam(clipnorm=1.0, gradient_transformers=[QuantileClip()]),
         r"clipnorm must be left out.*got 1.0; put NormClip\(.*scope=\"parameter\"",
     ),
+    "clipping twice, in as_optimizer": (
+        lambda: QuantileClip().as_optimizer(keras.optimizers.SGD(global_clipnorm=1.0)),
+        "global_clipnorm must .* got 1.0; build the optimizer without "
+        "global_clipnorm: QuantileClip clips",
+    ),
+    "clipping twice, in a config": (
+        lambda: Adam.from_config(
+            {"clipvalue": 2.0, "gradient_transformers": [QuantileClip()]}
+        ),
+        r"clipvalue must .* got 2.0; write config\[\"clipvalue\"\] = None",
+    ),
     "clipping values twice": (
         lambda: Adam(clipvalue=1.0, gradient_transformers=[QuantileClip()]),
         r"clipvalue must be left out.*ValueClip",
