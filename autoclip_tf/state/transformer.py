@@ -152,7 +152,7 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         if self._rows is None:
             raise ValueError(
                 "a clipper must be built before its state is read, got one that is "
-                "not; take a step, or call build(model.trainable_variables)"
+                "not; take a step, or call optimizer.build(model.trainable_variables)"
             )
         return self._rows
 
