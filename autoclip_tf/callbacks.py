@@ -30,10 +30,12 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
 
     They reach `History`, and each callback that is listed after this one, such as
     `CSVLogger` and `TensorBoard`. Norm and threshold belong to the epoch's last
-    step; clip rate and count belong to the whole run. Several clippers of gradients are
-    numbered `clip/0/norm`, `clip/1/norm` in the order of `clippers_of(model)`. The
-    metrics of updates are `clip/update_norm` and so on. It works in the `fit` of Keras
-    3 and of tf_keras.
+    step; clip rate and count begin at the first step of the run, not of the epoch.
+    Several clippers of gradients are numbered `clip/0/norm`, `clip/1/norm` in the order
+    of `clippers_of(model)`. The metrics of updates are `clip/update_norm` and so on.
+    With several rows, `clip/update_norm` is the norm of all as one row: in `TrustClip`,
+    the root mean square of all elements. It works in the `fit` of Keras 3 and of
+    tf_keras.
 
     Args:
       clippers: a clipper, or a list of clippers, in the order of their numbers; by

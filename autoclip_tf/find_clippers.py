@@ -14,20 +14,21 @@ AnyClipper = PolicyClipper | TrustClip
 def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
     """Return the clippers of a model or of an optimizer, of Keras 3 or of tf_keras.
 
-    An optimizer is searched with those that it wraps, as `LossScaleOptimizer` does. A
-    model is searched for its compiled optimizer first, then for the optimizers, models
-    and clippers in its attributes, in lists and in dicts. So the clippers of a GAN with
-    two optimizers are found, and those of a model that `load_model` returned. Each
-    clipper is listed once.
+    In a loop without `compile`, pass the optimizer. An optimizer is searched with those
+    that it wraps, as `LossScaleOptimizer` does. A model is searched for its compiled
+    optimizer first, then for the optimizers, models and clippers in its attributes, in
+    lists and in dicts. So the clippers of a GAN with two optimizers are found, and
+    those of a model that `load_model` returned. Each clipper is listed once.
 
     Args:
-      model_or_optimizer: a model, or an optimizer.
+      model_or_optimizer: an optimizer, or a model that has one.
 
     Returns:
       The clippers, in the order of `gradient_transformers`; empty if there are none.
 
     Raises:
       TypeError: the argument is neither a model nor an optimizer.
+      ValueError: the argument is a model without an optimizer or a clipper.
 
     >>> import keras
     >>> from autoclip_tf import NormClip
@@ -37,11 +38,16 @@ def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
     >>> clippers_of(model)
     [NormClip(max_norm=2.0, scope='global')]
     """
-    if not _is_optimizer(model_or_optimizer) and not _is_model(model_or_optimizer):
+    name, value = "model_or_optimizer", model_or_optimizer
+    if not _is_optimizer(value) and not _is_model(value):
         rule, way_out = "a Keras model or optimizer", "compile the model first"
-        value = model_or_optimizer
-        raise TypeError(format_error("model_or_optimizer", rule, value, way_out))
-    return list(_find_clippers(model_or_optimizer, set()))
+        raise TypeError(format_error(name, rule, value, way_out))
+    clippers = list(_find_clippers(value, set()))
+    is_optimizer = _is_optimizer(value)
+    if not clippers and not is_optimizer and getattr(value, "optimizer", None) is None:
+        rule, way_out = "a model that has an optimizer", "write clippers_of(optimizer)"
+        raise ValueError(format_error(name, rule, value, way_out))
+    return clippers
 
 
 def _find_clippers(value: Any, seen: set[int]) -> Iterator[AnyClipper]:

@@ -190,6 +190,25 @@ def test_clippers_in_attributes_are_found_once():
     assert clippers_of(SGD(0.01)) == []
 
 
+def test_a_model_of_a_loop_of_its_own_needs_its_optimizer():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    logger = ClipLogger()
+    logger.set_model(model)
+    for find in (lambda: clippers_of(model), logger.on_train_begin):
+        with pytest.raises(
+            ValueError, match=r"got <Sequential .*; write clippers_of\(optimizer\)"
+        ):
+            find()
+    model.optimizer_of_loop = NormClip(2.0).as_optimizer(keras.optimizers.SGD(0.1))
+    assert [clip.policy.max_norm for clip in clippers_of(model)] == [2.0]
+    given = ClipLogger(clippers_of(model.optimizer_of_loop))
+    plain = keras.Sequential([keras.Input((2,))])
+    given.set_model(plain)
+    given.on_train_begin()
+    plain.compile(SGD(0.01))
+    assert clippers_of(plain) == []
+
+
 @pytest.mark.parametrize("value", [None, 3, NormClip(1.0), "adam", SGD])
 def test_clippers_of_anything_else_are_refused(value):
     with pytest.raises(
