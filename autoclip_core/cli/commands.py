@@ -14,9 +14,9 @@ from autoclip_core.log.clip_log import ClipLog
 from autoclip_core.log.csv_jsonl import Half, write_csv
 from autoclip_core.log.report import write_report
 from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
-from autoclip_core.planning.reasons import TRUST_FIRST
+from autoclip_core.planning.reasons import TRUST_FIRST, advise_on_bound
 from autoclip_core.planning.replay import as_series, replay
-from autoclip_core.planning.suggest import suggest_threshold
+from autoclip_core.planning.suggest import Suggestion, suggest_threshold
 from autoclip_core.policies.quantile import Quantile
 
 from .output import (
@@ -33,9 +33,9 @@ UPDATE_COLUMNS = "update_norm", "clip/update_norm"
 """The norms of updates in a log of this package."""
 
 
-def read_steps(options: argparse.Namespace) -> LoggedNorms:
-    """Return the norms that the options select."""
-    read = read_norms(options.path, options.column)
+def read_steps(options: argparse.Namespace, column: str | None = None) -> LoggedNorms:
+    """Return the norms that the options select, or another column of these steps."""
+    read = read_norms(options.path, column or options.column)
     if options.until is None:
         return read
     after = np.flatnonzero(read.steps >= options.until)
@@ -78,7 +78,7 @@ def run_compare(options: argparse.Namespace) -> None:
     norms = as_series(read.norms)
     reports = {
         name: replay(norms, policy, progress=progress_bar(name))
-        for name, policy in make_policies(norms).items()
+        for name, policy in make_policies(suggest_of(read).max_norm).items()
     }
     if options.plot:
         draw_comparison(reports, options.plot)
@@ -92,16 +92,22 @@ def run_compare(options: argparse.Namespace) -> None:
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a suggested threshold."""
     read = read_steps(options)
-    suggestion = suggest_threshold(
-        read.norms, steps=read.steps, thresholds=read.thresholds
-    )
-    if read.column.removesuffix("norm") + "update_norm" in read.columns:
-        rest = tuple(text for text in suggestion.advice if text != TRUST_FIRST)
-        suggestion = replace(suggestion, advice=rest)  # TrustClip wrote the log
+    suggestion = suggest_of(read)
+    scale = read.column.removesuffix("norm") + "update_scale"
+    if scale in read.columns:  # TrustClip wrote the log
+        scales = read_steps(options, scale).norms
+        rest = [text for text in suggestion.advice if text != TRUST_FIRST]
+        advice = *advise_on_bound(suggestion.verdict, scales), *rest
+        suggestion = replace(suggestion, advice=advice)
     if options.json:
         print_json({**file_to_dict(read), **suggestion_to_dict(suggestion)})
     else:
         print_text(read, suggestion)
+
+
+def suggest_of(read: LoggedNorms) -> Suggestion:
+    """Return the suggestion for the norms of a file."""
+    return suggest_threshold(read.norms, steps=read.steps, thresholds=read.thresholds)
 
 
 def run_report(options: argparse.Namespace) -> None:

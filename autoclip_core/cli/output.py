@@ -66,7 +66,7 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
 
 def comparison_cells(report: Replay) -> list[str]:
     """Return the cells of a policy, without its name."""
-    spikes = f"{len(report.spikes_caught)}/{len(report.spikes)}"
+    spikes = report.describe_spikes().replace(" of ", "/")
     cells = [format_percent(report.clip_rate), f"{report.median_threshold:.4g}"]
     cells += [format_number(report.mean_scale, 3), spikes]
     if report.shift:

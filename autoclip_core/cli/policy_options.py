@@ -5,8 +5,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.policies.ema_ratio import EmaRatio
 from autoclip_core.policies.fixed import Fixed
@@ -158,10 +156,8 @@ def refuse_options(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} is for one policy; leave out it or --compare")
 
 
-def make_policies(norms: Any) -> dict[str, Policy]:
-    """Return the policies to compare by a short name; `Fixed` is at the p90 norm."""
-    finite = np.asarray(norms, np.float64)
-    finite = finite[np.isfinite(finite) & (finite > 0)]
+def make_policies(max_norm: float | None) -> dict[str, Policy]:
+    """Return the policies to compare by a short name; `Fixed` only with a constant."""
     policies: dict[str, Policy] = {
         "quantile 0.9": Quantile(0.9),
         "quantile 0.5": Quantile(0.5),
@@ -172,7 +168,6 @@ def make_policies(norms: Any) -> dict[str, Policy]:
         "ema-ratio 1.05": EmaRatio(1.05),
         "ema-ratio 2": EmaRatio(2.0),
     }
-    if finite.size:
-        p90 = float(2 * np.quantile(finite / 2, 0.9))
-        policies[f"fixed {p90:.3g}"] = Fixed(p90)
+    if max_norm:
+        policies[f"fixed {max_norm:.3g}"] = Fixed(max_norm)
     return policies

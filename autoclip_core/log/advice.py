@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from autoclip_core.record.row_counts import RowCounts
-from autoclip_core.record.step import Array, median
+from autoclip_core.record.step import Array
+from autoclip_core.series.ratchet import find_ratchet
 
-from .formatting import format_number, format_percent
+from .formatting import format_number, format_percent, format_rate
 from .red_lights import (
     MIN_STEPS,
     diagnose_steps,
@@ -24,7 +25,12 @@ from .red_lights import (
 )
 
 HIGH_RATE, LOW_SCALE = 0.5, 0.3
-"""A clip rate above this, or a mean scale below, changes the size of most steps."""
+"""A clip rate above this, or a mean scale below, changes the size of most steps. Of
+updates only the scale counts: most may be bounded."""
+
+MIN_ARMED = 90
+"""Fewer steps with a threshold do not support a clip rate: the first steps have none.
+"""
 
 REGIMES = (
     ("spike filter", 0.001, 0.02),
@@ -37,7 +43,7 @@ REGIMES = (
 "moderate" and "high" belong to their neighbours."""
 
 QUANTILES = {"Quantile", "QuantileClip", "StreamingQuantile", "TrustClip"}
-"""Policies whose clip rate aims at 1 - `quantile`."""
+"""Policies of the gradients whose clip rate aims at 1 - `quantile`."""
 
 
 def mean(values: Array) -> float:
@@ -52,6 +58,7 @@ def advise_on_rate(
     logged: Mapping[str, float] | None = None,
     settings: Mapping[str, str] | None = None,
     is_update: bool = False,
+    has_several_rows: bool = False,
 ) -> list[str]:
     """Name the regime of the run, and what looks wrong.
 
@@ -62,6 +69,7 @@ def advise_on_rate(
       logged: "steps" and "clip_rate" of the whole run, if metrics have them.
       settings: the settings of the log, which may name the policy.
       is_update: whether the norms are those of updates.
+      has_several_rows: whether the clip rate is a share of the rows.
     """
     settings = settings or {}
     measured, armed = counts["measured"], counts["armed"]
@@ -70,20 +78,23 @@ def advise_on_rate(
     if logged and measured:  # the steps between the recorded ones were armed as often
         rate, total = logged["clip_rate"], int(logged["steps"])
         armed = round(armed / measured * total)
-    if armed < MIN_STEPS:
+    if total < MIN_STEPS or armed < MIN_ARMED:
         return [explain_too_early(total, armed)]
     scale = f"mean scale {format_number(mean_scale)}"
     scale += f" over {measured} recorded steps" if total > measured else ""
-    regime = name_regime(rate, total, is_update)
+    share = format_rate(rate, has_several_rows)
+    regime = name_regime(rate, total, is_update, has_several_rows)
     advice = [f"{regime}, {scale}."]
     if regime.startswith(("Moderate", "High")):
         advice[0] += name_aim(select_settings(settings, is_update))
     if is_dry_run(settings, is_update):
-        advice += explain_dry_run(rate, mean_scale)
+        advice += explain_dry_run(share, mean_scale)
+    elif is_update:
+        advice += advise_on_bound(rate, mean_scale)
     else:
-        advice += advise_on_high(rate, mean_scale, settings, is_update)
+        advice += advise_on_high(rate, mean_scale, settings, has_several_rows)
     if total == measured and armed < 0.9 * measured:
-        armed_rate = format_percent(sums["armed_clipped"] / armed)
+        armed_rate = format_rate(sums["armed_clipped"] / armed, has_several_rows)
         advice += [
             f"{measured - armed} of {measured} steps had no threshold; over the other "
             f"{armed} the clip rate is {armed_rate}."
@@ -91,37 +102,49 @@ def advise_on_rate(
     return advice
 
 
-def explain_dry_run(rate: float, mean_scale: float) -> list[str]:
+def explain_dry_run(share: str, mean_scale: float) -> list[str]:
     """Say that the clip rate and the mean scale of a dry run are conditional."""
     return [
-        f"Nothing was clipped, because of dry_run=True: {format_percent(rate)} would "
+        f"Nothing was clipped, because of dry_run=True: {share} would "
         f"be clipped, and the mean scale would be {format_number(mean_scale)}."
     ]
 
 
 def advise_on_high(
-    rate: float, mean_scale: float, settings: Mapping[str, str], is_update: bool
+    rate: float, mean_scale: float, settings: Mapping[str, str], has_several_rows: bool
 ) -> list[str]:
     """Say that clipping sets the size of most steps, if it does."""
     signs = []
     if rate > HIGH_RATE:
-        signs.append(f"clip rate {format_percent(rate)} is above 50 %")
+        share = format_rate(rate, has_several_rows)
+        signs.append(f"clip rate {share} is above 50 %")
     if mean_scale < LOW_SCALE:
         signs.append(f"mean scale {format_number(mean_scale)} is below {LOW_SCALE:g}")
     if not signs:
         return []
-    if is_update:
-        return [
-            "The bound sets the size of most steps: the learning rate is above what it "
-            "allows. This is expected if TrustClip was added to a run that diverged. "
-            "Lower the rate if the loss stops falling."
-        ]
-    argument = name_argument(select_settings(settings, is_update))
+    argument = name_argument(select_settings(settings, is_update=False))
     return [
         f"{' and '.join(signs).capitalize()}: under SGD this acts like a smaller "
         f"learning rate. Lower the learning rate instead, or raise {argument}. Under "
         "Adam and its variants, or if gradients explode, it can be intended."
     ]
+
+
+def advise_on_bound(rate: float, mean_scale: float) -> list[str]:
+    """Say what a bound that acts in most steps means for the learning rate."""
+    if mean_scale < LOW_SCALE:
+        return [
+            "The bound sets the size of most steps, because the mean scale is below "
+            f"{LOW_SCALE:g}: the learning rate is above what it allows. This is "
+            "expected if TrustClip was added to a run that diverged. Lower the rate if "
+            "the loss stops falling."
+        ]
+    if rate > HIGH_RATE:
+        return [
+            "A bound that acts in most steps is normal if the mean scale is above "
+            f"{LOW_SCALE:g}."
+        ]
+    return []
 
 
 def name_aim(settings: Mapping[str, str]) -> str:
@@ -141,24 +164,35 @@ def name_aim(settings: Mapping[str, str]) -> str:
 
 def explain_too_early(measured: int, armed: int) -> str:
     """Explain why the clip rate cannot be judged yet."""
-    if measured >= MIN_STEPS and not armed:
+    if measured < MIN_STEPS:
+        return (
+            f"Too early to judge: {measured} steps had a finite norm; a clip rate "
+            f"needs at least {MIN_STEPS}."
+        )
+    if not armed:
         return (
             f"Nothing could be clipped: in all {measured} steps with a finite norm "
             "there was no threshold (warm-up, or no clipping)."
         )
     return (
-        f"Too early to judge: {armed} steps had a finite norm and a threshold; a "
-        f"clip rate needs at least {MIN_STEPS}."
+        f"Too early to judge: {armed} of {measured} steps had a threshold; a clip "
+        f"rate needs at least {MIN_ARMED}."
     )
 
 
-def name_regime(rate: float, steps: int, is_update: bool = False) -> str:
+def name_regime(
+    rate: float, steps: int, is_update: bool = False, has_several_rows: bool = False
+) -> str:
     """Name the regime of a clip rate, with the numbers that support it.
+
+    Updates have none: a bound may act in each step.
 
     >>> name_regime(0.1, 5000)
     'Stabiliser (5 to 25 %): clip rate 10 % over 5000 steps'
     """
-    basis = f"clip rate {format_percent(rate)} over {steps} steps"
+    basis = f"clip rate {format_rate(rate, has_several_rows)} over {steps} steps"
+    if is_update and rate >= REGIMES[0][1]:
+        return basis.capitalize()
     inner = "moderate", "high"
     for name, low, high in REGIMES:
         if low < rate < high or (name not in inner and rate in (low, high)):
@@ -175,42 +209,24 @@ def advise_on_ratchet(
 ) -> list[str]:
     """Name a threshold that fell while norms did not, and a clip rate that rose.
 
-    A policy that records norms before clipping cannot do that. If norms fall, the
-    threshold must fall too. With several rows, threshold and norm are not of the same
-    rows, so the policy must be one that records norms after clipping.
+    With several rows, threshold and norm are not of the same rows, so the policy must
+    be one that records norms after clipping.
     """
     is_clipped = records_clipped_norms(settings)
     if is_clipped is False or (has_several_rows and not is_clipped):
         return []
-    armed = steps[np.isfinite(steps["norm"]) & np.isfinite(steps["threshold"])]
-    thirds = find_thirds(armed)
-    if min(map(len, thirds)) < MIN_STEPS:
+    ratchet = find_ratchet(steps)
+    if ratchet is None:
         return []
-    before, after = (median(part["threshold"]) for part in thirds)
-    norms = [median(part["norm"]) for part in thirds]
-    low, high = (float(part["clipped"].mean(dtype=np.float64)) for part in thirds)
-    if not (after < 0.7 * before and high > low + 0.1 and norms[1] > 0.9 * norms[0]):
-        return []
+    before, after = map(format_number, ratchet.thresholds)
+    first, last = map(format_number, ratchet.norms)
+    low, high = map(format_percent, ratchet.clip_rates)
     evidence = (
-        "From the first third of the run to the last, the threshold fell "
-        f"from {format_number(before)} to {format_number(after)}, although the median "
-        f"norm went from {format_number(norms[0])} to {format_number(norms[1])}; the "
-        f"clip rate rose from {format_percent(low)} to {format_percent(high)}."
+        "From the first third of the run to the last, the threshold fell from "
+        f"{before} to {after}, although the median norm went from {first} to {last}; "
+        f"the clip rate rose from {low} to {high}."
     )
     return [f"{evidence} {explain_ratchet(find_policy(settings))}"]
-
-
-def find_thirds(steps: Array) -> tuple[Array, Array]:
-    """Return the steps of the first and of the last third of a run.
-
-    They are thirds of the run, not of the array: most stored steps are recent.
-    """
-    if not len(steps):
-        return steps, steps
-    start, end = int(steps["step"][0]), int(steps["step"][-1]) + 1
-    third = (end - start) / 3
-    numbers = steps["step"]
-    return steps[numbers < start + third], steps[numbers >= end - third]
 
 
 def explain_ratchet(policy: str) -> str:

@@ -11,7 +11,7 @@ from autoclip_core.record.saved import describe, restore
 from autoclip_core.record.step import Array
 
 from .csv_jsonl import list_halves, read_csv, read_jsonl, write_csv, write_jsonl
-from .formatting import format_number, format_percent
+from .formatting import format_number, format_rate
 from .plot import GRADIENT, draw_histogram, draw_run
 from .plot_rows import draw_rows
 from .summary import Summary, summarise
@@ -104,10 +104,9 @@ class ClipLog(StepRecorder):
         'Clip rate 50 %, mean scale 0.75, 2 steps'
         """
         summary = self.summary()
-        title = (
-            f"Clip rate {format_percent(summary.clip_rate)}, mean scale "
-            f"{format_number(summary.mean_scale)}, {summary.steps} steps"
-        )
+        rate = format_rate(summary.clip_rate, summary.has_several_rows)
+        scale = format_number(summary.mean_scale)
+        title = f"Clip rate {rate}, mean scale {scale}, {summary.steps} steps"
         steps, highest = self._store.steps(), self._store.highest()
         return draw_run(
             *(steps, title, self._has_several_rows, path),

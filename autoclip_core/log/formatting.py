@@ -15,6 +15,11 @@ def format_percent(rate: float) -> str:
     return "unknown" if math.isnan(rate) else f"{100 * rate:.3g} %"
 
 
+def format_rate(rate: float, has_several_rows: bool) -> str:
+    """Return a clip rate; with several rows it is a share of the rows."""
+    return format_percent(rate) + " of the rows" * has_several_rows
+
+
 def format_number(value: float, digits: int = 4) -> str:
     """Return a number with 4 digits; "unknown" for NaN."""
     return "unknown" if math.isnan(value) else f"{value:.{digits}g}"

@@ -102,7 +102,10 @@ def name_argument(settings: Mapping[str, str]) -> str:
 
 
 def find_red_lights(
-    steps: Array, settings: Mapping[str, str], is_update: bool
+    steps: Array,
+    settings: Mapping[str, str],
+    is_update: bool,
+    is_bounded: bool = False,
 ) -> list[str]:
     """Say if the norms show that the run is damaged, or that another clip acts before.
 
@@ -110,6 +113,7 @@ def find_red_lights(
       steps: the stored steps.
       settings: the settings of the log, which may name the policy.
       is_update: whether the norms are those of updates.
+      is_bounded: whether the updates have a bound.
     """
     table, diagnosis = diagnose_steps(steps)
     if diagnosis.verdict == "clipped" and not is_update:
@@ -117,16 +121,17 @@ def find_red_lights(
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return []
     policy = find_policy(select_settings(settings, is_update))
+    is_dry = is_dry_run(settings, is_update)
     cause = "The learning rate may be too high, or the data of that step broken"
     if not is_update:
         last = table[-DIAGNOSED // 10 :]
         rate = format_percent(float(last["clipped"].mean(dtype=np.float64)))
-        verb = "would be" if is_dry_run(settings, is_update) else "were"
+        verb = "would be" if is_dry else "was"
         cause += (
-            f"; of the last {len(last)} steps {rate} {verb} clipped, and a threshold "
-            "for the gradient does not bound the update"
+            f"; the clip rate of the last {len(last)} steps {verb} {rate}, and a "
+            "threshold for the gradient does not bound the update"
         )
-    action = lower_rate(policy, is_update)
+    action = lower_rate(policy, is_update or is_bounded, is_dry)
     return [f"Red light: {diagnosis.sentence} {cause}. {action}"]
 
 
@@ -153,12 +158,15 @@ def diagnose_steps(steps: Array) -> tuple[Array, Diagnosis]:
     return table, diagnose(table["norm"], steps=table["step"])
 
 
-def lower_rate(policy: str, is_update: bool) -> str:
+def lower_rate(policy: str, is_bounded: bool, is_dry: bool) -> str:
     """Return the actions against a divergence that a policy allows."""
+    if is_dry and (is_bounded or policy == "TrustClip"):
+        return "Set dry_run=False, so that the update is bounded, or lower the rate."
     if policy == "TrustClip":
         return "Lower the learning rate, or `ratio` of TrustClip."
-    if is_update:
-        return "Lower the learning rate, or the bound."
+    if is_bounded:
+        dry = "" if policy else "; after a dry run, set dry_run=False"
+        return f"Lower the learning rate, or the bound{dry}."
     bound = "bound the update with TrustClip"
     if policy in FOLLOWS_NO_NORM:
         return f"Lower the learning rate, or {bound}."

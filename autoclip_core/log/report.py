@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
+
 from autoclip_core.files.names import make_printable
 from autoclip_core.record.largest import LargeStep
+from autoclip_core.record.step import median
+from autoclip_core.series.spikes import SPIKE
 
 from .clip_log import ClipLog
-from .formatting import format_number, format_percent
+from .formatting import format_number, format_percent, format_rate
 from .replace_file import open_replacement
 from .summary import Summary
 
@@ -80,13 +84,16 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
     """
     summary = log.summary()
     heading = escape_text(title)
+    rate = format_rate(summary.clip_rate, summary.has_several_rows)
     parts = [
         f"<h1>{heading}</h1>",
-        f"<p>{summary.steps} steps, clip rate {format_percent(summary.clip_rate)}, "
+        f"<p>{summary.steps} steps, clip rate {rate}, "
         f"mean scale {format_number(summary.mean_scale)}</p>",
-        *describe_log(log, summary),
     ]
-    if log.updates is not None and summary.updates is not None:
+    if log.updates is None or summary.updates is None:
+        parts += describe_log(log, summary)
+    else:
+        parts += ["<h1>Gradients</h1>", *describe_log(log, summary)]
         parts += ["<h1>Updates</h1>", *describe_log(log.updates, summary.updates)]
     parts += ["<h2>Settings</h2>", settings_table(log)]
     return frame_page(heading, "\n".join(parts))
@@ -114,8 +121,7 @@ def describe_log(log: ClipLog, summary: Summary) -> list[str]:
         "<h2>Advice</h2>",
         advice_list(summary.advice),
         embed_picture(log.plot, "Norm, threshold and clipped steps over the run"),
-        "<h2>Largest spikes</h2>",
-        spike_table(log.largest[:MOST_SPIKES], summary),
+        *spike_table(select_spikes(log), summary),
         "<h2>Numbers</h2>",
         html_table(summary.rows()),
         embed_picture(log.plot_histogram, "Distribution of the norms"),
@@ -127,8 +133,22 @@ def describe_log(log: ClipLog, summary: Summary) -> list[str]:
     return parts
 
 
-def spike_table(spikes: Sequence[LargeStep], summary: Summary) -> str:
-    """Return the steps whose norms exceeded their thresholds most, as HTML."""
+def select_spikes(log: ClipLog) -> list[LargeStep]:
+    """Return the largest steps whose ratio is five times the median ratio of the run.
+
+    A bound that always acts has none.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scales = log.scales
+        ratios = 1 / scales if log._has_several_rows else log.norms / log.thresholds
+    typical = median(ratios[np.isfinite(ratios)])
+    return [s for s in log.largest[:MOST_SPIKES] if s.ratio >= SPIKE * typical]
+
+
+def spike_table(spikes: Sequence[LargeStep], summary: Summary) -> list[str]:
+    """Return the spikes as HTML, below a heading; nothing without spikes."""
+    if not spikes:
+        return []
     lines = [
         f'<tr><td class="number">{spike.step}</td>'
         f'<td class="number">{format_number(spike.ratio)}</td>'
@@ -136,18 +156,18 @@ def spike_table(spikes: Sequence[LargeStep], summary: Summary) -> str:
         f"<td>{escape_text(name_rows(spike))}</td></tr>"
         for spike in spikes
     ]
-    if not lines:
-        return "<p>No norm exceeded its threshold.</p>"
     heads = ['<th class="number">' + name for name in ("step", "ratio", "norm")]
     has_names = any(map(name_rows, spikes))
     rest = ", of the recorded steps" if summary.recorded < summary.steps else ""
-    return (
-        f"<p>The steps whose norms exceeded their thresholds most{rest}. The ratio is "
-        "that of the row with the largest norm / threshold.</p>\n"
+    return [
+        "<h2>Largest spikes</h2>",
+        f"<p>The steps that exceeded their thresholds most{rest}, by at least "
+        f"{SPIKE:g} times the median ratio. The ratio is that of the row with the "
+        "largest norm / threshold.</p>\n"
         f"<table>\n<tr>{'</th>'.join(heads)}</th><th>{'rows' * has_names}</th></tr>\n"
         + "\n".join(lines)
-        + "\n</table>"
-    )
+        + "\n</table>",
+    ]
 
 
 def name_rows(spike: LargeStep) -> str:

@@ -12,7 +12,7 @@ from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
 from . import advice
-from .formatting import format_number, format_percent, wrap_text
+from .formatting import format_number, format_percent, format_rate, wrap_text
 from .red_lights import find_red_lights, select_settings
 
 RECENT_STEPS = 1000
@@ -78,7 +78,7 @@ class Summary:
         lines = [f"{name:<17} {value}" for name, value in self.rows()]
         lines += self.advice
         if self.updates is not None:
-            lines += ["", "Updates", str(self.updates)]
+            lines = ["Gradients", *lines, "", "Updates", str(self.updates)]
         return wrap_text("\n".join(lines))
 
     def rows(self) -> list[tuple[str, str]]:
@@ -86,10 +86,11 @@ class Summary:
         note = f"{self.measured} with a finite norm"
         if self.recorded < self.steps:
             note = f"{self.recorded} recorded, {note}"
+        rate = format_rate(self.clip_rate, self.has_several_rows)
         recent = format_percent(self.recent_clip_rate)
         rows = [
             ("total steps", f"{self.steps} ({note})"),
-            ("clip rate", f"{self._rate()} ({recent} over the last {self.recent})"),
+            ("clip rate", f"{rate} ({recent} over the last {self.recent})"),
             ("mean scale", format_number(self.mean_scale)),
             ("mean norm", format_number(self.mean_norm) + self._of_all_rows()),
             (
@@ -109,11 +110,6 @@ class Summary:
             pairs = (f"{name} {format_percent(rate)}" for name, rate in self.worst_rows)
             rows.append(("most clipped rows", ", ".join(pairs)))
         return rows
-
-    def _rate(self) -> str:
-        """Return the clip rate; with several rows it is a share of the rows."""
-        rate = format_percent(self.clip_rate)
-        return f"{rate} of the rows" if self.has_several_rows else rate
 
     def _of_all_rows(self) -> str:
         """Return what the norms are of, if a step has several rows."""
@@ -173,9 +169,11 @@ def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
         logged if has_rate_of_more(log) else None,
         log.settings,
         log._is_of_updates,
+        log._has_several_rows,
     )
     steps, is_update = log._store.steps(), log._is_of_updates
-    yield from find_red_lights(steps, log.settings, is_update)
+    is_bounded = is_update or log.updates is not None
+    yield from find_red_lights(steps, log.settings, is_update, is_bounded)
     yield from advice.advise_on_ratchet(
         steps,
         select_settings(log.settings, is_update),

@@ -63,7 +63,7 @@ def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
         f"{as_code(report.policy)}\n"
         f"clip rate {format_percent(report.clip_rate)}, "
         f"mean scale {format_number(report.mean_scale, 3)}, "
-        f"{len(report.spikes_caught)} of {len(report.spikes)} spikes caught"
+        f"spikes caught: {report.describe_spikes()}"
     )
     return draw_run(replay_to_steps(report), title, False, path)
 

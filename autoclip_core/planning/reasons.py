@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from autoclip_core.log.advice import advise_on_nonfinite
+from autoclip_core.log.advice import LOW_SCALE, advise_on_nonfinite
 from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
@@ -27,6 +27,9 @@ TRUST_FIRST = (
     "weights, so the numbers here are for a clipper of the gradient alone."
 )
 """The first advice for every series."""
+
+DAMAGED = {"diverged", "never healthy", "non-finite"}
+"""The verdicts of a run that a bound of the update did not keep healthy."""
 
 NO_POLICY = {"never healthy", "clipped"}
 """The verdicts without numbers."""
@@ -117,6 +120,32 @@ def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> li
             "norms dominate the mean, so do not rely on it."
         )
     return advice
+
+
+def advise_on_bound(verdict: str, scales: Array) -> list[str]:
+    """Say what the bound of the update did in the run that a log is of.
+
+    Args:
+      verdict: the verdict of the diagnosis.
+      scales: the scale of the update in each step; NaN if there was no update.
+
+    >>> advise_on_bound("healthy", np.array([0.9, 0.8]))
+    []
+    """
+    if verdict in DAMAGED:
+        return [
+            "The update has a bound: if the log is of a dry run, set dry_run=False, so "
+            "that TrustClip bounds the update; else lower the learning rate first."
+        ]
+    scales = scales[np.isfinite(scales)]
+    scale = float(np.mean(scales)) if scales.size else 1.0
+    if scale >= LOW_SCALE:
+        return []
+    return [
+        "Unless the log is of a dry run, the bound of the update keeps this run "
+        f"healthy (mean scale {format_number(scale)}, below {LOW_SCALE:g}): use the "
+        "numbers here together with the bound, or lower the learning rate first."
+    ]
 
 
 def advise_on_calibration(nonfinite: int, steps: int, calibration: int) -> list[str]:

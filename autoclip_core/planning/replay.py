@@ -137,9 +137,19 @@ class Replay:
             f"clip rate         {format_percent(self.clip_rate)}{dropped}\n"
             f"mean scale        {format_number(self.mean_scale)}\n"
             f"median threshold  {self.median_threshold:.4g}\n"
-            f"spikes caught     {len(self.spikes_caught)} of {len(self.spikes)}\n"
+            f"spikes caught     {self.describe_spikes()}\n"
             f"level shift       {self._describe_shift()}"
         )
+
+    def describe_spikes(self) -> str:
+        """Return how many spikes were caught, such as "1 of 2", or "none" without any.
+
+        >>> from autoclip_core import Fixed
+        >>> replay([1.0, 1.0], Fixed(2.0)).describe_spikes()
+        'none'
+        """
+        count = len(self.spikes)
+        return f"{len(self.spikes_caught)} of {count}" if count else "none"
 
     def _describe_shift(self) -> str:
         shift = self.shift

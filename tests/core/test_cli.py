@@ -11,7 +11,14 @@ import sys
 import numpy as np
 import pytest
 
-from autoclip_core import ClipLog, Fixed, Quantile, __version__, replay
+from autoclip_core import (
+    ClipLog,
+    Fixed,
+    Quantile,
+    __version__,
+    replay,
+    suggest_threshold,
+)
 from autoclip_core.cli.main import main
 from autoclip_core.policy import as_code
 
@@ -118,6 +125,33 @@ def test_suggest_reads_a_log_once(tmp_path, capsys, monkeypatch, write, has_upda
     assert ("Begin with TrustClip" in text) == (not has_updates)
 
 
+@pytest.mark.parametrize(
+    ("scale", "rise", "words"),
+    [
+        (0.29, 1.0, "keeps this run healthy (mean scale 0.29, below 0.3)"),
+        (0.31, 1.0, None),
+        (0.29, 1e9, "if the log is of a dry run, set dry_run=False, so that TrustClip"),
+        (0.31, 1e9, "if the log is of a dry run, set dry_run=False, so that TrustClip"),
+    ],
+)
+def test_suggest_says_what_the_bound_of_the_update_did(
+    tmp_path, capsys, scale, rise, words
+):
+    """`--until` also ends the scales."""
+    log, rng = ClipLog(), np.random.default_rng(0)
+    for step, norm in enumerate(np.exp(rng.normal(0, 0.3, 300))):
+        size = norm * rise ** (step >= 200)
+        updates = {"clip/update_norm": 1.0, "clip/update_threshold": scale}
+        updates["clip/update_scale"] = scale if step < 260 else 9.0
+        log.record({"clip/norm": size, "clip/threshold": 9.0} | updates)
+    log.to_csv(tmp_path / "log.csv")
+    assert main(["suggest", str(tmp_path / "log.csv"), "--until", "260"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Begin with TrustClip" not in text
+    assert ("dry run" in text) == (words is not None)
+    assert (words or "") in text
+
+
 def test_suggest_in_json_begins_with_the_verdict(file, capsys):
     """The steps are those of the file: each norm is of 50 steps."""
     norms = [1.0, 1.5, 2.0, 1.25] * 25 + [1e4, 5e8] * 15
@@ -166,16 +200,36 @@ def test_the_steps_can_be_saved(file, tmp_path):
 
 
 def test_compare_is_a_table_of_all_policies(file, capsys):
-    path = file("norm\n" + "1\n" * 99 + "50\n" + "1\n" * 50)
+    """The norms are 1.00 to 1.09; their p90 without the spike is 1.08."""
+    norms = [1 + step % 10 / 100 for step in range(150)]
+    norms[99] = 50.0
+    path = file("norm\n" + "\n".join(map(str, norms)))
     assert main(["replay", path, "--compare"]) == 0
     text = capsys.readouterr().out
-    for name in ("quantile 0.9", "streaming", "mean-std", "zscore", "ema", "fixed 1"):
+    for name in (
+        "quantile 0.9",
+        "streaming",
+        "mean-std",
+        "zscore",
+        "ema",
+        "fixed 1.08",
+    ):
         assert name in text
     assert "caught" in text
     assert "1/1" in text
     rows = run_json(capsys, "replay", path, "--compare")["policies"]
-    fixed = replay([1.0] * 99 + [50.0] + [1.0] * 50, Fixed(1.0))
+    fixed = replay(norms, Fixed(suggest_threshold(norms).max_norm))
     assert rows[-1]["clip_rate"] == fixed.clip_rate
+
+
+def test_compare_offers_only_a_constant_that_is_suggested(file, capsys):
+    path = file("norm\n" + "1\n" * 5 + "1e18\n" * 60)
+    assert main(["suggest", path]) == 0
+    assert "suggested     none" in capsys.readouterr().out
+    assert main(["replay", path, "--compare"]) == 0
+    text = capsys.readouterr().out
+    assert "fixed" not in text
+    assert "none" in text  # spikes
 
 
 @pytest.mark.parametrize(

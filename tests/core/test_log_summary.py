@@ -128,19 +128,38 @@ def test_a_rate_between_the_regimes_is_compared_with_that_of_the_quantile(policy
     assert sentence.removeprefix(start).startswith(f" {aim}" if aim else "")
     assert ("aims" in sentence) == (aim is not None)
     assert "aims" not in advice(clipped=100, settings=settings)[0]
-    is_of_both = "TrustClip(" in policy and aim is not None
     [sentence] = advice(clipped=47, settings=settings, is_update=True)
-    assert ("aims" in sentence) == is_of_both
+    assert sentence == "Clip rate 4.7 % over 1000 steps, mean scale 1."
 
 
 @pytest.mark.parametrize(
-    ("clipped", "scale", "is_bound"),
-    [(500, 0.3, False), (501, 0.9, True), (100, 0.2999, True), (0, NAN, False)],
+    ("clipped", "scale", "start"),
+    [
+        (500, 0.3, None),
+        (501, 0.9, "A bound that acts in most steps is normal"),
+        (1000, 0.3, "A bound that acts in most steps is normal"),
+        (1000, 0.2999, "The bound sets the size of most steps"),
+        (100, 0.2999, "The bound sets the size of most steps"),
+        (0, NAN, None),
+    ],
 )
-def test_a_bound_that_acts_in_most_steps_is_explained(clipped, scale, is_bound):
-    sentences = advice(clipped=clipped, scale=scale, is_update=True)[1:]
-    assert len(sentences) == is_bound
-    assert all(s.startswith("The bound sets the size of most") for s in sentences)
+def test_only_the_mean_scale_says_whether_a_bound_acts_too_much(clipped, scale, start):
+    first, *rest = advice(clipped=clipped, scale=scale, is_update=True)
+    assert not first.startswith(("High", "Normaliser"))
+    assert [start and s.startswith(start) for s in rest] == [True] * (start is not None)
+
+
+def test_with_several_rows_each_clip_rate_is_of_the_rows():
+    about = {"clipped": 600, "armed_clipped": 225, "has_several_rows": True}
+    first, high, armed = advice(armed=899, **about)
+    assert "clip rate 60 % of the rows over 1000 steps" in first
+    assert high.startswith("Clip rate 60 % of the rows is above 50 %")
+    assert armed.endswith("the clip rate is 25 % of the rows.")
+    settings = {"clipper": "NormClip(max_norm=1.0, dry_run=True)"}
+    [_, dry, _] = advice(armed=899, settings=settings, **about)
+    assert "60 % of the rows would be clipped" in dry
+    [bound, _] = advice(is_update=True, clipped=600, has_several_rows=True)
+    assert bound.startswith("Clip rate 60 % of the rows over 1000 steps")
 
 
 def test_advice_reports_a_high_rate():
@@ -156,7 +175,7 @@ def test_advice_reports_a_high_rate():
     ("measured", "armed", "steps", "start"),
     [
         (4, 3, 200, "Stabiliser (5 to 25 %): clip rate 10 % over 200 steps, mean sc"),
-        (4, 1, 200, "Too early to judge: 50 steps had a finite norm and a threshold"),
+        (4, 1, 200, "Too early to judge: 50 of 200 steps had a threshold"),
         (4, 0, 200, "Nothing could be clipped: in all 200 steps"),
         (200, 150, 200, "Stabiliser (5 to 25 %): clip rate 10 % over 200 steps, mean"),
     ],
@@ -171,15 +190,19 @@ def test_the_rate_of_metrics_is_of_all_steps(measured, armed, steps, start):
 
 
 def test_a_hundred_steps_with_a_threshold_are_enough():
-    [sentence] = advice(armed=99)
-    assert sentence.startswith(
-        "Too early to judge: 99 steps had a finite norm and a thr"
-    )
+    """A policy has no threshold in the first step, so 100 steps have 99."""
+    [sentence] = advice(measured=99, armed=99)
+    assert sentence.startswith("Too early to judge: 99 steps had a finite norm; a")
     assert sentence.endswith("a clip rate needs at least 100.")
-    assert "Too early" not in advice(armed=100)[0]
+    [sentence] = advice(armed=89)
+    assert sentence.startswith("Too early to judge: 89 of 1000 steps had a threshold;")
+    assert sentence.endswith("a clip rate needs at least 90.")
+    for armed in (90, 99):
+        [sentence] = advice(measured=100, armed=armed)
+        assert sentence.startswith("Inert so far")
     assert explain_too_early(100, 0).startswith("Nothing could be clipped: in all 100")
-    assert explain_too_early(99, 0).startswith("Too early to judge: 0 steps")
-    assert explain_too_early(100, 1).startswith("Too early to judge: 1 steps")
+    assert explain_too_early(99, 0).startswith("Too early to judge: 99 steps")
+    assert explain_too_early(100, 1).startswith("Too early to judge: 1 of 100 steps")
 
 
 # The rows.

@@ -82,7 +82,7 @@ def test_the_histogram_counts_every_norm(tmp_path):
 def test_a_replay_is_drawn_like_a_log(tmp_path):
     norms = [1.0] * 50 + [9.0] + [1.0] * 50
     figure = draw_replay(replay(norms, Fixed(2.0)), tmp_path / "a.png")
-    assert "1 of 1 spikes caught" in figure.axes[0].get_title()
+    assert "spikes caught: 1 of 1" in figure.axes[0].get_title()
 
 
 @pytest.mark.parametrize("steps", [1, 500, 5000])

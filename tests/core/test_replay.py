@@ -101,6 +101,7 @@ def test_a_replay_lists_spikes_and_those_that_were_caught():
     assert report.spikes.tolist() == [100, 200]
     assert report.spikes_caught.tolist() == [100]
     assert "spikes caught     1 of 2" in str(report)
+    assert "spikes caught     none" in str(replay(np.ones(300), Fixed(10.0)))
 
 
 def test_a_replay_and_a_suggestion_count_the_same_spikes():

@@ -80,6 +80,8 @@ def test_trust_clip_trains_at_a_rate_at_which_the_gradient_alone_diverges(
     assert "Stabiliser" in " ".join(str(summary).split())
     assert summary.clip_rate < 0.25
     assert (summary.updates.clip_rate > 0.99) == (rate == "5.0")
+    is_high = "the learning rate is above" in " ".join(summary.updates.advice)
+    assert is_high == (rate == "5.0")
     assert (tmp_path / "norms.csv").is_file()
 
     run(alone)

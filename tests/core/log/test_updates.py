@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -116,6 +117,8 @@ def test_updates_have_a_log_of_their_own():
     assert [large.step for large in log.updates.largest] == [7, 6, 5]
     assert log.updates.settings == log.settings
     before, _, after = str(log.summary()).partition("\nUpdates\n")
+    assert before.startswith("Gradients\ntotal steps")
+    assert not str(log.updates.summary()).startswith("Gradients")
     assert "mean norm         3" in before
     assert "mean norm         4.5" in after
     assert log.summary().updates.max_norm == 8.0
@@ -174,17 +177,15 @@ def test_files_have_both_halves(tmp_path, monkeypatch, suffix, steps):
         assert len(read.updates) == len(read) == len(log) + 1
 
 
-BOUND = (
-    "The bound sets the size of most steps: the learning rate is above what it allow"
-)
+BOUND = "The bound sets the size of most steps, because the mean scale is below 0.3: "
 
 
 def log_of_a_bound(has_gradients, policy=None):
-    """The updates are 10 times above their bound, the gradients below theirs."""
+    """The updates are 9 to 15 times above their bound, the gradients below theirs."""
     log = ClipLog(settings={} if policy is None else {"policy": policy})
     for norm in np.linspace(1.0, 1.5, 200):
         gradients = {"clip/norm": norm, "clip/threshold": 2.0} if has_gradients else {}
-        updates = {"clip/update_norm": 10.0, "clip/update_threshold": 1.0}
+        updates = {"clip/update_norm": 10.0 * norm, "clip/update_threshold": 1.0}
         log.record(gradients | updates)
     return log
 
@@ -216,7 +217,9 @@ def test_the_report_reads_a_log_of_updates(tmp_path, capsys, suffix, is_folder):
     source = path.parent if is_folder else path
     assert main(["report", str(source), "-o", str(page)]) == 0
     assert "column update_norm: 200 steps" in capsys.readouterr().out
-    assert BOUND in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert BOUND in text
+    assert "spikes" not in text
     assert main(["suggest", str(source)]) == 2
     assert "--column: 'update_norm'" in capsys.readouterr().err
 
@@ -236,10 +239,10 @@ def test_the_report_has_both_halves(tmp_path, capsys):
     assert main(["report", str(tmp_path / "run.jsonl"), "-o", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     assert text.count("<h2>Numbers</h2>") == 2
-    assert "<h1>Updates</h1>" in text
+    assert text.index("<h1>Gradients</h1>") < text.index("<h1>Updates</h1>")
     assert log_of_both().updates.plot().axes[0].get_ylabel() == "norm of the update"
     write_report(ClipLog(), out)
-    assert "Updates" not in out.read_text(encoding="utf-8")
+    assert not re.search("Gradients|Updates", out.read_text(encoding="utf-8"))
 
 
 @pytest.mark.needs("torch")
