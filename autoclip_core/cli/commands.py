@@ -1,7 +1,6 @@
 """What each command does: read a file, compute, print or write."""
 
 import argparse
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,11 +124,18 @@ def read_run(options: argparse.Namespace) -> LoggedNorms:
         return read_norms(options.path, options.column)
     except NoColumn:
         for name in UPDATE_COLUMNS:
-            with suppress(ValueError):
-                read = read_norms(options.path, name)
-                if options.column is None and read.thresholds is not None:
-                    return read
+            read = find_column(options.path, name)
+            if options.column is None and read and read.thresholds is not None:
+                return read
         raise
+
+
+def find_column(path: str, name: str) -> LoggedNorms | None:
+    """Return a column of norms, or None if the file lacks it."""
+    try:
+        return read_norms(path, name)
+    except NoColumn:
+        return None
 
 
 def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
