@@ -13,7 +13,7 @@ from autoclip_core.clipper.metrics import (
     count_step,
     empty_tally,
 )
-from autoclip_core.log.report import spike_table
+from autoclip_core.log.report import select_spikes, spike_table
 from autoclip_core.record.largest import MOST, LargestSteps
 from autoclip_core.record.step import Step
 
@@ -142,6 +142,19 @@ def test_the_report_lists_step_ratio_and_rows(tmp_path):
     assert ">250<" in text
     assert "<h2>Rows</h2>" not in text
     assert spike_table((), ClipLog().summary()) == []
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("jump", "spikes"), [(1.0, []), (20.0, [150])])
+def test_a_threshold_that_always_acts_has_only_spikes_that_stand_out(
+    rows, jump, spikes
+):
+    log, rng = ClipLog(), np.random.default_rng(0)
+    for step, noise in enumerate(rng.normal(0, 0.3, 300)):
+        norm = 50 * math.exp(noise) * (jump if step == 150 else 1)
+        about = {"clip/scale": 1 / norm, "clip/clipped": 1.0, "clip/rows": rows}
+        log.record({"clip/norm": norm, "clip/threshold": 1.0} | about)
+    assert [spike.step for spike in select_spikes(log)] == spikes
 
 
 # Dropped steps.
