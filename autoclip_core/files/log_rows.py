@@ -68,6 +68,14 @@ STEP = re.compile(
 """A step in a line in lower case, but not [epoch, step]. What stands before it is
 checked separately."""
 
+BRACKETS = re.compile(
+    r"(?:\]\[ {0,9}(?=\d+/\d+\])|\.py:\d+\] \[(?=\d+\] [\w./-]+=))(\d+)"
+)
+"""A step without a name, as in "[epoch][step/steps]" or "file.py:48] [step] loss="."""
+
+EPOCH = re.compile(r"(?<![a-z_])epoch(?:\(train\))?[^a-z\d]{0,8}(\d+(?:\.\d+)?)")
+"""An epoch in a line in lower case."""
+
 STEP_FOLDERS = ("train/", "trainer/", "training/")
 
 BAR = re.compile(r"\b(\d+)/(\d+) \[\d")
@@ -80,7 +88,7 @@ MAX_SHAPE = 2000
 """Number of characters of a line whose shape is kept, at most."""
 
 RECENT_ROWS = 256
-"""Number of rows among which a row of the same step is a repetition."""
+"""Number of rows among which a row of the same text is a repetition."""
 
 
 def read_log_rows(
@@ -96,13 +104,14 @@ def read_log_rows(
     [{'step': '7', 'norm': '0.31'}]
     """
     find_named = compile_named(column) if column else None
-    step, bar = None, ProgressBar()
-    recent: OrderedDict[tuple[str, ...], None] = OrderedDict()
+    bar, repetitions = ProgressBar(), Repetitions()
+    step = epoch = None
     for line in lines:
         if "\x1b" in line:
             line = COLOR.sub("", line)
         places = find_places(line)
         step = line[places.step] if places.step else step
+        epoch = line[places.epoch] if places.epoch else epoch
         norms = find_named(line) if find_named else places.read_norms(line)
         if not norms:
             continue
@@ -110,21 +119,46 @@ def read_log_rows(
             yield from bar.add(int(count[1]), int(count[2]), norms)
             continue
         yield from bar.flush()
-        row = {"step": step, **norms} if step else norms
-        key = tuple(row.values())
-        if step is None or key not in recent:  # each rank may print the same line
-            yield row
-            recent[key] = None
-            if len(recent) > RECENT_ROWS:
-                recent.popitem(last=False)
+        if step is None:
+            yield norms
+            continue
+        if not repetitions.has((epoch, step, *norms.values()), line[places.start :]):
+            yield {"step": step, **norms}
         step = None
     yield from bar.flush()
+
+
+class Repetitions:
+    """Finds the lines in which several ranks print the same step."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str | None, ...] = ()
+        self._recent: OrderedDict[int, None] = OrderedDict()
+
+    def has(self, row: tuple[str | None, ...], text: str) -> bool:
+        """Return whether a row repeats the last one, or its text a recent one.
+
+        Args:
+          row: the last epoch that a line stated, the step, and the norms.
+          text: the line, from the part that each rank prints.
+        """
+        key = hash((row, text))
+        if row == self._last or key in self._recent:
+            return True
+        self._last = row
+        self._recent[key] = None
+        if len(self._recent) > RECENT_ROWS:
+            self._recent.popitem(last=False)
+        return False
 
 
 class Places(NamedTuple):
     """Where a line has its step, and the names and the numbers of its norms."""
 
     step: slice | None
+    epoch: slice | None
+    start: int
+    """Where the text begins that each rank prints: behind its rank and the time."""
     norms: tuple[tuple[slice, slice], ...]
 
     def read_norms(self, line: str) -> dict[str, str]:
@@ -154,7 +188,12 @@ def find_places_in_shape(shape: bytes) -> Places:
     lower = line.lower()
     if len(lower) != len(line):  # a letter has two in lower case
         lower = line
-    return Places(find_step(lower), tuple(find_norms(line, lower)))
+    step, norms = find_step(lower), tuple(find_norms(line, lower))
+    match = EPOCH.search(lower)
+    epoch = slice(*match.span(1)) if match else None
+    firsts = [place for place in (step, epoch, *(name for name, _ in norms)) if place]
+    start = min((place.start for place in firsts), default=0)
+    return Places(step, epoch, start, norms)
 
 
 def find_norms(line: str, lower: str) -> Iterator[tuple[slice, slice]]:
@@ -199,7 +238,8 @@ def find_step(line: str) -> slice | None:
         if match["best"]:
             return place
         first = first or place
-    return first
+    bracket = None if first else BRACKETS.search(line)
+    return slice(*bracket.span(1)) if bracket else first
 
 
 def compile_named(column: str) -> Callable[[str], dict[str, str]]:

@@ -18,6 +18,7 @@ QUALIFIERS = {
 STEP_NAMES = (
     *("globalstep", "trainerglobalstep", "trainglobalstep", "globalstepmaxsteps"),
     *("step", "steps", "trainstep", "trainingstep", "iteration", "iter"),
+    "trainingiteration",
     *("numupdates", "update", "updates", "optimizerstep", "batch", "timebatch"),
     "index",
 )

@@ -147,6 +147,16 @@ LOGS |= {
     "post-clip grad norm: 0.9994\n",
 }
 
+# A step in brackets, without a name.
+LOGS |= {
+    # clu/metric_writers/logging_writer.py, v0.0.12; T5X has it too
+    "CLU": "I0801 10:00:0{i}.123456 139872 logging_writer.py:48] [{s}] grad_norm={n}, "
+    "loss=2.3, learning_rate=0.01\n",
+    # mmengine/runner/log_processor.py, v0.10
+    "MMEngine": "2025/08/01 10:00:0{i} - mmengine - INFO - Epoch(train)  [1]"
+    "[  {s}/1000]  base_lr: 1.0000e-04  memory: 12345  grad_norm: {n}  loss: 12.3\n",
+}
+
 NORMS, STEPS = [1.5, 2.25, 12.125], [10, 20, 30]
 NOISE = (
     "WARNING: using RMSNorm eps=1e-05, --clip-grad-norm 1.0, max_grad_norm: 1.0\n"
@@ -221,6 +231,30 @@ def test_ranks_may_print_their_steps_one_after_the_other(tmp_path):
     steps = [10, 20, 10, 20, 30, 30]
     path.write_text("".join(f"step {s} | grad norm: {s}.5\n" for s in steps))
     assert read_norms(path).norms.tolist() == [10.5, 20.5, 30.5]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "Epoch {e} | Batch {b}/2 | loss 2.5 | grad_norm 0.43\n",
+        "Batch {b}/2 | loss 2.{e}5 | grad_norm 0.43\n",
+        "Epoch {e}:\nstep {b}\ngrad_norm 0.43\n",
+        "INFO - Epoch(train)  [{e}][ {b}/1000]  grad_norm: 0.43\n",
+    ],
+)
+def test_lines_of_other_epochs_are_no_repetition(tmp_path, form):
+    """A norm that is rounded, or clipped, is often the same in two epochs."""
+    path = tmp_path / "run.log"
+    path.write_text("".join(form.format(e=e, b=b) for e in range(9) for b in range(2)))
+    read = read_norms(path)
+    assert (len(read.norms), read.steps.tolist()) == (18, [0, 1] * 9)
+
+
+def test_other_numbers_of_a_rank_are_a_repetition_in_neighbouring_lines(tmp_path):
+    path = tmp_path / "run.log"
+    form = "[rank{r}]: step {s} | tps 1{r} | grad norm: 1.5\n"
+    path.write_text("".join(form.format(s=s, r=r) for s in STEPS for r in range(3)))
+    assert read_norms(path).steps.tolist() == STEPS
 
 
 @pytest.mark.needs("stacks")

@@ -103,6 +103,13 @@ TABLES = {
         ),
         "JSON lines",
     ),
+    "JSON lines of Ray": (
+        "".join(
+            json.dumps({"train/grad_norm": n, "training_iteration": s}) + "\n"
+            for s, n in INDEXED
+        ),
+        "JSON lines",
+    ),
     "JSON list": (json.dumps([{"step": s, "norm": n} for s, n in INDEXED]), "JSON"),
     "TensorBoard JSON": (
         json.dumps([[1.7e9, s, n] for s, n in INDEXED], indent=1),
