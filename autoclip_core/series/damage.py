@@ -21,6 +21,9 @@ ALONE = math.log(50)
 WRECKED = math.log(30)
 """Norms that stay 30 times above the first ones show damage in the first steps."""
 
+FAR = math.log(1e6)
+"""Small initial weights cause no rise to a million times the first norm."""
+
 HIGH = math.log(10)
 """An explosion begins and ends below ten times the level."""
 
@@ -136,17 +139,19 @@ def find_start_of_end(logs: Array, least: float) -> int:
 def find_early_damage(logs: Array) -> int | None:
     """Return the step of the start after which norms stay far above the first, or None.
 
-    They are 30 times as large for 30 steps after a jump, or ten times, also at the end.
+    They jump to 30 times the level, from below three times, and stay there for 30
+    steps. A slower rise is of small initial weights, unless it is a million times. So
+    is a jump after the first norm, if later norms fall.
     """
     for place in range(1, min(FIRST_STEPS, len(logs) - LAST)):
         level = np.median(logs[:place])
         after = np.median(logs[place : place + AFTER])
-        if min(after, logs[place]) - level > WRECKED:
-            return place
-    later = logs[LAST:AFTER], logs[AFTER:], logs[-AFTER:]
+        is_jump = logs[place - 1] - level < RAISED
+        if is_jump and min(after, logs[place]) - level > WRECKED:
+            return None if place == 1 and is_recovering(logs[1:]) else place
+    later = logs[AFTER : 2 * AFTER], logs[-AFTER:]
     rises = [np.median(part) - logs[0] for part in later if part.size >= LAST]
-    least = max(HIGH, 3 * measure_jump(logs))
-    return 1 if len(rises) == 3 and min(rises) > least else None
+    return 1 if len(rises) == 2 and min(rises) > FAR else None
 
 
 def is_start_erratic(logs: Array, least: float, calmer: float) -> bool:

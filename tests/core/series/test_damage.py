@@ -64,7 +64,23 @@ VERDICTS = {
         "never healthy",
         5,
     ),
-    "x20 from step 1": (changed(slice(1, None), 20.0), "never healthy", 1),
+    "x20 from step 1": (changed(slice(1, None), 20.0), "healthy", None),
+    "x300 in 20 steps": (
+        steady() * np.geomspace(1, 300, 20)[np.minimum(np.arange(400), 19)],
+        "healthy",
+        None,
+    ),
+    "x100 from step 1, then a fall": (
+        changed(slice(1, None), np.geomspace(100, 10, 399)),
+        "healthy",
+        None,
+    ),
+    "x60 from step 1": (changed(slice(1, None), 60.0), "never healthy", 1),
+    "x1e7 in 40 steps": (
+        steady() * np.geomspace(1, 1e7, 40)[np.minimum(np.arange(400), 39)],
+        "never healthy",
+        1,
+    ),
     "erratic start": (changed(slice(0, 30, 2), 30.0), "never healthy", 0),
     "NaN from step 330": (changed(slice(330, None), NAN), "non-finite", 330),
     "NaN at times": (changed([100, 200, 300], NAN), "healthy", None),
@@ -176,16 +192,21 @@ def test_an_end_whose_last_norms_are_low_begins_where_most_are_high():
 @pytest.mark.parametrize("place", [1, 5, 19])
 def test_early_damage_is_30_times_the_first_norms(place):
     for factor, start in [(31.0, place), (29.0, None)]:
-        logs = np.log(np.repeat([1.0, factor, 5.0], [place, 40, 200]))
+        logs = np.log(np.repeat([1.0, factor, 10.0], [place, 40, 200]))
         assert find_early_damage(logs) == start
 
 
-def test_early_damage_is_ten_times_the_first_norm_to_the_end():
-    for factor, start in [(10.1, 1), (9.9, None)]:
-        assert find_early_damage(np.log(np.repeat([1, factor], [3, 99]))) == start
-    for factors in ([1, 11, 9, 9], [1, 9, 11, 11], [1, 11, 11, 9]):
-        norms = np.repeat(factors, [3, 30, 69, 30])
-        assert find_early_damage(np.log(norms)) is None
+def test_a_rise_without_a_jump_is_damage_above_a_million_times_the_first_norm():
+    rise = np.geomspace(1, 1.01e6, 30)
+    for end, start in [(1.0, 1), (0.98, None)]:
+        norms = np.append(rise, np.full(99, 1.01e6 * end))
+        assert find_early_damage(np.log(norms)) == start
+
+
+def test_early_damage_is_a_jump():
+    for before, start in [(2.9, 4), (3.1, None)]:
+        norms = np.repeat([1.0, before, 31.0], [3, 1, 99])
+        assert find_early_damage(np.log(norms)) == start
 
 
 def test_the_start_is_erratic_if_only_the_first_norms_jump():
