@@ -92,6 +92,7 @@ CONTENDERS: dict[str, Contender] = {
     "TrustClip, quantile 0.5, floor 0.03": clip_both(0.5, 0.02, 0.03),
     "TrustClip, ratio 0.05, floor 0.03": clip_both(0.9, 0.05, 0.03),
     "TrustClip, ratio 0.01, floor 0.03": clip_both(0.9, 0.01, 0.03),
+    "TrustClip, ratio 0.01": clip_both(0.9, 0.01, 0.1),
     "TrustClip, floor 0.03": clip_both(0.9, 0.02, 0.03),
     "ZClip": clip_gradient(ZScore(2.5), "global"),
     "LARC 0.02": Contender(lambda model, optimizer: LARC(optimizer, 0.02)),
