@@ -60,16 +60,16 @@ def select_norms(
             "learning rate."
         )
         return None, [reason]
-    is_shifted = diagnosis.verdict == "shifted"
-    signs = [diagnosis.step] if is_shifted else diagnosis.spikes[:1]
-    if not signs:
+    sign = diagnosis.sign
+    if sign is None:
         return healthy, []
-    is_before = np.cumsum(steps == signs[0])[diagnosis.healthy] == 0
-    return select_part(healthy, is_before, is_shifted, signs[0])
+    is_before = np.flatnonzero(diagnosis.healthy) < sign
+    is_shifted = diagnosis.verdict == "shifted"
+    return select_part(healthy, is_before, is_shifted, int(steps[sign]))
 
 
 def select_part(
-    healthy: Array, is_before: Array, is_shifted: bool, step: int | None
+    healthy: Array, is_before: Array, is_shifted: bool, step: int
 ) -> tuple[Array | None, list[str]]:
     """Return the norms whose p90 fits all of them and those before a step, or None."""
     before, after = healthy[is_before], healthy[~is_before]

@@ -48,7 +48,7 @@ MOVES = (
 
 CHANGES = (
     "The level is steady in the long run (last third over first third {drift}), but "
-    "changes x{ratio} at step {step}: a window of 1000 steps follows a lasting change, "
+    "changes {change}: a window of 1000 steps follows a lasting change, "
     "a constant does not; `replay --compare` shows how soon."
 )
 
@@ -77,9 +77,12 @@ def choose_policy(
         return Quantile(0.5), [HEAVY.format(**texts, limit=HEAVY_TAIL)]
     if max(drift, 1 / drift) > DRIFT:
         return Quantile(0.9, history_length=128), [MOVES.format(**texts)]
+    if diagnosis.verdict == "shifted":
+        change = f"at step {diagnosis.step}"
+        return Quantile(0.9), [CHANGES.format(**texts, change=change)]
     if shift:
-        ratio, step = format_number(shift.ratio), steps[shift.step]
-        return Quantile(0.9), [CHANGES.format(**texts, ratio=ratio, step=step)]
+        change = f"x{format_number(shift.ratio)} at step {steps[shift.step]}"
+        return Quantile(0.9), [CHANGES.format(**texts, change=change)]
     return Quantile(0.9), [STEADY.format(**texts)]
 
 

@@ -69,6 +69,9 @@ class Diagnosis:
     """The step at which the damage or the new level begins, or None."""
     spikes: tuple[int, ...]
     """The steps of the spikes before the damage."""
+    sign: int | None
+    """The index in the series of the first sign of possible damage: another level, or
+    else a spike. Steps may repeat, as in each epoch; an index does not."""
     calibration: int
     """The non-finite norms at the start, as a loss scaler causes. Before each are at
     most five finite norms in a row."""
@@ -127,12 +130,14 @@ def diagnose(
     healthy[spikes] = False
     if finding.verdict == "healthy" and spikes.size:
         finding = Finding("spikes")
+    signs = spikes.tolist() if finding.verdict != "shifted" else [place]
     return Diagnosis(
         verdict=finding.verdict,
         sentence=write_sentence(norms, names, finding, healthy, spikes),
         healthy=healthy,
         step=None if place is None else int(names[place]),
         spikes=tuple(names[spikes].tolist()),
+        sign=signs[0] if signs else None,
         calibration=calibration,
     )
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import statistics
 
 import numpy as np
@@ -238,6 +239,27 @@ def test_a_shift_of_level_is_reported_as_in_a_replay():
     suggestion, shift = suggest_threshold(norms), replay(norms, Quantile(0.9)).shift
     assert f"changes x{shift.ratio:.4g} at step {shift.step}" in str(suggestion)
     assert "changes" not in str(suggest_threshold(steady_norms()))
+
+
+@pytest.mark.parametrize("kind", ["level", "spike and level", "spike"])
+def test_steps_that_begin_again_in_each_epoch_change_no_number(kind):
+    norms = steady_norms(size=1000)
+    norms[800:] *= 20.0 if "level" in kind else 1.0
+    norms[700] *= 40.0 if "spike" in kind else 1.0
+    plain = suggest_threshold(norms)
+    named = suggest_threshold(norms, steps=np.arange(1000) % 100)
+    assert (named.max_norm is None) == ("level" in kind)
+    assert (named.max_norm, named.verdict) == (plain.max_norm, plain.verdict)
+    assert named.diagnosis.sign == plain.diagnosis.sign
+
+
+def test_the_advice_has_one_step_for_a_change_of_level():
+    for size in (700, 790, 800, 810, 850):
+        norms = steady_norms(size=1000)
+        norms[size:] *= 20.0
+        suggestion = suggest_threshold(norms)
+        steps = set(re.findall(r"step (\d+)", " ".join(str(suggestion).split())))
+        assert steps == {str(suggestion.diagnosis.step)}
 
 
 def test_the_clipping_rates_are_those_of_the_series():
