@@ -87,7 +87,10 @@ def split_columns(name: str, array: Any) -> Iterator[tuple[str, list[Any]]]:
     if array.dtype.kind not in "fiu":
         if name:  # an archive may hold other arrays too
             return
-        raise ValueError(f"the array must hold real numbers, got {array.dtype}")
+        raise ValueError(
+            f"the array must hold real numbers, got {array.dtype}; bfloat16 and others "
+            "that NumPy does not know: save norms.astype('float32')"
+        )
     if array.ndim == 2 and 1 in array.shape:
         array = array.ravel()
     if array.ndim == 1:

@@ -175,6 +175,12 @@ class Collector:
                 f"{len(columns)} columns match {self.column!r}, one for each run; pass "
                 f"the whole name as column=, or --column: {listed}"
             )
+        if all(column.name.isdecimal() for column in columns):
+            return (
+                f"its {len(columns)} columns have no names; pass column=, or --column: "
+                f"{listed}; or write a header such as 'step,grad_norm' into the first "
+                "line of a text"
+            )
         return (
             f"{len(columns)} columns are named as gradient norms; pass column=, or "
             f"--column: {listed}"

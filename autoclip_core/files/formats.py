@@ -14,16 +14,19 @@ from .binary_rows import (
     read_array_rows,
     read_event_rows,
 )
-from .cells import has_decimal_comma
+from .cells import has_decimal_comma, is_empty, is_number
 from .collect import Row
 from .csv_rows import guess_delimiter, read_csv_rows, split_rows, strip_frame
 from .json_rows import flatten, load_json, read_document, read_json_lines
 from .log_rows import list_log_names, read_log_rows
-from .names import base_name, rank_name
+from .names import base_name, is_index, rank_name, split_words
 from .open_file import HEAD, open_lines, read_head, refuse_binary
 
 SAMPLE = 20
 """Number of lines that are examined to recognize a table."""
+
+METRIC_WORDS = {"metric", "tag", "key", "variable", "field"}
+"""Words of a column whose cells name the number of their row."""
 
 MLFLOW_LINE = re.compile(r"\d{12,14} \S+ -?\d+( \S+ \S+)?\s*")
 """Time in milliseconds, value and step; perhaps the name and digest of a data set."""
@@ -231,3 +234,58 @@ def read_mlflow_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
             cells = line.split()[:3]
             is_whole = len(cells) == 3
             yield dict(zip(names, cells, strict=True)) if is_whole else {}
+
+
+def widen(source: Source, column: str | None) -> Source:
+    """Return the rows of a long table with a column for each metric.
+
+    A row of a long table holds one number and the name of its metric, perhaps with that
+    of its run. Other tables, and those that have the wanted column, stay.
+    """
+    first = find_long_row(source.read()) if source.has_cells else {}
+    value = next((name for name in first if rank_name(name) == 4), None)
+    if value is None or column in first:
+        return source
+    metric = find_metric_name(source.read(), first)
+    if metric is None:
+        return source
+    run = next((n for n in first if "run" in split_words(n) and not is_index(n)), None)
+
+    def read() -> Iterator[Row]:
+        for row in source.read():
+            cells = {n: c for n, c in row.items() if n not in (metric, value, run)}
+            name = " - ".join(str(row[n]) for n in (run, metric) if n and row.get(n))
+            yield {**cells, name: row.get(value)} if name else cells
+
+    return source._replace(read=read, has_cells=False)
+
+
+def find_long_row(rows: Iterator[Row]) -> Row:
+    """Return the first row that may be of a long table, or an empty one."""
+    for row in islice(rows, SAMPLE):
+        ranks = [rank_name(name) for name in row if not name.isdecimal()]
+        if ranks.count(4) == 1 and {None, 4}.issuperset(ranks):
+            return row
+    return {}
+
+
+def find_metric_name(rows: Iterator[Row], first: Row) -> str | None:
+    """Return the column whose cells name metrics, or None.
+
+    One of its cells names a gradient norm, or its name says so.
+    """
+    texts = [name for name, cell in first.items() if is_text(cell)]
+    known: set[str] = set()
+    for row in rows if texts else ():
+        for name in texts:
+            cell = row.get(name)
+            if isinstance(cell, str) and cell not in known:
+                known.add(cell)
+                if rank_name(cell) in (0, 1, 2, 3):
+                    return name
+    return next((n for n in texts if METRIC_WORDS & set(split_words(n))), None)
+
+
+def is_text(cell: object) -> bool:
+    """Return whether a cell holds text, and no number."""
+    return isinstance(cell, str) and not is_empty(cell) and not is_number(cell)

@@ -1,7 +1,7 @@
 """Judges the name of a column: step, time, or a gradient norm, and how good a one."""
 
 import re
-from collections.abc import Iterable
+from functools import lru_cache
 
 INDEX_WORDS = {
     *("step", "steps", "epoch", "epochs", "time", "timestamp", "runtime", "index"),
@@ -171,10 +171,11 @@ def is_index(name: str) -> bool:
     return bool(words & INDEX_WORDS) and words <= INDEX_WORDS | QUALIFIERS
 
 
-def find_step_name(names: Iterable[str]) -> str | None:
+@lru_cache(maxsize=256)
+def find_step_name(names: tuple[str, ...]) -> str | None:
     """Return the column that holds the step, or None.
 
-    >>> find_step_name(["epoch", "loss", "run - _step"])
+    >>> find_step_name(("epoch", "loss", "run - _step"))
     'run - _step'
     """
     places: dict[int, str] = {}

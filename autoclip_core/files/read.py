@@ -10,7 +10,14 @@ import numpy as np
 
 from .collect import Collector, Column, NoColumn, find_nan_of_empty_cells, list_names
 from .folders import find_in_folder, list_runs
-from .formats import Source, event_source, find_source, list_names_in_log, log_source
+from .formats import (
+    Source,
+    event_source,
+    find_source,
+    list_names_in_log,
+    log_source,
+    widen,
+)
 from .json_rows import TextLine
 from .names import make_printable, rank_name
 from .open_file import open_bytes
@@ -64,6 +71,7 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
 
     - CSV and other tables in text, also those of Lightning, Keras, W&B and TensorBoard;
       separated by comma, semicolon, tab or spaces; with a decimal point or comma.
+    - Long tables, whose rows hold the name of a metric and its value.
     - JSON lines with nested objects, whose columns have dotted names; JSON lists; an
       object of lists, such as Keras's `history`; Hugging Face's `trainer_state.json`.
     - What a training script printed: a name of a gradient norm, then a number.
@@ -167,6 +175,7 @@ def open_each(paths: list[str]) -> Iterator[BinaryIO]:
 
 def collect(source: Source, column: str | None) -> LoggedNorms:
     """Return the norms in the rows of a file."""
+    source = widen(source, column)
     collector = Collector(column, source.decimal)
     for row in source.read():
         collector.add(row)

@@ -110,6 +110,26 @@ TABLES = {
         ),
         "JSON lines",
     ),
+    "long table": (
+        "run,metric,step,value\n"
+        + "".join(f"a,loss,{s},3\na,train/grad_norm,{s},{n}\n" for s, n in INDEXED),
+        "CSV",
+    ),
+    "long table of TensorBoard's get_scalars": (
+        ",run,tag,step,value\n"
+        + "".join(f"{i},a,grad_norm,{s},{n}\n" for i, (s, n) in enumerate(INDEXED))
+        + "".join(f"{i},a,loss,{s},3\n" for i, (s, _) in enumerate(INDEXED, 3)),
+        "CSV",
+    ),
+    "long JSON lines": (
+        '{"config": 1}\n'
+        + "".join(
+            json.dumps({"name": name, "value": n, "step": s}) + "\n"
+            for s, n in INDEXED
+            for name in ("lr", "grad_norm")
+        ),
+        "JSON lines",
+    ),
     "JSON list": (json.dumps([{"step": s, "norm": n} for s, n in INDEXED]), "JSON"),
     "TensorBoard JSON": (
         json.dumps([[1.7e9, s, n] for s, n in INDEXED], indent=1),
@@ -453,6 +473,11 @@ ERRORS = [
     (write_array(np.zeros((2, 2, 2))), r"shape \(2, 2, 2\).*numpy.save"),
     (write_array(np.zeros((2, 3))), "looks like NumPy array, but .*'0', '1', '2'"),
     (write_array(np.array(["a"])), "real numbers"),
+    (write_array(np.zeros(3, "V2")), r"got \|V2; bfloat16 .*astype\('float32'\)"),
+    (b"1,1.5\n2,1.25\n", "2 columns have no names; .*'1', '2'; or write a header"),
+    (b"key,value\nloss,2\nlr,1\n", "no column is named as .*: 'loss', 'lr'"),
+    (b"tag,value\na/norm,2\nb/grad_norm,1\nc/grad_norm,1\n", "'b/grad_norm', 'c/gr"),
+    (b"run,tag,value\na,norm,2\nb,norm,1\n", "'a - norm', 'b - norm'"),
 ]
 
 
