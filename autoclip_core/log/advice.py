@@ -248,9 +248,10 @@ def explain_ratchet(policy: str) -> str:
 
 
 def advise_on_level(steps: Array) -> list[str]:
-    """Name a lasting change of the level of gradient norms, which is no red light."""
+    """Name another level of gradient norms, or norms of 0, which are no red light."""
     diagnosis = diagnose_steps(steps)[1]
-    return [diagnosis.sentence] if diagnosis.verdict == "shifted" else []
+    is_change = diagnosis.verdict in ("shifted", "vanished")
+    return [diagnosis.sentence] if is_change else []
 
 
 def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:

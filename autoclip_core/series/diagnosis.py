@@ -44,6 +44,8 @@ SENTENCES = {
     "{largest:.4g}, or jump from step to step.",
     "non-finite": "From step {step} to the end, {number:.3g} % of the norms are NaN or "
     "infinite.",
+    "vanished": "The norms are 0 from step {step} to the end: no gradient changes the "
+    "weights.",
     "clipped": "The log holds norms after clipping, which do not show the run: they "
     "stop at {number:.4g}.",
     "too short": "Too short for a verdict: {number} finite norms above 0; it takes "
@@ -58,15 +60,15 @@ class Diagnosis:
 
     verdict: str
     """One of "healthy", "spikes", "shifted" (another level), "diverged",
-    "non-finite", "never healthy", "clipped" (the log holds norms after clipping) and
-    "too short"."""
+    "non-finite", "never healthy", "vanished" (0 to the end), "clipped" (the log holds
+    norms after clipping) and "too short"."""
     sentence: str
     """The verdict in words, with its steps and numbers."""
     healthy: Array
     """Whether each norm belongs to the healthy part, shape (steps,). Such norms are
     finite and no spikes."""
     step: int | None
-    """The step at which the damage or the new level begins, or None."""
+    """The step at which the damage, the new level or the zeros begin, or None."""
     spikes: tuple[int, ...]
     """The steps of the spikes before the damage."""
     sign: int | None
@@ -86,7 +88,7 @@ class Finding(NamedTuple):
 
     verdict: str
     place: int | None = None
-    """Where the damage or the new level begins."""
+    """Where the damage, the new level or the zeros begin."""
     number: float = 0.0
     """The ratio of a rise, the ceiling of a clipped log, the number of norms, or the
     share of those that are not finite, in percent."""
@@ -152,6 +154,9 @@ def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Find
     if start is not None:
         share = 100 * float(np.mean(~np.isfinite(norms[start:])))
         return Finding("non-finite", start, share)
+    start = find_vanishing(norms)
+    if start is not None:
+        return Finding("vanished", start)
     if len(levels.logs) < MIN_STEPS:
         return Finding("too short", number=len(levels.logs))
     ceiling = find_any_ceiling(norms, levels, thresholds)
@@ -191,6 +196,18 @@ def find_non_finite_start(norms: Array) -> int | None:
         return None
     finite_before = np.flatnonzero(is_finite[: first + int(weight.argmax())])
     return int(finite_before[-1]) + 1 if finite_before.size else 0
+
+
+def find_vanishing(norms: Array) -> int | None:
+    """Return the place from which all norms are 0, or None.
+
+    They are at least 50, and at most half of the norms before are 0: where many are,
+    as of rare rewards, a row of zeros is no sign.
+    """
+    positive = np.flatnonzero(norms)
+    start = int(positive[-1]) + 1 if positive.size else 0
+    is_long = len(norms) - start >= MIN_STEPS
+    return start if is_long and 2 * positive.size >= start else None
 
 
 def count_calibration(is_finite: Array) -> int:

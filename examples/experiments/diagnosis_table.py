@@ -20,7 +20,7 @@ FILE = Path(__file__).parents[2] / "tests" / "support" / "labelled_series.npz"
 
 VERDICTS = (
     *("healthy", "spikes", "shifted", "diverged", "non-finite"),
-    *("never healthy", "clipped", "too short"),
+    *("never healthy", "vanished", "clipped", "too short"),
 )
 LABELS = (
     *("healthy", "spikes", "diverged", "non-finite", "never healthy"),

@@ -262,6 +262,14 @@ def test_the_advice_has_one_step_for_a_change_of_level():
         assert steps == {str(suggestion.diagnosis.step)}
 
 
+def test_the_constant_of_norms_that_vanish_is_of_the_steps_before():
+    norms = steady_norms(size=400)
+    norms[60:] = 0.0
+    suggestion = suggest_threshold(norms)
+    assert "The norms are 0 from step 60 to the end" in str(suggestion)
+    assert suggestion.max_norm == pytest.approx(np.quantile(norms[:60], 0.9))
+
+
 def test_the_clipping_rates_are_those_of_the_series():
     """Of the norms 101 to 300, 20 are above p90 = 280.1, and 2 above 298.01."""
     advice = " ".join(suggest_threshold(numbers_above_100(200)).advice)

@@ -402,6 +402,14 @@ def test_another_level_is_named_without_a_red_light():
     assert "the level" not in " ".join(log.summary().advice)
 
 
+def test_norms_that_vanish_are_named_without_a_red_light():
+    log = ClipLog()
+    for norm in [*EXPLOSION[:200], *np.zeros(60)]:
+        log.record(norm=norm, threshold=2.0)
+    assert red_lights(log) == []
+    assert "The norms are 0 from step 200 to the end" in " ".join(log.summary().advice)
+
+
 def test_a_diverged_run_has_one_red_light():
     log = ClipLog(settings={"policy": Quantile(0.9)})
     policy = Quantile(0.9, history_length=20)
