@@ -73,7 +73,10 @@ BRACKETS = re.compile(
 )
 """A step without a name, as in "[epoch][step/steps]" or "file.py:48] [step] loss="."""
 
-EPOCH = re.compile(r"(?<![a-z_])epoch(?:\(train\))?[^a-z\d]{0,8}(\d+(?:\.\d+)?)")
+EPOCH = re.compile(
+    r"(?:(?<![a-z_])ep(?:och)?(?:\(train\))?[^a-z\d]{0,8}|"
+    r"\[(?=\d+(?:/\d+)?\]\[ {0,9}\d+/\d+\]))(\d+(?:\.\d+)?)"
+)
 """An epoch in a line in lower case."""
 
 STEP_FOLDERS = ("train/", "trainer/", "training/")
@@ -138,9 +141,7 @@ class Repetitions:
     def has(self, row: tuple[str | None, ...], text: str) -> bool:
         """Return whether a row repeats the last one, or its text a recent one.
 
-        Args:
-          row: the last epoch that a line stated, the step, and the norms.
-          text: the line, from the part that each rank prints.
+        A row has the epoch, the step and the norms.
         """
         key = hash((row, text))
         if row == self._last or key in self._recent:
@@ -191,9 +192,8 @@ def find_places_in_shape(shape: bytes) -> Places:
     step, norms = find_step(lower), tuple(find_norms(line, lower))
     match = EPOCH.search(lower)
     epoch = slice(*match.span(1)) if match else None
-    firsts = [place for place in (step, epoch, *(name for name, _ in norms)) if place]
-    start = min((place.start for place in firsts), default=0)
-    return Places(step, epoch, start, norms)
+    starts = [place.start for place in (step, epoch, *(n for n, _ in norms)) if place]
+    return Places(step, epoch, min(starts, default=0), norms)
 
 
 def find_norms(line: str, lower: str) -> Iterator[tuple[slice, slice]]:

@@ -239,6 +239,8 @@ def test_ranks_may_print_their_steps_one_after_the_other(tmp_path):
         "Epoch {e} | Batch {b}/2 | loss 2.5 | grad_norm 0.43\n",
         "Batch {b}/2 | loss 2.{e}5 | grad_norm 0.43\n",
         "Epoch {e}:\nstep {b}\ngrad_norm 0.43\n",
+        "ep {e} it {b} gnorm 0.43\n",
+        "10:00:01 [{e}/9][{b}/2] grad_norm 0.43\n",
         "INFO - Epoch(train)  [{e}][ {b}/1000]  grad_norm: 0.43\n",
     ],
 )
