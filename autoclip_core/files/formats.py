@@ -28,6 +28,9 @@ SAMPLE = 20
 METRIC_WORDS = {"metric", "tag", "key", "variable", "field"}
 """Words of a column whose cells name the number of their row."""
 
+RUN_WORDS = {"run", "experiment", "trial"}
+"""Words of a column whose cells name the run of their row."""
+
 MLFLOW_LINE = re.compile(r"\d{12,14} \S+ -?\d+( \S+ \S+)?\s*")
 """Time in milliseconds, value and step; perhaps the name and digest of a data set."""
 
@@ -249,12 +252,14 @@ def widen(source: Source, column: str | None) -> Source:
     metric = find_metric_name(source.read(), first)
     if metric is None:
         return source
-    run = next((n for n in first if "run" in split_words(n) and not is_index(n)), None)
+    runs = [n for n in first if RUN_WORDS & set(split_words(n)) and not is_index(n)]
+    run = runs[0] if runs else None
 
     def read() -> Iterator[Row]:
         for row in source.read():
             cells = {n: c for n, c in row.items() if n not in (metric, value, run)}
-            name = " - ".join(str(row[n]) for n in (run, metric) if n and row.get(n))
+            names = [row.get(n) for n in (run, metric) if n]
+            name = " - ".join(str(cell) for cell in names if not is_empty(cell))
             yield {**cells, name: row.get(value)} if name else cells
 
     return source._replace(read=read, has_cells=False)

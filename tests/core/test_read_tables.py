@@ -478,6 +478,11 @@ ERRORS = [
     (b"key,value\nloss,2\nlr,1\n", "no column is named as .*: 'loss', 'lr'"),
     (b"tag,value\na/norm,2\nb/grad_norm,1\nc/grad_norm,1\n", "'b/grad_norm', 'c/gr"),
     (b"run,tag,value\na,norm,2\nb,norm,1\n", "'a - norm', 'b - norm'"),
+    (
+        b'{"run": 0, "tag": "norm", "value": 2}\n'
+        b'{"run": 1, "tag": "norm", "value": 1}\n',
+        "'0 - norm', '1 - norm'",
+    ),
 ]
 
 
