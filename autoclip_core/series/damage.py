@@ -30,8 +30,14 @@ HIGH = math.log(10)
 RAISED = math.log(3)
 """An end that diverged begins where 90 % of the norms are above three times."""
 
+CALM = 0.3
+"""After small initial weights ln(norm) changes by less from step to step."""
+
 LAST = 10
 """The norms at the end whose median counts."""
+
+LATE = 8
+"""The norms at the end that an explosion raises if it begins late."""
 
 AFTER = 30
 """The steps after damage that are compared with those before."""
@@ -110,11 +116,16 @@ def measure_jump(logs: Array) -> float:
 
 
 def find_high_end(logs: Array) -> int | None:
-    """Return the start of an end that is 100 times the usual norm, or None."""
-    if len(logs) < 2 * LAST:
+    """Return the start of an end that is 100 times the usual norm, or None.
+
+    Of an explosion that begins late, the last two norms are, after six above 3 times.
+    """
+    if len(logs) < 2 * AFTER:
         return None
     usual = np.median(logs[: len(logs) // 2])
-    if np.median(logs[-LAST:]) - usual <= DIVERGED:
+    is_late = logs[-LATE:].min() > usual + RAISED
+    end = logs[-2:].min() if is_late else np.median(logs[-LAST:])
+    if end - usual <= DIVERGED:
         return None
     start = find_start_of_end(logs, usual + RAISED)
     return None if is_recovering(logs[start:]) else start
@@ -141,14 +152,15 @@ def find_early_damage(logs: Array) -> int | None:
 
     They jump to 30 times the level, from below three times, and stay there for 30
     steps. A slower rise is of small initial weights, unless it is a million times. So
-    is a jump after the first norm, if later norms fall.
+    is a jump after the first norm, if the next norms are calm.
     """
     for place in range(1, min(FIRST_STEPS, len(logs) - LAST)):
         level = np.median(logs[:place])
         after = np.median(logs[place : place + AFTER])
         is_jump = logs[place - 1] - level < RAISED
         if is_jump and min(after, logs[place]) - level > WRECKED:
-            return None if place == 1 and is_recovering(logs[1:]) else place
+            is_calm = place == 1 and measure_jump(logs[1:AFTER]) < CALM
+            return None if is_calm else place
     later = logs[AFTER : 2 * AFTER], logs[-AFTER:]
     rises = [np.median(part) - logs[0] for part in later if part.size >= LAST]
     return 1 if len(rises) == 2 and min(rises) > FAR else None

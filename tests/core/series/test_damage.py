@@ -70,12 +70,17 @@ VERDICTS = {
         "healthy",
         None,
     ),
-    "x100 from step 1, then a fall": (
-        changed(slice(1, None), np.geomspace(100, 10, 399)),
-        "healthy",
-        None,
+    "x900 from step 1, calm": (changed(slice(1, None), 900.0), "healthy", None),
+    "x900 from step 1, erratic": (
+        changed(slice(1, None), 900.0, steady(spread=0.5)),
+        "never healthy",
+        1,
     ),
-    "x60 from step 1": (changed(slice(1, None), 60.0), "never healthy", 1),
+    "e^0.5 per step in the last 12": (
+        changed(slice(108, 120), np.exp(0.5 * np.arange(12)), steady(120)),
+        "diverged",
+        111,
+    ),
     "x1e7 in 40 steps": (
         steady() * np.geomspace(1, 1e7, 40)[np.minimum(np.arange(400), 39)],
         "never healthy",
@@ -197,14 +202,14 @@ def test_a_run_diverged_if_its_end_is_100_times_the_usual():
     assert find_high_end(logs) == 90
     assert find_high_end(np.log(np.repeat([1.0, 99.0], [90, 10]))) is None
     assert find_high_end(np.log(np.repeat([1.0, 101.0], [95, 5]))) is None
-    assert find_high_end(logs[:19]) is None
+    assert find_high_end(logs[-59:]) is None
 
 
 def test_an_end_whose_last_norms_are_low_begins_where_most_are_high():
     assert find_high_end(np.log(np.repeat([1.0, 101.0, 1.0], [90, 6, 4]))) == 90
 
 
-@pytest.mark.parametrize("place", [1, 5, 19])
+@pytest.mark.parametrize("place", [2, 5, 19])
 def test_early_damage_is_30_times_the_first_norms(place):
     for factor, start in [(31.0, place), (29.0, None)]:
         logs = np.log(np.repeat([1.0, factor, 10.0], [place, 40, 200]))
@@ -216,6 +221,18 @@ def test_a_rise_without_a_jump_is_damage_above_a_million_times_the_first_norm():
     for end, start in [(1.0, 1), (0.98, None)]:
         norms = np.append(rise, np.full(99, 1.01e6 * end))
         assert find_early_damage(np.log(norms)) == start
+
+
+def test_an_explosion_that_begins_late_ends_with_two_norms_100_times_the_usual():
+    for last, six, start in [(101, 3.1, 92), (99, 3.1, None), (101, 2.9, None)]:
+        logs = np.log(np.repeat([1.0, six, last], [92, 6, 2]))
+        assert find_high_end(logs) == start
+
+
+def test_a_jump_after_the_first_norm_is_damage_if_later_norms_jump():
+    for change, start in [(0.31, 1), (0.29, None)]:
+        logs = np.append(0.0, 5 + change * (np.arange(99) % 2))
+        assert find_early_damage(logs) == start
 
 
 def test_early_damage_is_a_jump():
