@@ -286,7 +286,7 @@ def functions_of(path):
 
 
 def test_the_page_of_promises_names_tests_that_exist():
-    path = TESTS.parent / "docs" / "evidence" / "promises.md"
+    path = TESTS / "promises.md"
     page = path.read_text(encoding="utf-8")
     guards = re.findall(r"`((?:\w+/)+test_\w+\.py::test_\w+)`", page)
     assert len(guards) > 25
