@@ -137,7 +137,7 @@ def model_copied():
 
 
 class Adapted(nn.Module):
-    """A layer whose weights are frozen, and a small one beside it, as in LoRA."""
+    """A frozen layer, and a small one that is added to it, as in LoRA."""
 
     def __init__(self, base):
         super().__init__()
