@@ -16,10 +16,10 @@ from .hooks.clipped_optimizer import ClippedOptimizer, check_is_optimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.new_parameters import warn_of_left_out
+from .loop.loop_check import LoopCheck
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.settings import StepCallback
 from .step.amp import NO_SCALE, check_unscaled, share_overflow, unscale_once
-from .step.loop_check import LoopCheck
 from .step.unwrap import unwrap
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
+from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
-from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
-from autoclip_torch.step.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
-from autoclip_torch.step.backward_in_step import BackwardCheck
+from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
 _KEY = "autoclip"

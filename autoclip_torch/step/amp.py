@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .scaler_rule import refuse_after_step
 from .unwrap import stepped_parameter_ids, unwrap
 
 CONTROLS = ("grad_scale", "found_inf")
@@ -55,6 +54,18 @@ def unscale_once(scaler: Any, optimizer: Any) -> LossScale:
     overflows = state["found_inf_per_device"].values()  # empty without any gradient
     moved = (overflow.to(none.device, non_blocking=True) for overflow in overflows)
     return LossScale(None, sum(moved, none))
+
+
+def refuse_after_step() -> None:
+    """Refuse a clip between a scaler's step and its update.
+
+    Raises:
+      RuntimeError: always.
+    """
+    raise RuntimeError(
+        "clipper.step must be called before scaler.step(optimizer), which has run; "
+        "the order is backward, clipper.step, scaler.step, scaler.update"
+    )
 
 
 def check_unscaled(

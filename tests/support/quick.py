@@ -60,8 +60,9 @@ TESTS = {
     "torch/resume "
     "torch/optim_state torch/observe torch/device torch/faults",
     "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
-    "torch/errors torch/watch/loop",
-    "autoclip_torch/step/backward_in_step.py": "torch/hooks/other_optimizers",
+    "torch/errors",
+    "autoclip_torch/loop": "torch/watch/loop torch/parameters/coverage torch/amp",
+    "autoclip_torch/loop/backward_in_step.py": "torch/hooks/other_optimizers",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "

@@ -280,7 +280,7 @@ def test_a_copied_clipper_starts_without_a_loop():
 
 def test_a_clipper_registers_one_global_hook_as_long_as_it_acts():
     hooks = torch_optimizer._global_optimizer_post_hooks
-    spec = importlib.util.find_spec("autoclip_torch.step.loop_check")
+    spec = importlib.util.find_spec("autoclip_torch.loop.loop_check")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     loop = Loop()
     handle = loop.clipper.attach(loop.optimizer)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .warn import warn
+from autoclip_torch.step.amp import refuse_after_step
+from autoclip_torch.step.warn import warn
 
 _CLIPPERS = "autoclip_clippers"
 """The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
@@ -79,18 +80,6 @@ class ScalerRule:
                 "gradients, so it clipped gradients that are multiplied by the loss "
                 "scale; call clipper.step(scaler=scaler, optimizer=optimizer)"
             )
-
-
-def refuse_after_step() -> None:
-    """Refuse a clip between a scaler's step and its update.
-
-    Raises:
-      RuntimeError: always.
-    """
-    raise RuntimeError(
-        "clipper.step must be called before scaler.step(optimizer), which has run; "
-        "the order is backward, clipper.step, scaler.step, scaler.update"
-    )
 
 
 def _refuse_second_step(clipper: Any, states: Any) -> None:

@@ -16,11 +16,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import TensorWeakRef
 
 from autoclip_torch.rows.rows import Rows
+from autoclip_torch.step.unwrap import stepped_parameters
+from autoclip_torch.step.warn import warn
 
 from .backward_watch import BackwardWatch, choose_samples
 from .scaler_rule import ScalerRule
-from .unwrap import stepped_parameters
-from .warn import warn
 
 _SAMPLES = 2
 """The gradients of so many parameters are looked at."""
