@@ -56,11 +56,11 @@ def trust_clip(
     The filter clips the norm of all gradients to a quantile of its history. The bound
     clips each update, which is the change of the weights w in one step:
 
-        rms(update) <= ratio * max(rms(w), 0.1)
+        rms(update) <= ratio * max(rms(w), 0.2)
 
     The filter removes spikes. The bound limits what a learning rate that is too high
     can do, because the update contains the learning rate, the momentum and the
-    preconditioner. The floor of 0.1 lets weights that start at 0 grow. `update` needs
+    preconditioner. The floor of 0.2 lets weights that start at 0 grow. `update` needs
     `params`.
 
     Args:
@@ -100,7 +100,7 @@ def trust_clip(
     >>> params = jnp.array([3.0, 4.0])
     >>> updates, state = tx.update(jnp.array([0.3, 0.4]), tx.init(params), params)
     >>> [round(float(update), 4) for update in updates]
-    [-0.06, -0.08]
+    [-0.03, -0.04]
     """
     way_out = "wrap the optimizer: trust_clip(optax.adam(1e-3))"
     check_transformation("optimizer", optimizer, way_out)

@@ -31,10 +31,10 @@ class TrustClip(TransformerPair):
     norms. After the step, the change of a row is scaled back to the threshold T if its
     root mean square is larger:
 
-        T = ratio * max(rms(w_old), 0.1)
+        T = ratio * max(rms(w_old), 0.2)
 
     The first rule filters spikes. The second bounds what a learning rate, momentum or a
-    preconditioner that is too large does to the weights. The constant 0.03 lets weights
+    preconditioner that is too large does to the weights. The constant 0.2 lets weights
     that start at 0 grow.
 
     `gradient` is the `Clipper` of the first rule, and `update` the `UpdateClipper` of
@@ -59,7 +59,7 @@ class TrustClip(TransformerPair):
     >>> optimizer = TrustClip().as_optimizer(keras.optimizers.SGD(1.0))
     >>> optimizer.apply([keras.ops.array([0.0, 8.0])], [weight])
     >>> weight.numpy()
-    array([3. , 3.9], dtype=float32)
+    array([3.  , 3.95], dtype=float32)
 
     Reference:
       Seetharaman et al., "AutoClip", 2020, https://arxiv.org/abs/2007.14469, for the
@@ -125,7 +125,7 @@ class TrustClip(TransformerPair):
           TypeError: `optimizer` is not a Keras optimizer.
 
         >>> TrustClip().as_optimizer(keras.optimizers.Adam()).gradient_transformers
-        (TrustClip(ratio=0.02, scope='parameter'),)
+        (TrustClip(ratio=0.01, scope='parameter'),)
         """
         return add_transformers(optimizer, [self])
 
@@ -196,7 +196,7 @@ class TrustClip(TransformerPair):
           TypeError, ValueError: an argument breaks its rule; the message says which.
 
         >>> TrustClip.from_config(TrustClip(quantile=0.5).get_config())
-        TrustClip(ratio=0.02, quantile=0.5, scope='parameter')
+        TrustClip(ratio=0.01, quantile=0.5, scope='parameter')
         """
         exclude = patterns_from_config(config.get("exclude"))
         return cls(**{**config, "exclude": exclude})

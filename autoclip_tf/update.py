@@ -35,7 +35,7 @@ class UpdateClipper(PolicyClipper):
 
     Args:
       policy: any policy of `autoclip_core`. Norms of parameters, as for `ParamRatio`,
-        are those before the step. With `ParamRatio(0.02, eps=0.1)` and `norm="rms"`,
+        are those before the step. With `ParamRatio(0.01, eps=0.2)` and `norm="rms"`,
         weights that start at 0 can grow.
       scope, norm, exclude, scale_only, dry_run: as in `Clipper`, for updates instead of
         gradients.

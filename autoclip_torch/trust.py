@@ -39,7 +39,7 @@ class TrustClip(HasHalves, HasCallbacks):
     - The filter clips the gradient g before the step. Its threshold is the `quantile`
       of the last `history_length` norms |g| of all parameters.
     - The bound clips the update of each parameter w after the step. The root mean
-      square of the update is at most T = ratio * max(rms(w), 0.1). So weights that
+      square of the update is at most T = ratio * max(rms(w), 0.2). So weights that
       start at 0 can grow. Half-precision weights are rounded after that.
 
     From the second step on, a spike of the gradient is clipped before it enters the
@@ -80,7 +80,7 @@ class TrustClip(HasHalves, HasCallbacks):
     >>> layer.weight.grad = torch.ones(1, 2)
     >>> optimizer.step()
     >>> layer.weight.data
-    tensor([[0.4900, 0.4900]])
+    tensor([[0.4950, 0.4950]])
     """
 
     def __init__(

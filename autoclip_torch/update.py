@@ -30,12 +30,12 @@ class UpdateClipper(Observer):
     `w_old + T / n * (w_new - w_old)`. Other rows are unchanged bit for bit.
 
     A gradient does not depend on the learning rate, the momentum or the preconditioner.
-    The update depends on all three, and on the weight decay. `ParamRatio(0.02)` limits
-    each update to 2 % of the norm of its weights.
+    The update depends on all three, and on the weight decay. `ParamRatio(0.01)` limits
+    each update to 1 % of the norm of its weights.
 
     Weights that start at 0 need a lower bound, or they would hardly move:
-    `ParamRatio(0.02, eps=0.1)` with norm="rms" is T = 0.02 * max(rms(w), 0.1), in l2
-    norms 0.02 * max(|w|, 0.1 * sqrt(N)) for N elements.
+    `ParamRatio(0.01, eps=0.2)` with norm="rms" is T = 0.01 * max(rms(w), 0.2), in l2
+    norms 0.01 * max(|w|, 0.2 * sqrt(N)) for N elements.
 
     The persistent cost is one copy of the weights that have a gradient. Of a parameter
     with a sparse gradient only its rows are copied, with SparseAdam, Adagrad, and SGD
@@ -74,11 +74,11 @@ class UpdateClipper(Observer):
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> _ = torch.nn.init.ones_(model.weight)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
-    >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+    >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
     >>> model(torch.tensor([3.0, 3.0])).backward()
     >>> optimizer.step()
     >>> model.weight.data
-    tensor([[0.9800, 0.9800]])
+    tensor([[0.9900, 0.9900]])
     """
 
     _stepper_class = UpdateStepper
@@ -151,7 +151,7 @@ class UpdateClipper(Observer):
         >>> from autoclip_core import ParamRatio
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters())
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
         >>> clipper.step()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
@@ -169,7 +169,7 @@ class UpdateClipper(Observer):
         >>> from autoclip_core import ParamRatio
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters())
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
         >>> clipper.detach()
         >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.05))
         """
@@ -193,7 +193,7 @@ class UpdateClipper(Observer):
         >>> from autoclip_core import ParamRatio
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters())
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.02))
+        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
         >>> clipper.metrics()["clip/update_steps"]
         0.0
         """

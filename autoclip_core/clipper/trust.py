@@ -9,10 +9,10 @@ from autoclip_core.checks import check_positive
 from autoclip_core.policies.param_ratio import ParamRatio, TrustRatio
 from autoclip_core.policies.quantile import Quantile
 
-RATIO = 0.02
+RATIO = 0.01
 """The default bound of an update, as a fraction of the weights' root mean square."""
 
-FLOOR = 0.1
+FLOOR = 0.2
 """The least root mean square of weights that the bound uses.
 
 Weights that start at 0 can therefore grow.
@@ -42,15 +42,15 @@ def make_bound(ratio: float = RATIO) -> ParamRatio:
     As l2 norms of a row of N elements: T = ratio * max(|w|, FLOOR * sqrt(N)).
 
     >>> make_bound(0.05)
-    ParamRatio(clipping=0.05, eps=0.1)
+    ParamRatio(clipping=0.05, eps=0.2)
     """
     return ParamRatio(check_positive("ratio", ratio), eps=FLOOR)
 
 
-def make_larc(trust_coefficient: float = RATIO) -> TrustRatio:
+def make_larc(trust_coefficient: float) -> TrustRatio:
     """Return the policy of LARC, for the norm lr * |g|.
 
-    >>> make_larc().clipping
+    >>> make_larc(0.02).clipping
     0.02
     """
     return TrustRatio(check_positive("trust_coefficient", trust_coefficient))

@@ -263,7 +263,7 @@ def _refuse_second_filter(transformers: Sequence[Any]) -> None:
         rule = "without another clipper of gradients if it holds a TrustClip"
         way_out = (
             "the gradients would be clipped twice; leave it out, or keep it and bound "
-            "the update alone: UpdateClipper(ParamRatio(0.02, eps=0.1), norm='rms')"
+            "the update alone: UpdateClipper(ParamRatio(0.01, eps=0.2), norm='rms')"
         )
         name = "gradient_transformers"
         raise ValueError(format_error(name, rule, filters[0], way_out))

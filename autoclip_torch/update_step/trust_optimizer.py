@@ -54,6 +54,6 @@ def refuse_other_filters(optimizer: Any) -> None:
         raise RuntimeError(
             "the optimizer has a clipper of gradients already, and a TrustClip would "
             "clip the same gradients; leave that clipper out, or keep it and bound the "
-            "update alone: UpdateClipper(model, optimizer, ParamRatio(0.02, eps=0.1), "
+            "update alone: UpdateClipper(model, optimizer, ParamRatio(0.01, eps=0.2), "
             'norm="rms")'
         )

@@ -85,15 +85,17 @@ CONTENDERS: dict[str, Contender] = {
     NO_CLIPPING: Contender(lambda model, optimizer: optimizer),
     "TrustClip": Contender(trust_clip),
     **CONSTANTS,
-    "update bound alone, floor 0.03": clip_update(
+    "update bound alone, ratio 0.02, floor 0.03": clip_update(
         ParamRatio(0.02, eps=0.03), "parameter", "rms"
     ),
     "quantile 0.9": clip_gradient(Quantile(0.9), "global"),
-    "TrustClip, quantile 0.5, floor 0.03": clip_both(0.5, 0.02, 0.03),
+    "TrustClip, quantile 0.5, ratio 0.02, floor 0.03": clip_both(0.5, 0.02, 0.03),
     "TrustClip, ratio 0.05, floor 0.03": clip_both(0.9, 0.05, 0.03),
-    "TrustClip, ratio 0.01, floor 0.03": clip_both(0.9, 0.01, 0.03),
-    "TrustClip, ratio 0.01": clip_both(0.9, 0.01, 0.1),
-    "TrustClip, floor 0.03": clip_both(0.9, 0.02, 0.03),
+    "TrustClip, floor 0.03": clip_both(0.9, 0.01, 0.03),
+    "TrustClip, floor 0.1": clip_both(0.9, 0.01, 0.1),
+    "TrustClip, ratio 0.02, floor 0.1": clip_both(0.9, 0.02, 0.1),
+    "TrustClip, ratio 0.005, floor 0.4": clip_both(0.9, 0.005, 0.4),
+    "TrustClip, ratio 0.02, floor 0.03": clip_both(0.9, 0.02, 0.03),
     "ZClip": clip_gradient(ZScore(2.5), "global"),
     "LARC 0.02": Contender(lambda model, optimizer: LARC(optimizer, 0.02)),
     "AutoClip p = 10": clip_gradient(
@@ -103,9 +105,9 @@ CONTENDERS: dict[str, Contender] = {
     "AGC 0.01": clip_gradient(ParamRatio(0.01), "unit"),
     "LAMB": Contender(replace_by_lamb, ("AdamW",)),
     "quantile 0.5": clip_gradient(Quantile(0.5), "global"),
-    "TrustClip, quantile 0.1, floor 0.03": clip_both(0.1, 0.02, 0.03),
+    "TrustClip, quantile 0.1, ratio 0.02, floor 0.03": clip_both(0.1, 0.02, 0.03),
     "TrustClip, quantile 0.5, ratio 0.05, floor 0.03": clip_both(0.5, 0.05, 0.03),
-    "TrustClip, quantile 0.5": clip_both(0.5, 0.02, 0.1),
+    "TrustClip, quantile 0.5, ratio 0.02, floor 0.1": clip_both(0.5, 0.02, 0.1),
     "quantile 0.1": clip_gradient(Quantile(0.1), "global"),
     "update mean + 3 std": clip_update(
         MeanStd(3.0, history_length=128), "global", "l2"

@@ -510,7 +510,7 @@ the nested dicts of `flax.serialization.to_state_dict`."""
 
 def wrapped_clippers():
     """Return each kind of state, one inside another."""
-    inner = trust_clip(optax.adam(1e-2), history_length=4)
+    inner = trust_clip(optax.adam(1e-2), ratio=0.02, history_length=4)
     policy, losses = Quantile(0.5, history_length=4), ZScore(3.0)
     skip = skip_steps(inner, policy, loss_policy=losses)
     last = clip_by_mean_std(history_length=4, norm="rms")

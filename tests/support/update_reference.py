@@ -86,7 +86,7 @@ class Case:
 
 
 CASES = {
-    "trust": Case(make_bound(), "parameter", "rms", _ratio(0.02, 0.1)),
+    "trust": Case(make_bound(), "parameter", "rms", _ratio(0.01, 0.2)),
     "ratio, global": Case(
         ParamRatio(0.02, eps=1e-3), "global", "l2", _ratio(0.02, 1e-3)
     ),

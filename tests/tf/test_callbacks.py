@@ -154,7 +154,7 @@ def test_the_clippers_of_a_gan_are_logged():
 
 
 def bound():
-    return UpdateClipper(ParamRatio(0.02, eps=0.1), norm="rms")
+    return UpdateClipper(ParamRatio(0.01, eps=0.2), norm="rms")
 
 
 @pytest.mark.parametrize(

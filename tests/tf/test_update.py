@@ -177,7 +177,7 @@ def test_an_overflow_of_the_loss_scale_leaves_the_weights():
     for gradient in ([4.0, 4.0], [np.inf, 0.0], [4.0, 4.0]):
         optimizer.apply([tf.constant(gradient)], [weight])
         values.append(float(weight.numpy()[0]))
-    assert values == pytest.approx([0.98, 0.98, 0.98**2], rel=1e-5)
+    assert values == pytest.approx([0.99, 0.99, 0.99**2], rel=1e-5)
     metrics = clip.metrics()
     assert metrics["clip/steps"] == metrics["clip/update_steps"] == 2
     assert metrics["clip/update_nonfinite_total"] == 0
@@ -350,7 +350,7 @@ def test_the_halves_of_a_trust_clip_have_the_documented_settings():
     gradient, update = clip.gradient, clip.update
     assert gradient.policy == Quantile(0.5, history_length=64)
     assert (gradient.scope, gradient._settings.nonfinite) == ("global", "propagate")
-    assert update.policy == make_bound(0.05) == ParamRatio(0.05, eps=0.1)
+    assert update.policy == make_bound(0.05) == ParamRatio(0.05, eps=0.2)
     assert (update.scope, update._settings.nonfinite) == ("global", "zero")
     assert update._settings.norm == "rms"
     for half in (gradient, update):

@@ -1,6 +1,6 @@
 """Weights that start at 0 learn at most 3 times as slowly as without a bound.
 
-The bound is that of `TrustClip`: 2 % of max(rms(w), 0.1). The runs without it take at
+The bound is that of `TrustClip`: 1 % of max(rms(w), 0.2). The runs without it take at
 least 50 steps, and the root mean square of the weights ends at about 0.3.
 """
 
