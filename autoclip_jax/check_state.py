@@ -82,11 +82,10 @@ def _refuse(problems: Iterator[str]) -> None:
 def upgrade_state(old: Any) -> Any:
     """Return an optimizer state of an earlier version in the present structure.
 
-    Earlier versions named some fields as optax does (`count`, `mean`, `inner_state`),
-    did not count the steps with a dropped row and had only the norm "l2", and
-    `skip_steps` had no loss policy. The fields get their present names, that count
-    starts at 0, `clip_totals` and `skip_loss` are None, and all else is unchanged. A
-    state that needs no change is returned as it is.
+    Earlier versions named some fields as optax does (`count`, `mean`, `inner_state`).
+    They did not count the steps with a dropped row, had only the norm "l2", and had no
+    loss policy. The fields get their present names, the missing count starts at 0, and
+    `clip_totals` and `skip_loss` are None. All else is unchanged.
 
     Args:
       old: the restored optimizer state: the objects themselves, from a pickle, or the

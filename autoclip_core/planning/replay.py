@@ -92,9 +92,9 @@ class Replay:
     def recovery(self) -> float:
         """Steps from the shift until the policy has adapted to the new level.
 
-        It has adapted at the first step from which the mean scale over 50 steps is
-        above 90 % of the mean scale over the 50 steps before the shift. +inf if that
-        never happens, NaN if there is no shift.
+        It has adapted at the first step whose next 50 steps have a mean scale above
+        90 % of that of the 50 steps before the shift. +inf if that never happens, NaN
+        if there is no shift.
         """
         shift = self.shift
         if shift is None:

@@ -38,8 +38,8 @@ class EmaRatio(Policy):
     So gamma rises by at most (1 - beta) * (ratio - 1) per step, 0.1 % by default. A
     tenfold rise takes about 2300 steps.
 
-    With a ratio near 1 the policy is a soft normaliser: it clips most steps by a small
-    amount (42 % of the steps if ln n has a deviation of 0.1, and 71 % for 0.3). Use a
+    With a ratio near 1 the policy is a soft normaliser. It clips most steps by a small
+    amount: 42 % of the steps if ln n has a deviation of 0.1, and 71 % for 0.3. Use a
     ratio of 2 or 3 to clip only rare spikes.
 
     The paper clips the global norm during its warm-up, and it freezes a layer whose
