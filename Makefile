@@ -51,7 +51,7 @@ trainers: .venv/.trainers  ## test with TRL, PEFT, DeepSpeed and other optimizer
 
 BENCHMARKS := share run fixed_cost fused trust memory growth jax_steps keras_steps gpu
 
-# `benchmarks/page.py --write build/bench/*.json` writes tables and picture into docs.
+# The last line that it prints is the command that writes tables and picture into docs.
 bench: .venv/.bench  ## compare the clippers' times with the frameworks'; results in build/bench
 	rm -rf build/bench
 	mkdir -p build/bench
@@ -62,7 +62,8 @@ bench: .venv/.bench  ## compare the clippers' times with the frameworks'; result
 	done; \
 	$(BIN)/python benchmarks/picture.py build/bench/run.json build/bench/picture.png; \
 	$(BIN)/python benchmarks/page.py build/bench/*.json > build/bench/tables.md; \
-	echo "All is in build/bench, after $$(( $$(date +%s) - start )) seconds"
+	echo "All is in build/bench, after $$(( $$(date +%s) - start )) seconds. Into docs:"; \
+	echo "$(BIN)/python benchmarks/page.py --write build/bench/*.json"
 
 lint: .venv/.dev  ## ruff: check lint and format; nothing is changed
 	$(BIN)/ruff check .

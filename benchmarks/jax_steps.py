@@ -24,10 +24,19 @@ from autoclip_jax import (
     clip_by_quantile,
     trust_clip,
 )
+from shares import (
+    EACH,
+    FIXED,
+    GLOBAL,
+    NO_CLIPPING,
+    SMALLEST,
+    TRUST,
+    UNIT,
+    find_shares,
+)
 from timing import alternate, clock, compare
 
 REFERENCE = "optax.clip_by_global_norm"
-TRUST = "TrustClip"
 AGC_REFERENCE = "optax.adaptive_grad_clip"
 HISTORY = 1000
 WORDS, WIDTH, HIDDEN, LENGTH, BATCH = 500, 64, 256, 20, 16
@@ -38,7 +47,7 @@ CLIPPERS = {
     REFERENCE: lambda: optax.clip_by_global_norm(1e-3),
     "the same again": lambda: optax.clip_by_global_norm(1e-3),
     "optax, does not clip": lambda: optax.clip_by_global_norm(1e6),
-    "no clipping": lambda: optax.identity(),
+    NO_CLIPPING: lambda: optax.identity(),
     "Fixed, global, clips": lambda: clip_by_policy(Fixed(1e-3), scope="global"),
     "Fixed, global, does not": lambda: clip_by_policy(Fixed(1e6), scope="global"),
     "quantile, global, clips": lambda: clip_by_quantile(0.0, scope="global"),
@@ -51,6 +60,15 @@ CLIPPERS = {
     "AGC, rule nfnets": lambda: clip_by_param_ratio(0.01, rule="nfnets"),
     "AGC": lambda: clip_by_param_ratio(0.01),
 }
+
+SHARES = {
+    FIXED: [REFERENCE],
+    GLOBAL: ["quantile, global, clips"],
+    EACH: ["quantile, per leaf, clips"],
+    UNIT: ["AGC"],
+    TRUST: [TRUST],
+}
+"""The contenders whose share of the step is in the docs."""
 
 
 def normal(key, *shape):
@@ -87,6 +105,17 @@ def lstm():
     head = {"kernel": normal(4, HIDDEN, WORDS), "bias": jnp.zeros(WORDS)}
     layers = {"first": layer(1, WIDTH), "second": layer(2, HIDDEN)}
     return loss, {"words": normal(3, WORDS, WIDTH), "head": head} | layers
+
+
+def linear():
+    """Return loss and weights of a layer: 10 500 parameters in 2 leaves."""
+    x, labels = normal(0, BATCH, 20), jnp.arange(BATCH)
+
+    def loss(params):
+        logits = x @ params["kernel"] + params["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return loss, {"kernel": normal(1, 20, WORDS), "bias": jnp.zeros(WORDS)}
 
 
 def leaves(count, side=SIDE):
@@ -138,7 +167,7 @@ def with_full_window(state, size):
 
 
 def measure(model, network, names, seconds, rounds=1):
-    """Return a line per clipper, and the CPU seconds it takes to compile each."""
+    """Return a line per clipper, the CPU seconds to compile each, and the shares."""
     compiling = {name: [] for name in names}
     for _ in range(rounds):
         made = {name: make_step(network, name) for name in names}
@@ -150,7 +179,8 @@ def measure(model, network, names, seconds, rounds=1):
         own = {name: t for name, t in taken.items() if is_agc(name) == others}
         lines += compare(own, taken[reference], model=model, regime=reference)
     print(f"{model}: {lines[0]['rounds']} rounds", flush=True)
-    return lines, {name: min(times) for name, times in compiling.items()}
+    shares = find_shares(taken, SHARES) if NO_CLIPPING in taken else None
+    return lines, {name: min(times) for name, times in compiling.items()}, shares
 
 
 def is_agc(name):
@@ -165,22 +195,26 @@ def main():
     each_scope = [REFERENCE, "quantile, global, clips", "quantile, per leaf, clips"]
     each_scope += ["Fixed, per unit, clips", AGC_REFERENCE, "AGC"]
     cases = [
-        ("LSTM, 1.0M in 9 leaves", lstm, list(CLIPPERS), 1),
-        ("300 leaves of 128 × 128", partial(leaves, 300), clipping, 1),
+        ("LSTM", lstm, list(CLIPPERS), 1),
+        ("300 leaves", partial(leaves, 300), clipping, 1),
+        (SMALLEST, linear, clipping, 1),
     ]
     for count, rounds in ROUNDS_OF_COMPILING.items():
         network = partial(leaves, count, 32)
         cases.append((f"{count} leaves of 32 × 32", network, each_scope, rounds))
     if options.quick:
-        names = [REFERENCE, "quantile, global, clips", AGC_REFERENCE, "AGC"]
+        names = [REFERENCE, NO_CLIPPING, "quantile, global, clips"]
+        names += [AGC_REFERENCE, "AGC"]
         cases = [("tiny", partial(leaves, 2), names, 1)]
-    results, compiling = [], {}
+    results, compiling, shares = [], {}, {}
     for model, network, names, rounds in cases:
-        lines, compiling[model] = measure(
+        lines, compiling[model], found_shares = measure(
             model, network, names, options.seconds, rounds
         )
         results += lines
-    found = {"results": results, "seconds_to_compile": compiling}
+        if found_shares:
+            shares[model] = found_shares
+    found = {"results": results, "seconds_to_compile": compiling, "shares": shares}
     command.finish(options, "jax_steps", "jax", "optax", **found)
 
 

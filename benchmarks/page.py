@@ -2,7 +2,8 @@
 
 Run it as `python benchmarks/page.py FILE...`, each written by `--json`: it prints all
 tables. With `--write` they go to the marks of their names in the pages of docs, with
-the picture. The table of the machine is written if the files hold every framework.
+the picture. The tables of the machine and of the shares are written if the files hold
+every framework.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from tables import make_tables
 
 DOCS = Path(__file__).parents[1] / "docs"
 FRAMEWORKS = {"torch", "jax", "keras"}
+OF_ALL = ("machine", "share", "fixed cost")
+"""The tables that have rows or columns of every framework."""
 MARKS = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
 
 
@@ -42,7 +45,7 @@ def main() -> None:
 
 
 def all_tables(saved_files: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    """Return the tables by name, the machine's first.
+    """Return the tables by name, the machine's first; rows of one name are joined.
 
     Raises:
       SystemExit: the numbers are from different processors.
@@ -52,18 +55,19 @@ def all_tables(saved_files: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
         raise SystemExit(f"the files are of different processors: {sorted(kinds)}")
     facts = {key: str(value) for machine in machines for key, value in machine.items()}
     tables: dict[str, Rows] = {"machine": [list(facts), list(facts.values())]}
-    for saved in saved_files:
-        tables |= make_tables(saved)
+    for saved in sorted(saved_files, key=lambda saved: saved["script"] != "share"):
+        for name, (head, *rows) in make_tables(saved).items():
+            tables[name] = [*tables.get(name, [head]), *rows]
     return tables
 
 
 def write(tables: Mapping[str, Rows]) -> None:
     """Put the tables between their marks in all pages, and print which changed.
 
-    The machine's table stays if the files do not hold the versions of all frameworks.
+    The tables of all frameworks stay if the files do not hold every framework.
     """
     if not FRAMEWORKS <= set(tables["machine"][0]):
-        tables = {name: rows for name, rows in tables.items() if name != "machine"}
+        tables = {name: rows for name, rows in tables.items() if name not in OF_ALL}
     for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = put_between_marks(before, tables)

@@ -18,11 +18,12 @@ import command
 from autoclip_torch import TrustClip
 from contenders import HISTORY, REFERENCE, THREADS, make_contenders
 from regimes import ALL, NOTHING, REGIMES
+from shares import EACH, FIXED, GLOBAL, NO_CLIPPING, TRUST, UNIT, WAYS, find_shares
 from timing import Timed, Times, alternate, clock, spread
 from training_models import MODELS, Training, tiny
 
-SHOWN = (REFERENCE, "QuantileClip, global", "QuantileClip, per parameter")
-SHOWN += ("AGC, per unit",)
+CONTENDERS = {FIXED: REFERENCE, GLOBAL: GLOBAL, EACH: EACH, UNIT: UNIT}
+STEPS = {way: [f"{way}, {regime}" for regime in REGIMES] for way in WAYS}
 
 
 def main() -> None:
@@ -35,8 +36,11 @@ def main() -> None:
     models = {"tiny": tiny} if options.quick else MODELS
     taken = {name: measure(make(), options) for name, make in models.items()}
     found = {
-        "milliseconds": {name: spread_all(parts, 1e3) for name, parts in taken.items()},
-        "shares": {name: spread_all(find_shares(x), 1) for name, x in taken.items()},
+        "milliseconds": {name: spread_all(parts) for name, parts in taken.items()},
+        "shares": {
+            name: find_shares(whole_steps(parts), STEPS)
+            for name, parts in taken.items()
+        },
     }
     command.finish(options, "share", "torch", threads=threads, **found)
 
@@ -47,27 +51,24 @@ def measure(training: Training, options: argparse.Namespace) -> Times:
     return alternate(parts, options.seconds)
 
 
-def find_shares(taken: Times) -> Times:
-    """Return the share of each way to clip in the step that contains it."""
-    shares: dict[str, list[float]] = {}
-    for name in taken:
-        if name in ("backward", "AdamW"):
-            continue
+def whole_steps(taken: Times) -> Times:
+    """Return the seconds of the whole steps that contain the parts, by their names."""
+    backward, adamw = taken["backward"], taken["AdamW"]
+    without = [a + b for a, b in zip(backward, adamw, strict=True)]
+    steps = {NO_CLIPPING: without}
+    for way, names in STEPS.items():
         # The step of an optimizer with `TrustClip` contains the step of AdamW.
-        is_step = name.startswith("TrustClip")
-        rounds = zip(taken[name], taken["backward"], taken["AdamW"], strict=True)
-        shares[name] = [
-            1 - (backward + step) / (backward + part + (0 if is_step else step))
-            for part, backward, step in rounds
-        ]
-    return shares
+        others = backward if way == TRUST else without
+        for name in names:
+            steps[name] = [a + b for a, b in zip(others, taken[name], strict=True)]
+    return steps
 
 
-def spread_all(taken: Times, factor: float) -> dict[str, dict[str, float]]:
-    """Return median and quartiles of each part, times a factor."""
+def spread_all(taken: Times) -> dict[str, dict[str, float]]:
+    """Return median and quartiles of each part, in milliseconds."""
     return {
-        name: spread([factor * number for number in numbers])._asdict()
-        for name, numbers in taken.items()
+        name: spread([1e3 * seconds for seconds in times])._asdict()
+        for name, times in taken.items()
     }
 
 
@@ -84,7 +85,7 @@ def make_parts(training: Training, now: Callable[[], float]) -> dict[str, Timed]
     set_gradients(parameters, weights, 1.0)
     contenders = {c.name: c for c in make_contenders(parameters)}
     for regime, factor in REGIMES.items():
-        for name in SHOWN:
+        for way, name in CONTENDERS.items():
             contender = contenders[name]
 
             def prepare(
@@ -93,13 +94,13 @@ def make_parts(training: Training, now: Callable[[], float]) -> dict[str, Timed]
                 restore()
                 set_gradients(parameters, weights, factor)
 
-            parts[f"{name}, {regime}"] = clock(contender.step, prepare, now)
+            parts[f"{way}, {regime}"] = clock(contender.step, prepare, now)
     _, optimizer = make_optimizer(model, 1e-6)
     parts["AdamW"] = clock_step(optimizer, weights, now)
     for regime, rate in {NOTHING: 1e-6, ALL: 0.1}.items():
         copied, optimizer = make_optimizer(model, rate)
         TrustClip(copied, optimizer, history_length=HISTORY)
-        parts[f"TrustClip, {regime}"] = clock_step(optimizer, weights, now)
+        parts[f"{TRUST}, {regime}"] = clock_step(optimizer, weights, now)
     return parts
 
 

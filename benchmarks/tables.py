@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
-from regimes import REGIMES
+from shares import share_tables
 
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
@@ -63,21 +63,9 @@ def cell(line: Line) -> str:
 
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return the share of a step of each way to clip: nothing clipped, all clipped."""
-    shares, times = saved["shares"], saved["milliseconds"]
-    rows = [[", ".join(REGIMES), *shares]]
-    steps = (
-        own["backward"]["median"] + own["AdamW"]["median"] for own in times.values()
-    )
-    rows.append(["a step without clipping", *(f"{step:.0f} ms" for step in steps)])
-    names = (name.rpartition(", ")[0] for name in next(iter(shares.values())))
-    for name in dict.fromkeys(names):
-        row = [name]
-        for own in shares.values():
-            both = (100 * own[f"{name}, {regime}"]["median"] for regime in REGIMES)
-            row.append(", ".join(f"{share:.1f}" for share in both) + " %")
-        rows.append(row)
-    return {"share": rows}
+    """Return the share of a step in PyTorch."""
+    framework = "PyTorch in one thread" if saved["threads"] == 1 else "PyTorch"
+    return share_tables(framework, saved["shares"])
 
 
 def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -146,7 +134,7 @@ def multiples(sizes: Mapping[str, int], name: str) -> str:
 
 
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return each reference's ratios, and the times to compile, also as ratios."""
+    """Return ratios, times to compile, also as ratios, and the shares of a step."""
     lines, compiling = saved["results"], saved["seconds_to_compile"]
     names = dict.fromkeys(name for times in compiling.values() for name in times)
     reference = next(iter(names))
@@ -164,7 +152,14 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
     found = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
-    return found | {"JAX, time to compile": rows}
+    found["JAX, time to compile"] = rows
+    return found | share_tables("JAX", saved["shares"])
+
+
+def of_keras(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the ratios to `global_clipnorm`, and the shares of a step."""
+    found = {"Keras": ratios(saved["results"])}
+    return found | share_tables("Keras", saved["shares"])
 
 
 def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -188,7 +183,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
     "memory": of_peaks,
     "trust": of_trust,
     "jax_steps": of_jax,
-    "keras_steps": lambda saved: {"Keras": ratios(saved["results"])},
+    "keras_steps": of_keras,
     "gpu": of_gpu,
 }
 """By the script that saved the numbers; others print what they found by themselves."""

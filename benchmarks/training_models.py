@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shares import SMALLEST
+
 BATCH = 8
 
 
@@ -82,6 +84,13 @@ def gpt() -> Training:
     return _predict_words(Decoder(16_000, 512, 512, 12), 16_000, BATCH, 128)
 
 
+def linear() -> Training:
+    """Return a layer with 10 500 parameters in 2 tensors."""
+    layer = nn.Linear(20, 500)
+    x, labels = torch.randn(16, 20), torch.randint(500, (16,))
+    return Training(layer, lambda: functional.cross_entropy(layer(x), labels))
+
+
 def tiny() -> Training:
     """Return a small decoder, to try the benchmark."""
     return _predict_words(Decoder(20, 8, 16, 1), 20, 2, 4)
@@ -106,6 +115,7 @@ MODELS: dict[str, Callable[[], Training]] = {
     "LSTM": lstm,
     "ResNet-50": resnet50,
     "GPT": gpt,
+    SMALLEST: linear,
 }
 
 

@@ -7,9 +7,10 @@ def test_a_trial_measures_steps_in_fit(scripts, tmp_path, monkeypatch):
     saved = trial("keras_steps", tmp_path, monkeypatch)
     import tables
 
-    assert list(tables.make_tables(saved)) == ["Keras"]
-
-    reference, ours = saved["results"]
+    made = tables.make_tables(saved)
+    assert list(made) == ["Keras", "share", "fixed cost"]
+    assert [len(row) for row in made["share"]] == [7, 7]
+    reference, _, ours = saved["results"]
     assert reference["contender"] == "global_clipnorm=1.0"
     assert numbers(reference["ratio"]) == [1.0, 1.0, 1.0]
     assert reference["rounds"] == ours["rounds"] >= 5

@@ -53,7 +53,7 @@ def test_a_script_stops_first_if_it_cannot_save(scripts, monkeypatch, capsys):
     ("script", "results", "on_pages"),
     [
         ("fused", "results", set()),
-        ("share", "milliseconds", {"share"}),
+        ("share", "milliseconds", {"share", "fixed cost"}),
         ("trust", "results", set()),
         ("memory", "peak_bytes_of_torch_and_of_python", set()),
         ("growth", "steps", set()),
@@ -225,19 +225,42 @@ def test_results_of_two_machines_are_not_combined(scripts):
         page.all_tables([log, log | {"machine": about | {"processor": "two"}}])
 
 
-def test_files_of_one_framework_leave_the_table_of_the_machine(
-    scripts, monkeypatch, tmp_path
-):
+def test_the_share_of_a_step_has_rows_of_all_frameworks(scripts):
+    import page
+    import shares
+
+    steps = {"no clipping": [0.03, 0.04, 0.06], "optax": [0.04, 0.08, 0.12]}
+    of_jax = shares.find_shares(steps, {"fixed clip": ["optax"], "AGC": ["agc"]})
+    steps |= {"nothing": [0.04, 0.04, 0.06], "all": [0.05, 0.05, 0.08]}
+    of_torch = shares.find_shares(steps, {"TrustClip": ["nothing", "all"]})
+    about = {"machine": {"processor": "one"}, "results": [], "threads": 2}
+    keras = {"LSTM": of_jax, "one layer": of_jax}
+    keras = about | {"script": "keras_steps", "shares": keras}
+    torchs = about | {"script": "share", "shares": {"GPT": of_torch}}
+    tables = page.all_tables([keras, torchs])
+    head, *rows = tables["share"]
+    assert head[:3] == ["nothing clipped, all clipped", "a step", "fixed clip"]
+    assert rows == [  # 1 - 4/4, 1 - 4/5; 1 - 4/8
+        ["PyTorch, GPT", "40 ms", "", "", "", "", "0.0, 25.0"],
+        ["Keras, LSTM", "40 ms", "50.0", "", "", "", ""],
+    ]
+    [_, added] = tables["fixed cost"]
+    assert added == ["Keras", "40000", "", "", "", ""]
+
+
+def test_files_of_one_framework_leave_the_tables_of_all(scripts, monkeypatch, tmp_path):
     import page
 
     (tmp_path / "details").mkdir()
     written = tmp_path / "details" / "cost.md"
     text = "<!-- table: {} -->\n\n| kept |\n| --- |\n\n<!-- end of table -->\n"
-    written.write_text(text.format("machine") + text.format("ratios"))
+    names = ("machine", "ratios", "share")
+    written.write_text("".join(map(text.format, names)))
     monkeypatch.setattr(page, "DOCS", tmp_path)
     one = {"machine": [["torch"], ["2.13"]], "ratios": [["x"], ["1"]]}
+    one["share"] = [["share"], ["2"]]
     page.write(one)
-    assert written.read_text().count("kept") == 1
+    assert written.read_text().count("kept") == 2
     every = [["torch", "jax", "keras"], ["2.13", "0.10", "3.15"]]
     page.write(one | {"machine": every})
     assert "| 2.13 | 0.10 | 3.15 |" in written.read_text()
