@@ -64,7 +64,7 @@ def cell(line: Line) -> str:
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the share of a step in PyTorch."""
-    framework = "PyTorch in one thread" if saved["threads"] == 1 else "PyTorch"
+    framework = "PyTorch, 1 thread" if saved["threads"] == 1 else "PyTorch"
     return share_tables(framework, saved["shares"])
 
 
