@@ -184,7 +184,11 @@ def test_a_resumed_run_is_equal_bit_for_bit(name):
     def make():
         model = network()
         optimizer = OPTIMIZERS[name](model.parameters())
-        return model, optimizer, TrustClip(model, optimizer, ratio=0.04, history_length=3)
+        return (
+            model,
+            optimizer,
+            TrustClip(model, optimizer, ratio=0.04, history_length=3),
+        )
 
     whole, other = make(), make()
     train(*whole[:2], 5)
