@@ -70,23 +70,21 @@ class ClippedOptimizer(torch.optim.Optimizer):
     """The optimizer inside."""
     clipper: Any  # `Clipper`, whose module imports this one
     """The clipper."""
+    _backward_check: BackwardCheck
 
     def __init__(self, optimizer: torch.optim.Optimizer, clipper: Any) -> None:
         """Put the clipper in front of the optimizer."""
         check_is_optimizer(optimizer)
-        # The base class creates the hooks. It also sets groups and state, which the
-        # properties below ignore until `_is_ready`: those of the optimizer inside stay.
-        self.__dict__["optimizer"] = optimizer
-        self.__dict__["clipper"] = clipper
-        self.__dict__["_is_ready"] = False
-        self.__dict__["_backward_check"] = BackwardCheck()
         refuse_step_in_backward(optimizer)
         make_hooks_run(unwrap(optimizer))
-        self._register_clipper()
         # An optimizer without hooks, such as PostLocalSGDOptimizer, has no defaults.
-        defaults = getattr(optimizer, "defaults", {})
-        super().__init__(optimizer.param_groups, defaults)
-        self._is_ready = True
+        defaults = dict(getattr(optimizer, "defaults", {}))
+        # The base class creates the hooks here. In `__init__` it would also replace
+        # groups and state.
+        super().__setstate__({"optimizer": optimizer, "defaults": defaults})
+        self.clipper = clipper
+        self._backward_check = BackwardCheck()
+        self._register_clipper()
         if clipper.process_group is not None:
             require_every_step(self)
         # The optimizer inside saves and loads, so it runs the hooks on its state.
@@ -100,8 +98,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if self._is_ready:
-            self.optimizer.param_groups = groups
+        self.optimizer.param_groups = groups
 
     @property
     def state(self) -> Any:
@@ -110,8 +107,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     @state.setter
     def state(self, state: Any) -> None:
-        if self._is_ready:
-            self.optimizer.state = state
+        self.optimizer.state = state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clip and step; with a closure, clip after each of its backward passes.
@@ -160,7 +156,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         return clip_and_step
 
-    def _clip(self) -> None:
+    def _clip(self, closure_loss: Any = None) -> None:
+        """Clip before the optimizer inside steps, after its closure if it has one."""
         if self.clipper.process_group is not None:
             refuse_scaler(self)
         if not torch.compiler.is_compiling():
@@ -169,18 +166,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if swap is not None and swap.owner is not self._find_innermost():
                 self._register_clipper()  # the optimizer inside was replaced
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
+        self.clipper._stepper.loss.give_closure_loss(closure_loss)
         self.clipper._stepper.step()
-
-    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that clips after the given one."""
-
-        def clipped_closure() -> Any:
-            loss = closure()
-            self.clipper._stepper.loss.give_closure_loss(loss)
-            self._clip()
-            return loss
-
-        return clipped_closure
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients.
@@ -218,8 +205,6 @@ class ClippedOptimizer(torch.optim.Optimizer):
         >>> len(optimizer.param_groups), optimizer.clipper.names
         (2, ['global'])
         """
-        if not self._is_ready:
-            return
         self.optimizer.add_param_group(param_group)
         try:
             self._extend_clipper()

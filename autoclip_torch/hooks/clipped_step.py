@@ -59,7 +59,17 @@ class ClippedStep:
             clipped._clip()
             self._check.begin(stepped_parameters(optimizer))
             return (optimizer,), {}
-        return (optimizer, clipped._wrap(closure)), {}
+        return (optimizer, self._wrap(closure)), {}
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that clips after the given one."""
+
+        def clipped_closure() -> Any:
+            loss = closure()
+            self._clipped._clip(loss)
+            return loss
+
+        return clipped_closure
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:
         """Run the hooks after the step."""

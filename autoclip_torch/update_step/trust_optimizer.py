@@ -1,6 +1,5 @@
 """The optimizer of `TrustClip.as_optimizer`, and what a `TrustClip` refuses."""
 
-from collections.abc import Callable
 from typing import Any
 
 from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
@@ -14,12 +13,8 @@ from .optimizers import find_innermost
 class TrustOptimizer(ClippedOptimizer):
     """An optimizer whose `TrustClip` acts in the step of the optimizer inside."""
 
-    def _clip(self) -> None:
+    def _clip(self, closure_loss: Any = None) -> None:
         """Leave that to the hooks of the `TrustClip`."""
-
-    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return the closure: the hooks of the `TrustClip` wrap it."""
-        return closure
 
     def _register_clipper(self) -> None:
         """Leave that to the hooks of the `TrustClip`, too."""
