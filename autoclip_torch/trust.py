@@ -20,18 +20,14 @@ from autoclip_core.clipper.trust import (
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.new_parameters import make_clipper
-from .observer.observer import Observer
-from .observer.reporter import HasCallbacks
-from .observer.undo import undo_on_error
 from .rows.settings import StepCallback
-from .state.compatibility import check_has_halves
 from .update import UpdateClipper, check_model
 from .update_step.halves import HasHalves
 from .update_step.optimizers import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
 
 
-class TrustClip(HasHalves, HasCallbacks):
+class TrustClip(HasHalves):
     """Clip the gradient at its recent quantile, and bound the update by the weights.
 
     There is no number to choose. Two limits act inside `optimizer.step()`:
@@ -120,21 +116,6 @@ class TrustClip(HasHalves, HasCallbacks):
     process_group = None
     """No ranks: sharded parameters (`DTensor`) know their ranks."""
 
-    @property
-    def names(self) -> list[str]:
-        """The name of each row of the bound; the filter has one row, "global"."""
-        return self._bound.names
-
-    @property
-    def dry_run(self) -> bool:
-        """Whether gradients and weights stay unchanged; it may be set between steps."""
-        return self._filter.dry_run
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        self._filter.dry_run = value
-        self._bound.dry_run = value
-
     def step(self) -> NoReturn:
         """Raise a RuntimeError: it clips inside `optimizer.step()`.
 
@@ -152,82 +133,6 @@ class TrustClip(HasHalves, HasCallbacks):
             "it clips inside optimizer.step(); leave clipper.step() out; to log, call "
             "log.record(clipper.metrics()) after optimizer.step()"
         )
-
-    def detach(self) -> None:
-        """Remove both halves from the optimizer; the history stays.
-
-        >>> layer = nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
-        >>> TrustClip(layer, optimizer).detach()
-        >>> clipper = TrustClip(layer, optimizer, ratio=0.05)
-        """
-        self._filter.detach()
-        self._bound.detach()
-
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return the metrics of both halves.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row.
-
-        Returns:
-          The metrics of the filter, `clip/norm` and so on, and those of the bound,
-          `clip/update_norm` and so on. The norms of the bound are root mean squares.
-
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> metrics = clipper.metrics()
-        >>> metrics["clip/steps"], metrics["clip/update_steps"]
-        (0.0, 0.0)
-        """
-        metrics = self._filter.metrics(per_row=per_row)
-        return metrics | self._bound.metrics(per_row=per_row)
-
-    def reset(self) -> None:
-        """Delete the recorded norms and the counts of both halves.
-
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
-        """
-        self._filter.reset()
-        self._bound.reset()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both halves: tensors and plain Python.
-
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> sorted(clipper.state_dict())
-        ['class', 'gradient', 'update']
-        """
-        return {
-            "class": type(self).__name__,
-            "gradient": self._filter.state_dict(),
-            "update": self._bound.state_dict(),
-        }
-
-    def load_state_dict(
-        self, state_dict: dict[str, Any], *, strict: bool = True
-    ) -> None:
-        """Continue from a saved state. A resumed run is identical bit for bit.
-
-        Args:
-          state_dict: the result of `state_dict()`.
-          strict: whether parameters and plain settings (the quantile, the ratio) must
-            agree; see `Clipper.load_state_dict`.
-
-        Raises:
-          ValueError: the state of a half does not fit; the message names the
-            difference, and neither half was changed.
-
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> clipper.load_state_dict(clipper.state_dict())
-        """
-        check_has_halves(state_dict)
-        with undo_on_error(self._halves):
-            self._filter.load_state_dict(state_dict["gradient"], strict=strict)
-            self._bound.load_state_dict(state_dict["update"], strict=strict)
 
     @classmethod
     def as_optimizer(
@@ -272,14 +177,6 @@ class TrustClip(HasHalves, HasCallbacks):
         shown = {k: value for k, value in settings.items() if value and value != "zero"}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), arguments, self._bound.scope, shown)
-
-    @property
-    def _halves(self) -> list[Observer]:
-        return [self._filter, self._bound]
-
-    @property
-    def _steppers(self) -> list[Any]:
-        return [half._stepper for half in self._halves]
 
     def _register(self, innermost: torch.optim.Optimizer) -> None:
         """Register both halves on a copied optimizer."""

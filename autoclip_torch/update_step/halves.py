@@ -1,24 +1,129 @@
-"""Model surgery for a clipper with two halves."""
+"""What a `TrustClip` does with both halves: its metrics, its state, its parameters."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from autoclip_torch.observer.observer import Observer
+from autoclip_torch.observer.reporter import HasCallbacks
+from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.read import ParametersLike, read_parameters
+from autoclip_torch.state.compatibility import check_has_halves
+from autoclip_torch.step.stepper import Stepper
 
 
-class HasHalves(ABC):
-    """A clipper whose halves have the same parameters, such as a `TrustClip`.
+class HasHalves(HasCallbacks):
+    """A clipper that filters gradients and bounds updates of the same parameters.
 
-    Both follow the optimizer before each step, so these methods are seldom needed.
+    Both halves follow the optimizer before each step, so `remove_params` and
+    `replace_param` are seldom needed.
     """
 
+    _filter: Any  # `Clipper` and `UpdateClipper`, whose modules stand above this one
+    _bound: Any
+
     @property
-    @abstractmethod
-    def _halves(self) -> Sequence[Observer]:
-        """Return both halves."""
+    def names(self) -> list[str]:
+        """The name of each row of the bound; the filter has one row, "global"."""
+        names: list[str] = self._bound.names
+        return names
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether gradients and weights stay unchanged; it may be set between steps."""
+        is_dry: bool = self._filter.dry_run
+        return is_dry
+
+    @dry_run.setter
+    def dry_run(self, value: bool) -> None:
+        for half in self._halves:
+            half.dry_run = value
+
+    def detach(self) -> None:
+        """Remove both halves from the optimizer; the history stays.
+
+        >>> import torch
+        >>> from autoclip_torch import TrustClip
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
+        >>> TrustClip(layer, optimizer).detach()
+        >>> clipper = TrustClip(layer, optimizer, ratio=0.05)
+        """
+        for half in self._halves:
+            half.detach()
+
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return the metrics of both halves.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row.
+
+        Returns:
+          The metrics of the filter, `clip/norm` and so on, and those of the bound,
+          `clip/update_norm` and so on. The norms of the bound are root mean squares.
+
+        >>> import torch
+        >>> from autoclip_torch import TrustClip
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> metrics = clipper.metrics()
+        >>> metrics["clip/steps"], metrics["clip/update_steps"]
+        (0.0, 0.0)
+        """
+        metrics: dict[str, float] = self._filter.metrics(per_row=per_row)
+        return metrics | self._bound.metrics(per_row=per_row)
+
+    def reset(self) -> None:
+        """Delete the recorded norms and the counts of both halves.
+
+        >>> import torch
+        >>> from autoclip_torch import TrustClip
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
+        """
+        for half in self._halves:
+            half.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both halves: tensors and plain Python.
+
+        >>> import torch
+        >>> from autoclip_torch import TrustClip
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> sorted(clipper.state_dict())
+        ['class', 'gradient', 'update']
+        """
+        return {
+            "class": type(self).__name__,
+            "gradient": self._filter.state_dict(),
+            "update": self._bound.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> None:
+        """Continue from a saved state. A resumed run is identical bit for bit.
+
+        Args:
+          state_dict: the result of `state_dict()`.
+          strict: whether parameters and plain settings (the quantile, the ratio) must
+            agree; see `Clipper.load_state_dict`.
+
+        Raises:
+          ValueError: the state of a half does not fit; the message names the
+            difference, and neither half was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import TrustClip
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.load_state_dict(clipper.state_dict())
+        """
+        check_has_halves(state_dict)
+        with undo_on_error(self._halves):
+            self._filter.load_state_dict(state_dict["gradient"], strict=strict)
+            self._bound.load_state_dict(state_dict["update"], strict=strict)
 
     def remove_params(self, parameters: ParametersLike) -> None:
         """Remove parameters from both halves, as `Clipper.remove_params`.
@@ -63,3 +168,11 @@ class HasHalves(ABC):
         """
         for half in reversed(self._halves):  # the bound may refuse it
             half.replace_param(old, new)
+
+    @property
+    def _halves(self) -> Sequence[Any]:
+        return [self._filter, self._bound]
+
+    @property
+    def _steppers(self) -> Sequence[Stepper]:
+        return [half._stepper for half in self._halves]
