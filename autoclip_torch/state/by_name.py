@@ -1,13 +1,13 @@
-"""Bring a saved state into the order of a clipper's parameters, by their names."""
+"""Match the parameters of a saved state and of a clipper by their names."""
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from .differences import compare, format_difference, join_names
 
-from .differences import format_difference
+State = Mapping[str, Any]
 
 _WRAPPERS = (
     "module",
@@ -31,43 +31,41 @@ def strip_wrappers(names: Sequence[str]) -> list[str]:
     return stripped if len(set(stripped)) == len(set(names)) else list(names)
 
 
-def order_by_name(
-    saved: Mapping[str, Any], current: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Return a saved state with its parameters and rows in the order of a clipper.
-
-    Without names on one side, the state is returned unchanged.
-
-    Args:
-      saved: the state to load, of the clipper's class and scope, with its parameters.
-      current: the present state of the clipper.
-
-    Raises:
-      ValueError: the rows or policies of the parameters differ.
-    """
-    order = _find_order(saved, current)
-    if order == list(range(len(order))):
-        return saved
-    parameters, rows = (_as_list(saved[key], order) for key in ("parameters", "rows"))
-    sources = _find_sources(rows, current["rows"])
-    by_row = {"observed", "clipped"}
-    tally = {
-        name: _take(part, sources) if name in by_row else part
-        for name, part in _as_mapping(saved["tally"]).items()
+def describe_other_parameters(saved: State, current: State) -> str:
+    """Return which parameters differ, at most three of a kind; empty if none does."""
+    old, new = index_names(saved, current), index_names(current, current)
+    shapes = saved["parameters"], current["parameters"]
+    if not old or not new:
+        if len(shapes[0]) != len(shapes[1]):
+            return format_difference("the number of parameters", *map(len, shapes))
+        differences = compare(*shapes, "parameters")
+        return next(itertools.starmap(format_difference, differences), "")
+    parts = {
+        "only the state has {}": [name for name in old if name not in new],
+        "only the clipper has {}": [name for name in new if name not in old],
+        "another shape has {}": [
+            name
+            for name in new
+            if name in old and shapes[0][old[name]] != shapes[1][new[name]]
+        ],
     }
-    policies, states = _order_policies(saved, current, sources)
-    ordered = {
-        "parameters": parameters,
-        "rows": current["rows"],
-        "names": current["names"],
-        "policies": policies,
-        "states": states,
-        "tally": tally,
-    }
-    return {**saved, **ordered}
+    texts = [text.format(join_names(n for n, _ in k)) for text, k in parts.items() if k]
+    return f"state does not fit this clipper: {', '.join(texts)}" if texts else ""
 
 
-def find_unnamed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def find_way_out(saved: State, current: State, *, strict: bool) -> str:
+    """Return what to do if parameters differ; `strict` is as in `load_state_dict`."""
+    has_names = saved["names"] is not None and current["names"] is not None
+    if not has_names and current["scope"] != "global":
+        return "make both clippers of the model, so that names match the parameters"
+    way_out = "pass strict=False to keep the history in common"
+    rename = "correct state['names'], or set it to None to load by position"
+    is_renamed = has_names and len(saved["parameters"]) == len(current["parameters"])
+    ways = [way_out] * strict + [rename] * is_renamed
+    return ", or ".join(ways) or "no parameter is in both, so start without the state"
+
+
+def find_unnamed(saved: State, current: State) -> list[str]:
     """Return names in a state of which only the order says which parameter is meant.
 
     The clipper has no names, and these are of parameters with one shape, but with
@@ -88,15 +86,7 @@ def find_unnamed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     return []
 
 
-def _find_order(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[int]:
-    """Return the index of each of the clipper's parameters in the state."""
-    index = index_names(saved, current)
-    return [index[key] for key in index_names(current, current)] if index else []
-
-
-def index_names(
-    state: Mapping[str, Any], current: Mapping[str, Any]
-) -> dict[tuple[str, int], int]:
+def index_names(state: State, current: State) -> dict[tuple[str, int], int]:
     """Return the index of each parameter by its name and the number of equal names.
 
     Without names in the state or in the clipper it is empty.
@@ -112,7 +102,7 @@ def index_names(
     if names is None or wanted is None:
         return {}
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or len(names) != _count(state["parameters"]):
+    if not is_list or len(names) != len(state["parameters"]):
         raise ValueError(format_difference("names", names, wanted))
     numbered = _number(strip_wrappers(names))
     return {key: position for position, key in enumerate(numbered)}
@@ -126,108 +116,3 @@ def _number(names: Sequence[str]) -> list[tuple[str, int]]:
         numbered.append((name, counts[name]))
         counts[name] += 1
     return numbered
-
-
-def _count(part: Any) -> int:
-    return len(part) if isinstance(part, list) else 0
-
-
-def _find_sources(
-    saved: Sequence[Any], current: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Return the saved row of each row of the clipper.
-
-    Args:
-      saved: the first and the last row + 1 of each parameter in the state, in the order
-        of the clipper.
-      current: the same in the clipper.
-    """
-    sources: dict[int, int] = {}
-    for old, new in zip(saved, current, strict=True):
-        is_pair = isinstance(old, list) and [type(row) for row in old] == [int, int]
-        if not is_pair or old[1] - old[0] != new[1] - new[0]:
-            raise ValueError(format_difference("rows", list(saved), list(current)))
-        for offset in range(new[1] - new[0]):
-            row = sources.setdefault(new[0] + offset, old[0] + offset)
-            if row != old[0] + offset:  # a group with other parameters
-                raise ValueError(format_difference("rows", list(saved), list(current)))
-    ordered = [sources[row] for row in sorted(sources)]
-    if sorted(ordered) != list(range(len(ordered))):
-        raise ValueError(format_difference("rows", list(saved), list(current)))
-    return torch.tensor(ordered)
-
-
-def _order_policies(
-    saved: Mapping[str, Any], current: Mapping[str, Any], sources: torch.Tensor
-) -> tuple[list[Any], list[Any]]:
-    """Return the policies and their states in the order of the clipper's rows."""
-    policies, states = saved["policies"], saved["states"]
-    is_list = isinstance(policies, list) and isinstance(states, list)
-    if not is_list or not len(policies) == len(states) == len(current["policies"]):
-        raise ValueError(format_difference("policies", policies, current["policies"]))
-    total = len(sources)
-    starts, bounds = [find_bounds(each["states"], total) for each in (saved, current)]
-    if starts is None or bounds is None:
-        raise ValueError(
-            "state does not fit this clipper: its parameters have another order, and "
-            "its policies have no state that shows their rows; give the parameters in "
-            "the order of state['names']"
-        )
-    ordered_policies, ordered_states = [], []
-    for first, last in itertools.pairwise(bounds):
-        rows = sources[first:last]
-        block = sum(start <= int(rows[0]) for start in starts) - 1
-        part = rows - starts[block]
-        if int(part.min()) < 0 or int(rows.max()) >= starts[block + 1]:
-            raise ValueError(
-                format_difference("policies", policies, current["policies"])
-            )
-        ordered_policies.append(policies[block])
-        ordered_states.append(_take(states[block], part))
-    return ordered_policies, ordered_states
-
-
-def find_bounds(states: Sequence[Any], total: int) -> list[int] | None:
-    """Return the first row of each policy, and the number of rows; None if unknown.
-
-    The state of a policy shows its number of rows. A fixed threshold has no state.
-    """
-    lengths = [_count_rows(state) for state in states]
-    unknown = lengths.count(0)
-    if unknown > 1:
-        return None
-    lengths = [length or total - sum(lengths) for length in lengths]
-    bounds = [0]
-    for length in lengths:
-        bounds.append(bounds[-1] + length)
-    return bounds if bounds[-1] == total and min(lengths) > 0 else None
-
-
-def _count_rows(state: Any) -> int:
-    """Return the number of rows of a saved policy state; 0 if it holds no array."""
-    if isinstance(state, Mapping):
-        return max((_count_rows(part) for part in state.values()), default=0)
-    return len(state) if isinstance(state, torch.Tensor) and state.ndim else 0
-
-
-def _take(state: Any, rows: torch.Tensor) -> Any:
-    """Return the given rows of a saved state. A broken part stays unchanged."""
-    if isinstance(state, Mapping):
-        return {name: _take(part, rows) for name, part in state.items()}
-    is_array = isinstance(state, torch.Tensor) and state.ndim > 0
-    if not is_array or len(state) <= int(rows.max()):
-        return state
-    return state[rows.to(state.device)]
-
-
-def _as_list(part: Any, order: list[int]) -> list[Any]:
-    """Return the entries of a list in another order."""
-    if not isinstance(part, list) or len(part) != len(order):
-        raise ValueError(
-            format_difference("parameters", part, f"a list of {len(order)}")
-        )
-    return [part[index] for index in order]
-
-
-def _as_mapping(part: Any) -> Mapping[str, Any]:
-    return part if isinstance(part, Mapping) else {}

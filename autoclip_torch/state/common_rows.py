@@ -1,10 +1,11 @@
-"""Compare the parameters of a saved state and a clipper, and load those in common.
+"""Bring a saved state into the rows of a clipper.
 
-A model may have another head or new adapters when its run continues.
+The parameters may have another order. A model may also have another head or new
+adapters when its run continues.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,116 +13,83 @@ import torch
 
 from autoclip_core.history.full import widen
 
-from .by_name import find_bounds, index_names
-from .differences import compare, format_difference, join_names
+from .by_name import State, describe_other_parameters, find_way_out, index_names
+from .differences import format_difference
 
-State = Mapping[str, Any]
-
-COUNTS = ("observed", "clipped")
-"""The counts of each row."""
+_Array = np.ndarray[Any, Any]
 
 
-def check_same_parameters(saved: State, current: State) -> None:
-    """Raise a ValueError if names or shapes differ, or the number of parameters."""
-    if changes := describe_other_parameters(saved, current):
-        raise ValueError(f"{changes}; {_find_way_out(saved, current)}")
-
-
-def describe_other_parameters(saved: State, current: State) -> str:
-    """Return which parameters differ, at most three of a kind; empty if none does."""
-    old, new = index_names(saved, current), index_names(current, current)
-    shapes = saved["parameters"], current["parameters"]
-    if not old or not new:
-        if isinstance(shapes[0], list) and len(shapes[0]) != len(shapes[1]):
-            return format_difference("the number of parameters", *map(len, shapes))
-        differences = compare(*shapes, "parameters")
-        return next(itertools.starmap(format_difference, differences), "")
-    reshaped = [
-        name
-        for name in new
-        if name in old and any(compare(shapes[0][old[name]], shapes[1][new[name]], ""))
-    ]
-    parts = {
-        "only the state has {}": [name for name in old if name not in new],
-        "only the clipper has {}": [name for name in new if name not in old],
-        "another shape has {}": reshaped,
-    }
-    texts = [text.format(join_names(n for n, _ in k)) for text, k in parts.items() if k]
-    return f"state does not fit this clipper: {', '.join(texts)}" if texts else ""
-
-
-def keep_common_rows(
-    saved: State, current: State, make_empty: Callable[[], State]
+def arrange_rows(
+    saved: State, current: State, strict: bool, make_empty: Callable[[], State]
 ) -> State:
-    """Return a saved state with the rows of a clipper.
+    """Return a saved state with the parameters and the rows of a clipper.
 
-    With one norm for all parameters, its history continues. Otherwise each parameter
-    that both have, with as many rows, continues its history, and the others start.
+    Names decide which parameter continues which history. If one side has none, the
+    order does. With one norm for all parameters, its history continues.
 
     Args:
       saved: the state to load, of the clipper's class and scope.
       current: the present state of the clipper.
+      strict: whether both must have the same parameters. If not, a parameter that both
+        have, with as many rows, continues its history, and the others start.
       make_empty: returns the state of the clipper without history.
 
     Raises:
-      ValueError: no row continues, or the policies or the arrays do not fit.
+      ValueError: the parameters differ, no row continues, or the rows, the policies or
+        the arrays do not fit.
     """
     _check_lists(saved)
-    if not (changes := describe_other_parameters(saved, current)):
+    changes = describe_other_parameters(saved, current)
+    if changes and strict:
+        raise ValueError(f"{changes}; {find_way_out(saved, current, strict=True)}")
+    old, new = index_names(saved, current), index_names(current, current)
+    if not changes and (not old or list(old) == list(new)):
         return saved
-    sources = _find_sources(saved, current)
+    rows = [saved["rows"][old[name]] if name in old else None for name in new]
+    sources = _find_sources(rows, current)
     if not (sources >= 0).any():
-        raise ValueError(f"{changes}; {_find_way_out(saved, current, strict=False)}")
+        raise ValueError(f"{changes}; {find_way_out(saved, current, strict=False)}")
+    if not changes:
+        _check_same_rows(rows, current["rows"], sources)
     empty = make_empty()
-    states = _take_states(saved, empty, sources)
-    counts = {
-        name: take_saved_rows(saved["tally"][name], empty["tally"][name], sources)
-        for name in COUNTS
+    return {
+        **saved,
+        **{name: current[name] for name in ("parameters", "rows", "names")},
+        **_take_states(saved, current, empty, sources, has_all=not changes),
+        "tally": _take_counts(saved, empty, sources),
     }
-    kept = {name: current[name] for name in ("parameters", "rows", "names")}
-    return {**saved, **kept, "states": states, "tally": {**saved["tally"], **counts}}
 
 
 def _check_lists(saved: State) -> None:
-    """Refuse shapes, rows or counts of rows that no clipper saves."""
+    """Refuse shapes and rows that no clipper saves."""
     for name in ("parameters", "rows"):
         lists = saved[name]
         is_list = isinstance(lists, list) and all(isinstance(x, list) for x in lists)
         if not is_list or any(type(n) is not int for each in lists for n in each):
             raise ValueError(format_difference(name, lists, "a list of integers each"))
-    rows, tally = saved["rows"], saved["tally"]
-    counts = [tally.get(n) if isinstance(tally, Mapping) else None for n in COUNTS]
-    total = max((stop for *_, stop in filter(None, rows)), default=0)
+    rows = saved["rows"]
     is_valid = len(rows) == len(saved["parameters"]) and all(
         len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in rows
     )
-    shapes = [getattr(count, "shape", None) for count in counts]
-    if not is_valid or any(shape != (total,) for shape in shapes):
-        raise ValueError(format_difference("rows", rows, "a row for each count"))
+    if not is_valid:
+        raise ValueError(format_difference("rows", rows, "a range per parameter"))
 
 
-def _find_way_out(saved: State, current: State, *, strict: bool = True) -> str:
-    """Return what to do if parameters differ; `strict` is as in `load_state_dict`."""
-    has_names = saved["names"] is not None and current["names"] is not None
-    if not has_names and current["scope"] != "global":
-        return "make both clippers of the model, so that names match the parameters"
-    way_out = "pass strict=False to keep the history in common"
-    rename = "correct state['names'], or set it to None to load by position"
-    is_renamed = has_names and len(saved["parameters"]) == len(current["parameters"])
-    ways = [way_out] * strict + [rename] * is_renamed
-    return ", or ".join(ways) or "no parameter is in both, so start without the state"
+def _find_sources(saved_rows: Sequence[Any], current: State) -> _Array:
+    """Return the saved row that each row continues, or -1; shape (rows,).
 
-
-def _find_sources(saved: State, current: State) -> Any:
-    """Return the saved row that each row continues, or -1; shape (rows,)."""
+    Args:
+      saved_rows: the rows of each parameter in the state, or None if it is new; in the
+        order of the clipper.
+      current: the present state of the clipper.
+    """
     sources = np.full(max(stop for _, stop in current["rows"]), -1)
     if current["scope"] == "global":
         return sources + 1
-    old, new = index_names(saved, current), index_names(current, current)
     is_continued: set[int] = set()
-    for name in (name for name in new if name in old):
-        bounds = saved["rows"][old[name]], current["rows"][new[name]]
-        before, rows = (range(*pair) for pair in bounds)
+    # Without names, `saved_rows` is empty.
+    for old, new in zip(saved_rows, current["rows"], strict=False):
+        before, rows = range(*(old or (0, 0))), range(*new)
         is_free = (sources[rows] < 0).all() and is_continued.isdisjoint(before)
         if is_free and len(before) == len(rows):
             sources[rows] = before
@@ -129,22 +97,89 @@ def _find_sources(saved: State, current: State) -> Any:
     return sources
 
 
-def _take_states(saved: State, empty: State, sources: Any) -> list[Any]:
-    """Return the state of each policy; a row under another policy starts."""
-    pair = saved["states"], empty["states"]
-    if not isinstance(pair[0], list):
-        raise ValueError(format_difference("states", pair[0], "a list"))
-    totals = len(saved["tally"]["observed"]), len(sources)
-    starts, bounds = map(find_bounds, pair, totals)
-    if starts is None or bounds is None or len(starts) != len(bounds):
-        raise ValueError(format_difference("the number of states", *map(len, pair)))
-    states = []
+def _check_same_rows(
+    saved_rows: Sequence[Any], rows: Sequence[Any], sources: _Array
+) -> None:
+    """Refuse a state of the same parameters that share rows in another way."""
+    continued = [sources[start:stop].tolist() for start, stop in rows]
+    if continued != [list(range(*pair)) for pair in saved_rows]:
+        raise ValueError(format_difference("rows", saved_rows, rows))
+
+
+def _take_states(
+    saved: State, current: State, empty: State, sources: _Array, has_all: bool
+) -> dict[str, list[Any]]:
+    """Return the policies and their states for the rows of a clipper.
+
+    Each policy continues the saved policy of most of its rows. A row of another one
+    starts.
+
+    Args:
+      saved: the state to load.
+      current: the present state of the clipper.
+      empty: the state of the clipper without history.
+      sources: the saved row that each row continues, or -1.
+      has_all: whether no row may start.
+    """
+    pair = saved["policies"], current["policies"]
+    parts = [pair[0], saved["states"], pair[1]]
+    if {type(part) for part in parts} != {list} or len(set(map(len, parts))) > 1:
+        raise ValueError(format_difference("policies", *pair))
+    starts = _find_bounds(saved["states"], max(stop for _, stop in saved["rows"]))
+    policies, states = [], []
+    bounds = _find_bounds(empty["states"], len(sources))
     for index, (first, last) in enumerate(itertools.pairwise(bounds)):
-        start, stop = starts[index : index + 2]
         part = sources[first:last]
+        blocks = np.searchsorted(starts, part[part >= 0], side="right") - 1
+        block = int(np.bincount(blocks).argmax()) if len(blocks) else index
+        start, stop = starts[block : block + 2]
         rows = np.where((part >= start) & (part < stop), part - start, -1)
-        states.append(take_saved_rows(pair[0][index], pair[1][index], rows))
-    return states
+        if has_all and (rows < 0).any():
+            raise ValueError(format_difference("policies", *pair))
+        state = take_saved_rows(saved["states"][block], empty["states"][index], rows)
+        policies.append(saved["policies"][block])
+        states.append(state)
+    return {"policies": policies, "states": states}
+
+
+def _take_counts(saved: State, empty: State, sources: _Array) -> State:
+    """Return the counts for the rows of a clipper."""
+    tally, total = saved["tally"], max(stop for _, stop in saved["rows"])
+    counts = {}
+    for name in ("observed", "clipped"):
+        count = tally.get(name) if isinstance(tally, Mapping) else None
+        if getattr(count, "shape", None) != (total,):
+            error = format_difference("rows", saved["rows"], "a row for each count")
+            raise ValueError(error)
+        counts[name] = take_saved_rows(count, empty["tally"][name], sources)
+    return {**tally, **counts}
+
+
+def _find_bounds(states: Sequence[Any], total: int) -> list[int]:
+    """Return the first row of each policy, and the number of rows.
+
+    The state of a policy shows its number of rows. A fixed threshold has no state.
+
+    Raises:
+      ValueError: the states do not show it.
+    """
+    lengths = [_count_rows(state) for state in states]
+    unknown = lengths.count(0)
+    lengths = [length or total - sum(lengths) for length in lengths]
+    if unknown > 1 or sum(lengths) != total or min(lengths) <= 0:
+        raise ValueError(
+            "state does not fit this clipper: its parameters differ or have another "
+            "order, and its policies have no state that shows their rows; give the "
+            "parameters in the order of state['names']"
+        )
+    return [0, *itertools.accumulate(lengths)]
+
+
+def _count_rows(state: Any) -> int:
+    """Return the number of rows of a saved policy state; 0 if it holds no array."""
+    if isinstance(state, Mapping):
+        return max((_count_rows(part) for part in state.values()), default=0)
+    return len(state) if isinstance(state, torch.Tensor) and state.ndim else 0
 
 
 def take_saved_rows(saved: Any, empty: Any, sources: Any) -> Any:
@@ -166,7 +201,8 @@ def take_saved_rows(saved: Any, empty: Any, sources: Any) -> Any:
         return saved
     old, new = saved.numpy(force=True), empty.numpy(force=True)
     new = widen(new, old)
-    if old.dtype != new.dtype or old.shape[1:] != new.shape[1:]:
+    is_like = old.dtype == new.dtype and old.shape[1:] == new.shape[1:]
+    if not is_like or len(old) <= sources.max():
         return saved
     indices = np.where(sources < 0, len(old) + np.arange(len(sources)), sources)
     return torch.from_numpy(np.concatenate([old, new])[indices])

@@ -7,8 +7,7 @@ from autoclip_core.checks import format_error
 from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
-from .by_name import order_by_name
-from .common_rows import check_same_parameters, keep_common_rows
+from .common_rows import arrange_rows
 from .differences import compare, format_difference
 
 FORMAT = 1
@@ -38,9 +37,7 @@ def fit_state(
     strict: bool,
     make_empty: Callable[[], Mapping[str, Any]],
 ) -> Mapping[str, Any]:
-    """Return a saved state in the order of a clipper's parameters, if it fits.
-
-    Names decide about the order. If one side has none, the order stays as it is.
+    """Return a saved state with the rows of a clipper, if it fits.
 
     Args:
       saved: the state to load.
@@ -54,11 +51,7 @@ def fit_state(
     """
     _check_origin(saved, current)
     _check_parts(saved, current, ["class", "scope"])
-    if strict:
-        check_same_parameters(saved, current)
-    else:
-        saved = keep_common_rows(saved, current, make_empty)
-    saved = order_by_name(saved, current)
+    saved = arrange_rows(saved, current, strict, make_empty)
     _check_structure(saved, current)
     if strict:
         _check_settings(saved, current)

@@ -120,11 +120,11 @@ def named(count, first=0):
     return [(f"p{number}", norm(2)) for number in range(first, first + count)]
 
 
-def split(names, **keywords):
+def split(names, step=1):
     """Return a clipper with a policy for the first parameter, and one for the rest."""
     first, *others = ((name, norm(2)) for name in names)
     given = [{"params": [first]}, {"params": others, "quantile": 0.9}]
-    return QuantileClip(given, **Q10, **keywords)
+    return QuantileClip(given[::step], **Q10)
 
 
 # With strict=False the parameters in common continue: the clipper that saves, the one
@@ -158,6 +158,11 @@ PARAMETERS = {
     "policies": (
         lambda: split("abc"),
         lambda: split("adcb"),
+        "only the clipper has d; pass strict=False",
+    ),
+    "policies in another order": (
+        lambda: split("abc"),
+        lambda: split("adcb", step=-1),
         "only the clipper has d; pass strict=False",
     ),
     "global": (
