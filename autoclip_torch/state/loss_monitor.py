@@ -11,6 +11,7 @@ from autoclip_core.loss import (
     LossDecision,
     LossState,
     check_loss_policy,
+    compute_loss_metrics,
     decide_loss,
     empty_loss_decision,
     init_loss,
@@ -71,6 +72,11 @@ class LossMonitor:
         xp = self._namespace or np
         self.state = store(init_loss(self.policy, xp), self.state, self._device)
         self.decision = empty_loss_decision(xp)
+
+    def compute_metrics(self) -> dict[str, Any]:
+        """Return what to log of the last loss; on a device nothing is read."""
+        loss, threshold, *_ = self.decision
+        return compute_loss_metrics(loss, threshold, self.state)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy and a copy of the state, for a checkpoint."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from autoclip_core import Decision, decide
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
-from autoclip_core.loss import LossDecision, compute_loss_metrics
+from autoclip_core.loss import LossDecision
 from autoclip_core.policy import select_rows
 from autoclip_core.scale import find_level
 from autoclip_torch.gradients.transfer import read_arrays
@@ -20,9 +21,10 @@ from autoclip_torch.rows.rows import Rows
 from .checkpoint import state_to_dict, states_from_list, tally_from_dict
 from .loss_monitor import LossMonitor
 from .namespace import TorchNamespace
-from .trees import move, store, take_rows
+from .trees import move, store
 
-_Array = np.ndarray[Any, Any]
+_FLAGS = ("clipped", "finite", "skipped", "dropped")
+"""The booleans of a decision, which a transfer from a device makes numbers."""
 
 
 class PolicyStates:
@@ -44,9 +46,11 @@ class PolicyStates:
         self.sizes: Any = None
         """The elements of each row in the last step, for "rms"; None for all."""
         self._namespace: TorchNamespace | None = None
-        self.states: list[Any]
-        self.tally: Tally
-        self._start()
+        self.states = self._make_states()
+        self.tally = metrics.empty_tally(len(rows.names))
+        self.decision = metrics.empty_decision(len(rows.names))
+        self.may_skip = self._try_policies(np)
+        """Whether a step may cancel the update."""
 
     @property
     def device(self) -> torch.device | None:
@@ -66,29 +70,12 @@ class PolicyStates:
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts."""
+        rows, xp = len(self.rows.names), self.xp
         self.states = self._store(self._make_states(), self.states)
-        self.tally = self._store(
-            metrics.empty_tally(len(self.rows.names), self.xp), self.tally
-        )
-        self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
+        self.tally = self._store(metrics.empty_tally(rows, xp), self.tally)
+        self.decision = metrics.empty_decision(rows, xp)
         if self.losses is not None:
             self.losses.reset()
-
-    def _start(self) -> None:
-        """Create empty states on the device. Find out if updates may be skipped."""
-        self.states = self._make_states()
-        self.tally = metrics.empty_tally(len(self.rows.names), self.xp)
-        self.decision = metrics.empty_decision(len(self.rows.names), self.xp)
-        # A trial call of each policy shows if the policy can cancel an update. It also
-        # copies the tables of the policy to the device, so that no step has to.
-        ones = self.xp.full((len(self.rows.names),), 1.0, dtype=self.xp.float32)
-        limits = []
-        for block, state, part in self._split(ones):
-            limit = block.policy.limit(state, part, param_norms=part, xp=self.xp)
-            block.policy.record(state, part, limit, self.xp)
-            limits.append(limit)
-        self.may_skip = self.nonfinite == "skip" or any(x.cancels for x in limits)
-        self.may_skip |= self.losses is not None
 
     def _make_states(self) -> list[Any]:
         """Return the states of the policies before the first step."""
@@ -97,18 +84,36 @@ class PolicyStates:
             for block in self.rows.by_policy
         ]
 
+    def _try_policies(self, xp: Any) -> bool:
+        """Return whether a policy or a rule can cancel an update, by a trial step.
+
+        The trial also copies the tables of the policies to the device of the namespace,
+        so that no step has to.
+
+        Raises:
+          ValueError: a policy has a history that needs the CPU.
+        """
+        may_skip = self.nonfinite == "skip" or self.losses is not None
+        for block in self.rows.by_policy:
+            state = block.policy.init(block.stop - block.start, xp)
+            norms = xp.full((block.stop - block.start,), 1.0, dtype=xp.float32)
+            limit = block.policy.limit(state, norms, param_norms=norms, xp=xp)
+            block.policy.record(state, norms, limit, xp)
+            may_skip |= limit.cancels
+        return may_skip
+
     def move_to(self, device: torch.device | None) -> None:
         """Move states, counts and decision to a device, or to NumPy arrays (None)."""
         if device == self.device:
             return
         namespace = None if device is None else TorchNamespace(device)
-        for block in self.rows.by_policy:  # refuses a history that needs the CPU
-            block.policy.init(1, namespace or np)
-        states, tally, decision = self.states, self.tally, self.decision
+        self._try_policies(namespace or np)
         self._namespace = namespace
-        self._start()
-        self.states = [move(state, device) for state in states]
-        self.tally, self.decision = move(tally, device), move(decision, device)
+        self.states = [move(state, device) for state in self.states]
+        self.tally, self.decision = (
+            move(self.tally, device),
+            move(self.decision, device),
+        )
         if self.losses is not None:
             self.losses.move_to(namespace)
 
@@ -180,19 +185,15 @@ class PolicyStates:
 
         From a device this is one transfer. Without a loss policy the dict is empty.
         """
-        losses: dict[str, Any] = {}
-        if (monitor := self.losses) is not None:
-            loss, threshold, *_ = monitor.decision
-            losses = compute_loss_metrics(loss, threshold, monitor.state)
+        losses = {} if self.losses is None else self.losses.compute_metrics()
         arrays = [*self.decision, *self.tally, *losses.values()]
         if self.device is not None:
             arrays = read_arrays(arrays)
-        end = len(self.decision) + len(self.tally)
-        decision = Decision(*arrays[: len(self.decision)])
+        parts = iter(arrays)
+        decision = Decision(*islice(parts, len(self.decision)))
         flags = {name: getattr(decision, name) != 0 for name in _FLAGS}
-        tally = Tally(*arrays[len(self.decision) : end])
-        losses = dict(zip(losses, arrays[end:], strict=True))
-        return decision._replace(**flags), tally, losses
+        tally = Tally(*islice(parts, len(self.tally)))
+        return decision._replace(**flags), tally, dict(zip(losses, parts, strict=True))
 
     def describe_norm(self) -> dict[str, Any]:
         """Return the norm and the sizes of the rows in the last step, in NumPy."""
@@ -204,46 +205,6 @@ class PolicyStates:
         if isinstance(sizes, dict):
             return {"norm": "rms", "sizes": rows.repeat(sizes)}
         return {"norm": "rms", "sizes": torch.as_tensor(sizes).numpy(force=True)}
-
-    def change_rows(self, rows: Rows, sources: _Array) -> "PolicyStates":
-        """Return the states for other rows.
-
-        Args:
-          rows: the rows from now on.
-          sources: the present row that each of them continues, or -1; shape (rows,). A
-            row under another policy continues none.
-        """
-        changed = PolicyStates(rows, self.nonfinite)
-        changed.move_to(self.device)
-        changed.losses = self.losses
-        changed.may_skip |= self.may_skip
-        blocks = zip(self.rows.by_policy, self.states, strict=True)
-        old = {block.policy: (block, state) for block, state in blocks}
-        sources = sources.copy()
-        for index, block in enumerate(rows.by_policy):
-            part = sources[block.start : block.stop]  # a view
-            if block.policy not in old:
-                part[:] = -1
-                continue
-            old_block, state = old[block.policy]
-            part[(part < old_block.start) | (part >= old_block.stop)] = -1
-            indices = self._index(part, old_block.start, old_block.stop)
-            changed.states[index] = take_rows(
-                state, changed.states[index], indices, self.xp
-            )
-        indices = self._index(sources, 0, len(self.rows.names))
-        tally, empty = self.tally, changed.tally
-        changed.tally = tally._replace(
-            observed=take_rows(tally.observed, empty.observed, indices, self.xp),
-            clipped=take_rows(tally.clipped, empty.clipped, indices, self.xp),
-        )
-        return changed
-
-    def _index(self, sources: _Array, start: int, stop: int) -> Any:
-        """Return the index of each row in the rows start ... stop - 1 and new ones."""
-        new = stop - start + np.arange(len(sources))
-        indices = np.where(sources < 0, new, sources - start)
-        return self.as_array(torch.from_numpy(indices))
 
     def to_dict(self) -> dict[str, Any]:
         """Return copies of states and counts as tensors, for a checkpoint."""
@@ -291,6 +252,3 @@ class PolicyStates:
             pairs = zip(states, self._split(is_recorded), strict=True)
             states = [select_rows(p, new, old, self.xp) for new, (_, old, p) in pairs]
         return states, decision._replace(skipped=skipped, scale=scale)
-
-
-_FLAGS = ("clipped", "finite", "skipped", "dropped")

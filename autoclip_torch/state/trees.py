@@ -1,10 +1,8 @@
-"""Copy, move, extend and read policy states: nested named tuples of arrays."""
+"""Copy and move policy states: nested named tuples of arrays."""
 
 from typing import Any
 
 import torch
-
-from autoclip_core.history.full import widen
 
 
 def list_arrays(state: Any) -> list[Any]:
@@ -33,11 +31,3 @@ def store(new: Any, old: Any, device: torch.device | None) -> Any:
     if memory := list_arrays(old):
         torch._foreach_copy_(memory, list_arrays(new))
     return old
-
-
-def take_rows(old: Any, new: Any, indices: Any, xp: Any) -> Any:
-    """Return rows of two states: indices count those of the old one, then the new."""
-    if isinstance(new, tuple):
-        pairs = zip(old, new, strict=True)
-        return type(new)(*(take_rows(o, n, indices, xp) for o, n in pairs))
-    return xp.concatenate([old, widen(new, old)])[indices]

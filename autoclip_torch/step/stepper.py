@@ -20,6 +20,7 @@ from autoclip_torch.gradients.ranks import find_ranks
 from autoclip_torch.gradients.sizes import divide_by_roots
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows, split_rows
+from autoclip_torch.state.continue_rows import continue_rows
 from autoclip_torch.state.loss_monitor import LossMonitor
 from autoclip_torch.state.policy_states import PolicyStates
 
@@ -105,11 +106,11 @@ class Stepper:
         return split_rows(rows)
 
     def change_rows(self, groups: Sequence[Group], rows: Rows, sources: Any) -> None:
-        """Continue with other parameters; see `PolicyStates.change_rows`."""
+        """Continue with other parameters; see `continue_rows`."""
         ranks = find_ranks(rows, self.process_group, self.ranks)
         if ranks and self.ranks:
             ranks.continue_from(self.ranks, self.parts, len(self.split(rows).names))
-        self.policy_states = self.policy_states.change_rows(rows, sources)
+        self.policy_states = continue_rows(self.policy_states, rows, sources)
         self.groups, self.rows, self.ranks = groups, rows, ranks
         self.parts = self.split(rows)
 
