@@ -1,19 +1,17 @@
 """A Lightning callback that clips inside each optimizer's step."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from autoclip_core.checks import check_flag
 
 from .clipper import Clipper
-from .hooks.new_parameters import make_clipper
 from .step.warn import warn
-from .trainers.arguments import check_arguments, find_function
+from .trainers.arguments import check_arguments
 from .trainers.clippers import OptimizerClippers
+from .trainers.create_clipper import find_function, takes_optimizer
 from .trainers.lightning_checks import (
     choose_optimizers,
     refuse_scaler,
@@ -97,8 +95,8 @@ class ClipCallback(pl.Callback):
         **keywords: Any,
     ) -> None:
         """Check the arguments, and keep them until the optimizers exist."""
-        check_arguments(clipper, keywords, takes_optimizer=_takes_optimizer(clipper))
-        if check_flag("one_clipper", one_clipper) and _takes_optimizer(clipper):
+        check_arguments(clipper, keywords)
+        if check_flag("one_clipper", one_clipper) and takes_optimizer(clipper):
             raise TypeError(
                 "one_clipper must be used with a Clipper of gradients, got "
                 f"{find_function(clipper).__name__}, which clips inside each optimizer"
@@ -108,7 +106,7 @@ class ClipCallback(pl.Callback):
         self._index = optimizer
         self._is_one = one_clipper
         self._is_training = True
-        self._group = OptimizerClippers(self._create, one_clipper)
+        self._group = OptimizerClippers(clipper, keywords, one_clipper)
         self._saved: list[dict[str, Any]] | None = None
         self._losses = BackwardLosses()
 
@@ -241,34 +239,6 @@ class ClipCallback(pl.Callback):
         """Follow replaced optimizers, and return whether there are any."""
         present = choose_optimizers(trainer.optimizers, self._index)
         return self._group.follow(present, pl_module)
-
-    def _create(self, optimizers: Sequence[Optimizer], pl_module: Any) -> AnyClipper:
-        """Return a clipper of the optimizers; all but a `Clipper` are registered."""
-        make: Any = self._make
-        if _takes_optimizer(make):
-            clipper: AnyClipper = make(pl_module, *optimizers, **self._keywords)
-            return clipper
-        make = make if isinstance(find_function(make), type) else partial(_call, make)
-        clipper = make_clipper(make, self._keywords, tuple(optimizers), pl_module)
-        return clipper
-
-
-def _takes_optimizer(make: Any) -> bool:
-    """Return whether a clipper is made of the model and the optimizer."""
-    kind = find_function(make)
-    return isinstance(kind, type) and issubclass(kind, TrustClip | UpdateClipper)
-
-
-def _call(make: Callable[..., Clipper], groups: Any, **keywords: Any) -> Clipper:
-    """Call a function that makes a clipper; its `TypeError` gets the way out."""
-    try:
-        return make(groups, **keywords)
-    except TypeError as error:
-        raise TypeError(
-            "clipper must be a class of autoclip_torch, or a function that makes a "
-            f"Clipper of parameter groups, got a function that raised {error!s}; write "
-            "ClipCallback(TrustClip, ratio=0.01), and so for UpdateClipper"
-        ) from error
 
 
 def _needs_loss(clipper: AnyClipper) -> bool:

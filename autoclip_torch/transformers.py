@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from .clipper import Clipper
-from .hooks.new_parameters import make_clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
 from .step.warn import warn
 from .trainers.arguments import check_arguments
+from .trainers.create_clipper import create_clipper
 from .trainers.history import load_history
 from .trainers.json_settings import as_tensors, check_json, from_json, to_json
 from .trainers.replaced_callback import describe_changes, find_replaced_callback
@@ -31,8 +31,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 _KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip)
-_REGISTERED = (TrustClip, UpdateClipper)  # these register themselves
-_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_KINDS, *_REGISTERED)}
+_CLASSES: dict[str, Any] = {
+    kind.__name__: kind for kind in (*_KINDS, TrustClip, UpdateClipper)
+}
 
 AnyClipper = Clipper | TrustClip | UpdateClipper
 
@@ -88,8 +89,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         for key, value in self._keywords.items():
             if key not in _FUNCTIONS:
                 check_json(key, value)
-        kind = _CLASSES[name]
-        check_arguments(kind, self._keywords, takes_optimizer=kind in _REGISTERED)
+        check_arguments(_CLASSES[name], self._keywords)
         self.clipper: AnyClipper | None = None
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
@@ -105,7 +105,9 @@ class ClipCallback(TrainerCallback, ExportableState):
         if self.clipper is not None:  # a run that was interrupted never ended
             self.clipper.detach()
         optimizer, model = kwargs["optimizer"], kwargs["model"]
-        clipper = self.clipper = self._create(optimizer, model)
+        kind, keywords = _CLASSES[self._name], self._keywords
+        clipper = create_clipper(kind, keywords, [optimizer], model)
+        self.clipper = clipper
         if self.saved is not None:
             self._load(clipper, self.saved)
             self.saved = None  # the next run starts without a history
@@ -172,15 +174,6 @@ class ClipCallback(TrainerCallback, ExportableState):
                 f"{error}; to start without the history, set "
                 "restore_callback_states_from_checkpoint=False"
             ) from error
-
-    def _create(self, optimizer: Any, model: Any) -> AnyClipper:
-        """Return a clipper of the optimizer; all but a `Clipper` are registered."""
-        kind = _CLASSES[self._name]
-        if kind in _REGISTERED:
-            clipper: AnyClipper = kind(model, optimizer, **self._keywords)
-        else:
-            clipper = make_clipper(kind, self._keywords, optimizer, model)
-        return clipper
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _follow_loss(self, model: Any, args: Any, output: Any) -> None:

@@ -5,52 +5,40 @@ At that time there is neither a model nor an optimizer.
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from autoclip_core.clipper.patterns import as_patterns, as_scale_patterns
 from autoclip_torch.gradients.ranks import check_process_group
-from autoclip_torch.rows.selection import as_replicated
+from autoclip_torch.rows.selection import Selection
 
-_OF_THE_MODEL = ("exclude", "scale_only", "process_group", "replicated")
-"""Keywords that name parameters or ranks of the real model."""
+from .create_clipper import find_function, takes_optimizer
+
+_OF_THE_MODEL = ("exclude", "scale_only", "replicated", "process_group")
+"""The arguments of `Selection`, which name parameters or ranks of the real model."""
 
 
-def check_arguments(
-    make: Callable[..., Any], keywords: Mapping[str, Any], *, takes_optimizer: bool
-) -> None:
+def check_arguments(make: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
     """Refuse keywords that the clipper will refuse.
 
     Args:
       make: a class of clippers, also in a `functools.partial`, or a function.
       keywords: its keywords.
-      takes_optimizer: whether it takes model and optimizer, and not parameter groups.
 
     Raises:
       TypeError, ValueError: an argument breaks its rule; the message says which.
     """
-    as_patterns(keywords.get("exclude"))
-    as_scale_patterns(keywords.get("scale_only"))
-    process_group = keywords.get("process_group")
-    check_process_group(process_group)
-    as_replicated(keywords.get("replicated"), process_group)
+    check_process_group(keywords.get("process_group"))
+    Selection(*map(keywords.get, _OF_THE_MODEL))
     if not isinstance(find_function(make), type):
         _check_signature(make, keywords)  # it may be called only with the real model
         return
     model = nn.ParameterList([torch.zeros(1)])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    given = (model, optimizer) if takes_optimizer else (list(model.parameters()),)
+    groups = list(model.parameters())
+    given = (model, optimizer) if takes_optimizer(make) else (groups,)
     make(*given, **{k: v for k, v in keywords.items() if k not in _OF_THE_MODEL})
-
-
-def find_function(make: Any) -> Any:
-    """Return the class or function inside partial functions."""
-    while isinstance(make, partial):
-        make = make.func
-    return make
 
 
 def _check_signature(make: Callable[..., Any], keywords: Mapping[str, Any]) -> None:

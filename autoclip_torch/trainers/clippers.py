@@ -1,13 +1,16 @@
 """The clippers of a trainer's optimizers: made, attached, moved to other optimizers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
 
+from autoclip_torch.hooks.attachable import Attachable
 from autoclip_torch.step.unwrap import unwrap
 from autoclip_torch.step.warn import warn
 
+from .create_clipper import create_clipper
 from .history import describe_error, load_history
 from .one_clipper import OneClipper
 
@@ -16,14 +19,15 @@ class OptimizerClippers:
     """One clipper for each optimizer, or one for all.
 
     Args:
-      create: makes the clipper of a list of optimizers of a model. It registers the
-        clipper, unless the clipper has `attach`.
+      make, keywords: as in `create_clipper`.
       is_one: whether one clipper serves all optimizers.
     """
 
-    def __init__(self, create: Callable[..., Any], is_one: bool) -> None:
+    def __init__(
+        self, make: Callable[..., Any], keywords: Mapping[str, Any], is_one: bool
+    ) -> None:
         """Start without optimizers."""
-        self._create = create
+        self._create = partial(create_clipper, make, keywords)
         self._is_one = is_one
         self._one: OneClipper | None = None
         self.is_attached = False
@@ -47,7 +51,7 @@ class OptimizerClippers:
                 self._one = OneClipper(self.clippers[0], self.optimizers.values())
             return
         for clipper, optimizer in self.get_pairs():
-            if hasattr(clipper, "attach"):
+            if isinstance(clipper, Attachable):
                 clipper.attach(optimizer)
 
     def detach(self) -> None:
