@@ -1,6 +1,6 @@
 """`Observer`: rows, thresholds and checkpoints of a clipper; it touches no gradient."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,25 +8,14 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
-from autoclip_torch.rows.groups import (
-    Group,
-    NamedParameter,
-    find_units,
-)
+from autoclip_torch.rows.groups import Group, NamedParameter, find_units
 from autoclip_torch.rows.read import ParametersLike, read_groups
 from autoclip_torch.rows.rows import Rows, make_rows
-from autoclip_torch.rows.selection import (
-    as_replicated,
-    check_patterns,
-    exclude_from,
-    mark_replicated,
-    mark_scaled,
-)
+from autoclip_torch.rows.selection import Patterns, Selection
 from autoclip_torch.rows.settings import check_keys
 from autoclip_torch.state.by_name import find_unnamed
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
@@ -67,9 +56,9 @@ class Observer(Reporter, ParameterSurgery):
         norm: str,
         nonfinite: str,
         bounds: PolicyBounds,
-        exclude: Pattern | Iterable[Pattern] | None,
-        scale_only: Pattern | Iterable[Pattern] | None,
-        replicated: Pattern | Iterable[Pattern] | None = None,
+        exclude: Patterns,
+        scale_only: Patterns,
+        replicated: Patterns = None,
         **stepping: Any,
     ) -> None:
         """Check the arguments and lay out the rows."""
@@ -79,11 +68,11 @@ class Observer(Reporter, ParameterSurgery):
         self.norm = norm
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
         self._bounds = bounds
-        self._exclude = as_patterns(exclude)
-        self._scale_only = as_scale_patterns(scale_only)
-        self._replicated = as_replicated(replicated, stepping.get("process_group"))
+        self._selection = Selection(
+            exclude, scale_only, replicated, stepping.get("process_group")
+        )
         self._groups = groups = read_groups(parameters)
-        self._check_patterns(groups)
+        self._selection.check(groups)
         rows = self._lay_out(groups)
         stepping["nonfinite"] = nonfinite
         self._stepper = self._stepper_class(groups, rows, **stepping)
@@ -230,9 +219,7 @@ class Observer(Reporter, ParameterSurgery):
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
-        settings |= vars(self._bounds) | {"exclude": self._exclude}
-        settings |= {"scale_only": self._scale_only, "replicated": self._replicated}
-        settings |= self._stepper.settings
+        settings |= vars(self._bounds) | vars(self._selection) | self._stepper.settings
         shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)
@@ -252,17 +239,9 @@ class Observer(Reporter, ParameterSurgery):
         def policy_of(overrides: dict[str, Any]) -> Policy:
             return self._bounds.apply(self._group_policy(overrides))
 
-        clipped = mark_scaled(exclude_from(groups, self._exclude), self._scale_only)
-        clipped = mark_replicated(clipped, self._replicated)
-        how = not self._scale_only, self.norm
+        clipped = self._selection.select(groups)
+        how = not self._selection.scale_only, self.norm
         return make_rows(clipped, self.scope, policy_of, self._get_units, *how)
-
-    def _check_patterns(self, groups: Sequence[Group]) -> None:
-        check_patterns(groups, self._exclude, "exclude")
-        if self._scale_only or self._replicated is not None:
-            left = exclude_from(groups, self._exclude)
-            check_patterns(left, self._scale_only, "scale_only")
-            check_patterns(left, self._replicated or (), "replicated")
 
     def _group_policy(self, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""

@@ -1,7 +1,5 @@
 """Parameters that the user adds to a clipper, removes from it, or replaces in it."""
 
-from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from autoclip_torch.rows.groups import Group, NamedParameter, refuse_shared
 from autoclip_torch.rows.read import ParametersLike, read_groups, read_parameters
+from autoclip_torch.rows.selection import Selection
 from autoclip_torch.rows.sources import find_restarted
 
 from .parameters import MeasuredParameters
@@ -16,6 +15,8 @@ from .parameters import MeasuredParameters
 
 class ParameterSurgery(MeasuredParameters):
     """The methods that change the parameters of a clipper; `Observer` has them."""
+
+    _selection: Selection
 
     def add_param_group(self, group: dict[str, Any] | Group) -> None:
         """Add a group of parameters; the existing rows keep their history.
@@ -45,7 +46,7 @@ class ParameterSurgery(MeasuredParameters):
         new = read_groups([group])
         groups = [*self._groups, *new]
         refuse_shared(groups)
-        self._check_patterns(groups)
+        self._selection.check(groups)
         self._change(groups, {})
         self._comparison.take_back(p.parameter for each in new for p in each.parameters)
 
@@ -149,10 +150,6 @@ class ParameterSurgery(MeasuredParameters):
             f"{argument} must be of this clipper, got {_label(parameter)}; "
             "clipper.parameters lists them"
         )
-
-    @abstractmethod
-    def _check_patterns(self, groups: Sequence[Group]) -> None:
-        """Refuse a pattern that matches no parameter."""
 
 
 def _label(value: Any) -> str:

@@ -9,89 +9,101 @@ from autoclip_core.checks import format_error
 from autoclip_core.clipper.patterns import (
     Pattern,
     as_patterns,
+    as_scale_patterns,
     check_patterns_match,
     matches,
 )
 
 from .groups import Group, NamedParameter
 
+Patterns = Pattern | Iterable[Pattern] | None
 
-def check_patterns(
-    groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
-) -> None:
-    """Refuse a pattern of an argument that matches no parameter.
+
+class Selection:
+    """The patterns of a clipper.
+
+    Args:
+      exclude, scale_only, replicated, process_group: as in `Clipper`.
 
     Raises:
-      ValueError: the parameters have no names, or no name matches.
+      TypeError: an entry is neither a name, a pattern nor a function.
+      ValueError: `scale_only` is empty, or `replicated` has no process group.
     """
+
+    def __init__(
+        self,
+        exclude: Patterns,
+        scale_only: Patterns,
+        replicated: Patterns = None,
+        process_group: Any = None,
+    ) -> None:
+        """Check the arguments."""
+        self.exclude = as_patterns(exclude)
+        self.scale_only = as_scale_patterns(scale_only)
+        self.replicated: list[Pattern] | None = None
+        """None leaves open what is replicated."""
+        if replicated is None:
+            return
+        self.replicated = as_patterns(replicated, "replicated")
+        if process_group is None:
+            rule = "given together with process_group"
+            way_out = "without it, plain parameters count once already"
+            raise ValueError(format_error("replicated", rule, replicated, way_out))
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """Refuse a pattern that matches no parameter.
+
+        Raises:
+          ValueError: the parameters have no names, or no name matches.
+        """
+        _check_patterns(groups, self.exclude, "exclude")
+        if self.scale_only or self.replicated is not None:
+            left = self._exclude_from(groups)
+            _check_patterns(left, self.scale_only, "scale_only")
+            _check_patterns(left, self.replicated or (), "replicated")
+
+    def select(self, groups: Sequence[Group]) -> list[Group]:
+        """Return the groups without excluded parameters; the others are marked.
+
+        Raises:
+          ValueError: no parameter is left.
+        """
+        return [
+            replace(group, parameters=list(map(self._mark, group.parameters)))
+            for group in self._exclude_from(groups)
+        ]
+
+    def _exclude_from(self, groups: Sequence[Group]) -> list[Group]:
+        left = []
+        for index, group in enumerate(groups):
+            named = group.parameters
+            parameters = [p for p in named if not _is_matched(p, self.exclude)]
+            if parameters:
+                name = f"group {index}"
+                left.append(replace(group, parameters=parameters, name=name))
+        if not left:
+            raise ValueError(
+                f"exclude must leave a parameter to clip, got {self.exclude!r}, which "
+                "excludes all of them"
+            )
+        return left
+
+    def _mark(self, named: NamedParameter) -> NamedParameter:
+        """Return a parameter that says whether it is scaled and replicated."""
+        is_scaled = not self.scale_only or _is_matched(named, self.scale_only)
+        named = replace(named, is_scaled=is_scaled)
+        if self.replicated is None:
+            return named
+        return replace(named, is_replicated=_is_matched(named, self.replicated))
+
+
+def _check_patterns(
+    groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
+) -> None:
     pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
     way_out = "pass the model or model.named_parameters()"
     match = partial(matches, separator=".")
     check_patterns_match(patterns, pairs, match, way_out, argument)
-
-
-def exclude_from(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
-    """Return the groups without the parameters that a pattern matches.
-
-    Raises:
-      ValueError: no parameter is left.
-    """
-    left = []
-    for index, group in enumerate(groups):
-        parameters = [p for p in group.parameters if not _is_matched(p, patterns)]
-        if parameters:
-            name = f"group {index}"
-            left.append(replace(group, parameters=parameters, name=name))
-    if not left:
-        raise ValueError(
-            f"exclude must leave a parameter to clip, got {patterns!r}, which excludes "
-            "all of them"
-        )
-    return left
-
-
-def mark_scaled(groups: Sequence[Group], patterns: Sequence[Pattern]) -> list[Group]:
-    """Return the groups; only parameters that a pattern matches are marked as scaled.
-
-    Without patterns, all are scaled.
-    """
-
-    def mark(named: NamedParameter) -> NamedParameter:
-        return replace(named, is_scaled=not patterns or _is_matched(named, patterns))
-
-    return [replace(g, parameters=list(map(mark, g.parameters))) for g in groups]
-
-
-def as_replicated(
-    replicated: Pattern | Iterable[Pattern] | None, process_group: Any
-) -> list[Pattern] | None:
-    """Return the patterns of `replicated`; None leaves open what is replicated.
-
-    Raises:
-      TypeError: an entry is neither a name, a pattern nor a function.
-      ValueError: there is no process group.
-    """
-    if replicated is None:
-        return None
-    patterns = as_patterns(replicated, "replicated")
-    if process_group is None:
-        rule = "given together with process_group"
-        way_out = "without it, plain parameters count once already"
-        raise ValueError(format_error("replicated", rule, replicated, way_out))
-    return patterns
-
-
-def mark_replicated(
-    groups: Sequence[Group], patterns: Sequence[Pattern] | None
-) -> list[Group]:
-    """Return the groups; parameters that a pattern matches are marked as replicas."""
-    if patterns is None:
-        return list(groups)
-
-    def mark(named: NamedParameter) -> NamedParameter:
-        return replace(named, is_replicated=_is_matched(named, patterns))
-
-    return [replace(g, parameters=list(map(mark, g.parameters))) for g in groups]
 
 
 def _is_matched(named: NamedParameter, patterns: Iterable[Pattern]) -> bool:
