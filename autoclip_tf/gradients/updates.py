@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from .parts import Part, Tensor, select_part, widen
+from .dense import Tensor, widen
+from .parts import Part, select_part
 from .rows import Rows, stable_id
 
 
