@@ -11,7 +11,7 @@ from .gradients.rows import Rows
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
-from .step.optimizer_mixin import Pair
+from .step.check_transformers import Pair
 from .step.replicas import warn_if_before_sum
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from .state.transformer import split_pairs
 from .state.variables import make_variable
-from .step.optimizer_mixin import GradientTransformersMixin, refuse_pairs
+from .step.check_transformers import refuse_pairs
+from .step.optimizer_mixin import GradientTransformersMixin
 
 
 class _TfKerasMixin(GradientTransformersMixin):

@@ -23,12 +23,9 @@ import keras
 from autoclip_core.checks import format_error
 
 from . import legacy
+from .step.check_transformers import Transformer, refuse_clipping_twice
 from .step.keras_mixin import KerasMixin
-from .step.optimizer_mixin import (
-    GradientTransformersMixin,
-    Transformer,
-    refuse_clipping_twice,
-)
+from .step.optimizer_mixin import GradientTransformersMixin
 
 _PACKAGE = "autoclip_tf"
 _WRAPPERS = (

@@ -19,7 +19,7 @@ from .clipper import Clipper
 from .optimizers import add_transformers
 from .state.settings import Settings, patterns_from_config
 from .state.transformer import TransformerPair
-from .step.optimizer_mixin import Pair, refuse_pairs
+from .step.check_transformers import Pair, refuse_pairs
 from .update import UpdateClipper
 
 

@@ -10,7 +10,7 @@ from autoclip_core.clipper.metrics import name_update_metrics
 from .gradients.updates import find_updates, list_old_values, scale_updates
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
-from .step.optimizer_mixin import Pair, refuse_pairs
+from .step.check_transformers import Pair, refuse_pairs
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")

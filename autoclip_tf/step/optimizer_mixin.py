@@ -1,32 +1,23 @@
 """`gradient_transformers=` for an optimizer class of Keras 3 or of tf_keras."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
 
-from autoclip_core.checks import format_error
-from autoclip_tf.state.transformer import (
-    StatefulTransformer,
-    TransformerPair,
-    split_pairs,
-)
+from autoclip_tf.state.transformer import StatefulTransformer, split_pairs
 from autoclip_tf.state.variables import LATER, check_state
 
-Pair = tuple[Any, Any]
-"""A gradient, or None, and its variable."""
-
-Transformer = Callable[[list[Pair]], Iterable[Pair]]
-"""From a list of (gradient, variable) pairs to such a list."""
-
-_REPLACEMENTS = {
-    "clipnorm": 'NormClip(..., scope="parameter")',
-    "global_clipnorm": "NormClip(...)",
-    "clipvalue": "ValueClip(...)",
-}
-"""What stands in for each argument of Keras that clips."""
+from .check_transformers import (
+    REPLACEMENTS,
+    Pair,
+    Transformer,
+    check_transformers,
+    find_stateful,
+    refuse_clipping_twice,
+)
 
 
 class GradientTransformersMixin:
@@ -57,7 +48,7 @@ class GradientTransformersMixin:
         **kwargs: Any,
     ) -> None:
         """Check the transformers and make the optimizer."""
-        transformers = _check_transformers(gradient_transformers)
+        transformers = check_transformers(gradient_transformers)
         super().__init__(*args, **kwargs)
         self._gradient_transformers = transformers
         self._refuse_clipping_twice()
@@ -159,12 +150,12 @@ class GradientTransformersMixin:
 
     def _refuse_clipping_twice(self) -> None:
         if self._gradient_transformers:
-            settings = {name: getattr(self, name, None) for name in _REPLACEMENTS}
+            settings = {name: getattr(self, name, None) for name in REPLACEMENTS}
             way_out = "put {instead} from autoclip_tf into gradient_transformers"
             refuse_clipping_twice(settings, way_out)
 
     def _stateful_transformers(self) -> list[StatefulTransformer]:
-        return _find_stateful(self._gradient_transformers)
+        return find_stateful(self._gradient_transformers)
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration of the optimizer and of its transformers."""
@@ -187,24 +178,6 @@ class GradientTransformersMixin:
         return super().from_config(arguments, custom_objects)  # type: ignore[misc]
 
 
-def refuse_pairs(owner: type) -> NoReturn:
-    """Raise a TypeError: a clipper of updates was called with gradients.
-
-    Raises:
-      TypeError: always.
-    """
-    raise TypeError(
-        f"{owner.__name__} must clip inside an optimizer of Keras 3, got gradients; "
-        "the update is not known before the step; write "
-        f"{owner.__name__}(...).as_optimizer(keras.optimizers.SGD(0.1))"
-    )
-
-
-def _find_stateful(transformers: Iterable[Any]) -> list[StatefulTransformer]:
-    halves = split_pairs(transformers)
-    return [each for each in halves if isinstance(each, StatefulTransformer)]
-
-
 def _check_shapes(variables: Sequence[Any], store: Any) -> None:
     """Refuse the file of an optimizer with other clippers before anything is loaded."""
     for index, variable in enumerate(variables):
@@ -216,72 +189,3 @@ def _check_shapes(variables: Sequence[Any], store: Any) -> None:
                 "clippers with the arguments that they had when the file was saved "
                 "(no variable of the optimizer was changed)"
             )
-
-
-def _check_transformers(transformers: Any) -> tuple[Transformer, ...]:
-    """Return the transformers as a tuple.
-
-    Raises:
-      TypeError: the transformers are not a list of callables.
-      ValueError: a transformer is repeated, two clip the update, or another clips the
-        gradients of a `TrustClip`.
-    """
-    name, rule = "gradient_transformers", "a list of callables"
-    if transformers is None:
-        return ()
-    if callable(transformers):
-        raise TypeError(format_error(name, rule, transformers, "write [...] around it"))
-    for transformer in transformers:
-        if isinstance(transformer, type) or not callable(transformer):
-            way_out = "write a clipper, such as QuantileClip(quantile=0.9)"
-            raise TypeError(format_error(name, rule, transformer, way_out))
-    if len(set(map(id, transformers))) < len(transformers):
-        way_out = "a clipper holds one history; make a second one"
-        error = format_error(name, "without repetition", transformers, way_out)
-        raise ValueError(error)
-    stateful = _find_stateful(transformers)
-    if sum(transformer.clips_update for transformer in stateful) > 1:
-        rule, way_out = "with at most one that clips the update", "leave one out"
-        raise ValueError(format_error(name, rule, transformers, way_out))
-    _refuse_second_filter(transformers)
-    return tuple(transformers)
-
-
-def _refuse_second_filter(transformers: Sequence[Any]) -> None:
-    """Refuse to clip gradients that a `TrustClip` clips already.
-
-    A clipper in a dry run may be in the list, too.
-
-    Raises:
-      ValueError: another transformer clips the gradients.
-    """
-    others = [each for each in transformers if not isinstance(each, TransformerPair)]
-    filters = [
-        each for each in _find_stateful(others) if not each.clips_update | each.dry_run
-    ]
-    if filters and len(others) < len(transformers):
-        rule = "without another clipper of gradients if it holds a TrustClip"
-        way_out = (
-            "the gradients would be clipped twice; leave it out, or keep it and bound "
-            "the update alone: UpdateClipper(ParamRatio(0.01, eps=0.2), norm='rms')"
-        )
-        name = "gradient_transformers"
-        raise ValueError(format_error(name, rule, filters[0], way_out))
-
-
-def refuse_clipping_twice(settings: Mapping[str, Any], way_out: str) -> None:
-    """Refuse Keras's clipping together with transformers, as legacy optimizers do.
-
-    Args:
-      settings: the arguments of the optimizer.
-      way_out: the end of the error, with the fields `name` and `instead`.
-
-    Raises:
-      ValueError: an argument clips.
-    """
-    for name, instead in _REPLACEMENTS.items():
-        value = settings.get(name)
-        if value is not None:
-            rule = "left out if another clipper acts"
-            way_out = way_out.format(name=name, instead=instead)
-            raise ValueError(format_error(name, rule, value, way_out))
