@@ -1,6 +1,5 @@
 """`Clipper` clips gradients in its own `step()`, or inside an optimizer's `step()`."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,16 +7,17 @@ import torch
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
 from autoclip_core.clipper.norms import check_norm
-from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 from .hooks.attachable import Attachable
-from .hooks.clipped_optimizer import ClippedOptimizer, check_is_optimizer
+from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.new_parameters import warn_of_left_out
+from .hooks.optimizer_wrapper import check_is_optimizer
 from .loop.loop_check import LoopCheck
 from .rows.read import ParametersLike, read_optimizer_groups
+from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .step.amp import NO_SCALE, check_unscaled, share_overflow, unscale_once
 from .step.unwrap import unwrap
@@ -99,13 +99,13 @@ class Clipper(Attachable):
         warmup_threshold: float | None = None,
         min_threshold: float | None = None,
         max_threshold: float | None = None,
-        exclude: Pattern | Iterable[Pattern] | None = (),
-        scale_only: Pattern | Iterable[Pattern] | None = None,
+        exclude: Patterns = (),
+        scale_only: Patterns = None,
         dry_run: bool = False,
         loss_policy: Policy | None = None,
         max_consecutive_skips: int | None = None,
         process_group: Any = None,
-        replicated: Pattern | Iterable[Pattern] | None = None,
+        replicated: Patterns = None,
         on_clip: StepCallback | None = None,
         on_skip: StepCallback | None = None,
     ) -> None:

@@ -8,45 +8,24 @@ import torch
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
-from autoclip_torch.step.amp import CONTROLS, refuse_scaler, require_every_step
+from autoclip_torch.step.amp import refuse_scaler, require_every_step
 from autoclip_torch.step.unwrap import unwrap
 
 from .attach import refuse_beside_trust_clip
 from .clipped_step import ClippedStep
 from .new_parameters import warn_of_left_out
+from .optimizer_wrapper import OptimizerWrapper
 from .step_hooks import STEP_METHODS, make_hooks_run, refuse_step_in_backward
 
-_STATE_HOOKS = (
-    "register_state_dict_pre_hook",
-    "register_state_dict_post_hook",
-    "register_load_state_dict_pre_hook",
-    "register_load_state_dict_post_hook",
-)
 
-
-def check_is_optimizer(optimizer: Any) -> None:
-    """Refuse what cannot be wrapped, such as a wrapper that is no torch optimizer.
-
-    Raises:
-      TypeError: the argument is not a torch optimizer.
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-            "; make the optimizer first, then wrap it; clipper.attach accepts a "
-            "wrapper that holds an optimizer"
-        )
-
-
-class ClippedOptimizer(torch.optim.Optimizer):
+class ClippedOptimizer(OptimizerWrapper):
     """An optimizer whose `step` clips the gradients first.
 
-    It shares its groups and its state with the optimizer inside. Learning-rate
-    schedulers, `GradScaler`, hooks, pickle and deepcopy therefore treat it as that
-    optimizer. Its state dict is the state dict of the optimizer inside, with the
-    clipper's state under "clipper". It has the other public attributes of the optimizer
-    inside, such as `train` and `eval`. It clips in the step of the optimizer inside,
-    where the hooks of both and torch's global hooks run once. With SAM, it clips before
+    Learning-rate schedulers, `GradScaler`, hooks, pickle and deepcopy treat it as the
+    optimizer inside, whose groups, state and other public attributes it has, such as
+    `train` and `eval`. Its state dict is that of the optimizer inside, with the
+    clipper's state under "clipper". It clips in the step of the optimizer inside, where
+    the hooks of both and torch's global hooks run once. With SAM, it clips before
     `first_step` and `second_step`; in `step(closure)`, in each pass of the closure.
 
     Args:
@@ -66,48 +45,20 @@ class ClippedOptimizer(torch.optim.Optimizer):
     tensor([-0.6000, -0.8000])
     """
 
-    optimizer: torch.optim.Optimizer
-    """The optimizer inside."""
     clipper: Any  # `Clipper`, whose module imports this one
     """The clipper."""
     _backward_check: BackwardCheck
 
     def __init__(self, optimizer: torch.optim.Optimizer, clipper: Any) -> None:
         """Put the clipper in front of the optimizer."""
-        check_is_optimizer(optimizer)
+        super().__init__(optimizer)
         refuse_step_in_backward(optimizer)
         make_hooks_run(unwrap(optimizer))
-        # An optimizer without hooks, such as PostLocalSGDOptimizer, has no defaults.
-        defaults = dict(getattr(optimizer, "defaults", {}))
-        # The base class creates the hooks here. In `__init__` it would also replace
-        # groups and state.
-        super().__setstate__({"optimizer": optimizer, "defaults": defaults})
         self.clipper = clipper
         self._backward_check = BackwardCheck()
         self._register_clipper()
         if clipper.process_group is not None:
             require_every_step(self)
-        # The optimizer inside saves and loads, so it runs the hooks on its state.
-        for name in _STATE_HOOKS:
-            self.__dict__[name] = getattr(unwrap(optimizer), name)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of the optimizer inside."""
-        return self.optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """The state of the optimizer inside."""
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.optimizer.state = state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clip and step; with a closure, clip after each of its backward passes.
@@ -143,10 +94,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         cls.step.hooked = True  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
-        """Return a public attribute of the optimizer inside."""
-        if name.startswith("_") or name in CONTROLS or "optimizer" not in vars(self):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        value = getattr(self.optimizer, name)
+        """Return a public attribute of the optimizer inside; its steps clip first."""
+        value = super().__getattr__(name)
         if name not in STEP_METHODS:
             return value
 
@@ -168,23 +117,6 @@ class ClippedOptimizer(torch.optim.Optimizer):
             warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
         self.clipper._stepper.loss.give_closure_loss(closure_loss)
         self.clipper._stepper.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients.
-
-        Args:
-          set_to_none: whether each gradient becomes None; if not, it becomes 0.
-
-        >>> from autoclip_torch import NormClip
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> sgd = torch.optim.SGD([weight], lr=1.0)
-        >>> optimizer = NormClip.as_optimizer(sgd, max_norm=1.0)
-        >>> weight.grad = torch.tensor([3.0, 4.0])
-        >>> optimizer.zero_grad(set_to_none=False)
-        >>> weight.grad
-        tensor([0., 0.])
-        """
-        self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer and to the clipper, or to neither.
@@ -264,13 +196,6 @@ class ClippedOptimizer(torch.optim.Optimizer):
         innermost = self._find_innermost()
         refuse_beside_trust_clip(self.clipper._stepper, innermost)
         self.clipper._act_in(innermost, is_wrapped=True)
-
-    def _find_innermost(self) -> torch.optim.Optimizer:
-        """Return the optimizer whose step runs the hooks."""
-        optimizer = self.optimizer
-        while isinstance(optimizer, ClippedOptimizer):
-            optimizer = optimizer.optimizer
-        return unwrap(optimizer)
 
     def _list_observers(self) -> list[Any]:
         """Return the clippers that have states."""
