@@ -1,13 +1,12 @@
 """`TrustClip` filters the gradient and bounds the update, inside `optimizer.step()`."""
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.patterns import as_patterns
 from autoclip_core.clipper.settings import format_clipper
 from autoclip_core.clipper.trust import (
     HISTORY_LENGTH,
@@ -20,6 +19,7 @@ from autoclip_core.clipper.trust import (
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.new_parameters import make_clipper
+from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update import UpdateClipper, check_model
 from .update_step.halves import HasHalves
@@ -88,7 +88,7 @@ class TrustClip(HasHalves):
         quantile: float = QUANTILE,
         history_length: int = HISTORY_LENGTH,
         scope: str = "parameter",
-        exclude: Pattern | Iterable[Pattern] | None = (),
+        exclude: Patterns = (),
         nonfinite: str = "zero",
         dry_run: bool = False,
         on_clip: StepCallback | None = None,

@@ -1,6 +1,5 @@
 """`UpdateClipper` clips the change of the weights inside `optimizer.step()`."""
 
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from torch import nn
@@ -10,11 +9,11 @@ from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag
 from autoclip_core.clipper.metrics import name_update_metrics
 from autoclip_core.clipper.norms import check_norm
-from autoclip_core.clipper.patterns import Pattern
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.new_parameters import make_clipper
 from .observer.observer import Observer
+from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update_step.hooks import UpdateHooks, check_has_no_clipper
 from .update_step.optimizers import find_innermost
@@ -98,8 +97,8 @@ class UpdateClipper(Observer):
         warmup_threshold: float | None = None,
         min_threshold: float | None = None,
         max_threshold: float | None = None,
-        exclude: Pattern | Iterable[Pattern] | None = (),
-        scale_only: Pattern | Iterable[Pattern] | None = None,
+        exclude: Patterns = (),
+        scale_only: Patterns = None,
         dry_run: bool = False,
         on_clip: StepCallback | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from autoclip_core.clipper.patterns import (
 from .groups import Group, NamedParameter
 
 Patterns = Pattern | Iterable[Pattern] | None
+"""One pattern, several, or none."""
 
 
 class Selection:

@@ -5,7 +5,8 @@ from typing import Any
 
 from autoclip_core import Decision, Policy
 from autoclip_core.clipper import settings
-from autoclip_core.clipper.patterns import Pattern
+
+from .selection import Patterns
 
 StepCallback = Callable[[Decision, list[str], int], object]
 """`on_clip` and `on_skip`: a function of a decision on the CPU, the names of its rows,
@@ -18,7 +19,7 @@ class ClipperKeywords(settings.ClipperKeywords, total=False):
     loss_policy: Policy | None
     max_consecutive_skips: int | None
     process_group: Any
-    replicated: Pattern | Iterable[Pattern] | None
+    replicated: Patterns
     on_clip: StepCallback | None
     on_skip: StepCallback | None
 
