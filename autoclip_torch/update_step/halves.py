@@ -70,8 +70,8 @@ class HasHalves(HasCallbacks):
         >>> metrics["clip/steps"], metrics["clip/update_steps"]
         (0.0, 0.0)
         """
-        metrics: dict[str, float] = self._filter.metrics(per_row=per_row)
-        return metrics | self._bound.metrics(per_row=per_row)
+        first, second = (half.metrics(per_row=per_row) for half in self._halves)
+        return {**first, **second}
 
     def reset(self) -> None:
         """Delete the recorded norms and the counts of both halves.
