@@ -17,7 +17,7 @@ from autoclip_torch.rows.read import ParametersLike, read_groups
 from autoclip_torch.rows.rows import Rows, make_rows
 from autoclip_torch.rows.selection import Patterns, Selection
 from autoclip_torch.rows.settings import check_keys
-from autoclip_torch.state.by_name import find_unnamed
+from autoclip_torch.state.by_name import describe_ambiguity
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
 from autoclip_torch.state.policy_states import PolicyStates
 from autoclip_torch.state.series import as_series
@@ -207,13 +207,8 @@ class Observer(Reporter, ParameterSurgery):
 
         saved = fit_state(state_dict, current, strict, make_empty)
         self._policy_states.load_dict(saved, strict)
-        if names := find_unnamed(saved, current):
-            warn(
-                f"the state has names, such as {' and '.join(names)}, and the clipper "
-                "has none, so parameters of equal shapes are matched by their order; "
-                "make the clipper of the model, or of model.named_parameters(), to "
-                "match them by name"
-            )
+        if ambiguity := describe_ambiguity(saved, current):
+            warn(ambiguity)
         self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:

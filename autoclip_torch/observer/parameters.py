@@ -176,7 +176,7 @@ class MeasuredParameters(ABC):
         for entry, count in find_restarted(before, rows, predecessors):
             name = entry.name or rows.names[entry.start]
             warn(
-                f"{name} has {entry.stop - entry.start} units in place of {count}, so "
+                f"{name} has {entry.count} units in place of {count}, so "
                 'its history starts again; choose scope="parameter" to keep the '
                 "history of a parameter that gets another shape"
             )

@@ -133,7 +133,7 @@ class ParameterSurgery(MeasuredParameters):
         for entry, count in find_restarted(self._stepper.rows, rows, continued):
             raise ValueError(
                 f"new must have {count} units like the old one, got "
-                f"{entry.stop - entry.start}; call remove_params([old]) and "
+                f"{entry.count}; call remove_params([old]) and "
                 'add_param_group({"params": [new]})'
             )
         self._change(groups, continued)

@@ -35,9 +35,14 @@ class ParameterRows:
     """Whether every rank of the process group holds it; None if nothing says so."""
 
     @property
+    def count(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.start
+
+    @property
     def size(self) -> int:
         """The number of its elements in each of its rows."""
-        return self.parameter.numel() // max(1, self.stop - self.start)
+        return self.parameter.numel() // max(1, self.count)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class PolicyRows:
     policy: Policy
     start: int
     stop: int
+
+    @property
+    def count(self) -> int:
+        """How many rows they are."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def make_rows(
                 _add_group(by_parameter, names, group, scope, units_of)
         by_policy.append(PolicyRows(policy, first, len(names)))
     # Parameters are in the order of their rows.
-    ranges = {entry.start: entry.stop - entry.start for entry in by_parameter}
+    ranges = {entry.start: entry.count for entry in by_parameter}
     names = _make_unique(names)
     return Rows(by_parameter, by_policy, names, scope, ranges, scales_all, norm)
 

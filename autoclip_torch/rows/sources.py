@@ -23,7 +23,7 @@ def find_source_rows(
     is_continued = np.zeros(len(old.names), bool)
     for entry, before in _pair_entries(old, new, predecessors):
         rows, earlier = slice(entry.start, entry.stop), slice(before.start, before.stop)
-        if entry.stop - entry.start != before.stop - before.start:
+        if entry.count != before.count:
             continue
         if (sources[rows] < 0).all() and not is_continued[earlier].any():
             sources[rows] = np.arange(before.start, before.stop)
@@ -38,9 +38,9 @@ def find_restarted(
     if new.scope != "unit":
         return []
     return [
-        (entry, count)
+        (entry, before.count)
         for entry, before in _pair_entries(old, new, predecessors)
-        if entry.stop - entry.start != (count := before.stop - before.start)
+        if entry.count != before.count
     ]
 
 

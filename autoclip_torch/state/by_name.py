@@ -65,25 +65,29 @@ def find_way_out(saved: State, current: State, *, strict: bool) -> str:
     return ", or ".join(ways) or "no parameter is in both, so start without the state"
 
 
-def find_unnamed(saved: State, current: State) -> list[str]:
-    """Return names in a state of which only the order says which parameter is meant.
+def describe_ambiguity(saved: State, current: State) -> str:
+    """Return a warning if only the order says which parameter is meant; or "".
 
-    The clipper has no names, and these are of parameters with one shape, but with
-    different rows.
+    The clipper has no names, and parameters of one shape have different rows.
 
     Args:
       saved: a state that fits the clipper.
       current: the present state of the clipper.
     """
     if saved["names"] is None or current["names"] is not None:
-        return []
+        return ""
     first: dict[tuple[int, ...], tuple[list[int], str]] = {}
     parts = (saved[part] for part in ("parameters", "rows", "names"))
     for shape, rows, name in zip(*parts, strict=True):
         other_rows, other_name = first.setdefault(tuple(shape), (rows, name))
         if rows != other_rows:
-            return [other_name, name]
-    return []
+            return (
+                f"the state has names, such as {other_name} and {name}, and the "
+                "clipper has none, so parameters of equal shapes are matched by their "
+                "order; make the clipper of the model, or of model.named_parameters(), "
+                "to match them by name"
+            )
+    return ""
 
 
 def index_names(state: State, current: State) -> dict[tuple[str, int], int]:

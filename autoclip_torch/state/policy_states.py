@@ -46,7 +46,7 @@ class PolicyStates:
         self.sizes: Any = None
         """The elements of each row in the last step, for "rms"; None for all."""
         self._namespace: TorchNamespace | None = None
-        self.states = self._make_states()
+        self.states = [b.policy.init(b.count) for b in rows.by_policy]
         self.tally = metrics.empty_tally(len(rows.names))
         self.decision = metrics.empty_decision(len(rows.names))
         self.may_skip = self._try_policies(np)
@@ -71,18 +71,12 @@ class PolicyStates:
     def reset(self) -> None:
         """Delete the recorded norms and the counts."""
         rows, xp = len(self.rows.names), self.xp
-        self.states = self._store(self._make_states(), self.states)
+        states = [b.policy.init(b.count, xp) for b in self.rows.by_policy]
+        self.states = self._store(states, self.states)
         self.tally = self._store(metrics.empty_tally(rows, xp), self.tally)
         self.decision = metrics.empty_decision(rows, xp)
         if self.losses is not None:
             self.losses.reset()
-
-    def _make_states(self) -> list[Any]:
-        """Return the states of the policies before the first step."""
-        return [
-            block.policy.init(block.stop - block.start, self.xp)
-            for block in self.rows.by_policy
-        ]
 
     def _try_policies(self, xp: Any) -> bool:
         """Return whether a policy or a rule can cancel an update, by a trial step.
@@ -95,8 +89,8 @@ class PolicyStates:
         """
         may_skip = self.nonfinite == "skip" or self.losses is not None
         for block in self.rows.by_policy:
-            state = block.policy.init(block.stop - block.start, xp)
-            norms = xp.full((block.stop - block.start,), 1.0, dtype=xp.float32)
+            state = block.policy.init(block.count, xp)
+            norms = xp.full((block.count,), 1.0, dtype=xp.float32)
             limit = block.policy.limit(state, norms, param_norms=norms, xp=xp)
             block.policy.record(state, norms, limit, xp)
             may_skip |= limit.cancels
@@ -176,7 +170,7 @@ class PolicyStates:
             with np.errstate(over="ignore") if xp is np else nullcontext():
                 limit = block.policy.limit(state, None, param_norms=part, xp=xp)
             # A policy without state returns one number for all rows.
-            rows = xp.zeros((block.stop - block.start,), dtype=xp.float32)
+            rows = xp.zeros((block.count,), dtype=xp.float32)
             parts.append(find_level(limit, xp) + rows)
         return xp.concatenate(parts)
 
