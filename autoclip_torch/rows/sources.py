@@ -1,12 +1,14 @@
 """Which rows continue the history of others, after parameters have changed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .groups import NamedParameter
 from .rows import ParameterRows, Rows
+
+_Range = Sequence[int]
 
 
 def find_source_rows(
@@ -16,17 +18,33 @@ def find_source_rows(
 
     A parameter with another number of rows than its predecessor continues none.
     """
-    sources = np.full(len(new.names), -1, np.intp)
-    if new.scope == "global":
-        sources[:] = 0
-        return sources
-    is_continued = np.zeros(len(old.names), bool)
-    for entry, before in _pair_entries(old, new, predecessors):
-        rows, earlier = slice(entry.start, entry.stop), slice(before.start, before.stop)
-        if entry.count != before.count:
-            continue
-        if (sources[rows] < 0).all() and not is_continued[earlier].any():
-            sources[rows] = np.arange(before.start, before.stop)
+    pairs = [
+        ((before.start, before.stop), (entry.start, entry.stop))
+        for entry, before in _pair_entries(old, new, predecessors)
+    ]
+    return match_rows(pairs, len(old.names), len(new.names), new.scope)
+
+
+def match_rows(
+    pairs: Iterable[tuple[_Range, _Range]], old_count: int, new_count: int, scope: str
+) -> np.ndarray[Any, Any]:
+    """Return the old row that each new row continues, or -1; shape (new_count,).
+
+    With one norm for all parameters, its history continues.
+
+    Args:
+      pairs: the old and the new rows of a parameter, each as start and stop. If their
+        numbers differ, or if other parameters have continued them, they start.
+      old_count, new_count: the number of old and of new rows.
+      scope: which gradients share a row.
+    """
+    sources = np.full(new_count, 0 if scope == "global" else -1, np.intp)
+    is_continued = np.zeros(old_count, bool)
+    for old, new in pairs:
+        earlier, rows = np.arange(*old), slice(*new)
+        is_free = (sources[rows] < 0).all() and not is_continued[earlier].any()
+        if is_free and len(earlier) == len(sources[rows]):
+            sources[rows] = earlier
             is_continued[earlier] = True
     return sources
 

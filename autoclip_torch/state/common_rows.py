@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from autoclip_core.history.full import widen
+from autoclip_torch.rows.sources import match_rows
 
 from .by_name import State, describe_other_parameters, find_way_out, index_names
 from .differences import format_difference
@@ -45,12 +46,17 @@ def arrange_rows(
     old, new = index_names(saved, current), index_names(current, current)
     if not changes and (not old or list(old) == list(new)):
         return saved
-    rows = [saved["rows"][old[name]] if name in old else None for name in new]
-    sources = _find_sources(rows, current)
+    pairs = [
+        (saved["rows"][old[name]], current["rows"][new[name]])
+        for name in new
+        if name in old
+    ]
+    total, row_count = (_count(state["rows"]) for state in (saved, current))
+    sources = match_rows(pairs, total, row_count, current["scope"])
     if not (sources >= 0).any():
         raise ValueError(f"{changes}; {find_way_out(saved, current, strict=False)}")
     if not changes:
-        _check_same_rows(rows, current["rows"], sources)
+        _check_same_rows(pairs, sources)
     empty = make_empty()
     return {
         **saved,
@@ -58,6 +64,11 @@ def arrange_rows(
         **_take_states(saved, current, empty, sources, has_all=not changes),
         "tally": _take_counts(saved, empty, sources),
     }
+
+
+def _count(rows: Sequence[Sequence[int]]) -> int:
+    """Return the number of rows, from those of each parameter."""
+    return max((stop for _, stop in rows), default=0)
 
 
 def _check_lists(saved: State) -> None:
@@ -75,35 +86,12 @@ def _check_lists(saved: State) -> None:
         raise ValueError(format_difference("rows", rows, "a range per parameter"))
 
 
-def _find_sources(saved_rows: Sequence[Any], current: State) -> _Array:
-    """Return the saved row that each row continues, or -1; shape (rows,).
-
-    Args:
-      saved_rows: the rows of each parameter in the state, or None if it is new; in the
-        order of the clipper.
-      current: the present state of the clipper.
-    """
-    sources = np.full(max(stop for _, stop in current["rows"]), -1)
-    if current["scope"] == "global":
-        return sources + 1
-    is_continued: set[int] = set()
-    # Without names, `saved_rows` is empty.
-    for old, new in zip(saved_rows, current["rows"], strict=False):
-        before, rows = range(*(old or (0, 0))), range(*new)
-        is_free = (sources[rows] < 0).all() and is_continued.isdisjoint(before)
-        if is_free and len(before) == len(rows):
-            sources[rows] = before
-            is_continued.update(before)
-    return sources
-
-
-def _check_same_rows(
-    saved_rows: Sequence[Any], rows: Sequence[Any], sources: _Array
-) -> None:
+def _check_same_rows(pairs: Sequence[tuple[Any, Any]], sources: _Array) -> None:
     """Refuse a state of the same parameters that share rows in another way."""
-    continued = [sources[start:stop].tolist() for start, stop in rows]
-    if continued != [list(range(*pair)) for pair in saved_rows]:
-        raise ValueError(format_difference("rows", saved_rows, rows))
+    continued = [sources[start:stop].tolist() for _, (start, stop) in pairs]
+    if continued != [list(range(*earlier)) for earlier, _ in pairs]:
+        rows = zip(*pairs, strict=True)
+        raise ValueError(format_difference("rows", *map(list, rows)))
 
 
 def _take_states(
@@ -125,7 +113,7 @@ def _take_states(
     parts = [pair[0], saved["states"], pair[1]]
     if {type(part) for part in parts} != {list} or len(set(map(len, parts))) > 1:
         raise ValueError(format_difference("policies", *pair))
-    starts = _find_bounds(saved["states"], max(stop for _, stop in saved["rows"]))
+    starts = _find_bounds(saved["states"], _count(saved["rows"]))
     policies, states = [], []
     bounds = _find_bounds(empty["states"], len(sources))
     for index, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -144,7 +132,7 @@ def _take_states(
 
 def _take_counts(saved: State, empty: State, sources: _Array) -> State:
     """Return the counts for the rows of a clipper."""
-    tally, total = saved["tally"], max(stop for _, stop in saved["rows"])
+    tally, total = saved["tally"], _count(saved["rows"])
     counts = {}
     for name in ("observed", "clipped"):
         count = tally.get(name) if isinstance(tally, Mapping) else None
