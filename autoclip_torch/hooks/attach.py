@@ -14,7 +14,7 @@ from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
-from .step_hooks import StepHooks
+from .step_hooks import StepHooks, find_closure
 
 
 class Attachment(StepHooks):
@@ -67,14 +67,14 @@ class Attachment(StepHooks):
             return None
         if not torch.compiler.is_compiling():
             self._chain.controls.begin(self._stepper, optimizer)
-        if kwargs.get("closure") is not None:
-            closure = self._wrap(optimizer, kwargs["closure"])
+        if (closure := find_closure(args, kwargs)) is None:
+            self._clip(optimizer)
+            self._backward_check.begin(self._stepper.rows.parameters)
+            return None
+        closure = self._wrap(optimizer, closure)
+        if "closure" in kwargs:
             return args, {**kwargs, "closure": closure}
-        if len(args) > 1 and args[1] is not None:  # args[0] is the optimizer
-            return (args[0], self._wrap(optimizer, args[1]), *args[2:]), kwargs
-        self._clip(optimizer)
-        self._backward_check.begin(self._stepper.rows.parameters)
-        return None
+        return (optimizer, closure, *args[2:]), kwargs
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._chain.restore(optimizer)

@@ -9,6 +9,8 @@ from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
+from .step_hooks import find_closure
+
 _KEY = "autoclip"
 """The key of the hooks of a clipped optimizer in the optimizer inside."""
 
@@ -54,8 +56,7 @@ class ClippedStep:
         for hook in clipped._optimizer_step_pre_hooks.values():
             if (changed := hook(clipped, args, kwargs)) is not None:
                 args, kwargs = changed
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        if (closure := find_closure(args, kwargs)) is None:
             clipped._clip()
             self._check.begin(stepped_parameters(optimizer))
             return (optimizer,), {}

@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
-from autoclip_torch.hooks.step_hooks import StepHooks
+from autoclip_torch.hooks.step_hooks import StepHooks, find_closure
 from autoclip_torch.observer.observer import Observer
 
 from .stepper import UpdateStepper
@@ -38,8 +38,7 @@ class UpdateHooks(StepHooks):
         if not is_outermost_step(optimizer):
             return
         self._clipper._follow_optimizer(optimizer)
-        has_closure = kwargs.get("closure") is not None
-        has_closure |= len(args) > 1 and args[1] is not None  # args[0]: the optimizer
+        has_closure = find_closure(args, kwargs) is not None
         self._stepper.begin(optimizer, has_closure)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
