@@ -47,9 +47,8 @@ def check_agreement(clipper: Observer | TrustClip, group: Any = None) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    halves = clipper._halves if isinstance(clipper, TrustClip) else [clipper]
-    for half in halves:
-        _check_one(half, group or dist.group.WORLD)
+    for observer in clipper._observers:
+        _check_one(observer, group or dist.group.WORLD)
 
 
 def _check_one(clipper: Observer, group: Any) -> None:

@@ -139,7 +139,9 @@ class ClippedOptimizer(OptimizerWrapper):
         """
         self.optimizer.add_param_group(param_group)
         try:
-            self._extend_clipper()
+            for observer in self.clipper._observers:
+                if left_out := observer._follow_optimizer(self.optimizer):
+                    observer.add_param_group(Group(left_out))
         except Exception:
             self.optimizer.param_groups.pop()
             raise
@@ -180,26 +182,16 @@ class ClippedOptimizer(OptimizerWrapper):
         """
         state = dict(state_dict)
         clipper_state = state.pop("clipper", None)
-        with undo_on_error(self._list_observers()):
+        with undo_on_error(self.clipper._observers):
             if clipper_state is not None:
                 self.clipper.load_state_dict(clipper_state)
             self.optimizer.load_state_dict(state)
-
-    def _extend_clipper(self) -> None:
-        """Add the last group of the optimizer to the clipper."""
-        for clipper in self._list_observers():
-            if left_out := clipper._follow_optimizer(self.optimizer):
-                clipper.add_param_group(Group(left_out))
 
     def _register_clipper(self) -> None:
         """Expect the clipper in each step of the optimizer inside, or refuse that."""
         innermost = self._find_innermost()
         refuse_beside_trust_clip(self.clipper._stepper, innermost)
         self.clipper._act_in(innermost, is_wrapped=True)
-
-    def _list_observers(self) -> list[Any]:
-        """Return the clippers that have states."""
-        return [self.clipper]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: the optimizer and the clipper."""

@@ -144,7 +144,7 @@ class Observer(Reporter, ParameterSurgery):
                 check_finite(states, step, observed, self._stepper.quantity)
         for step, observed in steps:
             decision = states.decide(step, observed, weights)
-        if self._stepper.callbacks is not None and len(steps) == 1:
+        if self._stepper.callbacks.are_set and len(steps) == 1:
             self._stepper.callbacks.report(states)
         self._stepper.checks.overflows.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))

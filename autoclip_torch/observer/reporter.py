@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_torch.rows.settings import StepCallback
-from autoclip_torch.step.callbacks import StepCallbacks
 from autoclip_torch.step.stepper import Stepper
 
 
@@ -68,21 +68,20 @@ class HasCallbacks(ABC):
 
     @property
     @abstractmethod
-    def _steppers(self) -> Sequence[Stepper]:
-        """Return what takes the steps and calls the functions."""
+    def _observers(self) -> Sequence[Any]:
+        """The observers that this is: itself, or the halves of a `TrustClip`."""
 
     def _get_callback(self, name: str) -> StepCallback | None:
-        function: StepCallback | None = getattr(self._steppers[0].callbacks, name, None)
+        callbacks = self._observers[0]._stepper.callbacks
+        function: StepCallback | None = getattr(callbacks, name)
         return function
 
     def _set_callback(self, name: str, function: StepCallback | None) -> None:
         if function is not None and not callable(function):
             rule = "a function of (decision, names, step), or None"
             raise TypeError(format_error(name, rule, function, ""))
-        for stepper in self._steppers:
-            callbacks = stepper.callbacks or StepCallbacks()
-            setattr(callbacks, name, function)
-            stepper.callbacks = callbacks if callbacks else None
+        for observer in self._observers:
+            setattr(observer._stepper.callbacks, name, function)
 
 
 class Reporter(HasCallbacks):
@@ -117,8 +116,7 @@ class Reporter(HasCallbacks):
         (3.0, 0.5)
         """
         states, stepper = self._stepper.policy_states, self._stepper
-        if stepper.callbacks is not None:
-            stepper.callbacks.flush()
+        stepper.callbacks.flush()
         decision, tally, losses = states.read()
         stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
         numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
@@ -127,5 +125,5 @@ class Reporter(HasCallbacks):
         return {name: float(value) for name, value in numbers.items()}
 
     @property
-    def _steppers(self) -> Sequence[Stepper]:
-        return [self._stepper]
+    def _observers(self) -> Sequence[Any]:
+        return [self]

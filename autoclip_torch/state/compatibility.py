@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from autoclip_core.checks import format_error
 from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
@@ -153,16 +152,3 @@ def _types(policies: Any) -> Any:
     # With `log`, the deviation in the state of `ZScore` is one of logarithms.
     has_logs = kind == "ZScore" and policies.get("log")
     return "ZScore(log=True)" if has_logs else kind
-
-
-def check_has_halves(state_dict: Any) -> None:
-    """Refuse a state dict that lacks a half of a `TrustClip`.
-
-    Raises:
-      ValueError: it is not the state dict of a `TrustClip`.
-    """
-    is_mapping = isinstance(state_dict, Mapping)
-    if not is_mapping or not {"gradient", "update"} <= set(state_dict):
-        rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
-        value = sorted(state_dict) if is_mapping else state_dict
-        raise ValueError(format_error("state_dict", rule, value, ""))

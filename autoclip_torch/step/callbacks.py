@@ -26,8 +26,9 @@ class StepCallbacks:
         self.on_skip: StepCallback | None = None
         self._read_last: Callable[[], _Arguments] | None = None
 
-    def __bool__(self) -> bool:
-        """Return whether a function is set."""
+    @property
+    def are_set(self) -> bool:
+        """Whether there is a function."""
         return self.on_clip is not None or self.on_skip is not None
 
     def report(self, states: PolicyStates) -> None:
@@ -62,8 +63,8 @@ class StepCallbacks:
             function(decision, list(names), step)
 
     def __reduce__(self) -> Any:
-        """Copy this object as None: torch does not copy the hooks of a step either."""
-        return type(None), ()
+        """Copy no function: torch does not copy the hooks of a step either."""
+        return type(self), ()
 
 
 def is_on_cpu(states: PolicyStates) -> bool:

@@ -49,9 +49,6 @@ class Stepper:
     extra_sequences = 0
     """How many sequences `measure` measures besides gradients and weights."""
 
-    callbacks: StepCallbacks | None = None
-    """The user's functions; None without any."""
-
     def __init__(
         self,
         groups: Sequence[Group],
@@ -66,6 +63,7 @@ class Stepper:
         """Start without history, on the device of the parameters."""
         losses = None if loss_policy is None else LossMonitor(loss_policy)
         self.loss = StepLoss(is_needed=losses is not None)
+        self.callbacks = StepCallbacks()
         self.dry_run = dry_run
         self.groups = groups
         self.rows = rows
@@ -226,7 +224,7 @@ class Stepper:
 
     def check(self, is_cancelled: bool = False) -> None:
         """Call the user's functions, and check the counts of the run, after a step."""
-        if self.callbacks is not None:
+        if self.callbacks.are_set:
             self.callbacks.report(self.policy_states)
         self.checks.check_run(self.policy_states, self.dry_run, is_cancelled)
 

@@ -1,15 +1,14 @@
 """What a `TrustClip` does with both halves: its metrics, its state, its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from autoclip_core.checks import format_error
 from autoclip_torch.observer.reporter import HasCallbacks
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.read import ParametersLike, read_parameters
-from autoclip_torch.state.compatibility import check_has_halves
-from autoclip_torch.step.stepper import Stepper
 
 
 class HasHalves(HasCallbacks):
@@ -36,7 +35,7 @@ class HasHalves(HasCallbacks):
 
     @dry_run.setter
     def dry_run(self, value: bool) -> None:
-        for half in self._halves:
+        for half in self._observers:
             half.dry_run = value
 
     def detach(self) -> None:
@@ -49,7 +48,7 @@ class HasHalves(HasCallbacks):
         >>> TrustClip(layer, optimizer).detach()
         >>> clipper = TrustClip(layer, optimizer, ratio=0.05)
         """
-        for half in self._halves:
+        for half in self._observers:
             half.detach()
 
     def metrics(self, *, per_row: bool = False) -> dict[str, float]:
@@ -70,7 +69,7 @@ class HasHalves(HasCallbacks):
         >>> metrics["clip/steps"], metrics["clip/update_steps"]
         (0.0, 0.0)
         """
-        first, second = (half.metrics(per_row=per_row) for half in self._halves)
+        first, second = (half.metrics(per_row=per_row) for half in self._observers)
         return {**first, **second}
 
     def reset(self) -> None:
@@ -81,7 +80,7 @@ class HasHalves(HasCallbacks):
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
         """
-        for half in self._halves:
+        for half in self._observers:
             half.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,8 +119,8 @@ class HasHalves(HasCallbacks):
         >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
         >>> clipper.load_state_dict(clipper.state_dict())
         """
-        check_has_halves(state_dict)
-        with undo_on_error(self._halves):
+        _check_has_halves(state_dict)
+        with undo_on_error(self._observers):
             self._filter.load_state_dict(state_dict["gradient"], strict=strict)
             self._bound.load_state_dict(state_dict["update"], strict=strict)
 
@@ -144,7 +143,7 @@ class HasHalves(HasCallbacks):
         ['weight']
         """
         given = read_parameters(parameters)
-        for half in self._halves:
+        for half in self._observers:
             half.remove_params(given)
 
     def replace_param(self, old: Tensor, new: Tensor) -> None:
@@ -166,13 +165,22 @@ class HasHalves(HasCallbacks):
         >>> clipper.names
         ['weight', 'bias']
         """
-        for half in reversed(self._halves):  # the bound may refuse it
+        for half in reversed(self._observers):  # the bound may refuse it
             half.replace_param(old, new)
 
     @property
-    def _halves(self) -> Sequence[Any]:
+    def _observers(self) -> Sequence[Any]:
         return [self._filter, self._bound]
 
-    @property
-    def _steppers(self) -> Sequence[Stepper]:
-        return [half._stepper for half in self._halves]
+
+def _check_has_halves(state_dict: Any) -> None:
+    """Refuse a state dict that lacks a half of a `TrustClip`.
+
+    Raises:
+      ValueError: it is not the state dict of a `TrustClip`.
+    """
+    is_mapping = isinstance(state_dict, Mapping)
+    if not is_mapping or not {"gradient", "update"} <= set(state_dict):
+        rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
+        value = sorted(state_dict) if is_mapping else state_dict
+        raise ValueError(format_error("state_dict", rule, value, ""))

@@ -19,10 +19,6 @@ class TrustOptimizer(ClippedOptimizer):
     def _register_clipper(self) -> None:
         """Leave that to the hooks of the `TrustClip`, too."""
 
-    def _list_observers(self) -> list[Observer]:
-        halves: list[Observer] = self.clipper._halves
-        return halves
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Wrap the copied optimizer, and register the clipper on it."""
         super().__setstate__(state)

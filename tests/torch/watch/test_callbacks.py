@@ -282,7 +282,7 @@ def test_a_copy_has_no_functions_and_a_state_dict_ignores_them(copied):
     assert str(clipper.state_dict()) == saved
     other = copied(clipper)
     assert other.on_clip is None
-    assert other._stepper.callbacks is None
+    assert other.on_skip is None
     assert other.metrics() == clipper.metrics()
 
 
