@@ -48,7 +48,7 @@ TESTS = {
     "autoclip_torch/transformers.py": "torch/transformers",
     "autoclip_torch/rows": "torch/groups torch/units torch/errors torch/edges "
     "torch/exclude torch/scale_only torch/parameters/follow "
-    "torch/parameters/surgery",
+    "torch/parameters/surgery torch/state/by_name",
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
     "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/kernels": "torch/device",
@@ -67,7 +67,7 @@ TESTS = {
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
     "torch/amp torch/accelerate torch/in_backward torch/hooks/other_optimizers "
-    "torch/hooks/timm",
+    "torch/hooks/timm torch/loss",
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
     "torch/errors torch/loss "
     "torch/parameters/follow torch/parameters/surgery",
