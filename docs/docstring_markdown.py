@@ -4,6 +4,7 @@ The docstrings are written for `help()`, where a doctest needs no fence; those o
 `autoclip_jax` follow optax, which writes reStructuredText.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -14,6 +15,13 @@ DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
 LINK = re.compile(r"`([^`<]+?)\s+<(https://[^>]+)>`_")
 ADDRESS = re.compile(r"(?<![(<\w])https://[^\s,)]+")
 PRIVATE = re.compile(r"\b(Observer|Attachment)\b")
+TRUST = ast.parse((ROOT / "autoclip_core/clipper/trust.py").read_text("utf-8"))
+CONSTANTS = {
+    node.targets[0].id: ast.unparse(node.value)
+    for node in TRUST.body
+    if isinstance(node, ast.Assign)
+}
+"""The defaults of `TrustClip`."""
 ROLE = re.compile(r":class:(`[^`]+`)")
 
 
@@ -29,6 +37,7 @@ class AsMarkdown(griffe.Extension):
             obj.docstring = None
         if obj.is_function:
             hide_private_types(obj)
+            show_constants(obj)
         if obj.docstring:
             obj.docstring.value = as_markdown(obj.docstring.value) + source_of(obj)
 
@@ -46,6 +55,12 @@ def hide_private_types(function):
             parameter.annotation = None
     if PRIVATE.search(str(function.returns)):
         function.returns = None
+
+
+def show_constants(function):
+    """Replace the names of constants in a signature by their values."""
+    for parameter in function.parameters:
+        parameter.default = CONSTANTS.get(str(parameter.default), parameter.default)
 
 
 def source_of(obj):
