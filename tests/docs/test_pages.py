@@ -216,6 +216,9 @@ def test_the_reference_lists_every_public_name_once(package):
     listed = [p.split(".")[-1] for p in paths if not p.startswith(modules)]
     assert public
     assert {name: listed.count(name) for name in public} == dict.fromkeys(public, 1)
+    # A path that names a module, too, would list the internals of the module.
+    files = [pathlib.Path(spec.origin).parent.joinpath(*p.split(".")) for p in paths]
+    assert not [file for file in files if file.with_suffix(".py").exists()]
 
 
 def test_what_the_guide_says_of_the_policies_is_in_the_one_table():
