@@ -94,7 +94,6 @@ CONTENDERS: dict[str, Contender] = {
     "TrustClip, floor 0.03": clip_both(0.9, 0.01, 0.03),
     "TrustClip, floor 0.1": clip_both(0.9, 0.01, 0.1),
     "TrustClip, ratio 0.02, floor 0.1": clip_both(0.9, 0.02, 0.1),
-    "TrustClip, ratio 0.005, floor 0.4": clip_both(0.9, 0.005, 0.4),
     "TrustClip, ratio 0.02, floor 0.03": clip_both(0.9, 0.02, 0.03),
     "ZClip": clip_gradient(ZScore(2.5), "global"),
     "LARC 0.02": Contender(lambda model, optimizer: LARC(optimizer, 0.02)),
