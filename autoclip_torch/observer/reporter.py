@@ -122,7 +122,10 @@ class Reporter(HasCallbacks):
         numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
         if per_row:
             numbers |= compute_row_metrics(states.rows.names, decision, tally)
-        return {name: float(value) for name, value in numbers.items()}
+        metrics = {name: float(value) for name, value in numbers.items()}
+        if stepper.quantity == "gradient" and not stepper.dry_run:
+            stepper.checks.clipped_before.check(metrics["clip/norm"])
+        return metrics
 
     @property
     def _observers(self) -> Sequence[Any]:

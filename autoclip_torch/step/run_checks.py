@@ -17,6 +17,7 @@ from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.policy_states import PolicyStates
 
+from .clipped_before import ClippedBeforeCheck
 from .warn import warn
 
 
@@ -39,6 +40,7 @@ class RunChecks:
                 raise ValueError(error)
         self.most_skips = most_skips
         self.overflows = self._start_overflow_check()
+        self.clipped_before = ClippedBeforeCheck()
         self._has_had_gradient = self._has_warned = False
 
     def reset(self) -> None:

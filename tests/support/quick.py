@@ -63,6 +63,7 @@ TESTS = {
     "torch/errors",
     "autoclip_torch/loop": "torch/watch/loop torch/parameters/coverage torch/amp",
     "autoclip_torch/loop/backward_in_step.py": "torch/hooks/other_optimizers",
+    "autoclip_torch/step/clipped_before.py": "torch/watch/clipped_before",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "

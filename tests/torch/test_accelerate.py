@@ -201,3 +201,22 @@ def test_its_checkpoint_holds_the_history(accelerator):
     assert torch.equal(clipper.state_dict()["states"][0]["ring"], kept)
     train(accelerator, model, optimizer, clipper, batches(8)[4:], True)
     torch.testing.assert_close(model.weight.detach(), end, rtol=0, atol=0)
+
+
+def train_with_another_clip(accelerator):
+    model, optimizer = prepared(accelerator)
+    clipper = QuantileClip(model, **QUANTILE)
+    clipper.attach(optimizer)
+    for batch in batches(12):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, batch))
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        clipper.metrics()
+
+
+def test_a_clip_of_accelerate_that_was_left_in_the_loop_warns(accelerator):
+    with pytest.warns(UserWarning, match=r"norms of 0\.1 again and again"):
+        train_with_another_clip(accelerator)
