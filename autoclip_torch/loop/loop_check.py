@@ -1,7 +1,7 @@
 """Check at which place of a training loop a clipper by hand steps.
 
 Version numbers of gradients show what happened between two of its steps. The check
-reads those of some parameters, and no value.
+reads those of some parameters.
 """
 
 import weakref
@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import TensorWeakRef
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
 from .backward_watch import BackwardWatch, choose_samples
+from .gradient_samples import GradientVersions
+from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
+from .summed import SumCheck
 
 _SAMPLES = 2
 """The gradients of so many parameters are looked at."""
@@ -40,12 +42,11 @@ class LoopCheck:
         self.scaler_rule = ScalerRule()
         self._rows: Rows | None = None
         self._samples: Sequence[Tensor] = ()
-        self._shapes: set[torch.Size] = set()
-        self._clipped: _Versions | None = None
+        self._clipped: GradientVersions | None = None
         self._backward, self._watches = BackwardWatch(), 0
         self._has_clipped_again = False
-        self._early = self._repeated = self._unchanged = 0
-        self._other: str | None = None
+        self._early = self._repeated = 0
+        self._other_model, self._sum = OtherModelCheck(), SumCheck()
         self._can_warn = True
         self._shared: weakref.WeakKeyDictionary[Optimizer, _Shared]
         self._shared = weakref.WeakKeyDictionary()
@@ -71,27 +72,28 @@ class LoopCheck:
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
-            self._shapes = {parameter.shape for parameter in self._rows.parameters}
             self._shared.clear()
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
-        self._check_are_trained()
 
     def end(self) -> None:
         """Note the gradients that the step has clipped."""
-        self._clipped = _Versions(self._samples)
+        self._clipped = GradientVersions(self._samples)
+        self._other_model.end_clip()
+        self._sum.end_clip(self._samples)
         self._backward.stop()
         if self._watches < _WATCHES:
             self._watches += 1
             self._backward.start(self._samples)
 
     def check_update(self, optimizer: Optimizer) -> None:
-        """Check the place of the step of an optimizer, after it."""
+        """Check the place of the step of an optimizer, before it."""
         shared = self._find_shared(optimizer)
         if shared is _Shared.SHAPES:
-            self._other = type(optimizer).__name__
+            self._check_other(optimizer)
         if shared is not _Shared.PARAMETERS:
             return
+        self._other_model.restart()
         self.scaler_rule.check_update(optimizer)
         if self._clipped is None:
             return
@@ -112,9 +114,24 @@ class LoopCheck:
                 "accumulating, call it once, after the last backward pass; set "
                 "dry_run=True to measure only"
             )
+        if self._sum.has_grown(self._samples):
+            self._warn(
+                "gradients grew between clipper.step() and optimizer.step(), so they "
+                "may exceed the threshold; what sums them over the ranks, such as "
+                "all_reduce, must run before clipper.step()"
+            )
+
+    def _check_other(self, optimizer: Optimizer) -> None:
+        """Warn if copies of the parameters are trained, and not what is clipped."""
+        if self._other_model.has_no_effect(optimizer):
+            self._warn(
+                f"clipper.step() has no effect: {type(optimizer).__name__} steps other "
+                "parameters of the same shapes, and nothing steps the clipper's; make "
+                "a clipper of the parameters that are trained now"
+            )
 
     def _watch_updates(self) -> None:
-        """Let torch call `check_update` after each step of an optimizer."""
+        """Let torch call `check_update` before each step of an optimizer."""
         reference = weakref.ref(self)
 
         def check_update(optimizer: Optimizer, *_: Any) -> None:
@@ -123,32 +140,20 @@ class LoopCheck:
             if (check := reference()) is not None:
                 check.check_update(optimizer)
 
-        handle = register_optimizer_step_post_hook(check_update)
+        handle = register_optimizer_step_pre_hook(check_update)
         weakref.finalize(self, handle.remove)
-
-    def _check_are_trained(self) -> None:
-        """Warn if another model of the same shapes is trained than the clipper has."""
-        clipped = self._clipped
-        is_unchanged = clipped is not None and clipped.are_same(self._samples)
-        other, self._other = self._other, None
-        self._unchanged = self._unchanged + 1 if is_unchanged and other else 0
-        if self._unchanged == _CYCLES:
-            self._warn(
-                f"the gradients of the clipper did not change in its last {_CYCLES} "
-                f"steps, while {other} stepped other parameters of the same shapes; "
-                "make a clipper of the parameters that are trained now"
-            )
 
     def _find_shared(self, optimizer: Optimizer) -> "_Shared":
         """Return what the parameters of an optimizer have in common with these."""
         if (shared := self._shared.get(optimizer)) is None:
             stepped = stepped_parameters(optimizer)
-            ids, shapes = set(map(id, stepped)), {each.shape for each in stepped}
+            ids = set(map(id, stepped))
             if any(id(sample) in ids for sample in self._samples):
                 shared = _Shared.PARAMETERS
+            elif self._rows is not None and _are_similar(self._rows, stepped):
+                shared = _Shared.SHAPES
             else:
-                is_similar = self._shapes <= shapes
-                shared = _Shared.SHAPES if is_similar else _Shared.NOTHING
+                shared = _Shared.NOTHING
             self._shared[optimizer] = shared
         return shared
 
@@ -168,35 +173,10 @@ class _Shared(Enum):
     NOTHING, SHAPES, PARAMETERS = range(3)
 
 
-class _Versions:
-    """Some gradients at one moment: each changes if it is written or replaced."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        """Note the gradients that exist."""
-        self._gradients = [
-            (index, TensorWeakRef(parameter.grad), parameter.grad._version)
-            for index, parameter in enumerate(parameters)
-            if parameter.grad is not None
-        ]
-
-    def are_same(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether the parameters have these gradients, unchanged, or none."""
-        if not self._gradients:
-            return all(parameter.grad is None for parameter in parameters)
-        return self._count_writes(parameters) == {0}
-
-    def are_kept(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether each was written at most once since, as by a backward pass.
-
-        Two writes may be a `zero_grad` and a backward pass.
-        """
-        return self._count_writes(parameters) in ({0}, {1})
-
-    def _count_writes(self, parameters: Sequence[Tensor]) -> set[int | None]:
-        """Return how often each was written since; None if it was replaced."""
-        return {
-            now._version - version
-            if (now := parameters[index].grad) is not None and now is reference()
-            else None
-            for index, reference, version in self._gradients
-        }
+def _are_similar(rows: Rows, stepped: list[Tensor]) -> bool:
+    """Return whether other parameters have the same shapes, or are one flat copy."""
+    shapes = {parameter.shape for parameter in rows.parameters}
+    count = sum(map(Tensor.numel, rows.parameters))
+    return shapes <= {p.shape for p in stepped} or count == sum(
+        p.numel() for p in stepped
+    )

@@ -4,7 +4,7 @@ from collections import deque
 
 from .warn import warn
 
-_RECENT, _COUNT = 20, 3
+_RECENT, _COUNT = 20, 5
 """It warns if so many of the recent norms lie next to the same limit."""
 
 _TOLERANCE = 1e-5
@@ -14,7 +14,7 @@ _TOLERANCE = 1e-5
 class ClippedBeforeCheck:
     """Looks for norms next to a number of one or two digits, the limit of another clip.
 
-    Only different norms count: a gradient that never changes has the same norm.
+    They must differ: a gradient that never changes has the same norm.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class ClippedBeforeCheck:
         """Check the norm of all gradients, which is on the CPU."""
         self._norms.append(norm)
         limit = float(f"{norm:.1e}")
-        near = {each for each in self._norms if _is_near(each, limit)}
-        if len(near) >= _COUNT and not self._has_warned:
+        near = [each for each in self._norms if _is_near(each, limit)]
+        if len(near) >= _COUNT and len(set(near)) > 1 and not self._has_warned:
             self._has_warned = True
             warn(
                 f"the clipper measures norms of {limit:g} again and again, so another "

@@ -240,6 +240,55 @@ def devices_of_collectives():
     }
 
 
+def sum_by_hand(gradient):
+    dist.all_reduce(gradient)
+
+
+def average_by_hand(gradient):
+    """As in the tutorial of torch, which writes to `data`."""
+    dist.all_reduce(gradient.data)
+    gradient.data /= dist.get_world_size()
+
+
+def average_flat_copies(gradient):
+    flat = gradient.flatten()
+    dist.all_reduce(flat)
+    gradient.copy_(flat.view_as(gradient) / dist.get_world_size())
+
+
+def clip_again(gradient):
+    """After a collective for a log."""
+    dist.all_reduce(torch.ones(()))
+    gradient.clamp_(-0.1, 0.1)
+
+
+def gradients_after_the_clip():
+    """Return the warnings of loops that sum gradients after the clip, or before it."""
+    loops = {
+        "sum": (None, sum_by_hand),
+        "average": (None, average_by_hand),
+        "flat copies": (None, average_flat_copies),
+        "sum before": (sum_by_hand, None),
+        "clip again": (None, clip_again),
+    }
+    found = {}
+    for name, (before, after) in loops.items():
+        torch.manual_seed(dist.get_rank())
+        weight = nn.Parameter(torch.zeros(3, 4))
+        clipper = NormClip([weight], 1.0)
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(30):
+                weight.grad = torch.randn(3, 4)
+                for step in (before, lambda gradient: clipper.step(), after):  # noqa: B023
+                    if step is not None:
+                        step(weight.grad)
+                optimizer.step()
+        found[name] = [str(warning.message) for warning in caught]
+    return {"found": found}
+
+
 EVERY_WORLD = [
     replicas_and_experts,
     replicas_shards_and_experts,
@@ -252,4 +301,5 @@ OF_TWO = [
     steps_of_a_trust_clip,
     a_change_of_parameters,
     devices_of_collectives,
+    gradients_after_the_clip,
 ]

@@ -113,7 +113,7 @@ def optimizer_rebuilt():
     optimizer = sgd(model)
     clipper = Clipper(optimizer, Fixed(1.0))
     for _ in range(2):
-        train(model, clipper.step, optimizer.step, count=4)
+        train(model, clipper.step, optimizer.step, count=12)
         model = network()
         optimizer = sgd(model)
 
@@ -134,6 +134,39 @@ def model_copied():
     model.zero_grad()
     twin = copy.deepcopy(model)
     train(twin, clipper.step, sgd(twin).step)
+
+
+def masters_clipped_too_late(make=lambda p: p.detach().clone().requires_grad_()):
+    """The gradients of a model in half precision are copied, then the model clips."""
+    model = network().bfloat16()
+    masters = [make(parameter) for parameter in model.parameters()]
+    clipper, optimizer = clipper_of(model), SGD(masters, lr=1e-3)
+
+    def copy_gradients():
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad = parameter.grad.to(master.dtype, copy=True)
+
+    model.forward = lambda x: model[1](model[0](x.bfloat16()))
+    train(model, copy_gradients, clipper.step, optimizer.step)
+
+
+def float_masters_clipped_too_late():
+    masters_clipped_too_late(lambda p: p.detach().float())
+
+
+def flat_copy_clipped_too_late():
+    model = network()
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    clipper, optimizer = clipper_of(model), SGD([flat], lr=1e-6)
+
+    def copy_gradients():
+        flat.grad = torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    def copy_back():
+        with torch.no_grad():
+            nn.utils.vector_to_parameters(flat, model.parameters())
+
+    train(model, copy_gradients, clipper.step, optimizer.step, copy_back)
 
 
 class Adapted(nn.Module):
@@ -247,7 +280,7 @@ def not_stepped_attached():
 
 ATTACHED = "of a clipper, such as .*, but the clipper does not act in its step"
 WRAPPED = "such as .*, that the optimizer of as_optimizer"
-UNCHANGED = "did not change in its last 3 steps, while SGD stepped"
+NO_EFFECT = r"clipper.step\(\) has no effect: SGD steps other parameters of the same"
 LEFT_OUT = r"steps 2 parameters, such as one of shape \(4, 4\), that were frozen or"
 UNSTEPPED = r"measures 2 parameters, such as one of shape \(4,\), that no optimizer"
 
@@ -265,9 +298,12 @@ WARN = {
     unfrozen_in_a_new_optimizer: LEFT_OUT,
     parameters_moved: ATTACHED,
     parameters_moved_with_update: ATTACHED,
-    optimizer_rebuilt: UNCHANGED,
-    list_assigned: UNCHANGED,
-    model_copied: UNCHANGED,
+    optimizer_rebuilt: NO_EFFECT,
+    list_assigned: NO_EFFECT,
+    masters_clipped_too_late: NO_EFFECT,
+    float_masters_clipped_too_late: NO_EFFECT,
+    flat_copy_clipped_too_late: NO_EFFECT,
+    model_copied: NO_EFFECT,
     unfrozen_attached: LEFT_OUT,
     unfrozen_by_hand: LEFT_OUT,
     group_added: LEFT_OUT,
@@ -441,6 +477,46 @@ def one_of_two_models():
         train(other, free.step, count=3)
 
 
+def masters_that_receive_clipped_gradients():
+    """As in the wrappers of Megatron-LM and Apex: no version number changes."""
+    model = network()
+    masters = [p.detach().clone() for p in model.parameters()]
+    clipper, optimizer = clipper_of(model), SGD(masters, lr=1e-3)
+    for master in masters:
+        master.grad = torch.zeros_like(master)
+
+    def step_masters():
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad.data.copy_(parameter.grad)
+        optimizer.step()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master)
+
+    train(model, clipper.step, step_masters)
+
+
+def twins_of_which_one_is_stepped_by_hand():
+    """Both compute their gradients before the clip, and both are clipped."""
+    first, second = network(), network()
+    clippers, optimizer = (clipper_of(first), clipper_of(second)), sgd(second)
+
+    def update():
+        for parameter in first.parameters():
+            parameter.data -= 1e-3 * parameter.grad
+
+    steps = (lambda: backward(second), *(c.step for c in clippers))
+    train(first, *steps, update, optimizer.step, optimizer.zero_grad)
+
+
+def a_twin_that_is_updated_less_often():
+    first, second = network(), network()
+    clipper, optimizers = clipper_of(first), (sgd(first), sgd(second))
+    numbers = itertools.count()
+    rarely = lambda: next(numbers) % 8 or optimizers[0].step()  # noqa: E731
+    backward(second)
+    train(first, clipper.step, rarely, optimizers[1].step)
+
+
 def wrappers_by_turns():
     model = network()
     inside = sgd(model)
@@ -547,6 +623,9 @@ SILENT = [
     detached_parts,
     swapped_with_its_clipper,
     one_of_two_models,
+    masters_that_receive_clipped_gradients,
+    twins_of_which_one_is_stepped_by_hand,
+    a_twin_that_is_updated_less_often,
     wrappers_by_turns,
     a_step_that_calls_the_one_above,
     scheduled,
