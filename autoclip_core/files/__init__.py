@@ -1,4 +1,5 @@
 """Reads norms from files that other programs wrote.
 
-It imports no other module of this package. Read `read.py` first.
+It imports no other module of this package; `formats` has a file for each format. Read
+`read.py` first.
 """

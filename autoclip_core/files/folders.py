@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .formats import MLFLOW_LINE
+from .formats.mlflow_rows import MLFLOW_LINE
 from .names import rank_name
 
 TABLES = {".csv", ".jsonl", ".json", ".npy", ".npz", ".log", ".txt", ".tsv"}

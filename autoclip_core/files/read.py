@@ -1,5 +1,6 @@
 """Reads the gradient norms of a run from the file or the folder that it left."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ import numpy as np
 
 from .collect import Collector, Column, NoColumn, find_nan_of_empty_cells, list_names
 from .folders import find_in_folder, list_runs
-from .formats import (
+from .formats.json_rows import TextLine
+from .long_tables import widen
+from .names import make_printable, rank_name
+from .open_file import open_bytes
+from .recognize import (
     Source,
     event_source,
     find_source,
     list_names_in_log,
     log_source,
-    widen,
 )
-from .json_rows import TextLine
-from .names import make_printable, rank_name
-from .open_file import open_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,17 +154,15 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
         return collect(source, column)
     except TextLine:
         return read_source(log_source(file, column), file, column)
-    except ValueError as error:
-        if source.kind == "text log" and isinstance(error, NoColumn):
+    except NoColumn as error:
+        if source.kind == "text log":
             raise ValueError(explain_log(file, column)) from None
-        kind = NoColumn if isinstance(error, NoColumn) else ValueError
-        refusal = kind(f"it looks like {source.kind}, but {error}")
-        if not (source.kind.startswith("JSON") and kind is NoColumn):
-            raise refusal from None
-    try:  # what was printed may be in a string
-        return collect(log_source(file, column), column)
-    except ValueError:
-        raise refusal from None
+        if source.kind.startswith("JSON"):
+            with contextlib.suppress(ValueError):
+                return collect(log_source(file, column), column)
+        raise NoColumn(f"it looks like {source.kind}, but {error}") from None
+    except ValueError as error:
+        raise ValueError(f"it looks like {source.kind}, but {error}") from None
 
 
 def open_each(paths: list[str]) -> Iterator[BinaryIO]:

@@ -13,8 +13,8 @@ import numpy as np
 from autoclip_core.checks import format_error
 from autoclip_core.files.cells import is_empty, parse_number
 from autoclip_core.files.collect import list_names
-from autoclip_core.files.csv_rows import read_csv_rows
-from autoclip_core.files.json_rows import read_json_lines
+from autoclip_core.files.formats.csv_rows import read_csv_rows
+from autoclip_core.files.formats.json_rows import read_json_lines
 from autoclip_core.files.open_file import open_bytes, open_lines
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.saved import to_json

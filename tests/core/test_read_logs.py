@@ -10,7 +10,7 @@ import pytest
 
 from autoclip_core import read_norms
 from autoclip_core.cli.main import main
-from autoclip_core.files.log_rows import read_log_rows
+from autoclip_core.files.formats.log_rows import read_log_rows
 
 TITAN = (
     "[rank0]:[titan] 2025-08-01 10:00:0{i},123 - root - INFO - \x1b[31mstep: {s:2}  "

@@ -25,7 +25,7 @@ TRAINERS = {
 # The only modules that import these packages, inside a function.
 LAZY = {
     ("autoclip_tf", "legacy.py"): {"tf_keras"},
-    ("autoclip_core", "files/binary_rows.py"): {"tensorboard"},
+    ("autoclip_core", "files/formats/event_rows.py"): {"tensorboard"},
     ("autoclip_core", "cli/rich_output.py"): {"rich"},
 }
 FRAMEWORKS = {
@@ -107,7 +107,7 @@ def test_every_import_is_in_the_table(package):
         ("autoclip_core", "policy.py", "f = lambda: __import__('torch')"),
         ("autoclip_core", "log/plot.py", "import matplotlib"),
         ("autoclip_core", "log/summary.py", "def f():\n    import matplotlib"),
-        ("autoclip_core", "files/binary_rows.py", "import tensorboard"),
+        ("autoclip_core", "files/formats/event_rows.py", "import tensorboard"),
         ("autoclip_core", "files/read.py", "def f():\n    import tensorboard"),
         ("autoclip_torch", "clipper.py", "from autoclip_jax import clip_by_quantile"),
         ("autoclip_torch", "clipper.py", "class A:\n    import transformers"),

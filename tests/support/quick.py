@@ -26,6 +26,8 @@ TESTS = {
     "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/read_tables core/read_logs core/cli core/clip_log "
     "core/files/other_files",
+    "autoclip_core/files/formats": "core/read_tables core/read_logs core/clip_log "
+    "core/files/other_files",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
     "core/log/red_lights core/log/updates core/log/largest "

@@ -7,7 +7,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 
-from .cells import is_empty, is_number
+from autoclip_core.files.cells import is_empty, is_number
 
 DELIMITERS = ",;\t|"
 

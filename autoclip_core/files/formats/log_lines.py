@@ -1,17 +1,15 @@
-"""Reads what a training script printed, by one rule for every project.
+"""Finds the step and the gradient norms in a line that a training script printed.
 
 A name of a gradient norm, then a number, is a norm. "step" or "iteration", then a whole
-number, is its step; it may stand on an earlier line. A progress bar shows a norm more
-than once.
+number, is a step. These rules hold for every project.
 """
 
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from .names import find_norm_name
+from autoclip_core.files.names import find_norm_name
 
 COLOR = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 """Escape sequences of a terminal: colours, movements, titles and links."""
@@ -81,76 +79,11 @@ EPOCH = re.compile(
 
 STEP_FOLDERS = ("train/", "trainer/", "training/")
 
-BAR = re.compile(r"\b(\d+)/(\d+) \[\d")
-"""The count of a progress bar, such as "3/40 [00:02<00:25"."""
-
 DIGITS = bytes.maketrans(b"123456789\0", b"0000000002")
 """Makes all digits of a line 0, and \\0 the digit of "l2", which is part of a name."""
 
 MAX_SHAPE = 2000
 """Number of characters of a line whose shape is kept, at most."""
-
-RECENT_ROWS = 256
-"""Number of rows among which a row of the same text is a repetition."""
-
-
-def read_log_rows(
-    lines: Iterable[str], column: str | None = None
-) -> Iterator[dict[str, str]]:
-    """Yield each name of a gradient norm with its number, and the step.
-
-    Args:
-      lines: the lines of the log.
-      column: a name to look for, or None for the names of gradient norms.
-
-    >>> list(read_log_rows(["step 7 | loss 2.50 | norm 0.31 | lr 1e-4"]))
-    [{'step': '7', 'norm': '0.31'}]
-    """
-    find_named = compile_named(column) if column else None
-    bar, repetitions = ProgressBar(), Repetitions()
-    step = epoch = None
-    for line in lines:
-        if "\x1b" in line:
-            line = COLOR.sub("", line)
-        places = find_places(line)
-        step = line[places.step] if places.step else step
-        epoch = line[places.epoch] if places.epoch else epoch
-        norms = find_named(line) if find_named else places.read_norms(line)
-        if not norms:
-            continue
-        if step is None and (count := BAR.search(line)):
-            yield from bar.add(int(count[1]), int(count[2]), norms)
-            continue
-        yield from bar.flush()
-        if step is None:
-            yield norms
-            continue
-        if not repetitions.has((epoch, step, *norms.values()), line[places.start :]):
-            yield {"step": step, **norms}
-        step = None
-    yield from bar.flush()
-
-
-class Repetitions:
-    """Finds the lines in which several ranks print the same step."""
-
-    def __init__(self) -> None:
-        self._last: tuple[str | None, ...] = ()
-        self._recent: OrderedDict[int, None] = OrderedDict()
-
-    def has(self, row: tuple[str | None, ...], text: str) -> bool:
-        """Return whether a row repeats the last one, or its text a recent one.
-
-        A row has the epoch, the step and the norms.
-        """
-        key = hash((row, text))
-        if row == self._last or key in self._recent:
-            return True
-        self._last = row
-        self._recent[key] = None
-        if len(self._recent) > RECENT_ROWS:
-            self._recent.popitem(last=False)
-        return False
 
 
 class Places(NamedTuple):
@@ -197,12 +130,7 @@ def find_places_in_shape(shape: bytes) -> Places:
 
 
 def find_norms(line: str, lower: str) -> Iterator[tuple[slice, slice]]:
-    """Yield the places of the name and the number of each gradient norm in a line.
-
-    Args:
-      line: the line.
-      lower: the line in lower case.
-    """
+    """Yield the places of the name and the number of each gradient norm in a line."""
     word = "norm" if "norm" in lower or "l2" not in lower else "grad"
     place = lower.find(word)
     while place >= 0:
@@ -219,10 +147,7 @@ def find_norms(line: str, lower: str) -> Iterator[tuple[slice, slice]]:
 
 
 def find_step(line: str) -> slice | None:
-    """Return the place of the step that a line states, or None.
-
-    Args:
-      line: the line in lower case.
+    """Return the place of the step that a line in lower case states, or None.
 
     >>> find_step("[step=10/739328,epoch=0]"), find_step("it took 2.5 s per step")
     (slice(6, 8, None), None)
@@ -242,59 +167,12 @@ def find_step(line: str) -> slice | None:
     return slice(*bracket.span(1)) if bracket else first
 
 
-def compile_named(column: str) -> Callable[[str], dict[str, str]]:
-    """Return a function that finds the number behind a given name in a line."""
-    pair = re.compile(
-        rf"(?<![\w/.]){re.escape(column)}{BETWEEN}(?P<value>{VALUE}){AFTER}",
-        re.IGNORECASE,
-    )
+def read_named(line: str, column: str) -> dict[str, str]:
+    """Return the number behind a given name in a line, by that name, if there is one.
 
-    def find(line: str) -> dict[str, str]:
-        match = pair.search(line)
-        return {column: match["value"]} if match else {}
-
-    return find
-
-
-class ProgressBar:
-    """Yields the norms of a progress bar once for each count: the last that it shows.
-
-    A bar is drawn again when it advances, with the norms of the step before. A bar that
-    has norms at the count 0 shows those of the last step twice.
+    >>> read_named("loss 2.5, my norm: 0.5", "my norm")
+    {'my norm': '0.5'}
     """
-
-    def __init__(self) -> None:
-        self._count = -1
-        self._norms: dict[str, str] | None = None
-        self._last: dict[str, str] | None = None
-        self._begins_at_0 = False
-
-    def add(
-        self, count: int, total: int, norms: dict[str, str]
-    ) -> Iterator[dict[str, str]]:
-        """Add a drawing of the bar; yield the norms of the count before."""
-        if count != self._count:
-            yield from self.flush()
-            if count < self._count or self._count < 0:
-                self._begins_at_0 = count == 0
-            self._count = count
-        is_repetition = count == total and self._begins_at_0 and norms == self._last
-        self._norms = None if is_repetition else norms
-
-    def flush(self) -> list[dict[str, str]]:
-        """Return the norms of the last count, once."""
-        if self._norms is None:
-            return []
-        self._last, self._norms = self._norms, None
-        return [self._last]
-
-
-def list_log_names(lines: Iterable[str], most: int = 20) -> list[str]:
-    """Return names that stand before a number in a log, for an error."""
-    names: dict[str, None] = {}
-    for line in lines:
-        for match in PAIR.finditer(COLOR.sub("", line)):
-            names[match["name"]] = None
-        if len(names) >= most:
-            break
-    return list(names)[:most]
+    pair = rf"(?<![\w/.]){re.escape(column)}{BETWEEN}({VALUE}){AFTER}"
+    match = re.search(pair, line, re.IGNORECASE)
+    return {column: match[1]} if match else {}

@@ -4,35 +4,21 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .binary_rows import (
-    NPY_MAGIC,
-    is_event_file,
-    is_npz,
-    read_array_rows,
-    read_event_rows,
-)
-from .cells import has_decimal_comma, is_empty, is_number
+from .cells import has_decimal_comma
 from .collect import Row
-from .csv_rows import guess_delimiter, read_csv_rows, split_rows, strip_frame
-from .json_rows import flatten, load_json, read_document, read_json_lines
-from .log_rows import list_log_names, read_log_rows
-from .names import base_name, is_index, rank_name, split_words
+from .formats.array_rows import NPY_MAGIC, is_npz, read_array_rows
+from .formats.csv_rows import guess_delimiter, read_csv_rows, split_rows, strip_frame
+from .formats.event_rows import is_event_file, read_event_rows
+from .formats.json_rows import flatten, load_json, read_document, read_json_lines
+from .formats.log_rows import list_log_names, read_log_rows
+from .formats.mlflow_rows import MLFLOW_LINE, mlflow_name, read_mlflow_rows
+from .names import base_name, rank_name
 from .open_file import HEAD, open_lines, read_head, refuse_binary
 
 SAMPLE = 20
 """Number of lines that are examined to recognize a table."""
-
-METRIC_WORDS = {"metric", "tag", "key", "variable", "field"}
-"""Words of a column whose cells name the number of their row."""
-
-RUN_WORDS = {"run", "experiment", "trial"}
-"""Words of a column whose cells name the run of their row."""
-
-MLFLOW_LINE = re.compile(r"\d{12,14} \S+ -?\d+( \S+ \S+)?\s*")
-"""Time in milliseconds, value and step; perhaps the name and digest of a data set."""
 
 
 class Source(NamedTuple):
@@ -214,83 +200,3 @@ def log_source(file: BinaryIO, column: str | None) -> Source:
 def list_names_in_log(file: BinaryIO) -> list[str]:
     """Return names that stand before numbers in the first lines of a log."""
     return list_log_names(islice(open_lines(file), 1000))
-
-
-def mlflow_name(path: str) -> str:
-    """Return the name of a metric: its path below the folder "metrics".
-
-    >>> mlflow_name("mlruns/0/a1b2/metrics/train/grad_norm")
-    'train/grad_norm'
-    """
-    parts = Path(path).parts
-    if "metrics" in parts[:-1]:
-        last = len(parts) - 1 - parts[::-1].index("metrics")
-        return "/".join(parts[last + 1 :])
-    return parts[-1]
-
-
-def read_mlflow_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
-    """Yield the rows of MLflow's file of one metric; a line may be cut off."""
-    for line in lines:
-        if line.strip():
-            names = "timestamp", name, "step"
-            cells = line.split()[:3]
-            is_whole = len(cells) == 3
-            yield dict(zip(names, cells, strict=True)) if is_whole else {}
-
-
-def widen(source: Source, column: str | None) -> Source:
-    """Return the rows of a long table with a column for each metric.
-
-    A row of a long table holds one number and the name of its metric, perhaps with that
-    of its run. Other tables, and those that have the wanted column, stay.
-    """
-    first = find_long_row(source.read()) if source.has_cells else {}
-    value = next((name for name in first if rank_name(name) == 4), None)
-    if value is None or column in first:
-        return source
-    metric = find_metric_name(source.read(), first)
-    if metric is None:
-        return source
-    runs = [n for n in first if RUN_WORDS & set(split_words(n)) and not is_index(n)]
-    run = runs[0] if runs else None
-
-    def read() -> Iterator[Row]:
-        for row in source.read():
-            cells = {n: c for n, c in row.items() if n not in (metric, value, run)}
-            names = [row.get(n) for n in (run, metric) if n]
-            name = " - ".join(str(cell) for cell in names if not is_empty(cell))
-            yield {**cells, name: row.get(value)} if name else cells
-
-    return source._replace(read=read, has_cells=False)
-
-
-def find_long_row(rows: Iterator[Row]) -> Row:
-    """Return the first row that may be of a long table, or an empty one."""
-    for row in islice(rows, SAMPLE):
-        ranks = [rank_name(name) for name in row if not name.isdecimal()]
-        if ranks.count(4) == 1 and {None, 4}.issuperset(ranks):
-            return row
-    return {}
-
-
-def find_metric_name(rows: Iterator[Row], first: Row) -> str | None:
-    """Return the column whose cells name metrics, or None.
-
-    One of its cells names a gradient norm, or its name says so.
-    """
-    texts = [name for name, cell in first.items() if is_text(cell)]
-    known: set[str] = set()
-    for row in rows if texts else ():
-        for name in texts:
-            cell = row.get(name)
-            if isinstance(cell, str) and cell not in known:
-                known.add(cell)
-                if rank_name(cell) in (0, 1, 2, 3):
-                    return name
-    return next((n for n in texts if METRIC_WORDS & set(split_words(n))), None)
-
-
-def is_text(cell: object) -> bool:
-    """Return whether a cell holds text, and no number."""
-    return isinstance(cell, str) and not is_empty(cell) and not is_number(cell)
