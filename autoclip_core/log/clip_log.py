@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from autoclip_core.plots.figure import GRADIENT
+from autoclip_core.plots.heat_map import draw_rows
+from autoclip_core.plots.histogram import draw_histogram
+from autoclip_core.plots.run import draw_run
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.saved import describe, restore
 from autoclip_core.record.step import Array
 
 from .csv_jsonl import list_halves, read_csv, read_jsonl, write_csv, write_jsonl
 from .formatting import format_number, format_rate
-from .plot import GRADIENT, draw_histogram, draw_run
-from .plot_rows import draw_rows
 from .summary import Summary, summarise
 
 DAMAGE = AttributeError, LookupError, OverflowError, TypeError, ValueError

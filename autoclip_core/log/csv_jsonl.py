@@ -16,12 +16,11 @@ from autoclip_core.files.collect import list_names
 from autoclip_core.files.formats.csv_rows import read_csv_rows
 from autoclip_core.files.formats.json_rows import read_json_lines
 from autoclip_core.files.open_file import open_bytes, open_lines
+from autoclip_core.files.replace_file import open_replacement
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.saved import to_json
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP
-
-from .replace_file import open_replacement
 
 Path = str | PathLike[str]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.files.names import make_printable
+from autoclip_core.files.replace_file import open_replacement
 from autoclip_core.record.largest import LargeStep
 from autoclip_core.record.step import median
 from autoclip_core.series.spikes import SPIKE
 
 from .clip_log import ClipLog
 from .formatting import format_number, format_percent, format_rate
-from .replace_file import open_replacement
 from .summary import Summary
 
 STYLE = """

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.log.formatting import format_number, format_percent
-from autoclip_core.log.plot import (
-    BLUE,
+from autoclip_core.plots.columns import (
     COLUMNS,
     column_width,
-    draw_run,
     log_axis_limits,
-    new_figure,
     reduce_norms,
-    save_figure,
 )
-from autoclip_core.log.plot_rows import draw_heat_map
+from autoclip_core.plots.figure import BLUE, GRADIENT, new_figure, save_figure
+from autoclip_core.plots.heat_map import draw_heat_map
+from autoclip_core.plots.run import draw_run
 from autoclip_core.policy import as_code
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import STEP
@@ -114,7 +112,7 @@ def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
         axes.plot(x, middle, color=color, ls=line, lw=1.2, label=name)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.set_ylabel("L2 norm of the gradient\n(loss per unit of parameter)")
+    axes.set_ylabel(GRADIENT)
     axes.set_title(f"Thresholds of {len(reports)} policies on {len(steps)} norms")
     axes.grid(alpha=0.3, linewidth=0.5)
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.log.replace_file import open_replacement
+from autoclip_core.files.replace_file import open_replacement
 
 
 def test_the_new_file_replaces_the_old_one_at_the_end(tmp_path):

@@ -25,13 +25,14 @@ TESTS = {
     "autoclip_core/loss.py": "core/loss torch/loss jax/loss",
     "autoclip_core/scale.py": "core/decide core/scale core/faults core/laws",
     "autoclip_core/files": "core/read_tables core/read_logs core/cli core/clip_log "
-    "core/files/other_files",
+    "core/files/other_files core/replace_file",
     "autoclip_core/files/formats": "core/read_tables core/read_logs core/clip_log "
     "core/files/other_files",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
     "core/log/red_lights core/log/updates core/log/largest "
-    "core/metrics_logger core/report core/replace_file",
+    "core/metrics_logger core/report",
+    "autoclip_core/plots": "core/clip_log core/plot_rows core/report core/replay",
     "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
     "core/log_totals core/row_counts",
     "autoclip_core/planning": "core/replay core/suggest core/cli",

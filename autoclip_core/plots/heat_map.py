@@ -9,7 +9,7 @@ from autoclip_core.files.names import make_printable
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 
-from .plot import new_figure, save_figure
+from .figure import new_figure, save_figure
 
 MAX_ROWS = 40
 """Rows that fit with their names; if there are more, the most clipped are shown."""

@@ -1,0 +1,4 @@
+"""Pictures of runs, with matplotlib.
+
+It imports `files` and `record`. Read `run.py` first.
+"""

@@ -1,0 +1,157 @@
+"""The picture of a run: norm, threshold and clipped steps over time."""
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from autoclip_core.record.step import Array
+
+from .columns import (
+    COLUMNS,
+    column_width,
+    log_axis_limits,
+    reduce_norms,
+    reduce_to_columns,
+)
+from .figure import (
+    BLACK,
+    BLUE,
+    GRADIENT,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    new_figure,
+    save_figure,
+)
+
+BARS = 50
+"""Maximum number of bars that show the clip rate."""
+
+
+def draw_run(
+    steps: Array,
+    title: str,
+    has_several_rows: bool,
+    path: str | PathLike[str] | None = None,
+    *,
+    highest: Array | None = None,
+    label: str = GRADIENT,
+) -> Any:
+    """Draw recorded steps into a new figure; save it unless `path` is None.
+
+    Args:
+      steps: the recorded steps, with the fields of `autoclip_core.record.store.STEP`.
+      title: the title of the picture.
+      has_several_rows: whether a step has several rows. The threshold of the median
+        row does not apply to the norm of all rows; in its place is the norm after
+        clipping.
+      path: where to save the picture, or None.
+      highest: the highest steps of the intervals, if `steps` is thinned.
+      label: the label of the axis of norms.
+
+    Returns:
+      The `matplotlib.figure.Figure`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = new_figure((10, 5.5))
+    above, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
+    above.set_title(title)
+    above.set_ylabel(label)
+    above.set_yscale("log")
+    peaks = steps if highest is None else np.concatenate([highest, steps])
+    if has_several_rows:
+        steps, peaks = (replace_threshold(part) for part in (steps, peaks))
+    above.set_ylim(log_axis_limits(peaks))
+    above.grid(alpha=0.3, linewidth=0.5)
+    end = float(steps["step"].max(initial=0))
+    draw_lines(above, steps, peaks, has_several_rows, end)
+    draw_marks(above, peaks, has_several_rows, end)
+    draw_rate(below, steps, end, "rows clipped" if has_several_rows else "clipped")
+    style = {"ncols": 6, "columnspacing": 1.4, "handlelength": 1.4, "frameon": False}
+    figure.legend(loc="outside lower center", fontsize=9, **style)
+    return save_figure(figure, path)
+
+
+def replace_threshold(steps: Array) -> Array:
+    """Return steps whose threshold is the norm of all rows after clipping."""
+    steps = steps.copy()
+    steps["threshold"] = steps["norm"] * steps["scale"]
+    return steps
+
+
+def draw_lines(
+    axes: Any, steps: Array, peaks: Array, has_several_rows: bool, end: float
+) -> None:
+    """Draw norm and threshold as lines, and the range of norms as an area."""
+    floor = axes.get_ylim()[0]
+    number = steps["step"]
+    # The tiny marker shows a point between two gaps, where there is no line.
+    style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
+    width = column_width(end, COLUMNS)
+    x, low, middle, _ = reduce_norms(number, steps["norm"], floor, width)
+    name = "norm (all rows)" if has_several_rows else "norm"
+    if len(x) < len(steps):
+        area = {"step": "mid", "color": BLUE, "alpha": 0.3, "lw": 0.5}
+        high = reduce_norms(peaks["step"], peaks["norm"], floor, width)[-1]
+        axes.fill_between(x, low, high, label=f"{name}, range of {width} steps", **area)
+        name = "median"
+    axes.plot(x, middle, color=BLUE, lw=0.8, label=name, **style)
+    x, _, middle, _ = reduce_norms(number, steps["threshold"], floor, width)
+    name = "after clipping (all rows)" if has_several_rows else "threshold"
+    axes.plot(x, middle, color=BLACK, lw=1.3, label=name, zorder=3, **style)
+
+
+def draw_marks(axes: Any, steps: Array, has_several_rows: bool, end: float) -> None:
+    """Mark the clipped steps, the non-finite ones, and norms too small for the axis.
+
+    A mark is drawn only if there is such a step; so is its label.
+    """
+    norm, finite = steps["norm"], np.isfinite(steps["norm"])
+    is_clipped = finite & (steps["clipped"] >= 0.5)
+    is_tiny = finite & (norm < axes.get_ylim()[0])
+    edge = {"transform": axes.get_xaxis_transform()}
+    clipped, dropped = "clipped", "dropped"
+    if has_several_rows:
+        clipped, dropped = "half the rows clipped", "a row dropped"
+    marks: list[tuple[Array, Any, str, str, str, dict[str, Any]]] = [
+        (is_clipped, norm, clipped, "o", ORANGE, {"ms": 3}),
+        (finite & steps["dropped"], norm, dropped, "D", GREEN, {"ms": 5, "zorder": 4}),
+        (
+            ~steps["finite"],
+            0.97,
+            "non-finite",
+            "x",
+            PURPLE,
+            {"ms": 7, "mew": 1.8, **edge},
+        ),
+        (is_tiny, 0.02, "0 or below the axis", "v", BLUE, {"ms": 5, **edge}),
+    ]
+    width = column_width(end, COLUMNS)
+    for is_marked, height, label, shape, color, style in marks:
+        heights = np.where(is_marked, height, np.nan)
+        x, _, _, highest = reduce_to_columns(steps["step"], heights, width)
+        has_mark = ~np.isnan(highest)
+        if has_mark.any():
+            style |= {"marker": shape, "color": color, "label": label, "ls": "none"}
+            axes.plot(x[has_mark], highest[has_mark], **style)
+
+
+def draw_rate(axes: Any, steps: Array, end: float, label: str) -> None:
+    """Draw the clip rate of successive intervals of the run as bars, in percent."""
+    measured = steps[np.isfinite(steps["norm"])]
+    width = column_width(end, BARS)
+    bars = measured["step"] // width
+    counts = np.bincount(bars)
+    clipped = np.bincount(bars, weights=measured["clipped"])
+    rate = 100 * clipped / np.maximum(counts, 1)
+    x = np.arange(len(rate)) * width + (width - 1) / 2
+    axes.bar(x, rate, width=width, color=ORANGE)
+    axes.set_ylim(0, 1.1 * rate.max(initial=0) or 1.0)
+    margin = max(1, end / 100)
+    axes.set_xlim(-margin, end + 1 + margin)
+    axes.set_ylabel(f"{label}\n(%)")
+    axes.set_xlabel(f"step (one bar: {width} step{'s' * (width > 1)})")
+    axes.grid(alpha=0.3, linewidth=0.5)
