@@ -105,38 +105,39 @@ def draw_lines(
 
 
 def draw_marks(axes: Any, steps: Array, has_several_rows: bool, end: float) -> None:
-    """Mark the clipped steps, the non-finite ones, and norms too small for the axis.
-
-    A mark is drawn only if there is such a step; so is its label.
-    """
-    norm, finite = steps["norm"], np.isfinite(steps["norm"])
-    is_clipped = finite & (steps["clipped"] >= 0.5)
-    is_tiny = finite & (norm < axes.get_ylim()[0])
+    """Mark the clipped steps, the non-finite ones, and norms too small for the axis."""
+    norms, finite = steps["norm"], np.isfinite(steps["norm"])
+    label = "half the rows clipped" if has_several_rows else "clipped"
+    heights = np.where(finite & (steps["clipped"] >= 0.5), norms, np.nan)
+    draw_mark(axes, steps, heights, end, "o", ORANGE, label=label, ms=3)
+    label = "a row dropped" if has_several_rows else "dropped"
+    heights = np.where(finite & steps["dropped"], norms, np.nan)
+    draw_mark(axes, steps, heights, end, "D", GREEN, label=label, ms=5, zorder=4)
     edge = {"transform": axes.get_xaxis_transform()}
-    clipped, dropped = "clipped", "dropped"
-    if has_several_rows:
-        clipped, dropped = "half the rows clipped", "a row dropped"
-    marks: list[tuple[Array, Any, str, str, str, dict[str, Any]]] = [
-        (is_clipped, norm, clipped, "o", ORANGE, {"ms": 3}),
-        (finite & steps["dropped"], norm, dropped, "D", GREEN, {"ms": 5, "zorder": 4}),
-        (
-            ~steps["finite"],
-            0.97,
-            "non-finite",
-            "x",
-            PURPLE,
-            {"ms": 7, "mew": 1.8, **edge},
-        ),
-        (is_tiny, 0.02, "0 or below the axis", "v", BLUE, {"ms": 5, **edge}),
-    ]
+    heights = np.where(steps["finite"], np.nan, 0.97)
+    style = {"label": "non-finite", "ms": 7, "mew": 1.8, **edge}
+    draw_mark(axes, steps, heights, end, "x", PURPLE, **style)
+    is_tiny = finite & (norms < axes.get_ylim()[0])
+    style = {"label": "0 or below the axis", "ms": 5, **edge}
+    draw_mark(axes, steps, np.where(is_tiny, 0.02, np.nan), end, "v", BLUE, **style)
+
+
+def draw_mark(
+    axes: Any,
+    steps: Array,
+    heights: Array,
+    end: float,
+    shape: str,
+    color: str,
+    **style: Any,
+) -> None:
+    """Draw a mark at each height that is not NaN; without a mark there is no label."""
     width = column_width(end, COLUMNS)
-    for is_marked, height, label, shape, color, style in marks:
-        heights = np.where(is_marked, height, np.nan)
-        x, _, _, highest = reduce_to_columns(steps["step"], heights, width)
-        has_mark = ~np.isnan(highest)
-        if has_mark.any():
-            style |= {"marker": shape, "color": color, "label": label, "ls": "none"}
-            axes.plot(x[has_mark], highest[has_mark], **style)
+    x, _, _, highest = reduce_to_columns(steps["step"], heights, width)
+    is_marked = ~np.isnan(highest)
+    if is_marked.any():
+        style |= {"marker": shape, "color": color, "linestyle": "none"}
+        axes.plot(x[is_marked], highest[is_marked], **style)
 
 
 def draw_rate(axes: Any, steps: Array, end: float, label: str) -> None:
