@@ -4,7 +4,6 @@ Each states the evidence, the suspected cause, and an action that the policy in 
 allows. What a policy does in a healthy run, too, is no red light: see `advice.py`.
 """
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +13,7 @@ from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
 from .formatting import format_number, format_percent
+from .settings import FOLLOWS_NO_NORM, find_policy, is_dry_run, select_settings
 
 MIN_STEPS = 100
 """Fewer steps do not support the advice of a summary."""
@@ -21,88 +21,10 @@ MIN_STEPS = 100
 DIAGNOSED = 2048
 """Number of steps of the past that are diagnosed, and of the latest."""
 
-ARGUMENTS = {
-    **dict.fromkeys(("Quantile", "QuantileClip", "StreamingQuantile"), "quantile"),
-    "TrustClip": "quantile",
-    **dict.fromkeys(("MeanStd", "StandardClip"), "deviations"),
-    **dict.fromkeys(("ZScore", "ZClip"), "z"),
-    **dict.fromkeys(("EmaRatio", "AdaGC"), "ratio"),
-    **dict.fromkeys(("Fixed", "NormClip"), "max_norm"),
-    **dict.fromkeys(("ParamRatio", "AGC"), "clipping"),
-    **{"TrustRatio": "clipping", "LARC": "trust_coefficient"},
-    **{"ValueClip": "clip_value", "Scheduled": "the thresholds of the schedule"},
-}
-"""The argument that raises the threshold, by the name of a policy or a clipper."""
-
-FOLLOWS_NO_NORM = {"Fixed", "NormClip", "ParamRatio", "AGC", "TrustRatio", "LARC"}
-FOLLOWS_NO_NORM |= {"ValueClip", "Scheduled"}
-"""Policies whose threshold does not depend on past norms."""
-
-
-def find_policy(settings: Mapping[str, str]) -> str:
-    """Return the policy or the clipper that the settings of a log name.
-
-    `TrustClip` comes first, then the outermost that is no combinator; "" if there is
-    none.
-
-    >>> find_policy({"policy": "Cap(policy=ZScore(z=2.5), max_norm=1.0)"})
-    'ZScore'
-    """
-    text = " ".join(settings.values())
-    names = re.findall(r"\b[A-Z][A-Za-z]+(?=\()", text)
-    if "TrustClip" in names:
-        return "TrustClip"
-    return next((name for name in names if name in ARGUMENTS), "")
-
-
-def records_clipped_norms(settings: Mapping[str, str]) -> bool | None:
-    """Return whether the policy records norms after clipping; None if it is unknown.
-
-    >>> records_clipped_norms({"policy": "ZScore(z=2.5, record='applied')"})
-    True
-    >>> records_clipped_norms({"policy": "Quantile(quantile=0.5)"})
-    False
-    """
-    policy = find_policy(settings)
-    if policy in ("ZScore", "ZClip"):
-        return any("record='applied'" in value for value in settings.values())
-    return policy in ("EmaRatio", "AdaGC") if policy else None
-
-
-def select_settings(settings: Mapping[str, str], is_update: bool) -> dict[str, str]:
-    """Return the settings that can name the policy of the gradients, or of the updates.
-
-    >>> settings = {"clipper": "UpdateClipper(ParamRatio(clipping=0.1))", "batch": "8"}
-    >>> select_settings(settings, is_update=False)
-    {'batch': '8'}
-    """
-    return {
-        name: value
-        for name, value in settings.items()
-        if "TrustClip(" in value
-        or is_update == ("UpdateClipper(" in value or "update" in name.lower())
-    }
-
-
-def is_dry_run(settings: Mapping[str, str], is_update: bool) -> bool:
-    """Return whether the settings say that the clipper changed nothing.
-
-    >>> is_dry_run({"clipper": "NormClip(max_norm=1.0, dry_run=True)"}, False)
-    True
-    """
-    values = select_settings(settings, is_update).values()
-    is_named = any("dry_run=True" in value for value in values)
-    return is_named or settings.get("dry_run") == "True"
-
-
-def name_argument(settings: Mapping[str, str]) -> str:
-    """Return what to raise, so that the policy of the gradients clips less."""
-    argument = ARGUMENTS.get(find_policy(settings), "the threshold")
-    return argument if " " in argument else f"`{argument}`"
-
 
 def find_red_lights(
-    steps: Array,
+    table: Array,
+    diagnosis: Diagnosis,
     settings: Mapping[str, str],
     is_update: bool,
     is_bounded: bool = False,
@@ -110,12 +32,12 @@ def find_red_lights(
     """Say if the norms show that the run is damaged, or that another clip acts before.
 
     Args:
-      steps: the stored steps.
+      table: the steps that the diagnosis is made from.
+      diagnosis: what `diagnose_steps` returned with them.
       settings: the settings of the log, which may name the policy.
       is_update: whether the norms are those of updates.
       is_bounded: whether the updates have a bound.
     """
-    table, diagnosis = diagnose_steps(steps)
     if diagnosis.verdict == "clipped" and not is_update:
         return warn_of_other_clip(table["norm"])
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):

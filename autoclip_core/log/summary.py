@@ -1,7 +1,6 @@
 """The summary of a run: its totals, rates and quantiles, ready to print."""
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,8 @@ from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
-from . import advice
+from .advice import advise, has_rate_of_more
 from .formatting import format_number, format_percent, format_rate, wrap_text
-from .red_lights import find_red_lights, select_settings
 
 RECENT_STEPS = 1000
 """Recorded steps that the recent clip rate covers."""
@@ -138,7 +136,7 @@ def summarise(log: StepRecorder) -> Summary:
         clip_rate=(
             logged["clip_rate"] if has_rate_of_more(log) else totals.mean("clipped")
         ),
-        recent_clip_rate=advice.mean(recent["clipped"]),
+        recent_clip_rate=mean(recent["clipped"]),
         recent=len(recent),
         mean_scale=totals.mean("scale"),
         mean_norm=totals.mean("norm"),
@@ -151,46 +149,11 @@ def summarise(log: StepRecorder) -> Summary:
         dropped=max(counts["dropped"], int(logged.get("dropped", 0))),
         worst_rows=worst_rows(log._rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
-        advice=tuple(advise(log, logged)),
+        advice=tuple(advise(log)),
         recorded=counts["steps"],
         has_several_rows=log._has_several_rows,
         updates=None if log.updates is None else summarise(log.updates),
     )
-
-
-def advise(log: StepRecorder, logged: Mapping[str, float]) -> Iterator[str]:
-    """Yield the advice about a run; `logged` are the totals that metrics have."""
-    totals, counts = log._store.totals, log._store.totals.counts
-    scale = totals.mean("scale")
-    yield from advice.advise_on_rate(
-        counts,
-        totals.sums,
-        scale,
-        logged if has_rate_of_more(log) else None,
-        log.settings,
-        log._is_of_updates,
-        log._has_several_rows,
-    )
-    steps, is_update = log._store.steps(), log._is_of_updates
-    is_bounded = is_update or log.updates is not None
-    yield from find_red_lights(steps, log.settings, is_update, is_bounded)
-    yield from advice.advise_on_ratchet(
-        steps,
-        select_settings(log.settings, is_update),
-        log._has_several_rows or is_update,
-    )
-    if not is_update:  # their level follows the learning rate
-        yield from advice.advise_on_level(steps)
-    yield from advice.advise_on_rows(log._rows)
-    if "nonfinite" in logged and "steps" in logged:
-        counts = {name: int(logged[name]) for name in ("nonfinite", "steps")}
-    yield from advice.advise_on_nonfinite(counts["nonfinite"], counts["steps"])
-
-
-def has_rate_of_more(log: StepRecorder) -> bool:
-    """Return whether metrics have the clip rate of more steps than were recorded."""
-    logged = log._run_totals()
-    return "clip_rate" in logged and logged.get("steps", 0) > len(log)
 
 
 def norm_quantiles(store: Store, steps: Array) -> tuple[float, float, float]:
@@ -212,3 +175,8 @@ def worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]
         return ()
     order = np.argsort(-rates, kind="stable")[:count].tolist()
     return tuple((rows.names[row], float(rates[row])) for row in order if rates[row])
+
+
+def mean(values: Array) -> float:
+    """Return the mean in float64; NaN if there are no values."""
+    return float(values.mean(dtype=np.float64)) if values.size else math.nan

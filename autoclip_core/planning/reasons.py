@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from autoclip_core.log.advice import LOW_SCALE, advise_on_nonfinite
+from autoclip_core.log.advice import advise_on_nonfinite
 from autoclip_core.log.formatting import format_number, format_percent
+from autoclip_core.log.rate_advice import LOW_SCALE
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
 from autoclip_core.record.step import Array

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog, Fixed, decide
-from autoclip_core.log.advice import (
+from autoclip_core.log.advice import advise_on_rows
+from autoclip_core.log.rate_advice import (
     advise_on_rate,
-    advise_on_rows,
     explain_too_early,
     name_regime,
 )

@@ -49,6 +49,8 @@ TESTS = {
     "record/saved.py": ["log/largest", "log/updates", "clip_log", "log_bounded"],
     "log/red_lights.py": ["log/red_lights"],
     "log/advice.py": ["log_summary", "clip_log", "log/red_lights"],
+    "log/rate_advice.py": ["log_summary", "clip_log", "log/red_lights"],
+    "log/settings.py": ["log/red_lights", "log_summary"],
     "log/summary.py": ["log_summary", "clip_log"],
     "record/totals.py": ["log_totals"],
     "policies/mean_std.py": [*FAST, "policies", "golden", "loss"],

@@ -23,11 +23,11 @@ from autoclip_core import (
     decide,
     replay,
 )
-from autoclip_core.log.advice import advise_on_high, advise_on_ratchet
-from autoclip_core.log.red_lights import (
-    choose_steps,
+from autoclip_core.log.advice import advise_on_ratchet
+from autoclip_core.log.rate_advice import advise_on_high
+from autoclip_core.log.red_lights import choose_steps, diagnose_steps, find_red_lights
+from autoclip_core.log.settings import (
     find_policy,
-    find_red_lights,
     name_argument,
     records_clipped_norms,
     select_settings,
@@ -41,6 +41,10 @@ NAN, INF = math.nan, math.inf
 
 def red_lights(log):
     return [s for s in log.summary().advice if s.startswith("Red light")]
+
+
+def find_lights(steps, settings, is_update):
+    return find_red_lights(*diagnose_steps(steps), settings, is_update)
 
 
 # The policy in use.
@@ -279,12 +283,12 @@ EXPLOSION = np.r_[np.exp(0.3 * np.sin(np.arange(300))), np.geomspace(2, 1e6, 100
     ],
 )
 def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
-    [light] = find_red_lights(run_of(EXPLOSION), {"policy": policy}, False)
+    [light] = find_lights(run_of(EXPLOSION), {"policy": policy}, False)
     assert light.startswith("Red light: ")
     assert "diverged at step 3" in light
     assert action in light
     assert ("max_threshold" in light) == ("max_threshold" in action or not policy)
-    assert find_red_lights(run_of(EXPLOSION[:300]), {}, False) == []
+    assert find_lights(run_of(EXPLOSION[:300]), {}, False) == []
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
     ],
 )
 def test_a_divergence_of_the_updates_names_the_bound_in_use(policy, action):
-    [light] = find_red_lights(run_of(EXPLOSION), {"policy": policy}, True)
+    [light] = find_lights(run_of(EXPLOSION), {"policy": policy}, True)
     assert action in light
 
 
@@ -328,7 +332,7 @@ def test_a_dry_run_says_what_would_be_clipped(settings, is_update):
 
 def test_a_divergence_in_a_dry_run_was_not_clipped():
     settings = {"clipper": "NormClip(max_norm=2.0, dry_run=True)"}
-    [light] = find_red_lights(run_of(EXPLOSION), settings, False)
+    [light] = find_lights(run_of(EXPLOSION), settings, False)
     assert "the clip rate of the last 205 steps would be 48.3 %" in light  # 99
 
 
@@ -343,7 +347,7 @@ def test_a_divergence_in_a_dry_run_was_not_clipped():
     ],
 )
 def test_a_bound_that_would_help_is_to_be_switched_on(clipper, is_update, is_switched):
-    [light] = find_red_lights(run_of(EXPLOSION), {"clipper": clipper}, is_update)
+    [light] = find_lights(run_of(EXPLOSION), {"clipper": clipper}, is_update)
     assert ("Set dry_run=False" in light) == is_switched
     assert ("`ratio` of TrustClip" in light) == ("ratio=0.02)" in clipper)
 
@@ -428,7 +432,7 @@ def test_a_run_that_ends_in_nan_has_a_red_light():
     assert "step 300" in light
     steps = log._store.steps()
     steps["finite"][300:] = True  # not observed, such as a frozen layer
-    assert find_red_lights(steps, {}, False) == []
+    assert find_lights(steps, {}, False) == []
 
 
 def test_a_long_run_is_diagnosed_from_a_sample_and_its_latest_steps():
@@ -440,7 +444,7 @@ def test_a_long_run_is_diagnosed_from_a_sample_and_its_latest_steps():
     assert len(choose_steps(steps[:4096])) == 4096
     norms = np.exp(0.3 * np.sin(np.arange(100_000)))
     norms[-60:] *= np.geomspace(3, 1e6, 60)
-    [light] = find_red_lights(run_of(norms), {}, False)
+    [light] = find_lights(run_of(norms), {}, False)
     assert "at step 999" in light
 
 
