@@ -22,7 +22,7 @@ import numpy as np
 
 from autoclip_core.scale import XP, Array
 
-from .window import check_size, compute_ranks, interpolate, make_ordered_rows
+from .ranks import check_size, compute_ranks, interpolate, make_ordered_rows
 
 RECENT = 1024
 """The number of recent norms, and the factor between the lengths of two parts."""

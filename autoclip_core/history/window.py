@@ -19,8 +19,7 @@ import numpy as np
 from autoclip_core.scale import XP, Array, as_divisor, divide, square_root
 
 from .lookup import get_tables, look_up_constants
-
-MAX_BYTES = 2**30
+from .ranks import check_size, compute_ranks, interpolate, make_ordered_rows
 
 
 class Window(NamedTuple):
@@ -66,17 +65,6 @@ def empty(rows: int, length: int, xp: XP = np) -> Window:
     return Window(ring, ordered, xp.zeros((rows,), dtype=xp.int32))
 
 
-def check_size(rows: int, length: int | None, row_bytes: int) -> None:
-    """Raise a ValueError if the rows exceed 1 GiB."""
-    size = rows * row_bytes
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"history_length={length} for {rows} rows takes {size / 2**30:.1f} GiB, "
-            "more than 1 GiB; shorten history_length, choose a coarser scope, or use "
-            "StreamingQuantile, which needs one number per row"
-        )
-
-
 def push(window: Window, norms: Array, xp: XP = np) -> Window:
     """Return the window with one more norm in each row; the oldest norm leaves."""
     if xp is np:
@@ -118,20 +106,6 @@ def quantile(window: Window, q: float, xp: XP = np) -> Array:
     return interpolate(pair[:, 0], pair[:, 1], weight, n > 0, xp)
 
 
-def interpolate(
-    below: Array, above: Array, weight: Array, has_norms: Array, xp: XP = np
-) -> Array:
-    """Return the value between two neighbours of each row; +inf for an empty row.
-
-    `compute_ranks` gives the weight.
-    """
-    below = xp.where(has_norms, below, 0.0)  # an empty row contains only +inf, and
-    above = xp.where(has_norms, above, 0.0)  # inf - inf would warn
-    # As in NumPy, the nearer end is the base: then the result is monotonic in q.
-    base = xp.where(weight < 0, above, below)
-    return xp.where(has_norms, base + (above - below) * weight, float("inf"))
-
-
 def mean_std(
     window: Window, *, log: bool, ddof: int, xp: XP = np
 ) -> tuple[Array, Array, Array]:
@@ -171,28 +145,6 @@ def mean_std(
     std = unit * square_root(xp.sum(residuals * residuals, axis=1) / freedom, xp)
     has_std = n >= max(2, ddof + 1)
     return middle[:, 0], mean, xp.where(has_std, std, float("inf"))
-
-
-def compute_ranks(n: Array, q: float) -> tuple[Array, Array]:
-    """Return two places in an ordered row of n norms, and the weight w between them.
-
-    The quantile is `below + (above - below) * w` for w >= 0, and
-    `above + (above - below) * w` for w < 0.
-    """
-    last = np.maximum(n - 1, 0)
-    rank = last * q
-    lower = np.floor(rank)
-    part = rank - lower
-    weight = np.where(part < 0.5, part, part - 1)
-    places = np.stack([lower, np.minimum(lower + 1, last)], axis=1) + 1
-    return places.astype(np.int32), weight.astype(np.float32)
-
-
-def make_ordered_rows(rows: int, length: int, xp: XP) -> Array:
-    """Return empty rows of `length` slots between -inf and +inf."""
-    lowest = xp.full((rows, 1), -float("inf"), dtype=xp.float32)
-    slots = xp.full((rows, length + 1), float("inf"), dtype=xp.float32)
-    return xp.concatenate([lowest, slots], axis=1)
 
 
 def _push_one(window: Window, norm: Array) -> Window:

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from autoclip_core import Quantile, Warmup, decide
 from autoclip_core.history import full as history
-from autoclip_core.history import window
+from autoclip_core.history import ranks, window
 from autoclip_core.policy import select_rows
 
 from ..support.cases import (
@@ -337,9 +337,9 @@ def test_a_row_of_a_history_that_no_memory_holds_is_refused():
 def test_an_empty_history_of_the_most_that_is_allowed_is_not(monkeypatch):
     most = history.empty(2)
     size = sum(part.nbytes for part in parts_of(most))
-    monkeypatch.setattr(window, "MAX_BYTES", size)
+    monkeypatch.setattr(ranks, "MAX_BYTES", size)
     history.empty(2)
-    monkeypatch.setattr(window, "MAX_BYTES", size - 1)
+    monkeypatch.setattr(ranks, "MAX_BYTES", size - 1)
     with pytest.raises(ValueError, match="history_length=None for 2 rows"):
         history.empty(2)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from autoclip_core import MeanStd, Quantile, decide
-from autoclip_core.history import window
+from autoclip_core.history import ranks, window
 from autoclip_core.history.lookup import get_tables
 
 from ..support.cases import (
@@ -184,8 +184,8 @@ def test_a_rank_in_float32_would_be_wrong():
 
 def test_tables_are_made_once():
     """A new table in every step would be copied to the device in every step."""
-    first = get_tables(window.compute_ranks, 50, 0.9)
-    assert get_tables(window.compute_ranks, 50, 0.9) is first
+    first = get_tables(ranks.compute_ranks, 50, 0.9)
+    assert get_tables(ranks.compute_ranks, 50, 0.9) is first
 
 
 # Trap 2: norms below the smallest normal number. (In XLA: test_parity.py.)
@@ -360,9 +360,9 @@ def test_a_window_up_to_one_gib_is_not_refused(rows, length):
 
 
 def test_one_gib_is_no_more_than_one_gib():
-    window.check_size(2**20, None, 2**10)
+    ranks.check_size(2**20, None, 2**10)
     with pytest.raises(ValueError, match=r"for 1048576 rows takes 1\.0 GiB"):
-        window.check_size(2**20, None, 2**10 + 1)
+        ranks.check_size(2**20, None, 2**10 + 1)
 
 
 def test_a_window_above_one_gib_is_refused():

@@ -87,6 +87,7 @@ TESTS = {
     "history/lookup.py": ["window", "policies"],
     "clipper/units.py": ["units"],
     "clipper/by_value.py": ["by_value"],
+    "history/ranks.py": ["window", "policies", "full_history"],
     "history/window.py": ["window", "policies"],
 }
 """The files that compute or report a number, and the tests that detect a change."""
@@ -109,9 +110,12 @@ EQUIVALENT = {
     ],
     "policies/mean_std.py": [("0.0 -> 1.0", "xp.where(has_std, std, 0.0)")],
     "history/moments.py": [("1.0 -> 1.01", "np.where(norms > 0, norms, 1.0)")],
-    "history/window.py": [
+    # `where` discards the value.
+    "history/ranks.py": [
         ("0.0 -> 1.0", "below = xp.where(has_norms, below, 0.0)"),
         ("0.0 -> 1.0", "above = xp.where(has_norms, above, 0.0)"),
+    ],
+    "history/window.py": [
         ("1.0 -> 1.01", "largest = xp.where(has_norms, picked[:, 0], 1.0)"),
         ("1.0 -> 1.01", "middle = xp.where(has_norms, picked[:, 1], 1.0)"),
         ("1.0 -> 1.01", "smallest = xp.where(has_norms, values[:, 0], 1.0)"),
