@@ -1,7 +1,7 @@
 """A moving mean of the norm plus z moving deviations: ZClip."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,36 +12,13 @@ from autoclip_core.checks import (
     check_number,
     check_positive,
 )
-from autoclip_core.history.averages import LARGEST, keeps_only_last, multiply_by_exp
-from autoclip_core.history.lookup import look_up_constants
-from autoclip_core.history.validation import find_invalid_mean, find_invalid_value
+from autoclip_core.history import moving
+from autoclip_core.history.moving import Moments
 from autoclip_core.policy import Limit, Policy, select_rows
-from autoclip_core.scale import SMALLEST_NORMAL, XP, Array, divide, square_root
+from autoclip_core.scale import XP, Array, divide
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
-
-
-class Moments(NamedTuple):
-    """The state of `ZScore`."""
-
-    mean: Array
-    """Shape (rows,): mu, the average of the recorded norms; with `log`, exp(mu)."""
-    deviation: Array
-    """Shape (rows,): sigma, their deviation. Its square could overflow."""
-    count: Array
-    """Shape (rows,): norms recorded, up to max(warmup_steps, 1)."""
-
-    def find_problem(self, lowest: float = 0.0) -> str:
-        """Return why loaded moments are invalid, or ""; norms are above `lowest`."""
-        is_valid = np.isfinite(self.deviation) & (self.deviation >= 0)
-        return find_invalid_mean(self.mean, self.count, lowest) or find_invalid_value(
-            "deviation", self.deviation, ">= 0 and finite", is_valid
-        )
-
-    def find_signed_problem(self) -> str:
-        """Return why loaded moments of losses are invalid, or ""."""
-        return self.find_problem(lowest=-np.inf)
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -135,10 +112,7 @@ class ZScore(Policy):
 
     def init(self, rows: int, xp: XP = np) -> Moments:
         """Return the state before the first norm."""
-        mean = xp.zeros((rows,), dtype=xp.float32)
-        # A separate array, because JAX donates buffers.
-        deviation = xp.zeros((rows,), dtype=xp.float32)
-        return Moments(mean, deviation, xp.zeros((rows,), dtype=xp.int32))
+        return moving.empty(rows, xp)
 
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
@@ -146,7 +120,7 @@ class ZScore(Policy):
         """Return mu + z * sigma and the target; without norms the target is T."""
         mean, deviation, count = state
         is_ready = count >= max(self.warmup_steps, 1)
-        level = _add_offset(mean, self.z * deviation, self.log, xp)
+        level = moving.add_offset(mean, self.z * deviation, self.log, xp)
         threshold = xp.where(is_ready, level, float("inf"))
         if norms is None or self.target == "threshold":
             return Limit(threshold, threshold)
@@ -156,34 +130,18 @@ class ZScore(Policy):
         # If n is clipped, sigma / (n - mu) is at most 1 / z. Otherwise R is T.
         # If sigma = 0, R is mu: n - mu may be so small that XLA flushes it to 0.
         spread = xp.where(is_above, deviation, 0.0)
-        distance = _subtract_mean(norms, mean, self.log, xp)
+        distance = moving.subtract_mean(norms, mean, self.log, xp)
         excess = xp.where(spread > 0, distance, 1.0)
         offset = self.z * self.z * (spread * divide(spread, excess, xp))
-        reciprocal = _add_offset(mean, offset, self.log, xp)
+        reciprocal = moving.add_offset(mean, offset, self.log, xp)
         target = xp.minimum(reciprocal, threshold)  # rounding may exceed T
         return Limit(threshold, xp.where(is_above, target, threshold))
 
     def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Moments:
         """Return the moments with the recorded norm: a mean first, then an average."""
-        mean, deviation, count = state
-        new = self._choose_recorded(norms, deviation, limit, xp)
-        # During the warm-up the n-th norm has the weight 1/n, afterwards 1 - alpha. The
-        # square (y - old mean)^2 has the weight w - w^2 during the warm-up (Welford).
-        # Afterwards it has w * alpha^2, which makes it the square around the new mean.
-        is_warming = (count < self.warmup_steps) | (count == 0)
-        most = self.warmup_steps
-        n = xp.where(count < most, count, most)
-        (mean_weight,) = look_up_constants(_compute_weights, most, n=n, xp=xp)
-        weight = xp.where(is_warming, mean_weight, 1 - self.alpha)
-        remainder = xp.where(is_warming, 1 - weight, self.alpha * self.alpha)
-        square_weight = weight * remainder
-        offset = _subtract_mean(new, mean, self.log, xp)
-        next_mean = _update_mean(mean, new, weight * offset, self.log, xp)
-        spread = _update_deviation(deviation, weight, offset, square_weight, xp)
-        if keeps_only_last(self.alpha):
-            next_mean = xp.where(is_warming, next_mean, new)
-            spread = xp.where(is_warming, spread, 0.0)
-        updated = Moments(next_mean, spread, xp.where(is_warming, count + 1, count))
+        new = self._choose_recorded(norms, state.deviation, limit, xp)
+        settings = {"alpha": self.alpha, "warmup_steps": self.warmup_steps}
+        updated = moving.push(state, new, **settings, log=self.log, xp=xp)
         if self.recorded == "none":
             updated = select_rows(norms <= limit.threshold, updated, state, xp)
         return updated
@@ -201,61 +159,3 @@ class ZScore(Policy):
             ceiling = xp.where(deviation > 0, threshold, widened)
             return xp.minimum(norms, ceiling)
         return norms
-
-
-def _compute_weights(n: Array) -> tuple[Array]:
-    """Return 1 / (n + 1), the weight of the next norm in a mean of n norms."""
-    return (np.float32(1) / (n + 1).astype(np.float32),)
-
-
-def _subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
-    """Return n - mu; with `log`, ln n - mu, or 0 if there is no norm or no mean.
-
-    With `log` the state holds exp(mu). A ratio of norms beyond the range of float32
-    counts as the end of that range.
-    """
-    if not log:
-        return norms - mean
-    has_both = (norms > 0) & (mean > 0)
-    divisor = xp.where(has_both, mean, 1.0)
-    ratio = divide(xp.where(has_both, norms, 1.0), divisor, xp)
-    ratio = xp.where(ratio < LARGEST, ratio, LARGEST)
-    return xp.log(xp.where(ratio > SMALLEST_NORMAL, ratio, SMALLEST_NORMAL))
-
-
-def _add_offset(mean: Array, offset: Array, log: bool, xp: XP) -> Array:
-    """Return mu + offset; with `log`, its exponential."""
-    if not log:
-        return mean + offset
-    # Before the first norm the mean is 0, and the result is not used.
-    return multiply_by_exp(xp.where(mean > 0, mean, 1.0), offset, xp)
-
-
-def _update_mean(mean: Array, new: Array, offset: Array, log: bool, xp: XP) -> Array:
-    """Return the mean that includes the norm `new`, `offset` away from the old mean."""
-    if not log:
-        return mean + offset
-    old = xp.where(mean > 0, mean, new)  # the first norm is the mean
-    # A geometric mean lies between its norms. Rounding must not leave float32.
-    moved = xp.minimum(old * xp.exp(offset), xp.maximum(old, new))
-    return xp.maximum(moved, xp.minimum(old, new))
-
-
-def _update_deviation(
-    sigma: Array, weight: Array, offset: Array, square_weight: Array, xp: XP
-) -> Array:
-    """Return sqrt((1 - weight) * sigma^2 + square_weight * offset^2).
-
-    The result is sigma plus a change. The change is a fraction of sigma, and so is its
-    rounding error. A root that is always off by one unit (torch's is) would add up over
-    the span of the average. Both numbers are first divided by the larger one, so no
-    norm is squared.
-    """
-    distance = xp.maximum(offset, 0.0 - offset)
-    largest = xp.maximum(sigma, distance)
-    unit = xp.where(largest > 0, largest, 1.0)
-    old, new = divide(sigma, unit, xp), divide(distance, unit, xp)
-    gain, loss = square_weight * (new * new), weight * (old * old)
-    total = old + square_root(old * old - loss + gain, xp)
-    change = (gain - loss) / xp.where(total > 0, total, 1.0)
-    return unit * (old + change)

@@ -57,6 +57,7 @@ TESTS = {
     "clipper/metrics.py": ["metrics", "norms", "validation"],
     "clipper/norms.py": ["norms", "metrics"],
     "history/moments.py": ["moments", "policies", "golden"],
+    "history/moving.py": ["validation", "policies", "golden", "loss", "laws"],
     "policies/param_ratio.py": [*FAST, "policies", "golden"],
     "clipper/parts.py": ["parts"],
     "clipper/patterns.py": ["patterns"],
@@ -209,21 +210,24 @@ EQUIVALENT = {
         ("0 -> 1", "threshold = super().limit("),
     ],
     "policies/zscore.py": [
-        ("count < most -> count <= most", ""),
         # The target of a norm up to its threshold is never used.
         ("norms > threshold -> norms >= threshold", "above ="),
         ("norms > limit.threshold -> norms >= limit.threshold", ""),
-        # `where` discards the value, or 0 is divided by it.
+        # `where` discards the value.
         ("1.0 -> 1.01", "excess = xp.where(spread > 0, distance, 1.0)"),
+    ],
+    "history/moving.py": [
+        # If both are equal, either branch gives that number.
+        ("count < warmup_steps -> count <= warmup_steps", "n = "),
+        ("ratio < LARGEST -> ratio <= LARGEST", ""),
+        ("ratio > SMALLEST_NORMAL -> ratio >= SMALLEST_NORMAL", ""),
+        # `where` discards the value, or 0 is divided by it.
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
         # Without a norm or a mean the offset is discarded, or has the weight 0.
         ("1.0 -> 1.01", "divisor = xp.where(has_both, mean, 1.0)"),
         ("1.0 -> 1.01", "divide(xp.where(has_both, norms, 1.0)"),
         ("norms > 0 -> norms >= 0", ""),
-        # If both are equal, either branch gives that number.
-        ("ratio < LARGEST -> ratio <= LARGEST", ""),
-        ("ratio > SMALLEST_NORMAL -> ratio >= SMALLEST_NORMAL", ""),
     ],
     "policies/combinators.py": [
         ("threshold > self.max_norm -> threshold >= self.max_norm", ""),
