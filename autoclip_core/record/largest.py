@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class LargestSteps:
     """
 
     def __init__(self) -> None:
-        self._heap: list[LargeStep] = []
+        self._steps: list[LargeStep] = []  # the largest ratio first
 
     def add(
         self, number: int, step: Step, rows: Mapping[str, float] | None = None
@@ -64,7 +65,7 @@ class LargestSteps:
     def can_add(self, ratio: float) -> bool:
         """Return whether a ratio is among the largest."""
         return 1 < ratio < math.inf and (
-            len(self._heap) < MOST or ratio > self._heap[0].ratio
+            len(self._steps) < MOST or ratio > self._steps[-1].ratio
         )
 
     def add_rows(
@@ -78,22 +79,18 @@ class LargestSteps:
           rows: the fields norm and threshold of a decision, shape (rows,).
           names: the names of the rows.
         """
-        norm, threshold = rows["norm"], rows["threshold"]
-        known = np.isfinite(norm) & np.isfinite(threshold) & (threshold > 0)
-        ratios = np.where(known, norm, 0.0) / np.where(known, threshold, 1.0)
+        ratios = divide_known(rows["norm"], rows["threshold"])
         if ratios.size and self.can_add(float(ratios.max())):
             worst = np.argsort(-ratios, kind="stable")[:MOST_ROWS].tolist()
             self.add(number, step, {names[row]: float(ratios[row]) for row in worst})
 
     def _push(self, large: LargeStep) -> None:
-        if len(self._heap) < MOST:
-            heapq.heappush(self._heap, large)
-        else:
-            heapq.heapreplace(self._heap, large)
+        insort(self._steps, large, key=lambda large: (-large.ratio, large.step))
+        del self._steps[MOST:]
 
     def sorted(self) -> tuple[LargeStep, ...]:
         """Return the steps, the largest ratio first."""
-        return tuple(sorted(self._heap, key=lambda large: (-large.ratio, large.step)))
+        return tuple(self._steps)
 
     def to_list(self) -> list[Any]:
         """Return the steps as plain Python."""
@@ -119,9 +116,7 @@ class LargestSteps:
         above, below = clipped["norm"], clipped["threshold"]
         if has_several_rows:
             above, below = np.ones(len(clipped)), clipped["scale"]
-        is_known = np.isfinite(below) & (below > 0)
-        with np.errstate(over="ignore"):
-            ratios = np.where(is_known, above, 0.0) / np.where(is_known, below, 1.0)
+        ratios = divide_known(above, below)
         largest = cls()
         for place in np.argsort(-ratios, kind="stable")[:MOST].tolist():
             ratio = float(ratios[place])
@@ -129,6 +124,18 @@ class LargestSteps:
                 number, norm = clipped["step"][place], clipped["norm"][place]
                 largest._push(LargeStep(ratio, int(number), float(norm)))
         return largest
+
+
+def divide_known(above: Array, below: Array) -> Array:
+    """Return above / below; 0 where one is not finite, or the lower one is 0.
+
+    >>> divide_known(np.array([3.0, np.nan, 1.0]), np.array([2.0, 1.0, 0.0])).tolist()
+    [1.5, 0.0, 0.0]
+    """
+    is_known = np.isfinite(above) & np.isfinite(below) & (below > 0)
+    with np.errstate(over="ignore"):
+        ratios: Array = np.where(is_known, above, 0.0) / np.where(is_known, below, 1.0)
+    return ratios
 
 
 def measure_ratio(step: Step) -> float:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .largest import divide_known
 from .step import Array, Step, as_float, step_from_numbers
 
 Metrics = Mapping[str, Any]
@@ -127,7 +128,7 @@ class RowMetrics(NamedTuple):
     observed: Array
     """Whether each had a gradient."""
     ratios: dict[str, float]
-    """norm / threshold by name, where both are known."""
+    """norm / threshold by name; 0 if one is unknown."""
 
 
 def rows_from_metrics(metrics: Metrics) -> RowMetrics | None:
@@ -148,8 +149,5 @@ def rows_from_metrics(metrics: Metrics) -> RowMetrics | None:
     # A skipped update has the scale 0 in every row; `ValueClip` may leave a row above
     # its threshold unchanged.
     clipped = (norms > thresholds) & (scales != 1) & np.isfinite(norms)
-    is_known = np.isfinite(norms) & np.isfinite(thresholds) & (thresholds > 0)
-    ratios = {
-        names[i]: float(norms[i] / thresholds[i]) for i in np.flatnonzero(is_known)
-    }
+    ratios = dict(zip(names, divide_known(norms, thresholds).tolist(), strict=True))
     return RowMetrics(names, clipped, ~np.isnan(norms) | (scales != 1), ratios)

@@ -6,7 +6,7 @@ from typing import Any, Self
 from autoclip_core.checks import check_count
 
 from .columns import StepColumns
-from .largest import LargeStep, LargestSteps, measure_scale_ratio
+from .largest import LargestSteps, measure_scale_ratio
 from .metrics import (
     UNOBSERVED,
     Metrics,
@@ -20,7 +20,6 @@ from .metrics import (
 )
 from .row_counts import RowCounts
 from .step import (
-    Array,
     Step,
     read_decision,
     reduce_rows,
@@ -248,25 +247,3 @@ class StepRecorder(StepColumns):
     def _has_several_rows(self) -> bool:
         """Whether the norm of a step is that of several rows, each with a threshold."""
         return self._row_count > 1
-
-    @property
-    def largest(self) -> tuple[LargeStep, ...]:
-        """The steps whose norms exceeded their thresholds most, at most 20.
-
-        >>> from autoclip_core import ClipLog, Fixed, decide
-        >>> log, policy = ClipLog(["encoder", "head"]), Fixed(2.0)
-        >>> log.record(decide(policy, policy.init(rows=2), [1.0, 8.0])[1])
-        >>> log.largest[0].step, log.largest[0].ratio, log.largest[0].rows
-        (0, 4.0, (('head', 4.0),))
-        """
-        return self._largest.sorted()
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the rows in the recorded decisions; empty with a single row."""
-        return list(self._rows.names)
-
-    @property
-    def row_clip_rates(self) -> Array:
-        """The clip rate of each row over the run, shape (rows,)."""
-        return self._rows.rates()
