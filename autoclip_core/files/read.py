@@ -96,12 +96,9 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> Logge
       ValueError: the format is not read, no column or several columns match, or the
         column holds text or nothing.
 
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder, "run.log")
-    ...     lines = ["step 10 | loss 2.5 | grad norm: 1.5", "step 20 | grad norm: 1.25"]
-    ...     _ = path.write_text("\\n".join(lines))
-    ...     run = read_norms(path)
+    >>> lines = ["step 10 | loss 2.5 | grad norm: 1.5", "step 20 | grad norm: 1.25"]
+    >>> _ = Path("run.log").write_text("\\n".join(lines))
+    >>> run = read_norms("run.log")
     >>> print(run)
     text log, column grad norm: 2 steps, 0 empty cells
     >>> run.norms.tolist(), run.steps.tolist()

@@ -180,13 +180,11 @@ class ClipLog(StepRecorder):
         Args:
           path: where to write the file.
 
-        >>> import pathlib, tempfile
+        >>> from pathlib import Path
         >>> log = ClipLog()
         >>> log.record(norm=4.0, threshold=2.0)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
-        ...     for line in path.read_text().split():
-        ...         print(line)
+        >>> log.to_csv("run.csv")
+        >>> print(Path("run.csv").read_text().strip())
         step,norm,threshold,scale,clipped,finite,skipped,dropped,rows
         0,4.0,2.0,0.5,1.0,1,0,0,1
         """
@@ -206,17 +204,14 @@ class ClipLog(StepRecorder):
         Args:
           path: where to write the file.
 
-        >>> import pathlib, tempfile
+        >>> from pathlib import Path
         >>> log = ClipLog(settings={"policy": "Fixed(2.0)"})
         >>> log.record(norm=1.0, threshold=2.0)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log.to_jsonl(path := pathlib.Path(folder, "run.jsonl"))
-        ...     path.read_text().splitlines()[0]
+        >>> log.to_jsonl("run.jsonl")
+        >>> Path("run.jsonl").read_text().splitlines()[0]
         '{"clip_log": {"settings": {"policy": "Fixed(2.0)"}, "told": {}}}'
         """
         about = {"settings": self.settings, **describe(self)}
-        if self.updates is not None:
-            about["updates"] = describe(self.updates)
         write_jsonl(path, about, *list_halves(self))
 
     @classmethod
@@ -230,12 +225,10 @@ class ClipLog(StepRecorder):
           ValueError: the file lacks a column, or a cell is not a number.
           OSError: the file cannot be read.
 
-        >>> import pathlib, tempfile
         >>> log = ClipLog()
         >>> log.record(norm=4.0, threshold=2.0)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log.to_csv(path := pathlib.Path(folder, "run.csv"))
-        ...     ClipLog.from_csv(path).scales.tolist()
+        >>> log.to_csv("run.csv")
+        >>> ClipLog.from_csv("run.csv").scales.tolist()
         [0.5]
         """
         about, steps = read_csv(path)
@@ -252,11 +245,10 @@ class ClipLog(StepRecorder):
           ValueError: a line is not JSON or lacks a number.
           OSError: the file cannot be read.
 
-        >>> import pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "run.jsonl")
-        ...     _ = path.write_text('{"step": 0, "norm": 4.0, "threshold": 2.0}')
-        ...     ClipLog.from_jsonl(path).scales.tolist()
+        >>> log = ClipLog()
+        >>> log.record(norm=4.0, threshold=2.0)
+        >>> log.to_jsonl("run.jsonl")
+        >>> ClipLog.from_jsonl("run.jsonl").scales.tolist()
         [0.5]
         """
         about, steps = read_jsonl(path)
@@ -286,9 +278,6 @@ class ClipLog(StepRecorder):
         try:
             log = cls(settings=about.get("settings"))
             restore(log, steps, about)
-            if "updates" in about:
-                log.updates = cls(settings=log.settings)
-                restore(log.updates, about["updates"]["steps"], about["updates"])
         except DAMAGE as error:
             raise ValueError(
                 f"the line clip_log must be as to_jsonl wrote it, got a missing or "

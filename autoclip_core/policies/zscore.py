@@ -140,8 +140,13 @@ class ZScore(Policy):
     def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Moments:
         """Return the moments with the recorded norm: a mean first, then an average."""
         new = self._choose_recorded(norms, state.deviation, limit, xp)
-        settings = {"alpha": self.alpha, "warmup_steps": self.warmup_steps}
-        updated = moving.push(state, new, **settings, log=self.log, xp=xp)
+        updated = moving.push(
+            *(state, new),
+            alpha=self.alpha,
+            warmup_steps=self.warmup_steps,
+            log=self.log,
+            xp=xp,
+        )
         if self.recorded == "none":
             updated = select_rows(norms <= limit.threshold, updated, state, xp)
         return updated

@@ -33,6 +33,8 @@ def describe(log: StepRecorder) -> dict[str, Any]:
             "stride": store.stride, "moved": store.moved, "highest": highest
         }  # fmt: skip
         about["totals"] = store.totals.to_dict()
+    if log.updates is not None:
+        about["updates"] = describe(log.updates)
     return about
 
 
@@ -62,6 +64,9 @@ def restore(log: StepRecorder, steps: Array, about: Mapping[str, Any]) -> None:
     log._recorded = log._store.totals.counts["steps"]
     last = int(steps["step"].max(initial=-1)) + 1
     log._offered = max(last, int(log._logged_totals.get("steps", 0)))
+    if "updates" in about:
+        log.updates = log._make_update_log()
+        restore(log.updates, about["updates"]["steps"], about["updates"])
 
 
 def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:

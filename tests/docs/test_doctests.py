@@ -32,7 +32,8 @@ OPTIONAL = {  # what these import is not installed with their package
     "package",
     [pytest.param(p, marks=pytest.mark.needs(f)) for p, f in PACKAGES.items()],
 )
-def test_examples(package):
+def test_examples(package, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some examples write a file
     root = importlib.import_module(package)
     modules = [root]
     for info in pkgutil.walk_packages(root.__path__, f"{package}."):
