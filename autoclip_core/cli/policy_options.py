@@ -65,19 +65,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "and AGC need the weights, which a series of norms does not have",
     )
     for name, meaning in HELP.items():
-        option = "--" + name.replace("_", "-")
         policies = [
             key for key, policy in POLICIES.items() if name in argument_names(policy)
         ]
         note = f" [{', '.join(policies)}]" if policies and name not in BOUNDS else ""
+        settings: dict[str, Any] = {
+            "help": meaning + note,
+            "default": argparse.SUPPRESS,
+        }
         if name in ("log", "include_current"):
-            group.add_argument(
-                option, action=argparse.BooleanOptionalAction, help=meaning + note
-            )
+            settings["action"] = argparse.BooleanOptionalAction
         else:
-            kind = TYPES.get(name, float)
-            metavar = name.rpartition("_")[2].upper()
-            group.add_argument(option, type=kind, metavar=metavar, help=meaning + note)
+            settings["type"] = TYPES.get(name, float)
+            settings["metavar"] = name.rpartition("_")[2].upper()
+        group.add_argument(as_option(name), **settings)
+
+
+def as_option(name: str) -> str:
+    """Return the option of an argument, such as "--max-norm"."""
+    return "--" + name.replace("_", "-")
+
+
+def find_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a policy that are given, by the name of their argument."""
+    return {name: value for name, value in vars(options).items() if name in HELP}
 
 
 def parse_name(text: str) -> str:
@@ -92,11 +103,8 @@ def parse_name(text: str) -> str:
 
 def parse_length(text: str) -> int | None:
     """Return a number of steps; "none" means all steps."""
-    return ALL_STEPS if text.lower() == "none" else int(text)
+    return None if text.lower() == "none" else int(text)
 
-
-ALL_STEPS: Any = object()
-"""The value of `--history-length none`; without the option the value is None."""
 
 TYPES: Mapping[str, Any] = {
     "history_length": parse_length,
@@ -122,19 +130,13 @@ def make_policy(options: argparse.Namespace) -> Policy:
     """
     kind = POLICIES[options.policy]
     names = argument_names(kind)
-    given: dict[str, Any] = {
-        name: None if value is ALL_STEPS else value
-        for name in HELP
-        if (value := getattr(options, name)) is not None
-    }
+    given = find_options(options)
     bounds = {name: given.pop(name) for name in BOUNDS if name in given.keys() - names}
     for name in given:
         if name not in names:
-            takes = ", ".join("--" + name.replace("_", "-") for name in names)
-            option = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{option} is no option of --policy {options.policy}, which takes "
-                f"{takes}"
+                f"{as_option(name)} is no option of --policy {options.policy}, which "
+                f"takes {', '.join(map(as_option, names))}"
             )
     if options.policy == "fixed" and not given:
         raise ValueError(
@@ -150,10 +152,8 @@ def refuse_options(options: argparse.Namespace) -> None:
     Raises:
       ValueError: such an option is given.
     """
-    for name in HELP:
-        if getattr(options, name) is not None:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} is for one policy; leave out it or --compare")
+    for option in map(as_option, find_options(options)):
+        raise ValueError(f"{option} is for one policy; leave out it or --compare")
 
 
 def make_policies(max_norm: float | None) -> dict[str, Policy]:

@@ -75,11 +75,7 @@ def write_report(
 
 
 def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
-    """Return the HTML of the page.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
+    """Return the HTML of the page."""
     summary = log.summary()
     heading = escape_text(title)
     rate = format_rate(summary.clip_rate, summary.has_several_rows)

@@ -52,11 +52,7 @@ def replay_to_steps(report: Replay) -> Array:
 
 
 def draw_replay(report: Replay, path: str | PathLike[str] | None = None) -> Any:
-    """Draw norm, threshold and clipped steps of one replay, as `ClipLog.plot` does.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
+    """Draw norm, threshold and clipped steps of one replay, as `ClipLog.plot` does."""
     title = (
         f"{as_code(report.policy)}\n"
         f"clip rate {format_percent(report.clip_rate)}, "
@@ -71,15 +67,7 @@ def draw_comparison(
 ) -> Any:
     """Draw the norms with each policy's threshold; below, each clip rate over time.
 
-    Args:
-      reports: replays of the same series by a short name; at least one.
-      path: where to save the picture, or None.
-
-    Returns:
-      The `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: matplotlib is not installed.
+    The reports are replays of the same series, by a short name.
     """
     figure = new_figure((10, 5.5 + 0.28 * len(reports)))
     above, below = figure.subplots(

@@ -20,16 +20,7 @@ def draw_rows(
 ) -> Any:
     """Draw the clip rate of each row in each interval of the run as a heat map.
 
-    Args:
-      counts: how often each row was observed and clipped.
-      every: steps of the run per recorded step.
-      path: where to save the picture, or None.
-
-    Returns:
-      The `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: matplotlib is not installed.
+    `every` is the number of steps of the run for each recorded step.
     """
     rows = choose_rows(counts)
     figure = new_figure((10, 1.6 + 0.24 * max(len(rows), 4)))

@@ -17,20 +17,9 @@ def draw_histogram(
     *,
     label: str = GRADIENT,
 ) -> Any:
-    """Draw the distribution of norms on a log axis, with a line at the threshold.
+    """Draw the distribution of norms on a log axis, with a line at a finite threshold.
 
-    Args:
-      norms: any norms; the title counts those that are left out because they are not
-        finite and positive.
-      threshold: where to draw the line; there is none if it is not finite.
-      path: where to save the picture, or None.
-      label: the label of the axis of norms.
-
-    Returns:
-      The `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: matplotlib is not installed.
+    Norms that are not finite and positive are left out; the title counts them.
     """
     figure = new_figure((7, 4))
     axes = figure.subplots()

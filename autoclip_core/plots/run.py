@@ -40,21 +40,9 @@ def draw_run(
 ) -> Any:
     """Draw recorded steps into a new figure; save it unless `path` is None.
 
-    Args:
-      steps: the recorded steps, with the fields of `autoclip_core.record.store.STEP`.
-      title: the title of the picture.
-      has_several_rows: whether a step has several rows. The threshold of the median
-        row does not apply to the norm of all rows; in its place is the norm after
-        clipping.
-      path: where to save the picture, or None.
-      highest: the highest steps of the intervals, if `steps` is thinned.
-      label: the label of the axis of norms.
-
-    Returns:
-      The `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: matplotlib is not installed.
+    If `steps` is thinned, `highest` has the highest step of each interval. With several
+    rows, the norm after clipping replaces the threshold: that of the median row does
+    not apply to the norm of all rows.
     """
     figure = new_figure((10, 5.5))
     above, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
