@@ -6,6 +6,7 @@ A table that Markdown, psql or PrettyTable wrote has bars between its cells.
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 from autoclip_core.files.cells import is_empty, is_number
 
@@ -63,19 +64,17 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
             header = make_header(row)
             continue
         has_rows = True
-        missing = len(header) - len(row)
-        if delimiter == " " and number == 2 and missing == -1:
+        if delimiter == " " and number == 2 and len(row) == len(header) + 1:
             header = ["", *header]  # pandas prints its index so
-        elif any(cell.strip() for cell in row[len(header) :]):
+        if any(cell.strip() for cell in row[len(header) :]):
             raise ValueError(
                 f"line {number} must have {len(header)} cells as the header, got "
                 f"{len(row)}; if a resumed run has more columns, write their names "
                 "into a line before it"
             )
-        if missing > 0:
-            is_cut_off = not last.endswith("\n")
-            row = [""] * len(header) if is_cut_off else row + [""] * missing
-        yield dict(zip(header, row, strict=False))
+        if len(row) < len(header) and not last.endswith("\n"):
+            row = []
+        yield dict(zip_longest(header, row[: len(header)], fillvalue=""))
     if not has_rows:
         yield dict.fromkeys(header, "")  # the names are known without a row
 
