@@ -128,16 +128,8 @@ def rows_to_steps(
     Columns may have the prefix "clip/". Those with "update_" hold the updates; they are
     the steps if there are no others.
     """
-    table: dict[str, list[Any]] = {}
-    for place, row in enumerate(rows):
-        for name, cell in row.items():
-            if name not in table:
-                table[name] = [None] * place
-            table[name].append(cell)
-        if len(row) < len(table):
-            for column in table.values():
-                column += [None] * (place + 1 - len(column))
-    table = {name.removeprefix("clip/"): cells for name, cells in table.items()}
+    columns = collect_columns(rows)
+    table = {name.removeprefix("clip/"): cells for name, cells in columns.items()}
     gradients = {n: c for n, c in table.items() if not n.startswith(UPDATE)}
     updates = {
         n.removeprefix(UPDATE): c for n, c in table.items() if n not in gradients
@@ -153,14 +145,24 @@ def rows_to_steps(
     return about, table_to_steps(gradients, source)
 
 
+def collect_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the cells of each column; a cell that a row lacks is None."""
+    columns: dict[str, list[Any]] = {}
+    for place, row in enumerate(rows):
+        for name, cell in row.items():
+            if name not in columns:
+                columns[name] = [None] * place
+            columns[name].append(cell)
+        if len(row) < len(columns):
+            for column in columns.values():
+                column += [None] * (place + 1 - len(column))
+    return columns
+
+
 def count_rows(table: Mapping[str, list[Any]]) -> dict[str, int]:
     """Return the number of rows of a step, if the table has it."""
-    counts = parse_numbers(table.get("rows", ()), "rows")
-    return (
-        {"row_count": int(check_whole(np.array(counts), "rows").max())}
-        if counts
-        else {}
-    )
+    counts = np.array(parse_numbers(table.get("rows", ()), "rows"))
+    return {"row_count": int(check_whole(counts, "rows").max())} if counts.size else {}
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
