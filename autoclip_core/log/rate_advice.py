@@ -61,28 +61,38 @@ def advise_on_rate(
         return [explain_too_early(total, armed)]
     scale = f"mean scale {format_number(mean_scale)}"
     scale += f" over {measured} recorded steps" if total > measured else ""
-    share = format_rate(rate, has_several_rows)
     regime = name_regime(rate, total, is_update, has_several_rows)
-    advice = [f"{regime}, {scale}."]
-    if regime.startswith(("Moderate", "High")):
-        advice[0] += name_aim(select_settings(settings, is_update))
+    is_between = regime.startswith(("Moderate", "High"))
+    aim = name_aim(select_settings(settings, is_update)) if is_between else ""
+    advice = [f"{regime}, {scale}.{aim}"]
     if is_dry_run(settings, is_update):
-        advice += explain_dry_run(share, mean_scale)
+        advice += explain_dry_run(rate, mean_scale, has_several_rows)
     elif is_update:
         advice += advise_on_bound(rate, mean_scale)
     else:
         advice += advise_on_high(rate, mean_scale, settings, has_several_rows)
     if total == measured and armed < 0.9 * measured:
-        armed_rate = format_rate(sums["armed_clipped"] / armed, has_several_rows)
-        advice += [
-            f"{measured - armed} of {measured} steps had no threshold; over the other "
-            f"{armed} the clip rate is {armed_rate}."
-        ]
+        armed_rate = sums["armed_clipped"] / armed
+        advice += explain_unarmed(measured, armed, armed_rate, has_several_rows)
     return advice
 
 
-def explain_dry_run(share: str, mean_scale: float) -> list[str]:
+def explain_unarmed(
+    measured: int, armed: int, armed_rate: float, has_several_rows: bool
+) -> list[str]:
+    """Give the clip rate of the steps that had a threshold."""
+    rate = format_rate(armed_rate, has_several_rows)
+    return [
+        f"{measured - armed} of {measured} steps had no threshold; over the other "
+        f"{armed} the clip rate is {rate}."
+    ]
+
+
+def explain_dry_run(
+    rate: float, mean_scale: float, has_several_rows: bool
+) -> list[str]:
     """Say that the clip rate and the mean scale of a dry run are conditional."""
+    share = format_rate(rate, has_several_rows)
     return [
         f"Nothing was clipped, because of dry_run=True: {share} would "
         f"be clipped, and the mean scale would be {format_number(mean_scale)}."

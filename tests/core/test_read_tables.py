@@ -248,6 +248,7 @@ def write_archive(**arrays):
         (write_array(np.float32(NORMS)), None),
         (write_array(np.float32(NORMS)[:, None]), None),
         (write_array(np.array([[0, n] for n in NORMS])), "1"),
+        (write_array(np.rec.fromarrays([NORMS, NORMS], names="grad_norm,loss")), None),
         (write_archive(grad_norm=NORMS, loss=[1.0, 2.0, 3.0], names=["a"]), None),
         (write_archive(loss=[1.0], table=np.array([[n, 0] for n in NORMS])), "table.0"),
     ],
