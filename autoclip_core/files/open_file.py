@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 HEAD = 1 << 16
 """Number of bytes that are examined to recognize a format."""
 
+PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+
 BINARY_FORMATS = (
     (b"PAR1", "a Parquet file", "write it with pandas: frame.to_csv('norms.csv')"),
     (b"SQLite format 3", "an SQLite database", "export the metric to a CSV"),
@@ -24,10 +26,7 @@ BINARY_FORMATS = (
     (b"\x28\xb5\x2f\xfd", "a zstd file", "decompress it first"),
     (b"%PDF", "a PDF", "export the numbers behind the picture to a CSV"),
     (b"\x89PNG", "a picture", "export the numbers behind it to a CSV"),
-    (b"\x80\x02", "a pickle", "save the norms with numpy.save"),
-    (b"\x80\x03", "a pickle", "save the norms with numpy.save"),
-    (b"\x80\x04", "a pickle", "save the norms with numpy.save"),
-    (b"\x80\x05", "a pickle", "save the norms with numpy.save"),
+    (PICKLES, "a pickle", "save the norms with numpy.save"),
     (b"PK\x03\x04", "a zip archive", "unpack it first, or export the norms to a CSV"),
 )
 """First bytes of formats that are refused, what they are, and the way out."""

@@ -57,7 +57,7 @@ TESTS = {
     "clipper/metrics.py": ["metrics", "norms", "validation"],
     "clipper/norms.py": ["norms", "metrics"],
     "history/moments.py": ["moments", "policies", "golden"],
-    "history/moving.py": ["validation", "policies", "golden", "loss", "laws"],
+    "history/moving.py": [*FAST, "validation", "policies", "golden", "loss", "laws"],
     "policies/param_ratio.py": [*FAST, "policies", "golden"],
     "clipper/parts.py": ["parts"],
     "clipper/patterns.py": ["patterns"],
