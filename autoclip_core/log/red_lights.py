@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from autoclip_core.record.statistics import mean
 from autoclip_core.record.step import Array
 from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
@@ -47,7 +48,7 @@ def find_red_lights(
     cause = "The learning rate may be too high, or the data of that step broken"
     if not is_update:
         last = table[-DIAGNOSED // 10 :]
-        rate = format_percent(float(last["clipped"].mean(dtype=np.float64)))
+        rate = format_percent(mean(last["clipped"]))
         verb = "would be" if is_dry else "was"
         cause += (
             f"; the clip rate of the last {len(last)} steps {verb} {rate}, and a "

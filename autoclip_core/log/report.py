@@ -12,7 +12,7 @@ import numpy as np
 from autoclip_core.files.names import make_printable
 from autoclip_core.files.replace_file import open_replacement
 from autoclip_core.record.largest import LargeStep
-from autoclip_core.record.step import median
+from autoclip_core.record.statistics import median
 from autoclip_core.series.spikes import SPIKE
 
 from .clip_log import ClipLog

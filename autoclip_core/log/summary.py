@@ -7,6 +7,7 @@ import numpy as np
 
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.statistics import mean, quantile
 from autoclip_core.record.step import Array
 from autoclip_core.record.store import Store
 
@@ -156,16 +157,13 @@ def summarise(log: StepRecorder) -> Summary:
     )
 
 
-def norm_quantiles(store: Store, steps: Array) -> tuple[float, float, float]:
+def norm_quantiles(store: Store, steps: Array) -> tuple[float, ...]:
     """Return the median, p90 and p99 of the measured norms."""
+    shares = 0.5, 0.9, 0.99
     if store.is_thinned:
-        quantile = store.totals.quantile
-        return quantile(0.5), quantile(0.9), quantile(0.99)
+        return tuple(store.totals.quantile(share) for share in shares)
     norms = steps["norm"][np.isfinite(steps["norm"])]
-    if not norms.size:
-        return math.nan, math.nan, math.nan
-    median, p90, p99 = np.quantile(norms / 2, [0.5, 0.9, 0.99]).tolist()
-    return 2 * median, 2 * p90, 2 * p99  # halved, so that no norm overflows
+    return tuple(quantile(norms, share) for share in shares)
 
 
 def worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]:
@@ -175,8 +173,3 @@ def worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]
         return ()
     order = np.argsort(-rates, kind="stable")[:count].tolist()
     return tuple((rows.names[row], float(rates[row])) for row in order if rates[row])
-
-
-def mean(values: Array) -> float:
-    """Return the mean in float64; NaN if there are no values."""
-    return float(values.mean(dtype=np.float64)) if values.size else math.nan

@@ -3,10 +3,9 @@
 import numpy as np
 
 from autoclip_core.log.formatting import format_number, format_percent
+from autoclip_core.record.statistics import quantile
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import MIN_STEPS, Diagnosis
-
-from .reasons import quantile
 
 SHORT = 0.1
 """A part that has at most this share of the steps changes p90 of all little."""

@@ -1,7 +1,5 @@
 """Why a threshold or a policy is suggested, or withheld: sentences with numbers."""
 
-import math
-
 import numpy as np
 
 from autoclip_core.log.advice import advise_on_nonfinite
@@ -9,6 +7,7 @@ from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.log.rate_advice import LOW_SCALE
 from autoclip_core.policies.quantile import Quantile
 from autoclip_core.policy import Policy
+from autoclip_core.record.statistics import quantile
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import MIN_STEPS, Diagnosis
 from autoclip_core.series.shifts import find_shift
@@ -103,11 +102,6 @@ def measure_drift(norms: Array) -> float:
         return 1.0
     first, last = quantile(norms[:third], 0.5), quantile(norms[-third:], 0.5)
     return last / first if first > 0 and last > 0 else 1.0
-
-
-def quantile(norms: Array, share: float) -> float:
-    """Return a quantile; NaN if there are no norms. Halves do not overflow."""
-    return 2 * float(np.quantile(norms / 2, share)) if norms.size else math.nan
 
 
 def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> list[str]:

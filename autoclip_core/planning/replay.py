@@ -17,6 +17,7 @@ from autoclip_core.decision import decide
 from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.policy import Policy, check_policy
 from autoclip_core.record.row_counts import divide
+from autoclip_core.record.statistics import mean, median
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import diagnose
 from autoclip_core.series.shifts import LevelShift, find_shift
@@ -58,14 +59,12 @@ class Replay:
     @property
     def mean_scale(self) -> float:
         """The mean scale of the steps with a finite norm; NaN if there are none."""
-        scales = self.scales[self.finite]
-        return float(scales.mean(dtype=np.float64)) if scales.size else math.nan
+        return mean(self.scales[self.finite])
 
     @property
     def median_threshold(self) -> float:
         """The median of the finite thresholds; +inf if there are none."""
-        finite = self.thresholds[np.isfinite(self.thresholds)]
-        return float(np.median(finite)) if finite.size else math.inf
+        return median(self.thresholds[np.isfinite(self.thresholds)])
 
     @property
     def nonfinite(self) -> int:

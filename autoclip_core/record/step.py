@@ -20,12 +20,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from autoclip_core.checks import format_error
 
-Array = npt.NDArray[Any]
-"""A NumPy array, in all files about logs and series of norms."""
+from .statistics import Array as Array
+from .statistics import median, root_sum_squares
 
 FIELDS = ("norm", "threshold", "scale", "clipped", "finite")
 OPTIONAL = ("skipped", "dropped")
@@ -188,17 +187,3 @@ def reduce_rows(rows: dict[str, Array]) -> Step:
     scale = after / before if largest else 1.0
     clipped = float(rows["clipped"][measured].sum() / observed.sum())
     return Step(largest * before, threshold, scale, clipped, *flags)
-
-
-def median(values: Array) -> float:
-    """Return the median of finite values; +inf if there are none."""
-    if not values.size:
-        return math.inf
-    middle = [(values.size - 1) // 2, values.size // 2]
-    return float((np.partition(values, middle)[middle] / 2).sum())
-
-
-def root_sum_squares(values: Array) -> float:
-    """Return the root of the sum of squares of values >= 0; no square overflows."""
-    largest = float(values.max())
-    return largest * math.sqrt(((values / largest) ** 2).sum()) if largest else 0.0

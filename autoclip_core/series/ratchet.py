@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.record.step import Array, median
+from autoclip_core.record.statistics import mean, median
+from autoclip_core.record.step import Array
 
 MIN_STEPS = 100
 """Fewer steps in a third of a run support no comparison."""
@@ -31,7 +32,7 @@ def find_ratchet(steps: Array) -> Ratchet | None:
         return None
     before, after = median(first["threshold"]), median(last["threshold"])
     norms = median(first["norm"]), median(last["norm"])
-    low, high = (float(p["clipped"].mean(dtype=np.float64)) for p in (first, last))
+    low, high = (mean(part["clipped"]) for part in (first, last))
     if not (after < 0.7 * before and high > low + 0.1 and norms[1] > 0.9 * norms[0]):
         return None
     return Ratchet((before, after), norms, (low, high))

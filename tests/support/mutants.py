@@ -44,6 +44,7 @@ TESTS = {
     "history/full.py": ["full_history", "policies"],
     "record/row_counts.py": ["row_counts", "log_bounded"],
     "record/step.py": ["log_step", "clip_log", "log_bounded"],
+    "record/statistics.py": ["log_step", "log_summary", "log/red_lights", "replay"],
     "record/largest.py": ["log/largest"],
     "record/metrics.py": ["log/largest", "log/updates", "log_step", "clip_log"],
     "record/saved.py": ["log/largest", "log/updates", "clip_log", "log_bounded"],
