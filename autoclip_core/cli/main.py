@@ -61,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse_overwriting(options: argparse.Namespace) -> None:
-    """Check that no output replaces the file that is read.
-
-    Raises:
-      ValueError: an output is the input.
-    """
+    """Check that no output replaces the file that is read."""
     for name in ("output", "plot"):
         path = getattr(options, name, None)
         if path and path != "-" and Path(path).exists() and Path(options.file).exists():

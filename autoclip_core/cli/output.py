@@ -29,11 +29,7 @@ def print_error(text: str) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Write lines to stdout at once.
-
-    Raises:
-      OSError: stdout is closed, or cannot be written; the error names stdout.
-    """
+    """Write lines to stdout at once; an error names stdout."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "stdout")
     try:

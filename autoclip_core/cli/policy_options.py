@@ -122,12 +122,7 @@ def argument_names(policy: type[Policy]) -> list[str]:
 
 
 def make_policy(options: argparse.Namespace) -> Policy:
-    """Return the policy that the options describe.
-
-    Raises:
-      ValueError: an option is out of its range, missing, or does not belong to the
-        policy.
-    """
+    """Return the policy that the options describe."""
     kind = POLICIES[options.policy]
     names = argument_names(kind)
     given = find_options(options)
@@ -147,11 +142,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
 
 
 def refuse_options(options: argparse.Namespace) -> None:
-    """Check that no option of a single policy is given with --compare.
-
-    Raises:
-      ValueError: such an option is given.
-    """
+    """Check that no option of a single policy is given with --compare."""
     for option in map(as_option, find_options(options)):
         raise ValueError(f"{option} is for one policy; leave out it or --compare")
 

@@ -27,9 +27,7 @@ def track(items: Iterable[Any], label: str) -> Iterator[Any]:
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; the first column holds names, the others numbers.
 
-    Args:
-      header: the names of the columns; a line feed begins a second line.
-      rows: the cells.
+    A line feed in the header begins a second line.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

@@ -209,13 +209,10 @@ def list_names(names: Iterable[str], most: int = 20) -> str:
 
 
 def find_nan_of_empty_cells(rows: Iterable[Row], name: str, decimal: str) -> list[int]:
-    """Return which numbers of a column are NaN because their cell was empty.
+    """Return the places of the cells of a column that are NaN because they were empty.
 
     pandas writes an empty cell as NaN. Such a row holds another measurement, such as a
     validation loss: a column that never has a number in a row with a norm.
-
-    Returns:
-      Places among the cells of the column that are not empty.
     """
     with_norm: set[str] = set()
     candidates: list[tuple[int, frozenset[str]]] = []

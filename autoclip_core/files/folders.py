@@ -84,9 +84,6 @@ def find_runs(folder: Path) -> list[Path]:
     """Return the event files of the only run below a folder.
 
     Folders below that of a run, as for its hyperparameters, belong to the run.
-
-    Raises:
-      ValueError: several folders below hold event files.
     """
     places = list_runs(folder)
     runs = [run for run in places if not set(run.parents) & set(places)]
@@ -106,11 +103,7 @@ def list_runs(folder: Path) -> list[Path]:
 
 
 def find_metric(folder: Path, column: str | None) -> Path | None:
-    """Return MLflow's file of the gradient norm in the folder of a run.
-
-    Raises:
-      ValueError: no metric is named as a gradient norm, or several are.
-    """
+    """Return MLflow's file of the gradient norm in the folder of a run."""
     metrics = folder / "metrics" if (folder / "metrics").is_dir() else folder
     files = {
         file.relative_to(metrics).as_posix(): file

@@ -73,11 +73,7 @@ def read_head(file: BinaryIO, size: int = HEAD) -> bytes:
 
 
 def refuse_binary(head: bytes) -> None:
-    """Raise an error that names the format if the bytes are no text.
-
-    Raises:
-      ValueError: the file is in a binary format.
-    """
+    """Raise an error that names the format if the bytes are no text."""
     if head.startswith(b"PK") and b"/data.pkl" in head[:200]:
         raise ValueError(
             "it looks like a file of torch.save, which is not read; save the norms "

@@ -143,9 +143,6 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     """Return the norms in a file; JSON lines between lines of text are a log.
 
     So is JSON whose strings hold what was printed, as of a container or a notebook.
-
-    Raises:
-      ValueError: as `read_norms`; it says what the file looks like.
     """
     try:
         return collect(source, column)
@@ -225,11 +222,7 @@ def explain_log(file: BinaryIO, column: str | None) -> str:
 
 
 def refuse_other_tag(kind: str, path: str) -> None:
-    """Refuse TensorBoard's CSV or JSON of another metric, which its name states.
-
-    Raises:
-      ValueError: the tag in the file's name names no gradient norm.
-    """
+    """Refuse TensorBoard's CSV or JSON of another metric, which its name states."""
     tag = Path(path).name.partition("tag-")[2].rpartition(".")[0]
     if kind in ("TensorBoard CSV", "TensorBoard JSON") and tag:
         if rank_name(tag) is None:

@@ -35,16 +35,7 @@ class Source(NamedTuple):
 
 
 def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
-    """Return the rows of an open file.
-
-    Args:
-      file: the file, at its start; it can be rewound.
-      path: its path, which names the metric of some formats.
-      column: the name to look for in a text log.
-
-    Raises:
-      ValueError: the format is not read.
-    """
+    """Return the rows of an open file; its path names the metric of some formats."""
     head = read_head(file)
     if head.startswith(NPY_MAGIC):
         return Source("NumPy array", lambda: read_array_rows(rewound(file)))
@@ -101,11 +92,7 @@ def event_source(open_files: Callable[[], Iterable[BinaryIO]]) -> Source:
 
 
 def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
-    """Return the rows of JSON lines or of a document, or None if the text is neither.
-
-    Raises:
-      ValueError: the text begins as JSON and is broken.
-    """
+    """Return the rows of JSON lines or of a document; None if the text is neither."""
     try:
         first = load_json(lines[0])
     except ValueError as error:
@@ -140,11 +127,7 @@ def is_document(file: BinaryIO) -> bool:
 
 
 def document_source(text: str) -> Source:
-    """Return the rows of a JSON document.
-
-    Raises:
-      ValueError: the document is broken, or holds no series.
-    """
+    """Return the rows of a JSON document."""
     try:
         document = load_json(text)
     except ValueError as error:
@@ -166,14 +149,7 @@ def json_lines_source(file: BinaryIO) -> Source:
 def csv_source(
     file: BinaryIO, lines: list[str], delimiter: str, *, has_frame: bool
 ) -> Source:
-    """Return the rows of a table in text.
-
-    Args:
-      file: the file.
-      lines: its first lines, without a frame.
-      delimiter: what separates its cells.
-      has_frame: whether the file has a frame, or comments before the header.
-    """
+    """Return the rows of a table in text; `lines` are the first, without a frame."""
     names, *rows = split_rows(lines, delimiter)
     kind = {" ": "table", "|": "table", "\t": "TSV"}.get(delimiter, "CSV")
     if names == ["Wall time", "Step", "Value"]:

@@ -14,16 +14,8 @@ def open_replacement(
 ) -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` at the end.
 
-    If an error is raised before the end, the old file is unchanged. A device or a pipe,
-    such as /dev/stdout, is written directly.
-
-    Args:
-      path: the file; a link is followed.
-      mode: "w" or "wb".
-      options: arguments of `open`.
-
-    Raises:
-      OSError: the file cannot be written; the error names `path`.
+    If an error is raised before the end, the old file is unchanged. A link is followed.
+    A device or a pipe, such as /dev/stdout, is written directly.
     """
     target = os.path.realpath(path)
     is_device = os.path.exists(target) and not os.path.isfile(target)

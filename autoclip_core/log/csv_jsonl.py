@@ -166,15 +166,7 @@ def count_rows(table: Mapping[str, list[Any]]) -> dict[str, int]:
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
-    """Return the columns of a table as an array of `STEP`.
-
-    Args:
-      table: cells by column.
-      source: the name of the file, for errors.
-
-    Raises:
-      ValueError: the column norm or threshold is missing, or a cell is not a number.
-    """
+    """Return the columns of a table as an array of `STEP`; errors name the source."""
     missing = [name for name in ("norm", "threshold") if name not in table]
     if missing and table:
         raise ValueError(
@@ -204,11 +196,7 @@ def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:
 
 
 def check_whole(column: Array, name: str) -> Array:
-    """Return the numbers of steps or of rows, which must be whole numbers.
-
-    Raises:
-      ValueError: a number is negative, has a fraction or is above 2**53.
-    """
+    """Return the numbers of steps or of rows, which must be whole numbers."""
     is_valid = (column >= 0) & (column <= 2.0**53) & (column == np.floor(column))
     if not is_valid.all():
         value = float(column[~is_valid][0])
@@ -218,9 +206,6 @@ def check_whole(column: Array, name: str) -> Array:
 
 def parse_numbers(cells: Iterable[Any], name: str) -> list[float]:
     """Return the numbers of a column; empty cells are left out.
-
-    Raises:
-      ValueError: a cell is not a number.
 
     >>> parse_numbers(["1.5", "", None, "NaN", True], "norm")
     [1.5, nan, 1.0]

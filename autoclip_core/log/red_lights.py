@@ -30,15 +30,7 @@ def find_red_lights(
     is_update: bool,
     is_bounded: bool = False,
 ) -> list[str]:
-    """Say if the norms show that the run is damaged, or that another clip acts before.
-
-    Args:
-      table: the steps that the diagnosis is made from.
-      diagnosis: what `diagnose_steps` returned with them.
-      settings: the settings of the log, which may name the policy.
-      is_update: whether the norms are those of updates.
-      is_bounded: whether the updates have a bound.
-    """
+    """Say if the norms show damage, or that another clip acts before this one."""
     if diagnosis.verdict == "clipped" and not is_update:
         return warn_of_other_clip(table["norm"])
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):

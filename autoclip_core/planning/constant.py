@@ -42,11 +42,6 @@ def select_norms(
     unless 80 to 99 % of the healthy norms are below their p90, and of those before the
     first sign of damage, a spike or another level. So the constant fits whether or not
     that was damage.
-
-    Args:
-      diagnosis: of the whole series.
-      norms: the series.
-      steps: the step of each norm.
     """
     healthy = norms[diagnosis.healthy]
     if diagnosis.verdict in WITHHELD:

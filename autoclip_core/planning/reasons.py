@@ -62,13 +62,7 @@ STEADY = (
 def choose_policy(
     diagnosis: Diagnosis, norms: Array, steps: Array
 ) -> tuple[Policy | None, list[str]]:
-    """Return the policy to start with and the reason, or None without a healthy part.
-
-    Args:
-      diagnosis: of the whole series.
-      norms: the norms of its healthy part.
-      steps: the step of each of these norms.
-    """
+    """Return the policy to start with and the reason; None without a healthy part."""
     if diagnosis.verdict in NO_POLICY or np.count_nonzero(norms) < MIN_STEPS:
         return None, []
     drift, noise, shift = measure_drift(norms), measure_noise(norms), find_shift(norms)
@@ -121,11 +115,7 @@ def advise_on_threshold(norms: Array, p90: float, p99: float, mean: float) -> li
 
 
 def advise_on_bound(verdict: str, scales: Array) -> list[str]:
-    """Say what the bound of the update did in the run that a log is of.
-
-    Args:
-      verdict: the verdict of the diagnosis.
-      scales: the scale of the update in each step; NaN if there was no update.
+    """Say what the bound of the update did in a run; a scale is NaN without an update.
 
     >>> advise_on_bound("healthy", np.array([0.9, 0.8]))
     []

@@ -16,11 +16,7 @@ GRADIENT = "L2 norm of the gradient\n(loss per unit of parameter)"
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """Return an empty figure that is not registered with pyplot.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
+    """Return an empty figure that is not registered with pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -42,14 +42,7 @@ def draw_rows(
 
 
 def draw_heat_map(axes: Any, edges: Array, rates: Array, labels: list[str]) -> Any:
-    """Draw rates in percent, one line per label, and return the mesh.
-
-    Args:
-      axes: where to draw.
-      edges: the first step of each interval, and the end of the last.
-      rates: shape (labels, intervals), in [0, 1]; NaN where there was nothing to clip.
-      labels: the names of the lines, from the top.
-    """
+    """Draw rates of shape (labels, intervals) in percent; NaN is left empty."""
     percent = 100 * np.ma.masked_invalid(rates)
     lines = np.arange(len(labels) + 1) - 0.5
     # The colours are uniform in lightness, which suits colour-blind readers.

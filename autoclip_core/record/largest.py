@@ -47,13 +47,7 @@ class LargestSteps:
     def add(
         self, number: int, step: Step, rows: Mapping[str, float] | None = None
     ) -> None:
-        """Add a step if its ratio is among the largest.
-
-        Args:
-          number: the number of the step.
-          step: the step; without `rows` it is of one row.
-          rows: the ratios of the rows by name.
-        """
+        """Add a step if its ratio, or the largest of its rows, is among the largest."""
         ratio = measure_ratio(step) if rows is None else max(rows.values(), default=0.0)
         if self.can_add(ratio):
             worst = heapq.nlargest(
@@ -71,14 +65,7 @@ class LargestSteps:
     def add_rows(
         self, number: int, step: Step, rows: Mapping[str, Array], names: Sequence[str]
     ) -> None:
-        """Add the step of a decision of several rows.
-
-        Args:
-          number: the number of the step.
-          step: the step.
-          rows: the fields norm and threshold of a decision, shape (rows,).
-          names: the names of the rows.
-        """
+        """Add the step of a decision, whose fields and names of rows are given."""
         ratios = divide_known(rows["norm"], rows["threshold"])
         if ratios.size and self.can_add(float(ratios.max())):
             worst = np.argsort(-ratios, kind="stable")[:MOST_ROWS].tolist()
@@ -98,11 +85,7 @@ class LargestSteps:
 
     @classmethod
     def from_list(cls, saved: Iterable[Any]) -> "LargestSteps":
-        """Return the steps that `to_list` returned.
-
-        Raises:
-          TypeError, ValueError: a value is wrong.
-        """
+        """Return the steps that `to_list` returned."""
         largest = cls()
         for step, ratio, norm, rows in saved:
             named = tuple((str(name), float(value)) for name, value in rows)

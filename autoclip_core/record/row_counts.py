@@ -85,11 +85,7 @@ class RowCounts:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "RowCounts":
-        """Return the counts that `to_dict` returned.
-
-        Raises:
-          KeyError, OverflowError, TypeError, ValueError: a value is missing or wrong.
-        """
+        """Return the counts that `to_dict` returned."""
         counts = cls(list(saved["names"]))
         counts.width = check_count("width", saved["width"], 1)
         counts.steps = check_count("steps", saved["steps"], 0)

@@ -90,17 +90,7 @@ class Store:
         return self._highest
 
     def refill(self, steps: Array, stride: int, moved: int, highest: Array) -> None:
-        """Restore a store that was thinned.
-
-        Args:
-          steps: what `steps()` returned.
-          stride: steps per interval.
-          moved: steps that were thinned.
-          highest: what `highest()` returned.
-
-        Raises:
-          TypeError, ValueError: the numbers contradict each other.
-        """
+        """Restore a thinned store; the numbers must not contradict each other."""
         intervals = check_count("moved", moved, 0) // check_count("stride", stride, 1)
         if len(highest) != intervals or len(steps) < intervals:
             rule = f"one step per interval; there are {intervals} intervals"

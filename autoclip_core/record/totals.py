@@ -66,12 +66,7 @@ class Totals:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore the totals that `to_dict` returned.
-
-        Raises:
-          IndexError, KeyError, OverflowError, TypeError, ValueError: a value is missing
-            or wrong.
-        """
+        """Restore the totals that `to_dict` returned."""
         for name in self.counts:
             self.counts[name] = check_count(name, saved["counts"].get(name, 0), 0)
         for name in self.sums:

@@ -21,11 +21,7 @@ def is_npz(file: BinaryIO) -> bool:
 
 
 def read_array_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the arrays in a file, by name or by the number of the column.
-
-    Raises:
-      ValueError: the file is damaged, or an array does not hold real numbers.
-    """
+    """Yield the rows of the arrays in a file, by the name or number of the column."""
     columns = read_columns(file)
     for place in range(max((len(column) for column in columns.values()), default=0)):
         yield {n: c[place] for n, c in columns.items() if place < len(c)}

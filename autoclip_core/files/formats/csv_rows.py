@@ -145,11 +145,7 @@ def read_csv_cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def make_header(first: list[str]) -> list[str]:
-    """Return the names of the columns.
-
-    Raises:
-      ValueError: two columns have the same name.
-    """
+    """Return the names of the columns."""
     if is_headless(first):
         return [str(i) for i in range(1, len(first) + 1)] if first[1:] else ["norm"]
     names = [name.strip() for name in first]
@@ -174,10 +170,7 @@ def is_header(row: list[str], header: list[str]) -> bool:
 
 
 def guess_delimiter(lines: list[str]) -> str | None:
-    """Return the delimiter of a table, or None if the text is no table.
-
-    Args:
-      lines: the first lines of the file that are not blank; at least one.
+    """Return the delimiter of a table, or None if its first lines are no table.
 
     >>> guess_delimiter(["step;norm", "0;1,5"]), guess_delimiter(["norm", "1.5"])
     (';', ',')

@@ -26,9 +26,6 @@ def read_event_rows(
 
     A later file is of a resumed run: its steps replace those of the files before it.
 
-    Args:
-      open_files: returns the files in the order of time; it is called twice.
-
     Raises:
       ImportError: tensorboard is not installed.
       ValueError: a file is damaged.

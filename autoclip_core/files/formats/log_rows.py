@@ -22,10 +22,6 @@ def read_log_rows(
 ) -> Iterator[dict[str, str]]:
     """Yield each name of a gradient norm with its number, and the step.
 
-    Args:
-      lines: the lines of the log.
-      column: a name to look for, or None for the names of gradient norms.
-
     >>> list(read_log_rows(["step 7 | loss 2.50 | norm 0.31 | lr 1e-4"]))
     [{'step': '7', 'norm': '0.31'}]
     """
