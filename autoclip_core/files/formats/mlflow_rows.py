@@ -14,18 +14,12 @@ def mlflow_name(path: str) -> str:
     >>> mlflow_name("mlruns/0/a1b2/metrics/train/grad_norm")
     'train/grad_norm'
     """
-    parts = Path(path).parts
-    if "metrics" in parts[:-1]:
-        last = len(parts) - 1 - parts[::-1].index("metrics")
-        return "/".join(parts[last + 1 :])
-    return parts[-1]
+    _, folder, name = f"/{Path(path).as_posix()}".rpartition("/metrics/")
+    return name if folder else Path(path).name
 
 
 def read_mlflow_rows(lines: Iterator[str], name: str) -> Iterator[dict[str, str]]:
     """Yield the rows of MLflow's file of one metric; a line may be cut off."""
-    for line in lines:
-        if line.strip():
-            names = "timestamp", name, "step"
-            cells = line.split()[:3]
-            is_whole = len(cells) == 3
-            yield dict(zip(names, cells, strict=True)) if is_whole else {}
+    names = "timestamp", name, "step"
+    for cells in filter(None, map(str.split, lines)):
+        yield dict(zip(names, cells, strict=False)) if len(cells) >= 3 else {}
