@@ -87,11 +87,12 @@ class Summary:
             note = f"{self.recorded} recorded, {note}"
         rate = format_rate(self.clip_rate, self.has_several_rows)
         recent = format_percent(self.recent_clip_rate)
+        all_rows = " (all rows)" * self.has_several_rows
         rows = [
             ("total steps", f"{self.steps} ({note})"),
             ("clip rate", f"{rate} ({recent} over the last {self.recent})"),
             ("mean scale", format_number(self.mean_scale)),
-            ("mean norm", format_number(self.mean_norm) + self._of_all_rows()),
+            ("mean norm", format_number(self.mean_norm) + all_rows),
             (
                 "norm quantiles",
                 f"median {format_number(self.median_norm)}, "
@@ -110,16 +111,11 @@ class Summary:
             rows.append(("most clipped rows", ", ".join(pairs)))
         return rows
 
-    def _of_all_rows(self) -> str:
-        """Return what the norms are of, if a step has several rows."""
-        return " (all rows)" if self.has_several_rows else ""
-
     def _threshold(self) -> str:
         """Return the latest threshold, which with several rows is not of the norms."""
         if self.threshold == math.inf:
             return "none"
-        note = " (median row)" if self.has_several_rows else ""
-        return format_number(self.threshold) + note
+        return format_number(self.threshold) + " (median row)" * self.has_several_rows
 
 
 def summarise(log: StepRecorder) -> Summary:
@@ -128,11 +124,10 @@ def summarise(log: StepRecorder) -> Summary:
     steps, totals, counts = store.steps(), store.totals, store.totals.counts
     recent = store.recent()[-RECENT_STEPS:]
     recent = recent[np.isfinite(recent["norm"])]
-    total = max(counts["steps"], int(logged.get("steps", 0)))
-    nonfinite = max(counts["nonfinite"], int(logged.get("nonfinite", 0)))
+    run = {name: max(count, int(logged.get(name, 0))) for name, count in counts.items()}
     median, p90, p99 = norm_quantiles(store, steps)
     return Summary(
-        steps=total,
+        steps=run["steps"],
         measured=counts["measured"],
         clip_rate=(
             logged["clip_rate"] if has_rate_of_more(log) else totals.mean("clipped")
@@ -145,9 +140,9 @@ def summarise(log: StepRecorder) -> Summary:
         p90_norm=p90,
         p99_norm=p99,
         max_norm=totals.largest if counts["measured"] else math.nan,
-        nonfinite=nonfinite,
-        skipped=max(counts["skipped"], int(logged.get("skipped", 0))),
-        dropped=max(counts["dropped"], int(logged.get("dropped", 0))),
+        nonfinite=run["nonfinite"],
+        skipped=run["skipped"],
+        dropped=run["dropped"],
         worst_rows=worst_rows(log._rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
         advice=tuple(advise(log)),
