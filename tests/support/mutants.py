@@ -167,6 +167,11 @@ EQUIVALENT = {
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(norms.max()) or 1.0"),
     ],
+    # A ratio of 1 and less is not kept.
+    "record/largest.py": [
+        ("0.0 -> 1.0", "np.where(is_known, above, 0.0)"),
+        ("1.0 -> 1.01", "np.where(is_known, below, 1.0)"),
+    ],
     # No row joins if the numbers are equal. An integer beyond every float is neither 0
     # nor 1. The device changes no number, only transfers, which the torch tests count.
     "record/row_counts.py": [
