@@ -51,9 +51,7 @@ def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
 
 
 def run_replay(options: argparse.Namespace) -> None:
-    """Replay one policy, or compare all policies."""
-    if options.compare:
-        return run_compare(options)
+    """Replay one policy."""
     read = read_steps(options)
     bar = progress_bar("replay")
     report = replay(as_series(read.norms), options.policy, progress=bar)
@@ -65,7 +63,6 @@ def run_replay(options: argparse.Namespace) -> None:
         print_json({**file_to_dict(read), **report_to_dict(report)})
     else:
         print_text(read, report)
-    return None
 
 
 def run_compare(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from autoclip_core import __version__
 from autoclip_core.files.open_file import stdin_as_file
 
-from .commands import run_replay, run_report, run_suggest
+from .commands import run_compare, run_replay, run_report, run_suggest
 from .output import discard_stdout, print_error
 from .policy_options import add_options, make_policy
 
@@ -98,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = add_command(commands, "replay", run_replay, about)
     add_until(command)
     about = "compare all policies in a table"
-    command.add_argument("--compare", action="store_true", help=about)
+    command.add_argument(
+        "--compare", action="store_const", dest="run", const=run_compare, help=about
+    )
     command.add_argument("--plot", metavar="PICTURE", help="where to save a picture")
     about = "where to save the threshold and scale of each step"
     command.add_argument("--output", metavar="CSV", help=about)
