@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from itertools import takewhile
 
 INDEX_WORDS = {
     *("step", "steps", "epoch", "epochs", "time", "timestamp", "runtime", "index"),
@@ -93,7 +94,7 @@ def rank_name(name: str) -> int | None:
     words = split_words(name)
     if {word.rstrip("0123456789") for word in words} <= ANY_NAMES:
         return 4 if words or name.isdecimal() else None
-    before = words[: first_place(words, GRADIENT_WORDS)]
+    before = list(takewhile(lambda word: word not in GRADIENT_WORDS, words))
     has_gradient = len(before) < len(words)
     if not has_norm(words) or OTHER_WORDS & set(before):
         return None
@@ -101,7 +102,7 @@ def rank_name(name: str) -> int | None:
     extra = set(words) - GRADIENT_WORDS - NORM_WORDS - COMMON_WORDS
     if extra & AFTER_WORDS and extra <= AFTER_WORDS | {"clip", "clipping"}:
         return 3
-    if has_before_clip(words):
+    if {"before", "pre"} & set(words):
         extra -= {"clip", "clipping"}
     if extra & SETTING_WORDS:
         return None
@@ -114,11 +115,6 @@ def has_norm(words: list[str]) -> bool:
     """Return whether the words name a norm."""
     has_l2 = "l2" in words and not GRADIENT_WORDS.isdisjoint(words)
     return has_l2 or not NORM_WORDS.isdisjoint(words)
-
-
-def has_before_clip(words: list[str]) -> bool:
-    """Return whether the words say that the norm is from before the clipping."""
-    return bool({"before", "pre"} & set(words))
 
 
 def find_norm_name(phrase: str) -> str | None:
@@ -151,11 +147,6 @@ def has_both(name: str) -> bool:
     """Return whether a name has a word for the gradient and a word for the norm."""
     words = set(split_words(name))
     return bool(words & GRADIENT_WORDS) and bool(words & (NORM_WORDS | {"l2"}))
-
-
-def first_place(words: list[str], wanted: set[str]) -> int:
-    """Return the place of the first wanted word, or the number of words."""
-    return next((i for i, word in enumerate(words) if word in wanted), len(words))
 
 
 def is_index(name: str) -> bool:
