@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ def find_state(folder: Path) -> list[Path]:
     state = folder / "trainer_state.json"
     if state.is_file():
         return [state]
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    return newest(states, lambda file: file.parent.name)
+    states = folder.glob("checkpoint-[0-9]*/trainer_state.json")
+    return sorted(states, key=lambda file: by_number(file.parent))[-1:]
 
 
 def find_events(folder: Path) -> list[Path]:
@@ -73,10 +72,11 @@ def find_table(folder: Path) -> list[Path]:
 
 def find_version(folder: Path) -> list[Path]:
     """Return the files of the newest run that Lightning wrote."""
-    versions = [*folder.glob("version_*"), *folder.glob("lightning_logs/version_*")]
-    readable = [v for v in versions if find_table(v) or find_events(v)]
-    for version in newest(readable, lambda path: path.name):
-        return find_table(version) or find_events(version)
+    name = "version_[0-9]*"
+    versions = [*folder.glob(name), *folder.glob(f"lightning_logs/{name}")]
+    for version in sorted(versions, key=by_number, reverse=True):
+        if files := find_table(version) or find_events(version):
+            return files
     return []
 
 
@@ -132,9 +132,3 @@ def is_metric(file: Path) -> bool:
             return bool(MLFLOW_LINE.fullmatch(text.readline(200)))
     except OSError:
         return False
-
-
-def newest(paths: Iterable[Path], name: Callable[[Path], str]) -> list[Path]:
-    """Return the path with the highest number in its name, in a list, or none."""
-    numbered = [(int(m[0]), p) for p in paths if (m := re.search(r"\d+$", name(p)))]
-    return [max(numbered)[1]] if numbered else []
