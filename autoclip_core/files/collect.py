@@ -115,8 +115,7 @@ class Collector:
             is_exact = name == self.column
             rank = 0 if is_exact else 1 if base_name(name) == self.column else None
         else:
-            is_other = is_index(name) or is_range(name, self.names)
-            rank = None if is_other else rank_name(name)
+            rank = None if is_index(name) else rank_name(name)
         if rank is None or rank > self.rank:
             return
         if rank < self.rank:

@@ -26,9 +26,8 @@ def find_in_folder(folder: Path, column: str | None) -> list[Path]:
         files = find(folder)
         if files:
             return files
-    metric = find_metric(folder, column)
-    if metric:
-        return [metric]
+    if metric := find_metric(folder, column):
+        return metric
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and is_table(f)]
     if len(files) == 1:
         return files
@@ -102,7 +101,7 @@ def list_runs(folder: Path) -> list[Path]:
     return sorted(map(Path, has_events))
 
 
-def find_metric(folder: Path, column: str | None) -> Path | None:
+def find_metric(folder: Path, column: str | None) -> list[Path]:
     """Return MLflow's file of the gradient norm in the folder of a run."""
     metrics = folder / "metrics" if (folder / "metrics").is_dir() else folder
     files = {
@@ -111,14 +110,14 @@ def find_metric(folder: Path, column: str | None) -> Path | None:
         if file.is_file() and is_metric(file)
     }
     if not files:
-        return None
+        return []
     if column is not None:
         names = [name for name in files if name == column]
     else:
         ranks = {n: r for n in files if (r := rank_name(n)) is not None}
         names = [n for n, rank in ranks.items() if rank == min(ranks.values())]
     if len(names) == 1:
-        return files[names[0]]
+        return [files[names[0]]]
     listed = ", ".join(map(repr, files))
     raise ValueError(
         f"{len(names)} of the MLflow metrics match; pass column=, or --column: {listed}"
