@@ -1,6 +1,5 @@
 """`TrustClip` filters the gradient and bounds the update, inside `optimizer.step()`."""
 
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -18,7 +17,7 @@ from autoclip_core.clipper.trust import (
 
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
-from .hooks.new_parameters import make_clipper
+from .hooks.new_parameters import read_arguments
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update import UpdateClipper, check_model
@@ -97,18 +96,16 @@ class TrustClip(HasHalves):
         """Create both halves, and register them on the optimizer."""
         check_model(model, "TrustClip(model, optimizer)")
         refuse_other_filters(optimizer)
-        innermost, policy = find_innermost(optimizer), make_bound(ratio)
-        self._model = model
+        innermost, bound = find_innermost(optimizer), make_bound(ratio)
         self._exclude = as_patterns(exclude)
-        keywords: dict[str, Any] = {"exclude": self._exclude, "dry_run": dry_run}
-        self._filter = make_clipper(
-            partial(Clipper, policy=make_filter(quantile, history_length)),
-            {"scope": "global", "nonfinite": nonfinite, **keywords},
-            innermost,
-            model,
+        both: dict[str, Any] = {"exclude": self._exclude, "dry_run": dry_run}
+        groups, keywords = read_arguments(
+            [innermost], model, {"scope": "global", "nonfinite": nonfinite, **both}
         )
+        policy = make_filter(quantile, history_length)
+        self._filter = Clipper(groups, policy, **keywords)
         self._bound = UpdateClipper(
-            model, innermost, policy, scope=scope, norm="rms", **keywords
+            model, innermost, bound, scope=scope, norm="rms", **both
         )
         self.on_clip, self.on_skip = on_clip, on_skip
         self._filter._attach(innermost, is_trust_clip=True)

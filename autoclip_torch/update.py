@@ -11,7 +11,7 @@ from autoclip_core.clipper.metrics import name_update_metrics
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .hooks.new_parameters import make_clipper
+from .hooks.new_parameters import read_arguments
 from .observer.observer import Observer
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
@@ -108,26 +108,20 @@ class UpdateClipper(Observer):
         check_has_no_clipper(innermost)
         check_choice("scope", scope, SCOPES)
         check_nonfinite(nonfinite)
-
-        def create(groups: Any, **patterns: Any) -> "UpdateClipper":
-            Observer.__init__(
-                self,
-                groups,
-                policy,
-                scope=scope,
-                norm=check_norm(norm),
-                nonfinite=nonfinite,
-                bounds=PolicyBounds(
-                    warmup_steps, warmup_threshold, min_threshold, max_threshold
-                ),
-                dry_run=check_flag("dry_run", dry_run),
-                **patterns,
-            )
-            return self
-
         patterns = {"exclude": exclude, "scale_only": scale_only}
-        make_clipper(create, patterns, innermost, model)
-        self._model = model
+        groups, patterns = read_arguments([innermost], model, patterns)
+        super().__init__(
+            groups,
+            policy,
+            scope=scope,
+            norm=check_norm(norm),
+            nonfinite=nonfinite,
+            bounds=PolicyBounds(
+                warmup_steps, warmup_threshold, min_threshold, max_threshold
+            ),
+            dry_run=check_flag("dry_run", dry_run),
+            **patterns,
+        )
         self.on_clip = on_clip
         self._register(innermost)
 

@@ -1,9 +1,9 @@
-"""Make a clipper of what an optimizer steps, and warn of what no clipper has."""
+"""Read what an optimizer steps for its clipper; warn of what no clipper has."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,39 +13,31 @@ from autoclip_core.clipper.patterns import (
     check_patterns_match,
     matches,
 )
-from autoclip_torch.observer.observer import Observer
-from autoclip_torch.rows.groups import NamedParameter
+from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.read import read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
 from autoclip_torch.step.warn import warn
 
-C = TypeVar("C", bound=Observer)
 
-
-def make_clipper(
-    make: Callable[..., C],
-    keywords: Mapping[str, Any],
-    optimizer: Any,
-    model: nn.Module | None,
-) -> C:
-    """Create a clipper of the optimizer's groups, with the names of the model.
+def read_arguments(
+    optimizers: Sequence[Any], model: nn.Module | None, keywords: Mapping[str, Any]
+) -> tuple[list[Group], dict[str, Any]]:
+    """Return the groups that optimizers step, and the keywords of their clipper.
 
     Args:
-      make: a class of clippers, or a function that takes groups and returns a clipper.
-      keywords: the keywords of `make`. `exclude` and `scale_only` may name any
+      optimizers: torch optimizers, or wrappers that hold one. Their groups follow each
+        other.
+      model: the module whose parameters they step. With None, the parameters have the
+        names that the optimizers know, if any.
+      keywords: the keywords of a clipper. `exclude` and `scale_only` may name any
         parameter of the model, also if another optimizer steps it or if it is still
         frozen.
-      optimizer: a torch optimizer, or a wrapper that holds one; or a tuple of these,
-        whose groups follow each other.
-      model: the module whose parameters the optimizer steps. With None, the parameters
-        have the names that the optimizer knows, if any.
 
     Raises:
-      ValueError: the optimizer steps no parameter of the model, or a pattern matches
+      ValueError: an optimizer steps no parameter of the model, or a pattern matches
         no parameter of the model.
     """
-    given = optimizer if isinstance(optimizer, tuple) else (optimizer,)
-    optimizers = list(map(unwrap, given))
+    optimizers = list(map(unwrap, optimizers))
     groups = [g for each in optimizers for g in read_optimizer_groups(each, model)]
     if model is None:
         members = [member for group in groups for member in group.parameters]
@@ -65,7 +57,7 @@ def make_clipper(
         for argument in ("exclude", "scale_only")
         if keywords.get(argument)
     }
-    return make(groups, **{**keywords, **functions})
+    return groups, {**keywords, **functions}
 
 
 def _join_patterns(

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import (  # noqa: E402
 )
 
 from autoclip_torch import NormClip, QuantileClip, TrustClip  # noqa: E402
-from autoclip_torch.hooks.new_parameters import make_clipper  # noqa: E402
 from autoclip_torch.lightning import ClipCallback  # noqa: E402
+from autoclip_torch.trainers.create_clipper import create_clipper  # noqa: E402
 from autoclip_torch.transformers import ClipCallback as HFClipCallback  # noqa: E402
 
 from ..support.lightning_modules import ByHand  # noqa: E402
@@ -312,13 +312,13 @@ def test_a_frozen_quantized_weight_is_ignored(tmp_path):
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(Net().parameters(), lr=LR)
     with pytest.raises(ValueError, match="got a SGD that steps none of them"):
-        make_clipper(QuantileClip, {}, optimizer, Net())
+        create_clipper(QuantileClip, {}, [optimizer], Net())
 
 
 def test_added_parameters_have_the_units_of_their_layer():
     model = nn.Sequential(nn.Linear(2, 4), nn.ConvTranspose1d(4, 6, 2))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=LR)
-    clipper = make_clipper(QuantileClip, {"scope": "unit"}, optimizer, model)
+    clipper = create_clipper(QuantileClip, {"scope": "unit"}, [optimizer], model)
     clipper.attach(optimizer)
     optimizer.add_param_group({"params": list(model[1].parameters())})
     for _ in range(2):

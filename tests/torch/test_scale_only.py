@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, ValueClip
-from autoclip_torch.hooks.new_parameters import make_clipper
+from autoclip_torch.trainers.create_clipper import create_clipper
 
 from ..support.scale_only import (
     NORMS,
@@ -196,12 +196,12 @@ def test_parameters_that_are_added_later_are_scaled_if_they_match():
 def test_a_callback_may_name_a_parameter_that_is_still_frozen():
     net = Tagger()
     optimizer = torch.optim.SGD(net.encoder.parameters())
-    clipper = make_clipper(
-        NormClip, {"max_norm": 1.0, "scale_only": "fc"}, optimizer, net
+    clipper = create_clipper(
+        NormClip, {"max_norm": 1.0, "scale_only": "fc"}, [optimizer], net
     )
     assert clipper.names == ["global"]
     with pytest.raises(ValueError, match="scale_only must match a parameter's name"):
-        make_clipper(NormClip, {"max_norm": 1.0, "scale_only": "f"}, optimizer, net)
+        create_clipper(NormClip, {"max_norm": 1.0, "scale_only": "f"}, [optimizer], net)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -20,8 +20,8 @@ from autoclip_torch import (
     UpdateClipper,
     ValueClip,
 )
-from autoclip_torch.hooks.new_parameters import make_clipper
 from autoclip_torch.step import callbacks
+from autoclip_torch.trainers.create_clipper import create_clipper
 
 from ...support.torch_device import looks_counted, nothing_read, watched
 
@@ -289,7 +289,7 @@ def test_a_copy_has_no_functions_and_a_state_dict_ignores_them(copied):
 def test_the_function_that_trainers_make_clippers_with_takes_them():
     run = Run()
     model = nn.ParameterList([run.weight])
-    clipper = make_clipper(norm_clip, run.functions, run.optimizer, model)
+    clipper = create_clipper(norm_clip, run.functions, [run.optimizer], model)
     run.train(clipper.step)
     assert [call.step for call in run.clips] == [1, 3, 4]
 
