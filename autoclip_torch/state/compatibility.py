@@ -6,8 +6,8 @@ from typing import Any
 from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
-from .common_rows import arrange_rows
 from .differences import compare, format_difference
+from .saved_rows import arrange_rows
 
 FORMAT = 1
 """The version of the state format. A later version reads the earlier ones."""

@@ -20,7 +20,7 @@ from autoclip_torch.gradients.ranks import find_ranks
 from autoclip_torch.gradients.sizes import divide_by_roots
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows, split_rows
-from autoclip_torch.state.continue_rows import continue_rows
+from autoclip_torch.state.changed_rows import continue_rows
 from autoclip_torch.state.loss_monitor import LossMonitor
 from autoclip_torch.state.policy_states import PolicyStates
 
