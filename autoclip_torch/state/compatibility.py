@@ -1,12 +1,12 @@
 """Check that a saved state fits a clipper, by comparing their descriptions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoclip_core.clipper.serialize import policy_to_dict
 from autoclip_torch.rows.rows import Rows
 
-from .differences import compare, format_difference
+from .differences import check_equal, compare, format_difference
 from .saved_rows import arrange_rows
 
 FORMAT = 1
@@ -49,7 +49,8 @@ def fit_state(
       ValueError: the states differ; the message names the part and both values.
     """
     _check_origin(saved, current)
-    _check_parts(saved, current, ["class", "scope"])
+    for name in ("class", "scope"):
+        check_equal(saved[name], current[name], name)
     saved = arrange_rows(saved, current, strict, make_empty)
     _check_structure(saved, current)
     if strict:
@@ -62,12 +63,10 @@ def _check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
     if "loss" in saved and "loss" not in current:
         error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
         raise ValueError(f"{error}; pass strict=False to load the state without it")
+    can_load = _shapes(saved["states"]) == _shapes(current["states"])
+    way_out = "; pass strict=False to keep this clipper's settings" if can_load else ""
     for name in ("settings", "policies"):
-        for difference in compare(saved[name], current[name], name):
-            error = format_difference(*difference)
-            if _shapes(saved["states"]) == _shapes(current["states"]):
-                error += "; pass strict=False to keep this clipper's settings"
-            raise ValueError(error)
+        check_equal(saved[name], current[name], name, way_out)
 
 
 def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
@@ -91,34 +90,20 @@ def _check_origin(saved: Any, current: Mapping[str, Any]) -> None:
 
 def _check_structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise a ValueError if the history would have another meaning in the clipper."""
-    _check_parts(saved, current, ["parameters", "rows"])
-    pairs = [("policies", _types(saved["policies"]), _types(current["policies"]))]
-    pairs += [("norm", saved.get("norm", "l2"), current.get("norm", "l2"))]
-    for name, saved_part, part in pairs:
-        for difference in compare(saved_part, part, name):
-            raise ValueError(format_difference(*difference))
-
-
-def _check_parts(
-    saved: Mapping[str, Any], current: Mapping[str, Any], parts: Sequence[str]
-) -> None:
-    """Raise a ValueError if one of these parts differs."""
-    for part in parts:
-        for difference in compare(saved[part], current[part], part):
-            raise ValueError(format_difference(*difference))
+    for name in ("parameters", "rows"):
+        check_equal(saved[name], current[name], name)
+    check_equal(_types(saved["policies"]), _types(current["policies"]), "policies")
+    check_equal(saved.get("norm", "l2"), current.get("norm", "l2"), "norm")
 
 
 def check_loss_matches(
     saved: Mapping[str, Any], current: Mapping[str, Any], strict: bool
 ) -> None:
     """Check that the saved loss policy fits; the arguments are as above."""
-    pair = _get_loss_policy(saved), current["policy"]
-    pairs = [("loss_policy", *map(_types, pair))]
+    policy, present = _get_loss_policy(saved), current["policy"]
+    check_equal(_types(policy), _types(present), "loss_policy")
     if strict:
-        pairs += [("loss_policy", *pair)]
-    for name, saved_part, part in pairs:
-        for difference in compare(saved_part, part, name):
-            raise ValueError(format_difference(*difference))
+        check_equal(policy, present, "loss_policy")
 
 
 def _get_loss_policy(saved: Any) -> Any:

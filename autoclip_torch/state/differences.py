@@ -17,6 +17,12 @@ def compare(saved: Any, current: Any, path: str) -> Iterator[tuple[str, Any, Any
         yield path, saved, current
 
 
+def check_equal(saved: Any, current: Any, path: str, way_out: str = "") -> None:
+    """Raise a ValueError for the first difference of two trees, if there is one."""
+    for difference in compare(saved, current, path):
+        raise ValueError(format_difference(*difference) + way_out)
+
+
 def format_difference(path: str, saved: Any, current: Any) -> str:
     """Return the error text for a difference between a state and a clipper."""
     before, now = map(_shorten, (saved, current))
