@@ -39,7 +39,7 @@ class GradientTransformersMixin:
     """
 
     # The number of variables without the clippers' variables; None before `build`.
-    _own_variable_count: int | None = None
+    _base_variable_count: int | None = None
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class GradientTransformersMixin:
         Without variables, the optimizer is left unbuilt. Keras calls this so to load an
         `.h5` file, or a model whose layers are all frozen. The first step then builds.
         """
-        if self._own_variable_count is not None or not variables:
+        if self._base_variable_count is not None or not variables:
             return
         super().build(variables)  # type: ignore[misc]
-        self._own_variable_count = len(self._variables)  # type: ignore[attr-defined]
+        self._base_variable_count = len(self._variables)  # type: ignore[attr-defined]
         for transformer in self._stateful_transformers():
             transformer._build_without_later(list(variables), self.add_state_variable)
         for transformer in self._stateful_transformers():
@@ -110,7 +110,7 @@ class GradientTransformersMixin:
             clipper is invalid; no variable was changed.
         """
         store = self._complete(store)
-        saved, count = len(store.keys()), self._own_variable_count
+        saved, count = len(store.keys()), self._base_variable_count
         variables = self._variables[:saved]  # type: ignore[attr-defined]
         if len(variables) == saved:
             _check_shapes(variables, store)
@@ -136,7 +136,7 @@ class GradientTransformersMixin:
 
     def _check_states(self, store: Any) -> None:
         """Refuse a file that has all variables but an invalid state of a clipper."""
-        saved, start = len(store.keys()), self._own_variable_count
+        saved, start = len(store.keys()), self._base_variable_count
         if start is None or saved != len(self._variables):  # type: ignore[attr-defined]
             return
         states = [transformer._state for transformer in self._stateful_transformers()]

@@ -104,10 +104,10 @@ class ParameterSurgery(MeasuredParameters):
 
         >>> import torch
         >>> from autoclip_torch import QuantileClip
-        >>> few, many = (torch.nn.Parameter(torch.zeros(n, 3)) for n in (2, 5))
-        >>> clipper = QuantileClip([("points", few)], quantile=0.5)
+        >>> small, large = (torch.nn.Parameter(torch.zeros(n, 3)) for n in (2, 5))
+        >>> clipper = QuantileClip([("points", small)], quantile=0.5)
         >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.replace_param(few, many)
+        >>> clipper.replace_param(small, large)
         >>> clipper.names, clipper.threshold()
         (['points'], tensor([2.]))
         """
