@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from . import scalars
 from .checks import check_choice, format_error
 from .loss import LossDecision
 from .policy import Policy, limit_and_record, select_rows
@@ -96,8 +97,31 @@ def decide(
     2.0 0.25
     """
     check_choice("nonfinite", nonfinite, NONFINITE)
+    rows = _check_shapes(norms, observed=observed, param_norms=param_norms)
+    arrays = norms, observed, precise_norms
+    if xp is not np or rows != (1,):
+        return _decide(policy, state, arrays, param_norms, nonfinite, loss, xp)
+    row = tuple(map(scalars.take_row, arrays))
+    loss = None if loss is None else LossDecision(*map(scalars.take_row, loss))
+    with np.errstate(over="ignore"):  # a number beyond float32 is infinite
+        state, decision = _decide(
+            policy, state, row, param_norms, nonfinite, loss, scalars
+        )
+    return state, Decision(*map(scalars.as_row, decision))
+
+
+def _decide(
+    policy: Policy,
+    state: State,
+    arrays: tuple[Array, ...],
+    param_norms: Array,
+    nonfinite: str,
+    loss: LossDecision | None,
+    xp: XP,
+) -> tuple[State, Decision]:
+    """Compute `decide` on arrays, or with `scalars` on a single row."""
+    norms, observed, precise_norms = arrays
     norms, finite, is_observed = _read_norms(norms, observed, xp)
-    _check_shapes(norms, observed=is_observed, param_norms=param_norms)
     is_nonfinite = is_observed & ~finite
     _check_finite(is_nonfinite, nonfinite, xp)
     # A policy receives 0 instead of NaN, infinity and a row without a gradient.
@@ -159,9 +183,9 @@ def _check_finite(is_nonfinite: Array, nonfinite: str, xp: XP) -> None:
         )
 
 
-def _check_shapes(norms: Array, **others: Array) -> None:
-    """Raise a ValueError unless every array has shape (rows,); a trace knows shapes."""
-    rows = tuple(norms.shape)
+def _check_shapes(norms: Array, **others: Array) -> tuple[int, ...]:
+    """Return (rows,); raise a ValueError if an array has another shape."""
+    rows = tuple(np.shape(norms))
     if len(rows) != 1:
         rule, way_out = "of shape (rows,)", "one norm per row"
         raise ValueError(format_error("norms", rule, rows, way_out))
@@ -170,3 +194,4 @@ def _check_shapes(norms: Array, **others: Array) -> None:
         if shape != rows:
             rule, way_out = f"of shape {rows}", "give one entry per row, as in norms"
             raise ValueError(format_error(name, rule, shape, way_out))
+    return rows

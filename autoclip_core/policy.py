@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from . import scalars
 from .checks import format_error
 from .scale import (
     XP,
@@ -165,13 +166,34 @@ def limit_and_record(
     policy: Policy, state: Any, values: Array, param_norms: Array = None, xp: XP = np
 ) -> tuple[Limit, Any]:
     """Return the complete limit of a policy, and its state with the values recorded."""
+    if xp is scalars:  # a policy receives arrays
+        row = scalars.as_row(values)
+        limit, recorded = _limit_and_record(policy, state, row, param_norms, np)
+        limit = _take_row(limit)
+    else:
+        limit, recorded = _limit_and_record(policy, state, values, param_norms, xp)
+    return complete_limit(limit, xp), recorded
+
+
+def _limit_and_record(
+    policy: Policy, state: Any, values: Array, param_norms: Array, xp: XP
+) -> tuple[Limit, Any]:
+    """Return the limit of a policy, and its state with the values recorded."""
     if param_norms is not None:
         param_norms = xp.asarray(param_norms, dtype=xp.float32)
     # A threshold beyond the range of float32 is +inf; NumPy need not warn about it.
     with np.errstate(over="ignore") if xp is np else nullcontext():
         limit = policy.limit(state, values, param_norms=param_norms, xp=xp)
-        recorded = policy.record(state, values, limit, xp)
-    return complete_limit(limit, xp), recorded
+        return limit, policy.record(state, values, limit, xp)
+
+
+def _take_row(limit: Limit) -> Limit:
+    """Return the limit of a single row as scalars."""
+    threshold, target, inner, cancels, drop = limit
+    is_same = target is threshold  # then `complete_limit` has less to do
+    threshold, drop = scalars.take_row(threshold), scalars.take_row(drop)
+    target = threshold if is_same else scalars.take_row(target)
+    return Limit(threshold, target, inner, cancels, drop)
 
 
 def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
@@ -179,6 +201,8 @@ def select_rows(rows: Array, new: Any, old: Any, xp: XP = np) -> Any:
 
     A state may define its own rule, a method `select_rows(rows, old)`.
     """
+    if xp is scalars:
+        return new if rows else old
     if new is old or (xp is np and rows.all()):
         return new  # in NumPy a copy of every window is worth avoiding
     if hasattr(new, "select_rows"):

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from autoclip_core import scalars
 from autoclip_core.decision import Decision
 from autoclip_core.history.validation import find_invalid_value
 from autoclip_core.scale import XP, Array
@@ -80,6 +81,8 @@ def empty_decision(rows: int, xp: XP = np) -> Decision:
 
 def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
     """Return the tally after one more step."""
+    if xp is np and decision.norm.shape == (1,):
+        decision, xp = Decision(*(field[0] for field in decision)), scalars
 
     def as_count(flags: Array) -> Array:
         return xp.asarray(flags, dtype=xp.int32)

@@ -25,6 +25,8 @@ def look_up_constants(
     below, which returns copies on its device. A copy in every step would synchronise
     the device. For any other namespace, `xp.asarray` converts the tables.
     """
+    if xp is np:  # indexing is three times as fast as `take`
+        return [table[n] for table in get_tables(columns, maximum, *constants)]
     make_tables = getattr(xp, "get_tables", get_tables)
     tables = make_tables(columns, maximum, *constants)
     return [xp.take(xp.asarray(table), n, axis=0) for table in tables]

@@ -19,6 +19,7 @@ from autoclip_core import (
     Warmup,
     decide,
 )
+from autoclip_core.clipper.metrics import count_step, empty_tally
 from autoclip_core.policy import select_rows
 
 from ..support.cases import (
@@ -201,6 +202,35 @@ def test_the_number_of_rows_may_be_none_at_all():
         state, decision = decide(policy, policy.init(0), empty, param_norms=empty)
         assert [field.shape for field in decision] == [(0,)] * len(Decision._fields)
         state, _ = decide(policy, state, empty, param_norms=empty)
+
+
+@every_policy
+@pytest.mark.parametrize("nonfinite", ["zero", "skip", "propagate"])
+def test_a_row_alone_is_decided_as_two_equal_rows(policy, nonfinite):
+    """NumPy computes a single row with scalars, and several rows with arrays."""
+    norms = [2.0, 0.5, np.nan, 9.0, 0.0, 1e-40, np.inf, 1e39, 3e38, 1e-37, 7.0, 2.0]
+    twice = np.repeat(np.array(norms)[:, None], 2, axis=1)
+    series = series_of(np.ones(twice.shape))._replace(norms=twice)
+    series.observed[[1, 6]] = False
+    state, decision = run(policy, series, nonfinite=nonfinite)
+    alone = Series(*(field[:, :1] for field in series))
+    expected_state, expected = run(policy, alone, nonfinite=nonfinite)
+    for array, other in zip(leaves(state), leaves(expected_state), strict=True):
+        np.testing.assert_array_equal(array[:1], other, strict=True)
+    for field, other in zip(decision, expected, strict=True):
+        np.testing.assert_array_equal(field[:, :1], other, strict=True)
+
+
+def test_a_single_row_selects_in_no_array(monkeypatch):
+    """An operation on a scalar takes a tenth of the time of one on an array."""
+    calls, where = [], np.where
+    monkeypatch.setattr(np, "where", lambda *x: calls.append(x) or where(*x))
+    policy = Fixed(1.0)
+    for rows in (1, 2):
+        calls.clear()
+        _, decision = decide(policy, policy.init(rows), np.full(rows, 2.0))
+        count_step(empty_tally(rows), decision)
+        assert (len(calls) > 0) is (rows == 2)
 
 
 def test_a_state_is_copied_only_where_some_rows_keep_theirs():

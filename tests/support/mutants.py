@@ -35,6 +35,7 @@ TESTS = {
     "history/averages.py": ["policies"],
     "history/validation.py": ["validation", "window", "moments"],
     "checks.py": ["checks"],
+    "scalars.py": ["decide"],
     "policies/combinators.py": [*FAST, "validation", "policies"],
     "policies/drop.py": [*FAST, "validation", "policies", "loss", "laws"],
     "policies/zscore.py": [*FAST, "validation", "policies", "golden", "loss", "laws"],
