@@ -21,6 +21,7 @@ from .layout import (
     apply_scale_,
     as_real,
     is_cut_by_first_axis,
+    is_plain,
     make_writable,
     split_pieces,
     with_axis,
@@ -59,12 +60,13 @@ def _sum_squares(rows: Rows, tensors: Iterable[Any]) -> _Array:
     """Return the sum of squares of each row as float64."""
     sums: _Array = np.zeros(len(rows.names))
     short: dict[int, Tensor] = {}
+    may_batch = len(rows.by_parameter) >= _SMALLEST_BATCH
     with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
         pairs = zip(rows.by_parameter, tensors, strict=True)
         for index, (entry, tensor) in enumerate(pairs):
             if tensor is None or entry.start == entry.stop:
                 continue
-            if squares.is_short(tensor, entry.units):
+            if may_batch and squares.is_short(tensor, entry.units):
                 short[index] = tensor
             else:
                 _add_one(sums, entry, tensor)
@@ -95,8 +97,10 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     for entry, gradient, is_clipped, is_product in entries:
         if gradient is None or not is_clipped:
             continue
-        gradient, factor = make_writable(entry, gradient), factors[entry.start]
-        values, factor = _align(gradient, factor, entry.units)
+        values, factor = with_axis(gradient), factors[entry.start]
+        if entry.units is not None or not is_plain(gradient):
+            gradient = make_writable(entry, gradient)
+            values, factor = _align(gradient, factor, entry.units)
         # A negated view, such as the imaginary part of a conjugate, is scaled alone.
         if is_product and values.dtype.itemsize >= 4 and not values.is_neg():
             products[0].append(values)
@@ -131,10 +135,11 @@ def _add_short(sums: _Array, rows: Rows, short: dict[int, Tensor]) -> None:
 
 def find_observed(rows: Rows, tensors: Sequence[Tensor | None]) -> _Array:
     """Return which rows have a tensor."""
-    is_present = np.array([tensor is not None for tensor in tensors], np.bool_)
-    observed: _Array = np.full(len(rows.names), is_present.all())
-    if not is_present.all():
-        observed[rows.index.get_rows(is_present)] = True
+    is_present = [tensor is not None for tensor in tensors]
+    if all(is_present):
+        return np.ones(len(rows.names), np.bool_)
+    observed: _Array = np.zeros(len(rows.names), np.bool_)
+    observed[rows.index.get_rows(np.array(is_present))] = True
     return observed
 
 

@@ -30,6 +30,16 @@ PIECE = 2**20
 """The largest number of elements that are copied at a time."""
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether the elements of a tensor are float32 in one block of memory."""
+    return (
+        tensor.dtype == torch.float32
+        and not tensor.is_sparse
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
 def get_stored(tensor: Tensor) -> Tensor:
     """Return the stored elements of a tensor, as a view that may be written."""
     return tensor._values() if tensor.is_sparse else tensor

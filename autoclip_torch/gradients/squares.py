@@ -29,6 +29,7 @@ from .layout import (
     count_piece_rows,
     get_unit_norms,
     is_cut_by_first_axis,
+    is_plain,
     split_pieces,
 )
 
@@ -80,7 +81,7 @@ def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
 
 def sum_tensor(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
-    if _is_plain(tensor):
+    if tensor.numel() <= _ONE_THREAD and is_plain(tensor):
         total = sum_piece(tensor)
         if is_exact(total):
             return total
@@ -97,23 +98,15 @@ def sum_tensor(tensor: Tensor) -> float:
 
 def sum_piece(tensor: Tensor) -> float:
     """Return the sum of squares of at most 2^18 float32 numbers, if it is exact."""
-    row = tensor.numpy(force=True).reshape(1, -1)
-    return float(_sum_in_strips(row, _sum_by_numpy, _SHORT)[0])
+    flat = tensor.numpy(force=True).reshape(-1)
+    if flat.size <= _SHORT:
+        return float(flat.dot(flat))  # the bits of `vecdot`, in less time
+    return float(_sum_in_strips(flat[None], _sum_by_numpy, _SHORT)[0])
 
 
 def is_exact(total: Any) -> Any:
     """Return whether a sum of float32 squares lost none to overflow or underflow."""
     return (total > _SMALLEST_EXACT) & (total < _LARGEST_EXACT)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether NumPy can read a tensor directly. This is the common case."""
-    return (
-        tensor.dtype == torch.float32
-        and not tensor.is_sparse
-        and tensor.is_contiguous()
-        and tensor.numel() <= _ONE_THREAD
-    )
 
 
 def sum_units(tensor: Tensor, units: Units) -> _Array:

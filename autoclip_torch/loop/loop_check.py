@@ -5,7 +5,7 @@ reads those of some parameters.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -52,10 +52,10 @@ class LoopCheck:
         self._shared = weakref.WeakKeyDictionary()
 
     @property
-    def optimizers(self) -> list[Optimizer]:
+    def optimizers(self) -> Iterator[Optimizer]:
         """The optimizers that have stepped parameters of the clipper."""
         pairs = self._shared.items()
-        return [each for each, shared in pairs if shared is _Shared.PARAMETERS]
+        return (each for each, shared in pairs if shared is _Shared.PARAMETERS)
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check the place of a step that follows.

@@ -46,5 +46,7 @@ class RowIndex:
 
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Return a vector over the rows as views, by first row of each parameter."""
+        if len(self._ranges) == 1:
+            return dict.fromkeys(self._ranges, values)
         lengths = list(self._ranges.values())
         return dict(zip(self._ranges, torch.split(values, lengths), strict=True))

@@ -152,7 +152,8 @@ class Stepper:
             states, norm = self.policy_states, self._measured_norm
             decision = measure_scale(decision, self._part_norms, norm, xp=states.xp)
             states.decision = decision
-        return Decision(*map(torch.as_tensor, decision))
+        is_numpy = self.policy_states.device is None
+        return Decision(*map(torch.from_numpy, decision)) if is_numpy else decision
 
     def read_gradients(self) -> list[Tensor | None]:
         """Return the gradients, one per parameter; a shared gradient is copied."""
