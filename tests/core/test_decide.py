@@ -20,6 +20,7 @@ from autoclip_core import (
     decide,
 )
 from autoclip_core.clipper.metrics import count_step, empty_tally
+from autoclip_core.loss import LossDecision
 from autoclip_core.policy import select_rows
 
 from ..support.cases import (
@@ -219,6 +220,18 @@ def test_a_row_alone_is_decided_as_two_equal_rows(policy, nonfinite):
         np.testing.assert_array_equal(array[:1], other, strict=True)
     for field, other in zip(decision, expected, strict=True):
         np.testing.assert_array_equal(field[:, :1], other, strict=True)
+
+
+@pytest.mark.parametrize("norm", [0.5, 3.0, np.nan, 1e300])
+def test_a_row_alone_has_the_precise_scale_and_the_loss_of_two(norm):
+    no = np.array([False])
+    for loss in (None, LossDecision(no, no, finite=~no, skipped=~no)):
+        alone, expected = (
+            decide(Fixed(1.0), (), norms, precise_norms=norms, loss=loss)[1]
+            for norms in (np.full(1, norm), np.full(2, norm))
+        )
+        for field, other in zip(alone, expected, strict=True):
+            np.testing.assert_array_equal(field, other[:1], strict=True)
 
 
 def test_a_single_row_selects_in_no_array(monkeypatch):
