@@ -73,8 +73,8 @@ def _check(name: str, parameters: Parameters, factor: float, wanted: float) -> N
             wanted_clips = "all gradients" if factor > 1 else "no gradient"
             raise RuntimeError(f"{name} should have clipped {wanted_clips}")
     # The thresholds are about the norms of the weights, and so is what they leave.
-    if not 0.7 < (found := _norm(parameters)) / wanted < 1.5:
-        problem = f"left a norm of {found:.3g}, and the reference {wanted:.3g}"
+    if not 0.7 < (norm := _norm(parameters)) / wanted < 1.5:
+        problem = f"left a norm of {norm:.3g}, and the reference {wanted:.3g}"
         raise RuntimeError(f"{name} {problem}")
 
 

@@ -56,7 +56,7 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def finish(
-    options: argparse.Namespace, script: str, *packages: str, **found: Any
+    options: argparse.Namespace, script: str, *packages: str, **numbers: Any
 ) -> None:
     """Print the tables of what a script found, and save it where asked to.
 
@@ -67,7 +67,7 @@ def finish(
       found: all numbers.
     """
     saved = {"script": script, "trial": options.quick, "machine": about(*packages)}
-    saved |= found
+    saved |= numbers
     for name, rows in make_tables(saved).items():
         print(f"\n{name}\n\n{plain(rows)}")
     if options.json:

@@ -14,7 +14,7 @@ REFERENCE, SAME = "clip_grad_norm_", "the same again"
 THREADS = 2
 """Of torch, in all benchmarks."""
 HISTORY = 1000
-FEW = 50
+SHORT_HISTORY = 50
 """Steps seen where there is no window; a series of unit rows has to fit in memory."""
 
 Parameters = list[torch.nn.Parameter]
@@ -67,7 +67,7 @@ def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
     for clipper in windows.values():
         teach(clipper, HISTORY)
     for clipper in averages.values():
-        teach(clipper, FEW)
+        teach(clipper, SHORT_HISTORY)
     fixed: dict[str, Clipper] = {"NormClip": NormClip(parameters, max_norm=norm)}
     return fixed | windows | averages | {"AGC, per unit": AGC(parameters, clipping=1.0)}
 
@@ -92,5 +92,5 @@ def reader(parameters: Parameters) -> Callable[[], float]:
 
 def _contender(name: str, clipper: Clipper) -> Contender:
     """Return a clipper that can return to what it has seen."""
-    seen, rows = clipper.state_dict(), len(clipper.names)
-    return Contender(name, clipper.step, lambda: clipper.load_state_dict(seen), rows)
+    state, rows = clipper.state_dict(), len(clipper.names)
+    return Contender(name, clipper.step, lambda: clipper.load_state_dict(state), rows)

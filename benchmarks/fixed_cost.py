@@ -1,6 +1,6 @@
 """Split a step of a clipper into its parts, each timed within the step.
 
-Run it as `python benchmarks/fixed_cost.py`; `--help` tells the options. All gradients
+Run it as `python benchmarks/fixed_cost.py`; `--help` lists the options. All gradients
 are clipped. What is neither norms nor decision nor product is the rest: to look up the
 gradients, and to return the decision as tensors. Before a step, a clipper compares its
 parameters with those of its optimizer or its module, and in some steps checks that it
@@ -36,7 +36,7 @@ def main() -> None:
     options = command.parse(command.parser(__doc__, seconds=4.0))
     torch.set_num_threads(THREADS)
     models = {"tiny": tiny} if options.quick else MODELS
-    found = {
+    split_steps = {
         name: split(make_parameters(shapes()), options.seconds)
         for name, shapes in models.items()
     }
@@ -45,7 +45,7 @@ def main() -> None:
         name: time_checks(make_parameters(shapes()), options.seconds)
         for name, shapes in models.items()
     }
-    about = {"threads": THREADS, "microseconds": found, "checks": checks}
+    about = {"threads": THREADS, "microseconds": split_steps, "checks": checks}
     command.finish(options, "fixed_cost", "torch", **about)
 
 
@@ -122,14 +122,14 @@ def logged(
     clipper: Clipper, parameters: Parameters, log: list[dict[str, float]]
 ) -> Timed:
     """Return a timed step that logs the seconds of its parts."""
-    seen = clipper.state_dict()
+    state = clipper.state_dict()
     took: dict[str, float] = {}
     stepper = clipper._stepper
     for part, method in PARTS.items():
         setattr(stepper, method, noted(getattr(stepper, method), part, took))
 
     def timed() -> float:
-        clipper.load_state_dict(seen)
+        clipper.load_state_dict(state)
         set_gradients(parameters, REGIMES[ALL])
         took.update(dict.fromkeys(PARTS, 0.0))
         start = time.perf_counter()

@@ -1,6 +1,6 @@
 """Time a clipper on a CUDA device: synchronisations, launches, bytes over bandwidth.
 
-Run it as `python benchmarks/gpu.py`; `--help` tells the options. Each way to clip is
+Run it as `python benchmarks/gpu.py`; `--help` lists the options. Each way to clip is
 timed by the device's own clock, in turns, eager, compiled and as a captured graph, on
 the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is timed
 with its clip and with `TrustClip`. Without CUDA it says that nothing was measured, and
@@ -70,15 +70,15 @@ def make_parameters(shapes: Iterator[Shape], device: torch.device) -> Parameters
 def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
     """Return clippers that clip nothing of these gradients, with full windows."""
     one = QuantileClip(parameters, history_length=HISTORY, scope="global")
-    own = QuantileClip(parameters, history_length=HISTORY)
-    for clipper in (one, own):
+    each = QuantileClip(parameters, history_length=HISTORY)
+    for clipper in (one, each):
         norms = clipper.step().norm
         clipper.reset()
         clipper.observe((2 * norms).expand(HISTORY, -1))
     return {
         "NormClip": NormClip(parameters, max_norm=1e9),
         "QuantileClip, global": one,
-        "QuantileClip, per parameter": own,
+        "QuantileClip, per parameter": each,
         "AGC, per unit": AGC(parameters, clipping=1e9),
     }
 
@@ -204,12 +204,12 @@ def lines(
     steps = {way.name: timed(way.step, device) for way in ways}
     taken = alternate(steps, seconds)
     fastest_read = min(taken["one read"]) / size  # seconds a byte
-    found = compare(taken, taken[ways[0].name])
-    for line, way in zip(found, ways, strict=True):
+    result = compare(taken, taken[ways[0].name])
+    for line, way in zip(result, ways, strict=True):
         took = 1e-3 * line["milliseconds"]["median"]
         line["bytes"] = way.passes * size
         line["share"] = line["bytes"] * fastest_read / took
-    return found
+    return result
 
 
 def measure(
@@ -220,18 +220,18 @@ def measure(
     size = 4 * sum(parameter.numel() for parameter in parameters)
     eager, reader = make_ways(parameters), make_reader(parameters)
     ways = list(eager)
-    found: dict[str, Any] = {"parameters": size // 4, "tensors": len(parameters)}
+    result: dict[str, Any] = {"parameters": size // 4, "tensors": len(parameters)}
     if device.type == "cuda":
-        found["synchronisations"] = {w.name: synchronises(w.step) for w in eager[1:]}
-        found["kernels"] = {way.name: launches(way.step) for way in eager}
+        result["synchronisations"] = {w.name: synchronises(w.step) for w in eager[1:]}
+        result["kernels"] = {way.name: launches(way.step) for way in eager}
         for name in ("synchronisations", "kernels"):
-            print(f"{name}: {found[name]}")
+            print(f"{name}: {result[name]}")
         ways += [make(way) for make in (compiled, captured) for way in eager]
-    found["clip"] = lines([*ways, reader], device, size, seconds)
+    result["clip"] = lines([*ways, reader], device, size, seconds)
     del ways, eager
     steps = [*make_attached(parameters), reader]
-    found["fused"] = lines(steps, device, size, seconds)
-    return found
+    result["fused"] = lines(steps, device, size, seconds)
+    return result
 
 
 def main() -> None:
@@ -241,13 +241,13 @@ def main() -> None:
         print("there is no CUDA device: not measured")
         command.finish(options, "gpu", "torch", measured=False)
         return
-    name, found = torch.cuda.get_device_name(), {}
+    name, result = torch.cuda.get_device_name(), {}
     print(f"{name}, torch {torch.__version__}")
     for model, shapes in MODELS.items():
         print(model, flush=True)
-        found[model] = measure(shapes(), CUDA, options.seconds)
+        result[model] = measure(shapes(), CUDA, options.seconds)
         torch.cuda.empty_cache()
-    results = {"measured": True, "device": name, "results": found}
+    results = {"measured": True, "device": name, "results": result}
     command.finish(options, "gpu", "torch", **results)
 
 

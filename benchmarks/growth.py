@@ -41,36 +41,36 @@ def main() -> None:
     """Measure each policy late in a run, with few rows and with many."""
     options = command.parse(command.parser(__doc__))
     steps, rows = (STEPS[:1], ROWS[:1]) if options.quick else (STEPS, ROWS)
-    found = [line for code in POLICIES for line in late(code, steps, rows)]
+    lines = [line for code in POLICIES for line in late(code, steps, rows)]
     every = all_norms(NORMS[:1] if options.quick else NORMS)
-    command.finish(options, "growth", steps=found, all_norms=every)
+    command.finish(options, "growth", steps=lines, all_norms=every)
 
 
 def late(code: str, steps: Sequence[int], rows: Sequence[int]) -> list[Line]:
     """Return what a step takes after so many steps, in so many rows."""
-    policy, found = policy_of(code), []
-    for seen in steps:
-        state, _ = run(policy, policy.init(1), norms_until(policy, seen))
+    policy, lines = policy_of(code), []
+    for count in steps:
+        state, _ = run(policy, policy.init(1), norms_until(policy, count))
         for many in rows:
-            line = {"policy": code, "rows": many, "steps": seen}
+            line = {"policy": code, "rows": many, "steps": count}
             size = many * bytes_of(state)
             fits = size <= MOST_BYTES
             took = time_steps(policy, repeated(state, many)) if fits else None
-            found.append(line | {"median": took, "state_bytes": size})
-    return sorted(found, key=lambda line: line["rows"])
+            lines.append(line | {"median": took, "state_bytes": size})
+    return sorted(lines, key=lambda line: line["rows"])
 
 
 def all_norms(wanted: Sequence[int]) -> list[Line]:
     """Return what a history of all norms costs; merges are in the mean."""
     policy = policy_of("Quantile(history_length=None)")
-    state, seen, found = policy.init(1), 0, []
+    state, count, lines = policy.init(1), 0, []
     for norms in wanted:
-        state, taken = run(policy, state, draw(norms - seen))
-        seen = norms
+        state, taken = run(policy, state, draw(norms - count))
+        count = norms
         line = {"norms": norms, "median": time_steps(policy, state)}
         line |= {"mean": float(taken.mean()), "longest": float(taken.max())}
-        found.append(line | {"state_bytes": bytes_of(state)})
-    return found
+        lines.append(line | {"state_bytes": bytes_of(state)})
+    return lines
 
 
 def run(policy: Policy, state: Any, norms: np.ndarray) -> tuple[Any, np.ndarray]:

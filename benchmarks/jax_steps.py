@@ -1,6 +1,6 @@
 """Time a training step in JAX: each clipper against optax's own.
 
-Run it as `python benchmarks/jax_steps.py`; `--help` tells the options. All contenders
+Run it as `python benchmarks/jax_steps.py`; `--help` lists the options. All contenders
 train in one process, a jitted step each in every round, their parameters and states
 donated. AGC is compared with `optax.adaptive_grad_clip`, all others with
 `optax.clip_by_global_norm`. Each window is full from the start. The time to compile
@@ -176,8 +176,8 @@ def measure(model, network, names, seconds, rounds=1):
     taken = alternate({name: clock(step) for name, (step, _) in made.items()}, seconds)
     lines = []
     for reference, others in {REFERENCE: False, AGC_REFERENCE: True}.items():
-        own = {name: t for name, t in taken.items() if is_agc(name) == others}
-        lines += compare(own, taken[reference], model=model, regime=reference)
+        of_kind = {name: t for name, t in taken.items() if is_agc(name) == others}
+        lines += compare(of_kind, taken[reference], model=model, regime=reference)
     print(f"{model}: {lines[0]['rounds']} rounds", flush=True)
     shares = find_shares(taken, SHARES) if NO_CLIPPING in taken else None
     return lines, {name: min(times) for name, times in compiling.items()}, shares
@@ -208,14 +208,14 @@ def main():
         cases = [("tiny", partial(leaves, 2), names, 1)]
     results, compiling, shares = [], {}, {}
     for model, network, names, rounds in cases:
-        lines, compiling[model], found_shares = measure(
+        lines, compiling[model], of_model = measure(
             model, network, names, options.seconds, rounds
         )
         results += lines
-        if found_shares:
-            shares[model] = found_shares
-    found = {"results": results, "seconds_to_compile": compiling, "shares": shares}
-    command.finish(options, "jax_steps", "jax", "optax", **found)
+        if of_model:
+            shares[model] = of_model
+    numbers = {"results": results, "seconds_to_compile": compiling, "shares": shares}
+    command.finish(options, "jax_steps", "jax", "optax", **numbers)
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ def main():
     for model, network in networks.items():
         lines, shares[model] = measure(model, network, names, options.seconds)
         results += lines
-    found = {"results": results, "shares": shares}
-    command.finish(options, "keras_steps", "keras", "tensorflow", **found)
+    numbers = {"results": results, "shares": shares}
+    command.finish(options, "keras_steps", "keras", "tensorflow", **numbers)
 
 
 if __name__ == "__main__":

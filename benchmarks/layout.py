@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 Rows = list[list[str]]
-"""A table: rows of text, of which the first is the head."""
+"""A table: rows of text; the first is the head."""
 
 
 def seconds(number: float) -> str:

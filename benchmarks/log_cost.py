@@ -40,10 +40,10 @@ def memory(steps):
     tracemalloc.start()
     for _ in range(steps):
         log.record(norm=1.0, threshold=2.0)
-    held, most = tracemalloc.get_traced_memory()
+    used, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(log) == steps
-    return held / 1e6, most / 1e6
+    return used / 1e6, most / 1e6
 
 
 def training_steps(log, steps):
@@ -82,20 +82,20 @@ def main():
         "a decision, 1 row": {"decision": decision_of(1)},
         "a decision, 100 rows": {"decision": decision_of(100)},
     }
-    few = 100 if options.quick else 10_000
-    records = {name: per_record(few, **given) for name, given in kinds.items()}
+    count = 100 if options.quick else 10_000
+    records = {name: per_record(count, **given) for name, given in kinds.items()}
     print("microseconds per record")
     for name, cost in records.items():
         print(f"  {name:22}{cost:6.2f}")
-    long = 10 * few if options.quick else LONG
+    long = 10 * count if options.quick else LONG
     sizes = {steps: memory(steps) for steps in (long // 100, long)}
-    for steps, (held, most) in sizes.items():
-        print(f"memory at {steps:8} steps: {held:.1f} MB, at most {most:.1f} MB")
+    for steps, (used, most) in sizes.items():
+        print(f"memory at {steps:8} steps: {used:.1f} MB, at most {most:.1f} MB")
     # Taken in turns, because the machine is never the same twice.
     without, with_log = [], []
     for _ in range(1 if options.quick else 3):
-        without += training_steps(None, 5 * few // 100)
-        with_log += training_steps(ClipLog(), 5 * few // 100)
+        without += training_steps(None, 5 * count // 100)
+        with_log += training_steps(ClipLog(), 5 * count // 100)
     a, b = statistics.median(without), statistics.median(with_log)
     print(f"a training step: {a:.3f} ms; logged every 50 steps: {b:.3f} ms")
     steps = {"without": a, "logged": b}

@@ -25,8 +25,8 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     models = {"tiny": tiny} if options.quick else MODELS
     peaks = {name: measure(shapes) for name, shapes in models.items()}
-    found = {"peak_bytes_of_torch_and_of_python": peaks}
-    command.finish(options, "memory", "torch", **found)
+    numbers = {"peak_bytes_of_torch_and_of_python": peaks}
+    command.finish(options, "memory", "torch", **numbers)
 
 
 def measure(shapes: Callable[[], Iterator[Shape]]) -> dict[str, tuple[int, ...]]:
@@ -59,10 +59,10 @@ def peak_of_torch(step: Callable[[], Any]) -> int:
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = peak = 0
+    used = peak = 0
     for _, change in sorted(changes):
-        held += change
-        peak = max(peak, held)
+        used += change
+        peak = max(peak, used)
     return peak
 
 

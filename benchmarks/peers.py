@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from contenders import FEW, HISTORY, Contender, Parameters
+from contenders import HISTORY, SHORT_HISTORY, Contender, Parameters
 
 
 def make_peers(parameters: Parameters) -> tuple[list[Contender], list[str]]:
@@ -20,31 +20,31 @@ def make_peers(parameters: Parameters) -> tuple[list[Contender], list[str]]:
 
     The gradients must equal the weights, as for our own contenders.
     """
-    found: list[Contender] = []
+    present: list[Contender] = []
     absent: list[str] = []
     for package, make in PEERS.items():
         if importlib.util.find_spec(package) is None:
             absent.append(package)
         else:
-            found.extend(make(parameters))
-    return found, absent
+            present.extend(make(parameters))
+    return present, absent
 
 
 def autoclip(parameters: Parameters) -> list[Contender]:
     """Return autoclip's quantile, per parameter and global, with full windows."""
     from autoclip.torch import QuantileClip
 
-    own = QuantileClip(parameters, quantile=0.9, history_length=HISTORY)
+    peer = QuantileClip(parameters, quantile=0.9, history_length=HISTORY)
     one = QuantileClip(
         parameters, quantile=0.9, history_length=HISTORY, global_threshold=True
     )
     noise = torch.exp(0.1 * torch.randn(HISTORY, generator=torch.manual_seed(0)))
     for parameter in parameters:
-        own.state[parameter]["history"] = parameter.detach().norm() * noise
+        peer.state[parameter]["history"] = parameter.detach().norm() * noise
     one.state["global_history"] = _total(parameters) * noise
     return [
         _keeping("autoclip, global", one.step, one.state),
-        _keeping("autoclip", own.step, own.state, rows=len(parameters)),
+        _keeping("autoclip", peer.step, peer.state, rows=len(parameters)),
     ]
 
 
@@ -61,7 +61,7 @@ def smartclip(parameters: Parameters) -> list[Contender]:
         warmup_steps=0,
         min_history=1,
     )
-    for _ in range(FEW):
+    for _ in range(SHORT_HISTORY):
         apply(model, clipper)
     agc = AGC(clipping=1.0, exclude_bias_bn=False)
     return [

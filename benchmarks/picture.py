@@ -50,8 +50,8 @@ def draw(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     )
     for row, regime in zip(axes, regimes, strict=True):
         for panel, model in zip(row, models, strict=True):
-            own = {x["contender"]: x for x in of(lines, model=model, regime=regime)}
-            draw_panel(panel, [own[name] for name in names])
+            by_name = {x["contender"]: x for x in of(lines, model=model, regime=regime)}
+            draw_panel(panel, [by_name[name] for name in names])
             panel.set_title(f"{model}, {regime}", fontsize=10)
     label_axis(axes[0, 0], names)
     figure.legend(handles=handles(), loc="outside upper center", ncols=3, frameon=False)

@@ -1,6 +1,6 @@
 """Time the clippers against torch.nn.utils.clip_grad_norm_ on the same gradients.
 
-Run it as `python benchmarks/run.py`; `--help` tells the options.
+Run it as `python benchmarks/run.py`; `--help` lists the options.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ def main() -> None:
         parameters = make_parameters(shapes())
         sizes[name] = sum(parameter.numel() for parameter in parameters)
         results += compare_all(name, parameters, options.seconds)
-    found = {"reference": REFERENCE, "parameters": sizes, "results": results}
-    command.finish(options, "run", "torch", threads=THREADS, **found)
+    numbers = {"reference": REFERENCE, "parameters": sizes, "results": results}
+    command.finish(options, "run", "torch", threads=THREADS, **numbers)
 
 
 def compare_all(
@@ -35,15 +35,15 @@ def compare_all(
 ) -> list[dict[str, Any]]:
     """Return a line for each regime and contender; `kind` says whose it is."""
     set_gradients(parameters, 1.0)
-    own, (peers, absent) = make_contenders(parameters), make_peers(parameters)
+    ours, (peers, absent) = make_contenders(parameters), make_peers(parameters)
     about: dict[str, dict[str, Any]] = {}
-    for kind, contenders in {"ours": own, "theirs": peers}.items():
+    for kind, contenders in {"ours": ours, "theirs": peers}.items():
         about |= {c.name: {"kind": kind, "rows": c.rows} for c in contenders}
     for name in (REFERENCE, SAME):
         about[name]["kind"] = "reference"
     lines = []
     for regime, factor in REGIMES.items():
-        taken = measure([*own, *peers], parameters, factor, seconds)
+        taken = measure([*ours, *peers], parameters, factor, seconds)
         lines += compare(taken, taken[REFERENCE], model=model, regime=regime)
         print(f"{model}, {regime}: {lines[-1]['rounds']} rounds", flush=True)
     if absent:

@@ -35,14 +35,14 @@ def main() -> None:
     torch.set_num_threads(threads)
     models = {"tiny": tiny} if options.quick else MODELS
     taken = {name: measure(make(), options) for name, make in models.items()}
-    found = {
+    numbers = {
         "milliseconds": {name: spread_all(parts) for name, parts in taken.items()},
         "shares": {
             name: find_shares(whole_steps(parts), STEPS)
             for name, parts in taken.items()
         },
     }
-    command.finish(options, "share", "torch", threads=threads, **found)
+    command.finish(options, "share", "torch", threads=threads, **numbers)
 
 
 def measure(training: Training, options: argparse.Namespace) -> Times:

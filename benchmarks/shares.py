@@ -30,12 +30,12 @@ def find_shares(steps: Times, names: Mapping[str, Sequence[str]]) -> dict[str, A
         were not timed are left out.
     """
     without = steps[NO_CLIPPING]
-    found: dict[str, Any] = {"seconds": median(without)}
+    result: dict[str, Any] = {"seconds": median(without)}
     for way, of_way in names.items():
         timed = [steps[name] for name in of_way if name in steps]
         pairs = [zip(without, times, strict=True) for times in timed]
-        found[way] = [spread([1 - a / b for a, b in x])._asdict() for x in pairs]
-    return found
+        result[way] = [spread([1 - a / b for a, b in x])._asdict() for x in pairs]
+    return result
 
 
 def share_tables(
@@ -47,9 +47,9 @@ def share_tables(
     """
     percent = [[", ".join(REGIMES), "a step", *WAYS]]
     added = [["microseconds", *WAYS]]
-    for model, found in shares.items():
-        without = found["seconds"]
-        medians = [[x["median"] for x in found.get(way, ())] for way in WAYS]
+    for model, result in shares.items():
+        without = result["seconds"]
+        medians = [[x["median"] for x in result.get(way, ())] for way in WAYS]
         if model == SMALLEST:
             times = ([1e6 * without * x / (1 - x) for x in each] for each in medians)
             added.append([framework, *(cell(each, 0) for each in times)])

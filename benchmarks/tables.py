@@ -1,4 +1,4 @@
-"""The tables of what the scripts have found: rows of text, for page and terminal."""
+"""The tables of what the scripts have measured: rows of text."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -70,10 +70,10 @@ def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 def of_parts(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the parts of a step in microseconds, a line per model and clipper."""
-    found = saved["microseconds"]
-    parts = list(next(iter(next(iter(found.values())).values())))
+    models = saved["microseconds"]
+    parts = list(next(iter(next(iter(models.values())).values())))
     rows = [["", "", *parts]]
-    for model, steps in found.items():
+    for model, steps in models.items():
         for name, took in steps.items():
             rows.append([model, name, *(f"{took[part]:.0f}" for part in parts)])
     checks = [["", "step", "by hand, with a module", "attached to an optimizer"]]
@@ -104,10 +104,10 @@ def time_of(case: Mapping[str, Any]) -> str:
 
 def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return KiB of torch and Python together, a column per model."""
-    found = saved["peak_bytes_of_torch_and_of_python"]
-    rows = [["KiB", *found]]
-    for name in shown(next(iter(found.values()))):
-        peaks = (sum(column[name]) / 2**10 for column in found.values())
+    models = saved["peak_bytes_of_torch_and_of_python"]
+    rows = [["KiB", *models]]
+    for name in shown(next(iter(models.values()))):
+        peaks = (sum(column[name]) / 2**10 for column in models.values())
         rows.append([name, *(f"{peak:.0f}" for peak in peaks)])
     return {"memory": rows}
 
@@ -120,7 +120,9 @@ def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
         for name in values(lines, "contender"):
             label = name if kind in name else f"{kind}, {name}"
             medians.append([label, *map(cell, of(lines, contender=name))])
-            memory.append([label, *(multiples(own, name) for own in models.values())])
+            memory.append(
+                [label, *(multiples(sizes, name) for sizes in models.values())]
+            )
     return {
         "TrustClip": [["", *models], *medians],
         "TrustClip, memory": [["first step, later steps", *models], *memory],
@@ -149,29 +151,29 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
         reference,
         *(f"{times[reference]:.2f} s" for times in compiling.values()),
     ]
-    found = {
+    tables = {
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
-    found["JAX, time to compile"] = rows
-    return found | share_tables("JAX", saved["shares"])
+    tables["JAX, time to compile"] = rows
+    return tables | share_tables("JAX", saved["shares"])
 
 
 def of_keras(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the ratios to `global_clipnorm`, and the shares of a step."""
-    found = {"Keras": ratios(saved["results"])}
-    return found | share_tables("Keras", saved["shares"])
+    tables = {"Keras": ratios(saved["results"])}
+    return tables | share_tables("Keras", saved["shares"])
 
 
 def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return ratios and shares of the bandwidth; nothing where there is no device."""
-    found = {}
+    tables = {}
     for model, parts in saved.get("results", {}).items():
         for part in ("clip", "fused"):
             rows = [["", "ratio", "of the bandwidth"]]
             for line in parts[part]:
                 rows.append([line["contender"], cell(line), f"{line['share']:.0%}"])
-            found[f"{model}, {part}"] = rows
-    return found
+            tables[f"{model}, {part}"] = rows
+    return tables
 
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {

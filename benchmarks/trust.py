@@ -42,9 +42,9 @@ def main() -> None:
             alone = taken[f"AdamW, {kind}"]
             results += compare(taken, alone, model=name, kind_of_adamw=kind)
             print(f"{name}, {kind}: measured", flush=True)
-    found = {"results": results, "bytes": memory}
-    found["clock"] = now.__name__
-    command.finish(options, "trust", "torch", threads=threads, **found)
+    numbers = {"results": results, "bytes": memory}
+    numbers["clock"] = now.__name__
+    command.finish(options, "trust", "torch", threads=threads, **numbers)
 
 
 def make_parser() -> argparse.ArgumentParser:

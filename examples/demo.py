@@ -1,6 +1,6 @@
 """Train a recurrent network with and without clipping: a table and a picture.
 
-Run it as `python examples/demo.py`; `--help` tells the options.
+Run it as `python examples/demo.py`; `--help` lists the options.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def squared_error(model: eqx.nn.MLP, x: jax.Array, y: jax.Array) -> jax.Array:
 def train(clipping: optax.GradientTransformation, steps: int) -> State:
     model = eqx.nn.MLP(8, "scalar", 32, depth=1, key=jax.random.key(0))
     optimizer = optax.chain(clipping, optax.sgd(0.05))
-    # The optimizer sees the arrays alone: activations are no parameters.
+    # The optimizer gets the arrays alone: activations are no parameters.
     opt_state = optimizer.init(eqx.filter(model, eqx.is_array))
 
     @eqx.filter_jit
