@@ -26,7 +26,7 @@ from .output import (
     suggestion_to_dict,
 )
 from .policy_options import make_policies, refuse_options
-from .progress import progress_bar
+from .progress import make_progress_bar
 
 UPDATE_COLUMNS = "update_norm", "clip/update_norm"
 """The norms of updates in a log of this package."""
@@ -53,7 +53,7 @@ def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
 def run_replay(options: argparse.Namespace) -> None:
     """Replay one policy."""
     read = read_steps(options)
-    bar = progress_bar("replay")
+    bar = make_progress_bar("replay")
     report = replay(as_series(read.norms), options.policy, progress=bar)
     if options.plot:
         draw_replay(report, options.plot)
@@ -73,8 +73,8 @@ def run_compare(options: argparse.Namespace) -> None:
     read = read_steps(options)
     norms = as_series(read.norms)
     reports = {
-        name: replay(norms, policy, progress=progress_bar(name))
-        for name, policy in make_policies(suggest_of(read).max_norm).items()
+        name: replay(norms, policy, progress=make_progress_bar(name))
+        for name, policy in make_policies(suggest_for(read).max_norm).items()
     }
     if options.plot:
         draw_comparison(reports, options.plot)
@@ -88,7 +88,7 @@ def run_compare(options: argparse.Namespace) -> None:
 def run_suggest(options: argparse.Namespace) -> None:
     """Print statistics and a suggested threshold."""
     read = read_steps(options)
-    suggestion = suggest_of(read)
+    suggestion = suggest_for(read)
     scale = read.column.removesuffix("norm") + "update_scale"
     if scale in read.columns:  # TrustClip wrote the log
         scales = read_steps(options, scale).norms
@@ -101,7 +101,7 @@ def run_suggest(options: argparse.Namespace) -> None:
         print_text(read, suggestion)
 
 
-def suggest_of(read: LoggedNorms) -> Suggestion:
+def suggest_for(read: LoggedNorms) -> Suggestion:
     """Return the suggestion for the norms of a file."""
     return suggest_threshold(read.norms, steps=read.steps, thresholds=read.thresholds)
 
@@ -148,7 +148,7 @@ def read_log(read: LoggedNorms, options: argparse.Namespace) -> ClipLog:
         if read.kind == "CSV":
             return ClipLog.from_csv(path)
     policy = Quantile(0.9)
-    report = replay(as_series(read.norms), policy, progress=progress_bar("replay"))
+    report = replay(as_series(read.norms), policy, progress=make_progress_bar("replay"))
     source = f"column {read.column} of {options.file}"
     settings = {"policy": str(policy), "norms": source}
     return ClipLog.from_steps(replay_to_steps(report), {"settings": settings})

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BAD_INPUT as error:
         if isinstance(error, OSError) and error.filename:
             prefix = f"{error.filename}: "  # it may be an output file
-        print_error(f"autoclip: {prefix}{one_line(error)}")
+        print_error(f"autoclip: {prefix}{join_lines(error)}")
         return 2
     return 0
 
@@ -72,7 +72,7 @@ def refuse_overwriting(options: argparse.Namespace) -> None:
                 )
 
 
-def one_line(error: BaseException) -> str:
+def join_lines(error: BaseException) -> str:
     """Return the text of an error on one line."""
     text = error.strerror if isinstance(error, OSError) else None
     return " ".join((text or str(error) or type(error).__name__).split())

@@ -52,7 +52,7 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
     text = f"level x{shift.ratio:.3g} at step {shift.step}" if shift else ""
     header = ["policy", "clip\nrate", "median\nthreshold", "mean\nscale"]
     header += ["spikes\ncaught", *(["recovered\nafter"] if shift else [])]
-    rows = [[name, *comparison_cells(report)] for name, report in reports.items()]
+    rows = [[name, *format_cells(report)] for name, report in reports.items()]
     if sys.stdout.isatty() and has_rich():
         print_text(read, *([text] if text else []))
         print_table(header, rows)
@@ -60,7 +60,7 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
         print_text(read, text, format_table(header, rows))
 
 
-def comparison_cells(report: Replay) -> list[str]:
+def format_cells(report: Replay) -> list[str]:
     """Return the cells of a policy, without its name."""
     spikes = report.describe_spikes().replace(" of ", "/")
     cells = [format_percent(report.clip_rate), f"{report.median_threshold:.4g}"]

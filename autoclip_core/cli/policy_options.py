@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, meaning in HELP.items():
         policies = [
-            key for key, policy in POLICIES.items() if name in argument_names(policy)
+            key for key, policy in POLICIES.items() if name in list_arguments(policy)
         ]
         note = f" [{', '.join(policies)}]" if policies and name not in BOUNDS else ""
         settings: dict[str, Any] = {
@@ -116,7 +116,7 @@ TYPES: Mapping[str, Any] = {
 parse_length.__name__ = "number of steps"  # argparse: "invalid number of steps value"
 
 
-def argument_names(policy: type[Policy]) -> list[str]:
+def list_arguments(policy: type[Policy]) -> list[str]:
     """Return the names of a policy's arguments."""
     return [name for name in inspect.signature(policy).parameters if name != "_"]
 
@@ -124,7 +124,7 @@ def argument_names(policy: type[Policy]) -> list[str]:
 def make_policy(options: argparse.Namespace) -> Policy:
     """Return the policy that the options describe."""
     kind = POLICIES[options.policy]
-    names = argument_names(kind)
+    names = list_arguments(kind)
     given = find_options(options)
     bounds = {name: given.pop(name) for name in BOUNDS if name in given.keys() - names}
     for name in given:

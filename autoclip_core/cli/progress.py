@@ -19,7 +19,7 @@ WIDTH = 30
 """Width of the bar in characters."""
 
 
-def progress_bar(label: str) -> Progress | None:
+def make_progress_bar(label: str) -> Progress | None:
     """Return a function that wraps a loop, or None if stderr is not a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cells import is_empty, parse_number
-from .names import base_name, find_step_name, is_index, rank_name, split_words
+from .names import find_step_name, is_index, rank_name, split_words, strip_run
 
 Row = Mapping[str, Any]
 """The cells of one row by column; a missing column is an empty cell."""
@@ -113,7 +113,7 @@ class Collector:
             self.thresholds[name] = Column(name)
         if self.column is not None:
             is_exact = name == self.column
-            rank = 0 if is_exact else 1 if base_name(name) == self.column else None
+            rank = 0 if is_exact else 1 if strip_run(name) == self.column else None
         else:
             rank = None if is_index(name) else rank_name(name)
         if rank is None or rank > self.rank:

@@ -49,15 +49,17 @@ def find_state(folder: Path) -> list[Path]:
     if state.is_file():
         return [state]
     states = folder.glob("checkpoint-[0-9]*/trainer_state.json")
-    return sorted(states, key=lambda file: by_number(file.parent))[-1:]
+    return sorted(states, key=lambda file: split_numbers(file.parent))[-1:]
 
 
 def find_events(folder: Path) -> list[Path]:
     """Return the event files that are directly in a folder, in the order of time."""
-    return sorted((f for f in folder.glob("*tfevents*") if f.is_file()), key=by_number)
+    return sorted(
+        (f for f in folder.glob("*tfevents*") if f.is_file()), key=split_numbers
+    )
 
 
-def by_number(path: Path) -> list[Any]:
+def split_numbers(path: Path) -> list[Any]:
     """Return the key that sorts names by their numbers: "a.9" before "a.10"."""
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if part.isdecimal() else part for part in parts]
@@ -73,7 +75,7 @@ def find_version(folder: Path) -> list[Path]:
     """Return the files of the newest run that Lightning wrote."""
     name = "version_[0-9]*"
     versions = [*folder.glob(name), *folder.glob(f"lightning_logs/{name}")]
-    for version in sorted(versions, key=by_number, reverse=True):
+    for version in sorted(versions, key=split_numbers, reverse=True):
         if files := find_table(version) or find_events(version):
             return files
     return []

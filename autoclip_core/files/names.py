@@ -70,12 +70,12 @@ def split_words(name: str) -> list[str]:
     >>> split_words("run 3 - train/gradNorm_l2")
     ['train', 'grad', 'norm', 'l2']
     """
-    name = re.sub(r"(^|[_/])clip/", r"\1", base_name(name))
+    name = re.sub(r"(^|[_/])clip/", r"\1", strip_run(name))
     name = re.sub("(?<=[a-z])(?=[A-Z])", " ", name)
     return re.findall("[a-z]+[0-9]*", name.lower())
 
 
-def base_name(name: str) -> str:
+def strip_run(name: str) -> str:
     """Return a name without the run that W&B writes before it."""
     return name.rpartition(" - ")[2]
 
@@ -155,7 +155,7 @@ def is_index(name: str) -> bool:
     >>> [is_index(n) for n in ("Wall time", "_step", "run - _step", "step_norm", "")]
     [True, True, True, False, True]
     """
-    name = re.sub(r"__(MIN|MAX)$|\(.*\)", "", base_name(name))
+    name = re.sub(r"__(MIN|MAX)$|\(.*\)", "", strip_run(name))
     words = set(re.findall("[a-z]+", name.lower()))
     if not words:
         return not name.strip()
@@ -171,7 +171,7 @@ def find_step_name(names: tuple[str, ...]) -> str | None:
     """
     places: dict[int, str] = {}
     for name in names:
-        letters = "".join(re.findall("[a-z]+", base_name(name).lower()))
+        letters = "".join(re.findall("[a-z]+", strip_run(name).lower()))
         if letters in STEP_NAMES:
             places.setdefault(STEP_NAMES.index(letters), name)
     return places[min(places)] if places else None

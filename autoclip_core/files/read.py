@@ -17,10 +17,10 @@ from .names import make_printable, rank_name
 from .open_file import open_bytes
 from .recognize import (
     Source,
-    event_source,
     find_source,
     list_names_in_log,
-    log_source,
+    make_event_source,
+    make_log_source,
 )
 
 
@@ -54,12 +54,12 @@ class LoggedNorms:
         """Return kind, column, number of steps and number of empty cells."""
         size = len(self.norms)
         nonfinite = size - int(np.isfinite(self.norms).sum())
-        parts = [count(size, "step"), count(self.empty, "empty cell")]
+        parts = [format_count(size, "step"), format_count(self.empty, "empty cell")]
         parts += [f"{nonfinite} NaN or infinite"] if nonfinite else []
         return f"{self.kind}, column {make_printable(self.column)}: {', '.join(parts)}"
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural if it is not 1."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
@@ -131,7 +131,7 @@ def find_files(path: str, column: str | None = None) -> list[str]:
 def read_files(files: list[str], column: str | None) -> LoggedNorms:
     """Return the norms in one file, or in the event files of one run."""
     if len(files) > 1:
-        return collect(event_source(lambda: open_each(files)), column)
+        return collect(make_event_source(lambda: open_each(files)), column)
     with open_bytes(files[0]) as file:
         source = find_source(file, files[0], column)
         if column is None:
@@ -147,13 +147,13 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     try:
         return collect(source, column)
     except TextLine:
-        return read_source(log_source(file, column), file, column)
+        return read_source(make_log_source(file, column), file, column)
     except NoColumn as error:
         if source.kind == "text log":
             raise ValueError(explain_log(file, column)) from None
         if source.kind.startswith("JSON"):
             with contextlib.suppress(ValueError):
-                return collect(log_source(file, column), column)
+                return collect(make_log_source(file, column), column)
         raise NoColumn(f"it looks like {source.kind}, but {error}") from None
     except ValueError as error:
         raise ValueError(f"it looks like {source.kind}, but {error}") from None

@@ -13,8 +13,8 @@ from .formats.csv_rows import guess_delimiter, read_csv_rows, split_rows, strip_
 from .formats.event_rows import is_event_file, read_event_rows
 from .formats.json_rows import flatten, load_json, read_document, read_json_lines
 from .formats.log_rows import list_log_names, read_log_rows
-from .formats.mlflow_rows import MLFLOW_LINE, mlflow_name, read_mlflow_rows
-from .names import base_name, rank_name
+from .formats.mlflow_rows import MLFLOW_LINE, find_mlflow_name, read_mlflow_rows
+from .names import rank_name, strip_run
 from .open_file import HEAD, open_lines, read_head, refuse_binary
 
 SAMPLE = 20
@@ -38,11 +38,11 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
     """Return the rows of an open file; its path names the metric of some formats."""
     head = read_head(file)
     if head.startswith(NPY_MAGIC):
-        return Source("NumPy array", lambda: read_array_rows(rewound(file)))
+        return Source("NumPy array", lambda: read_array_rows(rewind(file)))
     if head.startswith(b"PK") and is_npz(file):
-        return Source("NumPy archive", lambda: read_array_rows(rewound(file)))
+        return Source("NumPy archive", lambda: read_array_rows(rewind(file)))
     if is_event_file(head):
-        return event_source(lambda: [rewound(file)])
+        return make_event_source(lambda: [rewind(file)])
     refuse_binary(head)
     lines = take_sample(open_lines(file))
     if not lines:
@@ -52,13 +52,13 @@ def find_source(file: BinaryIO, path: str, column: str | None) -> Source:
         if source:
             return source
     if MLFLOW_LINE.fullmatch(lines[0]):
-        name = mlflow_name(path)
+        name = find_mlflow_name(path)
         return Source("MLflow metric", lambda: read_mlflow_rows(open_lines(file), name))
     rows = take_sample(strip_frame(open_lines(file)))
     delimiter = guess_delimiter(rows) if rows else None
     if delimiter and not is_log(rows, delimiter, column):
-        return csv_source(file, rows, delimiter, has_frame=rows != lines)
-    return log_source(file, column)
+        return make_csv_source(file, rows, delimiter, has_frame=rows != lines)
+    return make_log_source(file, column)
 
 
 def take_sample(lines: Iterator[str]) -> list[str]:
@@ -73,18 +73,18 @@ def is_log(lines: list[str], delimiter: str, column: str | None) -> bool:
     column is named as the norm, and a norm stands behind its name in a line.
     """
     header = next(split_rows(lines, delimiter))
-    if any(rank_name(name) is not None or base_name(name) == column for name in header):
+    if any(rank_name(name) is not None or strip_run(name) == column for name in header):
         return False
     return any(True for _ in read_log_rows(lines, column))
 
 
-def rewound(file: BinaryIO) -> BinaryIO:
+def rewind(file: BinaryIO) -> BinaryIO:
     """Return a file at its start."""
     file.seek(0)
     return file
 
 
-def event_source(open_files: Callable[[], Iterable[BinaryIO]]) -> Source:
+def make_event_source(open_files: Callable[[], Iterable[BinaryIO]]) -> Source:
     """Return the scalars of the event files of one run."""
     return Source(
         "TensorBoard events", lambda: read_event_rows(open_files), has_cells=False
@@ -102,12 +102,12 @@ def find_json(file: BinaryIO, lines: list[str]) -> Source | None:
                     f"it looks like JSON, but line 1 is not JSON: {error}"
                 ) from None
             return None
-        return document_source("".join(open_lines(file)))
+        return make_document_source("".join(open_lines(file)))
     if isinstance(first, list) and len(lines) > 1 and lines[1].lstrip()[:1] != "[":
         return None
     if len(lines) > 1 or not isinstance(first, dict | list):
-        return json_lines_source(file)
-    return document_source(lines[0])
+        return make_json_lines_source(file)
+    return make_document_source(lines[0])
 
 
 def is_document(file: BinaryIO) -> bool:
@@ -126,7 +126,7 @@ def is_document(file: BinaryIO) -> bool:
     return True
 
 
-def document_source(text: str) -> Source:
+def make_document_source(text: str) -> Source:
     """Return the rows of a JSON document."""
     try:
         document = load_json(text)
@@ -136,7 +136,7 @@ def document_source(text: str) -> Source:
     return Source(kind, lambda: read_document(document)[1])
 
 
-def json_lines_source(file: BinaryIO) -> Source:
+def make_json_lines_source(file: BinaryIO) -> Source:
     """Return the rows of JSON lines, without the line of a `ClipLog` about its run."""
 
     def read() -> Iterator[Row]:
@@ -146,7 +146,7 @@ def json_lines_source(file: BinaryIO) -> Source:
     return Source("JSON lines", read)
 
 
-def csv_source(
+def make_csv_source(
     file: BinaryIO, lines: list[str], delimiter: str, *, has_frame: bool
 ) -> Source:
     """Return the rows of a table in text; `lines` are the first, without a frame."""
@@ -166,7 +166,7 @@ def csv_source(
     return Source(kind, read, decimal)
 
 
-def log_source(file: BinaryIO, column: str | None) -> Source:
+def make_log_source(file: BinaryIO, column: str | None) -> Source:
     """Return the norms in what a training script printed."""
     return Source(
         "text log", lambda: read_log_rows(open_lines(file), column), has_cells=False

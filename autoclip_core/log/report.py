@@ -89,7 +89,7 @@ def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
     else:
         parts += ["<h1>Gradients</h1>", *describe_log(log, summary)]
         parts += ["<h1>Updates</h1>", *describe_log(log.updates, summary.updates)]
-    parts += ["<h2>Settings</h2>", settings_table(log)]
+    parts += ["<h2>Settings</h2>", format_settings(log)]
     return frame_page(heading, "\n".join(parts))
 
 
@@ -113,16 +113,16 @@ def describe_log(log: ClipLog, summary: Summary) -> list[str]:
     """Return the advice, the pictures and the tables about a log."""
     parts = [
         "<h2>Advice</h2>",
-        advice_list(summary.advice),
+        format_advice(summary.advice),
         embed_picture(log.plot, "Norm, threshold and clipped steps over the run"),
-        *spike_table(select_spikes(log), summary),
+        *format_spikes(select_spikes(log), summary),
         "<h2>Numbers</h2>",
-        html_table(summary.rows()),
+        format_html_table(summary.rows()),
         embed_picture(log.plot_histogram, "Distribution of the norms"),
     ]
     if len(log.names) > 1:
         rates = ((name, format_percent(rate)) for name, rate in summary.worst_rows)
-        parts += ["<h2>Rows</h2>", html_table(rates)]
+        parts += ["<h2>Rows</h2>", format_html_table(rates)]
         parts += [embed_picture(log.plot_rows, "Clip rate of each row over the run")]
     return parts
 
@@ -139,7 +139,7 @@ def select_spikes(log: ClipLog) -> list[LargeStep]:
     return [s for s in log.largest[:MOST_SPIKES] if s.ratio >= SPIKE * typical]
 
 
-def spike_table(spikes: Sequence[LargeStep], summary: Summary) -> list[str]:
+def format_spikes(spikes: Sequence[LargeStep], summary: Summary) -> list[str]:
     """Return the spikes as HTML, below a heading; nothing without spikes."""
     if not spikes:
         return []
@@ -169,7 +169,7 @@ def name_rows(spike: LargeStep) -> str:
     return ", ".join(f"{name} ({format_number(ratio)})" for name, ratio in spike.rows)
 
 
-def advice_list(sentences: Iterable[str]) -> str:
+def format_advice(sentences: Iterable[str]) -> str:
     """Return the advice as a list; sentences with a red light are highlighted."""
     items = (
         f'<li class="red">{escape_text(sentence)}</li>'
@@ -180,17 +180,17 @@ def advice_list(sentences: Iterable[str]) -> str:
     return "<ul>\n" + "\n".join(items) + "\n</ul>"
 
 
-def settings_table(log: ClipLog) -> str:
+def format_settings(log: ClipLog) -> str:
     """Return the settings as an HTML table. Without any, return how to add them."""
     if log.settings:
-        return html_table(log.settings.items(), kind="text")
+        return format_html_table(log.settings.items(), kind="text")
     return (
         '<p>The log has no settings. <code>ClipLog(settings={"policy": policy})</code> '
         "adds them.</p>"
     )
 
 
-def html_table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
+def format_html_table(rows: Iterable[tuple[str, str]], kind: str = "number") -> str:
     """Return an HTML table with one row per (name, value) pair."""
     lines = (
         f'<tr><th scope="row">{escape_text(name)}</th>'

@@ -125,7 +125,7 @@ def summarise(log: StepRecorder) -> Summary:
     recent = store.recent()[-RECENT_STEPS:]
     recent = recent[np.isfinite(recent["norm"])]
     run = {name: max(count, int(logged.get(name, 0))) for name, count in counts.items()}
-    median, p90, p99 = norm_quantiles(store, steps)
+    median, p90, p99 = measure_quantiles(store, steps)
     return Summary(
         steps=run["steps"],
         measured=counts["measured"],
@@ -143,7 +143,7 @@ def summarise(log: StepRecorder) -> Summary:
         nonfinite=run["nonfinite"],
         skipped=run["skipped"],
         dropped=run["dropped"],
-        worst_rows=worst_rows(log._rows),
+        worst_rows=find_worst_rows(log._rows),
         threshold=float(steps["threshold"][-1]) if len(steps) else math.nan,
         advice=tuple(advise(log)),
         recorded=counts["steps"],
@@ -152,7 +152,7 @@ def summarise(log: StepRecorder) -> Summary:
     )
 
 
-def norm_quantiles(store: Store, steps: Array) -> tuple[float, ...]:
+def measure_quantiles(store: Store, steps: Array) -> tuple[float, ...]:
     """Return the median, p90 and p99 of the measured norms."""
     shares = 0.5, 0.9, 0.99
     if store.is_thinned:
@@ -161,7 +161,7 @@ def norm_quantiles(store: Store, steps: Array) -> tuple[float, ...]:
     return tuple(quantile(norms, share) for share in shares)
 
 
-def worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]:
+def find_worst_rows(rows: RowCounts, count: int = 5) -> tuple[tuple[str, float], ...]:
     """Return the names and clip rates of the rows that were clipped most often."""
     rates = np.nan_to_num(rows.rates())
     if len(rates) < 2:

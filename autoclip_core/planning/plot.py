@@ -9,8 +9,8 @@ import numpy as np
 from autoclip_core.log.formatting import format_number, format_percent
 from autoclip_core.plots.columns import (
     COLUMNS,
-    column_width,
-    log_axis_limits,
+    choose_log_limits,
+    choose_width,
     reduce_norms,
 )
 from autoclip_core.plots.figure import BLUE, GRADIENT, new_figure, save_figure
@@ -85,8 +85,8 @@ def draw_thresholds(axes: Any, reports: Mapping[str, Replay]) -> None:
     """Draw the range of the norms as an area, and the thresholds as lines."""
     steps = replay_to_steps(next(iter(reports.values())))
     end = len(steps) - 1
-    width = column_width(end, COLUMNS)
-    low, high = log_axis_limits(steps)
+    width = choose_width(end, COLUMNS)
+    low, high = choose_log_limits(steps)
     x, lowest, _, highest = reduce_norms(steps["step"], steps["norm"], low, width)
     name = "norm" if width == 1 else f"norm, range of {width} steps"
     if width == 1:

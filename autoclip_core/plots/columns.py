@@ -8,7 +8,7 @@ COLUMNS = 1000
 """Maximum number of columns, about one per pixel; a column may cover many steps."""
 
 
-def log_axis_limits(steps: Array) -> tuple[float, float]:
+def choose_log_limits(steps: Array) -> tuple[float, float]:
     """Return the limits of the log axis; they include every spike, but not 0.
 
     The lower limit is at least a millionth of the median. Otherwise one tiny norm would
@@ -25,7 +25,7 @@ def log_axis_limits(steps: Array) -> tuple[float, float]:
     return float(10 ** (low - margin)), float(10 ** (high + margin))
 
 
-def column_width(end: float, count: int) -> int:
+def choose_width(end: float, count: int) -> int:
     """Return the steps per column, so that at most `count` columns are needed."""
     return max(1, -(-int(end + 1) // count))
 

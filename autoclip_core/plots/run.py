@@ -9,8 +9,8 @@ from autoclip_core.record.step import Array
 
 from .columns import (
     COLUMNS,
-    column_width,
-    log_axis_limits,
+    choose_log_limits,
+    choose_width,
     reduce_norms,
     reduce_to_columns,
 )
@@ -52,7 +52,7 @@ def draw_run(
     peaks = steps if highest is None else np.concatenate([highest, steps])
     if has_several_rows:
         steps, peaks = (replace_threshold(part) for part in (steps, peaks))
-    above.set_ylim(log_axis_limits(peaks))
+    above.set_ylim(choose_log_limits(peaks))
     above.grid(alpha=0.3, linewidth=0.5)
     end = float(steps["step"].max(initial=0))
     draw_lines(above, steps, peaks, has_several_rows, end)
@@ -78,7 +78,7 @@ def draw_lines(
     number = steps["step"]
     # The tiny marker shows a point between two gaps, where there is no line.
     style: dict[str, Any] = {"marker": "o", "ms": 1.6, "mew": 0}
-    width = column_width(end, COLUMNS)
+    width = choose_width(end, COLUMNS)
     x, low, middle, _ = reduce_norms(number, steps["norm"], floor, width)
     name = "norm (all rows)" if has_several_rows else "norm"
     if len(x) < len(steps):
@@ -120,7 +120,7 @@ def draw_mark(
     **style: Any,
 ) -> None:
     """Draw a mark at each height that is not NaN; without a mark there is no label."""
-    width = column_width(end, COLUMNS)
+    width = choose_width(end, COLUMNS)
     x, _, _, highest = reduce_to_columns(steps["step"], heights, width)
     is_marked = ~np.isnan(highest)
     if is_marked.any():
@@ -131,7 +131,7 @@ def draw_mark(
 def draw_rate(axes: Any, steps: Array, end: float, label: str) -> None:
     """Draw the clip rate of successive intervals of the run as bars, in percent."""
     measured = steps[np.isfinite(steps["norm"])]
-    width = column_width(end, BARS)
+    width = choose_width(end, BARS)
     bars = measured["step"] // width
     counts = np.bincount(bars)
     clipped = np.bincount(bars, weights=measured["clipped"])

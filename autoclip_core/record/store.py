@@ -120,24 +120,24 @@ class Store:
         """Thin the oldest block of recent steps; merge intervals until they fit."""
         while len(self._first) + BLOCK // self.stride > INTERVALS:
             self._first = self._first[::2].copy()
-            self._highest = highest_steps(self._highest, 2)
+            self._highest = find_highest_steps(self._highest, 2)
             self.stride *= 2
         block = self._recent[:BLOCK]
         self._first = np.concatenate([self._first, block[:: self.stride]])
         self._highest = np.concatenate(
-            [self._highest, highest_steps(block, self.stride)]
+            [self._highest, find_highest_steps(block, self.stride)]
         )
         self._count -= BLOCK
         self._recent[: self._count] = self._recent[BLOCK : BLOCK + self._count].copy()
         self.moved += BLOCK
 
 
-def highest_steps(steps: Array, width: int) -> Array:
+def find_highest_steps(steps: Array, width: int) -> Array:
     """Return the highest step of every `width` steps; non-finite counts as highest.
 
     >>> steps = np.zeros(4, STEP)
     >>> steps["norm"], steps["finite"] = [1, 5, 2, float("nan")], [1, 1, 1, 0]
-    >>> highest_steps(steps, 2)["norm"].tolist()
+    >>> find_highest_steps(steps, 2)["norm"].tolist()
     [5.0, nan]
     """
     heights = np.where(steps["finite"], np.nan_to_num(steps["norm"]), np.inf)

@@ -53,7 +53,7 @@ class Totals:
         self.sums["clipped"] += float(measured["clipped"].sum(dtype=np.float64))
         self.sums["armed_clipped"] += float(armed["clipped"].sum(dtype=np.float64))
         self.largest = max(self.largest, float(norms.max(initial=-math.inf)))
-        np.add.at(self.histogram, bin_indices(norms), 1)
+        np.add.at(self.histogram, find_bins(norms), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the totals as plain Python, with the bins that are not empty."""
@@ -87,10 +87,10 @@ class Totals:
             return math.nan
         rank = q * (self.counts["measured"] - 1)
         index = int(np.searchsorted(np.cumsum(self.histogram), rank, side="right"))
-        return float(bin_centres()[index]) if index else 0.0
+        return float(compute_bin_centres()[index]) if index else 0.0
 
 
-def bin_indices(norms: Array) -> Array:
+def find_bins(norms: Array) -> Array:
     """Return the bin of each finite norm; 0 and tiny norms are in the first."""
     low, high = OCTAVES
     logs = np.log2(np.clip(norms, 2.0**low, 2.0 ** (high - 1)))
@@ -98,7 +98,7 @@ def bin_indices(norms: Array) -> Array:
     return indices
 
 
-def bin_centres() -> Array:
+def compute_bin_centres() -> Array:
     """Return the norm at the centre of each bin."""
     count = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
     powers: Array = 2.0 ** ((np.arange(count) + 0.5) / PER_OCTAVE + OCTAVES[0])

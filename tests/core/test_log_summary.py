@@ -13,7 +13,7 @@ from autoclip_core.log.rate_advice import (
     explain_too_early,
     name_regime,
 )
-from autoclip_core.log.summary import norm_quantiles, worst_rows
+from autoclip_core.log.summary import find_worst_rows, measure_quantiles
 
 from ..support.log_steps import steps_of
 
@@ -52,13 +52,13 @@ def test_the_quantiles_of_all_norms(scale):
     store = SimpleNamespace(is_thinned=False)
     steps = steps_of(range(103), 1.0, norm=norms)
     expected = (50 * scale, 90 * scale, 99 * scale)
-    assert norm_quantiles(store, steps) == pytest.approx(expected, rel=1e-12)
-    assert all(map(math.isnan, norm_quantiles(store, steps[101:])))
+    assert measure_quantiles(store, steps) == pytest.approx(expected, rel=1e-12)
+    assert all(map(math.isnan, measure_quantiles(store, steps[101:])))
 
 
 def test_the_quantiles_of_a_thinned_log_come_from_the_bins():
     totals = SimpleNamespace(quantile=lambda q: f"the quantile {q}")
-    quantiles = norm_quantiles(SimpleNamespace(is_thinned=True, totals=totals), None)
+    quantiles = measure_quantiles(SimpleNamespace(is_thinned=True, totals=totals), None)
     assert quantiles == ("the quantile 0.5", "the quantile 0.9", "the quantile 0.99")
 
 
@@ -66,10 +66,10 @@ def test_the_worst_rows_are_the_five_most_clipped_ones():
     rates = np.array([0.1, 0.9, NAN, 0.2, 0.9, 0.0, 0.3, 0.4])
     rows = SimpleNamespace(rates=lambda: rates, names=list("abcdefgh"))
     worst = [("b", 0.9), ("e", 0.9), ("h", 0.4), ("g", 0.3), ("d", 0.2)]
-    assert worst_rows(rows) == tuple(worst)
+    assert find_worst_rows(rows) == tuple(worst)
     rows = SimpleNamespace(rates=lambda: rates[2:6], names=list("cdef"))
-    assert worst_rows(rows) == (("e", 0.9), ("d", 0.2))
-    assert worst_rows(SimpleNamespace(rates=lambda: rates[1:2], names=["b"])) == ()
+    assert find_worst_rows(rows) == (("e", 0.9), ("d", 0.2))
+    assert find_worst_rows(SimpleNamespace(rates=lambda: rates[1:2], names=["b"])) == ()
 
 
 # The regime.

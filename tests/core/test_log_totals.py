@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoclip_core.record.store import STEP
-from autoclip_core.record.totals import Totals, bin_centres, bin_indices
+from autoclip_core.record.totals import Totals, compute_bin_centres, find_bins
 
 NAN, INF = math.nan, math.inf
 
@@ -49,14 +49,14 @@ def test_empty_totals_have_no_mean_and_no_quantile():
 def test_there_are_64_bins_between_powers_of_2():
     norms = [0.0, 1e-300, 2.0**-150, 2.0**-149, 1.0, 2.0, 2.0**129, 1e300]
     places = [0, 0, 0, 64, 150 * 64, 151 * 64, 279 * 64, 279 * 64]
-    assert bin_indices(np.array(norms)).tolist() == places
-    assert bin_centres()[150 * 64] == 2 ** (0.5 / 64)
-    assert len(bin_centres()) == len(Totals().histogram) == 280 * 64
+    assert find_bins(np.array(norms)).tolist() == places
+    assert compute_bin_centres()[150 * 64] == 2 ** (0.5 / 64)
+    assert len(compute_bin_centres()) == len(Totals().histogram) == 280 * 64
 
 
 def test_every_norm_is_within_half_a_bin_of_its_centre():
     logs = np.random.default_rng(0).uniform(-149, 129, 10_000)
-    distance = np.log2(bin_centres()[bin_indices(2.0**logs)]) - logs
+    distance = np.log2(compute_bin_centres()[find_bins(2.0**logs)]) - logs
     assert abs(distance).max() == pytest.approx(1 / 128, rel=1e-3)
 
 

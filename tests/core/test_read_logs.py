@@ -57,7 +57,7 @@ LOGS = {
     # llmc train_gpt2.cu, main
     "llm.c": "step {s:4d}/19560 | loss 11.009529 (+nanz)| norm {n:6.4f} (+nanz)| lr "
     "9.09e-07 | 1234.00 ms | 40.1% bf16 MFU | 425000 tok/s\n",
-    # fairseq/logging/progress_bar.py, v0.12.2: --log-format json, and simple
+    # fairseq/logging/make_progress_bar.py, v0.12.2: --log-format json, and simple
     "fairseq json": "2025-08-01 10:00:0{i} | INFO | train_inner | "
     '{{"epoch": 3, "update": 2.174, "loss": "9.368", "ppl": "460.11", '
     '"wpb": "28201.6", "num_updates": "{s}", "lr": "3.75e-05", "gnorm": "{n}", '

@@ -8,10 +8,10 @@ MLFLOW_LINE = re.compile(r"\d{12,14} \S+ -?\d+( \S+ \S+)?\s*")
 """Time in milliseconds, value and step; perhaps the name and digest of a data set."""
 
 
-def mlflow_name(path: str) -> str:
+def find_mlflow_name(path: str) -> str:
     """Return the name of a metric: its path below the folder "metrics".
 
-    >>> mlflow_name("mlruns/0/a1b2/metrics/train/grad_norm")
+    >>> find_mlflow_name("mlruns/0/a1b2/metrics/train/grad_norm")
     'train/grad_norm'
     """
     _, folder, name = f"/{Path(path).as_posix()}".rpartition("/metrics/")

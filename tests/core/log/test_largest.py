@@ -13,7 +13,7 @@ from autoclip_core.clipper.metrics import (
     count_step,
     empty_tally,
 )
-from autoclip_core.log.report import select_spikes, spike_table
+from autoclip_core.log.report import format_spikes, select_spikes
 from autoclip_core.record.largest import MOST, LargestSteps
 from autoclip_core.record.step import Step
 
@@ -141,7 +141,7 @@ def test_the_report_lists_step_ratio_and_rows(tmp_path):
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert ">250<" in text
     assert "<h2>Rows</h2>" not in text
-    assert spike_table((), ClipLog().summary()) == []
+    assert format_spikes((), ClipLog().summary()) == []
 
 
 @pytest.mark.parametrize("rows", [1, 3])
