@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units
+from autoclip_torch.rows.row_index import RowIndex
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import squares
-from .largest import find_largest
+from .largest import raise_to_largest_
 from .layout import (
     RowNorms,
     align_unit_scales,
@@ -46,36 +48,59 @@ def measure(rows: Rows, tensors: Any) -> RowNorms:
 
 
 def measure_norms(rows: Rows, tensors: Iterable[Any]) -> _Array:
-    """Return the norm of each row as float64.
+    """Return the norm of each row as float64."""
+    norms = RunningNorms(rows)
+    norms.add(rows.by_parameter, tensors)
+    return norms.compute()
 
-    The tensors may come from a generator. Long ones are then freed one by one.
+
+class RunningNorms:
+    """The norm of each row, of tensors that are added in several calls.
+
+    Args:
+      rows: how many rows there are, and which norm.
     """
-    if rows.norm == "max":
-        return find_largest(rows, tensors)
-    norms: _Array = np.sqrt(_sum_squares(rows, tensors))
-    return norms
+
+    def __init__(self, rows: Rows) -> None:
+        """Start at 0."""
+        self._takes_largest = rows.norm == "max"
+        self._totals: _Array = np.zeros(len(rows.names))
+
+    def add(
+        self, entries: Sequence[ParameterRows], tensors: Iterable[Tensor | None]
+    ) -> None:
+        """Add tensors to the rows of their parameters."""
+        add_ = raise_to_largest_ if self._takes_largest else _add_squares_
+        with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
+            add_(self._totals, entries, tensors)
+
+    def compute(self) -> _Array:
+        """Return the norms as float64. A NaN makes a largest magnitude infinite."""
+        totals = self._totals
+        if self._takes_largest:
+            return np.where(np.isnan(totals), np.inf, totals)
+        norms: _Array = np.sqrt(totals)
+        return norms
 
 
-def _sum_squares(rows: Rows, tensors: Iterable[Any]) -> _Array:
-    """Return the sum of squares of each row as float64."""
-    sums: _Array = np.zeros(len(rows.names))
-    short: dict[int, Tensor] = {}
-    may_batch = len(rows.by_parameter) >= _SMALLEST_BATCH
-    with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
-        pairs = zip(rows.by_parameter, tensors, strict=True)
-        for index, (entry, tensor) in enumerate(pairs):
-            if tensor is None or entry.start == entry.stop:
-                continue
-            if may_batch and squares.is_short(tensor, entry.units):
-                short[index] = tensor
-            else:
-                _add_one(sums, entry, tensor)
-        if len(short) < _SMALLEST_BATCH:
-            for index, tensor in short.items():
-                _add_one(sums, rows.by_parameter[index], tensor)
+def _add_squares_(
+    sums: _Array, entries: Sequence[ParameterRows], tensors: Iterable[Tensor | None]
+) -> None:
+    """Add the squares of tensors to the sums of their rows."""
+    short: list[tuple[ParameterRows, Tensor]] = []
+    may_batch = len(entries) >= _SMALLEST_BATCH
+    for entry, tensor in zip(entries, tensors, strict=True):
+        if tensor is None or entry.start == entry.stop:
+            continue
+        if may_batch and squares.is_short(tensor, entry.units):
+            short.append((entry, tensor))
         else:
-            _add_short(sums, rows, short)
-    return sums
+            _add_one(sums, entry, tensor)
+    if len(short) < _SMALLEST_BATCH:
+        for entry, tensor in short:
+            _add_one(sums, entry, tensor)
+    else:
+        _add_short(sums, short)
 
 
 def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
@@ -121,19 +146,17 @@ def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
         sums[entry.start : entry.stop] += squares.sum_units(tensor, entry.units)
 
 
-def _add_short(sums: _Array, rows: Rows, short: dict[int, Tensor]) -> None:
+def _add_short(sums: _Array, short: Sequence[tuple[ParameterRows, Tensor]]) -> None:
     """Add the sums of squares of short tensors, many at a time."""
-    ends = np.cumsum([tensor.numel() for tensor in short.values()])
+    ends = np.cumsum([tensor.numel() for _, tensor in short])
     cuts = np.flatnonzero(np.diff(ends // _BATCH_ELEMENTS)) + 1
-    for batch in np.split(list(short), cuts):
-        is_in_batch = np.zeros(len(rows.by_parameter), np.bool_)
-        is_in_batch[batch] = True
-        counts = rows.index.counts[batch]
-        batch_sums = squares.sum_short([short[index] for index in batch], counts)
-        np.add.at(sums, rows.index.get_rows(is_in_batch), batch_sums)
+    for start, stop in pairwise([0, *cuts, len(short)]):
+        entries, tensors = zip(*short[start:stop], strict=True)
+        index = RowIndex([(entry.start, entry.stop) for entry in entries], {})
+        np.add.at(sums, index.rows, squares.sum_short(tensors, index.counts))
 
 
-def find_observed(rows: Rows, tensors: Sequence[Tensor | None]) -> _Array:
+def find_observed(rows: Rows, tensors: Sequence[Any]) -> _Array:
     """Return which rows have a tensor."""
     is_present = [tensor is not None for tensor in tensors]
     if all(is_present):

@@ -12,22 +12,21 @@ import torch
 from torch import Tensor
 
 from autoclip_core.clipper.units import Units
-from autoclip_torch.rows.rows import Rows
+from autoclip_torch.rows.rows import ParameterRows
 
 from .layout import as_measurable, get_unit_norms, is_cut_by_first_axis
 
 _Array = np.ndarray[Any, Any]
 
 
-def find_largest(rows: Rows, tensors: Iterable[Any]) -> _Array:
-    """Return the largest magnitude of each row, as float64; infinity for a NaN."""
-    largest: _Array = np.zeros(len(rows.names))
-    for entry, tensor in zip(rows.by_parameter, tensors, strict=True):
+def raise_to_largest_(
+    largest: _Array, entries: Iterable[ParameterRows], tensors: Iterable[Any]
+) -> None:
+    """Raise each row to the largest magnitude of its tensors, in place, or to NaN."""
+    for entry, tensor in zip(entries, tensors, strict=True):
         if tensor is not None and entry.start < entry.stop:
             span = slice(entry.start, entry.stop)
-            found = _find_one(tensor, entry.units)
-            largest[span] = np.maximum(largest[span], found)
-    return np.where(np.isnan(largest), np.inf, largest)
+            largest[span] = np.maximum(largest[span], _find_one(tensor, entry.units))
 
 
 def _find_one(tensor: Tensor, units: Units | None) -> Any:

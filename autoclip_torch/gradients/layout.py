@@ -181,9 +181,9 @@ def copy_shared(
     return [entry.parameter.grad for entry in entries]
 
 
-def count_piece_rows(values: Tensor) -> int:
-    """Return how many indices of the first axis have about `PIECE` elements."""
-    return max(1, PIECE * values.shape[0] // max(1, values.numel()))
+def count_piece_rows(values: Tensor, most: int = PIECE) -> int:
+    """Return how many indices of the first axis have about `most` elements."""
+    return max(1, most * values.shape[0] // max(1, values.numel()))
 
 
 def split_pieces(

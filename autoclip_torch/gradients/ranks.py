@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from autoclip_core.checks import format_error
 from autoclip_torch.rows.rows import Rows
@@ -17,7 +18,8 @@ from .step_counter import StepCounter
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a `DTensor`. That class takes a second to import."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    is_plain = type(tensor) in (Tensor, Parameter)
+    return not is_plain and hasattr(tensor, "device_mesh")
 
 
 @dataclass

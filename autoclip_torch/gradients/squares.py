@@ -12,7 +12,7 @@ in float32. If a sum may have lost squares to overflow or underflow, it is compu
 again in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def is_short(tensor: Tensor, units: Units | None) -> bool:
     )
 
 
-def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
+def sum_short(tensors: Sequence[Tensor], rows: _Array) -> _Array:
     """Return the sums of squares of short tensors, each cut into rows of equal size."""
     side_by_side: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     flat = side_by_side.float().numpy(force=True)
@@ -82,8 +82,8 @@ def sum_short(tensors: list[Tensor], rows: _Array) -> _Array:
 def sum_tensor(tensor: Tensor) -> float:
     """Return the sum of squares of one tensor."""
     if tensor.numel() <= _ONE_THREAD and is_plain(tensor):
-        total = sum_piece(tensor)
-        if is_exact(total):
+        total = _sum_piece(tensor)
+        if _is_exact(total):
             return total
     values = as_real(tensor.coalesce() if tensor.is_sparse else tensor)
     flat = _flatten(values)
@@ -91,12 +91,12 @@ def sum_tensor(tensor: Tensor) -> float:
         # Widening a narrow type copies it, so it is done in pieces.
         parts = (flat,) if flat.dtype == torch.float32 else torch.split(flat, PIECE)
         total = sum(float(_sum_rows(part.view(1, -1))[0]) for part in parts)
-        if is_exact(total):
+        if _is_exact(total):
             return total
     return float(_sum_wide(values if flat is None else flat, None).sum())
 
 
-def sum_piece(tensor: Tensor) -> float:
+def _sum_piece(tensor: Tensor) -> float:
     """Return the sum of squares of at most 2^18 float32 numbers, if it is exact."""
     flat = tensor.numpy(force=True).reshape(-1)
     if flat.size <= _SHORT:
@@ -104,7 +104,7 @@ def sum_piece(tensor: Tensor) -> float:
     return float(_sum_in_strips(flat[None], _sum_by_numpy, _SHORT)[0])
 
 
-def is_exact(total: Any) -> Any:
+def _is_exact(total: Any) -> Any:
     """Return whether a sum of float32 squares lost none to overflow or underflow."""
     return (total > _SMALLEST_EXACT) & (total < _LARGEST_EXACT)
 
@@ -131,7 +131,7 @@ def sum_units(tensor: Tensor, units: Units) -> _Array:
 
 def _find_inexact(sums: _Array) -> _Array:
     """Return which float32 sums have to be computed again in float64."""
-    inexact: _Array = (~is_exact(sums)).nonzero()[0]
+    inexact: _Array = (~_is_exact(sums)).nonzero()[0]
     return inexact
 
 

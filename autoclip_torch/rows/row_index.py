@@ -28,12 +28,13 @@ class RowIndex:
         """How many rows each parameter has, shape (parameters,)."""
         ends = self.counts.cumsum()
         shift = (self._starts - ends + self.counts).repeat(self.counts)
-        self._rows = np.arange(len(shift)) + shift
+        self.rows: _Array = np.arange(len(shift)) + shift
+        """The rows of all parameters, one parameter after the other."""
         self._ranges = ranges
 
     def get_rows(self, is_selected: _Array) -> _Array:
         """Return the rows of the selected parameters, one parameter after the other."""
-        rows: _Array = self._rows[is_selected.repeat(self.counts)]
+        rows: _Array = self.rows[is_selected.repeat(self.counts)]
         return rows
 
     def count(self, is_selected: _Array) -> _Array:

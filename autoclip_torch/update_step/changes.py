@@ -5,13 +5,13 @@ which is exactly `w_old` for s = 0, also for a weight of -0.0.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from autoclip_torch.gradients.layout import (
-    PIECE,
     align_unit_scales,
     apply_scale_,
     as_real,
@@ -27,19 +27,27 @@ from autoclip_torch.rows.rows import ParameterRows
 _NARROW = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A parameter before and after a step; of a sparse gradient, the touched rows."""
+class Change(NamedTuple):
+    """The elements of a parameter that a step may change.
+
+    Of a sparse gradient, these are its rows: both tensors are then sparse.
+    """
 
     entry: ParameterRows
     old: Tensor
+    """Before the step."""
     new: Tensor
-    """The elements that the optimizer has written, without a gradient function."""
+    """After the step: a view of the parameter, or a copy of its rows."""
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights before the step, of which `old` has only the touched rows."""
+        return self.entry.parameter.detach() if self.old.is_sparse else self.old
 
     @property
     def size(self) -> int:
-        """The number of elements on this rank."""
-        return get_stored(get_local(self.new)).numel()
+        """The number of elements that a step may change."""
+        return get_stored(self.new).numel()
 
 
 def subtract(changes: Sequence[Change]) -> list[Tensor]:
@@ -52,12 +60,11 @@ def subtract(changes: Sequence[Change]) -> list[Tensor]:
 
 
 def _subtract_one(change: Change) -> Tensor:
-    old, new = change.old, change.new
+    _, old, new = change
     if not new.is_sparse:
         return _widen(old) - _widen(new)
     values = _widen(old._values()) - _widen(new._values())
-    indices, shape = new._indices(), new.shape
-    return make_sparse(indices, values, shape)
+    return make_sparse(new._indices(), values, new.shape)
 
 
 def make_sparse(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
@@ -72,30 +79,27 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _NARROW else tensor
 
 
-def subtract_in_batches(changes: Iterable[Change], most: int) -> Iterator[Tensor]:
-    """Yield `w_old - w_new` of each change, computed for about `most` elements a time.
-
-    Only the differences of one batch are in memory, if the caller frees them.
-    """
+def batch_by_size(changes: Iterable[Change], most: int) -> Iterator[list[Change]]:
+    """Yield the changes in lists of at most `most` elements, or of one change."""
     batch: list[Change] = []
     size = 0
     for change in changes:
-        if batch and size + change.size > most:
-            yield from subtract(batch)
-            batch, size = [], 0
-        batch.append(change)
         size += change.size
-    yield from subtract(batch)
+        if batch and size > most:
+            yield batch
+            batch, size = [], change.size
+        batch.append(change)
+    yield batch
 
 
-def cut_by_size(changes: Iterable[Change]) -> Iterator[Change]:
-    """Yield the changes, long ones in parts, so that a difference takes little memory.
+def cut_by_size(changes: Iterable[Change], most: int) -> Iterator[Change]:
+    """Yield the changes, those of more than `most` elements in parts.
 
     A part of a parameter has a part of its rows, or belongs to the same row.
     """
     for change in changes:
-        entry, old, new = change.entry, change.old, change.new
-        if change.size <= PIECE:
+        entry, old, new = change
+        if change.size <= most or new.is_sparse:
             yield change
             continue
         if entry.units is None and new.is_contiguous():
@@ -103,7 +107,7 @@ def cut_by_size(changes: Iterable[Change]) -> Iterator[Change]:
         elif entry.units is None or not is_cut_by_first_axis(entry.units, new):
             yield change
             continue
-        step = count_piece_rows(new)
+        step = count_piece_rows(new, most)
         pairs = zip(torch.split(old, step), torch.split(new, step), strict=True)
         start = entry.start
         for old_part, new_part in pairs:

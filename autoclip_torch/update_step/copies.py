@@ -1,7 +1,6 @@
 """Copies of the weights before a step."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,21 +8,9 @@ from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.gradients.sharded import get_local
+from autoclip_torch.rows.rows import ParameterRows
 
-from .changes import make_sparse
-
-
-class Weights(NamedTuple):
-    """The elements of a parameter that a step may change.
-
-    Of a sparse gradient, these are its rows: both tensors are then sparse.
-    """
-
-    parameter: Tensor
-    old: Tensor
-    """Before the step."""
-    new: Tensor
-    """After the step: a view of the parameter, or a copy of its rows."""
+from .changes import Change, make_sparse
 
 
 class Copies:
@@ -36,8 +23,7 @@ class Copies:
     def __init__(self) -> None:
         """Start without a copy."""
         self._buffers: dict[int, Tensor] = {}
-        self._old: list[tuple[Tensor, Tensor]] = []
-        self._weights: dict[int, Weights] = {}
+        self._old: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def take(
@@ -51,68 +37,46 @@ class Copies:
           has_closure: whether a closure computes the gradients later. Every parameter
             that requires a gradient is then copied.
         """
-        self._old, self._weights = [], {}
-        sources = []
+        self._old = {}
+        sources, copies = [], []
         for parameter in parameters:
-            if has_closure:
-                is_stepped = parameter.requires_grad
-            else:
-                is_stepped = parameter.grad is not None
-            if not is_stepped:
-                continue
             gradient = None if has_closure else parameter.grad
+            if gradient is None and not (has_closure and parameter.requires_grad):
+                continue
             if gradient is not None and _leaves_rows(gradient, optimizer):
-                self._old.append((parameter, _copy_rows(parameter, gradient)))
-            else:
-                sources.append(parameter)
-                self._old.append((parameter, self._find_buffer(parameter)))
-        copies = [old for _, old in self._old if not old.is_sparse]
+                self._old[id(parameter)] = _copy_rows(parameter, gradient)
+                continue
+            sources.append(parameter.detach())
+            copies.append(self._find_buffer(parameter, sources[-1]))
+            self._old[id(parameter)] = copies[-1]
         _copy_all_(copies, sources)
 
     @torch.no_grad()
-    def compare(self) -> None:
-        """Find the weights after the step.
+    def compare(self, entries: Sequence[ParameterRows]) -> dict[int, Change]:
+        """Return the copied parameters, before and after the step, by their id.
 
-        The rows of a sparse gradient are restored until `close`, so that the parameter
-        has its old norm.
+        The rows of a sparse gradient are restored until `finish_`, so that the
+        parameter has its old norm.
         """
-        for parameter, old in self._old:
-            new = parameter.detach()
+        changes = {}
+        for entry in entries:
+            old = self._old.get(id(entry.parameter))
+            if old is None or entry.start == entry.stop:
+                continue
+            new = entry.parameter.detach()
             if old.is_sparse:
-                new = _copy_rows(parameter, old)
-                _write_rows_(parameter, old)
-            self._weights[id(parameter)] = Weights(parameter, old, new)
-
-    def get(self, parameter: Tensor) -> Weights | None:
-        """Return the weights before and after the step, or None if it has no update."""
-        return self._weights.get(id(parameter))
-
-    def list_all(self) -> list[Weights]:
-        """Return the weights of all parameters that have an update."""
-        return list(self._weights.values())
-
-    @torch.no_grad()
-    def restore_(self) -> None:
-        """Undo the whole update."""
-        weights = self._weights.values()
-        _copy_all_([each.new for each in weights], [each.old for each in weights])
-
-    @torch.no_grad()
-    def close(self) -> None:
-        """End the step. The memory stays."""
-        for parameter, old, new in self._weights.values():
-            if old.is_sparse:
-                _write_rows_(parameter, new)
-        self._old, self._weights = [], {}
+                new = _copy_rows(new, old)
+                _write_rows_(entry.parameter, old)
+            changes[id(entry.parameter)] = Change(entry, old, new)
+        return changes
 
     def keep_only(self, parameters: Iterable[Tensor]) -> None:
         """Free the memory of all other parameters."""
         ids = set(map(id, parameters))
         self._buffers = {key: each for key, each in self._buffers.items() if key in ids}
 
-    def _find_buffer(self, parameter: Tensor) -> Tensor:
+    def _find_buffer(self, parameter: Tensor, weights: Tensor) -> Tensor:
         """Return the memory for a copy; a parameter that was converted gets another."""
-        weights = parameter.detach()
         buffer = self._buffers.get(id(parameter))
         if buffer is None or not _is_alike(buffer, weights):
             buffer = torch.empty_like(weights)
@@ -129,11 +93,25 @@ def _is_alike(buffer: Tensor, weights: Tensor) -> bool:
     return layout == (weights.shape, weights.dtype, weights.device, weights.stride())
 
 
+@torch.no_grad()
+def restore_(changes: Iterable[Change]) -> None:
+    """Undo the whole update."""
+    _copy_all_([change.new for change in changes], [change.old for change in changes])
+
+
+@torch.no_grad()
+def finish_(changes: Iterable[Change]) -> None:
+    """Write the rows of sparse gradients, which were restored to be measured."""
+    for change in changes:
+        if change.new.is_sparse:
+            _write_rows_(change.entry.parameter, change.new)
+
+
 def _copy_all_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     """Copy the elements of each tensor, on this rank, in few launches."""
     to = [get_stored(get_local(target)) for target in targets]
     if to:
-        elements = [get_stored(get_local(source.detach())) for source in sources]
+        elements = [get_stored(get_local(source)) for source in sources]
         torch._foreach_copy_(to, elements)
 
 

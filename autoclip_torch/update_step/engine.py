@@ -1,7 +1,8 @@
 """Measure and scale the changes of all parameters, on the CPU, a device or ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from autoclip_torch.gradients.ranks import Ranks
 from autoclip_torch.rows.rows import Rows
 
 from . import cpu
-from .changes import Change, subtract, subtract_in_batches, write_
+from .changes import Change, batch_by_size, subtract, write_
 
 
 def measure(
     rows: Rows,
-    changes: list[Change],
+    changes: dict[int, Change],
     weights: Sequence[list[Tensor]],
     states_device: torch.device | None,
     ranks: Ranks | None,
@@ -27,27 +28,25 @@ def measure(
 
     Args:
       rows: the rows, or their parts.
-      changes: those parameters that have a gradient.
+      changes: those parameters that have a gradient, by their id.
       weights: all weights before the step, as the only item, or no item.
       states_device: as in `PolicyStates.device`.
       ranks: the ranks that reduce their parts, in one reduction.
     """
     if ranks is not None:
-        pairs = zip(changes, subtract(changes), strict=True)
-        of_entry = {id(change.entry): difference for change, difference in pairs}
-        differences: list[Any] = [
-            of_entry.get(id(entry)) for entry in rows.by_parameter
-        ]
+        of_id = dict(zip(changes, subtract([*changes.values()]), strict=True))
+        differences: list[Any] = [of_id.get(id(p)) for p in rows.parameters]
         return sharded.measure(rows, [differences, *weights], states_device, ranks)
     if states_device is None:
         return cpu.measure(rows, changes, weights)
-    changed_rows = replace(rows, by_parameter=[change.entry for change in changes])
-    lazy = subtract_in_batches(changes, device.BATCH)
+    changed_rows = replace(rows, by_parameter=[each.entry for each in changes.values()])
+    batches = batch_by_size(changes.values(), device.BATCH)
+    lazy = chain.from_iterable(map(subtract, batches))
     first = device.measure(changed_rows, lazy, states_device)
     return [first, *[device.measure(rows, each, states_device) for each in weights]]
 
 
-def scale_(changes: list[Change], scales: Any) -> None:
+def scale_(changes: Iterable[Change], scales: Any) -> None:
     """Write the scaled changes. On the CPU, rows with scale 1 are not written.
 
     Args:

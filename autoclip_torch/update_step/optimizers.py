@@ -17,7 +17,7 @@ from autoclip_torch.gradients.sharded import get_local
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
 from autoclip_torch.step.unwrap import get_inner, unwrap
 
-from .copies import Weights
+from .changes import Change
 
 _CLASSES = {
     "LBFGS": "takes several steps in one call, and keeps a history of them",
@@ -104,22 +104,23 @@ class Suspect(NamedTuple):
 
 
 def find_weights_in_state(
-    optimizer: Optimizer, weights: Iterable[Weights]
+    optimizer: Optimizer, changes: Iterable[Change]
 ) -> dict[str, Suspect]:
     """Return the entries of the state that may be weights of the optimizer.
 
     Slow weights and master copies equal the weights before or after the first step, for
     every parameter. Zeros and the gradients are no weights.
     """
-    dense = [w for w in weights if w.parameter.numel() > 1 and not w.old.is_sparse]
+    wide = [change for change in changes if change.entry.parameter.numel() > 1]
+    dense = [change for change in wide if not change.old.is_sparse]
     if not dense:
         return {}
     flags = [
         {k: _is_copy(v, each) for k, v in state.items() if _fits(v, each.old)}
         for each in dense
-        for state in [optimizer.state.get(each.parameter, {})]
+        for state in [optimizer.state.get(each.entry.parameter, {})]
     ]
-    smallest = min(dense, key=lambda each: each.parameter.numel()).parameter
+    smallest = min(dense, key=lambda each: each.old.numel()).entry.parameter
     suspects = {}
     for name in set(flags[0]).intersection(*flags):
         entry = optimizer.state[smallest][name]
@@ -134,12 +135,12 @@ def _fits(value: Any, weights: Tensor) -> bool:
     return is_dense and value.shape == weights.shape
 
 
-def _is_copy(value: Tensor, weights: Weights) -> Tensor:
+def _is_copy(value: Tensor, change: Change) -> Tensor:
     """Return whether a tensor equals the weights before or after a step."""
-    local, old, new = map(get_local, (value, weights.old, weights.new))
+    local, old, new = map(get_local, (value, change.old, change.new))
     local = local.to(old.device, old.dtype)
     is_copy = ((local == old).all() | (local == new).all()) & (local != 0).any()
-    gradient = weights.parameter.grad
+    gradient = change.entry.parameter.grad
     if gradient is None or gradient.is_sparse:
         return is_copy
     return is_copy & (local != get_local(gradient)).any()

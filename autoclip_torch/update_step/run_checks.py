@@ -9,7 +9,7 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_torch.step.run_checks import RunChecks
 from autoclip_torch.step.warn import warn
 
-from .copies import Weights
+from .changes import Change
 from .optimizers import Suspect, find_weights_in_state
 
 
@@ -25,13 +25,13 @@ class UpdateChecks(RunChecks):
     def check_gradients(self, *arguments: Any) -> None:
         """Accept a step without gradients: the optimizer then changes nothing."""
 
-    def check_state(self, optimizer: Optimizer, weights: Sequence[Weights]) -> None:
+    def check_state(self, optimizer: Optimizer, changes: Sequence[Change]) -> None:
         """Look for weights in the optimizer's state, after its first step.
 
         On a device, the result is read by the next call of `metrics`.
         """
-        if self._is_first_step and weights:
-            self._suspects = find_weights_in_state(optimizer, weights)
+        if self._is_first_step and changes:
+            self._suspects = find_weights_in_state(optimizer, changes)
             self._is_first_step = False
 
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:

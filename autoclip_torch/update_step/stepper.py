@@ -19,7 +19,7 @@ from autoclip_torch.step.stepper import Stepper
 
 from . import engine
 from .changes import Change
-from .copies import Copies
+from .copies import Copies, finish_, restore_
 from .run_checks import UpdateChecks
 
 
@@ -57,6 +57,7 @@ class UpdateStepper(Stepper):
             raise ValueError(format_error("policy", rule, policies[0], way_out))
         self.checks = self._checks = UpdateChecks()
         self._copies = Copies()
+        self._changes: dict[int, Change] = {}
 
     def change_rows(self, groups: Sequence[Group], rows: Rows, sources: Any) -> None:
         """Continue with other parameters, without the copies of those that left."""
@@ -75,21 +76,23 @@ class UpdateStepper(Stepper):
           FloatingPointError: an update is not finite and `nonfinite="raise"`; all
             weights are those before the step.
         """
-        self._copies.compare()
+        self._changes = self._copies.compare(self.parts.by_parameter)
+        changes = [*self._changes.values()]
         try:
-            self._checks.check_state(optimizer, self._copies.list_all())
+            self._checks.check_state(optimizer, changes)
             self.clip()
         except FloatingPointError:
-            self._copies.restore_()
+            restore_(changes)
             raise
         finally:
-            self._copies.close()
+            finish_(changes)
+            self._changes = {}
         self.check()
 
     def read_gradients(self) -> list[Tensor | None]:
         """Return the weights after the step; None if a parameter was not copied."""
-        weights = map(self._copies.get, self.rows.parameters)
-        return [None if each is None else each.new for each in weights]
+        changes = map(self._changes.get, map(id, self.rows.parameters))
+        return [None if change is None else change.new for change in changes]
 
     def measure(
         self,
@@ -105,9 +108,8 @@ class UpdateStepper(Stepper):
           *others: none.
         """
         states, weights = self.policy_states, self._get_weights()
-        changes = self._list_changes()
         first, *further = engine.measure(
-            self.parts, changes, weights, states.device, self.ranks
+            self.parts, self._changes, weights, states.device, self.ranks
         )
         if self.is_split:
             self._part_norms = first.norms
@@ -121,9 +123,10 @@ class UpdateStepper(Stepper):
         Their gradients were removed and their weights did not change. An optimizer or a
         hook may also remove gradients after the weights have changed.
         """
-        gradients = [parameter.grad for parameter in self.rows.parameters]
-        if all(each.parameter.grad is not None for each in self._copies.list_all()):
+        changes = self._changes.values()
+        if all(change.entry.parameter.grad is not None for change in changes):
             return observed
+        gradients = [parameter.grad for parameter in self.rows.parameters]
         has_gradient = torch.from_numpy(cpu.find_observed(self.rows, gradients))
         return observed & ((norms != 0) | self.policy_states.as_array(has_gradient))
 
@@ -132,29 +135,16 @@ class UpdateStepper(Stepper):
         states, scales = self.policy_states, decision.scale
         if self.is_split:
             scales = get_part_scales(decision, states.xp)
-        engine.scale_(self._list_changes(), scales)
-
-    def _list_changes(self) -> list[Change]:
-        """Return the parameters that were copied, before and after the step."""
-        changes = []
-        for entry in self.parts.by_parameter:
-            weights = self._copies.get(entry.parameter)
-            if weights is not None and entry.start < entry.stop:
-                changes.append(Change(entry, weights.old, weights.new))
-        return changes
+        engine.scale_(self._changes.values(), scales)
 
     def _get_weights(self) -> list[list[Tensor]]:
         """Return the weights before the step as the only item, if a policy needs them.
 
         Between two steps, these are the present weights.
         """
-        return [
-            list(map(self._find_old_weights, self.rows.parameters))
-            for _ in super()._get_weights()
-        ]
-
-    def _find_old_weights(self, parameter: Tensor) -> Tensor:
-        weights = self._copies.get(parameter)
-        if weights is None or weights.old.is_sparse:
-            return parameter.detach()
-        return weights.old
+        sequences = super()._get_weights()
+        for weights in sequences:
+            for index, parameter in enumerate(self.rows.parameters):
+                if change := self._changes.get(id(parameter)):
+                    weights[index] = change.weights
+        return sequences
