@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoclip_core import ParamRatio
 from autoclip_torch import UpdateClipper
@@ -78,3 +79,60 @@ def test_a_long_parameter_is_restored_exactly():
         optimizer.step()
     assert torch.equal(model[0], old)
     assert torch.signbit(model[0][0])
+
+
+def test_a_long_sparse_gradient_is_clipped_by_unit():
+    """It has more than 2^20 elements, and is measured in one piece."""
+    layer = nn.Embedding(1050, 1000, sparse=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    UpdateClipper(layer, optimizer, ParamRatio(0.1), scope="unit")
+    old = layer.weight.detach().double().clone()
+    layer(torch.arange(1050)).sum().backward()
+    optimizer.step()
+    change = layer.weight.detach().double() - old
+    torch.testing.assert_close(
+        change.norm(dim=1), 0.1 * old.norm(dim=1), rtol=2e-6, atol=0
+    )
+
+
+class Passes(TorchDispatchMode):
+    """Counts the elements that torch reads or writes, and the largest new tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        if not any(r.alias_info and not r.alias_info.is_write for r in returned):
+            self.elements += sum(count_elements(args))
+        if all(r.alias_info is None for r in returned):
+            self.largest = max([self.largest, *count_elements([result])])
+        return result
+
+
+def count_elements(values):
+    """Return the number of elements of each tensor in nested lists."""
+    leaves = torch.utils._pytree.tree_leaves(values)
+    return [each.numel() for each in leaves if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize("lengths", [[LENGTH], [100] * 40, [LENGTH, *[100] * 40]])
+def test_a_step_adds_four_passes_and_little_memory(lengths):
+    """They are the weights and their copy, before the step and again after it.
+
+    NumPy sums the squares while they are in the cache.
+    """
+    model = nn.ParameterList(nn.Parameter(torch.ones(each)) for each in lengths)
+    for parameter in model:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    UpdateClipper(model, optimizer, ParamRatio(0.1))
+    optimizer.step()
+    with Passes() as passes:
+        optimizer.step()
+    of_the_optimizer = 2 * sum(lengths)
+    short = sum(2 * each for each in lengths if each < LENGTH)  # are copied together
+    assert passes.elements == of_the_optimizer + 4 * sum(lengths) + short
+    assert passes.largest <= 2**18
