@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import lr_scheduler
 
-from autoclip_torch import ClippedOptimizer, NormClip, optim
+from autoclip_torch import ClippedOptimizer, NormClip, TrustClip, optim
 
 from ..support.torch_optimizers import (
     OPTIMIZERS,
@@ -33,7 +33,7 @@ from ..support.torch_optimizers import (
 
 
 @every_clipper
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("name", ["SGD foreach", "Adam"])
 def test_a_resumed_run_has_the_same_bits(wrap, name):
     model, optimizer = trained(wrap, name)
     file = io.BytesIO()
@@ -81,6 +81,27 @@ def test_a_distributed_checkpoint_holds_the_clipper_and_the_optimizer(wrap, tmp_
         train(*run, steps=4)
     assert_same_weights(resumed, model)
     assert_same_state(again.clipper.state_dict(), optimizer.clipper.state_dict())
+
+
+@pytest.mark.parametrize("name", ["SGD foreach", "Adam"])
+def test_a_distributed_checkpoint_adds_no_step(name):
+    """torch creates the state of an optimizer by a step with zero gradients.
+
+    SGD without momentum has no state, so torch does that in each call.
+    """
+    (model, optimizer), (resumed, again) = runs = [
+        (net, OPTIMIZERS[name](net.parameters()))
+        for net in (network(), network(seed=9))
+    ]
+    clipper, other = (TrustClip(*run) for run in runs)
+    train(model, optimizer, steps=3)
+    optimizer.zero_grad()
+    state = get_optimizer_state_dict(model, optimizer)
+    other.load_state_dict(clipper.state_dict())
+    set_optimizer_state_dict(resumed, again, state)
+    for each in (clipper, other):
+        metrics = each.metrics()
+        assert metrics["clip/steps"] == metrics["clip/update_steps"] == 3
 
 
 def test_a_checkpoint_of_an_unclipped_optimizer_loads():
