@@ -207,8 +207,7 @@ def _next_state(
     tally = metrics.count_step(restore_names(state.clip_tally), decision, XP)
     totals = None
     if norm != "l2":
-        rows = decision.norm.shape[0]
-        sizes = None if sizes is None else sizes.reshape(-1, rows).sum(axis=0)
+        sizes = None if sizes is None else sizes.reshape(1 + is_split, -1).sum(axis=0)
         totals = metrics.compute_totals(decision, XP, norm=norm, sizes=sizes)
     # All fields of the decision but `skipped` and `dropped`.
     return ClipState(

@@ -209,6 +209,10 @@ def test_init_and_update_accept_shapes_and_empty_trees():
         for tree in ({}, {"a": None}, {"a": optax.MaskedNode()}):
             updates, _ = jax.jit(tx.update)(tree, tx.init(tree))
             assert updates == tree
+    tx = trust_clip(optax.sgd(1.0))
+    updates, state = tx.update({}, tx.init({}), {})
+    assert updates == {}
+    assert clip_metrics(state)["clip/update_steps"] == 1
 
 
 def test_an_absent_gradient_keeps_its_units():
