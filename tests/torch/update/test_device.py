@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoclip_core import Drop, MeanStd, ParamRatio
-from autoclip_torch import UpdateClipper
+from autoclip_torch import TrustClip, UpdateClipper
 
 from ...support.torch_device import (
     NAN,
@@ -92,3 +92,16 @@ def test_rows_within_their_bound_and_removed_rows_are_unchanged(scope, dtype):
     assert torch.equal(removed, weights)
     change = torch.linalg.vector_norm((large - weights).double())
     assert 0 < float(change) < 2
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit", "global"])
+def test_a_model_without_values_steps_and_has_no_metrics(scope):
+    """It is on the meta device, where steps cost no memory."""
+    net = model().to("meta")
+    optimizer = torch.optim.AdamW(net.parameters())
+    clipper = TrustClip(net, optimizer, scope=scope)
+    for p in net.parameters():
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    with pytest.raises(NotImplementedError, match="no data"):
+        clipper.metrics()
