@@ -60,7 +60,7 @@ class Copies:
         """
         changes = {}
         for entry in entries:
-            old = self._old.get(id(entry.parameter))
+            old = self._old.pop(id(entry.parameter), None)
             if old is None or entry.start == entry.stop:
                 continue
             new = entry.parameter.detach()
