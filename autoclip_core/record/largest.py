@@ -67,7 +67,7 @@ class LargestSteps:
     ) -> None:
         """Add the step of a decision, whose fields and names of rows are given."""
         ratios = divide_known(rows["norm"], rows["threshold"])
-        if ratios.size and self.can_add(float(ratios.max())):
+        if self.can_add(float(ratios.max(initial=0.0))):
             worst = np.argsort(-ratios, kind="stable")[:MOST_ROWS].tolist()
             self.add(number, step, {names[row]: float(ratios[row]) for row in worst})
 

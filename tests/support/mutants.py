@@ -168,10 +168,26 @@ EQUIVALENT = {
     "planning/suggest.py": [
         ("1.0 -> 1.01", "float(norms.max()) or 1.0"),
     ],
-    # A ratio of 1 and less is not kept.
+    # 0 divided by another number is 0, too.
     "record/largest.py": [
-        ("0.0 -> 1.0", "np.where(is_known, above, 0.0)"),
         ("1.0 -> 1.01", "np.where(is_known, below, 1.0)"),
+        # A ratio of 1 is not kept.
+        ("0.0 -> 1.0", "max(rows.values(), default=0.0)"),
+        ("steps['clipped'] > 0 -> steps['clipped'] >= 0", ""),
+        # What is beyond the twentieth step is removed at once.
+        ("len(self._steps) < MOST -> len(self._steps) <= MOST", ""),
+        ("ratio > self._steps[-1].ratio -> ratio >= self._steps[-1].ratio", ""),
+        # A norm that is not finite is not clipped.
+        (
+            "(steps['clipped'] > 0) & np.isfinite(steps['norm']) -> "
+            "(steps['clipped'] > 0) | np.isfinite(steps['norm'])",
+            "",
+        ),
+        ("0.0 -> 1.0", "return 0.0"),
+        ("0.0 -> 1.0", "1 / step.scale if step.scale > 0 else 0.0"),
+        # The norm over an infinite threshold is 0.
+        ("0 < step.threshold < math.inf -> 0 < step.threshold <= math.inf", ""),
+        ("0.0 -> 1.0", "ratios.max(initial=0.0)"),
     ],
     # No row joins if the numbers are equal. An integer beyond every float is neither 0
     # nor 1. The device changes no number, only transfers, which the torch tests count.

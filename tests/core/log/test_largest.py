@@ -14,7 +14,7 @@ from autoclip_core.clipper.metrics import (
     empty_tally,
 )
 from autoclip_core.log.report import format_spikes, select_spikes
-from autoclip_core.record.largest import MOST, LargestSteps
+from autoclip_core.record.largest import MOST, LargestSteps, divide_known
 from autoclip_core.record.step import Step
 
 SPIKES = {40: 90.0, 70: 500.0, 71: 12.0}
@@ -102,10 +102,47 @@ def test_only_the_largest_are_kept_and_only_above_the_threshold():
     log.record(norm=math.nan, threshold=1.0)
     log.record(norm=5.0, threshold=math.inf)
     log.record(norm=5.0, threshold=0.0)
+    log.record(norm=1e300, threshold=1e-300)  # the quotient is infinite
     kept = [(s.norm, s.step) for s in log.largest]
     steps = {norm: step for step, norm in enumerate(norms.tolist())}
     assert kept == [(float(n), steps[n]) for n in range(199, 199 - MOST, -1)]
     assert LargestSteps.from_list(LargestSteps().to_list()).sorted() == ()
+
+
+def test_rows_that_are_set_to_0_have_no_ratio_without_their_names():
+    log = ClipLog()
+    log.record({"clip/norm": 5.0, "clip/threshold": 1.0, "clip/scale": 0.0}
+               | {"clip/clipped": 1.0, "clip/rows": 2})  # fmt: skip
+    assert log.largest == ()
+
+
+def test_a_number_that_is_not_known_has_the_ratio_0():
+    above = np.array([6.0, math.nan, math.inf, 6.0, 6.0, 6.0, 0.0])
+    below = np.array([2.0, 2.0, 2.0, math.nan, math.inf, 0.0, 2.0])
+    assert divide_known(above, below).tolist() == [3.0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("norms", "rows"),
+    [
+        ([3.0, 5.0, 2.0, 4.0], (("b", 5.0), ("d", 4.0), ("a", 3.0))),
+        ([1.0, 5.0], (("b", 5.0),)),  # the first row is at its threshold
+    ],
+)
+def test_at_most_three_rows_are_named_the_largest_ratio_first(norms, rows):
+    log, policy = ClipLog(list("abcd")[: len(norms)]), Fixed(1.0)
+    log.record(decide(policy, policy.init(len(norms)), norms)[1])
+    assert log.largest[0].rows == rows
+
+
+def test_a_table_has_the_twenty_largest_steps(tmp_path):
+    log = ClipLog()
+    for norm in [*range(40, 21, -1), 20, 21]:
+        log.record(norm=float(norm), threshold=1.0)
+    log.to_csv(path := tmp_path / "run.csv")
+    expected = [float(norm) for norm in range(40, 20, -1)]
+    assert [step.norm for step in ClipLog.from_csv(path).largest] == expected
+    assert [step.norm for step in log.largest] == expected
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
