@@ -80,9 +80,8 @@ def time_checks(parameters: Parameters, seconds: float) -> dict[str, float]:
     def check_by_hand() -> None:
         by_hand._follow()
         by_hand._check_coverage([optimizer])
-        by_hand._loop_check.begin(by_hand._stepper)
-        by_hand._loop_check.end()
-        by_hand._loop_check.check_update(optimizer)
+        by_hand._loop_check._other_model.end_clip()
+        by_hand._loop_check._other_model.restart()
 
     def check_attached() -> None:
         attached._follow_optimizer(optimizer)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .gradient_samples import GradientValues
 
-_CYCLES = 10
-"""So many updates are observed. The result is read as many updates later."""
+_CYCLES = 5
+"""So many updates are observed. The result is read as many updates later, so that a
+device has it."""
 
 _GROWN = 3
 """The gradients must have grown in so many of them."""
