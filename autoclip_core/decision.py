@@ -103,10 +103,7 @@ def decide(
         return _decide(policy, state, arrays, param_norms, nonfinite, loss, xp)
     row = tuple(map(scalars.take_row, arrays))
     loss = None if loss is None else LossDecision(*map(scalars.take_row, loss))
-    with np.errstate(over="ignore"):  # a number beyond float32 is infinite
-        state, decision = _decide(
-            policy, state, row, param_norms, nonfinite, loss, scalars
-        )
+    state, decision = _decide(policy, state, row, param_norms, nonfinite, loss, scalars)
     return state, Decision(*map(scalars.as_row, decision))
 
 

@@ -11,7 +11,6 @@ update: `decide` follows the `LossDecision`. A loss is not a row.
 | loss is NaN or infinite      | skipped | not recorded | not recorded |
 """
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from .checks import format_error
 from .history.validation import find_invalid_value
 from .policy import Policy, check_policy, limit_and_record, select_rows
-from .scale import SMALLEST_NORMAL, XP, Array, find_level
+from .scale import SMALLEST_NORMAL, XP, Array, find_level, ignore_overflow
 
 LARGEST_LOSS = 1e38
 """Losses beyond it count as infinite: the difference of two losses must be finite."""
@@ -158,7 +157,7 @@ def _as_loss(loss: Array, xp: XP) -> Array:
     Raises:
       ValueError: the loss is not a single number.
     """
-    with np.errstate(over="ignore") if xp is np else nullcontext():
+    with ignore_overflow(xp):
         loss = xp.asarray(loss, dtype=xp.float32)
     shape = tuple(loss.shape)
     if shape not in ((), (1,)):

@@ -12,7 +12,6 @@ It also supports arithmetic, comparisons, `& | ~` on booleans and basic slicing.
 policy uses nothing else: no branch on data, no write in place, no `float()`.
 """
 
-from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +23,7 @@ from .scale import (
     XP,
     Array,
     complete_limit,
+    ignore_overflow,
 )
 from .scale import Limit as Limit
 
@@ -181,8 +181,7 @@ def _limit_and_record(
     """Return the limit of a policy, and its state with the values recorded."""
     if param_norms is not None:
         param_norms = xp.asarray(param_norms, dtype=xp.float32)
-    # A threshold beyond the range of float32 is +inf; NumPy need not warn about it.
-    with np.errstate(over="ignore") if xp is np else nullcontext():
+    with ignore_overflow(xp):
         limit = policy.limit(state, values, param_norms=param_norms, xp=xp)
         return limit, policy.record(state, values, limit, xp)
 

@@ -17,7 +17,7 @@ This file imports no other file of the package, so it can serve alone as the ref
 for an adapter.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,9 +60,18 @@ LARGEST_DIVISOR = 8.507059173023462e37
 """2**126: XLA multiplies by 1 / divisor, and flushes it if the divisor is larger."""
 
 
+def ignore_overflow(xp: XP) -> AbstractContextManager[Any]:
+    """Return a context in which NumPy does not warn that a number exceeds float32.
+
+    The number becomes infinite. In another namespace the context does nothing.
+    """
+    is_numpy = xp.float32 is np.float32
+    return np.errstate(over="ignore") if is_numpy else nullcontext()
+
+
 def as_norms(norms: Array, xp: XP = np) -> Array:
     """Return the norms as float32: subnormal as 0, above the float32 range as inf."""
-    with np.errstate(over="ignore") if xp is np else nullcontext():
+    with ignore_overflow(xp):
         norms = xp.asarray(norms, dtype=xp.float32)
     return xp.where(norms < SMALLEST_NORMAL, 0.0, norms)
 

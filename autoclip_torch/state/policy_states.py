@@ -1,7 +1,6 @@
 """The policy states of a clipper and its counts, on the CPU or on a device."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -14,7 +13,7 @@ from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.loss import LossDecision
 from autoclip_core.policy import select_rows
-from autoclip_core.scale import find_level
+from autoclip_core.scale import find_level, ignore_overflow
 from autoclip_torch.gradients.transfer import read_arrays
 from autoclip_torch.rows.rows import Rows
 
@@ -166,8 +165,7 @@ class PolicyStates:
         if param_norms is not None:
             param_norms = xp.asarray(param_norms, dtype=xp.float32)
         for block, state, part in self._split(param_norms):
-            # A threshold beyond the range of float32 is +inf, without a warning.
-            with np.errstate(over="ignore") if xp is np else nullcontext():
+            with ignore_overflow(xp):
                 limit = block.policy.limit(state, None, param_norms=part, xp=xp)
             # A policy without state returns one number for all rows.
             rows = xp.zeros((block.count,), dtype=xp.float32)
