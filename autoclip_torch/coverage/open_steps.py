@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 _HOOKED_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 """The code that runs the hooks, the same for every class of optimizers."""
 
-_CHECKPOINTS = "torch.distributed.checkpoint.state_dict"
-
 
 def is_outermost_step(optimizer: Optimizer) -> bool:
     """Return whether a hook runs in the outermost call of the optimizer's `step`.
@@ -23,29 +21,30 @@ def is_outermost_step(optimizer: Optimizer) -> bool:
     """
     if torch.compiler.is_compiling():  # traced code has no frames
         return True
-    calls = 0
-    for frame in _list_frames():
-        calls += _is_step(frame, optimizer)
-        if calls > 1 or _creates_state(frame):
-            return False
-    return True
+    return _count_calls(optimizer) < 2 and not _creates_state()
 
 
 def is_in_step(optimizer: Optimizer) -> bool:
     """Return whether the optimizer's `step` is running, in eager code."""
-    return any(_is_step(frame, optimizer) for frame in _list_frames())
+    return _count_calls(optimizer) > 0
 
 
-def _is_step(frame: FrameType, optimizer: Optimizer) -> bool:
-    """Return whether a frame runs the optimizer's `step` and its hooks."""
-    is_step = frame.f_code is _HOOKED_STEP
-    return is_step and frame.f_locals.get("self") is optimizer
+def _count_calls(optimizer: Optimizer) -> int:
+    calls = 0
+    for frame in _list_frames():
+        if frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer:
+            calls += 1
+    return calls
 
 
-def _creates_state(frame: FrameType) -> bool:
-    """Return whether torch steps with zero gradients and lr = 0 in this frame."""
-    has_name = frame.f_code.co_name == "_init_optim_state"
-    return has_name and frame.f_globals.get("__name__") == _CHECKPOINTS
+def _creates_state() -> bool:
+    """Return whether torch is creating an optimizer's state, with lr = 0."""
+    checkpoints = sys.modules.get("torch.distributed.checkpoint.state_dict")
+    create_state = getattr(checkpoints, "_init_optim_state", None)
+    if create_state is None:  # only a distributed checkpoint imports it
+        return False
+    code = create_state.__code__
+    return any(frame.f_code is code for frame in _list_frames())
 
 
 def _list_frames() -> Iterator[FrameType]:
