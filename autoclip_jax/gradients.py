@@ -1,6 +1,7 @@
 """The norm of each row of a pytree, and the updates times their scales."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from autoclip_core.clipper.units import (
 )
 from autoclip_core.scale import square_root
 
-from .mesh import find_cutting_axes, reduce_pieces, replicate, shard_as
+from .mesh import find_cutting_axes, get_type, reduce_pieces, replicate, shard_as
 from .rows import Rows, is_gradient, is_none
 
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
@@ -77,36 +78,28 @@ def measure_norms(
         return jnp.zeros((rows.part_count,), jnp.float32)
     if norm == "max":
         return _largest_magnitudes(rows, parts, axis_name)
-    sizes = count_elements(rows, tree, axis_name) if norm == "rms" else None
-    sums = _sum_squares(parts, None, axis_name)
-    squares = _join_rows(rows, sums)
+    squares = _join_rows(rows, _sum_squares(parts, axis_name))
     is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
     is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
-
-    def measure_again() -> Array:
-        divisors = {start: _choose_divisors(each) for start, each in sums.items()}
-        again = _join_rows(rows, _sum_squares(parts, divisors, axis_name))
-        return _choose_divisors(squares) * root(again)
-
-    def root(sums: Array) -> Array:
-        norms: Array = square_root(sums, jnp)
-        if sizes is not None:
-            norms = to_rms(norms, sizes.astype(norms.dtype), jnp)
-        return norms
-
+    divisors = _choose_divisors(squares)
+    sum_again = partial(_sum_scaled_squares, parts, divisors, axis_name)
     # Outside of a trace, `cond` would compile its branches again in every step.
-    if not isinstance(is_safe, jax.core.Tracer):
-        return root(squares) if is_safe else measure_again()
-    norms: Array = lax.cond(is_safe, lambda: root(squares), measure_again)
-    return norms
+    if isinstance(is_safe, jax.core.Tracer):
+        squares = lax.cond(is_safe, lambda: squares, sum_again)
+    elif not is_safe:
+        squares = sum_again()
+    norms: Array = square_root(squares, jnp)
+    if norm == "rms":
+        sizes = count_elements(rows, tree, axis_name)
+        norms = to_rms(norms, sizes.astype(norms.dtype), jnp)
+    return jnp.where(is_safe, 1.0, divisors) * norms
 
 
 def _choose_divisors(squares: Array) -> Array:
     """Return a divisor of each row, after which no square of an element is lost."""
     least, most = np.array([_SMALLEST_DIVISOR, _LARGEST_DIVISOR], squares.dtype)
-    divisors = lax.clamp(least, squares, most)
-    constant: Array = lax.stop_gradient(divisors)
-    return constant
+    divisors: Array = lax.stop_gradient(lax.clamp(least, squares, most))
+    return divisors
 
 
 def count_elements(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
@@ -193,6 +186,7 @@ def _gather(values: Array, indices: np.ndarray[Any, Any]) -> Array:
     return lax.gather(values, indices, numbers, slice_sizes=(1,), mode=mode)
 
 
+@partial(jax.jit, static_argnames="units")
 def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     """Return scale * leaf in float32 or wider; scales of 0 and 1 do not multiply."""
     view = leaf if units is None else leaf.reshape(split_shape(leaf.shape, units))
@@ -205,35 +199,53 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
 
 
 def _sum_squares(
-    parts: Sequence[tuple[ParameterRows, Array]],
-    divisors: dict[int, Array] | None,
-    axes: Any,
+    parts: Sequence[tuple[ParameterRows, Array]], axes: Any
 ) -> dict[int, Array]:
-    """Return the sums of squares of each row, by the number of its first row.
-
-    The divisors, one per row, divide the elements first.
-    """
-    sums: dict[int, Any] = {}
+    """Return the sums of squares of each row, by the number of its first row."""
+    sums: dict[int, Array] = {}
     kind = _find_norm_type(parts)
     for parameter, leaf in parts:
-        divisor = None if divisors is None else divisors[parameter.start]
-        squares = _sum_leaf_squares(leaf, parameter, divisor, axes).astype(kind)
-        sums[parameter.start] = sums.get(parameter.start, 0) + squares
+        squares = _sum_leaf_squares(leaf, None, parameter.units).astype(kind)
+        squares = reduce_pieces(lax.psum, squares, axes)
+        row = parameter.start
+        sums[row] = sums[row] + squares if row in sums else squares
     return sums
 
 
-def _sum_leaf_squares(
-    leaf: Array, parameter: ParameterRows, divisor: Array | None, axes: Any
+def _sum_scaled_squares(
+    parts: Sequence[tuple[ParameterRows, Array]], divisors: Array, axes: Any
 ) -> Array:
+    """Return the sum of the squares of each row, divided by its divisor before.
+
+    XLA compiles this rare pass into each step. So all leaves of a type are stacked.
+    """
+    groups: dict[Any, list[tuple[ParameterRows, Array]]] = {}
+    for parameter, leaf in parts:
+        group = groups.setdefault((get_type(leaf), parameter.units), [])
+        group.append((parameter, leaf))
+    order = [p for pairs in groups.values() for p, _ in pairs]
+    rows = np.concatenate([range(p.start, p.stop) for p in order])
+    ordered, end, sums = divisors[rows], 0, []
+    for (_, units), pairs in groups.items():
+        start, end = end, end + sum(p.stop - p.start for p, _ in pairs)
+        stacked = jnp.stack([leaf for _, leaf in pairs])
+        sum_leaves = jax.vmap(partial(_sum_leaf_squares, units=units))
+        squares = sum_leaves(stacked, ordered[start:end].reshape(len(pairs), -1))
+        sums.append(reduce_pieces(lax.psum, squares.reshape(-1), axes))
+    added = jnp.concatenate(sums, dtype=divisors.dtype)
+    return jnp.zeros_like(divisors).at[rows].add(added)
+
+
+# JAX traces a function of `jit` once for all leaves of a type.
+@partial(jax.jit, static_argnames="units")
+def _sum_leaf_squares(leaf: Array, divisor: Array | None, units: Units | None) -> Array:
     """Return the sum of squares of one leaf, or one per unit, shape (its rows,)."""
-    units = parameter.units
     view = _magnitudes(leaf, units) if jnp.iscomplexobj(leaf) else _widen(leaf, units)
     if divisor is not None:
         view = view / _spread(divisor.astype(view.dtype), view, units)
     unit_axes = None if units is None else units.axes
     total = replicate(jnp.sum(jnp.square(view), axis=unit_axes))
-    total = total if units is None else total.reshape(-1)
-    return reduce_pieces(lax.psum, total, axes)
+    return total if units is None else total.reshape(-1)
 
 
 def _largest_magnitudes(
@@ -268,8 +280,8 @@ def _widen(leaf: Array, units: Units | None) -> Array:
 
 def _spread(values: Array, view: Array, units: Units | None) -> Array:
     """Return one value for all of a view, or one per unit in the shape of the view."""
-    if units is None or values.ndim == 0:
-        return values
+    if units is None or values.size == 1:
+        return values.reshape(())
     shape = unit_shape(view.shape, units._replace(groups=1))
     return shard_as(jnp.broadcast_to(values.reshape(shape), view.shape), view)
 

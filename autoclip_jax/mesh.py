@@ -27,13 +27,19 @@ def find_cutting_axes(value: Array, axes: Any) -> tuple[str, ...]:
     return tuple(n for n in names if not is_typed or n in _varying_axes(value))
 
 
+def get_type(value: Array) -> Any:
+    """Return the shape and the type of a value, and how it lies on a mesh."""
+    is_typed = hasattr(jax, "typeof")
+    return jax.typeof(value) if is_typed else (value.shape, value.dtype)
+
+
 def _varying_axes(value: Array) -> frozenset[str]:
     """Return the axes along which a value varies, according to its type.
 
     The attribute has changed its name twice. Before JAX 0.7 no type has it, and the
     result is empty.
     """
-    kind = jax.typeof(value) if hasattr(jax, "typeof") else None
+    kind = get_type(value)
     manual = getattr(kind, "manual_axis_type", None)
     if manual is not None:
         return frozenset(manual.varying)
@@ -61,7 +67,7 @@ def shard_as(value: Array, like: Array) -> Array:
 
 def _explicit_sharding(value: Array) -> Any:
     """Return the sharding of a value on a mesh with explicit axes, otherwise None."""
-    kind = jax.typeof(value) if hasattr(jax, "typeof") else None
+    kind = get_type(value)
     sharding = getattr(kind, "sharding", None)
     axes = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
     return sharding if any(axis.name == "Explicit" for axis in axes) else None

@@ -75,7 +75,7 @@ def push(window: Window, norms: Array, xp: XP = np) -> Window:
     new = norms[:, None]
     slot = xp.where(count < length, count, count - length)
     at_slot = xp.arange(length, dtype=xp.int32)[None, :] == slot[:, None]
-    oldest = xp.sum(xp.where(at_slot, ring, 0.0), axis=1)[:, None]
+    oldest = xp.take_along_axis(ring, slot[:, None], axis=1)
     inserted = xp.minimum(xp.maximum(ordered[:, :-1], new), ordered[:, 1:])
     below = inserted[:, :-1]
     replaced = xp.where(below < oldest, below, inserted[:, 1:])
