@@ -217,7 +217,7 @@ def _sum_scaled_squares(
 ) -> Array:
     """Return the sum of the squares of each row, divided by its divisor before.
 
-    XLA compiles this rare pass into each step. So all leaves of a type are stacked.
+    XLA compiles this rare pass into each step. So it stacks the leaves of one type.
     """
     groups: dict[Any, list[tuple[ParameterRows, Array]]] = {}
     for parameter, leaf in parts:
