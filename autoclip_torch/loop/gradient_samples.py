@@ -65,18 +65,18 @@ class GradientValues:
             for before, now in pairs
         )
 
-    def have_grown(self, parameters: Sequence[Tensor]) -> Tensor | None:
-        """Return whether any magnitude is larger now, without waiting for a device.
+    def have_grown(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return whether magnitudes are larger now, without waiting for a device.
 
         Returns:
-          A flag on the CPU, which an accelerator may write later; None without values.
+          A flag of each gradient on the CPU, which a device may write later.
         """
         now = _read(parameters)
-        if not now or [x.shape for x in now] != [x.shape for x in self._values]:
-            return None
+        if [x.shape for x in now] != [x.shape for x in self._values]:
+            return []
         pairs = zip(self._values, now, strict=True)
         grown = [(after.abs() > before.abs()).any() for before, after in pairs]
-        return torch.stack(grown).any().to("cpu", non_blocking=True)
+        return [flag.to("cpu", non_blocking=True) for flag in grown]
 
 
 def _read(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ class SumCheck:
     def __init__(self) -> None:
         """Start before the first clip."""
         self._before: GradientValues | None = None
-        self._grown: list[Tensor] = []
+        self._grown: list[list[Tensor]] = []
         self._cycles = 0
 
     def end_clip(self, samples: Sequence[Tensor]) -> None:
@@ -36,9 +36,9 @@ class SumCheck:
         """Return whether the gradients had grown before the first updates."""
         self._cycles += 1
         before, self._before = self._before, None
-        if before is not None and (grown := before.have_grown(samples)) is not None:
-            self._grown.append(grown)
-        return self._cycles == 2 * _CYCLES and sum(map(bool, self._grown)) >= _GROWN
+        if before is not None:
+            self._grown.append(before.have_grown(samples))
+        return self._cycles == 2 * _CYCLES and sum(map(any, self._grown)) >= _GROWN
 
 
 def _has_several_ranks() -> bool:
