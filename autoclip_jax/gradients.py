@@ -22,6 +22,7 @@ from autoclip_core.scale import square_root
 from .mesh import find_cutting_axes, get_type, reduce_pieces, replicate, shard_as
 from .rows import Rows, is_gradient, is_none
 
+_MOST_STACKED = 2**16  # elements of a leaf that may be copied
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
@@ -63,9 +64,8 @@ def measure_norms(
     """Return the norm of each part of a row, shape (parts,).
 
     Norms are float32, or float64 if a leaf is. Squares are summed in the type of the
-    leaf, at least float32. If a sum is infinite or tiny, precision may be lost:
-    then each row is divided by a number of about its size and summed again. A row of
-    exact zeros also costs this second pass.
+    leaf, at least float32. If a sum is infinite or tiny, or the row is zero, each row
+    is divided by a number of about its size and summed again.
 
     Args:
       rows: which leaf belongs to which row.
@@ -160,9 +160,8 @@ def _split_scales(
 ) -> dict[tuple[int, int], Array]:
     """Return the scales of each range of rows; a single one has the shape ().
 
-    On a CPU, XLA compiles equal loops once. A loop that contains a slice has its start
-    as a constant, so that the loop of each leaf would be compiled separately. The
-    indices of a gather are an argument of the loop.
+    On a CPU, XLA compiles equal loops once. A slice would make its start a constant of
+    the loop. The indices of a gather are an argument of the loop.
     """
     count, parts = scales.shape[0], {}
     is_gathered = jax.default_backend() == "cpu" and count > 1
@@ -217,16 +216,17 @@ def _sum_scaled_squares(
 ) -> Array:
     """Return the sum of the squares of each row, divided by its divisor before.
 
-    XLA compiles this rare pass into each step. So it stacks the leaves of one type.
+    XLA compiles this rare pass into each step. So it stacks small leaves of one type.
     """
     groups: dict[Any, list[tuple[ParameterRows, Array]]] = {}
-    for parameter, leaf in parts:
-        group = groups.setdefault((get_type(leaf), parameter.units), [])
-        group.append((parameter, leaf))
+    for index, (parameter, leaf) in enumerate(parts):
+        alone = index if leaf.size > _MOST_STACKED else None
+        key = get_type(leaf), parameter.units, alone
+        groups.setdefault(key, []).append((parameter, leaf))
     order = [p for pairs in groups.values() for p, _ in pairs]
-    rows = np.concatenate([range(p.start, p.stop) for p in order])
-    ordered, end, sums = divisors[rows], 0, []
-    for (_, units), pairs in groups.items():
+    rows, sums, end = np.concatenate([range(p.start, p.stop) for p in order]), [], 0
+    ordered = divisors[rows]
+    for (_, units, _), pairs in groups.items():
         start, end = end, end + sum(p.stop - p.start for p, _ in pairs)
         stacked = jnp.stack([leaf for _, leaf in pairs])
         sum_leaves = jax.vmap(partial(_sum_leaf_squares, units=units))
