@@ -34,22 +34,6 @@ _WAYS_OUT = {
 }
 """Other keywords of torch's clippers, or of another factory."""
 
-_INSIDE = "put trust_clip inside: optax."
-_FILTER = (
-    "clip its gradients instead: optax.chain(clip_by_quantile(0.9, scope='global'), "
-    "optimizer)"
-)
-_WAYS_OUT_OF_OPTIMIZERS = {
-    "ScheduleFreeState": (
-        f"{_INSIDE}contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)"
-    ),
-    "LookaheadState": f"{_INSIDE}lookahead(trust_clip(optax.sgd(0.1)), 5, 0.5)",
-    "SAMState": f"{_INSIDE}contrib.sam(trust_clip(optax.sgd(0.1)), adv_optimizer)",
-    "COCOBState": _FILTER,
-    "MadgradState": _FILTER,
-}
-"""Optimizers that would undo a bound, by the class of their state."""
-
 
 def explain_arguments(
     policy: type[Policy] | None = None,
@@ -153,34 +137,3 @@ def check_transformation(argument: str, value: Any, way_out: str) -> None:
     if not hasattr(value, "init") or not hasattr(value, "update"):
         rule = "an optax gradient transformation"
         raise TypeError(format_error(argument, rule, value, way_out))
-
-
-def check_uses_present_weights(state: Any) -> None:
-    """Refuse the state of an optimizer whose weights do not follow from the present.
-
-    Its next weights come from others: weights or sums in its state, or slow weights. So
-    the optimizer would undo the bound of an update.
-
-    Args:
-      state: what `init` of the optimizer returned.
-
-    Raises:
-      ValueError: the state, or a part of it, is that of such an optimizer.
-    """
-
-    name = find_other_weights(state)
-    if name:
-        raise ValueError(
-            "optimizer must compute its next weights from the present ones, got "
-            f"one with the state {name}; {_WAYS_OUT_OF_OPTIMIZERS[name]}"
-        )
-
-
-def find_other_weights(state: Any) -> str:
-    """Return the name of a state whose optimizer would undo a bound, or ""."""
-
-    def is_found(part: Any) -> bool:
-        return type(part).__name__ in _WAYS_OUT_OF_OPTIMIZERS
-
-    parts = jax.tree.leaves(state, is_leaf=is_found)
-    return next((type(part).__name__ for part in parts if is_found(part)), "")

@@ -15,14 +15,11 @@ from autoclip_core.clipper.trust import (
     make_filter,
 )
 
-from .arguments import (
-    check_transformation,
-    check_uses_present_weights,
-    explain_arguments,
-)
+from .arguments import check_transformation, explain_arguments
 from .clipper import make_transformation
 from .rows import Mask, Scope, choose_scope, is_none, repeat_mask
 from .state import TrustState, wrong_state_error
+from .update_clippers import check_uses_present_weights
 
 _HALVES = (
     "make the halves yourself: optax.chain(clip_by_policy(filter, scope='global'), "

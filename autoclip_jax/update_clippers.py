@@ -1,4 +1,4 @@
-"""Which clippers in an optimizer state clip the update: those behind the optimizer."""
+"""Which clippers clip the update, and which optimizers undo that."""
 
 import warnings
 from collections import OrderedDict
@@ -7,9 +7,24 @@ from typing import Any
 
 import jax
 
-from .arguments import find_other_weights
 from .skip_state import SkipState
 from .state import ClipState, TrustState
+
+_INSIDE = "put trust_clip inside: optax."
+_FILTER = (
+    "clip its gradients instead: optax.chain(clip_by_quantile(0.9, scope='global'), "
+    "optimizer)"
+)
+_WAYS_OUT_OF_OPTIMIZERS = {
+    "ScheduleFreeState": (
+        f"{_INSIDE}contrib.schedule_free(trust_clip(optax.sgd(0.1)), 0.1)"
+    ),
+    "LookaheadState": f"{_INSIDE}lookahead(trust_clip(optax.sgd(0.1)), 5, 0.5)",
+    "SAMState": f"{_INSIDE}contrib.sam(trust_clip(optax.sgd(0.1)), adv_optimizer)",
+    "COCOBState": _FILTER,
+    "MadgradState": _FILTER,
+}
+"""Optimizers that would undo a bound, by the class of their state."""
 
 
 def find_clippers(
@@ -44,6 +59,26 @@ def find_clippers(
             yield from find_clippers(link, behind, followed)
 
 
+def check_uses_present_weights(state: Any) -> None:
+    """Refuse the state of an optimizer whose weights do not follow from the present.
+
+    Its next weights come from others: weights or sums in its state, or slow weights. So
+    the optimizer would undo the bound of an update.
+
+    Args:
+      state: what `init` of the optimizer returned.
+
+    Raises:
+      ValueError: the state, or a part of it, is that of such an optimizer.
+    """
+    name = _find_other_weights(state)
+    if name:
+        raise ValueError(
+            "optimizer must compute its next weights from the present ones, got "
+            f"one with the state {name}; {_WAYS_OUT_OF_OPTIMIZERS[name]}"
+        )
+
+
 def warn_if_undone(part: Any) -> None:
     """Warn if an optimizer before an update clipper in a chain undoes its bound.
 
@@ -52,7 +87,7 @@ def warn_if_undone(part: Any) -> None:
     """
     for index, link in enumerate(_list_children(part)) if _has_clipper(part) else ():
         before = _list_children(part)[:index] if _is_chain(part) else []
-        name = find_other_weights(before)
+        name = _find_other_weights(before)
         if name and any(is_update for _, is_update in find_clippers(link, True)):
             warnings.warn(
                 f"a clipper of the update stands behind an optimizer with the state "
@@ -65,6 +100,16 @@ def warn_if_undone(part: Any) -> None:
             )
         if not isinstance(link, ClipState):
             warn_if_undone(link)
+
+
+def _find_other_weights(state: Any) -> str:
+    """Return the name of a state whose optimizer would undo a bound, or ""."""
+
+    def is_found(part: Any) -> bool:
+        return type(part).__name__ in _WAYS_OUT_OF_OPTIMIZERS
+
+    parts = jax.tree.leaves(state, is_leaf=is_found)
+    return next((type(part).__name__ for part in parts if is_found(part)), "")
 
 
 def _has_transformation(part: Any) -> bool:
