@@ -3,9 +3,11 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from autoclip_core.record.metrics import select_metrics
+from autoclip_core.record.statistics import median, root_sum_squares
 from autoclip_core.record.step import (
     FIELDS,
     Step,
@@ -87,3 +89,18 @@ def test_a_row_keeps_its_name_in_the_metrics_of_updates():
         "clip/norm": 5.0,
         "clip/norm/clip/update_a": 3.0,
     }
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+def test_the_median_is_that_of_numpy(size):
+    values = np.array([3.0, 70.0, 2.0, 11.0, 0.5, 30.0, 7.0])[:size]
+    assert median(values) == np.median(values)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e300, 1e-300])
+def test_the_root_of_a_sum_of_squares_stays_in_range(unit):
+    values = unit * np.array([1e-200, 3.0, 4.0])
+    assert root_sum_squares(values) == pytest.approx(5.0 * unit, rel=1e-12)
