@@ -97,6 +97,8 @@ def test_the_regime_follows_from_the_rate(rate, steps, start):
 def test_a_bound_without_effect_is_not_to_be_lowered():
     assert name_regime(0.0, 1000).endswith("almost no effect, lower it")
     assert name_regime(0.0, 1000, True).endswith("the bound has almost no effect")
+    start = "Clip rate 0.1 % over 1000 steps"
+    assert name_regime(0.001, 1000, is_update=True) == start
 
 
 def advice(
