@@ -26,11 +26,12 @@ class BackwardWatch:
         return bool(self._handles)
 
     def start(self, samples: Sequence[Tensor]) -> None:
-        """Note the backward passes from now on."""
+        """Note the backward passes from now on. A frozen parameter takes no hook."""
         self.stop()
         self._handles = [
             sample.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
             for sample in samples
+            if sample.requires_grad
         ]
 
     def stop(self) -> bool:

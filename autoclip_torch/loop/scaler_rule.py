@@ -59,7 +59,7 @@ class ScalerRule:
                 refuse_after_step()
             if stage == "UNSCALED":
                 state.setdefault(_CLIPPERS, []).append(clipper)
-            elif each.is_enabled():
+            else:
                 self._scaled = weakref.ref(each)
 
     def check_update(self, optimizer: Optimizer) -> None:
@@ -70,7 +70,7 @@ class ScalerRule:
         """
         scaled, self._scaled = self._scaled, None
         scaler = _find_scaler(optimizer)
-        if scaler is None:
+        if scaler is None or not scaler.is_enabled():  # that one keeps no states
             return
         self._scalers[scaler] = weakref.ref(optimizer)
         if scaled is not None and scaled() is scaler and not self._has_warned:

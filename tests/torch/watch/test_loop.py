@@ -198,10 +198,31 @@ def half_of_the_steps_scaled(loop):
     right(loop)
 
 
+DISABLED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def a_disabled_scaler(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    DISABLED.unscale_(loop.optimizer)
+    loop.clipper.step()
+    DISABLED.step(loop.optimizer)
+    DISABLED.update()
+
+
+def frozen_in_the_next_step(loop):
+    """As a GAN whose networks are frozen by turns."""
+    right(loop)
+    loop.model.requires_grad_(False)
+    loop.clipper.step()
+    loop.model.requires_grad_(True)
+
+
 RIGHT = [
     *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
     *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
-    *(unscaled_by_the_clipper, half_of_the_steps_scaled),
+    *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
+    frozen_in_the_next_step,
 ]
 
 
