@@ -12,6 +12,9 @@ from autoclip_torch.gradients.sharded import get_local
 _ELEMENTS = 1024
 """So many values of each gradient are copied."""
 
+_GROWTH = 1.2
+"""A sum over two ranks has about 1.4 times the norm, if their gradients differ."""
+
 
 class GradientVersions:
     """The version numbers of gradients: each changes if it is written or replaced."""
@@ -66,17 +69,19 @@ class GradientValues:
         )
 
     def have_grown(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Return whether magnitudes are larger now, without waiting for a device.
+        """Return whether norms are clearly larger now, without waiting for a device.
 
         Returns:
           A flag of each gradient on the CPU, which a device may write later.
         """
-        now = _read(parameters)
-        if [x.shape for x in now] != [x.shape for x in self._values]:
-            return []
-        pairs = zip(self._values, now, strict=True)
-        grown = [(after.abs() > before.abs()).any() for before, after in pairs]
+        pairs = zip(self._values, _read(parameters), strict=True)
+        grown = [_norm(after) > _GROWTH * _norm(before) for before, after in pairs]
         return [flag.to("cpu", non_blocking=True) for flag in grown]
+
+
+def _norm(values: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values.abs().float())
+    return norm
 
 
 def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
