@@ -30,9 +30,10 @@ class ClippedBeforeCheck:
         if len(near) >= _COUNT and len(set(near)) > 1 and not self._has_warned:
             self._has_warned = True
             warn(
-                f"the clipper measures norms of {limit:g} again and again, so another "
-                "clip acts before it; leave that out, such as clip_grad_norm_ or the "
-                "clipping of the trainer"
+                f"the clipper measures norms of {limit:g} again and again, so the "
+                "gradients are clipped or normalized before it; let this clipper act "
+                "first, or leave the other out, such as clip_grad_norm_ or the "
+                "clipping of the trainer; Cap(policy, max_norm) combines two limits"
             )
 
 

@@ -13,6 +13,10 @@ def clip_by_norm(model):
     torch.nn.utils.clip_grad_norm_(model.parameters(), LIMIT)
 
 
+def clip_by_another_clipper(model):
+    NormClip(model, LIMIT, scope="global").step()
+
+
 def clip_by_an_older_spelling(model):
     total = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
     for parameter in model.parameters():
@@ -61,16 +65,18 @@ CLIPPERS = {
 
 @pytest.mark.parametrize("kind", CLIPPERS)
 @pytest.mark.parametrize(
-    "front", [clip_by_norm, clip_by_an_older_spelling, clip_sometimes]
+    "front",
+    [clip_by_norm, clip_by_an_older_spelling, clip_by_another_clipper, clip_sometimes],
 )
 def test_another_clip_in_front_warns_once(kind, front):
     with pytest.warns(UserWarning, match=r"norms of 0\.25 again and again") as caught:
         train(CLIPPERS[kind], front)
     assert len(caught) == 1
+    assert "let this clipper act first, or" in str(caught[0].message)
 
 
 def test_it_is_noticed_in_metrics_that_are_read_rarely():
-    with pytest.warns(UserWarning, match="another clip acts before it"):
+    with pytest.warns(UserWarning, match="clipped or normalized before it"):
         train(CLIPPERS["one norm"], clip_by_norm, is_attached=False, every=3)
 
 
