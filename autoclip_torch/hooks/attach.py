@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
+from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
 from .chain import ClipperChain
-from .step_hooks import StepHooks, find_closure
+from .step_hooks import StepHooks
 
 
 class Attachment(StepHooks):
@@ -71,10 +72,7 @@ class Attachment(StepHooks):
             self._clip(optimizer)
             self._backward_check.begin(self._stepper.rows.parameters)
             return None
-        closure = self._wrap(optimizer, closure)
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure}
-        return (optimizer, closure, *args[2:]), kwargs
+        return replace_closure(args, kwargs, self._wrap(optimizer, closure))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._chain.restore(optimizer)

@@ -7,9 +7,8 @@ from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
+from autoclip_torch.step.closure import find_closure
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
-
-from .step_hooks import find_closure
 
 _KEY = "autoclip"
 """The key of the hooks of a clipped optimizer in the optimizer inside."""

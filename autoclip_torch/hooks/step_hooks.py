@@ -74,11 +74,6 @@ class StepHooks(ABC):
         """Act after the step."""
 
 
-def find_closure(args: Any, kwargs: dict[str, Any]) -> Any:
-    """Return the closure of a step or None; args[0] is the optimizer."""
-    return kwargs.get("closure", args[1] if len(args) > 1 else None)
-
-
 def find_step_methods(optimizer: Any) -> list[str]:
     """Return the names of the methods other than `step` in which an optimizer steps."""
     return [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]

@@ -5,7 +5,7 @@ reads those of some parameters.
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch.rows.rows import Rows
+from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
@@ -45,7 +46,7 @@ class LoopCheck:
         self._clipped: GradientVersions | None = None
         self._backward, self._watches = BackwardWatch(), 0
         self._has_clipped_again = False
-        self._early = self._repeated = 0
+        self._early = self._repeated = self._in_closure = 0
         self._other_model, self._sum = OtherModelCheck(), SumCheck()
         self._can_warn = True
         self._shared: weakref.WeakKeyDictionary[Optimizer, _Shared]
@@ -86,17 +87,27 @@ class LoopCheck:
             self._watches += 1
             self._backward.start(self._samples)
 
-    def check_update(self, optimizer: Optimizer) -> None:
-        """Check the place of the step of an optimizer, before it."""
+    def check_update(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Check the place of the step of an optimizer, before it.
+
+        Args:
+          optimizer: any optimizer.
+          args, kwargs: the arguments of its step, as for a hook of torch.
+
+        Returns:
+          The arguments with another closure, if that is checked.
+        """
         shared = self._find_shared(optimizer)
         if shared is _Shared.SHAPES:
             self._check_other(optimizer)
         if shared is not _Shared.PARAMETERS:
-            return
+            return None
         self._other_model.restart()
         self.scaler_rule.check_update(optimizer)
         if self._clipped is None:
-            return
+            return None
         self._clipped = None
         self._early = self._early + 1 if self._backward.stop() else 0
         self._repeated = self._repeated + 1 if self._has_clipped_again else 0
@@ -120,6 +131,27 @@ class LoopCheck:
                 "may exceed the threshold; what sums them over the ranks, such as "
                 "all_reduce, must run before clipper.step()"
             )
+        closure = find_closure(args, kwargs)
+        if closure is None or self._watches == _WATCHES:
+            return None
+        return replace_closure(args, kwargs, self._watch(closure))
+
+    def _watch(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that warns if the given one does not clip its gradients."""
+
+        def watched_closure() -> Any:
+            self._backward.start(self._samples)
+            loss = closure()  # a clip in it stops the watch
+            self._in_closure = self._in_closure + 1 if self._backward.stop() else 0
+            if self._in_closure == _CYCLES:
+                self._warn(
+                    "clipper.step() has no effect: the closure of optimizer.step() "
+                    "computes the gradients again after it; call clipper.step() at the "
+                    "end of the closure, or clipper.attach(optimizer) instead"
+                )
+            return loss
+
+        return watched_closure
 
     def _check_other(self, optimizer: Optimizer) -> None:
         """Warn if copies of the parameters are trained, and not what is clipped."""
@@ -134,11 +166,11 @@ class LoopCheck:
         """Let torch call `check_update` before each step of an optimizer."""
         reference = weakref.ref(self)
 
-        def check_update(optimizer: Optimizer, *_: Any) -> None:
-            if torch.compiler.is_compiling():
-                return
-            if (check := reference()) is not None:
-                check.check_update(optimizer)
+        def check_update(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            check = None if torch.compiler.is_compiling() else reference()
+            return (
+                None if check is None else check.check_update(optimizer, args, kwargs)
+            )
 
         handle = register_optimizer_step_pre_hook(check_update)
         weakref.finalize(self, handle.remove)

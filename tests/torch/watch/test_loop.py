@@ -100,7 +100,20 @@ def in_the_first_micro_batch(loop):
             loop.optimizer.zero_grad()
 
 
+def before_a_closure(loop):
+    """The closure computes the gradients of the update."""
+
+    def closure():
+        loop.optimizer.zero_grad()
+        loop.backward()
+
+    closure()
+    loop.clipper.step()
+    loop.optimizer.step(closure)
+
+
 WRONG = {
+    before_a_closure: r"no effect: the closure of optimizer.step\(\) computes",
     after_the_step: r"after the last backward\(\)",
     before_the_backward_pass: r"after the last backward\(\)",
     between_two_backward_passes: r"after the last backward\(\)",
@@ -198,6 +211,23 @@ def half_of_the_steps_scaled(loop):
     right(loop)
 
 
+def in_a_closure(loop):
+    def closure():
+        loop.optimizer.zero_grad()
+        loop.backward()
+        loop.clipper.step()
+
+    loop.optimizer.step(closure=closure)
+
+
+def before_a_closure_without_gradients(loop):
+    """As the manual optimization of Lightning."""
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.optimizer.step(lambda: None)
+
+
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -222,7 +252,7 @@ RIGHT = [
     *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
     *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
     *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
-    frozen_in_the_next_step,
+    *(frozen_in_the_next_step, in_a_closure, before_a_closure_without_gradients),
 ]
 
 
