@@ -51,7 +51,8 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
     shift = next(iter(reports.values())).shift
     text = f"level x{shift.ratio:.3g} at step {shift.step}" if shift else ""
     header = ["policy", "clip\nrate", "median\nthreshold", "mean\nscale"]
-    header += ["spikes\ncaught", *(["recovered\nafter"] if shift else [])]
+    has_risen = shift is not None and shift.ratio > 1
+    header += ["spikes\ncaught", *(["recovered\nafter"] if has_risen else [])]
     rows = [[name, *format_cells(report)] for name, report in reports.items()]
     if sys.stdout.isatty() and has_rich():
         print_text(read, *([text] if text else []))
@@ -65,7 +66,7 @@ def format_cells(report: Replay) -> list[str]:
     spikes = report.describe_spikes().replace(" of ", "/")
     cells = [format_percent(report.clip_rate), f"{report.median_threshold:.4g}"]
     cells += [format_number(report.mean_scale, 3), spikes]
-    if report.shift:
+    if not math.isnan(report.recovery):
         is_never = math.isinf(report.recovery)
         cells.append("never" if is_never else f"{report.recovery:.0f}")
     return cells

@@ -25,7 +25,7 @@ DAMAGE = AttributeError, LookupError, OverflowError, TypeError, ValueError
 class ClipLog(StepRecorder):
     """Records what a clipper did, step by step, for a summary, a file and pictures.
 
-    Memory is bounded to about 15 MB, regardless of the length of the run. The last
+    Memory is bounded to about 12 MB, regardless of the length of the run. The last
     131072 recorded steps are stored exactly. Older steps are thinned to an even sample
     and the highest norms. Totals are counted as the steps arrive and stay exact. Clips
     are also counted per row, to show which row is clipped.

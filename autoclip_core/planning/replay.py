@@ -89,14 +89,14 @@ class Replay:
 
     @property
     def recovery(self) -> float:
-        """Steps from the shift until the policy has adapted to the new level.
+        """Steps from a rise of the level until the policy has adapted to it.
 
         It has adapted at the first step whose next 50 steps have a mean scale above
         90 % of that of the 50 steps before the shift. +inf if that never happens, NaN
-        if there is no shift.
+        if the level does not rise.
         """
         shift = self.shift
-        if shift is None:
+        if shift is None or shift.ratio < 1:
             return math.nan
         scales = np.where(self.finite, self.scales.astype(np.float64), 1.0)
         before = scales[max(shift.step - WINDOW, 0) : shift.step].mean()
@@ -154,9 +154,11 @@ class Replay:
         shift = self.shift
         if shift is None:
             return "none"
-        result = f"recovered after {self.recovery:.0f} steps"
-        result = "not recovered" if math.isinf(self.recovery) else result
-        return f"x{shift.ratio:.3g} at step {shift.step}, {result}"
+        text = f"x{shift.ratio:.3g} at step {shift.step}"
+        if shift.ratio < 1:
+            return text
+        after = f"recovered after {self.recovery:.0f} steps"
+        return f"{text}, {'not recovered' if math.isinf(self.recovery) else after}"
 
 
 WINDOW = 50
