@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.step.unwrap import stepped_parameter_ids
+
 from .left_out import LeftOutCheck
 from .swap import SwapCheck
 from .unstepped import UnsteppedCheck
@@ -55,8 +57,10 @@ class CoverageCheck:
         """
         self._interval = _INTERVAL + len(clipped) // 64  # it takes longer
         known = set(map(id, chain(clipped, others)))
-        for optimizer in optimizers:
-            self.left_out.check(optimizer, clipped, known)
+        stepped = {each: stepped_parameter_ids(each) for each in optimizers}
+        for optimizer in stepped:
+            by_others = [ids for each, ids in stepped.items() if each is not optimizer]
+            self.left_out.check(optimizer, clipped, known, set(chain(*by_others)))
         # One of several optimizers may step less often.
         if is_joint and self.steps >= _INTERVAL:
             self._unstepped.check(clipped)

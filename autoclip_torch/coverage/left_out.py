@@ -24,21 +24,27 @@ class LeftOutCheck:
         self._had_all = False
 
     def check(
-        self, optimizer: Optimizer, clipped: Iterable[Tensor], known: set[int]
+        self,
+        optimizer: Optimizer,
+        clipped: Iterable[Tensor],
+        known: set[int],
+        stepped_by_others: set[int],
     ) -> None:
         """Warn once of parameters that were frozen or not in the optimizer at first.
 
         Nothing is concluded from an optimizer that steps only a part of what is
-        clipped.
+        clipped, except if it stepped all at first, and the other part was replaced.
 
         Args:
           optimizer: any optimizer.
           clipped: the parameters that the clipper clips.
           known: their ids, and those of the parameters that it leaves out.
+          stepped_by_others: the ids of what other optimizers step.
         """
         stepped = stepped_parameters(optimizer)
         ids = set(map(id, stepped))
-        if any(p.requires_grad and id(p) not in ids for p in clipped):
+        others = {id(p) for p in clipped if p.requires_grad} - ids
+        if others and (self._had_all is None or others & stepped_by_others):
             return
         left_out = [p for p in stepped if p.requires_grad and id(p) not in known]
         if self._had_all is None:

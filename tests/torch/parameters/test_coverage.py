@@ -244,6 +244,25 @@ def unfrozen_attached():
     train(model, optimizer.step)
 
 
+def replaced_in_a_list():
+    """The new optimizer steps the head that replaces another one."""
+    model = network()
+    clipper, optimizer = clipper_of(model.parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step, count=4)
+    model[1] = nn.Linear(4, 2)
+    optimizer = sgd(model)
+    train(model, clipper.step, optimizer.step)
+
+
+def replaced_in_a_list_and_a_group():
+    model = network()
+    clipper, optimizer = clipper_of(model.parameters()), sgd(model)
+    train(model, clipper.step, optimizer.step, count=4)
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    optimizer.param_groups[0]["params"][0] = model[0].weight
+    train(model, clipper.step, optimizer.step)
+
+
 def unfrozen_by_hand():
     model = network()
     model[0].requires_grad_(False)
@@ -306,6 +325,8 @@ WARN = {
     model_copied: NO_EFFECT,
     unfrozen_attached: LEFT_OUT,
     unfrozen_by_hand: LEFT_OUT,
+    replaced_in_a_list: r"steps 2 parameters, such as one of shape \(2, 4\), that were",
+    replaced_in_a_list_and_a_group: "steps 1 parameters",
     group_added: LEFT_OUT,
     not_stepped: UNSTEPPED,
     not_stepped_attached: UNSTEPPED,
@@ -403,6 +424,16 @@ def changed_by_hand():
             parameter.data -= 1e-3 * parameter.grad
 
     train(model, clipper.step, optimizer.step, update)
+
+
+def an_encoder_in_two_optimizers_by_hand():
+    """The actor is not clipped on purpose."""
+    encoder, actor, critic = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+    first, second = sgd(encoder, critic), sgd(encoder, actor)
+    clipper = clipper_of(nn.Sequential(encoder, critic))
+    for _ in range(5):
+        train(nn.Sequential(encoder, critic), clipper.step, first.step, count=4)
+        train(nn.Sequential(encoder, actor), second.step, count=4)
 
 
 def without_gradient():
@@ -614,6 +645,7 @@ SILENT = [
     several_optimizers,
     adversaries,
     an_encoder_in_two_optimizers,
+    an_encoder_in_two_optimizers_by_hand,
     changed_by_hand,
     without_gradient,
     tied,
