@@ -85,8 +85,9 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return [
-        get_stored(get_local(gradient)).detach().reshape(-1)[:_ELEMENTS]
-        for gradient in gradients
-    ]
+    return [read_values(p.grad) for p in parameters if p.grad is not None]
+
+
+def read_values(tensor: Tensor) -> Tensor:
+    """Return the first values of a tensor, or of its part on this rank."""
+    return get_stored(get_local(tensor)).detach().reshape(-1)[:_ELEMENTS]

@@ -6,7 +6,6 @@ reads those of some parameters.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
-from autoclip_torch.step.unwrap import stepped_parameters
+from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
 
 from .backward_watch import BackwardWatch, choose_samples
@@ -49,14 +48,13 @@ class LoopCheck:
         self._early = self._repeated = self._in_closure = 0
         self._other_model, self._sum = OtherModelCheck(), SumCheck()
         self._can_warn = True
-        self._shared: weakref.WeakKeyDictionary[Optimizer, _Shared]
-        self._shared = weakref.WeakKeyDictionary()
+        self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
+        self._steps = weakref.WeakKeyDictionary()
 
     @property
     def optimizers(self) -> Iterator[Optimizer]:
         """The optimizers that have stepped parameters of the clipper."""
-        pairs = self._shared.items()
-        return (each for each, shared in pairs if shared is _Shared.PARAMETERS)
+        return (each for each, steps_clipped in self._steps.items() if steps_clipped)
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check the place of a step that follows.
@@ -73,7 +71,8 @@ class LoopCheck:
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
-            self._shared.clear()
+            self._other_model = OtherModelCheck(self._rows.parameters)
+            self._steps.clear()
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
 
@@ -99,10 +98,8 @@ class LoopCheck:
         Returns:
           The arguments with another closure, if that is checked.
         """
-        shared = self._find_shared(optimizer)
-        if shared is _Shared.SHAPES:
+        if not self._steps_clipped(optimizer):
             self._check_other(optimizer)
-        if shared is not _Shared.PARAMETERS:
             return None
         self._other_model.restart()
         self.scaler_rule.check_update(optimizer)
@@ -175,19 +172,13 @@ class LoopCheck:
         handle = register_optimizer_step_pre_hook(check_update)
         weakref.finalize(self, handle.remove)
 
-    def _find_shared(self, optimizer: Optimizer) -> "_Shared":
-        """Return what the parameters of an optimizer have in common with these."""
-        if (shared := self._shared.get(optimizer)) is None:
-            stepped = stepped_parameters(optimizer)
-            ids = set(map(id, stepped))
-            if any(id(sample) in ids for sample in self._samples):
-                shared = _Shared.PARAMETERS
-            elif self._rows is not None and _are_similar(self._rows, stepped):
-                shared = _Shared.SHAPES
-            else:
-                shared = _Shared.NOTHING
-            self._shared[optimizer] = shared
-        return shared
+    def _steps_clipped(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimizer steps parameters of the clipper."""
+        if (is_known := self._steps.get(optimizer)) is None:
+            ids = stepped_parameter_ids(optimizer)
+            is_known = any(id(sample) in ids for sample in self._samples)
+            self._steps[optimizer] = is_known
+        return is_known
 
     def _warn(self, text: str) -> None:
         if self._can_warn:
@@ -197,18 +188,3 @@ class LoopCheck:
     def __reduce__(self) -> Any:
         """Copy this object as one that starts before the first step."""
         return type(self), ()
-
-
-class _Shared(Enum):
-    """What the parameters of an optimizer have in common with those of a clipper."""
-
-    NOTHING, SHAPES, PARAMETERS = range(3)
-
-
-def _are_similar(rows: Rows, stepped: list[Tensor]) -> bool:
-    """Return whether other parameters have the same shapes, or are one flat copy."""
-    shapes = {parameter.shape for parameter in rows.parameters}
-    count = sum(map(Tensor.numel, rows.parameters))
-    return shapes <= {p.shape for p in stepped} or count == sum(
-        p.numel() for p in stepped
-    )

@@ -1,14 +1,16 @@
-"""Notice that a clip has no effect: an optimizer steps copies of what is clipped."""
+"""Notice that a clip has no effect: optimizers step copies of what is clipped."""
 
 import weakref
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.step.unwrap import stepped_parameters
 
-from .gradient_samples import GradientValues, GradientVersions
+from .backward_watch import choose_samples
+from .gradient_samples import GradientValues, GradientVersions, read_values
 
 _CYCLES = 10
 """The clip has no effect if it is so in so many updates in a row.
@@ -20,53 +22,85 @@ _SAMPLES = 2
 
 
 class OtherModelCheck:
-    """An optimizer of similar parameters steps, and none steps those of the clipper.
+    """Optimizers step similar parameters, and none steps those of the clipper.
 
-    Its parameters may belong to a copy of the model, or they may be float32 copies of
+    Their parameters may belong to a copy of the model, or they may be float32 copies of
     its parameters. Their gradients may be copied from the clipped ones after the clip:
     then these change between the clip and the update.
+
+    Args:
+      clipped: the parameters of the clipper.
     """
 
-    def __init__(self) -> None:
-        """Start without another optimizer."""
-        self._optimizer: weakref.ref[Optimizer] | None = None
-        self._samples: Sequence[Tensor] = ()
+    def __init__(self, clipped: Sequence[Tensor] = ()) -> None:
+        """Start without other optimizers."""
+        self._clipped, self._watched = clipped, choose_samples(clipped, 1)
+        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._are_similar = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Count again: the clipper's parameters are stepped."""
         self._versions: GradientVersions | None = None
         self._values: GradientValues | None = None
+        self._samples: Sequence[Tensor] = ()
+        self._weights: list[Tensor] = []
         self._cycles = 0
 
     def end_clip(self) -> None:
-        """Note the gradients of the other optimizer after a clip."""
-        optimizer = None if self._optimizer is None else self._optimizer()
-        if optimizer is None:
+        """Note the gradients of the other optimizers after a clip."""
+        if not self._are_similar:
             return
-        with_gradient = [p for p in stepped_parameters(optimizer) if p.grad is not None]
+        with_gradient = [p for p in self._list_stepped() if p.grad is not None]
         self._samples = with_gradient[:_SAMPLES]
         self._versions = GradientVersions(self._samples)
+        if self._cycles == _CYCLES - 2:
+            self._weights = self._copy_weights()
         if self._cycles == _CYCLES - 1:
             self._values = GradientValues(self._samples)
 
     def has_no_effect(self, optimizer: Optimizer) -> bool:
-        """Return whether the last clips changed nothing that this optimizer uses.
+        """Return whether the last clips changed nothing that is used.
 
         Args:
-          optimizer: one of similar parameters, which is about to step.
+          optimizer: one of other parameters, which is about to step.
         """
-        if self._optimizer is None or self._optimizer() is not optimizer:
-            self.restart()
-            self._optimizer = weakref.ref(optimizer)
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            self._are_similar = _are_similar(self._clipped, self._list_stepped())
         versions, self._versions = self._versions, None
-        if versions is None:  # there was no clip since its last step
+        if versions is None:  # there was no clip since the last step
             return False
         is_same = bool(self._samples) and versions.are_same(self._samples)
         self._cycles = self._cycles + 1 if is_same else 0
         if self._cycles < _CYCLES:
             return False
-        values, samples = self._values, self._samples
+        values, samples, is_trained = self._values, self._samples, self._is_trained()
         self.restart()
-        return values is not None and values.are_same(samples)
+        return values is not None and values.are_same(samples) and not is_trained
 
-    def restart(self) -> None:
-        """Continue without another optimizer: the clipper's parameters are stepped."""
-        self._optimizer = self._versions = self._values = None
-        self._samples, self._cycles = (), 0
+    def _list_stepped(self) -> list[Tensor]:
+        return [p for each in self._optimizers for p in stepped_parameters(each)]
+
+    def _copy_weights(self) -> list[Tensor]:
+        return [read_values(p).clone() for p in self._watched]
+
+    def _is_trained(self) -> bool:
+        """Return whether the clipper's parameters change, and are no copies."""
+        stepped = list(map(read_values, self._list_stepped()))
+        return any(
+            not torch.equal(before, now)
+            and not any(torch.equal(each[: len(now)].to(now), now) for each in stepped)
+            for before, now in zip(self._weights, self._copy_weights(), strict=True)
+        )
+
+
+def _are_similar(clipped: Sequence[Tensor], stepped: Sequence[Tensor]) -> bool:
+    """Return whether other parameters have the same shapes, or are one flat copy."""
+    if not set(map(id, clipped)).isdisjoint(map(id, stepped)):
+        return False
+    shapes = {parameter.shape for parameter in clipped}
+    count = sum(map(Tensor.numel, clipped))
+    return shapes <= {p.shape for p in stepped} or count == sum(
+        p.numel() for p in stepped
+    )

@@ -154,6 +154,24 @@ def float_masters_clipped_too_late():
     masters_clipped_too_late(lambda p: p.detach().float())
 
 
+def masters_of_two_optimizers_clipped_too_late():
+    model = network()
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    clipper = clipper_of(model)
+    optimizers = SGD(masters[:1], lr=1e-6), SGD(masters[1:], lr=1e-6)
+    pairs = list(zip(masters, model.parameters(), strict=True))
+
+    def copy_gradients():
+        for master, parameter in pairs:
+            master.grad = parameter.grad.clone()
+
+    def copy_back():
+        for master, parameter in pairs:
+            parameter.data.copy_(master.detach())
+
+    train(model, copy_gradients, clipper.step, *(o.step for o in optimizers), copy_back)
+
+
 def flat_copy_clipped_too_late():
     model = network()
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
@@ -321,6 +339,7 @@ WARN = {
     list_assigned: NO_EFFECT,
     masters_clipped_too_late: NO_EFFECT,
     float_masters_clipped_too_late: NO_EFFECT,
+    masters_of_two_optimizers_clipped_too_late: NO_EFFECT,
     flat_copy_clipped_too_late: NO_EFFECT,
     model_copied: NO_EFFECT,
     unfrozen_attached: LEFT_OUT,
@@ -539,6 +558,28 @@ def twins_of_which_one_is_stepped_by_hand():
     train(first, *steps, update, optimizer.step, optimizer.zero_grad)
 
 
+def a_layer_that_is_updated_more_often():
+    model, numbers = (
+        nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
+        itertools.count(),
+    )
+    clipper, rare, often = clipper_of(model), sgd(model[0], model[2]), sgd(model[1])
+    train(model, clipper.step, lambda: next(numbers) % 12 or rare.step(), often.step)
+
+
+def a_twin_that_is_not_clipped():
+    first, second = network(), network()
+    clipper, optimizer = clipper_of(first), sgd(second)
+
+    def update():
+        with torch.no_grad():
+            for parameter in first.parameters():
+                parameter -= 1e-6 * parameter.grad
+
+    backward(second)
+    train(first, clipper.step, optimizer.step, update)
+
+
 def a_twin_that_is_updated_less_often():
     first, second = network(), network()
     clipper, optimizers = clipper_of(first), (sgd(first), sgd(second))
@@ -657,6 +698,8 @@ SILENT = [
     one_of_two_models,
     masters_that_receive_clipped_gradients,
     twins_of_which_one_is_stepped_by_hand,
+    a_layer_that_is_updated_more_often,
+    a_twin_that_is_not_clipped,
     a_twin_that_is_updated_less_often,
     wrappers_by_turns,
     a_step_that_calls_the_one_above,
