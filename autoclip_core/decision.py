@@ -155,7 +155,7 @@ def find_skips(
     record. A loss that is not finite lets no row record, and so does a norm that is not
     finite, if `nonfinite="skip"`.
     """
-    is_void = is_nonfinite != is_nonfinite  # XLA computes it when it compiles
+    is_void = is_nonfinite & ~is_nonfinite
     if nonfinite == "skip":
         is_void = is_void | xp.any(is_nonfinite)
     if loss is None:

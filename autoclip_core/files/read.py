@@ -1,6 +1,5 @@
 """Reads the gradient norms of a run from the file or the folder that it left."""
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,10 +150,13 @@ def read_source(source: Source, file: BinaryIO, column: str | None) -> LoggedNor
     except NoColumn as error:
         if source.kind == "text log":
             raise ValueError(explain_log(file, column)) from None
-        if source.kind.startswith("JSON"):
-            with contextlib.suppress(ValueError):
-                return collect(make_log_source(file, column), column)
-        raise NoColumn(f"it looks like {source.kind}, but {error}") from None
+        refusal = NoColumn(f"it looks like {source.kind}, but {error}")
+        if not source.kind.startswith("JSON"):
+            raise refusal from None
+        try:  # what was printed may be in a string
+            return collect(make_log_source(file, column), column)
+        except ValueError:
+            raise refusal from None
     except ValueError as error:
         raise ValueError(f"it looks like {source.kind}, but {error}") from None
 
