@@ -7,6 +7,7 @@ import jax
 import optax
 
 from autoclip_core import Policy
+from autoclip_core.checks import check_flag
 from autoclip_core.clipper.trust import (
     HISTORY_LENGTH,
     QUANTILE,
@@ -101,6 +102,7 @@ def trust_clip(
     """
     way_out = "wrap the optimizer: trust_clip(optax.adam(1e-3))"
     check_transformation("optimizer", optimizer, way_out)
+    check_flag("dry_run", dry_run)
     all_rows = choose_scope("global", None, None, "flax", "l2")
     row_scope = choose_scope(scope, None, None, rule, "rms")
 

@@ -23,6 +23,17 @@ class LossScale(NamedTuple):
     overflow: Tensor | None = None
     """Not 0 if the scaled gradients overflowed. Such a step is not observed."""
 
+    def leave_out(self, observed: Any, states: Any) -> Any:
+        """Return which rows are observed: none of a step that overflowed.
+
+        Args:
+          observed: which rows have a gradient.
+          states: the states of the policies, on whose device it is decided.
+        """
+        if self.overflow is None:
+            return observed
+        return observed & (states.as_array(self.overflow) == 0)
+
 
 NO_SCALE = LossScale()
 """There is no loss scale, or nothing of it is left."""

@@ -186,8 +186,7 @@ class Stepper:
         norms, observed, states.sizes = self._join(first, gradients)
         if loss_scale.factor is not None:
             norms = norms / states.as_array(loss_scale.factor)
-        if loss_scale.overflow is not None:
-            observed = observed & (states.as_array(loss_scale.overflow) == 0)
+        observed = loss_scale.leave_out(observed, states)
         present = [gradients, *weights][-1]
         return [norms, observed, *[self._join(x, present).norms for x in further]]
 

@@ -80,7 +80,7 @@ class UpdateStepper(Stepper):
         changes = [*self._changes.values()]
         try:
             self._checks.check_state(optimizer, changes)
-            self.clip()
+            self.clip(LossScale(overflow=getattr(optimizer, "found_inf", None)))
         except FloatingPointError:
             restore_(changes)
             raise
@@ -104,7 +104,8 @@ class UpdateStepper(Stepper):
 
         Args:
           gradients: the weights after the step, one per parameter.
-          loss_scale: not used: no loss scale is in an update.
+          loss_scale: without a factor; a fused optimizer changes nothing after an
+            overflow.
           *others: none.
         """
         states, weights = self.policy_states, self._get_weights()
@@ -115,6 +116,7 @@ class UpdateStepper(Stepper):
             self._part_norms = first.norms
         norms, observed, states.sizes = self._join(first, gradients)
         observed = self._leave_out_cancelled(norms, observed)
+        observed = loss_scale.leave_out(observed, states)
         return [norms, observed, *[self._join(x, *weights).norms for x in further]]
 
     def _leave_out_cancelled(self, norms: Any, observed: Any) -> Any:

@@ -175,11 +175,11 @@ def list_results(results: Results) -> list[dict[str, Any]]:
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (contender, (task, optimizer, _)), of_cell in results.items():
         empty = {"contender": contender, "task": task, "optimizer": optimizer}
-        level = float(f"{of_cell[0]['level']:.6g}")
-        empty |= {"held_out": task in HELD_OUT, "level": level}
+        levels = [float(f"{r['level']:.6g}") for r in of_cell]
+        empty |= {"held_out": task in HELD_OUT, "levels": levels}
         line = lines.setdefault((contender, task, optimizer), empty | {"losses": []})
         losses = [r["loss"] for r in of_cell]
-        line["losses"].append([x if x is None else float(f"{x:.4g}") for x in losses])
+        line["losses"].append([x if x is None else float(f"{x:.6g}") for x in losses])
     return list(lines.values())
 
 

@@ -170,6 +170,11 @@ def test_arguments_that_break_a_rule_are_named_with_a_way_out():
             r"skip_steps\(optimizer",
         ),
         (
+            lambda: trust_clip(sgd, dry_run=2),
+            TypeError,
+            "dry_run must be True or False",
+        ),
+        (
             lambda: trust_clip(sgd, scope="unit", axis_name="x"),
             ValueError,
             "axis_name must",
