@@ -22,7 +22,7 @@ from autoclip_core.scale import square_root
 from .mesh import find_cutting_axes, get_type, reduce_pieces, replicate, shard_as
 from .rows import Rows, is_gradient, is_none
 
-_MOST_STACKED = 2**16  # elements of a leaf that may be copied
+_MOST_STACKED = 2**20  # elements that may be copied
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
@@ -115,9 +115,9 @@ def count_elements(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
 
 
 def _list_parts(rows: Rows, tree: Any) -> list[tuple[ParameterRows, Array]]:
-    """Return the leaves that have a norm, each with its rows."""
+    """Return the leaves that have a norm, each with its rows: at least one."""
     pairs = zip(rows.parameters, list_leaves(tree), strict=True)
-    return [(parameter, leaf) for parameter, leaf in pairs if is_gradient(leaf)]
+    return [(p, leaf) for p, leaf in pairs if is_gradient(leaf) and p.start < p.stop]
 
 
 def _find_norm_type(parts: Sequence[tuple[ParameterRows, Array]]) -> Any:
@@ -130,10 +130,8 @@ def _find_norm_type(parts: Sequence[tuple[ParameterRows, Array]]) -> Any:
 def has_gradient(rows: Rows, tree: Any) -> Array:
     """Return for each part whether it has a gradient; tracing a step decides it."""
     observed = [False] * rows.part_count
-    for parameter, leaf in zip(rows.parameters, list_leaves(tree), strict=True):
-        if is_gradient(leaf):
-            count = parameter.stop - parameter.start
-            observed[parameter.start : parameter.stop] = [True] * count
+    for p, _ in _list_parts(rows, tree):
+        observed[p.start : p.stop] = [True] * (p.stop - p.start)
     return jnp.array(observed, bool)
 
 
@@ -143,7 +141,7 @@ def scale_updates(rows: Rows, tree: Any, scales: Array) -> Any:
     parts = _split_scales(scales, [p for p, _ in _list_parts(rows, tree)])
     scaled = [
         _scale(leaf, parts[parameter.start, parameter.stop], parameter.units)
-        if is_gradient(leaf)
+        if is_gradient(leaf) and parameter.start < parameter.stop
         else leaf
         for parameter, leaf in zip(rows.parameters, leaves, strict=True)
     ]
@@ -219,9 +217,11 @@ def _sum_scaled_squares(
     XLA compiles this rare pass into each step. So it stacks small leaves of one type.
     """
     groups: dict[Any, list[tuple[ParameterRows, Array]]] = {}
+    copied = 0
     for index, (parameter, leaf) in enumerate(parts):
-        alone = index if leaf.size > _MOST_STACKED else None
-        key = get_type(leaf), parameter.units, alone
+        fits = copied + leaf.size <= _MOST_STACKED
+        copied += leaf.size * fits
+        key = get_type(leaf), parameter.units, None if fits else index
         groups.setdefault(key, []).append((parameter, leaf))
     order = [p for pairs in groups.values() for p, _ in pairs]
     rows, sums, end = np.concatenate([range(p.start, p.stop) for p in order]), [], 0

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import sys
-import time
 import zipfile
 
 import numpy as np
@@ -184,21 +183,15 @@ def test_each_encoding_and_gzip_are_read(file, encoding, compress):
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_the_time_to_read_json_lines_is_linear(file, is_sparse):
-    """Four times the lines took sixteen times as long."""
-
-    def measure(count):
-        steps = [{"step": i, "norm": 1.0, "threshold": 2.0} for i in range(count)]
-        if is_sparse:
-            steps[-1]["scale_later"] = 1.0
-        path = file("\n".join(map(json.dumps, steps)), "run.jsonl")
-        start = time.process_time()
-        assert len(ClipLog.from_jsonl(path)) == count
-        assert len(read_norms(path).norms) == count
-        return time.process_time() - start
-
-    measure(100)
-    assert measure(40_000) < 9 * measure(10_000)
+def test_many_json_lines_are_read(file, is_sparse):
+    """Time that grows as the square of the lines would take minutes here."""
+    count = 50_000
+    steps = [{"step": i, "norm": 1.0, "threshold": 2.0} for i in range(count)]
+    if is_sparse:
+        steps[-1]["scale_later"] = 1.0
+    path = file("\n".join(map(json.dumps, steps)), "run.jsonl")
+    assert len(ClipLog.from_jsonl(path)) == count
+    assert len(read_norms(path).norms) == count
 
 
 def test_line_separators_inside_a_string_do_not_end_a_line(file):
