@@ -300,7 +300,7 @@ def test_the_nfnets_rule_is_that_of_optax(shape):
     reference = optax.adaptive_grad_clip(0.5)
     updates, state = tx.update(grads, tx.init(params), params)
     expected, _ = reference.update(grads, reference.init(params), params)
-    # XLA compiles the clipping of a leaf, and rounds differently than single operations.
+    # XLA compiles what clips a leaf, and rounds differently than single operations.
     np.testing.assert_allclose(updates, expected, rtol=3e-7)
     assert (np.asarray(state.clip_scale) < 1).any()
 
