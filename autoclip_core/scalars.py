@@ -1,7 +1,8 @@
 """An array namespace of NumPy scalars, in which `decide` computes a single row.
 
-An operation on a scalar takes a tenth of the time of one on an array of shape (1,), and
-has the same result bit for bit. A policy never receives this namespace.
+An operation on a scalar takes a tenth of the time of one on an array of shape (1,). For
+numbers of one type it has the same result bit for bit: a limit is float32. A policy
+never receives this namespace.
 """
 
 import math
