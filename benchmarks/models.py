@@ -1,4 +1,4 @@
-"""The gradients that are clipped: the parameters' shapes of three kinds of network.
+"""The gradients that are clipped: the parameters' shapes of five networks.
 
 Clipping costs what the sizes and the number of the tensors make it cost, so shapes are
 all that is needed: no download, no forward pass. Weights and gradients are random.
@@ -49,6 +49,12 @@ def gpt() -> Iterator[Shape]:
     yield from [(width,)] * 2
 
 
+def perceptron() -> Iterator[Shape]:
+    """Yield 7000 parameters in 6 tensors: three layers."""
+    for inputs, outputs in [(64, 64), (64, 32), (32, 10)]:
+        yield from [(outputs, inputs), (outputs,)]
+
+
 def small() -> Iterator[Shape]:
     """Yield 0.5M parameters in 2000 tensors: what a call costs."""
     for _ in range(1000):
@@ -64,6 +70,7 @@ MODELS: dict[str, Callable[[], Iterator[Shape]]] = {
     "LSTM": lstm,
     "ResNet-50": resnet50,
     "GPT": gpt,
+    "6 small": perceptron,
     "2000 small": small,
 }
 
