@@ -95,9 +95,9 @@ def import_graph(root, package):
 
 
 def folder_order(root):
-    """Package to levels of folders, lowest first, from the table in docs/design.md."""
+    """Package to levels of folders, lowest first, from the list in docs/design.md."""
     page = read(root, "docs/design.md")
-    rows = re.findall(r"^\| `(autoclip_\w+)` \| (.*<.*) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^- `(autoclip_\w+)`: (.+(?:\n  .+)*)", page, re.MULTILINE)
     return {
         package: [re.findall(r"`(\w+)`", level) for level in levels.split("<")]
         for package, levels in rows
@@ -185,7 +185,7 @@ def unlisted_folders(root):
         folders = {unit(file) for file in python_files(root, package) if file.parts[2:]}
         listed = {name for level in order.get(package, ()) for name in level}
         for name in sorted(folders - listed):
-            yield f"{package}/{name} is not in the table of docs/design.md"
+            yield f"{package}/{name} is not in the order of docs/design.md"
         for name in sorted(listed):
             path = root / package / name
             if not path.is_dir() and not path.with_suffix(".py").is_file():
@@ -267,7 +267,8 @@ def test_the_tree_keeps_the_rule(rule):
 
 
 DESIGN = """
-| `autoclip_core` | `scale` < `history` < `policies` |
+- `autoclip_core`: `scale` < `history` <
+  `policies`
 
 An adapter imports the public names of `autoclip_core`, and modules from `scale` and
 `history`.
