@@ -16,7 +16,6 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # test_jax_docs.py and test_tf_docs.py run two of these; the others show lines of a loop
 ELSEWHERE = {"jax.md", "keras.md", "suggest.md", "watching.md"}
 ELSEWHERE |= {"many_gpus.md", "trainers.md"}
-FIRST_BLOCKS_RUN = {"pytorch.md": 2}  # the later ones show lines of a loop
 NEEDED = {"jax_checkpoints.md": ["stacks"]}  # besides a framework
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
@@ -56,8 +55,7 @@ def runs():
     """Yield a case for each page and framework that has code."""
     for page, text in PAGES.items():
         if page not in ELSEWHERE:
-            code = blocks(text)[: FIRST_BLOCKS_RUN.get(page)]
-            for framework, sources in by_framework(code).items():
+            for framework, sources in by_framework(blocks(text)).items():
                 mark = pytest.mark.needs(framework, *NEEDED.get(page, ()))
                 if sources:
                     case = (page, sources)
