@@ -21,7 +21,7 @@ def scaled(number: float, units: Sequence[str]) -> str:
     place = 0
     while number >= 1000 and place < len(units) - 1:
         number, place = number / 1000, place + 1
-    return f"{number:.3g} {units[place]}"
+    return f"{number:.3g}\N{NO-BREAK SPACE}{units[place]}"
 
 
 def spaced(number: int) -> str:

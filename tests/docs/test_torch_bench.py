@@ -241,8 +241,8 @@ def test_the_share_of_a_step_has_rows_of_all_frameworks(scripts):
     head, *rows = tables["share"]
     assert head[:3] == ["nothing clipped, all clipped", "a step", "fixed clip"]
     assert rows == [  # 1 - 4/4, 1 - 4/5; 1 - 4/8
-        ["PyTorch, GPT", "40 ms", "", "0.0, 25.0", "", "", ""],
-        ["Keras, LSTM", "40 ms", "50.0", "", "", "", ""],
+        ["PyTorch, GPT", "40\N{NO-BREAK SPACE}ms", "", "0.0, 25.0", "", "", ""],
+        ["Keras, LSTM", "40\N{NO-BREAK SPACE}ms", "50.0", "", "", "", ""],
     ]
     [_, added] = tables["fixed cost"]
     assert added == ["Keras", "40000", "", "", "", ""]
