@@ -80,9 +80,14 @@ class Case:
     """A function of the norms of earlier updates and of the norm of the weights."""
 
     @property
-    def rows(self) -> list[list[str]]:
-        """The parameters of each row."""
-        return [list(SHAPES)] if self.scope == "global" else [[k] for k in SHAPES]
+    def rows(self) -> list[list[tuple[str, Any]]]:
+        """The parts of each row: a parameter, and the index of its elements."""
+        whole = [(name, ...) for name in SHAPES]
+        if self.scope == "global":
+            return [whole]
+        if self.scope == "unit":  # a unit is a column of the weight, or a whole vector
+            whole[:1] = [("weight", np.s_[:, unit]) for unit in range(3)]
+        return [[part] for part in whole]
 
 
 CASES = {
@@ -96,6 +101,7 @@ CASES = {
     "deviations": Case(
         MeanStd(0.5, history_length=128), "global", "l2", _mean_std(0.5, 128)
     ),
+    "units": Case(ParamRatio(0.02, eps=0.2), "unit", "l2", _ratio(0.02, 0.2)),
 }
 
 
@@ -118,19 +124,22 @@ def run(case):
     steps = []
     for gradient in gradients():
         momentum = {k: MOMENTUM * m + gradient[k] for k, m in momentum.items()}
-        step = Step([], [], [], {})
-        for row, names in enumerate(case.rows):
-            update = {name: -LEARNING_RATE * momentum[name] for name in names}
-            norm = measure(np.concatenate([u.ravel() for u in update.values()]))
-            size = measure(np.concatenate([current[name].ravel() for name in names]))
+        step = Step([], [], [], {k: np.empty_like(w) for k, w in current.items()})
+        for row, parts in enumerate(case.rows):
+            updates = [-LEARNING_RATE * momentum[name][index] for name, index in parts]
+            old = [current[name][index] for name, index in parts]
+            norm, size = (
+                measure(np.concatenate([*map(np.ravel, arrays)]))
+                for arrays in (updates, old)
+            )
             threshold = case.threshold(past[row], size)
             scale = threshold / norm if norm > threshold else 1.0
             step.norms.append(norm)
             step.thresholds.append(threshold)
             step.scales.append(scale)
             past[row].append(norm)
-            for name in names:
-                step.weights[name] = current[name] + scale * update[name]
+            for (name, index), weight, update in zip(parts, old, updates, strict=True):
+                step.weights[name][index] = weight + scale * update
         current = step.weights
         steps.append(step)
     return steps

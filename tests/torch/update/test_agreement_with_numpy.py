@@ -10,10 +10,13 @@ from tests.support import update_reference as reference
 
 
 def make_model(dtype=torch.float32):
-    """Return a module with the reference's parameters, in its order."""
+    """Return a module with the reference's parameters, in its order.
+
+    The weight is transposed, because torch lays it out as outputs, inputs.
+    """
     model = nn.Module()
     for name, value in reference.weights().items():
-        setattr(model, name, nn.Parameter(torch.from_numpy(value).to(dtype)))
+        setattr(model, name, nn.Parameter(torch.from_numpy(value.T).to(dtype)))
     return model
 
 
@@ -30,11 +33,11 @@ def test_the_update_is_that_of_numpy(case, dtype, rtol):
     )
     for step, gradients in zip(reference.run(case), reference.gradients(), strict=True):
         for name, p in model.named_parameters():
-            p.grad = torch.from_numpy(gradients[name]).to(p.dtype)
+            p.grad = torch.from_numpy(gradients[name].T).to(p.dtype)
         optimizer.step()
         metrics = clipper.metrics(per_row=True)
         for kind in ("norm", "threshold", "scale"):
             got = [metrics[f"clip/update_{kind}/{name}"] for name in clipper.names]
             np.testing.assert_allclose(got, getattr(step, kind + "s"), rtol=rtol)
-        weights = {k: p.detach().numpy() for k, p in model.named_parameters()}
+        weights = {k: p.detach().numpy().T for k, p in model.named_parameters()}
         reference.assert_agrees(weights, step)
