@@ -58,7 +58,7 @@ def cell(line: Line) -> str:
     """Return the median ratio; of the reference itself, its milliseconds."""
     low, median, high = (line["ratio"][key] for key in ("low", "median", "high"))
     if low == high == 1:
-        return f"{line['milliseconds']['median']:.2f} ms"
+        return f"{line['milliseconds']['median']:.2f}\N{NO-BREAK SPACE}ms"
     return f"{median:.2f}"
 
 

@@ -174,7 +174,7 @@ def test_a_table_shows_the_medians_of_the_contenders_on_the_page(scripts):
     assert layout.markdown(tables.ratios(lines)).splitlines() == [
         "|  | GPT |",
         "| --- | --- |",
-        "| clip_grad_norm_ | 2.50 ms |",
+        "| clip_grad_norm_ | 2.50\N{NO-BREAK SPACE}ms |",
         "| NormClip | 0.50 |",
         "| smartclip | 0.75 |",
     ]
@@ -192,7 +192,7 @@ def test_the_table_of_all_contenders_has_the_medians_of_both_regimes(scripts):
     rows = tables.make_tables({"script": "run", "results": [*nothing, *clipped]})
     assert rows["ratios"] == [
         ["nothing clipped, all clipped", "GPT"],
-        ["clip_grad_norm_", "2.50 ms, 2.50 ms"],
+        ["clip_grad_norm_", "2.50\N{NO-BREAK SPACE}ms, 2.50\N{NO-BREAK SPACE}ms"],
         ["NormClip", "0.50, 1.10"],
     ]
 
