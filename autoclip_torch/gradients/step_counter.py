@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from .transfer import start_reading
+from .transfer import is_capturing, start_reading
 
 REASONS = ("step", "threshold", "check_agreement", "change of parameters")
 """The calls that reduce; `observe` reads the threshold, too. After a change of rows,
@@ -102,7 +102,7 @@ class StepCounter:
 
     def _compare(self, marks: Tensor, ranks: Sequence[int]) -> None:
         """Check the marks of all ranks, on an accelerator those of the last call."""
-        if marks.is_cuda and torch.cuda.is_current_stream_capturing():
+        if is_capturing(marks.device):
             return
         marks = marks.view(2, -1)
         if marks.device.type == "cpu":

@@ -33,6 +33,12 @@ def start_reading(tensors: list[Tensor]) -> Callable[[], list[Any]]:
     return end_reading
 
 
+def is_capturing(device: torch.device | None) -> bool:
+    """Return whether a CUDA graph captures what is run on a device now."""
+    is_cuda = device is not None and device.type == "cuda"
+    return is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _join(tensors: list[Tensor]) -> Tensor:
     """Return the elements of tensors of one device in one vector."""
     # float64 holds every float32 and int32. On a device without float64, float32 holds

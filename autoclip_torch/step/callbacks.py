@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from autoclip_core import Decision
-from autoclip_torch.gradients.transfer import start_reading
+from autoclip_torch.gradients.transfer import is_capturing, start_reading
 from autoclip_torch.rows.settings import StepCallback
 from autoclip_torch.state.policy_states import PolicyStates
 
@@ -92,12 +92,7 @@ def _start_reading(states: PolicyStates) -> Callable[[], _Arguments]:
 
 def _refuse_to_trace(device: torch.device | None) -> None:
     """Refuse a compiled step and a captured CUDA graph, which call no function."""
-    is_captured = (
-        device is not None
-        and device.type == "cuda"
-        and torch.cuda.is_current_stream_capturing()
-    )
-    if torch.compiler.is_compiling() or is_captured:
+    if torch.compiler.is_compiling() or is_capturing(device):
         raise RuntimeError(
             "on_clip and on_skip must be left out of a step that is compiled or "
             "captured in a CUDA graph, because Python does not run in it; call "
