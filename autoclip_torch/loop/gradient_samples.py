@@ -1,19 +1,30 @@
 """Some gradients at one moment, to compare with those of a later one."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from autoclip_torch.gradients.layout import get_stored
+from autoclip_torch.gradients.layout import as_real, get_stored
 from autoclip_torch.gradients.sharded import get_local
+from autoclip_torch.gradients.transfer import start_reading
 
 _ELEMENTS = 1024
 """So many values of each gradient are copied."""
 
-_GROWTH = 1.2
-"""A sum over two ranks has about 1.4 times the norm, if their gradients differ."""
+
+class Change(NamedTuple):
+    """How the values of gradients have changed."""
+
+    factor: float
+    """The multiple of the earlier values that is nearest to the later ones."""
+    cosine: float
+    """1 if they are a multiple of the earlier values."""
+    growth: float
+    """The ratio of the norms."""
 
 
 class GradientVersions:
@@ -68,20 +79,34 @@ class GradientValues:
             for before, now in pairs
         )
 
-    def have_grown(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Return whether norms are clearly larger now, without waiting for a device.
+    def compare(self, parameters: Sequence[Tensor]) -> Callable[[], Change] | None:
+        """Start to compare them with the values now; None if others exist now.
 
         Returns:
-          A flag of each gradient on the CPU, which a device may write later.
+          A function that returns the result. Until then, nothing waits for a device.
         """
-        pairs = zip(self._values, _read(parameters), strict=True)
-        grown = [_norm(after) > _GROWTH * _norm(before) for before, after in pairs]
-        return [flag.to("cpu", non_blocking=True) for flag in grown]
+        now = _read(parameters)
+        if [value.shape for value in now] != [value.shape for value in self._values]:
+            return None
+        pairs = zip(self._values, now, strict=True)
+        reads = [start_reading([_multiply(*pair)]) for pair in pairs]
+        return lambda: _describe(sum(read()[0] for read in reads))
 
 
-def _norm(values: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(values.abs().float())
-    return norm
+def _multiply(before: Tensor, after: Tensor) -> Tensor:
+    """Return the inner products of two vectors: with themselves, and of both."""
+    pair = before, after.to(before.device)  # copies may lie on another device
+    before, after = (as_real(each).reshape(-1).float() for each in pair)
+    return torch.stack([before @ before, before @ after, after @ after])
+
+
+def _describe(products: Any) -> Change:
+    """Return the change that has these inner products; NaN is no change."""
+    before, both, after = map(float, products)
+    if not 0 < before * after < math.inf:
+        return Change(math.nan, math.nan, math.nan)
+    cosine = both / math.sqrt(before * after)
+    return Change(both / before, cosine, math.sqrt(after / before))
 
 
 def _read(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -18,11 +18,11 @@ from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
 
+from .after_clip import AfterClipCheck
 from .backward_watch import BackwardWatch, choose_samples
 from .gradient_samples import GradientVersions
 from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
-from .summed import SumCheck
 
 _SAMPLES = 2
 """The gradients of so many parameters are looked at."""
@@ -30,8 +30,8 @@ _SAMPLES = 2
 _CYCLES = 3
 """A wrong order is reported if so many updates in a row have it."""
 
-_WATCHES = 10
-"""Backward passes are watched after so many steps of the clipper."""
+_WATCHED, _PERIOD = 10, 1000
+"""So many of this many steps are watched, and those after a change of optimizers."""
 
 
 class LoopCheck:
@@ -43,10 +43,10 @@ class LoopCheck:
         self._rows: Rows | None = None
         self._samples: Sequence[Tensor] = ()
         self._clipped: GradientVersions | None = None
-        self._backward, self._watches = BackwardWatch(), 0
+        self._backward, self._count = BackwardWatch(), 0
         self._has_clipped_again = False
         self._early = self._repeated = self._in_closure = 0
-        self._other_model, self._sum = OtherModelCheck(), SumCheck()
+        self._other_model, self._after_clip = OtherModelCheck(), AfterClipCheck()
         self._can_warn = True
         self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
         self._steps = weakref.WeakKeyDictionary()
@@ -73,18 +73,21 @@ class LoopCheck:
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
             self._other_model = OtherModelCheck(self._rows.parameters)
             self._steps.clear()
+            self._count = 0
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
 
     def end(self) -> None:
         """Note the gradients that the step has clipped."""
         self._clipped = GradientVersions(self._samples)
+        if self._count == 0:
+            self._after_clip = AfterClipCheck()
         self._other_model.end_clip()
-        self._sum.end_clip(self._samples)
+        self._after_clip.end_clip(self._samples)
         self._backward.stop()
-        if self._watches < _WATCHES:
-            self._watches += 1
+        if self._count < _WATCHED:
             self._backward.start(self._samples)
+        self._count = (self._count + 1) % _PERIOD
 
     def check_update(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
@@ -102,7 +105,12 @@ class LoopCheck:
             self._check_other(optimizer)
             return None
         self._other_model.restart()
-        self.scaler_rule.check_update(optimizer)
+        if self.scaler_rule.was_scaled(optimizer):
+            self._warn(
+                "clipper.step() was called before the GradScaler had unscaled the "
+                "gradients, so it clipped gradients that are multiplied by the loss "
+                "scale; call clipper.step(scaler=scaler, optimizer=optimizer)"
+            )
         if self._clipped is None:
             return None
         self._clipped = None
@@ -122,14 +130,9 @@ class LoopCheck:
                 "accumulating, call it once, after the last backward pass; set "
                 "dry_run=True to measure only"
             )
-        if self._sum.has_grown(self._samples):
-            self._warn(
-                "gradients grew between clipper.step() and optimizer.step(), so they "
-                "may exceed the threshold; what sums them over the ranks, such as "
-                "all_reduce, must run before clipper.step()"
-            )
+        self._check_changes(self._samples)
         closure = find_closure(args, kwargs)
-        if closure is None or self._watches == _WATCHES:
+        if closure is None or self._count > _WATCHED:
             return None
         return replace_closure(args, kwargs, self._watch(closure))
 
@@ -158,6 +161,17 @@ class LoopCheck:
                 "parameters of the same shapes, and nothing steps the clipper's; make "
                 "a clipper of the parameters that are trained now"
             )
+        if not any(self.optimizers):
+            self._check_changes(self._other_model.find_copies(self._samples))
+
+    def _check_changes(self, updated: Sequence[Tensor]) -> None:
+        """Warn if an update used multiples of the clipped gradients.
+
+        Args:
+          updated: the samples, or their copies that an optimizer steps.
+        """
+        if (text := self._after_clip.explain(updated)) is not None:
+            self._warn(text)
 
     def _watch_updates(self) -> None:
         """Let torch call `check_update` before each step of an optimizer."""
@@ -178,6 +192,8 @@ class LoopCheck:
             ids = stepped_parameter_ids(optimizer)
             is_known = any(id(sample) in ids for sample in self._samples)
             self._steps[optimizer] = is_known
+            if is_known:
+                self._count = 0
         return is_known
 
     def _warn(self, text: str) -> None:

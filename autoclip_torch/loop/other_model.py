@@ -79,6 +79,18 @@ class OtherModelCheck:
         self.restart()
         return values is not None and values.are_same(samples) and not is_trained
 
+    def find_copies(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the optimizers step in place of parameters of the clipper.
+
+        Their gradients have changed since the clip, so they may be made of the clipped
+        ones.
+        """
+        stepped = self._list_stepped()
+        if self._cycles or len(stepped) != len(self._clipped):
+            return []
+        indexes = {id(each): index for index, each in enumerate(self._clipped)}
+        return [stepped[indexes[id(each)]] for each in parameters]
+
     def _list_stepped(self) -> list[Tensor]:
         return [p for each in self._optimizers for p in stepped_parameters(each)]
 

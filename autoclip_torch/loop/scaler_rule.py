@@ -9,7 +9,6 @@ import torch
 from torch.optim import Optimizer
 
 from autoclip_torch.step.amp import refuse_after_step
-from autoclip_torch.step.warn import warn
 
 _CLIPPERS = "autoclip_clippers"
 """The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
@@ -30,7 +29,6 @@ class ScalerRule:
         self._scalers: weakref.WeakKeyDictionary[Any, weakref.ref[Optimizer]]
         self._scalers = weakref.WeakKeyDictionary()
         self._scaled: weakref.ref[Any] | None = None
-        self._has_warned = False
 
     def begin(self, clipper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check and record a step of the clipper.
@@ -62,24 +60,17 @@ class ScalerRule:
             else:
                 self._scaled = weakref.ref(each)
 
-    def check_update(self, optimizer: Optimizer) -> None:
-        """Find the scaler that steps an optimizer; warn if it did not unscale before.
+    def was_scaled(self, optimizer: Optimizer) -> bool:
+        """Return whether the scaler that steps had not unscaled what was clipped.
 
-        It did not if the state of the scaler was that before `unscale_` when the
-        clipper clipped.
+        Its state was that before `unscale_` when the clipper clipped.
         """
         scaled, self._scaled = self._scaled, None
         scaler = _find_scaler(optimizer)
         if scaler is None or not scaler.is_enabled():  # that one keeps no states
-            return
+            return False
         self._scalers[scaler] = weakref.ref(optimizer)
-        if scaled is not None and scaled() is scaler and not self._has_warned:
-            self._has_warned = True
-            warn(
-                "clipper.step() was called before the GradScaler had unscaled the "
-                "gradients, so it clipped gradients that are multiplied by the loss "
-                "scale; call clipper.step(scaler=scaler, optimizer=optimizer)"
-            )
+        return scaled is not None and scaled() is scaler
 
 
 def _refuse_second_step(clipper: Any, states: Any) -> None:

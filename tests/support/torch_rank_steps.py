@@ -277,7 +277,7 @@ def gradients_after_the_clip():
         optimizer = torch.optim.SGD([weight], lr=0.1)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for _ in range(12):
+            for _ in range(14):
                 weight.grad = torch.randn(3, 4)
                 for step in (before, lambda gradient: clipper.step(), after):  # noqa: B023
                     if step is not None:

@@ -187,6 +187,23 @@ def flat_copy_clipped_too_late():
     train(model, copy_gradients, clipper.step, optimizer.step, copy_back)
 
 
+def masters_unscaled_after_the_clip():
+    """The gradients of the float32 copies are divided by the loss scale."""
+    model = network()
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    clipper, optimizer = clipper_of(model), SGD(masters, lr=1e-3)
+
+    def copy_gradients():
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad = parameter.grad / 128
+
+    def copy_back():
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master.detach())
+
+    train(model, clipper.step, copy_gradients, optimizer.step, copy_back)
+
+
 class Adapted(nn.Module):
     """A frozen layer, and a small one that is added to it, as in LoRA."""
 
@@ -341,6 +358,7 @@ WARN = {
     float_masters_clipped_too_late: NO_EFFECT,
     masters_of_two_optimizers_clipped_too_late: NO_EFFECT,
     flat_copy_clipped_too_late: NO_EFFECT,
+    masters_unscaled_after_the_clip: "gradients were multiplied by 0.00781 between",
     model_copied: NO_EFFECT,
     unfrozen_attached: LEFT_OUT,
     unfrozen_by_hand: LEFT_OUT,

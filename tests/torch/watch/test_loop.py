@@ -4,15 +4,17 @@ and unusual loops that are right stay silent.
 
 import copy
 import importlib.util
+import itertools
 
 import pytest
 import torch
 from torch.optim import optimizer as torch_optimizer
 
 from autoclip_torch import NormClip, QuantileClip
+from autoclip_torch.loop import loop_check
 
 SGD = torch.optim.SGD
-STEPS = 6
+STEPS = 15  # gradients are compared in 12
 
 
 class Loop:
@@ -24,7 +26,7 @@ class Loop:
         self.optimizer = SGD(self.model.parameters(), lr=0.01)
         self.clipper = NormClip(self.model, max_norm=1.0, scope="global", **keywords)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-        self.norms = []
+        self.norms, self.scales = [], itertools.count(1)
 
     def backward(self, scale=1.0):
         self.scaler.scale(torch.ones(()))  # it creates the scale
@@ -112,7 +114,36 @@ def before_a_closure(loop):
     loop.optimizer.step(closure)
 
 
+def divided_after_the_clip(loop):
+    """As the mean of accumulated gradients, and a loss scale by hand."""
+    loop.optimizer.zero_grad()
+    loop.backward(scale=next(loop.scales))
+    loop.clipper.step()
+    loop.model.weight.grad.data.div_(4)
+    loop.optimizer.step()
+
+
+def replaced_by_a_multiple(loop):
+    loop.optimizer.zero_grad()
+    loop.backward(scale=next(loop.scales))
+    loop.clipper.step()
+    loop.model.weight.grad = 64 * loop.model.weight.grad
+    loop.optimizer.step()
+
+
+def replaced_by_what_was_not_clipped(loop):
+    loop.optimizer.zero_grad()
+    loop.backward(scale=next(loop.scales))
+    before = loop.model.weight.grad.clone()
+    loop.clipper.step()
+    loop.model.weight.grad = before
+    loop.optimizer.step()
+
+
 WRONG = {
+    divided_after_the_clip: "were multiplied by 0.25 between",
+    replaced_by_a_multiple: "were multiplied by 64 between",
+    replaced_by_what_was_not_clipped: r"grew between clipper.step\(\) and",
     before_a_closure: r"no effect: the closure of optimizer.step\(\) computes",
     after_the_step: r"after the last backward\(\)",
     before_the_backward_pass: r"after the last backward\(\)",
@@ -188,6 +219,39 @@ def noise_after_the_clip(loop):
     loop.optimizer.zero_grad(set_to_none=False)
 
 
+def strong_noise_after_the_clip(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.model.weight.grad = loop.model.weight.grad + 3 * torch.randn(1, 2)
+    loop.optimizer.step()
+
+
+def zeros_after_the_clip(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.model.weight.grad[:, next(loop.scales) % 2] = 0.0
+    loop.optimizer.step()
+
+
+def no_gradient_after_the_clip(loop):
+    loop.optimizer.zero_grad()
+    loop.backward()
+    loop.clipper.step()
+    loop.model.weight.grad = None
+    loop.optimizer.step()
+
+
+def a_second_clip(loop):
+    """Of a smaller norm, in some steps."""
+    loop.optimizer.zero_grad()
+    loop.backward(scale=0.02 * next(loop.scales))
+    loop.clipper.step()
+    torch.nn.utils.clip_grad_norm_(loop.model.parameters(), 0.5)
+    loop.optimizer.step()
+
+
 def unscaled_by_hand(loop):
     loop.optimizer.zero_grad()
     for _ in range(2):
@@ -251,6 +315,8 @@ def frozen_in_the_next_step(loop):
 RIGHT = [
     *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
     *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
+    *(strong_noise_after_the_clip, zeros_after_the_clip, no_gradient_after_the_clip),
+    a_second_clip,
     *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
     *(frozen_in_the_next_step, in_a_closure, before_a_closure_without_gradients),
 ]
@@ -317,6 +383,20 @@ def test_a_clip_between_the_scaler_s_step_and_its_update_is_refused():
     loop.scaler.step(loop.optimizer)
     with pytest.raises(RuntimeError, match="must be called before"):
         loop.clipper.step()
+
+
+@pytest.mark.parametrize("change", ["optimizer", "1000 steps"])
+@pytest.mark.parametrize("wrong", [between_two_backward_passes, divided_after_the_clip])
+def test_a_wrong_order_that_begins_later_warns_once(wrong, change, monkeypatch):
+    loop = Loop()
+    repeat(right, loop, 30)
+    if change == "optimizer":
+        loop.optimizer = SGD(loop.model.parameters(), lr=0.01)
+    else:
+        monkeypatch.setattr(loop_check, "_PERIOD", 40)
+    with pytest.warns(UserWarning, match=WRONG[wrong]) as warned:
+        repeat(wrong, loop, 30)
+    assert len(warned) == 1
 
 
 def test_a_copied_clipper_starts_without_a_loop():

@@ -1,0 +1,92 @@
+"""Notice that gradients are multiplied, or summed over ranks, after the clip."""
+
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from autoclip_torch.gradients.transfer import is_capturing
+
+from .gradient_samples import Change, GradientValues, GradientVersions
+
+_CYCLES = 6
+"""So many clips are compared with the updates. The result is read as many clips later,
+so that a device has it."""
+
+_WRONG = 3
+"""The gradients must have changed in so many of them."""
+
+_GROWTH = 1.2
+"""A sum over two ranks has about 1.4 times the norm, if their gradients differ."""
+
+
+class AfterClipCheck:
+    """Whether gradients exceed the threshold, or have another scale than it.
+
+    Noise that is added on purpose, zeros, and a mean over the ranks are neither.
+    """
+
+    def __init__(self) -> None:
+        """Start before the first clip."""
+        self._before: tuple[GradientVersions, GradientValues] | None = None
+        self._changes: list[tuple[bool, Callable[[], Change]]] = []
+        self._cycles = 0
+
+    def end_clip(self, samples: Sequence[Tensor]) -> None:
+        """Note the gradients after a clip."""
+        self._cycles += 1
+        is_captured = any(is_capturing(each.device) for each in samples)
+        if self._cycles <= _CYCLES and not is_captured:
+            self._before = GradientVersions(samples), GradientValues(samples)
+
+    def explain(self, samples: Sequence[Tensor]) -> str | None:
+        """Return what was wrong in the first updates, once.
+
+        Args:
+          samples: the same parameters, or their copies that an optimizer steps.
+        """
+        before, self._before = self._before, None
+        if before is not None:
+            versions, values = before
+            # `all_reduce` writes without a new version, unlike what adds noise.
+            may_be_sum = _has_several_ranks() and versions.are_same(samples)
+            if (read := values.compare(samples)) is not None:
+                self._changes.append((may_be_sum, read))
+        if self._cycles < 2 * _CYCLES:
+            return None
+        changes = [(may_be_sum, read()) for may_be_sum, read in self._changes]
+        self._changes = []
+        factor = _find_common_factor([change for _, change in changes])
+        if factor is not None:
+            return (
+                f"the gradients were multiplied by {factor:.3g} between clipper.step() "
+                "and optimizer.step(), so the threshold holds for other gradients than "
+                "those of the update; what unscales or averages them must run before "
+                "clipper.step(); of two limits, keep the smaller one"
+            )
+        if sum(_has_grown(*change) for change in changes) >= _WRONG:
+            return (
+                "gradients grew between clipper.step() and optimizer.step(), so they "
+                "may exceed the threshold; what sums or replaces them, such as "
+                "all_reduce, must run before clipper.step()"
+            )
+        return None
+
+
+def _find_common_factor(changes: Sequence[Change]) -> float | None:
+    """Return the number by which every update multiplied all gradients, or None."""
+    factors = [change.factor for change in changes if change.cosine > 0.999]
+    if len(factors) < max(_WRONG, len(changes)):
+        return None
+    smallest, largest = min(factors), max(factors)
+    is_one = 1 / _GROWTH <= smallest <= _GROWTH
+    return None if is_one or largest > 1.01 * smallest else smallest
+
+
+def _has_grown(may_be_sum: bool, change: Change) -> bool:
+    is_multiple = change.cosine > 0.9 and change.factor > _GROWTH
+    return is_multiple or (may_be_sum and change.growth > _GROWTH)
+
+
+def _has_several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
