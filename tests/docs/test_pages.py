@@ -13,9 +13,8 @@ from autoclip_core import Cap, Quantile, Warmup, ZScore, replay
 from autoclip_core.policy import NAMESPACE_NAMES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-# test_jax_docs.py and test_tf_docs.py run two of these; the others show lines of a loop
-ELSEWHERE = {"jax.md", "keras.md", "suggest.md", "watching.md"}
-ELSEWHERE |= {"many_gpus.md", "trainers.md"}
+# Other tests run the code of these, except trainers.md, which shows lines of engines.
+ELSEWHERE = {"jax.md", "keras.md", "many_gpus.md", "trainers.md", "watching.md"}
 NEEDED = {"jax_checkpoints.md": ["stacks"]}  # besides a framework
 PAGES = {
     page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8")
@@ -84,6 +83,27 @@ model = torch.nn.Linear(4, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 model(torch.ones(1, 4)).sum().backward()
 """
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process
+def test_a_distributed_checkpoint_has_the_clipper(tmp_path, monkeypatch):
+    import torch
+
+    from autoclip_torch import QuantileClip
+
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = QuantileClip.as_optimizer(optimizer)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    names = {"model": model, "optimizer": optimizer, "path": tmp_path}
+    [code] = blocks(PAGES["many_gpus.md"])
+    save, load = code.split("state = parts()")
+    exec(compile(save, "many_gpus.md", "exec"), names)
+    optimizer.clipper.reset()
+    exec(compile(f"state = parts(){load}", "many_gpus.md", "exec"), names)
+    assert optimizer.clipper.metrics()["clip/steps"] == 1
 
 
 # timm imports torchvision, but this file of it does not.
