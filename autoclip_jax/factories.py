@@ -14,7 +14,7 @@ from .clipper import make_transformation
 from .rows import Labels, Mask, choose_scope
 
 
-@explain_arguments(Quantile)
+@explain_arguments()
 def clip_by_quantile(
     quantile: float = 0.9,
     *,
@@ -52,7 +52,7 @@ def clip_by_quantile(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(MeanStd)
+@explain_arguments()
 def clip_by_mean_std(
     deviations: float = 2.0,
     *,
@@ -95,7 +95,7 @@ def clip_by_mean_std(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(ZScore, scope="global")
+@explain_arguments("clip_by_policy({}, scope='global')")
 def clip_by_zscore(
     z: float = 2.5,
     *,
@@ -140,7 +140,7 @@ def clip_by_zscore(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(EmaRatio)
+@explain_arguments()
 def clip_by_ema_ratio(
     ratio: float = 1.05,
     *,
@@ -178,7 +178,7 @@ def clip_by_ema_ratio(
     return make_transformation(policy, row_scope, nonfinite, axis_name)
 
 
-@explain_arguments(ParamRatio, scope="unit")
+@explain_arguments("clip_by_policy({}, scope='unit')")
 def clip_by_param_ratio(
     clipping: float = 0.01,
     *,

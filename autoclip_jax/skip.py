@@ -28,8 +28,15 @@ CLIP_AND_SKIP = (
 )
 """The way out for a policy that skips, too."""
 
+_WAYS_OUT = {
+    "max_consecutive_skips": "use max_consecutive",
+    "nonfinite": "it skips every update whose norm is not finite",
+    "scale_only": "it scales nothing; give scale_only to a clipper inside of it",
+}
+"""Keywords of other factories."""
 
-@explain_arguments(call="skip_steps(inner, {})")
+
+@explain_arguments("skip_steps(inner, {})", _WAYS_OUT)
 def skip_steps(
     inner: optax.GradientTransformation,
     policy: Policy,
