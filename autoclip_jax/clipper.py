@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from autoclip_core import Policy, decide
-from autoclip_core.checks import check_choice, format_error
+from autoclip_core.checks import check_choice
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.parts import (
     get_part_scales,
@@ -94,14 +94,13 @@ def clip_by_policy(
     >>> updates.tolist(), state.clip_norm.tolist()
     ([0.6000000238418579, 0.800000011920929], [5.0])
     """
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, scale_only=scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels)
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)
 
 
 def make_transformation(
-    policy: Policy, scope: Scope, nonfinite: str, axis_name: Any
+    policy: Policy, scope: Scope, nonfinite: str
 ) -> optax.GradientTransformationExtraArgs:
     """Return the pair of `init` and `update`."""
     check_traceable(policy, jnp, "wrap the optimizer: skip_steps(optimizer, policy)")
@@ -110,7 +109,6 @@ def make_transformation(
         "the run, call check_skips(opt_state) outside of jit"
     )
     check_choice("nonfinite", nonfinite, ("zero", "propagate"), way_out)
-    check_axis_name(axis_name, scope)
 
     def init(params: Any) -> ClipState:
         return init_state(policy, len(scope.rows(params).names), scope.norm)
@@ -120,7 +118,7 @@ def make_transformation(
     ) -> tuple[Any, ClipState]:
         del extra_args
         state, rows, scales = decide_step(
-            policy, scope, nonfinite, axis_name, state, updates, params
+            policy, scope, nonfinite, state, updates, params
         )
         return scale_updates(rows, updates, scales), state
 
@@ -131,7 +129,6 @@ def decide_step(
     policy: Policy,
     scope: Scope,
     nonfinite: str,
-    axis_name: Any,
     state: ClipState,
     updates: Any,
     params: Any,
@@ -142,25 +139,23 @@ def decide_step(
     If rows have two parts, there is a scale for each part.
     """
     rows = scope.rows(updates, params)
-    check_state_matches(policy, state, rows, scope.norm)
+    check_state_matches(policy, state, rows)
     measured = (
-        *_measure(rows, updates, axis_name, scope.norm),
+        *_measure(rows, updates),
         has_gradient(rows, updates),
-        _measure_params(policy, rows, params, axis_name, scope.norm),
+        _measure_params(policy, rows, params),
     )
-    how = nonfinite, scope.norm, rows.is_split
+    how = nonfinite, rows.norm, rows.is_split
     state, scales = _next_state(policy, *how, state, *measured, loss)
     return state, rows, scales
 
 
-def _measure(
-    rows: Rows, tree: Any, axis_name: Any, norm: str
-) -> tuple[Array, Array | None]:
+def _measure(rows: Rows, tree: Any) -> tuple[Array, Array | None]:
     """Return the norm of each part, and with "rms" its number of elements."""
-    norms = measure_norms(rows, tree, axis_name, norm)
-    if norm != "rms":
+    norms = measure_norms(rows, tree)
+    if rows.norm != "rms":
         return norms, None
-    return norms, count_elements(rows, tree, axis_name).astype(norms.dtype)
+    return norms, count_elements(rows, tree).astype(norms.dtype)
 
 
 # Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
@@ -218,9 +213,7 @@ def _next_state(
     ), scales
 
 
-def _measure_params(
-    policy: Policy, rows: Rows, params: Any, axis_name: Any, norm: str
-) -> Array | None:
+def _measure_params(policy: Policy, rows: Rows, params: Any) -> Array | None:
     """Return the norms of the parameters, or None if the policy needs none."""
     if not policy.needs_param_norms:
         return None
@@ -234,23 +227,5 @@ def _measure_params(
             f"params must have the structure of the updates, which has "
             f"{len(rows.parameters)} leaves, got {len(list_leaves(params))}"
         )
-    norms, sizes = _measure(rows, params, axis_name, norm)
-    return join_norms(norms, norm, sizes=sizes, xp=XP) if rows.is_split else norms
-
-
-def check_axis_name(axis_name: Any, scope: Scope) -> None:
-    """Refuse a value that names no axes, and any axes at scope "unit"."""
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-    if names is not None and not (
-        isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)
-    ):
-        rule = "the name of a mesh axis, or a tuple of names"
-        raise TypeError(format_error("axis_name", rule, axis_name, ""))
-    if axis_name is not None and scope.name == "unit":
-        way_out = (
-            "inside shard_map it is unknown whether an axis cuts a unit or lies "
-            "between units; jit the step on sharded arrays instead: there, norms are "
-            "global without axis_name"
-        )
-        rule = 'left out with scope="unit"'
-        raise ValueError(format_error("axis_name", rule, axis_name, way_out))
+    norms, sizes = _measure(rows, params)
+    return join_norms(norms, rows.norm, sizes=sizes, xp=XP) if rows.is_split else norms

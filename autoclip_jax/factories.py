@@ -11,7 +11,7 @@ from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
 
 from .arguments import explain_arguments
 from .clipper import make_transformation
-from .rows import Labels, Mask, choose_scope
+from .rows import Labels, Mask, Scope, choose_scope
 
 
 @explain_arguments()
@@ -46,10 +46,9 @@ def clip_by_quantile(
     policy = Quantile(
         quantile, history_length=history_length, include_current=include_current
     )
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, scale_only=scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels)
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)
 
 
 @explain_arguments()
@@ -89,10 +88,9 @@ def clip_by_mean_std(
         ddof=ddof,
         include_current=include_current,
     )
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, scale_only=scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels)
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)
 
 
 @explain_arguments("clip_by_policy({}, scope='global')")
@@ -134,10 +132,9 @@ def clip_by_zscore(
         record=record,
         log=log,
     )
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, "global", scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels, "global")
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)
 
 
 @explain_arguments()
@@ -172,10 +169,9 @@ def clip_by_ema_ratio(
     policy = EmaRatio(
         ratio, beta=beta, warmup_steps=warmup_steps, warmup_threshold=warmup_threshold
     )
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, scale_only=scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels)
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)
 
 
 @explain_arguments("clip_by_policy({}, scope='unit')")
@@ -205,7 +201,6 @@ def clip_by_param_ratio(
     [1.5, 2.0]
     """
     policy = ParamRatio(clipping, eps=eps)
-    row_scope = choose_scope(
-        scope, global_clipping, labels, rule, norm, "unit", scale_only
-    )
-    return make_transformation(policy, row_scope, nonfinite, axis_name)
+    name = choose_scope(scope, global_clipping, labels, "unit")
+    row_scope = Scope(name, labels, rule, scale_only, norm, axis_name)
+    return make_transformation(policy, row_scope, nonfinite)

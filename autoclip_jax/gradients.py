@@ -22,6 +22,9 @@ from autoclip_core.scale import square_root
 from .mesh import find_cutting_axes, get_type, reduce_pieces, replicate, shard_as
 from .rows import Rows, is_gradient, is_none
 
+Parts = list[tuple[ParameterRows, Array]]
+"""Leaves, each with its rows."""
+
 _MOST_STACKED = 2**20  # elements that may be copied
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
 _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
@@ -58,9 +61,7 @@ XP = JaxNamespace()
 """The array namespace of a step."""
 
 
-def measure_norms(
-    rows: Rows, tree: Any, axis_name: Any = None, norm: str = "l2"
-) -> Array:
+def measure_norms(rows: Rows, tree: Any) -> Array:
     """Return the norm of each part of a row, shape (parts,).
 
     Norms are float32, or float64 if a leaf is. Squares are summed in the type of the
@@ -70,28 +71,25 @@ def measure_norms(
     Args:
       rows: which leaf belongs to which row.
       tree: the gradients, or the parameters.
-      axis_name: as in `clip_by_policy`.
-      norm: as in `clip_by_policy`.
     """
     parts = _list_parts(rows, tree)
     if not parts:
         return jnp.zeros((rows.part_count,), jnp.float32)
-    if norm == "max":
-        return _largest_magnitudes(rows, parts, axis_name)
-    squares = _join_rows(rows, _sum_squares(parts, axis_name))
+    if rows.norm == "max":
+        return _reduce_rows(rows, parts, _find_largest, jnp.maximum, lax.pmax)
+    squares = _reduce_rows(rows, parts, _sum_squares, jnp.add, lax.psum)
     is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
     is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
     divisors = _choose_divisors(squares)
-    sum_again = partial(_sum_scaled_squares, parts, divisors, axis_name)
+    sum_again = partial(_sum_scaled_squares, rows, parts, divisors)
     # Outside of a trace, `cond` would compile its branches again in every step.
     if isinstance(is_safe, jax.core.Tracer):
         squares = lax.cond(is_safe, lambda: squares, sum_again)
     elif not is_safe:
         squares = sum_again()
     norms: Array = square_root(squares, jnp)
-    if norm == "rms":
-        sizes = count_elements(rows, tree, axis_name)
-        norms = to_rms(norms, sizes.astype(norms.dtype), jnp)
+    if rows.norm == "rms":
+        norms = to_rms(norms, count_elements(rows, tree).astype(norms.dtype), jnp)
     return jnp.where(is_safe, 1.0, divisors) * norms
 
 
@@ -102,11 +100,11 @@ def _choose_divisors(squares: Array) -> Array:
     return divisors
 
 
-def count_elements(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
+def count_elements(rows: Rows, tree: Any) -> Array:
     """Return the number of elements of each part that has a gradient, as float32."""
     sizes = np.zeros((rows.part_count,), np.float32)
     for parameter, leaf in _list_parts(rows, tree):
-        axes = find_cutting_axes(leaf, axis_name)
+        axes = find_cutting_axes(leaf, rows.axis_name)
         # A sum of ones is a plain number, known when tracing.
         pieces = lax.psum(1, axes) if axes else 1  # type: ignore[no-untyped-call]
         size = pieces * row_size(leaf.shape, parameter)
@@ -114,13 +112,13 @@ def count_elements(rows: Rows, tree: Any, axis_name: Any = None) -> Array:
     return jnp.asarray(sizes)
 
 
-def _list_parts(rows: Rows, tree: Any) -> list[tuple[ParameterRows, Array]]:
+def _list_parts(rows: Rows, tree: Any) -> Parts:
     """Return the leaves that have a norm, each with its rows: at least one."""
     pairs = zip(rows.parameters, list_leaves(tree), strict=True)
     return [(p, leaf) for p, leaf in pairs if is_gradient(leaf) and p.start < p.stop]
 
 
-def _find_norm_type(parts: Sequence[tuple[ParameterRows, Array]]) -> Any:
+def _find_norm_type(parts: Parts) -> Any:
     """Return float64 if a leaf has that precision, else float32."""
     doubles = np.dtype("float64"), np.dtype("complex128")
     is_double = any(leaf.dtype in doubles for _, leaf in parts)
@@ -195,28 +193,26 @@ def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
     return selected.reshape(leaf.shape)
 
 
-def _sum_squares(
-    parts: Sequence[tuple[ParameterRows, Array]], axes: Any
-) -> dict[int, Array]:
-    """Return the sums of squares of each row, by the number of its first row."""
-    sums: dict[int, Array] = {}
+def _reduce_rows(
+    rows: Rows, parts: Parts, reduce: Any, combine: Any, collective: Any
+) -> Array:
+    """Return one number for each part of a row: leaves are reduced, then combined."""
+    values: dict[int, Array] = {}
     kind = _find_norm_type(parts)
     for parameter, leaf in parts:
-        squares = _sum_leaf_squares(leaf, None, parameter.units).astype(kind)
-        squares = reduce_pieces(lax.psum, squares, axes)
+        value = reduce(leaf, parameter.units).astype(kind)
+        value = reduce_pieces(collective, value, rows.axis_name)
         row = parameter.start
-        sums[row] = sums[row] + squares if row in sums else squares
-    return sums
+        values[row] = combine(values[row], value) if row in values else value
+    return _join_rows(rows, values)
 
 
-def _sum_scaled_squares(
-    parts: Sequence[tuple[ParameterRows, Array]], divisors: Array, axes: Any
-) -> Array:
+def _sum_scaled_squares(rows: Rows, parts: Parts, divisors: Array) -> Array:
     """Return the sum of the squares of each row, divided by its divisor before.
 
     XLA compiles this rare pass into each step. So it stacks small leaves of one type.
     """
-    groups: dict[Any, list[tuple[ParameterRows, Array]]] = {}
+    groups: dict[Any, Parts] = {}
     copied = 0
     for index, (parameter, leaf) in enumerate(parts):
         fits = copied + leaf.size <= _MOST_STACKED
@@ -224,47 +220,44 @@ def _sum_scaled_squares(
         key = get_type(leaf), parameter.units, None if fits else index
         groups.setdefault(key, []).append((parameter, leaf))
     order = [p for pairs in groups.values() for p, _ in pairs]
-    rows, sums, end = np.concatenate([range(p.start, p.stop) for p in order]), [], 0
-    ordered = divisors[rows]
+    places = np.concatenate([range(p.start, p.stop) for p in order])
+    ordered, sums, end = divisors[places], [], 0
     for (_, units, _), pairs in groups.items():
         start, end = end, end + sum(p.stop - p.start for p, _ in pairs)
         stacked = jnp.stack([leaf for _, leaf in pairs])
-        sum_leaves = jax.vmap(partial(_sum_leaf_squares, units=units))
-        squares = sum_leaves(stacked, ordered[start:end].reshape(len(pairs), -1))
-        sums.append(reduce_pieces(lax.psum, squares.reshape(-1), axes))
+        sum_leaves = jax.vmap(partial(_sum_squares, units=units))
+        leaf_divisors = ordered[start:end].reshape(len(pairs), -1)
+        squares = sum_leaves(stacked, divisor=leaf_divisors)
+        sums.append(reduce_pieces(lax.psum, squares.reshape(-1), rows.axis_name))
     added = jnp.concatenate(sums, dtype=divisors.dtype)
-    return jnp.zeros_like(divisors).at[rows].add(added)
+    return jnp.zeros_like(divisors).at[places].add(added)
 
 
 # JAX traces a function of `jit` once for all leaves of a type.
 @partial(jax.jit, static_argnames="units")
-def _sum_leaf_squares(leaf: Array, divisor: Array | None, units: Units | None) -> Array:
+def _sum_squares(
+    leaf: Array, units: Units | None, divisor: Array | None = None
+) -> Array:
     """Return the sum of squares of one leaf, or one per unit, shape (its rows,)."""
     view = _magnitudes(leaf, units) if jnp.iscomplexobj(leaf) else _widen(leaf, units)
     if divisor is not None:
         view = view / _spread(divisor.astype(view.dtype), view, units)
-    unit_axes = None if units is None else units.axes
-    total = replicate(jnp.sum(jnp.square(view), axis=unit_axes))
-    return total if units is None else total.reshape(-1)
+    return _reduce_units(jnp.sum, jnp.square(view), units)
 
 
-def _largest_magnitudes(
-    rows: Rows, parts: Sequence[tuple[ParameterRows, Array]], axes: Any
-) -> Array:
-    """Return the largest magnitude of each row; infinity if one is a NaN."""
-    largest: dict[int, Array] = {}
-    kind = _find_norm_type(parts)
-    for parameter, leaf in parts:
-        units = parameter.units
-        unit_axes = None if units is None else units.axes
-        magnitudes = _magnitudes(leaf, units)
-        # Not every maximum returns a NaN.
-        magnitudes = jnp.where(jnp.isnan(magnitudes), jnp.inf, magnitudes)
-        top = jnp.max(magnitudes, axis=unit_axes, initial=0.0)
-        top = replicate(top).astype(kind)
-        top = reduce_pieces(lax.pmax, top if units is None else top.reshape(-1), axes)
-        largest[parameter.start] = jnp.maximum(largest.get(parameter.start, 0.0), top)
-    return _join_rows(rows, largest)
+def _find_largest(leaf: Array, units: Units | None) -> Array:
+    """Return the largest magnitude of one leaf, or one per unit; infinity for a NaN."""
+    magnitudes = _magnitudes(leaf, units)
+    # Not every maximum returns a NaN.
+    magnitudes = jnp.where(jnp.isnan(magnitudes), jnp.inf, magnitudes)
+    return _reduce_units(partial(jnp.max, initial=0.0), magnitudes, units)
+
+
+def _reduce_units(function: Any, view: Array, units: Units | None) -> Array:
+    """Return a function of all of a view, or of each unit, shape (its rows,)."""
+    if units is None:
+        return replicate(function(view))
+    return replicate(function(view, axis=units.axes)).reshape(-1)
 
 
 def _magnitudes(leaf: Array, units: Units | None) -> Array:

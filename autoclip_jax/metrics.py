@@ -17,7 +17,7 @@ from autoclip_core.clipper.metrics import (
 from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import find_clip_states
-from .rows import Labels, Mask, choose_scope, is_none, repeat_mask
+from .rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
 from .skip_state import SkipState
 from .state import ClipState, restore_names
 from .update_clippers import find_clippers, warn_if_undone
@@ -202,4 +202,5 @@ def row_names(
         pairs = zip(leaves, flags, strict=True)
         included = [optax.MaskedNode() if flag else leaf for leaf, flag in pairs]
         params = jax.tree.unflatten(structure, included)
-    return choose_scope(scope, None, labels, rule, "l2").rows(params).names
+    name = choose_scope(scope, None, labels)
+    return Scope(name, labels, rule).rows(params).names

@@ -12,7 +12,7 @@ from autoclip_core.clipper import settings
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.units import ParameterRows, name_units
 
-from .layouts import UnitRule, find_unit_rule
+from .layouts import find_unit_rule
 
 SCOPES = ("parameter", "global", "unit")
 
@@ -35,9 +35,13 @@ class Rows:
     """One per leaf."""
     names: list[str]
     """One per row."""
-    is_split: bool = False
+    is_split: bool
     """Whether a row has a second part, of what clipping does not scale. The numbers of
     these parts follow after those of all rows."""
+    norm: str
+    """The norm of each row."""
+    axis_name: Any
+    """The mesh axes that cut a leaf into pieces, or None."""
 
     @property
     def part_count(self) -> int:
@@ -52,59 +56,85 @@ class Scope:
     Args:
       name: "parameter", "global", "unit" or, with labels, "group".
       labels: as for `optax.partition`: a pytree or a function.
-      unit_rule: how a leaf is cut into units; only at scope "unit".
-      scale_only: as in `clip_by_policy`.
-      norm: the norm of each row.
+      rule, scale_only, norm, axis_name: as in `clip_by_policy`.
+
+    Raises:
+      TypeError: `axis_name` names no axes.
+      ValueError: the arguments disagree, or the rule or the norm is unknown.
     """
 
     name: str
     labels: Labels = None
-    unit_rule: UnitRule | None = None
+    rule: str = "flax"
     scale_only: Mask = None
     norm: str = "l2"
+    axis_name: Any = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        find_unit_rule(self.rule)
+        if self.rule != "flax" and self.name != "unit":
+            rule = 'given with scope="unit"'
+            way_out = 'it defines which axes form a unit; add scope="unit"'
+            raise ValueError(format_error("rule", rule, self.rule, way_out))
+        check_norm(self.norm)
+        self._check_axis_name()
+
+    def _check_axis_name(self) -> None:
+        """Refuse a value that names no axes, and any axes at scope "unit"."""
+        if self.axis_name is None:
+            return
+        names = [self.axis_name] if isinstance(self.axis_name, str) else self.axis_name
+        is_list = isinstance(names, tuple | list)
+        if not is_list or not all(isinstance(name, str) for name in names):
+            rule = "the name of a mesh axis, or a tuple of names"
+            raise TypeError(format_error("axis_name", rule, self.axis_name, ""))
+        if self.name == "unit":
+            way_out = (
+                "inside shard_map it is unknown whether an axis cuts a unit or lies "
+                "between units; jit the step on sharded arrays instead: there, norms "
+                "are global without axis_name"
+            )
+            rule = 'left out with scope="unit"'
+            raise ValueError(format_error("axis_name", rule, self.axis_name, way_out))
 
     def rows(self, tree: Any, params: Any = None) -> Rows:
         """Return the rows of a tree, whose leaves are arrays or have a shape.
 
         If the parameters are given, a `None` has the units and the label of its
-        parameter.
+        parameter. The leaves that clipping does not scale are in the second part.
         """
         if self.name in ("unit", "group") and params is not None:
             tree = jax.tree.map(_gradient_or_param, tree, params, is_leaf=is_none)
-        rows = self._whole_rows(tree)
-        return rows if self.scale_only is None else self._split(rows, tree)
-
-    def _split(self, rows: Rows, tree: Any) -> Rows:
-        """Return the rows in two parts; the second has the leaves not to scale."""
-        flags = repeat_mask(self.scale_only, tree, "scale_only")
-        count = len(rows.names)
+        parameters, names = self._assign_rows(tree)
+        flags, count = [True] * len(parameters), len(names)
+        if self.scale_only is not None:
+            flags = repeat_mask(self.scale_only, tree, "scale_only")
         parameters = [
             p if flag else replace(p, start=p.start + count, stop=p.stop + count)
-            for p, flag in zip(rows.parameters, flags, strict=True)
+            for p, flag in zip(parameters, flags, strict=True)
         ]
-        return Rows(parameters, rows.names, is_split=not all(flags))
+        return Rows(parameters, names, not all(flags), self.norm, self.axis_name)
 
-    def _whole_rows(self, tree: Any) -> Rows:
-        """Return the rows without a second part."""
+    def _assign_rows(self, tree: Any) -> tuple[list[ParameterRows], list[str]]:
+        """Return the rows of each leaf, and the names of all rows."""
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         if self.name == "global":
-            return Rows([ParameterRows(0, 1) for _ in leaves], ["global"])
+            return [ParameterRows(0, 1) for _ in leaves], ["global"]
         if self.name == "group":
-            return self._group_rows(tree)
+            return self._assign_groups(tree)
         parameters: list[ParameterRows] = []
         names: list[str] = []
         for path, leaf in leaves:
-            name, start = jax.tree_util.keystr(path) or "parameter", len(names)
-            if self.unit_rule is None or not is_gradient(leaf):
-                names.append(name)
-                parameters.append(ParameterRows(start, start + 1))
-                continue
-            units = self.unit_rule(path, tuple(leaf.shape))
-            names.extend(name_units(name, leaf.shape, units))
+            name, units = jax.tree_util.keystr(path) or "parameter", None
+            if self.name == "unit" and is_gradient(leaf):
+                units = find_unit_rule(self.rule)(path, tuple(leaf.shape))
+            start = len(names)
+            names += [name] if units is None else name_units(name, leaf.shape, units)
             parameters.append(ParameterRows(start, len(names), units))
-        return Rows(parameters, names)
+        return parameters, names
 
-    def _group_rows(self, tree: Any) -> Rows:
+    def _assign_groups(self, tree: Any) -> tuple[list[ParameterRows], list[str]]:
         given = self.labels(tree) if callable(self.labels) else self.labels
         leaf_labels = _label_leaves(given, tree)
         # 1 and "1" are two labels. A None, which has no gradient, may have no label.
@@ -115,7 +145,7 @@ class Scope:
         texts = [str(label) for label in labels]
         pairs = zip(labels, texts, strict=True)
         names = [text if texts.count(text) == 1 else repr(x) for x, text in pairs]
-        return Rows(parameters, names)
+        return parameters, names
 
 
 def _gradient_or_param(leaf: Any, param: Any) -> Any:
@@ -187,33 +217,24 @@ def choose_scope(
     scope: str | None,
     global_clipping: bool | None,
     labels: Labels,
-    rule: str,
-    norm: str,
     default: str = "parameter",
-    scale_only: Mask = None,
-) -> Scope:
-    """Return the scope that the arguments of a factory agree on.
+) -> str:
+    """Return the name of the scope that the arguments of a factory agree on.
 
     Raises:
-      ValueError: the arguments disagree, or the scope, rule or norm is unknown.
+      ValueError: the arguments disagree, or the scope is unknown.
     """
-    unit_rule = find_unit_rule(rule)
     if scope is not None:
         check_choice("scope", scope, SCOPES)
     if global_clipping is not None:
         scope = settings.choose_scope(scope, global_clipping, "parameter")
-    if labels is not None:
-        if scope is not None:
-            way_out = "the labels define the rows; leave the scope out"
-            error = format_error("labels", "given without a scope", scope, way_out)
-            raise ValueError(error)
-        scope = "group"
-    scope = scope or default
-    if rule != "flax" and scope != "unit":
-        way_out = 'it defines which axes form a unit; add scope="unit"'
-        raise ValueError(format_error("rule", 'given with scope="unit"', rule, way_out))
-    used_rule = unit_rule if scope == "unit" else None
-    return Scope(scope, labels, used_rule, scale_only, check_norm(norm))
+    if labels is None:
+        return scope or default
+    if scope is not None:
+        way_out = "the labels define the rows; leave the scope out"
+        error = format_error("labels", "given without a scope", scope, way_out)
+        raise ValueError(error)
+    return "group"
 
 
 def is_none(leaf: Any) -> bool:

@@ -17,7 +17,7 @@ from autoclip_core.loss import check_loss_policy
 
 from .arguments import check_transformation, explain_arguments
 from .check_state import find_states
-from .clipper import check_axis_name, decide_step
+from .clipper import decide_step
 from .rows import Labels, Scope, choose_scope
 from .skip_state import SkipState, decide_on_value, init_skip_state
 from .state import init_state, wrong_state_error
@@ -101,11 +101,10 @@ def skip_steps(
         check_loss_policy(loss_policy)
         loss_policy.init(1, jnp)  # raises for a history of unbounded length
     dropping = Drop(policy, action="skip")
-    row_scope = choose_scope(scope, global_clipping, labels, rule, norm, "global")
-    check_axis_name(axis_name, row_scope)
+    name = choose_scope(scope, global_clipping, labels, "global")
+    row_scope = Scope(name, labels, rule, norm=norm, axis_name=axis_name)
     inner = optax.with_extra_args_support(inner)
-    policies = dropping, loss_policy
-    return _transformation(inner, policies, row_scope, axis_name, max_consecutive)
+    return _transformation(inner, dropping, loss_policy, row_scope, max_consecutive)
 
 
 def _has_drop(policy: Any) -> bool:
@@ -116,26 +115,25 @@ def _has_drop(policy: Any) -> bool:
 
 def _transformation(
     inner: optax.GradientTransformationExtraArgs,
-    policies: tuple[Drop, Policy | None],
+    policy: Drop,
+    loss_policy: Policy | None,
     scope: Scope,
-    axis_name: Any,
     max_consecutive: int,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the pair of `init` and `update`."""
-    dropping, loss_policy = policies
 
     def init(params: Any) -> SkipState:
-        clip = init_state(dropping, len(scope.rows(params).names), scope.norm)
+        clip = init_state(policy, len(scope.rows(params).names), scope.norm)
         return init_skip_state(clip, inner.init(params), loss_policy)
 
     def update(
         updates: Any, state: SkipState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SkipState]:
         _check_skip_state(state)
-        value = extra_args.get("value")
+        value, axis_name = extra_args.get("value"), scope.axis_name
         record, loss = decide_on_value(loss_policy, state.skip_loss, value, axis_name)
         clip, *_ = decide_step(
-            dropping, scope, "skip", axis_name, state.skip_clip, updates, params, loss
+            policy, scope, "skip", state.skip_clip, updates, params, loss
         )
         is_skipped = jnp.any(clip.clip_clipped) | jnp.any(~clip.clip_finite)
         if loss is not None:

@@ -167,9 +167,7 @@ def _no_totals() -> Any:
     return rename_fields(totals, "totals_")
 
 
-def check_state_matches(
-    policy: Policy, state: ClipState, rows: Rows, norm: str
-) -> None:
+def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
     """Refuse a state of other parameters or of another policy; costs only tracing.
 
     Raises:
@@ -186,7 +184,8 @@ def check_state_matches(
             f"rows, and the updates make {row_count}; init it on parameters of this "
             "structure, and give params to update if gradients may be None"
         )
-    expected = array_types(jax.eval_shape(partial(init_state, policy, row_count, norm)))
+    init = partial(init_state, policy, row_count, rows.norm)
+    expected = array_types(jax.eval_shape(init))
     # The arithmetic of `optax.contrib.sam` makes integers of booleans.
     actual = {
         name: kind.replace("int32", "bool")

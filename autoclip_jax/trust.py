@@ -103,13 +103,13 @@ def trust_clip(
     way_out = "wrap the optimizer: trust_clip(optax.adam(1e-3))"
     check_transformation("optimizer", optimizer, way_out)
     check_flag("dry_run", dry_run)
-    all_rows = choose_scope("global", None, None, "flax", "l2")
-    row_scope = choose_scope(scope, None, None, rule, "rms")
-
+    all_rows = Scope("global", axis_name=axis_name)
+    name = choose_scope(scope, None, None)
+    row_scope = Scope(name, rule=rule, norm="rms", axis_name=axis_name)
     included = partial(_select_included, exclude)
 
     def make(policy: Policy, scope: Scope, how: str) -> optax.GradientTransformation:
-        clip = make_transformation(policy, scope, how, axis_name)
+        clip = make_transformation(policy, scope, how)
         clip = _leave_unchanged(clip) if dry_run else clip
         return clip if exclude is None else optax.masked(clip, included)
 
