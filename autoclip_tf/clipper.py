@@ -109,6 +109,6 @@ class Clipper(PolicyClipper):
             ]
 
         scales = self._decide(parts, parameters, rows)
-        if self._settings.dry_run or not parts:
+        if self.dry_run or not parts:
             return [part.tensor for part in parts]
         return scale_all(parts, scales)

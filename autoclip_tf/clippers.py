@@ -10,13 +10,9 @@ from typing import Any, Unpack
 
 import keras
 
-from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Policy, Quantile, ZScore
+from autoclip_core import EmaRatio, Fixed, MeanStd, ParamRatio, Quantile, ZScore
 from autoclip_core.checks import check_choice, format_error
-from autoclip_core.clipper.settings import (
-    PolicyKeywords,
-    WarmupKeywords,
-    check_keywords,
-)
+from autoclip_core.clipper.settings import PolicyKeywords, WarmupKeywords
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
@@ -27,11 +23,6 @@ _register = keras.saving.register_keras_serializable("autoclip_tf")
 
 class _Named(Clipper):
     """A clipper whose configuration holds the arguments of its policy."""
-
-    def __init__(self, policy: Policy, common: Any, allowed: Any) -> None:
-        """Check the names of the common keywords and make the clipper."""
-        check_keywords(type(self), common, allowed)
-        super().__init__(policy, **common)
 
     def _arguments(self) -> dict[str, Any]:
         return get_arguments(self.policy)
@@ -60,11 +51,10 @@ class QuantileClip(_Named):
         include_current: bool = False,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Make the policy and the clipper."""
         policy = Quantile(
             quantile, history_length=history_length, include_current=include_current
         )
-        super().__init__(policy, common, WarmupKeywords)
+        super().__init__(policy, **common)
 
 
 @_register
@@ -90,7 +80,6 @@ class StandardClip(_Named):
         include_current: bool = False,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Make the policy and the clipper."""
         policy = MeanStd(
             deviations,
             history_length=history_length,
@@ -98,7 +87,7 @@ class StandardClip(_Named):
             ddof=ddof,
             include_current=include_current,
         )
-        super().__init__(policy, common, WarmupKeywords)
+        super().__init__(policy, **common)
 
 
 @_register
@@ -132,8 +121,7 @@ class AGC(_Named):
         axes: Mapping[str, Sequence[int]] | None = None,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Make the policy and the clipper, and check `rule` and `axes`."""
-        super().__init__(ParamRatio(clipping, eps=eps), common, WarmupKeywords)
+        super().__init__(ParamRatio(clipping, eps=eps), **common)
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
         self._axes = _UntrackedAxes(axes or {})
         if self.scope != "unit" and (rule != "unit" or axes):
@@ -172,6 +160,7 @@ class ZClip(_Named):
     """
 
     _default_scope = "global"
+    _keywords = PolicyKeywords
 
     def __init__(
         self,
@@ -184,7 +173,6 @@ class ZClip(_Named):
         log: bool = False,
         **common: Unpack[PolicyKeywords],
     ) -> None:
-        """Make the policy and the clipper."""
         policy = ZScore(
             z,
             alpha=alpha,
@@ -193,7 +181,7 @@ class ZClip(_Named):
             record=record,
             log=log,
         )
-        super().__init__(policy, common, PolicyKeywords)
+        super().__init__(policy, **common)
 
 
 @_register
@@ -210,6 +198,8 @@ class AdaGC(_Named):
     array([2.], dtype=float32)
     """
 
+    _keywords = PolicyKeywords
+
     def __init__(
         self,
         ratio: float = 1.05,
@@ -219,14 +209,13 @@ class AdaGC(_Named):
         warmup_threshold: float = 1.0,
         **common: Unpack[PolicyKeywords],
     ) -> None:
-        """Make the policy and the clipper."""
         policy = EmaRatio(
             ratio,
             beta=beta,
             warmup_steps=warmup_steps,
             warmup_threshold=warmup_threshold,
         )
-        super().__init__(policy, common, PolicyKeywords)
+        super().__init__(policy, **common)
 
 
 @_register
@@ -246,5 +235,4 @@ class NormClip(_Named):
     _default_scope = "global"
 
     def __init__(self, max_norm: float, **common: Unpack[WarmupKeywords]) -> None:
-        """Make the policy and the clipper."""
-        super().__init__(Fixed(max_norm), common, WarmupKeywords)
+        super().__init__(Fixed(max_norm), **common)

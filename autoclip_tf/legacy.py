@@ -18,7 +18,6 @@ class _TfKerasMixin(GradientTransformersMixin):
     """Transforms gradients after they are aggregated and sparse ones deduplicated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Make the optimizer, which cannot clip updates."""
         super().__init__(*args, **kwargs)
         for transformer in self.gradient_transformers:
             if self.update_clipper in split_pairs([transformer]):

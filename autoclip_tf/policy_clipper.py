@@ -1,14 +1,15 @@
 """`PolicyClipper`: what a clipper of gradients and a clipper of updates share."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, Unpack
 
 from autoclip_core import Policy, decide
 from autoclip_core.clipper.parts import get_part_scales, measure_scale
-from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
+from autoclip_core.clipper.patterns import as_patterns, as_scale_patterns
 from autoclip_core.clipper.serialize import policy_from_dict, policy_to_dict
 from autoclip_core.clipper.settings import (
-    PolicyBounds,
+    WarmupKeywords,
+    check_keywords,
     check_traceable,
     choose_scope,
     format_clipper,
@@ -37,52 +38,18 @@ class PolicyClipper(StatefulTransformer):
         'a gradient transformer cannot do that; use Drop(..., action="zero")'
     )
 
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        scope: str | None = None,
-        global_clipping: bool | None = None,
-        norm: str = "l2",
-        nonfinite: str = "zero",
-        warmup_steps: int = 0,
-        warmup_threshold: float | None = None,
-        min_threshold: float | None = None,
-        max_threshold: float | None = None,
-        exclude: Pattern | Iterable[Pattern] | None = None,
-        scale_only: Pattern | Iterable[Pattern] | None = None,
-        dry_run: bool = False,
-    ) -> None:
-        """Check the arguments."""
+    _keywords: Any = WarmupKeywords
+
+    def __init__(self, policy: Policy, **keywords: Unpack[WarmupKeywords]) -> None:
         super().__init__()
         check_policy(policy)
+        check_keywords(type(self), keywords, self._keywords)
         self.policy = policy
-        self._settings = Settings(
-            scope,
-            global_clipping,
-            norm,
-            nonfinite,
-            warmup_steps,
-            warmup_threshold,
-            min_threshold,
-            max_threshold,
-            exclude,
-            dry_run,
-            scale_only,
-        )
-        self.scope = choose_scope(scope, global_clipping, self._default_scope)
-        as_patterns(exclude)
-        as_scale_patterns(scale_only)
-        bounds = PolicyBounds(
-            warmup_steps, warmup_threshold, min_threshold, max_threshold
-        )
-        self._limits = bounds.apply(policy)
+        self._settings = settings = Settings(**keywords)
+        spellings = settings.scope, settings.global_clipping
+        self.scope = choose_scope(*spellings, self._default_scope)
+        self._limits = settings.bounds.apply(policy)
         check_traceable(self._limits, namespace, self._instead_of_skipping)
-
-    @property
-    def dry_run(self) -> bool:
-        """Whether it measures, decides and records, but changes nothing."""
-        return self._settings.dry_run
 
     def build(
         self, variables: Sequence[Any], make: MakeVariable = make_variable

@@ -1,7 +1,7 @@
 """`TrustClip`: a filter of gradients and a bound of updates, with defaults for both."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 
@@ -19,12 +19,12 @@ from .clipper import Clipper
 from .optimizers import add_transformers
 from .state.settings import Settings, patterns_from_config
 from .state.transformer import TransformerPair
-from .step.check_transformers import Pair, refuse_pairs
+from .step.check_transformers import ActsInOptimizer
 from .update import UpdateClipper
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
-class TrustClip(TransformerPair):
+class TrustClip(ActsInOptimizer, TransformerPair):
     """Clip the gradient at a quantile of its norms, and the update by the weights.
 
     Before the step, all gradients together are clipped to the quantile of their past
@@ -81,7 +81,6 @@ class TrustClip(TransformerPair):
         nonfinite: str = "zero",
         dry_run: bool = False,
     ) -> None:
-        """Check the arguments and make the two halves."""
         self._settings = Settings(
             scope=scope, exclude=exclude, nonfinite=nonfinite, dry_run=dry_run
         )
@@ -96,23 +95,6 @@ class TrustClip(TransformerPair):
     def built(self) -> bool:
         """Whether both halves were built for their variables."""
         return self.gradient.built and self.update.built
-
-    def __call__(self, grads_and_vars: Iterable[Pair]) -> NoReturn:
-        """Raise a TypeError: the update is not known before the step.
-
-        Args:
-          grads_and_vars: pairs of a gradient and its variable, as for `Clipper`.
-
-        Raises:
-          TypeError: always.
-
-        >>> try:
-        ...     TrustClip()([])
-        ... except TypeError as error:
-        ...     print(str(error).split(",")[0])
-        TrustClip must clip inside an optimizer of Keras 3
-        """
-        refuse_pairs(type(self))
 
     def as_optimizer(self, optimizer: Any) -> Any:
         """Return a new Keras optimizer with the same settings that clips in its step.

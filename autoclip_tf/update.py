@@ -1,7 +1,7 @@
 """`UpdateClipper`: clip the change of the variables in one step of an optimizer."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -10,11 +10,11 @@ from autoclip_core.clipper.metrics import name_update_metrics
 from .gradients.updates import find_updates, list_old_values, scale_updates
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
-from .step.check_transformers import Pair, refuse_pairs
+from .step.check_transformers import ActsInOptimizer
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
-class UpdateClipper(PolicyClipper):
+class UpdateClipper(ActsInOptimizer, PolicyClipper):
     """Clip updates by any policy, at any scope, inside a Keras optimizer.
 
     The update of a row is the change of its variables in one step, w_new - w_old. It
@@ -67,24 +67,6 @@ class UpdateClipper(PolicyClipper):
         "gradient first, with a Clipper in the same list"
     )
 
-    def __call__(self, grads_and_vars: Iterable[Pair]) -> NoReturn:
-        """Raise a TypeError: the update is not known before the step.
-
-        Args:
-          grads_and_vars: pairs of a gradient and its variable, as for `Clipper`.
-
-        Raises:
-          TypeError: always.
-
-        >>> from autoclip_core import Fixed
-        >>> try:
-        ...     UpdateClipper(Fixed(1.0))([])
-        ... except TypeError as error:
-        ...     print(str(error).split(",")[0])
-        UpdateClipper must clip inside an optimizer of Keras 3
-        """
-        refuse_pairs(type(self))
-
     @without_autograph
     def clip_update(
         self, variables: Sequence[Any], before: Sequence[Any], after: Sequence[Any]
@@ -119,7 +101,7 @@ class UpdateClipper(PolicyClipper):
             lambda: list_old_values(variables, before, rows),
             rows,
         )
-        if self._settings.dry_run or not updates:
+        if self.dry_run or not updates:
             return list(after)
         return scale_updates(updates, before, after, scales)
 

@@ -10,7 +10,7 @@ from autoclip_core import Decision, Fixed
 from autoclip_core.checks import check_positive
 from autoclip_core.clipper.by_value import decide_by_value
 from autoclip_core.clipper.parts import get_part_scales
-from autoclip_core.clipper.settings import ClipperKeywords, check_keywords
+from autoclip_core.clipper.settings import ClipperKeywords
 
 from .clipper import Clipper
 from .gradients import namespace
@@ -44,9 +44,9 @@ class ValueClip(Clipper):
     (array([3. , 3.5], dtype=float32), array([5.], dtype=float32))
     """
 
+    _keywords = ClipperKeywords
+
     def __init__(self, clip_value: float, **keywords: Unpack[ClipperKeywords]) -> None:
-        """Check the keywords and the value, and make the clipper."""
-        check_keywords(type(self), keywords, ClipperKeywords)
         self.clip_value = check_positive("clip_value", clip_value)
         super().__init__(Fixed(self.clip_value), **keywords)
 
@@ -81,7 +81,7 @@ class ValueClip(Clipper):
         self, decision: Decision, parts: list[Part], clamped: list[Part], rows: Rows
     ) -> list[Any]:
         """Return the gradients to step with: 0 in a row that is not finite."""
-        if self._settings.dry_run or not parts:
+        if self.dry_run or not parts:
             return [part.tensor for part in parts]
         if self._settings.nonfinite == "propagate":
             return [part.tensor for part in clamped]

@@ -18,7 +18,6 @@ class DenseGradient:
     """A dense gradient, with the methods of `SparseGradient`."""
 
     def __init__(self, tensor: Tensor, shape: Sequence[int]) -> None:
-        """Store the tensor, and its shape, which a graph may not know."""
         self.values = tensor
         self.shape = tuple(shape)
 

@@ -42,7 +42,6 @@ class Rows:
         scale_only: Sequence[Pattern] = (),
         norm: str = "l2",
     ) -> None:
-        """Assign rows to the variables."""
         self.norm = norm
         named = [(path_of(variable), variable) for variable in variables]
         check_patterns_match(exclude, named, matches_path, "give every variable a name")

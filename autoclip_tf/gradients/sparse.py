@@ -24,7 +24,6 @@ class SparseGradient:
     """
 
     def __init__(self, slices: IndexedSlices, shape: Sequence[int]) -> None:
-        """Store the slices unchanged."""
         self.values: Tensor = slices.values
         self.indices: Tensor = slices.indices
         self.shape = tuple(shape)

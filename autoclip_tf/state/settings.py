@@ -10,7 +10,8 @@ import keras
 import autoclip_core
 from autoclip_core.checks import check_choice, check_flag, format_error
 from autoclip_core.clipper.norms import check_norm
-from autoclip_core.clipper.patterns import Pattern, as_patterns
+from autoclip_core.clipper.patterns import Pattern, as_patterns, as_scale_patterns
+from autoclip_core.clipper.settings import PolicyBounds
 
 PATTERNS = {"exclude", "scale_only"}
 """The keywords that hold patterns."""
@@ -40,6 +41,8 @@ class Settings:
         """
         check_flag("dry_run", self.dry_run)
         check_norm(self.norm)
+        as_patterns(self.exclude)
+        as_scale_patterns(self.scale_only)
         way_out = (
             "a gradient transformer cannot skip an update or read a value; set "
             'nonfinite="zero", and to stop a run add keras.callbacks.TerminateOnNaN()'
@@ -52,6 +55,12 @@ class Settings:
             )
             rule = '"parameter", "global" or "unit" in Keras'
             raise ValueError(format_error("scope", rule, self.scope, way_out))
+
+    @property
+    def bounds(self) -> PolicyBounds:
+        """The warm-up, the floor and the cap of the policy."""
+        warmup = self.warmup_steps, self.warmup_threshold
+        return PolicyBounds(*warmup, self.min_threshold, self.max_threshold)
 
     def non_defaults(self) -> dict[str, Any]:
         """Return the keywords that differ from their defaults."""

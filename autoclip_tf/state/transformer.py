@@ -9,6 +9,7 @@ from autoclip_core import Decision
 from autoclip_core.clipper import metrics
 from autoclip_tf.gradients.rows import Rows
 
+from .settings import Settings
 from .variables import ClipperState, MakeVariable, StateVariables, check_state
 
 # On TensorFlow a checkpoint follows the attributes of a `tf.Module`.
@@ -44,6 +45,7 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
     """Whether it acts after the optimizer's step, by `clip_update`; else it receives
     the gradients before the step."""
 
+    _settings: Settings
     _rows: Rows | None = None
     _state: StateVariables
 
@@ -65,8 +67,8 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
 
     @property
     def dry_run(self) -> bool:
-        """Whether it changes nothing."""
-        return False
+        """Whether it measures, decides and records, but changes nothing."""
+        return self._settings.dry_run
 
     @property
     def names(self) -> list[str]:
@@ -168,7 +170,6 @@ class TransformerPair(_Module):  # type: ignore[misc]
     def __init__(
         self, gradient: StatefulTransformer, update: StatefulTransformer
     ) -> None:
-        """Store the two halves."""
         super().__init__()
         self.gradient = gradient
         self.update = update

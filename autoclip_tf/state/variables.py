@@ -69,7 +69,6 @@ class StateVariables:
     """
 
     def __init__(self, policy: Policy, row_count: int, make: MakeVariable) -> None:
-        """Make a variable for each array of the initial state, except of `LATER`."""
         decision = metrics.empty_decision(row_count)
         tally = metrics.empty_tally(row_count)
         self._initial = ClipperState(decision, tally, policy.init(row_count))

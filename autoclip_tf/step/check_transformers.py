@@ -106,6 +106,28 @@ def refuse_pairs(owner: type) -> NoReturn:
     )
 
 
+class ActsInOptimizer:
+    """A clipper of updates, which an optimizer calls in its step."""
+
+    def __call__(self, grads_and_vars: Iterable[Pair]) -> NoReturn:
+        """Raise a TypeError: the update is not known before the step.
+
+        Args:
+          grads_and_vars: pairs of a gradient and its variable, as for `Clipper`.
+
+        Raises:
+          TypeError: always.
+
+        >>> from autoclip_tf import TrustClip
+        >>> try:
+        ...     TrustClip()([])
+        ... except TypeError as error:
+        ...     print(str(error).split(",")[0])
+        TrustClip must clip inside an optimizer of Keras 3
+        """
+        refuse_pairs(type(self))
+
+
 def find_stateful(transformers: Iterable[Any]) -> list[StatefulTransformer]:
     """Return the transformers that have a state, halves of a pair too."""
     halves = split_pairs(transformers)

@@ -33,7 +33,6 @@ class KerasMixin(GradientTransformersMixin):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Make the optimizer."""
         super().__init__(*args, **kwargs)
         if self.update_clipper is not None and isinstance(self, _KEEP_WEIGHTS):
             rule = "left out of the transformers of an optimizer that keeps weights"

@@ -47,7 +47,6 @@ class GradientTransformersMixin:
         gradient_transformers: Sequence[Transformer] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Check the transformers and make the optimizer."""
         transformers = check_transformers(gradient_transformers)
         super().__init__(*args, **kwargs)
         self._gradient_transformers = transformers
