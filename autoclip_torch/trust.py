@@ -17,7 +17,7 @@ from autoclip_core.clipper.trust import (
 
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
-from .hooks.new_parameters import read_arguments
+from .hooks.new_parameters import read_stepped
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update import UpdateClipper, check_model
@@ -99,11 +99,11 @@ class TrustClip(HasHalves):
         innermost, bound = find_innermost(optimizer), make_bound(ratio)
         self._exclude = as_patterns(exclude)
         both: dict[str, Any] = {"exclude": self._exclude, "dry_run": dry_run}
-        groups, keywords = read_arguments(
-            [innermost], model, {"scope": "global", "nonfinite": nonfinite, **both}
-        )
+        groups = read_stepped([innermost], model)
         policy = make_filter(quantile, history_length)
-        self._filter = Clipper(groups, policy, **keywords)
+        self._filter = Clipper(
+            groups, policy, scope="global", nonfinite=nonfinite, **both
+        )
         self._bound = UpdateClipper(
             model, innermost, bound, scope=scope, norm="rms", **both
         )

@@ -11,7 +11,7 @@ from autoclip_core.clipper.metrics import name_update_metrics
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .hooks.new_parameters import read_arguments
+from .hooks.new_parameters import read_stepped
 from .observer.observer import Observer
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
@@ -108,10 +108,8 @@ class UpdateClipper(Observer):
         check_has_no_clipper(innermost)
         check_choice("scope", scope, SCOPES)
         check_nonfinite(nonfinite)
-        patterns = {"exclude": exclude, "scale_only": scale_only}
-        groups, patterns = read_arguments([innermost], model, patterns)
         super().__init__(
-            groups,
+            read_stepped([innermost], model),
             policy,
             scope=scope,
             norm=check_norm(norm),
@@ -119,8 +117,9 @@ class UpdateClipper(Observer):
             bounds=PolicyBounds(
                 warmup_steps, warmup_threshold, min_threshold, max_threshold
             ),
+            exclude=exclude,
+            scale_only=scale_only,
             dry_run=check_flag("dry_run", dry_run),
-            **patterns,
         )
         self.on_clip = on_clip
         self._register(innermost)

@@ -52,16 +52,19 @@ class Selection:
             raise ValueError(format_error("replicated", rule, replicated, way_out))
 
     def check(self, groups: Sequence[Group]) -> None:
-        """Refuse a pattern that matches no parameter.
+        """Refuse a pattern that matches no parameter of the groups or their modules.
+
+        A parameter of the module may be frozen, or another optimizer may step it.
 
         Raises:
           ValueError: the parameters have no names, or no name matches.
         """
-        _check_patterns(groups, self.exclude, "exclude")
-        if self.scale_only or self.replicated is not None:
-            left = self._exclude_from(groups)
-            _check_patterns(left, self.scale_only, "scale_only")
-            _check_patterns(left, self.replicated or (), "replicated")
+        named = _list_named(groups)
+        _check_patterns(named, self.exclude, "exclude")
+        if self.scale_only or self.replicated:
+            named = [p for p in named if not _is_matched(p, self.exclude)] or named
+            _check_patterns(named, self.scale_only, "scale_only")
+            _check_patterns(named, self.replicated or (), "replicated")
 
     def select(self, groups: Sequence[Group]) -> list[Group]:
         """Return the groups without excluded parameters; the others are marked.
@@ -98,10 +101,20 @@ class Selection:
         return replace(named, is_replicated=_is_matched(named, self.replicated))
 
 
+def _list_named(groups: Sequence[Group]) -> list[NamedParameter]:
+    """Return the parameters of the groups, and all of the modules that hold them."""
+    named = {id(p.parameter): p for group in groups for p in group.parameters}
+    for module in {id(group.module): group.module for group in groups}.values():
+        if module is not None:
+            for name, parameter in module.named_parameters():
+                named.setdefault(id(parameter), NamedParameter(parameter, name))
+    return list(named.values())
+
+
 def _check_patterns(
-    groups: Sequence[Group], patterns: Sequence[Pattern], argument: str
+    named: Sequence[NamedParameter], patterns: Sequence[Pattern], argument: str
 ) -> None:
-    pairs = [(m.name, m.parameter) for group in groups for m in group.parameters]
+    pairs = [(each.name, each.parameter) for each in named]
     way_out = "pass the model or model.named_parameters()"
     match = partial(matches, separator=".")
     check_patterns_match(patterns, pairs, match, way_out, argument)

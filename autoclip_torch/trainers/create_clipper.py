@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autoclip_torch.hooks.attachable import Attachable
-from autoclip_torch.hooks.new_parameters import read_arguments
+from autoclip_torch.hooks.new_parameters import read_stepped
 from autoclip_torch.observer.reporter import HasCallbacks
 
 
@@ -23,7 +23,7 @@ def create_clipper(
     Args:
       make: a class of clippers, also in a `functools.partial`; or a function of
         parameter groups and the keywords that returns a `Clipper`.
-      keywords: as in `read_arguments`.
+      keywords: the keywords of a clipper.
       optimizers: a class that takes an optimizer gets the only one.
       model: the module whose parameters they step.
 
@@ -35,8 +35,7 @@ def create_clipper(
         return make(model, *optimizers, **keywords)
     if not isinstance(find_function(make), type):
         make = partial(_call, make)
-    groups, keywords = read_arguments(optimizers, model, keywords)
-    return make(groups, **keywords)
+    return make(read_stepped(optimizers, model), **keywords)
 
 
 def takes_optimizer(make: Any) -> bool:
