@@ -130,15 +130,6 @@ class Clipper(Attachable):
         self.on_clip, self.on_skip = on_clip, on_skip
         self._loop_check = LoopCheck()
 
-    @property
-    def dry_run(self) -> bool:
-        """Whether gradients stay unchanged; it may be set between steps."""
-        return self._stepper.dry_run
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        self._stepper.dry_run = check_flag("dry_run", value)
-
     def step(
         self, *, loss: Any = None, scaler: Any = None, optimizer: Any = None
     ) -> Decision:

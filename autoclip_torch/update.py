@@ -124,15 +124,6 @@ class UpdateClipper(Observer):
         self.on_clip = on_clip
         self._register(innermost)
 
-    @property
-    def dry_run(self) -> bool:
-        """Whether weights stay unchanged; it may be set between steps."""
-        return self._stepper.dry_run
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        self._stepper.dry_run = check_flag("dry_run", value)
-
     def step(self) -> NoReturn:
         """Raise a RuntimeError: `optimizer.step()` clips.
 
@@ -170,26 +161,8 @@ class UpdateClipper(Observer):
             self._hooks = None
         self._coverage.end()
 
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return the metrics of the last step and of the run, in one transfer.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row, as
-            `clip/update_norm/<name>` and so on.
-
-        Returns:
-          The names of `autoclip_core.clipper.metrics.compute_metrics`, with
-          `clip/update_` in place of `clip/`.
-
-        >>> import torch
-        >>> from autoclip_core import ParamRatio
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters())
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
-        >>> clipper.metrics()["clip/update_steps"]
-        0.0
-        """
-        return name_update_metrics(super().metrics(per_row=per_row))
+    def _read_metrics(self, per_row: bool) -> dict[str, float]:
+        return name_update_metrics(super()._read_metrics(per_row))
 
     def _register(self, innermost: Optimizer) -> None:
         """Register the hooks on an optimizer."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
+from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
@@ -149,19 +150,6 @@ class Observer(Reporter, ParameterSurgery):
         self._stepper.checks.overflows.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))
 
-    def reset(self) -> None:
-        """Delete the recorded norms and the counts, as if no step had been taken.
-
-        >>> from autoclip_torch import QuantileClip
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = QuantileClip([weight], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.reset()
-        >>> clipper.threshold()
-        tensor([inf])
-        """
-        self._stepper.reset()
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later thresholds depend on: tensors and plain Python.
 
@@ -222,6 +210,24 @@ class Observer(Reporter, ParameterSurgery):
     def _get_arguments(self) -> dict[str, Any]:
         """Return the arguments of the policy, named as in the constructor."""
         return {"policy": self.policy}
+
+    @property
+    def _observers(self) -> Sequence[Any]:
+        return [self]
+
+    def _read_metrics(self, per_row: bool) -> dict[str, float]:
+        """Return the metrics as in `metrics`, after the checks of the run."""
+        states, stepper = self._policy_states, self._stepper
+        stepper.callbacks.flush()
+        decision, tally, losses = states.read()
+        stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
+        numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
+        if per_row:
+            numbers |= compute_row_metrics(states.rows.names, decision, tally)
+        metrics = {name: float(value) for name, value in numbers.items()}
+        if stepper.quantity == "gradient" and not stepper.dry_run:
+            stepper.checks.clipped_before.check(metrics["clip/norm"])
+        return metrics
 
     @property
     def _policy_states(self) -> PolicyStates:

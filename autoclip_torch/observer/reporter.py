@@ -4,14 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from autoclip_core.checks import format_error
-from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
+from autoclip_core.checks import check_flag, format_error
 from autoclip_torch.rows.settings import StepCallback
-from autoclip_torch.step.stepper import Stepper
 
 
-class HasCallbacks(ABC):
-    """A clipper with the functions `on_clip` and `on_skip`."""
+class Reporter(ABC):
+    """What a clipper reports: one `Observer`, or the two halves of a `TrustClip`."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing is changed; it may be set between steps."""
+        is_dry: bool = self._observers[0]._stepper.dry_run
+        return is_dry
+
+    @dry_run.setter
+    def dry_run(self, value: bool) -> None:
+        check_flag("dry_run", value)
+        for observer in self._observers:
+            observer._stepper.dry_run = value
 
     @property
     def on_clip(self) -> StepCallback | None:
@@ -66,6 +76,52 @@ class HasCallbacks(ABC):
     def on_skip(self, function: StepCallback | None) -> None:
         self._set_callback("on_skip", function)
 
+    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
+        """Return the metrics of the last step and of the run, in one transfer.
+
+        After `load_state_dict` there is no last step. Until the next step, the norm is
+        0 and the threshold is +inf. The counts continue. On an accelerator, `on_clip`
+        or `on_skip` is first called for the last step.
+
+        Args:
+          per_row: whether to add norm, threshold, scale and clip rate of every row, as
+            `clip/norm/<name>` and so on.
+
+        Returns:
+          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
+          With a loss policy, also those of `autoclip_core.loss.compute_loss_metrics`.
+          The names of an `UpdateClipper` begin with `clip/update_` in place of `clip/`.
+          A `TrustClip` has both; the norms of its bound are root mean squares.
+
+        Raises:
+          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
+        (3.0, 0.5)
+        """
+        parts = (observer._read_metrics(per_row) for observer in self._observers)
+        return {name: value for part in parts for name, value in part.items()}
+
+    def reset(self) -> None:
+        """Delete the recorded norms and the counts, as if no step had been taken.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.reset()
+        >>> clipper.threshold()
+        tensor([inf])
+        """
+        for observer in self._observers:
+            observer._stepper.reset()
+
     @property
     @abstractmethod
     def _observers(self) -> Sequence[Any]:
@@ -82,51 +138,3 @@ class HasCallbacks(ABC):
             raise TypeError(format_error(name, rule, function, ""))
         for observer in self._observers:
             setattr(observer._stepper.callbacks, name, function)
-
-
-class Reporter(HasCallbacks):
-    """The functions and the metrics of a clipper; an `Observer` derives from it."""
-
-    _stepper: Stepper
-
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return the metrics of the last step and of the run, in one transfer.
-
-        After `load_state_dict` there is no last step. Until the next step, the norm is
-        0 and the threshold is +inf. The counts continue. On an accelerator, `on_clip`
-        or `on_skip` is first called for the last step.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row, as
-            `clip/norm/<name>` and so on.
-
-        Returns:
-          The names of `autoclip_core.clipper.metrics.compute_metrics`, each a float.
-          With a loss policy, also those of `autoclip_core.loss.compute_loss_metrics`.
-
-        Raises:
-          RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
-
-        >>> import torch
-        >>> from autoclip_torch import QuantileClip
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = QuantileClip([weight], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.metrics()["clip/norm"], clipper.metrics()["clip/clip_rate"]
-        (3.0, 0.5)
-        """
-        states, stepper = self._stepper.policy_states, self._stepper
-        stepper.callbacks.flush()
-        decision, tally, losses = states.read()
-        stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
-        numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
-        if per_row:
-            numbers |= compute_row_metrics(states.rows.names, decision, tally)
-        metrics = {name: float(value) for name, value in numbers.items()}
-        if stepper.quantity == "gradient" and not stepper.dry_run:
-            stepper.checks.clipped_before.check(metrics["clip/norm"])
-        return metrics
-
-    @property
-    def _observers(self) -> Sequence[Any]:
-        return [self]

@@ -6,12 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from autoclip_core.checks import format_error
-from autoclip_torch.observer.reporter import HasCallbacks
+from autoclip_torch.observer.reporter import Reporter
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.read import ParametersLike, read_parameters
 
 
-class HasHalves(HasCallbacks):
+class HasHalves(Reporter):
     """A clipper that filters gradients and bounds updates of the same parameters.
 
     Both halves follow the optimizer before each step, so `remove_params` and
@@ -27,17 +27,6 @@ class HasHalves(HasCallbacks):
         names: list[str] = self._bound.names
         return names
 
-    @property
-    def dry_run(self) -> bool:
-        """Whether gradients and weights stay unchanged; it may be set between steps."""
-        is_dry: bool = self._filter.dry_run
-        return is_dry
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        for half in self._observers:
-            half.dry_run = value
-
     def detach(self) -> None:
         """Remove both halves from the optimizer; the history stays.
 
@@ -50,38 +39,6 @@ class HasHalves(HasCallbacks):
         """
         for half in self._observers:
             half.detach()
-
-    def metrics(self, *, per_row: bool = False) -> dict[str, float]:
-        """Return the metrics of both halves.
-
-        Args:
-          per_row: whether to add norm, threshold, scale and clip rate of every row.
-
-        Returns:
-          The metrics of the filter, `clip/norm` and so on, and those of the bound,
-          `clip/update_norm` and so on. The norms of the bound are root mean squares.
-
-        >>> import torch
-        >>> from autoclip_torch import TrustClip
-        >>> layer = torch.nn.Linear(2, 1, bias=False)
-        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
-        >>> metrics = clipper.metrics()
-        >>> metrics["clip/steps"], metrics["clip/update_steps"]
-        (0.0, 0.0)
-        """
-        first, second = (half.metrics(per_row=per_row) for half in self._observers)
-        return {**first, **second}
-
-    def reset(self) -> None:
-        """Delete the recorded norms and the counts of both halves.
-
-        >>> import torch
-        >>> from autoclip_torch import TrustClip
-        >>> layer = torch.nn.Linear(2, 1, bias=False)
-        >>> TrustClip(layer, torch.optim.SGD(layer.parameters())).reset()
-        """
-        for half in self._observers:
-            half.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both halves: tensors and plain Python.
