@@ -15,9 +15,11 @@ from autoclip_core.clipper.metrics import Tally
 from autoclip_core.scale import as_norms
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
+from autoclip_torch.state.differences import join_names
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .clipped_before import ClippedBeforeCheck
+from .overflow_check import OverflowCheck
 from .warn import warn
 
 
@@ -29,6 +31,9 @@ class RunChecks:
       may_skip: whether anything can cancel an update.
     """
 
+    _overflow_check: Any = OverflowCheck
+    """The class that checks the norms that are not finite."""
+
     def __init__(self, most_skips: int | None, may_skip: bool) -> None:
         """Refuse a limit on skipped updates if nothing can skip one."""
         if most_skips is not None:
@@ -39,17 +44,13 @@ class RunChecks:
                 error = format_error("max_consecutive_skips", rule, most_skips, way_out)
                 raise ValueError(error)
         self.most_skips = most_skips
-        self.overflows = self._start_overflow_check()
+        self.overflows = self._overflow_check()
         self.clipped_before = ClippedBeforeCheck()
         self._has_had_gradient = self._has_warned = False
 
     def reset(self) -> None:
         """Restart the counts."""
-        self.overflows = self._start_overflow_check()
-
-    def _start_overflow_check(self) -> Any:
-        """Return the check of the norms that are not finite."""
-        return OverflowCheck()
+        self.overflows = self._overflow_check()
 
     def check_gradients(
         self,
@@ -120,47 +121,6 @@ class RunChecks:
             )
 
 
-class OverflowCheck:
-    """Warns once if 10 of the last 100 steps are not finite: a hidden loss scale.
-
-    A calibrating `GradScaler` halves its scale at most as often.
-
-    The check keeps two earlier counts of the run: one from 50 to 100 steps ago and one
-    from at most 50 steps ago. If it runs less often, these are the counts of its last
-    two runs, and it warns if a tenth of the steps between is not finite.
-    """
-
-    def __init__(self) -> None:
-        """Start at the beginning of a run."""
-        self._earlier: list[tuple[int, int]] = [(0, 0), (0, 0)]
-        self._has_warned = False
-
-    def check(self, tally: Tally) -> None:
-        """Check counts that are on the CPU."""
-        now = int(tally.steps), int(tally.nonfinite)
-        if not self._earlier:
-            self._earlier = [now, now]
-        steps, nonfinite = (a - b for a, b in zip(now, self._earlier[0], strict=True))
-        limit = max(_NONFINITE_STEPS, _NONFINITE_STEPS * steps / _RECENT_STEPS)
-        if nonfinite >= limit and not self._has_warned:
-            self._has_warned = True
-            warn(
-                f"the gradients of {nonfinite} of the last {steps} steps were not "
-                "finite; with a GradScaler, call step(scaler=scaler, "
-                "optimizer=optimizer) or unscale_ before it, else its scale never "
-                "falls; without one, look at the loss"
-            )
-        if now[0] - self._earlier[1][0] >= _RECENT_STEPS // 2:
-            self._earlier = [self._earlier[1], now]
-
-    def ignore_earlier_steps(self) -> None:
-        """Ignore the steps so far: they were observed, or belong to another run."""
-        self._earlier = []
-
-
-_NONFINITE_STEPS, _RECENT_STEPS = 10, 100
-
-
 def check_finite(
     states: PolicyStates, norms: Any, observed: Any, quantity: str = "gradient"
 ) -> None:
@@ -175,10 +135,9 @@ def check_finite(
     is_bad = (observed & ~states.xp.isfinite(as_norms(norms, states.xp))).tolist()
     names = [name for name, bad in zip(states.rows.names, is_bad, strict=True) if bad]
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         other = ' or "skip"' if quantity == "gradient" else ""
         raise FloatingPointError(
-            f"the {quantity} norm of {', '.join(names[:3])}{more} is not finite and "
+            f"the {quantity} norm of {join_names(names)} is not finite and "
             f'nonfinite="raise"; to go on without such {quantity}s, set '
             f'nonfinite="zero"{other}'
         )
