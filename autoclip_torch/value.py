@@ -14,8 +14,8 @@ from autoclip_core.policy import get_arguments
 from autoclip_core.scale import as_norms
 
 from .clipper import Clipper
+from .gradients.dtensor import is_partial, sum_partial
 from .gradients.layout import Gradients, as_real, make_writable
-from .gradients.sharded import is_partial, sum_partial
 from .rows.read import ParametersLike
 from .rows.rows import Rows
 from .rows.settings import ClipperKeywords, check_keys

@@ -25,10 +25,10 @@ from torch import Tensor
 from autoclip_torch.kernels.choose import scale_by_kernel_
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
+from .dtensor import align_local_scales, get_local
 from .layout import (
     Gradients,
     RowNorms,
-    align_unit_scales,
     apply_scale_,
     as_measurable,
     as_real,
@@ -150,6 +150,8 @@ def combine_norms(norms: list[Tensor], order: float = 2) -> Tensor:
 def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
     """Multiply the gradients by the scale of their row, without reading it back.
 
+    Of a `DTensor`, each rank scales the local part.
+
     Args:
       rows: which gradient belongs to which row.
       gradients: one per parameter.
@@ -161,11 +163,12 @@ def scale_(rows: Rows, gradients: Gradients, scales: Tensor) -> None:
         if gradient is None:
             continue
         gradient = make_writable(entry, gradient)
+        local = get_local(gradient)
         if entry.units is None:
-            whole.setdefault(entry.start, []).append(gradient)
+            whole.setdefault(entry.start, []).append(local)
         else:
-            entry_scales = scales[entry.start : entry.stop].to(gradient.device)
-            apply_scale_(*align_unit_scales(gradient, entry_scales, entry.units))
+            entry_scales = scales[entry.start : entry.stop].to(local.device)
+            apply_scale_(*align_local_scales(gradient, entry_scales, entry.units))
     scale_whole_(whole, scales)
 
 

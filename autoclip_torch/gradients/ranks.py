@@ -8,18 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
 
 from autoclip_core.checks import format_error
 from autoclip_torch.rows.rows import Rows
 
+from .dtensor import count_shards, is_sharded
 from .step_counter import StepCounter
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a `DTensor`. That class takes a second to import."""
-    is_plain = type(tensor) in (Tensor, Parameter)
-    return not is_plain and hasattr(tensor, "device_mesh")
 
 
 @dataclass
@@ -111,7 +105,7 @@ class Ranks:
     def get_weight(self, tensor: Tensor, is_replicated: bool | None) -> float:
         """Return 1 / n, if n ranks hold the same part of the tensor as this rank."""
         if is_sharded(tensor):
-            return _count_shards(tensor) / self.sharding
+            return count_shards(tensor) / self.sharding
         if is_replicated:
             return 1 / math.prod(map(dist.get_world_size, self.groups))
         return 1 / self.copies
@@ -208,14 +202,6 @@ def _find_groups_with_shards(
     way_out = "make one clipper of the sharded parameters, and one of the plain ones"
     got = f"ranks {sorted(differing)} and shards on ranks {sorted(sharing)}"
     raise ValueError(format_error("process_group", rule, got, way_out))
-
-
-def _count_shards(tensor: Any) -> int:
-    """Return the number of different parts of a sharded tensor."""
-    sizes = enumerate(tensor.placements)
-    return math.prod(
-        tensor.device_mesh.size(i) for i, p in sizes if not p.is_replicate()
-    )
 
 
 def _find_group(meshes: Sequence[Any]) -> Any:

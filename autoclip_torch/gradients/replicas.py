@@ -15,8 +15,9 @@ from autoclip_core.checks import format_error
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from .device import get_wide_type, measure_whole
+from .dtensor import is_sharded
 from .layout import Gradients
-from .ranks import Ranks, is_sharded
+from .ranks import Ranks
 
 
 class Sizes(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measure and scale gradients that are distributed over ranks.
+"""Measure gradients that are distributed over ranks.
 
 Each rank measures the local part of a `DTensor` (FSDP2, tensor parallel). One reduction
 sums the squares of all rows over the ranks, or takes the largest magnitudes, so every
@@ -7,30 +7,16 @@ hold counts once.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
-from .device import (
-    combine_norms,
-    get_order,
-    get_wide_type,
-    measure_whole,
-    scale_whole_,
-)
-from .layout import (
-    Gradients,
-    RowNorms,
-    align_unit_scales,
-    apply_scale_,
-    get_unit_norms,
-    make_writable,
-)
-from .ranks import Ranks, is_sharded
+from .device import combine_norms, get_order, get_wide_type, measure_whole
+from .dtensor import get_local, get_local_unit_norms, is_sharded, sum_partial
+from .layout import Gradients, RowNorms
+from .ranks import Ranks
 from .replicas import check_first_step
 
 
@@ -119,27 +105,6 @@ def compare_steps(
     measure(rows, nothing, device, ranks, reason=reason)
 
 
-def scale_(rows: Rows, gradients: Gradients, scales: Any) -> None:
-    """Multiply the local parts of the gradients by the scale of their row, in place."""
-    scales = torch.as_tensor(scales)
-    whole: dict[int, list[Tensor]] = {}
-    for entry, gradient in zip(rows.by_parameter, gradients, strict=True):
-        if gradient is None:
-            continue
-        if not is_sharded(gradient):
-            gradient = make_writable(entry, gradient)
-        local = get_local(gradient)
-        if entry.units is None:
-            whole.setdefault(entry.start, []).append(local)
-            continue
-        entry_scales = scales[entry.start : entry.stop].to(local.device)
-        if is_sharded(gradient):
-            apply_scale_(local, align_local_scales(gradient, entry_scales, entry.units))
-        else:
-            apply_scale_(*align_unit_scales(local, entry_scales, entry.units))
-    scale_whole_(whole, scales)
-
-
 def _measure_local(
     rows: Rows, tensors: Gradients, device: torch.device, ranks: Ranks
 ) -> Tensor:
@@ -163,7 +128,7 @@ def _measure_local(
         if entry.units is None:
             whole.setdefault((entry.start, weight), []).append(get_local(tensor))
             continue
-        part = _measure_units(tensor, get_local(tensor), entry.units, wide, order)
+        part = get_local_unit_norms(tensor, get_local(tensor), entry.units, wide, order)
         _join_(powers[span], part.to(device, non_blocking=True), weight, order)
         observed[span] = 1
     for (row, weight), parts in whole.items():
@@ -190,73 +155,4 @@ def _count_local(tensor: Tensor, entry: ParameterRows, wide: torch.dtype) -> Ten
     if not is_sharded(tensor):
         return torch.full((), entry.size, dtype=wide)
     ones = torch.ones_like(local)
-    return _measure_units(tensor, ones, entry.units, wide, 2).square()
-
-
-def _measure_units(
-    tensor: Tensor, local: Tensor, units: Units, wide: torch.dtype, order: float
-) -> Tensor:
-    """Return the norm of the local part of each unit; 0 if no part is local."""
-    if not is_sharded(tensor):
-        return get_unit_norms(local, units, wide, order).reshape(-1)
-    if local.numel() == 0:
-        return local.new_zeros(unit_count(tensor.shape, units), dtype=wide)
-    region = _find_region(tensor)
-    if units.groups > 1:  # a shard may cut through a group: measure the whole shape
-        whole = local.new_zeros(tensor.shape)
-        whole[region] = local
-        return get_unit_norms(whole, units, wide, order).reshape(-1)
-    grid = torch.zeros(unit_shape(tensor.shape, units), dtype=wide, device=local.device)
-    target = grid[_find_grid_region(region, units)]
-    target.copy_(get_unit_norms(local, units, wide, order).reshape(target.shape))
-    return grid.reshape(-1)
-
-
-def align_local_scales(gradient: Tensor, scales: Tensor, units: Units) -> Tensor:
-    """Return the scales of the units, in a shape that broadcasts to the local part."""
-    grid = scales.reshape(unit_shape(gradient.shape, units))
-    region = _find_region(gradient)
-    if units.groups == 1:
-        return grid[_find_grid_region(region, units)]
-    whole = grid.expand(split_shape(gradient.shape, units)).reshape(gradient.shape)
-    return whole[region]
-
-
-def _find_grid_region(region: tuple[slice, ...], units: Units) -> tuple[slice, ...]:
-    """Return the part of a grid of units that belongs to a region of the tensor."""
-    return tuple(
-        slice(None) if axis in units.axes else part for axis, part in enumerate(region)
-    )
-
-
-def get_local(tensor: Any) -> Tensor:
-    """Return the local part of a tensor, as a view that may be written."""
-    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
-    return local
-
-
-def _find_region(tensor: Any) -> tuple[slice, ...]:
-    """Return which region of the whole tensor is local."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    mesh, placements = tensor.device_mesh, tensor.placements
-    shape, offset = compute_local_shape_and_global_offset(
-        tensor.shape, mesh, placements
-    )
-    pairs = zip(offset, shape, strict=True)
-    return tuple(slice(start, start + size) for start, size in pairs)
-
-
-def is_partial(tensor: Any) -> bool:
-    """Return whether each rank holds a summand of the tensor, as for a norm layer."""
-    return is_sharded(tensor) and any(p.is_partial() for p in tensor.placements)
-
-
-def sum_partial(tensor: Any) -> Any:
-    """Return the tensor with its pending sums computed; summands have no norm."""
-    if not is_partial(tensor):
-        return tensor
-    from torch.distributed.tensor import Replicate
-
-    summed = [Replicate() if p.is_partial() else p for p in tensor.placements]
-    return tensor.redistribute(placements=summed)
+    return get_local_unit_norms(tensor, ones, entry.units, wide, 2).square()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.gradients.ranks import is_sharded
+from autoclip_torch.gradients.dtensor import is_sharded
 
 
 def find_parameters_without_momentum(optimizer: Optimizer) -> list[Tensor]:

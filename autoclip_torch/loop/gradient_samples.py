@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from autoclip_torch.gradients.dtensor import get_local
 from autoclip_torch.gradients.layout import as_real, get_stored
-from autoclip_torch.gradients.sharded import get_local
 from autoclip_torch.gradients.transfer import start_reading
 
 _ELEMENTS = 1024

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.gradients.ranks import is_sharded
+from autoclip_torch.gradients.dtensor import is_sharded
 from autoclip_torch.rows.changes import Present, find_present
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.members import Members, find_places

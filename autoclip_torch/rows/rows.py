@@ -1,5 +1,6 @@
 """Which gradient belongs to which row, and which row belongs to which policy."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 
 from autoclip_core import Policy
 from autoclip_core.checks import format_error
+from autoclip_core.clipper.norms import to_rms
 from autoclip_core.clipper.units import Units, name_units
 
 from .groups import Group, NamedParameter
@@ -97,6 +99,24 @@ class Rows:
             if tensor is not None:
                 sizes[entry.start] += entry.size
         return sizes
+
+    def to_rms(self, norms: Any, sizes: Any) -> Any:
+        """Return l2 norms as rms norms: `n / sqrt(N)` for N elements.
+
+        Args:
+          norms: an array or a tensor of shape (rows,).
+          sizes: the number of elements of each row, of the same kind as `norms`; or
+            what `count_elements` returned.
+        """
+        is_numpy = isinstance(norms, np.ndarray)
+        if not isinstance(sizes, dict):
+            return to_rms(norms, sizes, np if is_numpy else torch)
+        if is_numpy:
+            return to_rms(norms, self.repeat(sizes))
+        # The divisors are arguments of a kernel. A copy to a device would synchronize.
+        divisors = [math.sqrt(max(size, 1)) for size in sizes.values()]
+        parts = torch.split(norms, [*self.ranges.values()])
+        return torch.cat(torch._foreach_div(parts, divisors))
 
     def repeat(self, numbers: dict[int, int]) -> np.ndarray[Any, Any]:
         """Return a number of each range of rows once for each of its rows."""

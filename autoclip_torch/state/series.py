@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autoclip_core.checks import format_error
-from autoclip_torch.gradients.ranks import is_sharded
+from autoclip_torch.gradients.dtensor import is_sharded
 
 
 def as_series(norms: Any, rows: int) -> tuple[Tensor, Tensor]:

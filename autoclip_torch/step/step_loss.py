@@ -10,7 +10,8 @@ from torch import Tensor
 from autoclip_core.checks import format_error
 from autoclip_core.loss import LossDecision
 from autoclip_torch.gradients.device import get_wide_type
-from autoclip_torch.gradients.ranks import Ranks, is_sharded
+from autoclip_torch.gradients.dtensor import is_sharded
+from autoclip_torch.gradients.ranks import Ranks
 from autoclip_torch.gradients.step_counter import StepCounter
 from autoclip_torch.state.policy_states import PolicyStates
 

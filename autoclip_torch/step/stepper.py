@@ -17,7 +17,6 @@ from autoclip_core.loss import LossDecision
 from autoclip_torch.gradients import cpu, device, sharded
 from autoclip_torch.gradients.layout import Gradients, RowNorms, copy_shared
 from autoclip_torch.gradients.ranks import find_ranks
-from autoclip_torch.gradients.sizes import divide_by_roots
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows, split_rows
 from autoclip_torch.state.changed_rows import continue_rows
@@ -210,12 +209,10 @@ class Stepper:
             scales = states.xp.where(decision.skipped, 1.0, scales)
         if self.is_split:
             scales = get_part_scales(decision._replace(scale=scales), states.xp)
-        if self.ranks is not None:
-            sharded.scale_(self.parts, gradients, scales)
-        elif states.device is not None:
-            device.scale_(self.parts, gradients, scales)
-        else:
+        if self.ranks is None and states.device is None:
             cpu.scale_(self.parts, gradients, scales)
+        else:
+            device.scale_(self.parts, gradients, torch.as_tensor(scales))
 
     def cancels(self, decision: Decision) -> bool:
         """Return whether the update is cancelled. On a device, this waits for it."""
@@ -288,7 +285,7 @@ class Stepper:
             sizes = None if sizes is None else sizes[:count] + sizes[count:]
         if self.rows.norm == "rms":
             sizes = self.rows.count_elements(tensors) if sizes is None else sizes
-            norms = divide_by_roots(self.rows, norms, sizes)
+            norms = self.rows.to_rms(norms, sizes)
         return RowNorms(norms, observed, sizes)
 
     def _get_weights(self) -> list[list[Tensor]]:

@@ -11,8 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from autoclip_torch.gradients.dtensor import (
+    align_local_scales,
+    get_local,
+    is_sharded,
+)
 from autoclip_torch.gradients.layout import (
-    align_unit_scales,
     apply_scale_,
     as_real,
     count_piece_rows,
@@ -20,8 +24,6 @@ from autoclip_torch.gradients.layout import (
     is_cut_by_first_axis,
     with_axis,
 )
-from autoclip_torch.gradients.ranks import is_sharded
-from autoclip_torch.gradients.sharded import align_local_scales, get_local
 from autoclip_torch.rows.rows import ParameterRows
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -139,6 +141,4 @@ def _align(tensor: Tensor, scales: Tensor, change: Change) -> tuple[Tensor, Tens
     scales = scales.to(local.device)
     if units is None:
         return with_axis(as_real(local)), scales[:1]
-    if is_sharded(tensor):
-        return local, align_local_scales(tensor, scales, units)
-    return align_unit_scales(local, scales, units)
+    return align_local_scales(tensor, scales, units)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
+from autoclip_torch.gradients.dtensor import get_local
 from autoclip_torch.gradients.layout import get_stored
-from autoclip_torch.gradients.sharded import get_local
 from autoclip_torch.rows.rows import ParameterRows
 
 from .changes import Change, make_sparse

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.gradients.sharded import get_local
+from autoclip_torch.gradients.dtensor import get_local
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
 from autoclip_torch.step.unwrap import get_inner, unwrap
 
