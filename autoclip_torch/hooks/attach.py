@@ -1,6 +1,6 @@
 """Clipping inside `optimizer.step()`."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
-from autoclip_torch.step.closure import find_closure, replace_closure
+from autoclip_torch.step.closure import find_closure, replace_closure, run_after
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 
@@ -72,25 +72,17 @@ class Attachment(StepHooks):
             self._clip(optimizer)
             self._backward_check.begin(self._stepper.rows.parameters)
             return None
-        return replace_closure(args, kwargs, self._wrap(optimizer, closure))
+        clip = partial(self._clip_after_closure, optimizer)
+        return replace_closure(args, kwargs, run_after(closure, clip))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._chain.restore(optimizer)
         if is_outermost_step(optimizer):
             self._backward_check.end(optimizer)
 
-    def _wrap(
-        self, optimizer: Optimizer, closure: Callable[[], Any]
-    ) -> Callable[[], Any]:
-        """Return a closure that clips after the given one."""
-
-        def clipped_closure() -> Any:
-            loss = closure()
-            self._stepper.loss.give_closure_loss(loss)
-            self._clip(optimizer)
-            return loss
-
-        return clipped_closure
+    def _clip_after_closure(self, optimizer: Optimizer, loss: Any) -> None:
+        self._stepper.loss.give_closure_loss(loss)
+        self._clip(optimizer)
 
     def _clip(self, optimizer: Optimizer) -> None:
         if not torch.compiler.is_compiling():

@@ -4,18 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
+from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
-from autoclip_torch.step.unwrap import unwrap
+from autoclip_torch.step.closure import find_closure, run_after
+from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
 from .attach import refuse_beside_trust_clip
-from .clipped_step import ClippedStep
 from .new_parameters import warn_of_left_out
 from .optimizer_wrapper import OptimizerWrapper
 from .step_hooks import STEP_METHODS, make_hooks_run, refuse_step_in_backward
+
+_KEY = "autoclip"
+"""The key of the hooks in the optimizer inside."""
 
 
 class ClippedOptimizer(OptimizerWrapper):
@@ -49,7 +54,7 @@ class ClippedOptimizer(OptimizerWrapper):
     """The clipper."""
     _backward_check: BackwardCheck
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clipper: Any) -> None:
+    def __init__(self, optimizer: Optimizer, clipper: Any) -> None:
         """Put the clipper in front of the optimizer."""
         super().__init__(optimizer)
         refuse_step_in_backward(optimizer)
@@ -82,7 +87,17 @@ class ClippedOptimizer(OptimizerWrapper):
         >>> weight.data
         tensor([-0.6000, -0.8000])
         """
-        return ClippedStep(self).run(closure)
+        inner: Any = unwrap(self.optimizer)
+        before = inner._optimizer_step_pre_hooks
+        after = inner._optimizer_step_post_hooks
+        # In each step, and not once: the optimizer inside must not clip in a step of
+        # its own. A handle of torch would be new to compiled code in each step.
+        before[_KEY], after[_KEY] = self._before_step, self._after_step
+        before.move_to_end(_KEY, last=False)
+        try:
+            return self.optimizer.step(*([] if closure is None else [closure]))
+        finally:
+            del before[_KEY], after[_KEY]
 
     # torch does not wrap a step that has this mark. Its wrapper would run the hooks of
     # this optimizer, and the global step hooks, which the optimizer inside runs.
@@ -104,6 +119,29 @@ class ClippedOptimizer(OptimizerWrapper):
             return value(*args, **keywords)
 
         return clip_and_step
+
+    def _before_step(
+        self, inner: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Run the hooks before the step, then clip."""
+        if not is_outermost_step(inner):
+            return None
+        args = (self, *args[1:])  # args[0] is the optimizer inside
+        for hook in self._optimizer_step_pre_hooks.values():
+            if (changed := hook(self, args, kwargs)) is not None:
+                args, kwargs = changed
+        if (closure := find_closure(args, kwargs)) is None:
+            self._clip()
+            self._backward_check.begin(stepped_parameters(inner))
+            return (inner,), {}
+        return (inner, run_after(closure, self._clip)), {}
+
+    def _after_step(self, inner: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:
+        """Run the hooks after the step."""
+        if is_outermost_step(inner):
+            self._backward_check.end(inner)
+            for hook in self._optimizer_step_post_hooks.values():
+                hook(self, (self, *args[1:]), kwargs)
 
     def _clip(self, closure_loss: Any = None) -> None:
         """Clip before the optimizer inside steps, after its closure if it has one."""

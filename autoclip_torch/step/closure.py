@@ -16,3 +16,14 @@ def replace_closure(
     if "closure" in kwargs:
         return args, {**kwargs, "closure": closure}
     return (args[0], closure, *args[2:]), kwargs
+
+
+def run_after(closure: Callable[[], Any], act: Callable[[Any], Any]) -> Any:
+    """Return a closure that calls a function with the loss of the given one."""
+
+    def longer_closure() -> Any:
+        loss = closure()
+        act(loss)
+        return loss
+
+    return longer_closure
