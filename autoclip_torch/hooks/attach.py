@@ -1,24 +1,26 @@
-"""Clipping inside `optimizer.step()`."""
+"""Clipping inside `optimizer.step()`: the clippers attached to one optimizer."""
 
+import weakref
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
+from autoclip_torch.step import amp
 from autoclip_torch.step.closure import find_closure, replace_closure, run_after
 from autoclip_torch.step.stepper import Stepper
-from autoclip_torch.step.unwrap import stepped_parameter_ids
+from autoclip_torch.step.unwrap import stepped_parameters
 
-from .chain import ClipperChain
+from .fused import Controls, is_fused
+from .new_parameters import check_steps_all, warn_of_left_out
 from .step_hooks import StepHooks
 
 
-class Attachment(StepHooks):
+class Attachment:
     """The handle of `clipper.attach(optimizer)`; `remove()` ends it.
 
     A copied optimizer has no hooks, and a copied clipper is not attached either. Attach
@@ -26,36 +28,80 @@ class Attachment(StepHooks):
 
     Args:
       clipper: the clipper.
-      optimizer: the innermost optimizer.
+      optimizer: the innermost optimizer, which keeps the clipper alive.
       is_trust_clip: whether the clipper is the gradient filter of a `TrustClip`.
     """
 
     def __init__(
         self, clipper: Observer, optimizer: Optimizer, *, is_trust_clip: bool = False
     ) -> None:
-        """Register the hooks."""
-        stepper = clipper._stepper
+        """Add the clipper to those of the optimizer."""
         clipper._take_in(optimizer)
-        check_steps_all(stepper.rows.parameters, optimizer)
-        refuse_beside_trust_clip(stepper, optimizer)
-        self.is_trust_clip = is_trust_clip
-        self._clipper, self._stepper = clipper, stepper
-        others = Attachment.find_all(optimizer)
-        self._chain: ClipperChain = others[0]._chain if others else ClipperChain()
-        self._chain.add(clipper, optimizer)
-        self._backward_check = BackwardCheck()
-        super().__init__(optimizer)
+        check_steps_all(clipper._stepper.rows.parameters, optimizer)
+        refuse_beside_trust_clip(clipper._stepper, optimizer)
+        self.clipper, self.is_trust_clip = clipper, is_trust_clip
+        chain = next(iter(ClipperChain.find_all(optimizer)), None)
+        chain = chain or ClipperChain(optimizer)
+        chain.add(self, optimizer)
+        self._chain = weakref.ref(chain)
         if not is_trust_clip:  # its other half is checked
             clipper._act_in(optimizer)
 
+    @property
+    def active(self) -> bool:
+        """Whether it acts: until `remove()`, or until the optimizer is deleted."""
+        chain = self._chain()
+        return chain is not None and chain.active and self in chain.attachments
+
     def remove(self) -> None:
-        """Remove the hooks and all that was set on the optimizer."""
-        self._clipper._coverage.end()
-        if self.active:
-            self._chain.clippers.remove(self._clipper)
+        """Take the clipper out of the steps of the optimizer."""
+        self.clipper._coverage.end()
+        if (chain := self._chain()) is not None:
+            chain.discard(self)
+
+    def __reduce__(self) -> Any:
+        """Copy this object as None, because the copied optimizer has no hooks."""
+        return type(None), ()
+
+
+class ClipperChain(StepHooks):
+    """The hooks of all clippers of one optimizer, in the order of attaching.
+
+    Each measures its gradients, then one update follows.
+
+    Args:
+      optimizer: the innermost optimizer. A reference from here would keep it alive.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Start without a clipper."""
+        super().__init__(optimizer)
+        self.attachments: list[Attachment] = []
+        self._controls = Controls()
+        self._backward_check = BackwardCheck()
+        self._requires_every_step = False
+
+    def add(self, attachment: Attachment, optimizer: Optimizer) -> None:
+        """Append a clipper."""
+        self.attachments.append(attachment)
+        if self._has_process_group:
+            self._requires_every_step |= amp.require_every_step(optimizer)
+
+    def discard(self, attachment: Attachment) -> None:
+        """Remove a clipper, if it is there, and what it has set on the optimizer."""
+        self.attachments = [a for a in self.attachments if a is not attachment]
         if (optimizer := self._optimizer()) is not None:
-            self._chain.restore(optimizer)
-        super().remove()
+            self._controls.restore(optimizer)
+            if self._requires_every_step and not self._has_process_group:
+                amp.allow_skipped_steps(optimizer)
+                self._requires_every_step = False
+        if not self.attachments:
+            self.remove()
+
+    @property
+    def steppers(self) -> list[Stepper]:
+        """The steps of each clipper."""
+        return [attachment.clipper._stepper for attachment in self.attachments]
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
@@ -67,60 +113,72 @@ class Attachment(StepHooks):
         if not is_outermost_step(optimizer):
             return None
         if not torch.compiler.is_compiling():
-            self._chain.controls.begin(self._stepper, optimizer)
-        if (closure := find_closure(args, kwargs)) is None:
-            self._clip(optimizer)
-            self._backward_check.begin(self._stepper.rows.parameters)
-            return None
-        clip = partial(self._clip_after_closure, optimizer)
-        return replace_closure(args, kwargs, run_after(closure, clip))
+            self._controls.begin(optimizer)
+        if (closure := find_closure(args, kwargs)) is not None:
+            clipped = run_after(closure, partial(self._clip, optimizer))
+            return replace_closure(args, kwargs, clipped)
+        self._clip(optimizer)
+        self._backward_check.begin(stepped_parameters(optimizer))
+        return None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._chain.restore(optimizer)
+        self._controls.restore(optimizer)
         if is_outermost_step(optimizer):
             self._backward_check.end(optimizer)
 
-    def _clip_after_closure(self, optimizer: Optimizer, loss: Any) -> None:
-        self._stepper.loss.give_closure_loss(loss)
-        self._clip(optimizer)
-
-    def _clip(self, optimizer: Optimizer) -> None:
-        if not torch.compiler.is_compiling():
-            self._chain.clip(self._stepper, optimizer)
+    def _clip(self, optimizer: Optimizer, closure_loss: Any = None) -> None:
+        steppers = self.steppers
+        for stepper in steppers:
+            stepper.loss.give_closure_loss(closure_loss)
+        if torch.compiler.is_compiling():
+            _clip_in_compiled_code(steppers, optimizer)
             return
-        # Compiled code ignores attributes that are set on a fused optimizer here.
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "a fused optimizer with a clipper attached cannot be compiled if it "
-                "unscales the gradients for a GradScaler; call "
-                "scaler.unscale_(optimizer) before scaler.step(optimizer)"
-            )
-        self._stepper.step()
+        self._follow(optimizer)
+        self._controls.restore(optimizer)  # a closure may have clipped before
+        if self._has_process_group:
+            amp.refuse_scaler(optimizer)
+        if is_fused(optimizer):
+            self._controls.clip(steppers, optimizer)
+        else:
+            _clip_in_place(steppers, optimizer)
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Take over the parameters that the optimizer steps now.
+
+        Parameters that it steps in addition are clipped if they belong to the module of
+        a clipper. Otherwise the clipper may be meant for the other parameters only.
+        """
+        clippers = [attachment.clipper for attachment in self.attachments]
+        left_out = [clipper._follow_optimizer(optimizer) for clipper in clippers]
+        if any(left_out):
+            known = {id(p) for clipper in clippers for p in clipper.parameters}
+            warn_of_left_out([p for p in left_out[0] if id(p.parameter) not in known])
+
+    @property
+    def _has_process_group(self) -> bool:
+        return any(stepper.process_group is not None for stepper in self.steppers)
 
 
-def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
-    """Refuse an optimizer that steps only a part of the clipper's parameters.
+def _clip_in_place(steppers: list[Stepper], optimizer: Optimizer) -> None:
+    """Clip gradients. If one clipper cancels the update, remove all of them."""
+    cancels = [stepper.cancels(stepper.clip()) for stepper in steppers]
+    if any(cancels):
+        for parameter in stepped_parameters(optimizer):
+            parameter.grad = None
+    for stepper, is_cancelled in zip(steppers, cancels, strict=True):
+        stepper.check(is_cancelled)
 
-    The gradients of the other parameters belong to another backward pass, as in a GAN.
-    Or they do not exist yet, if each parameter is stepped within the backward pass.
-    """
-    trained = [parameter for parameter in clipped if parameter.requires_grad]
-    stepped = stepped_parameter_ids(optimizer)
-    count = sum(id(parameter) in stepped for parameter in trained or clipped)
-    if not count:
-        raise ValueError(
-            "optimizer must step parameters of this clipper, got one that steps none "
-            "of them; make both after the model was moved, wrapped or sharded; if each "
-            "layer has an optimizer that steps within the backward pass, attach a "
-            "clipper to each of them"
+
+def _clip_in_compiled_code(steppers: list[Stepper], optimizer: Optimizer) -> None:
+    # Compiled code ignores attributes that are set on a fused optimizer here.
+    if getattr(optimizer, "grad_scale", None) is not None:
+        raise RuntimeError(
+            "a fused optimizer with a clipper attached cannot be compiled if it "
+            "unscales the gradients for a GradScaler; call "
+            "scaler.unscale_(optimizer) before scaler.step(optimizer)"
         )
-    if count < len(trained):
-        raise ValueError(
-            f"optimizer must step all parameters of its clipper, got {count} of the "
-            f"{len(trained)}: when it steps, the other parameters may have no gradient "
-            "yet, or one of another backward pass; make a clipper for each optimizer, "
-            "of the parameters that it steps"
-        )
+    for stepper in steppers:
+        stepper.step()
 
 
 def refuse_beside_trust_clip(stepper: Stepper, optimizer: Optimizer) -> None:
@@ -143,11 +201,10 @@ def clips_gradients(stepper: Stepper) -> bool:
 
 def has_trust_clip(optimizer: Optimizer) -> bool:
     """Return whether a `TrustClip` acts in the optimizer."""
-    return any(
-        attachment.is_trust_clip for attachment in Attachment.find_all(optimizer)
-    )
+    chains = ClipperChain.find_all(optimizer)
+    return any(a.is_trust_clip for chain in chains for a in chain.attachments)
 
 
 def list_attached(optimizer: Optimizer) -> list[Stepper]:
     """Return the steppers that are attached to the optimizer."""
-    return [attachment._stepper for attachment in Attachment.find_all(optimizer)]
+    return [s for chain in ClipperChain.find_all(optimizer) for s in chain.steppers]

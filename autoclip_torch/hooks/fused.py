@@ -6,6 +6,7 @@ controls are tensors on the device. `GradScaler` sets them for the duration of a
 and so does this module.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,13 +47,11 @@ class Controls:
         """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
         self._current: dict[str, Tensor] = {}
-        self._overflow: Tensor | None = None
         self._without_momentum: list[Tensor] = []
-        self._clipped: list[Stepper] = []
 
-    def begin(self, stepper: Stepper, optimizer: Optimizer) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         """Remove the controls of the last step if it failed before it restored them."""
-        if not any(stepper is other for other in self._clipped):
+        if self._before is None:
             return
         present, previous = pop_controls(optimizer).items(), self._current
         new = {key: value for key, value in present if value is not previous.get(key)}
@@ -60,84 +59,53 @@ class Controls:
             # A GradScaler has set it for the new step. It has also multiplied the
             # `grad_scale` of the failed step by its own scale.
             new = _remove_factor(previous.get("grad_scale"), **new)
-        self._clear()
+        self._before = None
         vars(optimizer).update(new)
 
-    @property
-    def are_set(self) -> bool:
-        """Whether a clipper has set the controls in the current step."""
-        return bool(self._clipped)
-
     @torch.no_grad()
-    def clip(self, stepper: Stepper, optimizer: Optimizer, is_alone: bool) -> None:
+    def clip(self, steppers: Sequence[Stepper], optimizer: Optimizer) -> None:
         """Decide and set the controls, without reading anything back.
 
         If one row holds all that the optimizer steps, and no other clipper is attached,
         the kernel scales the gradients, and no other pass over them is needed.
         Otherwise the rows are scaled in place.
         """
-        if any(stepper is other for other in self._clipped):
-            self.restore(optimizer)  # a closure has computed gradients again
-        factor, found_inf = (_get_control(optimizer, name) for name in CONTROLS)
-        if not self._clipped:
-            self._overflow = found_inf  # later it includes updates that clippers cancel
-        scale = LossScale(factor, self._overflow)
-        kernel_scales = is_alone and _holds_all(stepper, optimizer)
-        if scale.factor is not None and not kernel_scales and not stepper.dry_run:
-            # The kernel takes only one factor. The loss scale is therefore removed
-            # from all gradients of the optimizer here, before they are measured.
-            _unscale_(optimizer, scale.factor)
-            scale = scale._replace(factor=None)
-        decision = self._decide(stepper, optimizer, scale, in_place=not kernel_scales)
-        factor = scale.factor
-        if not stepper.dry_run:
-            if kernel_scales:
-                factor = _compute_kernel_factor(factor, decision)
-            cancels = _get_cancel_flag(decision, kernel_scales)
-            found_inf = _join_flags(found_inf, cancels)
+        factor, overflow = (_get_control(optimizer, name) for name in CONTROLS)
+        found_inf = overflow  # later it includes updates that clippers cancel
+        for stepper in steppers:
+            kernel_scales = len(steppers) == 1 and _holds_all(stepper, optimizer)
+            if factor is not None and not kernel_scales and not stepper.dry_run:
+                # The kernel takes only one factor. The loss scale is therefore removed
+                # from all gradients of the optimizer here, before they are measured.
+                _unscale_(optimizer, factor)
+                factor = None
+            try:
+                scale = LossScale(factor, overflow)
+                decision = stepper.clip(scale, in_place=not kernel_scales)
+                stepper.check()
+            except Exception:
+                pop_controls(optimizer)  # or they would multiply the next loss scale
+                raise
+            if not stepper.dry_run:
+                if kernel_scales:
+                    factor = _compute_kernel_factor(factor, decision)
+                cancels = _get_cancel_flag(decision, kernel_scales)
+                found_inf = _join_flags(found_inf, cancels)
         self._without_momentum = find_parameters_without_momentum(optimizer)
-        self._set(optimizer, factor, found_inf)
-        self._clipped.append(stepper)
-
-    def _decide(
-        self,
-        stepper: Stepper,
-        optimizer: Optimizer,
-        scale: LossScale,
-        *,
-        in_place: bool,
-    ) -> Decision:
-        """Return the decision of a clipper; after an error, no control is left."""
-        try:
-            decision = stepper.clip(scale, in_place=in_place)
-            stepper.check()
-        except Exception:
-            pop_controls(optimizer)  # or they would multiply the next loss scale
-            self._clear()
-            raise
-        return decision
+        self._before = pop_controls(optimizer)
+        pairs = zip(CONTROLS, (factor, found_inf), strict=True)
+        self._current = {name: value for name, value in pairs if value is not None}
+        vars(optimizer).update(self._current)
 
     def restore(self, optimizer: Optimizer) -> None:
         """Set the controls as before the step; a `GradScaler` removes its own."""
-        if self._before is not None:
-            current = pop_controls(optimizer)
-            if (cancelled := current.get("found_inf")) is not None:
-                parameters = self._without_momentum
-                remove_unwritten_momentum(optimizer, parameters, cancelled)
-            vars(optimizer).update(self._before)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._before, self._current, self._clipped = None, {}, []
-        self._without_momentum = []
-
-    def _set(self, optimizer: Optimizer, *values: Tensor | None) -> None:
-        before = pop_controls(optimizer)
         if self._before is None:
-            self._before = before
-        pairs = zip(CONTROLS, values, strict=True)
-        self._current = {name: value for name, value in pairs if value is not None}
-        vars(optimizer).update(self._current)
+            return
+        current = pop_controls(optimizer)
+        if (cancelled := current.get("found_inf")) is not None:
+            remove_unwritten_momentum(optimizer, self._without_momentum, cancelled)
+        vars(optimizer).update(self._before)
+        self._before = None
 
 
 def _remove_factor(

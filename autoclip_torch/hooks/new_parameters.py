@@ -1,9 +1,10 @@
-"""Read what an optimizer steps for its clipper; warn of what no clipper has."""
+"""Compare what an optimizer steps with what its clipper has."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.read import read_optimizer_groups
@@ -34,6 +35,31 @@ def read_stepped(optimizers: Sequence[Any], model: nn.Module | None) -> list[Gro
             )
         groups += read_optimizer_groups(each, model)
     return groups
+
+
+def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
+    """Refuse an optimizer that steps only a part of the clipper's parameters.
+
+    The gradients of the other parameters belong to another backward pass, as in a GAN.
+    Or they do not exist yet, if each parameter is stepped within the backward pass.
+    """
+    trained = [parameter for parameter in clipped if parameter.requires_grad]
+    stepped = stepped_parameter_ids(optimizer)
+    count = sum(id(parameter) in stepped for parameter in trained or clipped)
+    if not count:
+        raise ValueError(
+            "optimizer must step parameters of this clipper, got one that steps none "
+            "of them; make both after the model was moved, wrapped or sharded; if each "
+            "layer has an optimizer that steps within the backward pass, attach a "
+            "clipper to each of them"
+        )
+    if count < len(trained):
+        raise ValueError(
+            f"optimizer must step all parameters of its clipper, got {count} of the "
+            f"{len(trained)}: when it steps, the other parameters may have no gradient "
+            "yet, or one of another backward pass; make a clipper for each optimizer, "
+            "of the parameters that it steps"
+        )
 
 
 def warn_of_left_out(new: Sequence[NamedParameter]) -> None:
