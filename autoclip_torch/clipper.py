@@ -109,7 +109,6 @@ class Clipper(Attachable):
         on_clip: StepCallback | None = None,
         on_skip: StepCallback | None = None,
     ) -> None:
-        """Check the arguments and create the rows."""
         super().__init__(
             parameters,
             policy,

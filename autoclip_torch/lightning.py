@@ -94,7 +94,6 @@ class ClipCallback(pl.Callback):
         one_clipper: bool = False,
         **keywords: Any,
     ) -> None:
-        """Check the arguments, and keep them until the optimizers exist."""
         check_arguments(clipper, keywords)
         if check_flag("one_clipper", one_clipper) and takes_optimizer(clipper):
             raise TypeError(

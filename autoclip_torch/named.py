@@ -63,7 +63,6 @@ class QuantileClip(_Named):
         include_current: bool = False,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         policy = Quantile(
             quantile, history_length=history_length, include_current=include_current
         )
@@ -97,7 +96,6 @@ class StandardClip(_Named):
         include_current: bool = False,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         policy = MeanStd(
             deviations,
             history_length=history_length,
@@ -141,7 +139,6 @@ class AGC(_Named):
         rule: str = "unit",
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
         scope, is_global = common.get("scope"), common.get("global_clipping")
         if rule != "unit" and (scope not in (None, "unit") or is_global):
@@ -198,7 +195,6 @@ class ZClip(_Named):
         log: bool = False,
         **common: Unpack[PolicyKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         policy = ZScore(
             z,
             alpha=alpha,
@@ -240,7 +236,6 @@ class AdaGC(_Named):
         warmup_threshold: float = 1.0,
         **common: Unpack[PolicyKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         policy = EmaRatio(
             ratio,
             beta=beta,
@@ -274,5 +269,4 @@ class NormClip(_Named):
         max_norm: float,
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        """Create the policy and the clipper."""
         super().__init__(parameters, Fixed(max_norm), **common)

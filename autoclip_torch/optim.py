@@ -54,7 +54,6 @@ class AGC(ClippedOptimizer):
         model: torch.nn.Module | None = None,
         **keywords: Any,
     ) -> None:
-        """Create the clipper of the optimizer's parameters."""
         groups = read_optimizer_groups(optimizer, model)
         clipper = named.AGC(groups, clipping=clipping, eps=eps, **keywords)
         super().__init__(optimizer, clipper)
@@ -115,7 +114,6 @@ class LARC(ClippedOptimizer):
         model: torch.nn.Module | None = None,
         **keywords: Any,
     ) -> None:
-        """Create the clipper of the optimizer's parameters."""
         policy = make_larc(trust_coefficient)
         way_out = "the gradients of a row need one learning rate"
         check_choice("scope", scope, ("parameter", "unit", "group"), way_out)

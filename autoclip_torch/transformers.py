@@ -71,7 +71,6 @@ class ClipCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, clipper: type[AnyClipper] | str, **keywords: Any) -> None:
-        """Check the arguments, and keep them until model and optimizer exist."""
         self._changes = ""
         if (given := find_replaced_callback(ClipCallback)) is not None:
             # The settings of the callback that the trainer was given apply.

@@ -93,7 +93,6 @@ class TrustClip(HasHalves):
         on_clip: StepCallback | None = None,
         on_skip: StepCallback | None = None,
     ) -> None:
-        """Create both halves, and register them on the optimizer."""
         check_model(model, "TrustClip(model, optimizer)")
         refuse_other_filters(optimizer)
         innermost, bound = find_innermost(optimizer), make_bound(ratio)

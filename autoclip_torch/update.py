@@ -102,7 +102,6 @@ class UpdateClipper(Observer):
         dry_run: bool = False,
         on_clip: StepCallback | None = None,
     ) -> None:
-        """Check the arguments, create the rows and register the hooks."""
         check_model(model, "UpdateClipper(model, optimizer, policy)")
         innermost = find_innermost(optimizer)
         check_has_no_clipper(innermost)

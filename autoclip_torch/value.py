@@ -147,7 +147,6 @@ class ValueClip(Clipper):
         clip_value: float,
         **keywords: Unpack[ClipperKeywords],
     ) -> None:
-        """Check the value and make the clipper."""
         check_keywords(type(self), keywords, ClipperKeywords)
         policy = Fixed(check_positive("clip_value", clip_value))
         super().__init__(parameters, policy, **keywords)

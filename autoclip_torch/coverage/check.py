@@ -25,7 +25,6 @@ class CoverageCheck:
     """
 
     def __init__(self) -> None:
-        """Start before the first step."""
         self.steps = 0
         self.left_out = LeftOutCheck()
         self.swap: SwapCheck | None = None

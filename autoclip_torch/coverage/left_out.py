@@ -16,7 +16,6 @@ class LeftOutCheck:
     """
 
     def __init__(self) -> None:
-        """Start without an optimizer."""
         self._had_all: bool | None = None
 
     def accept(self) -> None:

@@ -35,7 +35,6 @@ class SwapCheck:
     """
 
     def __init__(self, optimizer: Optimizer | None, is_wrapped: bool) -> None:
-        """Start without parameters, before the first step."""
         self._owner = None if optimizer is None else weakref.ref(optimizer)
         self.has_acted = False
         """Whether the clipper has acted since a step of an optimizer."""

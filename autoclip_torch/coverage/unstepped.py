@@ -18,7 +18,6 @@ class UnsteppedCheck:
     """
 
     def __init__(self) -> None:
-        """Start before the first step."""
         self._versions: dict[int, int] = {}
         self._suspect: tuple[TensorWeakRef, Tensor] | None = None
         self._has_warned = False

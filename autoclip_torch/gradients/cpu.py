@@ -62,7 +62,6 @@ class RunningNorms:
     """
 
     def __init__(self, rows: Rows) -> None:
-        """Start at 0."""
         self._takes_largest = rows.norm == "max"
         self._totals: _Array = np.zeros(len(rows.names))
 

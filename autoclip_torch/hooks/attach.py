@@ -35,7 +35,6 @@ class Attachment:
     def __init__(
         self, clipper: Observer, optimizer: Optimizer, *, is_trust_clip: bool = False
     ) -> None:
-        """Add the clipper to those of the optimizer."""
         clipper._take_in(optimizer)
         check_steps_all(clipper._stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(clipper._stepper, optimizer)
@@ -74,7 +73,6 @@ class ClipperChain(StepHooks):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Start without a clipper."""
         super().__init__(optimizer)
         self.attachments: list[Attachment] = []
         self._controls = Controls()

@@ -44,7 +44,6 @@ class Controls:
     """
 
     def __init__(self) -> None:
-        """Start with nothing to restore."""
         self._before: dict[str, Any] | None = None
         self._current: dict[str, Tensor] = {}
         self._without_momentum: list[Tensor] = []

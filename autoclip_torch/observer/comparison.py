@@ -27,7 +27,6 @@ class Comparison:
     """
 
     def __init__(self, optimizer: Optimizer | None = None) -> None:
-        """Start without a comparison."""
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._stepped: Members | None = None
         self._containers: Sequence[Any] = ()

@@ -62,7 +62,6 @@ class Observer(Reporter, ParameterSurgery):
         replicated: Patterns = None,
         **stepping: Any,
     ) -> None:
-        """Check the arguments and lay out the rows."""
         check_policy(policy)
         self.policy = policy
         self.scope = scope

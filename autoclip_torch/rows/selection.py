@@ -38,7 +38,6 @@ class Selection:
         replicated: Patterns = None,
         process_group: Any = None,
     ) -> None:
-        """Check the arguments."""
         self.exclude = as_patterns(exclude)
         self.scale_only = as_scale_patterns(scale_only)
         self.replicated: list[Pattern] | None = None

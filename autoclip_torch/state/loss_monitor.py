@@ -36,7 +36,6 @@ class LossMonitor:
     """
 
     def __init__(self, policy: Policy) -> None:
-        """Start without history, on the CPU."""
         check_loss_policy(policy)
         self.policy = policy
         self._namespace: TorchNamespace | None = None

@@ -18,7 +18,6 @@ class TorchNamespace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Create new arrays on the device."""
         self.device = device
         self._tables: dict[Any, tuple[torch.Tensor, ...]] = {}
 

@@ -38,7 +38,6 @@ class PolicyStates:
     def __init__(
         self, rows: Rows, nonfinite: str, losses: LossMonitor | None = None
     ) -> None:
-        """Start without history, on the CPU."""
         self.losses = losses
         self.rows = rows
         self.nonfinite = nonfinite

@@ -21,7 +21,6 @@ class StepCallbacks:
     """
 
     def __init__(self) -> None:
-        """Start without functions."""
         self.on_clip: StepCallback | None = None
         self.on_skip: StepCallback | None = None
         self._read_last: Callable[[], _Arguments] | None = None

@@ -18,7 +18,6 @@ class ClippedBeforeCheck:
     """
 
     def __init__(self) -> None:
-        """Start without norms."""
         self._norms: deque[float] = deque(maxlen=_RECENT)
         self._has_warned = False
 

@@ -18,7 +18,6 @@ class OverflowCheck:
     """
 
     def __init__(self) -> None:
-        """Start at the beginning of a run."""
         self._earlier: list[tuple[int, int]] = [(0, 0), (0, 0)]
         self._has_warned = False
 

@@ -24,7 +24,6 @@ class StepLoss:
     """
 
     def __init__(self, is_needed: bool) -> None:
-        """Start without a loss."""
         self.is_needed = is_needed
         self._loss: Tensor | None = None
         self._counter: StepCounter | None = None

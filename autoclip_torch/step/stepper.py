@@ -59,7 +59,6 @@ class Stepper:
         process_group: Any,
         loss_policy: Policy | None = None,
     ) -> None:
-        """Start without history, on the device of the parameters."""
         losses = None if loss_policy is None else LossMonitor(loss_policy)
         self.loss = StepLoss(is_needed=losses is not None)
         self.callbacks = StepCallbacks()

@@ -26,7 +26,6 @@ class OptimizerClippers:
     def __init__(
         self, make: Callable[..., Any], keywords: Mapping[str, Any], is_one: bool
     ) -> None:
-        """Start without optimizers."""
         self._create = partial(create_clipper, make, keywords)
         self._is_one = is_one
         self._one: OneClipper | None = None

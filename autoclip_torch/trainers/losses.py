@@ -12,7 +12,6 @@ class BackwardLosses:
     """
 
     def __init__(self) -> None:
-        """Start without a loss."""
         self._losses: list[Tensor] = []
         self._has_stepped = False
 

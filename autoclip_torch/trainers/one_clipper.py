@@ -20,7 +20,6 @@ class OneClipper:
     """
 
     def __init__(self, clipper: Any, optimizers: Iterable[Optimizer]) -> None:
-        """Start before the first backward pass."""
         self.clipper = clipper
         self._optimizers: Sequence[Optimizer] = list(map(unwrap, optimizers))
         self._stepped: list[Optimizer] = []

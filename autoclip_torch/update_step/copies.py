@@ -21,7 +21,6 @@ class Copies:
     """
 
     def __init__(self) -> None:
-        """Start without a copy."""
         self._buffers: dict[int, Tensor] = {}
         self._old: dict[int, Tensor] = {}
 

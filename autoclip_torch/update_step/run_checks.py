@@ -17,7 +17,6 @@ class FirstNonfinite:
     """Warns once that an update was not finite and was therefore undone."""
 
     def __init__(self) -> None:
-        """Start at the beginning of a run."""
         self._earlier: int | None = 0
         self._has_warned = False
 
@@ -47,7 +46,6 @@ class UpdateChecks(RunChecks):
     _overflow_check = FirstNonfinite
 
     def __init__(self) -> None:
-        """Start at the beginning of a run; nothing cancels an update."""
         super().__init__(most_skips=None, may_skip=False)
         self._is_first_step = True
         self._suspects: dict[str, Suspect] = {}

@@ -38,7 +38,6 @@ class UpdateStepper(Stepper):
     def __init__(
         self, groups: Sequence[Group], rows: Rows, *, nonfinite: str, dry_run: bool
     ) -> None:
-        """Start without history, on the device of the parameters."""
         super().__init__(
             groups,
             rows,
