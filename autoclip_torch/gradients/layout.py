@@ -71,10 +71,7 @@ def with_axis(values: Tensor) -> Tensor:
 
 
 def compute_norm(
-    values: Tensor,
-    axes: tuple[int, ...] | None,
-    dtype: torch.dtype,
-    order: float = 2,
+    values: Tensor, axes: tuple[int, ...] | None, dtype: torch.dtype, order: float = 2
 ) -> Tensor:
     """Return norms over axes, or over all axes if None, accumulated in `dtype`."""
     norms: Tensor = torch.linalg.vector_norm(values, order, dim=axes, dtype=dtype)

@@ -21,12 +21,7 @@ from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
 from .momentum import find_parameters_without_momentum, remove_unwritten_momentum
 
-_FUSED = (
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.SGD,
-    torch.optim.Adagrad,
-)
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 
 
 def is_fused(optimizer: Optimizer) -> bool:

@@ -91,7 +91,7 @@ class RunChecks:
                 "the clipper has not received a gradient yet: none of its parameters "
                 "has one; call backward() first, and make the clipper of the "
                 "parameters that are trained: fully_shard, among others, replaces "
-                "parameters",
+                "parameters"
             )
 
     def check_run(

@@ -11,11 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autoclip_torch.gradients.dtensor import (
-    align_local_scales,
-    get_local,
-    is_sharded,
-)
+from autoclip_torch.gradients.dtensor import align_local_scales, get_local, is_sharded
 from autoclip_torch.gradients.layout import (
     apply_scale_,
     as_real,
