@@ -7,6 +7,7 @@ import torch
 
 from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import AGC, Clipper, NormClip, ValueClip
+from autoclip_torch.hooks.attach import ClipperChain
 
 from ..support.torch_device import nothing_read
 
@@ -103,6 +104,7 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
     optimizer = FUSED["AdamW"](params)
     clipper = quantile(params)
     clipper.attach(optimizer)
+    (chain,) = ClipperChain.find_all(optimizer)
     clipper._policy_states.move_to(torch.device("cpu"))  # like an accelerator
     clipper._stepper.move_states = lambda gradients: None
     grads_at_step = []
@@ -116,8 +118,8 @@ def test_no_pass_over_the_gradients_and_nothing_read_in_a_step():
         give(params, step)
         raw = [p.grad.clone() for p in params]
         with nothing_read():
-            clipper._attachment()._before_step(optimizer, (optimizer,), {})
-        clipper._attachment()._after_step(optimizer, (optimizer,), {})
+            chain._before_step(optimizer, (optimizer,), {})
+        chain._after_step(optimizer, (optimizer,), {})
         optimizer.step()
         assert same_bits(raw, grads_at_step[-1])
     assert clipper.metrics()["clip/clipped"] == 1
