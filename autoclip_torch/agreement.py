@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .gradients import sharded
 from .gradients.ranks import find_device
+from .observer.base import BaseClipper
 from .observer.observer import Observer
-from .trust import TrustClip
 
 
-def check_agreement(clipper: Observer | TrustClip, group: Any = None) -> None:
+def check_agreement(clipper: BaseClipper, group: Any = None) -> None:
     """Raise an error on every rank if the clippers of the ranks differ.
 
     Settings, history, counts and last decision are compared bit by bit. One small

@@ -8,6 +8,7 @@ from torch import Tensor
 from autoclip_core.checks import check_flag
 
 from .clipper import Clipper
+from .observer.base import BaseClipper
 from .step.warn import warn
 from .trainers.arguments import check_arguments
 from .trainers.clippers import OptimizerClippers
@@ -18,8 +19,6 @@ from .trainers.lightning_checks import (
     warn_of_other_clipping,
 )
 from .trainers.losses import BackwardLosses
-from .trust import TrustClip
-from .update import UpdateClipper
 
 try:
     import lightning.pytorch as pl
@@ -35,8 +34,6 @@ except ModuleNotFoundError as error:
             "autoclip_torch.lightning needs Lightning: pip install lightning",
             name=error.name,
         ) from error
-
-AnyClipper = Clipper | TrustClip | UpdateClipper
 
 
 class ClipCallback(pl.Callback):
@@ -88,7 +85,7 @@ class ClipCallback(pl.Callback):
 
     def __init__(
         self,
-        clipper: Callable[..., AnyClipper],
+        clipper: Callable[..., BaseClipper],
         *,
         optimizer: int | None = None,
         one_clipper: bool = False,
@@ -110,7 +107,7 @@ class ClipCallback(pl.Callback):
         self._losses = BackwardLosses()
 
     @property
-    def clippers(self) -> list[AnyClipper]:
+    def clippers(self) -> list[BaseClipper]:
         """One per clipped optimizer, from the start of training."""
         return self._group.clippers
 
@@ -240,5 +237,5 @@ class ClipCallback(pl.Callback):
         return self._group.follow(present, pl_module)
 
 
-def _needs_loss(clipper: AnyClipper) -> bool:
+def _needs_loss(clipper: BaseClipper) -> bool:
     return isinstance(clipper, Clipper) and clipper.loss_policy is not None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .clipper import Clipper
 from .named import AGC, AdaGC, NormClip, QuantileClip, StandardClip, ZClip
+from .observer.base import BaseClipper
 from .step.warn import warn
 from .trainers.arguments import check_arguments
 from .trainers.create_clipper import create_clipper
@@ -34,8 +35,6 @@ _KINDS = (Clipper, ValueClip, AGC, AdaGC, NormClip, QuantileClip, StandardClip, 
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (*_KINDS, TrustClip, UpdateClipper)
 }
-
-AnyClipper = Clipper | TrustClip | UpdateClipper
 
 _FUNCTIONS = ("on_clip", "on_skip")
 """The keywords that no checkpoint holds."""
@@ -70,7 +69,7 @@ class ClipCallback(TrainerCallback, ExportableState):
     >>> callback = ClipCallback(QuantileClip, quantile=0.9, scope="global")
     """
 
-    def __init__(self, clipper: type[AnyClipper] | str, **keywords: Any) -> None:
+    def __init__(self, clipper: type[BaseClipper] | str, **keywords: Any) -> None:
         self._changes = ""
         if (given := find_replaced_callback(ClipCallback)) is not None:
             # The settings of the callback that the trainer was given apply.
@@ -89,7 +88,7 @@ class ClipCallback(TrainerCallback, ExportableState):
             if key not in _FUNCTIONS:
                 check_json(key, value)
         check_arguments(_CLASSES[name], self._keywords)
-        self.clipper: AnyClipper | None = None
+        self.clipper: BaseClipper | None = None
         """The clipper, from the start of training."""
         self.saved: dict[str, Any] | None = None
         """The state to start with; the trainer sets it from a checkpoint."""
@@ -159,7 +158,7 @@ class ClipCallback(TrainerCallback, ExportableState):
         pairs = self._keywords.items()
         return {name: to_json(value) for name, value in pairs if name not in _FUNCTIONS}
 
-    def _load(self, clipper: AnyClipper, saved: Any) -> None:
+    def _load(self, clipper: BaseClipper, saved: Any) -> None:
         """Load the history of a checkpoint; the settings of this callback apply.
 
         Raises:

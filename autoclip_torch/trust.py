@@ -1,10 +1,12 @@
 """`TrustClip` filters the gradient and bounds the update, inside `optimizer.step()`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from autoclip_core.checks import format_error
 from autoclip_core.clipper.patterns import as_patterns
 from autoclip_core.clipper.settings import format_clipper
 from autoclip_core.clipper.trust import (
@@ -18,15 +20,16 @@ from autoclip_core.clipper.trust import (
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.new_parameters import read_stepped
+from .observer.base import BaseClipper
+from .observer.undo import undo_on_error
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update import UpdateClipper, check_model
-from .update_step.halves import HasHalves
 from .update_step.optimizers import find_innermost
 from .update_step.trust_optimizer import TrustOptimizer, refuse_other_filters
 
 
-class TrustClip(HasHalves):
+class TrustClip(BaseClipper):
     """Clip the gradient at its recent quantile, and bound the update by the weights.
 
     There is no number to choose. Two limits act inside `optimizer.step()`:
@@ -112,6 +115,11 @@ class TrustClip(HasHalves):
     process_group = None
     """No ranks: sharded parameters (`DTensor`) know their ranks."""
 
+    @property
+    def names(self) -> list[str]:
+        """The name of each row of the bound; the filter has one row, "global"."""
+        return self._bound.names
+
     def step(self) -> NoReturn:
         """Raise a RuntimeError: it clips inside `optimizer.step()`.
 
@@ -159,6 +167,43 @@ class TrustClip(HasHalves):
         """
         return TrustOptimizer(optimizer, cls(model, optimizer, **keywords))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both halves: tensors and plain Python.
+
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> sorted(clipper.state_dict())
+        ['class', 'gradient', 'update']
+        """
+        return {
+            "class": type(self).__name__,
+            "gradient": self._filter.state_dict(),
+            "update": self._bound.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> None:
+        """Continue from a saved state. A resumed run is identical bit for bit.
+
+        Args:
+          state_dict: the result of `state_dict()`.
+          strict: whether parameters and plain settings (the quantile, the ratio) must
+            agree; see `Clipper.load_state_dict`.
+
+        Raises:
+          ValueError: the state of a half does not fit; the message names the
+            difference, and neither half was changed.
+
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.load_state_dict(clipper.state_dict())
+        """
+        _check_has_halves(state_dict)
+        with undo_on_error(self._observers):
+            self._filter.load_state_dict(state_dict["gradient"], strict=strict)
+            self._bound.load_state_dict(state_dict["update"], strict=strict)
+
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
         quantile: Any = self._filter.policy
@@ -178,3 +223,20 @@ class TrustClip(HasHalves):
         """Register both halves on a copied optimizer."""
         self._bound._register(innermost)
         self._filter._attach(innermost, is_trust_clip=True)
+
+    @property
+    def _observers(self) -> Sequence[Any]:
+        return [self._filter, self._bound]
+
+
+def _check_has_halves(state_dict: Any) -> None:
+    """Refuse a state dict that lacks a half of a `TrustClip`.
+
+    Raises:
+      ValueError: it is not the state dict of a `TrustClip`.
+    """
+    is_mapping = isinstance(state_dict, Mapping)
+    if not is_mapping or not {"gradient", "update"} <= set(state_dict):
+        rule = 'the state_dict() of a TrustClip, with "gradient" and "update"'
+        value = sorted(state_dict) if is_mapping else state_dict
+        raise ValueError(format_error("state_dict", rule, value, ""))

@@ -144,17 +144,7 @@ class UpdateClipper(Observer):
             "out; to log, call log.record(clipper.metrics()) after optimizer.step()"
         )
 
-    def detach(self) -> None:
-        """Remove the clipper from its optimizer. Its state remains.
-
-        >>> import torch
-        >>> from autoclip_core import ParamRatio
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters())
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.01))
-        >>> clipper.detach()
-        >>> clipper = UpdateClipper(model, optimizer, ParamRatio(0.05))
-        """
+    def _detach(self) -> None:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None

@@ -69,22 +69,6 @@ class Attachable(Observer):
             )
         return self._attach(optimizer)
 
-    def detach(self) -> None:
-        """End the attachment, if the clipper is attached.
-
-        >>> from autoclip_core import Fixed
-        >>> from autoclip_torch import Clipper
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> clipper = Clipper([weight], Fixed(1.0))
-        >>> handle = clipper.attach(torch.optim.SGD([weight]))
-        >>> clipper.detach()
-        >>> handle.active
-        False
-        """
-        if (attachment := self._find_attachment()) is not None:
-            attachment.remove()
-        self._coverage.end()
-
     @property
     def loss_policy(self) -> Policy | None:
         """The policy for the loss, or None."""
@@ -125,6 +109,11 @@ class Attachable(Observer):
         attachment = Attachment(self, innermost, **keywords)
         self._attachment = weakref.ref(attachment)
         return attachment
+
+    def _detach(self) -> None:
+        if (attachment := self._find_attachment()) is not None:
+            attachment.remove()
+        self._coverage.end()
 
     def _find_attachment(self) -> Attachment | None:
         """Return the attachment if it acts. The optimizer keeps it alive."""

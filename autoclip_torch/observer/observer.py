@@ -26,11 +26,11 @@ from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.warn import warn
 
-from .reporter import Reporter
+from .base import BaseClipper
 from .surgery import ParameterSurgery
 
 
-class Observer(Reporter, ParameterSurgery):
+class Observer(BaseClipper, ParameterSurgery):
     """The rows of parameters, and the policy states of their norms.
 
     This is the part of a `Clipper` for stacks that clip by themselves.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from autoclip_torch.rows.groups import Group, NamedParameter, refuse_shared
-from autoclip_torch.rows.read import ParametersLike, read_groups, read_parameters
+from autoclip_torch.rows.read import read_groups
 from autoclip_torch.rows.selection import Selection
 from autoclip_torch.rows.sources import find_restarted
 
@@ -50,28 +50,7 @@ class ParameterSurgery(MeasuredParameters):
         self._change(groups, {})
         self._comparison.take_back(p.parameter for each in new for p in each.parameters)
 
-    def remove_params(self, parameters: ParametersLike) -> None:
-        """Remove parameters and their rows; the other rows keep their history.
-
-        An optimizer that steps them must give them up, too.
-
-        Args:
-          parameters: a parameter, a module, or an iterable of parameters.
-
-        Raises:
-          ValueError: a parameter is not one of the clipper, or none would be left;
-            nothing was changed.
-
-        >>> import torch
-        >>> from autoclip_torch import QuantileClip
-        >>> head, body = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-        >>> clipper = QuantileClip([("head", head), ("body", body)], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.remove_params([head])
-        >>> clipper.names, clipper.threshold()
-        (['body'], tensor([3.]))
-        """
-        given = read_parameters(parameters)
+    def _remove_params(self, given: list[Tensor]) -> None:
         removed = {id(self._find("parameters", parameter)) for parameter in given}
         groups = [
             replace(
@@ -87,30 +66,7 @@ class ParameterSurgery(MeasuredParameters):
         self._change(groups, {})
         self._comparison.leave_out(given)
 
-    def replace_param(self, old: Tensor, new: Tensor) -> None:
-        """Replace a parameter; the new one continues the history of the old one.
-
-        An optimizer that steps the old one must step the new one instead. A clipper
-        that knows its optimizer, or its module, does this by itself before the next
-        step, if the name or the place in the optimizer is the same.
-
-        Args:
-          old: a parameter of the clipper.
-          new: a parameter that the clipper does not have. It may have another shape; at
-            scope="unit" it must have as many units.
-
-        Raises:
-          TypeError, ValueError: an argument breaks its rule; nothing was changed.
-
-        >>> import torch
-        >>> from autoclip_torch import QuantileClip
-        >>> small, large = (torch.nn.Parameter(torch.zeros(n, 3)) for n in (2, 5))
-        >>> clipper = QuantileClip([("points", small)], quantile=0.5)
-        >>> decision = clipper.observe([1.0, 3.0])
-        >>> clipper.replace_param(small, large)
-        >>> clipper.names, clipper.threshold()
-        (['points'], tensor([2.]))
-        """
+    def _replace_param(self, old: Tensor, new: Tensor) -> None:
         before = self._find("old", old)
         if not isinstance(new, Tensor):
             raise TypeError(f"new must be a tensor, got {_label(new)}")

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from autoclip_torch.hooks.attachable import Attachable
 from autoclip_torch.hooks.new_parameters import read_stepped
-from autoclip_torch.observer.reporter import Reporter
+from autoclip_torch.observer.base import BaseClipper
 
 
 def create_clipper(
@@ -41,7 +41,7 @@ def create_clipper(
 def takes_optimizer(make: Any) -> bool:
     """Return whether a clipper is made of a model and an optimizer."""
     kind = find_function(make)
-    is_clipper = isinstance(kind, type) and issubclass(kind, Reporter)
+    is_clipper = isinstance(kind, type) and issubclass(kind, BaseClipper)
     return is_clipper and not issubclass(kind, Attachable)
 
 

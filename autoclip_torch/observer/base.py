@@ -1,15 +1,18 @@
-"""What a clipper reports of its steps: its metrics, and calls of functions."""
+"""`BaseClipper`: the methods that every clipper has."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from autoclip_core.checks import check_flag, format_error
+from autoclip_torch.rows.read import ParametersLike, read_parameters
 from autoclip_torch.rows.settings import StepCallback
 
 
-class Reporter(ABC):
-    """What a clipper reports: one `Observer`, or the two halves of a `TrustClip`."""
+class BaseClipper(ABC):
+    """A clipper: one `Observer`, or the two halves of a `TrustClip`."""
 
     @property
     def dry_run(self) -> bool:
@@ -121,6 +124,77 @@ class Reporter(ABC):
         """
         for observer in self._observers:
             observer._stepper.reset()
+
+    def detach(self) -> None:
+        """Remove the clipper from its optimizer, if it acts in one. Its state remains.
+
+        >>> import torch
+        >>> from autoclip_torch import NormClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = NormClip([weight], 1.0)
+        >>> handle = clipper.attach(torch.optim.SGD([weight]))
+        >>> clipper.detach()
+        >>> handle.active
+        False
+        """
+        for observer in self._observers:
+            observer._detach()
+
+    def remove_params(self, parameters: ParametersLike) -> None:
+        """Remove parameters and their rows; the other rows keep their history.
+
+        An optimizer that steps them must give them up, too.
+
+        Args:
+          parameters: a parameter, a module, or an iterable of parameters.
+
+        Raises:
+          ValueError: a parameter is not one of the clipper, or none would be left;
+            nothing was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> head, body = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        >>> clipper = QuantileClip([("head", head), ("body", body)], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.remove_params([head])
+        >>> clipper.names, clipper.threshold()
+        (['body'], tensor([3.]))
+        """
+        given = read_parameters(parameters)
+        for observer in self._observers:
+            observer._remove_params(given)
+
+    def replace_param(self, old: Tensor, new: Tensor) -> None:
+        """Replace a parameter; the new one continues the history of the old one.
+
+        An optimizer that steps the old one must step the new one instead. A clipper
+        that knows its optimizer, or its module, does this by itself before the next
+        step, if the name or the place in the optimizer is the same.
+
+        Args:
+          old: a parameter of the clipper.
+          new: a parameter that the clipper does not have. It may have another shape; at
+            scope="unit" it must have as many units.
+
+        Raises:
+          TypeError, ValueError: an argument breaks its rule; nothing was changed.
+
+        >>> import torch
+        >>> from autoclip_torch import QuantileClip
+        >>> small, large = (torch.nn.Parameter(torch.zeros(n, 3)) for n in (2, 5))
+        >>> clipper = QuantileClip([("points", small)], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.replace_param(small, large)
+        >>> clipper.names, clipper.threshold()
+        (['points'], tensor([2.]))
+        """
+        for observer in reversed(self._observers):  # the bound may refuse it
+            observer._replace_param(old, new)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that later thresholds depend on."""
 
     @property
     @abstractmethod
