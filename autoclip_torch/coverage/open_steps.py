@@ -30,11 +30,8 @@ def is_in_step(optimizer: Optimizer) -> bool:
 
 
 def _count_calls(optimizer: Optimizer) -> int:
-    calls = 0
-    for frame in _list_frames():
-        if frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer:
-            calls += 1
-    return calls
+    steps = (frame for frame in _list_frames() if frame.f_code is _HOOKED_STEP)
+    return sum(frame.f_locals.get("self") is optimizer for frame in steps)
 
 
 def _creates_state() -> bool:

@@ -43,15 +43,9 @@ def measure(rows: Rows, tensors: Any) -> RowNorms:
 
     An rms norm is measured as an l2 norm.
     """
-    tensors = list(tensors)
-    return RowNorms(measure_norms(rows, tensors), find_observed(rows, tensors))
-
-
-def measure_norms(rows: Rows, tensors: Iterable[Any]) -> _Array:
-    """Return the norm of each row as float64."""
-    norms = RunningNorms(rows)
+    tensors, norms = list(tensors), RunningNorms(rows)
     norms.add(rows.by_parameter, tensors)
-    return norms.compute()
+    return RowNorms(norms.compute(), find_observed(rows, tensors))
 
 
 class RunningNorms:

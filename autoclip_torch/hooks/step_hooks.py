@@ -74,11 +74,6 @@ class StepHooks(ABC):
         """Act after the step."""
 
 
-def find_step_methods(optimizer: Any) -> list[str]:
-    """Return the names of the methods other than `step` in which an optimizer steps."""
-    return [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]
-
-
 def refuse_step_in_backward(optimizer: Any) -> None:
     """Refuse an optimizer that steps within the backward pass.
 
@@ -99,7 +94,7 @@ def refuse_step_in_backward(optimizer: Any) -> None:
 
 def _refuse_other_steps(optimizer: Any) -> None:
     """Refuse an optimizer that steps where torch runs no hook."""
-    if methods := find_step_methods(optimizer):
+    if methods := [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]:
         lines = ", ".join(f'"clipper.step(); optimizer.{m}()"' for m in methods)
         raise ValueError(
             f"optimizer must step in step() alone, got {_name(optimizer)}, which also "

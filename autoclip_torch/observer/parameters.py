@@ -155,7 +155,7 @@ class MeasuredParameters(ABC):
                 "more, and the clipper still measures them; call replace_param(old, "
                 "new), or make another clipper"
             )
-        elif not _have_same_parameters(present.groups, self._groups):
+        elif _list_ids(present.groups) != _list_ids(self._groups):
             self._change(present.groups, present.predecessors)
 
     def _change(
@@ -191,9 +191,6 @@ def _list_shapes(rows: Rows) -> list[Any]:
     return [entry.parameter.shape for entry in rows.by_parameter]
 
 
-def _have_same_parameters(first: list[Group], second: list[Group]) -> bool:
-    """Return whether groups hold the same parameters, in the same order."""
-    ids = [
-        [[id(p.parameter) for p in g.parameters] for g in x] for x in (first, second)
-    ]
-    return ids[0] == ids[1]
+def _list_ids(groups: list[Group]) -> list[list[int]]:
+    """Return the id of each parameter of each group."""
+    return [[id(named.parameter) for named in g.parameters] for g in groups]

@@ -32,7 +32,7 @@ def find_predecessors(
     continued = {id(each.parameter): each for each in known}
     gone = {key: each for key, each in continued.items() if key not in present_ids}
     new = {id(p.parameter): p for p in present if id(p.parameter) not in continued}
-    for key, old in _pair_by_name(gone.values(), new.values()):
+    for key, old in _pair_by_name(gone.values(), new.values()).items():
         continued[key] = old
         del gone[id(old.parameter)], new[key]
     for key, each in new.items():
@@ -45,18 +45,17 @@ def find_predecessors(
 
 def _pair_by_name(
     gone: Iterable[NamedParameter], new: Iterable[NamedParameter]
-) -> list[tuple[int, NamedParameter]]:
-    """Return the id of a new parameter, and the one that had its name.
+) -> dict[int, NamedParameter]:
+    """Return the parameter that had the name of a new one, by id of the latter.
 
     If several have the same name, those of the same layer belong together.
     """
     old_by_key, new_by_key = _index_by_name(gone), _index_by_name(new)
-    pairs = {
+    return {
         id(each.parameter): old_by_key[key]
         for key, each in new_by_key.items()
         if key in old_by_key
     }
-    return list(pairs.items())
 
 
 def _index_by_name(

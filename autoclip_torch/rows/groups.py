@@ -55,9 +55,8 @@ def refuse_shared(groups: Sequence[Group]) -> None:
     for index, group in enumerate(groups):
         for named in group.parameters:
             if group_of.setdefault(id(named.parameter), index) != index:
-                label = named.name or f"of shape {tuple(named.parameter.shape)}"
                 raise ValueError(
-                    f"a parameter must be in one group, got {label} in groups "
+                    f"a parameter must be in one group, got {named.label} in groups "
                     f"{group_of[id(named.parameter)]} and {index}; list it once, or it "
                     "would be scaled twice"
                 )

@@ -55,16 +55,10 @@ class LossMonitor:
         self._namespace = namespace
         xp, device = namespace or np, self._device
         # A trial call copies the tables of the policy to the device.
-        limit_and_record(
-            self.policy,
-            self.policy.init(1, xp),
-            xp.full((1,), 1.0, dtype=xp.float32),
-            xp=xp,
-        )
-        self.state, self.decision = (
-            move(self.state, device),
-            move(self.decision, device),
-        )
+        one = xp.full((1,), 1.0, dtype=xp.float32)
+        limit_and_record(self.policy, self.policy.init(1, xp), one, xp=xp)
+        self.state = move(self.state, device)
+        self.decision = move(self.decision, device)
 
     def reset(self) -> None:
         """Delete the recorded losses and the count."""

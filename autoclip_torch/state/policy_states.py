@@ -102,10 +102,8 @@ class PolicyStates:
         self._try_policies(namespace or np)
         self._namespace = namespace
         self.states = [move(state, device) for state in self.states]
-        self.tally, self.decision = (
-            move(self.tally, device),
-            move(self.decision, device),
-        )
+        self.tally = move(self.tally, device)
+        self.decision = move(self.decision, device)
         if self.losses is not None:
             self.losses.move_to(namespace)
 
