@@ -13,8 +13,8 @@ from .hooks.attachable import Attachable
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
-from .hooks.new_parameters import warn_of_left_out
 from .hooks.optimizer_wrapper import check_is_optimizer
+from .hooks.stepped import warn_of_left_out
 from .loop.loop_check import LoopCheck
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns

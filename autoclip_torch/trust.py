@@ -19,7 +19,7 @@ from autoclip_core.clipper.trust import (
 
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
-from .hooks.new_parameters import read_stepped
+from .hooks.stepped import read_stepped
 from .observer.base import BaseClipper
 from .observer.undo import undo_on_error
 from .rows.selection import Patterns

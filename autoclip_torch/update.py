@@ -11,7 +11,7 @@ from autoclip_core.clipper.metrics import name_update_metrics
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .hooks.new_parameters import read_stepped
+from .hooks.stepped import read_stepped
 from .observer.observer import Observer
 from .rows.selection import Patterns
 from .rows.settings import StepCallback

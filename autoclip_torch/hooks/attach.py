@@ -16,8 +16,8 @@ from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
 
 from .fused import Controls, is_fused
-from .new_parameters import check_steps_all, warn_of_left_out
 from .step_hooks import StepHooks
+from .stepped import check_steps_all, warn_of_left_out
 
 
 class Attachment:
