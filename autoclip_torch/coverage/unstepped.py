@@ -23,11 +23,7 @@ class UnsteppedCheck:
         self._has_warned = False
 
     def check(self, measured: Sequence[Tensor]) -> None:
-        """Warn once of parameters with a gradient that nothing changes.
-
-        Args:
-          measured: the parameters that share a norm.
-        """
+        """Warn once of parameters with a gradient that nothing changes."""
         if self._has_warned:
             return
         observed = [p for p in measured if p.grad is not None and get_local(p).numel()]

@@ -49,11 +49,7 @@ def measure(rows: Rows, tensors: Any) -> RowNorms:
 
 
 class RunningNorms:
-    """The norm of each row, of tensors that are added in several calls.
-
-    Args:
-      rows: how many rows there are, and which norm.
-    """
+    """The norm of each row, of tensors that are added in several calls."""
 
     def __init__(self, rows: Rows) -> None:
         self._takes_largest = rows.norm == "max"

@@ -89,17 +89,10 @@ class Ranks:
         self.has_checked_rows = True
 
     def continue_from(self, before: "Ranks", rows: Rows, count: int) -> None:
-        """Note in the ranks of changed parameters what the earlier ones have checked.
-
-        Args:
-          before: the earlier ranks.
-          rows: the earlier rows, or their parts.
-          count: how many there are now.
-        """
+        """Continue the checks of earlier ranks; there are `count` rows now."""
         self.has_checked_rows = before.has_checked_rows
         earlier = before.rows_before or rows
-        has_reduced = before.counter.has_reduced
-        if has_reduced and len(earlier.names) != count:
+        if before.counter.has_reduced and len(earlier.names) != count:
             self.rows_before = earlier
 
     def get_weight(self, tensor: Tensor, is_replicated: bool | None) -> float:

@@ -36,11 +36,7 @@ def check_first_step(
 ) -> None:
     """Check once that the ranks of a process group can sum their norms.
 
-    Args:
-      ranks: the ranks; every rank must call this.
-      rows: the rows of this rank.
-      gradients: one per parameter, or none if they are not known.
-      device: the device of the norms.
+    Every rank must call this. `gradients` is empty if they are not known.
 
     Raises:
       ValueError: the ranks have different numbers of rows; or `replicated` is not what

@@ -16,14 +16,7 @@ _STATE_HOOKS = (
 
 
 class OptimizerWrapper(torch.optim.Optimizer):
-    """An optimizer that shares groups, state and attributes with one inside.
-
-    Args:
-      optimizer: the optimizer inside.
-
-    Raises:
-      TypeError: it is not a torch optimizer.
-    """
+    """An optimizer that shares groups, state and attributes with one inside."""
 
     optimizer: torch.optim.Optimizer
     """The optimizer inside."""

@@ -39,7 +39,6 @@ def make_table(
     Args:
       pieces: one for each tensor.
       itemsize: the bytes of an element.
-      device: the device of the tensors.
       stream: the stream that copies the table. Another stream would not wait for it.
 
     Returns:

@@ -78,11 +78,7 @@ class MeasuredParameters(ABC):
             )
 
     def _check_coverage(self, optimizers: Iterable[Optimizer]) -> None:
-        """Compare the parameters with those that are stepped, in every few steps.
-
-        Args:
-          optimizers: those that step its parameters, as far as they are known.
-        """
+        """Compare the parameters with those that are stepped, in every few steps."""
         if not self._coverage.begin_step():
             return
         stepper, removed = self._stepper, self._comparison.removed
@@ -100,9 +96,6 @@ class MeasuredParameters(ABC):
         Args:
           given: the optimizer that `step` received. It is compared from then on if it
             steps all trained parameters.
-
-        Returns:
-          As `_follow_optimizer`.
         """
         optimizer = self._comparison.optimizer
         if given is not None and given is not optimizer:

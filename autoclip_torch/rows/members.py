@@ -9,11 +9,7 @@ from torch import Tensor
 
 
 class Members:
-    """The members of containers, to be compared by identity with those of later.
-
-    Args:
-      containers: such as the parameters of each group of an optimizer.
-    """
+    """The members of containers, to be compared by identity with those of later."""
 
     def __init__(self, containers: Iterable[Iterable[Any]]) -> None:
         """Keep the members: no other object then gets one of their ids."""

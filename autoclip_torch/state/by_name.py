@@ -69,10 +69,6 @@ def describe_ambiguity(saved: State, current: State) -> str:
     """Return a warning if only the order says which parameter is meant; or "".
 
     The clipper has no names, and parameters of one shape have different rows.
-
-    Args:
-      saved: a state that fits the clipper.
-      current: the present state of the clipper.
     """
     if saved["names"] is None or current["names"] is not None:
         return ""
@@ -94,10 +90,6 @@ def index_names(state: State, current: State) -> dict[tuple[str, int], int]:
     """Return the index of each parameter by its name and the number of equal names.
 
     Without names in the state or in the clipper it is empty.
-
-    Args:
-      state: a saved state.
-      current: the present state of the clipper.
 
     Raises:
       ValueError: the names are not one string per parameter.

@@ -100,14 +100,7 @@ def _take_states(
     """Return the policies and their states for the rows of a clipper.
 
     Each policy continues the saved policy of most of its rows. A row of another one
-    starts.
-
-    Args:
-      saved: the state to load.
-      current: the present state of the clipper.
-      empty: the state of the clipper without history.
-      sources: the saved row that each row continues, or -1.
-      has_all: whether no row may start.
+    starts, unless `has_all`. `sources` has the saved row of each row, or -1.
     """
     pair = saved["policies"], current["policies"]
     parts = [pair[0], saved["states"], pair[1]]

@@ -24,12 +24,7 @@ class LossScale(NamedTuple):
     """Not 0 if the scaled gradients overflowed. Such a step is not observed."""
 
     def leave_out(self, observed: Any, states: Any) -> Any:
-        """Return which rows are observed: none of a step that overflowed.
-
-        Args:
-          observed: which rows have a gradient.
-          states: the states of the policies, on whose device it is decided.
-        """
+        """Return which rows are observed: none of a step that overflowed."""
         if self.overflow is None:
             return observed
         return observed & (states.as_array(self.overflow) == 0)

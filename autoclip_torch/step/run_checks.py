@@ -61,12 +61,8 @@ class RunChecks:
     ) -> None:
         """Warn once before the first gradient: the clipper may hold other parameters.
 
-        Args:
-          groups: all parameters of the update.
-          rows: the clipped parameters.
-          gradients: their gradients.
-          observed: the rows that have a gradient on any rank, or None if there is only
-            this rank.
+        `observed` are the rows that have a gradient on any rank, or None if there is
+        only this rank.
         """
         if torch.compiler.is_compiling() or self._has_had_gradient:
             return  # a flag that a compiled step set would cause another compilation

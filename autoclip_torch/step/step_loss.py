@@ -17,11 +17,7 @@ from autoclip_torch.state.policy_states import PolicyStates
 
 
 class StepLoss:
-    """The loss that the next step decides on; a clipper without loss policy has none.
-
-    Args:
-      is_needed: whether the clipper has a loss policy.
-    """
+    """The loss of the next step; a clipper without loss policy has none."""
 
     def __init__(self, is_needed: bool) -> None:
         self.is_needed = is_needed

@@ -35,11 +35,8 @@ class Stepper:
     Args:
       groups: all parameters of the update, the excluded ones too.
       rows: the clipped parameters, cut into rows.
-      nonfinite: as in `Clipper`.
-      dry_run: as in `Clipper`.
       most_skips: `max_consecutive_skips` of `Clipper`.
-      process_group: as in `Clipper`.
-      loss_policy: as in `Clipper`.
+      nonfinite, dry_run, process_group, loss_policy: as in `Clipper`.
     """
 
     quantity = "gradient"

@@ -8,11 +8,7 @@ from autoclip_torch.step.warn import warn
 def load_history(clipper: Any, state: Any, changes: str = "") -> None:
     """Load a history; the settings of this run apply, and a difference warns.
 
-    Args:
-      clipper: the clipper of this run.
-      state: its saved state.
-      changes: the settings that differ; if it is empty, the first difference in the
-        state.
+    The warning names the `changes` of settings, or else the first difference.
 
     Raises:
       ValueError: the history has another meaning in this clipper.

@@ -13,10 +13,6 @@ class OneClipper:
     """Clips the gradients of several optimizers once after each backward pass.
 
     The first optimizer that steps after a backward pass clips the gradients of all.
-
-    Args:
-      clipper: the `Clipper` of the parameters of all optimizers.
-      optimizers: the optimizers.
     """
 
     def __init__(self, clipper: Any, optimizers: Iterable[Optimizer]) -> None:

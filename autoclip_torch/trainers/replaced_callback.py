@@ -11,9 +11,6 @@ def find_replaced_callback(kind: type) -> Any:
 
     From a checkpoint, Transformers makes a callback with the saved arguments. It drops
     the one that the trainer was given, and no event passes both.
-
-    Args:
-      kind: the class of both.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name == "__init__":
