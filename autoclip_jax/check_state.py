@@ -1,5 +1,6 @@
 """Find the states of transformations in an optimizer state, and validate them."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from autoclip_core.history.validation import find_problems
 from autoclip_core.loss import LossState
 
+from .mesh import find_unequal_copies
 from .skip_state import SkipLoss
 from .state import (
     ClipState,
@@ -22,6 +24,11 @@ from .state import (
 
 State = TypeVar("State")
 
+AVERAGE_FIRST = (
+    "the replicas decide on different gradients or losses; average both before the "
+    "clip, not after it: grads, loss = jax.lax.pmean((grads, loss), axis_name)"
+)
+
 
 def check_state(opt_state: Any) -> None:
     """Raise if the state of a clipper in an optimizer state is invalid.
@@ -30,6 +37,9 @@ def check_state(opt_state: Any) -> None:
     level or a count out of bounds in the policy state would give thresholds that are
     NaN or negative. `update` checks only shapes and types, because it is traced without
     the numbers.
+
+    A state whose copies differ between devices is a `RuntimeWarning`: the gradients, or
+    the losses of `skip_steps`, were not averaged before the clip.
 
     Args:
       opt_state: the restored state, or an `nnx.Optimizer`. Clippers are found inside
@@ -50,6 +60,7 @@ def check_state(opt_state: Any) -> None:
     ValueError: opt_state is invalid: .clip_policy: deviation must be >= 0 and finite, \
 got -1.0; restore a valid checkpoint
     """
+    warn_if_replicas_differ(opt_state)
     for path, state in find_clip_states(opt_state):
         for member in _split_members(_read_arrays(state)):
             _refuse(find_problems(_restore(member), path))
@@ -162,6 +173,24 @@ def _rename_keys(part: Any, prefix: str) -> Any:
     if not isinstance(part, Mapping):
         return part
     return {add_prefix(n, prefix): _rename_keys(v, prefix) for n, v in part.items()}
+
+
+def warn_if_replicas_differ(opt_state: Any) -> None:
+    """Warn if the copies of a norm or of a loss differ between devices.
+
+    Inside `jit` nothing is read.
+    """
+    norms = [state.clip_norm for _, state in list_states(opt_state, ClipState)]
+    losses = [state.skip_loss_value for _, state in list_states(opt_state, SkipLoss)]
+    for array in jax.tree.leaves([norms, losses]):
+        is_traced = isinstance(array, jax.core.Tracer)
+        if is_traced or not isinstance(array, jax.Array):
+            continue
+        if unequal := find_unequal_copies(array):
+            one, other = unequal
+            text = f"{AVERAGE_FIRST} (one device has {one}, another {other})"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            return
 
 
 def _split_members(state: Any) -> Iterator[Any]:

@@ -16,7 +16,8 @@ from autoclip_core.clipper.metrics import (
 )
 from autoclip_core.loss import compute_loss_metrics
 
-from .check_state import find_clip_states
+from .check_state import AVERAGE_FIRST, find_clip_states, warn_if_replicas_differ
+from .mesh import is_equal
 from .rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
 from .skip_state import SkipState
 from .state import ClipState, restore_names
@@ -45,7 +46,8 @@ def clip_metrics(
 
     A clipper of the update behind `schedule_free`, `lookahead`, `sam`, `cocob` or
     `madgrad` is a `RuntimeWarning`: they undo its bound, because their next weights do
-    not follow from the present ones.
+    not follow from the present ones. So is a state whose copies differ between devices
+    (see `check_state`), outside of `jit`.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
@@ -54,9 +56,9 @@ def clip_metrics(
         with one row names it "global".
 
     Returns:
-      Arrays of shape (), by name. With `names` and outside of `jit`, this waits for the
-      device. Inside `jit`, each number of a row is compiled by itself: with many rows,
-      call it outside.
+      Arrays of shape (), by name. Outside of `jit`, this waits for the device if there
+      are `names` or several devices. Inside `jit`, each number of a row is compiled by
+      itself: with many rows, call it outside.
 
     Raises:
       ValueError: the state has no clipper, was made by `vmap`, or was saved by an
@@ -79,6 +81,7 @@ def clip_metrics(
     """
     find_clip_states(opt_state)  # raises without a clipper
     warn_if_undone(opt_state)
+    warn_if_replicas_differ(opt_state)
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []
     for state, is_update in find_clippers(opt_state):
@@ -120,7 +123,8 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
         raise ValueError(
             "opt_state must hold norms of shape (rows,), got "
             f"{tuple(state.clip_norm.shape)}; for a vmapped state, compute the numbers "
-            "of each member: jax.vmap(clip_metrics)(opt_state)"
+            "of each member: jax.vmap(clip_metrics)(opt_state); for one of pmap, "
+            f"{_find_pmap_way_out(state.clip_norm)}"
         )
     # `optax.contrib.sam` makes integers of booleans.
     clipped, finite = (
@@ -138,6 +142,13 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
         return numbers | compute_row_metrics(names, decision, tally, jnp)
     # One transfer: XLA would compile a slice for every number, in 30 ms each.
     return numbers | compute_row_metrics(names, *jax.device_get((decision, tally)))
+
+
+def _find_pmap_way_out(norms: Array) -> str:
+    """Return what to do with the norms of several replicas, which must be equal."""
+    if isinstance(norms, jax.core.Tracer) or is_equal(norms, norms[:1]).all():
+        return "pass one replica: jax.tree.map(lambda x: x[0], opt_state)"
+    return AVERAGE_FIRST
 
 
 def _check_names(names: Sequence[str], row_count: int) -> Sequence[str]:

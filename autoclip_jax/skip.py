@@ -16,7 +16,7 @@ from autoclip_core.clipper.settings import check_traceable
 from autoclip_core.loss import check_loss_policy
 
 from .arguments import check_transformation, explain_arguments
-from .check_state import find_states
+from .check_state import find_states, warn_if_replicas_differ
 from .clipper import decide_step
 from .rows import Labels, Scope, choose_scope
 from .skip_state import SkipState, decide_on_value, init_skip_state
@@ -210,7 +210,7 @@ def check_skips(opt_state: Any) -> None:
     """Raise if `skip_steps` in a state skipped too many updates in a row.
 
     Call it from time to time, outside of `jit`; it reads one flag from the device to
-    the host.
+    the host. It warns about copies that differ between devices, as `check_state` does.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned; `skip_steps` may be inside
@@ -229,6 +229,7 @@ def check_skips(opt_state: Any) -> None:
     Traceback (most recent call last):
     RuntimeError: 2 updates in a row were skipped: ...
     """
+    warn_if_replicas_differ(opt_state)
     for _, state in find_states(opt_state, SkipState, "skip_steps"):
         if np.any(jax.device_get(state.skip_too_many)):
             most = int(np.max(jax.device_get(state.skip_most_in_a_row)))

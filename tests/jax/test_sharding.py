@@ -5,8 +5,10 @@ child process runs the checks.
 """
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import pytest
 
 from autoclip_core import Fixed
 from autoclip_jax import (
+    check_skips,
+    check_state,
     clip_by_param_ratio,
     clip_by_policy,
     clip_by_quantile,
@@ -304,6 +308,55 @@ def the_mean_loss_over_the_mapped_axes_decides():
         assert updates.tolist() == [0.0 if is_skipped else -1.0] * 4
 
 
+def an_average_after_the_clip_is_a_warning():
+    """mindcv#603: each device clips its own gradient, or skips by its own loss."""
+    clip, loss = Fixed(2.0), Fixed(3.0)
+    tx = optax.chain(
+        skip_steps(clip_by_policy(clip), Fixed(9.0), loss_policy=loss), optax.sgd(1.0)
+    )
+    params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+    numbers = jnp.arange(8, dtype=jnp.float32)
+
+    def step(gradient, loss, averaged):
+        gradient, loss = (
+            jax.lax.pmean(x, AXES) if name in averaged else x
+            for name, x in (("gradient", gradient), ("loss", loss[0]))
+        )
+        updates, after = tx.update(gradient, state, params, value=loss)
+        return jax.lax.pmean(updates, AXES), after
+
+    values = {
+        ("loss",): (0.0, 1.0),
+        ("gradient",): (3.5, 0.0),
+        ("gradient", "loss"): (),
+    }
+    for averaged, pair in values.items():
+        how = (P(AXES), P(AXES)), (P(), P()), False
+        _, after = mapped(partial(step, averaged=averaged), *how)(numbers, numbers)
+        for read in (clip_metrics, check_state, check_skips):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                read(after)
+            texts = [str(w.message) for w in caught]
+            assert len(texts) == bool(pair)
+            if pair:
+                assert "average both before the clip" in texts[0]
+                assert f"(one device has {pair[0]}, another {pair[1]})" in texts[0]
+                assert caught[0].filename == __file__
+
+
+def a_state_of_pmap_is_refused_with_the_way_out():
+    tx = clip_by_policy(Fixed(2.0))
+    update = jax.pmap(tx.update, axis_name="x", in_axes=(0, None))
+    for numbers, words in (
+        (np.ones(8), "pass one replica: jax.tree.map(lambda x: x[0], opt_state)"),
+        (np.arange(8), "for one of pmap, the replicas decide on different gradients"),
+    ):
+        _, state = update(np.float32(numbers), tx.init(jnp.zeros(())))
+        with pytest.raises(ValueError, match=re.escape(words)):
+            clip_metrics(state)
+
+
 NEED_TYPES = ["each_leaf_is_reduced_over_the_axes_it_is_sharded_along"]
 NEED_TYPES += ["squares_that_overflow_are_summed_again_over_all_devices"]
 NEED_TYPES += ["parameters_are_measured_over_the_axes_they_are_sharded_along"]
@@ -315,6 +368,8 @@ CHECKS = [
     unit_norms_of_sharded_weights_under_jit_are_those_of_one_device,
     a_step_inside_shard_map_trains_as_one_device,
     the_mean_loss_over_the_mapped_axes_decides,
+    an_average_after_the_clip_is_a_warning,
+    a_state_of_pmap_is_refused_with_the_way_out,
 ]
 
 
