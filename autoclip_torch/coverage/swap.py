@@ -102,9 +102,14 @@ class SwapCheck:
             self._warn(optimizer)
 
     def _is_missed(self, optimizer: Optimizer) -> bool:
-        """Return whether an optimizer has stepped what the clipper was to clip."""
+        """Return whether an optimizer has stepped what the clipper was to clip.
+
+        It has stepped all of it, or a part after the owner was deleted. An optimizer
+        beside the owner may share a part on purpose.
+        """
         trained = set(map(id, self._list_trained()))
-        if not trained or not trained <= stepped_parameter_ids(optimizer):
+        missed = trained & stepped_parameter_ids(optimizer)
+        if not missed or (self.owner is not None and missed != trained):
             return False
         if self.owner is optimizer:
             return self._is_wrapped and is_outermost_step(optimizer)

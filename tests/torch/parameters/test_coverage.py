@@ -228,6 +228,26 @@ def adapters_added(kind=attached):
     assert clipper
 
 
+def replaced_in_an_attached_list():
+    """A new optimizer steps the body, which the clipper has, and another head."""
+    model = network()
+    clipper = attached(model.parameters(), optimizer := sgd(model))
+    train(model, optimizer.step, count=2)
+    model[1] = nn.Linear(4, 2)
+    optimizer = sgd(model)
+    train(model, optimizer.step)
+    assert clipper
+
+
+def only_the_head_in_a_new_optimizer():
+    """The body is frozen by leaving it out."""
+    model = network()
+    optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0)
+    train(model, optimizer.step, count=2)
+    optimizer = sgd(model[1])
+    train(model, optimizer.step)
+
+
 def adapters_added_with_trust():
     adapters_added(TrustClip)
 
@@ -345,6 +365,8 @@ WARN = {
     attached_and_dropped: ATTACHED,
     adapters_added: ATTACHED,
     adapters_added_with_trust: ATTACHED,
+    replaced_in_an_attached_list: ATTACHED,
+    only_the_head_in_a_new_optimizer: f"SGD stepped.*{WRAPPED}",
     parameters_of_the_model_replaced: ATTACHED,
     all_copied: ATTACHED,
     all_unpickled: ATTACHED,
