@@ -1,6 +1,6 @@
 """Measure and scale plain CPU tensors, in NumPy: only clipped gradients are written.
 
-`squares.py` sums the squares, and `largest.py` finds the largest magnitudes.
+`squares.py` sums the squares.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,13 @@ from autoclip_torch.rows.row_index import RowIndex
 from autoclip_torch.rows.rows import ParameterRows, Rows
 
 from . import squares
-from .largest import raise_to_largest_
 from .layout import (
     RowNorms,
     align_unit_scales,
     apply_scale_,
+    as_measurable,
     as_real,
+    get_unit_norms,
     is_cut_by_first_axis,
     is_plain,
     make_writable,
@@ -59,7 +60,7 @@ class RunningNorms:
         self, entries: Sequence[ParameterRows], tensors: Iterable[Tensor | None]
     ) -> None:
         """Add tensors to the rows of their parameters."""
-        add_ = raise_to_largest_ if self._takes_largest else _add_squares_
+        add_ = _raise_to_largest_ if self._takes_largest else _add_squares_
         with np.errstate(all="ignore"):  # the norm shows whether the sum is finite
             add_(self._totals, entries, tensors)
 
@@ -70,6 +71,37 @@ class RunningNorms:
             return np.where(np.isnan(totals), np.inf, totals)
         norms: _Array = np.sqrt(totals)
         return norms
+
+
+def _raise_to_largest_(
+    largest: _Array, entries: Iterable[ParameterRows], tensors: Iterable[Any]
+) -> None:
+    """Raise each row to the largest magnitude of its tensors, in place, or to NaN.
+
+    torch's own norm of infinite order takes 25 times as long, because it uses no vector
+    instructions.
+    """
+    for entry, tensor in zip(entries, tensors, strict=True):
+        if tensor is not None and entry.start < entry.stop:
+            span = slice(entry.start, entry.stop)
+            largest[span] = np.maximum(
+                largest[span], _find_largest(tensor, entry.units)
+            )
+
+
+def _find_largest(tensor: Tensor, units: Units | None) -> Any:
+    """Return the largest magnitude of one tensor, or of each of its units."""
+    if units is None:
+        tensor = tensor.coalesce() if tensor.is_sparse else tensor
+        low, high = torch.aminmax(as_measurable(tensor, np.inf))
+        return max(-float(low), float(high))
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    if not is_cut_by_first_axis(units, tensor) or tensor.numel() == 0:
+        norms = get_unit_norms(tensor, units, torch.float64, np.inf)
+        return norms.reshape(-1).numpy(force=True)
+    table = as_measurable(tensor, np.inf).flatten(1)
+    low, high = torch.aminmax(table, dim=1)
+    return torch.maximum(-low, high).double().numpy(force=True)
 
 
 def _add_squares_(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from .transfer import is_capturing, start_reading
+from .weak_hook import WeakHook
 
 REASONS = ("step", "threshold", "check_agreement", "change of parameters")
 """The calls that reduce; `observe` reads the threshold, too. After a change of rows,
@@ -50,14 +51,7 @@ class StepCounter:
         self._read_last: Callable[[], list[Any]] | None = None
         self._holds: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._holds = weakref.WeakKeyDictionary()
-        counter = weakref.ref(self)
-
-        def count(optimizer: Optimizer, *_: Any) -> None:
-            if (present := counter()) is not None:
-                present._count_update(optimizer)
-
-        handle = register_optimizer_step_post_hook(count)
-        weakref.finalize(self, handle.remove)
+        WeakHook(register_optimizer_step_post_hook, self._count_update)
 
     @property
     def has_reduced(self) -> bool:
@@ -112,10 +106,8 @@ class StepCounter:
         if read is not None:
             _check_marks(ranks, read()[0])
 
-    def _count_update(self, optimizer: Optimizer) -> None:
+    def _count_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Count a step of an optimizer that steps all trained parameters."""
-        if torch.compiler.is_compiling():
-            return
         groups = [group["params"] for group in optimizer.param_groups]
         count = sum(map(len, groups))
         known = self._holds.get(optimizer)

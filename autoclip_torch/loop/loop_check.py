@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from autoclip_torch.gradients.weak_hook import WeakHook
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameter_ids
@@ -67,7 +67,7 @@ class LoopCheck:
         """
         self.scaler_rule.begin(stepper, scaler, optimizer)
         if self._rows is None:
-            self._watch_updates()
+            WeakHook(register_optimizer_step_pre_hook, self.check_update)
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
@@ -172,19 +172,6 @@ class LoopCheck:
         """
         if (text := self._after_clip.explain(updated)) is not None:
             self._warn(text)
-
-    def _watch_updates(self) -> None:
-        """Let torch call `check_update` before each step of an optimizer."""
-        reference = weakref.ref(self)
-
-        def check_update(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-            check = None if torch.compiler.is_compiling() else reference()
-            return (
-                None if check is None else check.check_update(optimizer, args, kwargs)
-            )
-
-        handle = register_optimizer_step_pre_hook(check_update)
-        weakref.finalize(self, handle.remove)
 
     def _steps_clipped(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer steps parameters of the clipper."""

@@ -9,6 +9,7 @@ import itertools
 import pytest
 import torch
 from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch import NormClip, QuantileClip
 from autoclip_torch.loop import loop_check
@@ -414,21 +415,34 @@ def count_global_hooks():
     return len(before) + len(torch_optimizer._global_optimizer_post_hooks)
 
 
-def test_a_clipper_registers_one_global_hook_as_long_as_it_acts():
+def test_a_clipper_registers_one_global_hook_until_the_next_one_does():
     spec = importlib.util.find_spec("autoclip_torch.loop.loop_check")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    right(Loop())
+    count = count_global_hooks()
     loop = Loop()
     handle = loop.clipper.attach(loop.optimizer)
-    count = count_global_hooks() - 1  # those of deleted clippers are removed
     loop.backward()
     loop.update()
+    assert count_global_hooks() == count + 1
     handle.remove()
     assert count_global_hooks() == count
-    loop.clipper.step()
-    loop.clipper.step()
-    assert count_global_hooks() == count + 1
-    del loop, handle
+    repeat(right, loop, 2)  # it replaces the hook of the deleted clipper
     assert count_global_hooks() == count
+
+
+def test_a_clipper_may_be_deleted_during_the_step_of_an_optimizer():
+    """As by the garbage collector; torch fails if a hook is removed then."""
+    loops = [Loop() for _ in range(3)]
+    for each in loops:
+        right(each)
+    handle = register_optimizer_step_pre_hook(lambda *_: loops.clear())
+    loop = Loop()
+    del each
+    right(loop)
+    right(loop)
+    handle.remove()
+    assert not loops
 
 
 def test_clippers_of_other_parameters_share_a_scaler():
