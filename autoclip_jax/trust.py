@@ -20,7 +20,7 @@ from .arguments import check_transformation, explain_arguments
 from .clipper import make_transformation
 from .rows import Mask, Scope, choose_scope, is_none, repeat_mask
 from .state import TrustState, wrong_state_error
-from .update_clippers import check_uses_present_weights
+from .update_clippers import check_uses_present_weights, find_clippers
 
 _HALVES = (
     "make the halves yourself: optax.chain(clip_by_policy(filter, scope='global'), "
@@ -91,7 +91,7 @@ def trust_clip(
       TypeError, ValueError: an argument breaks its rule; the message says which.
       ValueError: in `init`: the optimizer does not compute its next weights from the
         present ones, so it would undo the bound (schedule-free ones, `lookahead`,
-        `sam`, `cocob`, `madgrad`), or has a `trust_clip` already.
+        `sam`, `cocob`, `madgrad`), or a clipper bounds its update already.
 
     >>> import jax.numpy as jnp
     >>> tx = trust_clip(optax.sgd(10.0))
@@ -129,7 +129,7 @@ def _transformation(
 
     def init(params: Any) -> TrustState:
         inner = optimizer.init(params)
-        _check_has_no_trust_clip(inner)
+        _check_has_no_bound(inner)
         check_uses_present_weights(inner)
         return TrustState(gradient_filter.init(params), inner, bound.init(params))
 
@@ -152,16 +152,13 @@ def _transformation(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_has_no_trust_clip(state: Any) -> None:
-    """Refuse the state of an optimizer with a `trust_clip`: two would clip twice."""
-
-    def is_trust(part: Any) -> bool:
-        return isinstance(part, TrustState)
-
-    if any(map(is_trust, jax.tree.leaves(state, is_leaf=is_trust))):
+def _check_has_no_bound(state: Any) -> None:
+    """Refuse the state of an optimizer whose update a clipper bounds already."""
+    if any(is_update for _, is_update in find_clippers(state)):
         raise ValueError(
-            "optimizer must be without a trust_clip, got one that has one: two would "
-            "clip the same update; leave one of them out"
+            "optimizer must be without a clipper of the update, got one that has one, "
+            "such as a trust_clip or a clipper behind the optimizer in its chain: two "
+            "would clip the same update; leave one of them out"
         )
 
 

@@ -197,7 +197,14 @@ def test_arguments_that_break_a_rule_are_named_with_a_way_out():
         (
             lambda: trust_clip(optax.chain(trust_clip(sgd))).init(PARAMS),
             ValueError,
-            "without a trust_clip, got one that has one",
+            "without a clipper of the update, got one that has one",
+        ),
+        (
+            lambda: trust_clip(optax.chain(sgd, clip_by_policy(Fixed(1.0)))).init(
+                PARAMS
+            ),
+            ValueError,
+            "a clipper behind the optimizer in its chain: two",
         ),
         *(
             (lambda inner=inner: trust_clip(inner).init(PARAMS), ValueError, words)
@@ -211,6 +218,14 @@ def test_arguments_that_break_a_rule_are_named_with_a_way_out():
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+def test_a_second_bound_behind_it_has_metrics_of_its_own():
+    """It receives the update that the first one has bounded."""
+    tx = optax.chain(trust_clip(optax.sgd(100.0)), clip_by_policy(Fixed(0.001)))
+    metrics = jax.eval_shape(lambda: clip_metrics(tx.init(PARAMS)))
+    names = [name for name in metrics if name.endswith("update_norm")]
+    assert names == ["clip/0/update_norm", "clip/1/update_norm"]
 
 
 def test_it_may_stand_inside_schedule_free_and_skip_steps():
