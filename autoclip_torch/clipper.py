@@ -9,6 +9,7 @@ from autoclip_core.checks import check_flag
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
+from .hooks.attach import refuse_beside_trust_clip
 from .hooks.attachable import Attachable
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.fused import is_fused
@@ -154,7 +155,8 @@ class Clipper(Attachable):
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
           RuntimeError: the scaler has stepped the optimizer already, or this clipper
             has been called since `scaler.update()`.
-          RuntimeError: the clipper is attached and clips inside the optimizer's step.
+          RuntimeError: the clipper is attached and clips inside the optimizer's step;
+            or the optimizer has a `TrustClip`, which is known from the second step on.
           ValueError: a gradient of another optimizer is still multiplied by the scale;
             or the loss is missing, or given without `loss_policy`.
 
@@ -168,6 +170,8 @@ class Clipper(Attachable):
         if torch.compiler.is_compiling():
             return self._step(loss, scaler, optimizer)
         self._refuse_if_attached()
+        for each in self._loop_check.optimizers:
+            refuse_beside_trust_clip(self._stepper, each)
         given = None if optimizer is None else unwrap(optimizer)
         warn_of_left_out(self._follow(given))
         if not self._coverage.steps:

@@ -502,6 +502,28 @@ def test_no_work_is_done_twice(first, second, error, words):
     assert len(optimizer._optimizer_step_pre_hooks) == hooks
 
 
+@pytest.mark.parametrize(
+    ("keywords", "is_refused"),
+    [({}, True), ({"dry_run": True}, False), ({"loss_policy": Fixed(9.0)}, False)],
+    ids=["clips", "dry run", "loss"],
+)
+def test_a_clipper_by_hand_does_not_clip_before_it(keywords, is_refused):
+    """The first update shows which optimizer steps what the clipper clips."""
+    model = vector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    TrustClip(model, optimizer)
+    by_hand = Clipper(model, Fixed(0.5), **keywords)
+    loss = {"loss": 1.0} if "loss_policy" in keywords else {}
+    model.w.grad = torch.ones(8)
+    by_hand.step(**loss)
+    optimizer.step()
+    if is_refused:
+        with pytest.raises(RuntimeError, match=r"clipped twice; leave this clipper"):
+            by_hand.step()
+    else:
+        by_hand.step(**loss)
+
+
 @pytest.mark.parametrize("trust_first", [True, False])
 def test_a_clipper_of_the_loss_may_be_attached_too(trust_first):
     model = vector()
