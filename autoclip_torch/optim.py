@@ -65,9 +65,11 @@ class LARC(ClippedOptimizer):
     The gradient g of a parameter w is scaled so that the length of the step,
     n = lr * |g|, is at most T = trust_coefficient * |w|. lr is the learning rate of its
     group in this step. A learning rate of 0 and weights of 0 leave the gradient
-    unchanged. This is apex's `LARC(clip=True)`, without its epsilon. A step whose
-    learning rate is NaN or infinite raises a ValueError before it changes a weight. A
-    rate that is a tensor is not checked for weights on an accelerator.
+    unchanged. This is apex's `LARC(clip=True)` without its epsilon: a gradient is
+    within 1e-6 of that formula in exact arithmetic. The norms of apex are in float32,
+    and off by more for a parameter of a million elements. A step whose learning rate is
+    NaN or infinite raises a ValueError before it changes a weight. A rate that is a
+    tensor is not checked for weights on an accelerator.
 
     For SGD without momentum and weight decay, lr * |g| is the length of the update, so
     this bounds the update without a copy of the weights. Otherwise it bounds only the

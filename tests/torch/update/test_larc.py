@@ -68,6 +68,18 @@ def test_it_agrees_with_apex_without_weight_decay(momentum):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+def test_a_large_gradient_is_nearer_to_the_exact_rule_than_by_float32_norms_of_apex():
+    """In one step: the rounding of the weights adds up, with and without LARC."""
+    weight = nn.Parameter(torch.randn(10**6))
+    gradient = 10 * torch.randn(10**6)
+    weight.grad = gradient.clone()
+    optim.LARC(torch.optim.SGD([weight], lr=0.3), TRUST).clipper.step()
+    exact = larc_scale(weight, gradient, 0.3) * gradient.double()
+    by_apex = TRUST * weight.detach().norm() / (gradient.norm() + EPS) / 0.3 * gradient
+    error, error_of_apex = ((g / exact - 1).abs().max() for g in (weight.grad, by_apex))
+    assert error < 3e-7 < error_of_apex
+
+
 def test_what_no_ratio_can_bound_is_left_alone():
     """A learning rate of 0, weights of 0, and a gradient of 0."""
     weights = torch.ones(2), torch.zeros(2), torch.ones(2)
