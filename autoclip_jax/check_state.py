@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from autoclip_core.history.validation import find_problems
 from autoclip_core.loss import LossState
 
-from .mesh import find_unequal_copies
+from .gradients.mesh import find_unequal_copies
 from .skip_state import SkipLoss
 from .state import (
     ClipState,

@@ -1,7 +1,7 @@
 """Gradient transformations that clip, for `optax.chain`."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,11 @@ from autoclip_core.clipper.settings import check_traceable
 from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
-from .gradients import (
-    XP,
-    count_elements,
-    has_gradient,
-    list_leaves,
-    measure_norms,
-    scale_updates,
-)
-from .rows import Labels, Mask, Rows, Scope, choose_scope
+from .gradients import namespace
+from .gradients.measure import measure_norms
+from .gradients.parts import count_elements, has_gradient, list_leaves
+from .gradients.rows import Labels, Mask, Rows, Scope, choose_scope
+from .gradients.scale import scale_updates
 from .state import (
     ClipState,
     bound,
@@ -125,6 +121,19 @@ def make_transformation(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+class Measured(NamedTuple):
+    """What a step measures, for each part of a row."""
+
+    norms: Array
+    """The norms of the updates."""
+    sizes: Array | None
+    """The numbers of elements; None unless the norm is "rms"."""
+    observed: Array
+    """Whether the part has a gradient."""
+    param_norms: Array | None
+    """The norms of the parameters of each row; None if the policy needs none."""
+
+
 def decide_step(
     policy: Policy,
     scope: Scope,
@@ -140,13 +149,11 @@ def decide_step(
     """
     rows = scope.rows(updates, params)
     check_state_matches(policy, state, rows)
-    measured = (
-        *_measure(rows, updates),
-        has_gradient(rows, updates),
-        _measure_params(policy, rows, params),
-    )
-    how = nonfinite, rows.norm, rows.is_split
-    state, scales = _next_state(policy, *how, state, *measured, loss)
+    observed = has_gradient(rows, updates)
+    param_norms = _measure_params(policy, rows, params)
+    measured = Measured(*_measure(rows, updates), observed, param_norms)
+    how = policy, nonfinite, rows.norm, rows.is_split
+    state, scales = _next_state(how, state, measured, loss)
     return state, rows, scales
 
 
@@ -159,23 +166,19 @@ def _measure(rows: Rows, tree: Any) -> tuple[Array, Array | None]:
 
 
 # Outside of `jit`, a step would be dozens of dispatches. Inside, this has no effect.
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=0)
 def _next_state(
-    policy: Policy,
-    nonfinite: str,
-    norm: str,
-    is_split: bool,
+    how: tuple[Policy, str, str, bool],
     state: ClipState,
-    part_norms: Array,
-    sizes: Array | None,
-    observed: Array,
-    param_norms: Array | None,
+    measured: Measured,
     loss: LossDecision | None,
 ) -> tuple[ClipState, Array]:
     """Return the state after one decision, and the scale of each part."""
+    policy, nonfinite, norm, is_split = how
+    part_norms, sizes, observed, param_norms = measured
     norms = part_norms
     if is_split:
-        norms = join_norms(norms, norm, sizes=sizes, xp=XP)
+        norms = join_norms(norms, norm, sizes=sizes, xp=namespace)
         observed = join_observed(observed)
     policy_state, decision = decide(
         policy,
@@ -186,24 +189,20 @@ def _next_state(
         precise_norms=norms if norms.dtype == jnp.float64 else None,
         nonfinite=nonfinite,
         loss=loss,
-        xp=XP,
+        xp=namespace,
     )
-    scales = decision.scale
+    scales = get_part_scales(decision, namespace) if is_split else decision.scale
     # The state is float32.
-    part_norms, scale = part_norms.astype(jnp.float32), scales.astype(jnp.float32)
+    decision = decision._replace(scale=decision.scale.astype(jnp.float32))
+    part_norms = part_norms.astype(jnp.float32)
     sizes = None if sizes is None else sizes.astype(jnp.float32)
     if is_split:
-        scales = get_part_scales(decision, XP)
-        decision = measure_scale(
-            decision._replace(scale=scale), part_norms, norm, sizes=sizes, xp=XP
-        )
-    else:
-        decision = decision._replace(scale=scale)
-    tally = metrics.count_step(restore_names(state.clip_tally), decision, XP)
+        decision = measure_scale(decision, part_norms, norm, sizes=sizes, xp=namespace)
+    tally = metrics.count_step(restore_names(state.clip_tally), decision, namespace)
     totals = None
     if norm != "l2":
         sizes = None if sizes is None else sizes.reshape(1 + is_split, -1).sum(axis=0)
-        totals = metrics.compute_totals(decision, XP, norm=norm, sizes=sizes)
+        totals = metrics.compute_totals(decision, namespace, norm=norm, sizes=sizes)
     # All fields of the decision but `skipped` and `dropped`.
     return ClipState(
         rename_fields(bound(policy_state), "policy_"),
@@ -228,4 +227,8 @@ def _measure_params(policy: Policy, rows: Rows, params: Any) -> Array | None:
             f"{len(rows.parameters)} leaves, got {len(list_leaves(params))}"
         )
     norms, sizes = _measure(rows, params)
-    return join_norms(norms, rows.norm, sizes=sizes, xp=XP) if rows.is_split else norms
+    return (
+        join_norms(norms, rows.norm, sizes=sizes, xp=namespace)
+        if rows.is_split
+        else norms
+    )

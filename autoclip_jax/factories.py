@@ -11,7 +11,7 @@ from autoclip_core import EmaRatio, MeanStd, ParamRatio, Quantile, ZScore
 
 from .arguments import explain_arguments
 from .clipper import make_transformation
-from .rows import Labels, Mask, Scope, choose_scope
+from .gradients.rows import Labels, Mask, Scope, choose_scope
 
 
 @explain_arguments()

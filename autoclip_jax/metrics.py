@@ -17,8 +17,8 @@ from autoclip_core.clipper.metrics import (
 from autoclip_core.loss import compute_loss_metrics
 
 from .check_state import AVERAGE_FIRST, find_clip_states, warn_if_replicas_differ
-from .mesh import is_equal
-from .rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
+from .gradients.mesh import is_equal
+from .gradients.rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
 from .skip_state import SkipState
 from .state import ClipState, restore_names
 from .update_clippers import find_clippers, warn_if_undone

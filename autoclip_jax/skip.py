@@ -18,7 +18,7 @@ from autoclip_core.loss import check_loss_policy
 from .arguments import check_transformation, explain_arguments
 from .check_state import find_states, warn_if_replicas_differ
 from .clipper import decide_step
-from .rows import Labels, Scope, choose_scope
+from .gradients.rows import Labels, Scope, choose_scope
 from .skip_state import SkipState, decide_on_value, init_skip_state
 from .state import init_state, wrong_state_error
 

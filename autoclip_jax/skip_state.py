@@ -15,7 +15,7 @@ from autoclip_core.loss import (
     init_loss,
 )
 
-from .mesh import average
+from .gradients.mesh import average
 from .state import (
     ClipState,
     array_types,

@@ -20,7 +20,7 @@ from autoclip_core import Policy
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.metrics import Tally, Totals
 
-from .rows import Rows
+from .gradients.rows import Rows
 
 
 class ClipState(NamedTuple):

@@ -18,7 +18,7 @@ from autoclip_core.clipper.trust import (
 
 from .arguments import check_transformation, explain_arguments
 from .clipper import make_transformation
-from .rows import Mask, Scope, choose_scope, is_none, repeat_mask
+from .gradients.rows import Mask, Scope, choose_scope, is_none, repeat_mask
 from .state import TrustState, wrong_state_error
 from .update_clippers import check_uses_present_weights, find_clippers
 

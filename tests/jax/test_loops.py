@@ -25,7 +25,7 @@ from autoclip_jax import (
     clip_metrics,
     skip_steps,
 )
-from autoclip_jax.gradients import XP
+from autoclip_jax.gradients import namespace as XP
 
 SIZES = [0.0, 1e-30, 1e-20, 1.0, 1e20]
 NORMS = [1.0, 1.0, 0.0, 2.0, 40.0, 3.0]

@@ -1,6 +1,5 @@
-"""The norm of each row of a pytree, and the updates times their scales."""
+"""The norm of each row of a pytree."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,20 +9,12 @@ import numpy as np
 from jax import Array, lax
 
 from autoclip_core.clipper.norms import to_rms
-from autoclip_core.clipper.units import (
-    ParameterRows,
-    Units,
-    row_size,
-    split_shape,
-    unit_shape,
-)
+from autoclip_core.clipper.units import Units
 from autoclip_core.scale import square_root
 
-from .mesh import find_cutting_axes, get_type, reduce_pieces, replicate, shard_as
-from .rows import Rows, is_gradient, is_none
-
-Parts = list[tuple[ParameterRows, Array]]
-"""Leaves, each with its rows."""
+from .mesh import get_type, reduce_pieces, replicate
+from .parts import Parts, count_elements, has_gradient, list_parts, spread, widen
+from .rows import Rows
 
 _MOST_STACKED = 2**20  # elements that may be copied
 # Between these, a sum of float32 squares lost nothing to overflow or to subnormals.
@@ -31,34 +22,6 @@ _MIN_SAFE_SUM, _MAX_SAFE_SUM = 1e-25, 1e38
 
 # A row is divided by the sum of its squares, limited to this range of powers of 2.
 _SMALLEST_DIVISOR, _LARGEST_DIVISOR = np.float32(2.0**-80), np.float32(2.0**80)
-
-
-# The usual rule divides by y * y, which is 0 in float32 for a norm y of 1e-23.
-@jax.custom_jvp
-def divide_smoothly(x: Array, y: Array) -> Array:
-    """Return x / y, with the derivative x' / y - x / y * (y' / y)."""
-    return x / y
-
-
-@divide_smoothly.defjvp
-def _differentiate_quotient(pair: Any, changes: Any) -> tuple[Array, Array]:
-    (x, y), (x_change, y_change) = pair, changes
-    quotient = divide_smoothly(x, y)
-    return quotient, x_change / y - quotient * (y_change / y)
-
-
-class JaxNamespace:
-    """The functions of `jax.numpy`, and a division that is safe to differentiate."""
-
-    divide_smoothly = staticmethod(divide_smoothly)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the function of `jax.numpy`."""
-        return getattr(jnp, name)
-
-
-XP = JaxNamespace()
-"""The array namespace of a step."""
 
 
 def measure_norms(rows: Rows, tree: Any) -> Array:
@@ -72,7 +35,7 @@ def measure_norms(rows: Rows, tree: Any) -> Array:
       rows: which leaf belongs to which row.
       tree: the gradients, or the parameters.
     """
-    parts = _list_parts(rows, tree)
+    parts = list_parts(rows, tree)
     if not parts:
         return jnp.zeros((rows.part_count,), jnp.float32)
     if rows.norm == "max":
@@ -100,97 +63,11 @@ def _choose_divisors(squares: Array) -> Array:
     return divisors
 
 
-def count_elements(rows: Rows, tree: Any) -> Array:
-    """Return the number of elements of each part that has a gradient, as float32."""
-    sizes = np.zeros((rows.part_count,), np.float32)
-    for parameter, leaf in _list_parts(rows, tree):
-        axes = find_cutting_axes(leaf, rows.axis_name)
-        # A sum of ones is a plain number, known when tracing.
-        pieces = lax.psum(1, axes) if axes else 1  # type: ignore[no-untyped-call]
-        size = pieces * row_size(leaf.shape, parameter)
-        sizes[parameter.start : parameter.stop] += size
-    return jnp.asarray(sizes)
-
-
-def _list_parts(rows: Rows, tree: Any) -> Parts:
-    """Return the leaves that have a norm, each with its rows: at least one."""
-    pairs = zip(rows.parameters, list_leaves(tree), strict=True)
-    return [(p, leaf) for p, leaf in pairs if is_gradient(leaf) and p.start < p.stop]
-
-
 def _find_norm_type(parts: Parts) -> Any:
     """Return float64 if a leaf has that precision, else float32."""
     doubles = np.dtype("float64"), np.dtype("complex128")
     is_double = any(leaf.dtype in doubles for _, leaf in parts)
     return jnp.float64 if is_double else jnp.float32
-
-
-def has_gradient(rows: Rows, tree: Any) -> Array:
-    """Return for each part whether it has a gradient; tracing a step decides it."""
-    observed = [False] * rows.part_count
-    for p, _ in _list_parts(rows, tree):
-        observed[p.start : p.stop] = [True] * (p.stop - p.start)
-    return jnp.array(observed, bool)
-
-
-def scale_updates(rows: Rows, tree: Any, scales: Array) -> Any:
-    """Return the tree scaled part by part; a scale of 1 leaves each bit of a leaf."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
-    parts = _split_scales(scales, [p for p, _ in _list_parts(rows, tree)])
-    scaled = [
-        _scale(leaf, parts[parameter.start, parameter.stop], parameter.units)
-        if is_gradient(leaf) and parameter.start < parameter.stop
-        else leaf
-        for parameter, leaf in zip(rows.parameters, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, scaled)
-
-
-def list_leaves(tree: Any) -> list[Any]:
-    """Return the leaves of a tree, including each `None`."""
-    return jax.tree.leaves(tree, is_leaf=is_none)
-
-
-def _split_scales(
-    scales: Array, parameters: Sequence[ParameterRows]
-) -> dict[tuple[int, int], Array]:
-    """Return the scales of each range of rows; a single one has the shape ().
-
-    On a CPU, XLA compiles equal loops once. A slice would make its start a constant of
-    the loop. The indices of a gather are an argument of the loop.
-    """
-    count, parts = scales.shape[0], {}
-    is_gathered = jax.default_backend() == "cpu" and count > 1
-    padded = jnp.concatenate([scales, jnp.zeros((1,), scales.dtype)])
-    for start, stop in {(p.start, p.stop): None for p in parameters}:
-        if is_gathered:
-            # XLA replaces a gather of one index or of consecutive ones by a slice.
-            indices = np.array([*range(start, stop), count], np.int32)[:, None]
-            gathered = _gather(padded, indices)
-            part = lax.slice_in_dim(gathered, 0, stop - start)
-        else:
-            part = lax.slice_in_dim(scales, start, stop)
-        parts[start, stop] = part.reshape(()) if stop - start == 1 else part
-    return parts
-
-
-def _gather(values: Array, indices: np.ndarray[Any, Any]) -> Array:
-    """Return the values at indices of shape (n, 1), which are in bounds."""
-    numbers = lax.GatherDimensionNumbers((), (0,), (0,))
-    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return lax.gather(values, indices, numbers, slice_sizes=(1,), mode=mode)
-
-
-@partial(jax.jit, static_argnames="units")
-def _scale(leaf: Array, scales: Array, units: Units | None) -> Array:
-    """Return scale * leaf in float32 or wider; scales of 0 and 1 do not multiply."""
-    view = leaf if units is None else leaf.reshape(split_shape(leaf.shape, units))
-    scale = _spread(scales, view, units)
-    wide = _widen(view, None)
-    product = wide * scale.astype(wide.dtype)
-    product = lax.select(scale == 0, jnp.zeros_like(wide), product)
-    selected = lax.select(scale == 1, view, product.astype(leaf.dtype))
-    return selected.reshape(leaf.shape)
 
 
 def _reduce_rows(
@@ -239,9 +116,9 @@ def _sum_squares(
     leaf: Array, units: Units | None, divisor: Array | None = None
 ) -> Array:
     """Return the sum of squares of one leaf, or one per unit, shape (its rows,)."""
-    view = _magnitudes(leaf, units) if jnp.iscomplexobj(leaf) else _widen(leaf, units)
+    view = _magnitudes(leaf, units) if jnp.iscomplexobj(leaf) else widen(leaf, units)
     if divisor is not None:
-        view = view / _spread(divisor.astype(view.dtype), view, units)
+        view = view / spread(divisor.astype(view.dtype), view, units)
     return _reduce_units(jnp.sum, jnp.square(view), units)
 
 
@@ -262,21 +139,7 @@ def _reduce_units(function: Any, view: Array, units: Units | None) -> Array:
 
 def _magnitudes(leaf: Array, units: Units | None) -> Array:
     """Return |leaf| in float32 or wider; its axes are split if the units need it."""
-    return _widen(jnp.abs(leaf), units)
-
-
-def _widen(leaf: Array, units: Units | None) -> Array:
-    """Return a leaf in float32 or wider; its axes are split if the units need it."""
-    wide = leaf if leaf.dtype.itemsize >= 4 else leaf.astype(jnp.float32)
-    return wide if units is None else wide.reshape(split_shape(leaf.shape, units))
-
-
-def _spread(values: Array, view: Array, units: Units | None) -> Array:
-    """Return one value for all of a view, or one per unit in the shape of the view."""
-    if units is None or values.size == 1:
-        return values.reshape(())
-    shape = unit_shape(view.shape, units._replace(groups=1))
-    return shard_as(jnp.broadcast_to(values.reshape(shape), view.shape), view)
+    return widen(jnp.abs(leaf), units)
 
 
 def _join_rows(rows: Rows, values: dict[int, Any]) -> Array:
