@@ -141,7 +141,7 @@ class ClipLog(StepRecorder):
                 "clipper's step() returns, or its metrics(per_row=True), at a scope "
                 "other than global; a CSV has no counts of the rows"
             )
-        every = max(1, round(self._offered / self._rows.steps))
+        every = max(1, round(self._next_step / self._rows.steps))
         return draw_rows(self._rows, every, path)
 
     def plot_histogram(self, path: str | PathLike[str] | None = None) -> Any:

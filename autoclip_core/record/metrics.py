@@ -54,37 +54,27 @@ def select_clipper(metrics: Metrics, clipper: int | None) -> Metrics:
     }
 
 
-def has_no_step(metrics: Metrics) -> bool:
-    """Return whether a clipper has not stepped, as after a scaler's first overflow.
+def split_metrics(metrics: Metrics, clipper: int | None) -> tuple[Metrics, Metrics]:
+    """Return the metrics of gradients and those of updates, under the same names.
 
-    >>> has_no_step({"clip/norm": 0.0, "clip/steps": 0.0})
-    True
+    Args:
+      metrics: the metrics of a step.
+      clipper: which clipper to select, as in `select_clipper`.
+
+    Returns:
+      Two dicts; the first is empty if the norm of updates is the only one.
+
+    >>> split_metrics({"clip/update_norm": 5.0}, None)
+    ({}, {'clip/norm': 5.0})
     """
-    return int(select_metrics(metrics).get("clip/steps", 1)) == 0
-
-
-def select_metrics(metrics: Metrics) -> Metrics:
-    """Return the metrics of gradients, else those of updates under the same names.
-
-    >>> select_metrics({"clip/update_norm": 5.0})
-    {'clip/norm': 5.0}
-    """
-    if "clip/norm" in metrics or "clip/update_norm" not in metrics:
-        return metrics
-    return select_update_metrics(metrics)
-
-
-def select_update_metrics(metrics: Metrics) -> Metrics:
-    """Return the metrics of updates under the names of those of gradients.
-
-    >>> select_update_metrics({"clip/norm": 2.0, "clip/update_norm": 5.0})
-    {'clip/norm': 5.0}
-    """
-    return {
+    metrics = select_clipper(metrics, clipper)
+    updates = {
         name.replace("clip/update_", "clip/", 1): value
         for name, value in metrics.items()
         if name.startswith("clip/update_")
     }
+    has_gradients = "clip/norm" in metrics or "clip/norm" not in updates
+    return metrics if has_gradients else {}, updates
 
 
 def read_totals(metrics: Metrics) -> dict[str, float]:

@@ -10,12 +10,9 @@ from .largest import LargestSteps, measure_scale_ratio
 from .metrics import (
     UNOBSERVED,
     Metrics,
-    has_no_step,
     read_totals,
     rows_from_metrics,
-    select_clipper,
-    select_metrics,
-    select_update_metrics,
+    split_metrics,
     step_from_metrics,
 )
 from .row_counts import RowCounts
@@ -53,7 +50,7 @@ class StepRecorder(StepColumns):
         self._every = check_count("every", every, 1)
         self._store = Store()
         self._rows = RowCounts(list(names))
-        self._offered = 0  # steps that record() was called for
+        self._next_step = 0
         self._recorded = 0
         self._row_count = max(1, len(self._rows.names))
         self._is_of_updates = False
@@ -99,14 +96,14 @@ class StepRecorder(StepColumns):
         >>> float(log.scales[0])
         0.25
         """
-        if self._offered % self._every:
-            self._offered += 1
+        if self._next_step % self._every:
+            self._next_step += 1
             if isinstance(decision, Mapping):
                 self.read_later(decision)
             return
         if decision is None:
             step = step_from_numbers(norm, threshold, scale, clipped)
-            self._largest.add(self._offered, step)
+            self._largest.add(self._next_step, step)
         else:
             numbers = dict(norm=norm, threshold=threshold, scale=scale, clipped=clipped)
             given = [name for name, value in numbers.items() if value is not None]
@@ -116,10 +113,12 @@ class StepRecorder(StepColumns):
                     f"{', '.join(given)}; leave one of them out"
                 )
             if isinstance(decision, Mapping):
-                decision = select_clipper(decision, self._clipper)
-                if has_no_step(decision):
-                    return
-            step = self._read(decision)
+                gradients, updates = split_metrics(decision, self._clipper)
+                if int((gradients or updates).get("clip/steps", 1)) == 0:
+                    return  # a scaler's first overflow skips the step
+                step = self._read_metrics(gradients, updates)
+            else:
+                step = self._read(decision)
         self._add(step)
 
     def read_later(self, metrics: Callable[[], Metrics] | Metrics) -> None:
@@ -142,16 +141,14 @@ class StepRecorder(StepColumns):
 
     def _add(self, step: Step) -> None:
         """Store one step under the next number."""
-        self._store.add(self._offered, step)
-        self._offered += 1
+        self._store.add(self._next_step, step)
+        self._next_step += 1
         self._recorded += 1
 
     def _read(self, decision: object) -> Step:
-        """Return the step of a decision or of metrics, and count its rows."""
-        if isinstance(decision, Mapping):
-            return self._read_metrics(decision)
+        """Return the step of a decision, and count its rows."""
         if not self._rows.names and (one_row := step_from_one_row(decision)):
-            self._largest.add(self._offered, one_row)
+            self._largest.add(self._next_step, one_row)
             return one_row
         rows = read_decision(decision)
         step = reduce_rows(rows)
@@ -160,28 +157,25 @@ class StepRecorder(StepColumns):
             self._rows.add(rows["clipped"], was_observed(rows))
             self._row_count = max(self._row_count, size)
         if self._has_several_rows:
-            self._largest.add_rows(self._offered, step, rows, self._rows.names)
+            self._largest.add_rows(self._next_step, step, rows, self._rows.names)
         else:
-            self._largest.add(self._offered, step)
+            self._largest.add(self._next_step, step)
         return step
 
-    def _read_metrics(self, metrics: Metrics) -> Step:
+    def _read_metrics(self, gradients: Metrics, updates: Metrics) -> Step:
         """Return the step of metrics; the step of updates goes into their log."""
-        gradients = select_metrics(metrics)
-        step, update = step_from_metrics(gradients), UNOBSERVED
-        has_update = gradients is metrics and "clip/update_norm" in metrics
-        self._is_of_updates = gradients is not metrics
-        if has_update:
-            updates = select_update_metrics(metrics)
-            update = step_from_metrics(updates)
-        step = self._keep_totals(gradients, step)
-        if has_update and not self._recorded:
+        has_both = bool(gradients) and "clip/norm" in updates
+        step = step_from_metrics(gradients or updates)
+        update = step_from_metrics(updates) if has_both else UNOBSERVED
+        self._is_of_updates = not gradients
+        step = self._keep_totals(gradients or updates, step)
+        if has_both and not self._recorded:
             self.updates = self._make_update_log()  # type: ignore[assignment]
         if self.updates is not None:
             # Both logs have the same steps, so that a file has one line for both.
-            if has_update:
+            if has_both:
                 update = self.updates._keep_totals(updates, update)
-            self.updates._offered = self._offered
+            self.updates._next_step = self._next_step
             self.updates._add(update)
         return step
 
@@ -196,7 +190,7 @@ class StepRecorder(StepColumns):
         rows = rows_from_metrics(metrics)
         before, totals = self._logged_totals, read_totals(metrics)
         self._logged_totals, self._unread = totals, None
-        self._offered = int(totals.get("steps", self._offered + 1)) - 1
+        self._next_step = int(totals.get("steps", self._next_step + 1)) - 1
         if totals.get("steps") == before.get("steps", 0) + 1:
             is_dropped = totals.get("dropped", 0) > before.get("dropped", 0)
             step = step._replace(dropped=is_dropped)
@@ -207,7 +201,7 @@ class StepRecorder(StepColumns):
         ratios = None
         if self._has_several_rows:
             ratios = rows.ratios if rows else {"": measure_scale_ratio(step)}
-        self._largest.add(self._offered, step, ratios)
+        self._largest.add(self._next_step, step, ratios)
         return step
 
     def _read_totals(self) -> None:
@@ -217,9 +211,8 @@ class StepRecorder(StepColumns):
             return
         try:
             values = metrics() if callable(metrics) else metrics
-            values = select_clipper(values, self._clipper)
-            totals = read_totals(select_metrics(values))
-            updates = read_totals(select_update_metrics(values))
+            pair = split_metrics(values, self._clipper)
+            totals, updates = read_totals(pair[0] or pair[1]), read_totals(pair[1])
         except RuntimeError:  # a later step of JAX has reused the memory of the arrays
             return
         self._logged_totals = totals
@@ -235,8 +228,8 @@ class StepRecorder(StepColumns):
         """Return the totals of the run, also of steps that were not recorded."""
         self._read_totals()
         totals = self._logged_totals
-        if self._offered > max(self._recorded, totals.get("steps", 0)):
-            return totals | {"steps": self._offered}
+        if self._next_step > max(self._recorded, totals.get("steps", 0)):
+            return totals | {"steps": self._next_step}
         return totals
 
     def __len__(self) -> int:

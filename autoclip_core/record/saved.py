@@ -63,7 +63,7 @@ def restore(log: StepRecorder, steps: Array, about: Mapping[str, Any]) -> None:
         log._largest = LargestSteps.from_steps(steps, log._has_several_rows)
     log._recorded = log._store.totals.counts["steps"]
     last = int(steps["step"].max(initial=-1)) + 1
-    log._offered = max(last, int(log._logged_totals.get("steps", 0)))
+    log._next_step = max(last, int(log._logged_totals.get("steps", 0)))
     if "updates" in about:
         log.updates = log._make_update_log()
         restore(log.updates, about["updates"]["steps"], about["updates"])

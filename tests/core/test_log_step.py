@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autoclip_core.record.metrics import select_metrics
+from autoclip_core.record.metrics import split_metrics
 from autoclip_core.record.statistics import median, root_sum_squares
 from autoclip_core.record.step import (
     FIELDS,
@@ -85,10 +85,8 @@ def test_an_integer_beyond_every_float_is_infinite():
 
 def test_a_row_keeps_its_name_in_the_metrics_of_updates():
     metrics = {"clip/update_norm": 5.0, "clip/update_norm/clip/update_a": 3.0}
-    assert select_metrics(metrics) == {
-        "clip/norm": 5.0,
-        "clip/norm/clip/update_a": 3.0,
-    }
+    updates = {"clip/norm": 5.0, "clip/norm/clip/update_a": 3.0}
+    assert split_metrics(metrics, clipper=None) == ({}, updates)
 
 
 # Statistics.
