@@ -17,10 +17,9 @@ from .settings import find_policy, records_clipped_norms, select_settings
 def advise(log: StepRecorder) -> Iterator[str]:
     """Yield the advice about a run."""
     totals, logged, is_update = log._store.totals, log._run_totals(), log._is_of_updates
+    run = logged if has_rate_of_more(log) else None
     yield from advise_on_rate(
-        *(totals.counts, totals.sums, totals.mean("scale")),
-        logged if has_rate_of_more(log) else None,
-        *(log.settings, is_update, log._has_several_rows),
+        totals, run, log.settings, is_update, log._has_several_rows
     )
     table, diagnosis = diagnose_steps(steps := log._store.steps())
     is_bounded = is_update or log.updates is not None

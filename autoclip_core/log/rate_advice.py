@@ -1,8 +1,9 @@
 """Advice about the clip rate of a run and its mean scale."""
 
-import math
 import re
 from collections.abc import Mapping
+
+from autoclip_core.record.totals import Totals
 
 from .formatting import format_number, format_percent, format_rate
 from .red_lights import MIN_STEPS
@@ -31,9 +32,7 @@ QUANTILES = {"Quantile", "QuantileClip", "StreamingQuantile", "TrustClip"}
 
 
 def advise_on_rate(
-    counts: Mapping[str, int],
-    sums: Mapping[str, float],
-    mean_scale: float,
+    totals: Totals,
     logged: Mapping[str, float] | None = None,
     settings: Mapping[str, str] | None = None,
     is_update: bool = False,
@@ -42,18 +41,15 @@ def advise_on_rate(
     """Name the regime of the run, and what looks wrong.
 
     Args:
-      counts: the steps that are "measured" and "armed", as `Totals` counts them.
-      sums: the sums of their clipped fractions: "clipped" and "armed_clipped".
-      mean_scale: mean of norm after / norm before.
+      totals: the totals of the recorded steps.
       logged: "steps" and "clip_rate" of the whole run, if metrics have them.
       settings: the settings of the log, which may name the policy.
       is_update: whether the norms are those of updates.
       has_several_rows: whether the clip rate is a share of the rows.
     """
     settings = settings or {}
-    measured, armed = counts["measured"], counts["armed"]
-    rate = sums["clipped"] / measured if measured else math.nan
-    total = measured
+    measured, armed = totals.counts["measured"], totals.counts["armed"]
+    rate, mean_scale, total = totals.mean("clipped"), totals.mean("scale"), measured
     if logged and measured:  # the steps between the recorded ones were armed as often
         rate, total = logged["clip_rate"], int(logged["steps"])
         armed = round(armed / measured * total)
@@ -72,7 +68,7 @@ def advise_on_rate(
     else:
         advice += advise_on_high(rate, mean_scale, settings, has_several_rows)
     if total == measured and armed < 0.9 * measured:
-        armed_rate = sums["armed_clipped"] / armed
+        armed_rate = totals.sums["armed_clipped"] / armed
         advice += explain_unarmed(measured, armed, armed_rate, has_several_rows)
     return advice
 

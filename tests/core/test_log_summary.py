@@ -14,6 +14,7 @@ from autoclip_core.log.rate_advice import (
     name_regime,
 )
 from autoclip_core.log.summary import find_worst_rows, measure_quantiles
+from autoclip_core.record.totals import Totals
 
 from ..support.log_steps import steps_of
 
@@ -104,9 +105,11 @@ def test_a_bound_without_effect_is_not_to_be_lowered():
 def advice(
     measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0, **about
 ):
-    counts = {"measured": measured, "armed": armed}
-    sums = {"clipped": clipped, "armed_clipped": armed_clipped}
-    return advise_on_rate(counts, sums, scale, **about)
+    totals = Totals()
+    totals.counts |= {"measured": measured, "armed": armed}
+    totals.sums |= {"clipped": clipped, "armed_clipped": armed_clipped}
+    totals.sums["scale"] = scale * measured
+    return advise_on_rate(totals, **about)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,9 @@ def test_advice_reports_a_high_rate():
     ],
 )
 def test_the_rate_of_metrics_is_of_all_steps(measured, armed, steps, start):
-    counts = {"measured": measured, "armed": armed}
-    sums = {"clipped": 1.0, "armed_clipped": 1.0}
     logged = {"clip_rate": 0.1, "steps": steps}
-    first = advise_on_rate(counts, sums, 0.9, logged)[0]
+    sums = {"clipped": 1.0, "armed_clipped": 1.0}
+    first = advice(measured, armed, **sums, scale=0.9, logged=logged)[0]
     assert first.startswith(start)
     assert ("over 4 recorded steps" in first) == (start[0] == "S" and measured == 4)
 
