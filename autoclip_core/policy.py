@@ -138,6 +138,12 @@ def check_policy(value: Any, name: str = "policy") -> None:
         raise TypeError(format_error(name, "a policy", value, way_out))
 
 
+def set_fields(policy: Policy, **checked: Any) -> None:
+    """Store checked arguments in the fields of a policy, which is frozen."""
+    for name, value in checked.items():
+        object.__setattr__(policy, name, value)
+
+
 def get_arguments(policy: Policy) -> dict[str, Any]:
     """Return the arguments of the constructor, by name, that make an equal policy.
 

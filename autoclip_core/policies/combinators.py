@@ -15,7 +15,7 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_limit, check_positive
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Limit, Policy, check_policy
+from autoclip_core.policy import Limit, Policy, check_policy, set_fields
 from autoclip_core.scale import XP, Array, complete_limit
 
 
@@ -78,7 +78,7 @@ class Cap(Combinator):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        object.__setattr__(self, "max_norm", check_positive("max_norm", self.max_norm))
+        set_fields(self, max_norm=check_positive("max_norm", self.max_norm))
 
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
@@ -119,7 +119,7 @@ class Floor(Combinator):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        object.__setattr__(self, "min_norm", check_positive("min_norm", self.min_norm))
+        set_fields(self, min_norm=check_positive("min_norm", self.min_norm))
 
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
@@ -183,9 +183,9 @@ class Warmup(Combinator):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        object.__setattr__(self, "steps", check_count("steps", self.steps, 0))
-        number = check_limit("threshold", self.threshold)
-        object.__setattr__(self, "threshold", number)
+        steps = check_count("steps", self.steps, 0)
+        threshold = check_limit("threshold", self.threshold)
+        set_fields(self, steps=steps, threshold=threshold)
 
     @property
     def expected_clip_rate(self) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 from autoclip_core.checks import check_count, check_limit, check_number
 from autoclip_core.history.averages import keeps_only_last
 from autoclip_core.history.validation import find_invalid_mean
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 
@@ -90,10 +90,8 @@ class EmaRatio(Policy):
         beta = check_number("beta", self.beta, "in [0, 1)", lambda x: 0 <= x < 1)
         threshold = check_limit("warmup_threshold", self.warmup_threshold)
         steps = check_count("warmup_steps", self.warmup_steps, 0)
-        object.__setattr__(self, "warmup_steps", steps)
-        object.__setattr__(self, "ratio", ratio)
-        object.__setattr__(self, "beta", beta)
-        object.__setattr__(self, "warmup_threshold", threshold)
+        set_fields(self, ratio=ratio, beta=beta)
+        set_fields(self, warmup_steps=steps, warmup_threshold=threshold)
 
     def init(self, rows: int, xp: XP = np) -> Average:
         """Return the state before the first norm."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_limit
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 
@@ -47,8 +47,7 @@ class Fixed(Policy):
     def __post_init__(self) -> None:
         """Check the threshold."""
         way_out = "use a positive threshold (0 would remove every gradient)"
-        number = check_limit("max_norm", self.max_norm, way_out)
-        object.__setattr__(self, "max_norm", number)
+        set_fields(self, max_norm=check_limit("max_norm", self.max_norm, way_out))
 
     @property
     def can_limit_losses(self) -> bool:

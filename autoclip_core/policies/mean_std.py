@@ -9,7 +9,7 @@ import numpy as np
 from autoclip_core.checks import check_count, check_flag, check_number
 from autoclip_core.history import moments, window
 from autoclip_core.history.averages import multiply_by_exp
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 from .quantile import check_history_length, include_norms
@@ -75,10 +75,9 @@ class MeanStd(Policy):
             lambda k: math.isfinite(k) and (self.log or k >= 0),
             way_out,
         )
-        object.__setattr__(self, "deviations", number)
         length = check_history_length(self.history_length)
-        object.__setattr__(self, "history_length", length)
-        object.__setattr__(self, "ddof", check_count("ddof", self.ddof, 0))
+        ddof = check_count("ddof", self.ddof, 0)
+        set_fields(self, deviations=number, history_length=length, ddof=ddof)
 
     @property
     def can_limit_losses(self) -> bool:

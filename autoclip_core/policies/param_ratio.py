@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.checks import check_positive
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 from .fixed import NoState
@@ -49,9 +49,10 @@ class ParamRatio(Policy):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        object.__setattr__(self, "clipping", check_positive("clipping", self.clipping))
+        clipping = check_positive("clipping", self.clipping)
         way_out = "it lets parameters that start at zero move; 1e-3 is usual"
-        object.__setattr__(self, "eps", check_positive("eps", self.eps, way_out))
+        eps = check_positive("eps", self.eps, way_out)
+        set_fields(self, clipping=clipping, eps=eps)
 
     @property
     def needs_param_norms(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_flag, check_quantile
 from autoclip_core.history import full, window
-from autoclip_core.policy import Limit, Policy, select_rows
+from autoclip_core.policy import Limit, Policy, select_rows, set_fields
 from autoclip_core.scale import XP, Array
 
 
@@ -57,9 +57,9 @@ class Quantile(Policy):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        object.__setattr__(self, "quantile", check_quantile("quantile", self.quantile))
+        quantile = check_quantile("quantile", self.quantile)
         length = check_history_length(self.history_length)
-        object.__setattr__(self, "history_length", length)
+        set_fields(self, quantile=quantile, history_length=length)
         check_flag("include_current", self.include_current)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_positive, format_error
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 
@@ -64,7 +64,7 @@ class Scheduled(Policy):
 
     def __post_init__(self) -> None:
         """Check the points, and store them as tuples."""
-        object.__setattr__(self, "points", _check_points(self.points))
+        set_fields(self, points=_check_points(self.points))
 
     @property
     def can_limit_losses(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from autoclip_core.checks import check_positive, check_quantile
 from autoclip_core.history.averages import MAX_EXPONENT, keep_in_range
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Limit, Policy
+from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
 
@@ -69,8 +69,8 @@ class StreamingQuantile(Policy):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        object.__setattr__(self, "quantile", check_quantile("quantile", self.quantile))
-        object.__setattr__(self, "rate", check_positive("rate", self.rate))
+        quantile = check_quantile("quantile", self.quantile)
+        set_fields(self, quantile=quantile, rate=check_positive("rate", self.rate))
 
     @property
     def expected_clip_rate(self) -> float:

@@ -14,7 +14,7 @@ from autoclip_core.checks import (
 )
 from autoclip_core.history import moving
 from autoclip_core.history.moving import Moments
-from autoclip_core.policy import Limit, Policy, select_rows
+from autoclip_core.policy import Limit, Policy, select_rows, set_fields
 from autoclip_core.scale import XP, Array, divide
 
 TARGETS = ("reciprocal", "mean", "threshold")
@@ -94,16 +94,15 @@ class ZScore(Policy):
         log: bool = False,
     ) -> None:
         """Check and store the arguments."""
-        checked = {
-            "z": check_positive("z", z),
-            "alpha": check_number("alpha", alpha, "in [0, 1)", lambda x: 0 <= x < 1),
-            "warmup_steps": check_count("warmup_steps", warmup_steps, 0),
-            "target": check_choice("target", target, TARGETS),
-            "recorded": check_choice("record", record, RECORDS),
-            "log": check_flag("log", log),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        set_fields(
+            self,
+            z=check_positive("z", z),
+            alpha=check_number("alpha", alpha, "in [0, 1)", lambda x: 0 <= x < 1),
+            warmup_steps=check_count("warmup_steps", warmup_steps, 0),
+            target=check_choice("target", target, TARGETS),
+            recorded=check_choice("record", record, RECORDS),
+            log=check_flag("log", log),
+        )
 
     @property
     def can_limit_losses(self) -> bool:
