@@ -204,22 +204,17 @@ def replay(
         raise ValueError(format_error("policy", rule, policy, way_out))
     series = as_series(norms)
     size = len(series)
-    thresholds, scales = np.empty((2, size), np.float32)
-    clipped, finite, skipped, dropped = np.empty((4, size), np.bool_)
+    # In the order of the fields of a decision behind the norm.
+    columns = [*np.empty((2, size), np.float32), *np.empty((4, size), np.bool_)]
     state = policy.init(1)
     starts = range(0, size, BLOCK)
     for start in progress(starts) if progress else starts:
         for step in range(start, min(start + BLOCK, size)):
             norm = series[step : step + 1]
             state, decision = decide(policy, state, norm, nonfinite=nonfinite)
-            thresholds[step] = decision.threshold[0]
-            scales[step] = decision.scale[0]
-            clipped[step] = decision.clipped[0]
-            finite[step] = decision.finite[0]
-            skipped[step] = decision.skipped[0]
-            dropped[step] = decision.dropped[0]
-    arrays = thresholds, scales, clipped, finite, skipped, dropped
-    return Replay(policy, series, *arrays)
+            for column, field in zip(columns, decision[1:], strict=True):
+                column[step] = field[0]
+    return Replay(policy, series, *columns)
 
 
 def as_series(norms: Any) -> Array:
