@@ -1,27 +1,33 @@
 """Time a clipper on a CUDA device: synchronisations, launches, bytes over bandwidth.
 
 Run it as `python benchmarks/gpu.py`; `--help` lists the options. Each way to clip is
-timed by the device's own clock, in turns, eager, compiled and as a captured graph, on
-the shapes of GPT-2 (124M parameters) and of a decoder of 1.0B; a fused AdamW is timed
-with its clip and with `TrustClip`. Without CUDA it says that nothing was measured, and
-that is no error.
+timed by the device's own clock, in turns, in float32, bfloat16 and float16, with
+nothing clipped and with all clipped, on the shapes of GPT-2 (124M parameters) and of a
+decoder of 1.0B. If nothing is clipped, it is also timed compiled and as a captured
+graph. Fused and foreach AdamW are timed with their clip and with `TrustClip`. Without
+CUDA the script measures nothing, which is no error; `--device cpu --quick` tries it.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 import command
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip
 from autoclip_torch.kernels.choose import find_kernel
 from contenders import HISTORY, Parameters
 from models import Shape, set_gradients
+from regimes import ALL, NOTHING, REGIMES
 from timing import Timed, alternate, clock, compare
 
-CUDA = torch.device("cuda")
+TYPES = torch.float32, torch.bfloat16, torch.float16
+OF_ADAMW = {"fused": 7, "foreach": 21}
+"""How often a step of AdamW passes over as many bytes as the gradients have."""
+RATES = {NOTHING: 1e-9, ALL: 0.1}
+"""Learning rates, within the bound of `TrustClip` and beyond it."""
 Step = Callable[[], Any]
 
 
@@ -58,71 +64,98 @@ MODELS: dict[str, Callable[[], Iterator[Shape]]] = {
 }
 
 
-def make_parameters(shapes: Iterator[Shape], device: torch.device) -> Parameters:
-    """Return parameters of these shapes on a device, each with a gradient."""
-    made = [torch.nn.Parameter(torch.randn(s, device=device) / 30) for s in shapes]
+def make_parameters(
+    shapes: Iterator[Shape], device: torch.device, dtype: torch.dtype
+) -> Parameters:
+    """Return parameters of these shapes on a device, each with an equal gradient."""
+    new = {"device": device, "dtype": dtype}
+    made = [torch.nn.Parameter(torch.randn(shape, **new) / 30) for shape in shapes]
     for parameter in made:
         parameter.grad = torch.empty_like(parameter)
     set_gradients(made, 1.0)
     return made
 
 
-def make_clippers(parameters: Parameters) -> dict[str, Clipper]:
-    """Return clippers that clip nothing of these gradients, with full windows."""
-    one = QuantileClip(parameters, history_length=HISTORY, scope="global")
-    each = QuantileClip(parameters, history_length=HISTORY)
+def make_clippers(parameters: Parameters, regime: str) -> dict[str, Clipper]:
+    """Return clippers whose thresholds are the norms of these gradients.
+
+    A window is longer than all rounds, so its smallest or largest norm stays.
+    """
+    window = {"quantile": float(regime == NOTHING), "history_length": 2 * HISTORY}
+    one = QuantileClip(parameters, scope="global", **window)
+    each = QuantileClip(parameters, **window)
     for clipper in (one, each):
         norms = clipper.step().norm
         clipper.reset()
-        clipper.observe((2 * norms).expand(HISTORY, -1))
+        clipper.observe(norms.expand(1, -1))
     return {
-        "NormClip": NormClip(parameters, max_norm=1e9),
+        "NormClip": NormClip(parameters, max_norm=float(get_total_norm(parameters))),
         "QuantileClip, global": one,
         "QuantileClip, per parameter": each,
-        "AGC, per unit": AGC(parameters, clipping=1e9),
+        "AGC, per unit": AGC(parameters, clipping=1.0),
     }
 
 
-def make_ways(parameters: Parameters) -> list[Way]:
+def count_passes(parameters: Parameters, regime: str) -> int:
+    """Return how often a clipper passes over the gradients.
+
+    Each gradient is read for its norm. The Triton kernel reads and writes only those
+    that are clipped. Without it, two operations read and write each: one sets values to
+    0, the other one scales.
+    """
+    if find_kernel(parameters[0].device) is None:
+        return 5
+    return 1 if regime == NOTHING else 3
+
+
+def make_ways(parameters: Parameters, regime: str) -> list[Way]:
     """Return torch's fixed clip and the clippers.
 
-    Each gradient is read for its norm. The Triton kernel reads and writes none, because
-    none is clipped. Without it, two operations read and write each: one sets values to
-    0, the other one scales. AGC reads the parameters, too, and copies both to float64.
+    AGC reads the parameters, too, and copies both to float64. The kernel does not scale
+    its units.
     """
-    ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, 1e9), 3)]
-    passes = 5 if find_kernel(parameters[0].device) is None else 1
-    for name, clipper in make_clippers(parameters).items():
+    passes = count_passes(parameters, regime)
+    of_agc = 6 + 32 // parameters[0].dtype.itemsize
+    clippers = make_clippers(parameters, regime)
+    max_norm = float(get_total_norm(parameters))
+    ways = [Way("clip_grad_norm_", lambda: clip_grad_norm_(parameters, max_norm), 3)]
+    for name, clipper in clippers.items():
         if name == "AGC, per unit":
-            ways.append(Way(name, clipper.step, 14))
+            ways.append(Way(name, clipper.step, of_agc))
         else:
             ways.append(Way(name, clipper.step, passes, 5))
     return ways
 
 
-def make_attached(parameters: Parameters) -> list[Way]:
-    """Return a fused AdamW alone, after torch's clip, and with clippers attached."""
+def make_attached(parameters: Parameters, regime: str, kind: str) -> list[Way]:
+    """Return an AdamW alone, after torch's clip, and with clippers attached.
 
-    def adamw() -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=1e-9, fused=True)
-
-    # Here four optimizers step the same parameters; in a run that is a mistake.
+    A fused kernel that scales writes the gradients back. `TrustClip` copies the weights
+    (2 passes), measures them (1), subtracts and measures the change (4), and writes the
+    weights (15). It widens half precision.
+    """
+    # Here several optimizers step the same parameters; in a run that is a mistake.
     warnings.filterwarnings("ignore", ".*stepped parameters of a clipper")
-    alone, after, attached, trusted = (adamw() for _ in range(4))
-    NormClip(parameters, max_norm=1e9).attach(attached)
+    alone, after, attached, trusted = (
+        torch.optim.AdamW(parameters, lr=RATES[regime], eps=1e-6, **{kind: True})
+        for _ in range(4)
+    )
+    max_norm = float(get_total_norm(parameters))
+    NormClip(parameters, max_norm=max_norm).attach(attached)
     TrustClip(None, trusted, history_length=HISTORY)
 
     def clip_and_step() -> None:
-        clip_grad_norm_(parameters, 1e9)
+        clip_grad_norm_(parameters, max_norm)
         after.step()
 
-    # A kernel that scales writes the gradients back.
+    passes = OF_ADAMW[kind]
+    clipped = passes + (2 if kind == "fused" else count_passes(parameters, regime))
+    bound = 22 if parameters[0].dtype.itemsize == 4 else 51
     return [
-        Way("fused AdamW", alone.step, 7),
-        Way("clip_grad_norm_, then fused AdamW", clip_and_step, 10),
-        Way("NormClip attached", attached.step, 9),
-        # Also: weights copied 2, their norms 1, the change 4, the weights written 15.
-        Way("TrustClip", trusted.step, 31),
+        Way(f"AdamW, {kind}", alone.step, passes),
+        Way("clip_grad_norm_, then AdamW", clip_and_step, passes + 3),
+        Way("NormClip, attached", attached.step, clipped),
+        Way("TrustClip", trusted.step, clipped + bound),
     ]
 
 
@@ -132,14 +165,16 @@ def make_reader(parameters: Parameters) -> Way:
     return Way("one read", lambda: torch.dot(flat, flat), 1)
 
 
-def timed(step: Step, device: torch.device) -> Timed:
-    """Return a step that is timed by the device's own clock."""
+def timed(step: Step, restore: Step, device: torch.device) -> Timed:
+    """Return a step that is timed by the device's own clock, after what restores."""
     for _ in range(3):
+        restore()
         step()
     if device.type != "cuda":
-        return clock(step)
+        return clock(step, restore)
 
     def on_device() -> float:
+        restore()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
@@ -198,13 +233,19 @@ def launches(step: Step) -> int:
 
 
 def lines(
-    ways: list[Way], device: torch.device, size: int, seconds: float
+    ways: list[Way], parameters: Parameters, regime: str, seconds: float
 ) -> list[dict[str, Any]]:
     """Return a line per way: its ratio to the first, and its share of the bandwidth."""
-    steps = {way.name: timed(way.step, device) for way in ways}
+
+    def restore() -> None:
+        set_gradients(parameters, REGIMES[regime])
+
+    device, ways = parameters[0].device, [*ways, make_reader(parameters)]
+    size = sum(parameter.nbytes for parameter in parameters)
+    steps = {way.name: timed(way.step, restore, device) for way in ways}
     taken = alternate(steps, seconds)
     fastest_read = min(taken["one read"]) / size  # seconds a byte
-    result = compare(taken, taken[ways[0].name])
+    result = compare(taken, taken[ways[0].name], regime=regime)
     for line, way in zip(result, ways, strict=True):
         took = 1e-3 * line["milliseconds"]["median"]
         line["bytes"] = way.passes * size
@@ -212,41 +253,65 @@ def lines(
     return result
 
 
-def measure(
-    shapes: Iterator[Shape], device: torch.device, seconds: float
-) -> dict[str, Any]:
-    """Measure one model: every way to clip, and a fused optimizer with its clip."""
-    parameters = make_parameters(shapes, device)
-    size = 4 * sum(parameter.numel() for parameter in parameters)
-    eager, reader = make_ways(parameters), make_reader(parameters)
-    ways = list(eager)
-    result: dict[str, Any] = {"parameters": size // 4, "tensors": len(parameters)}
-    if device.type == "cuda":
-        result["synchronisations"] = {w.name: synchronises(w.step) for w in eager[1:]}
-        result["kernels"] = {way.name: launches(way.step) for way in eager}
+def measure(parameters: Parameters, regime: str, seconds: float) -> dict[str, Any]:
+    """Measure every way to clip, and each AdamW with its clip."""
+    result: dict[str, Any] = {}
+    ways = make_ways(parameters, regime)
+    if parameters[0].is_cuda:
+        result["synchronisations"] = {w.name: synchronises(w.step) for w in ways[1:]}
+        result["kernels"] = {way.name: launches(way.step) for way in ways}
         for name in ("synchronisations", "kernels"):
             print(f"{name}: {result[name]}")
-        ways += [make(way) for make in (compiled, captured) for way in eager]
-    result["clip"] = lines([*ways, reader], device, size, seconds)
-    del ways, eager
-    steps = [*make_attached(parameters), reader]
-    result["fused"] = lines(steps, device, size, seconds)
+        if regime == NOTHING:  # in a graph, all clipped takes the same time
+            ways += [make(way) for make in (compiled, captured) for way in ways]
+    result["clip"] = lines(ways, parameters, regime, seconds)
+    del ways
+    for kind in OF_ADAMW:
+        attached = make_attached(parameters, regime, kind)
+        result[kind] = lines(attached, parameters, regime, seconds)
     return result
+
+
+def measure_types(
+    shapes: Callable[[], Iterator[Shape]],
+    types: Sequence[torch.dtype],
+    device: torch.device,
+    seconds: float,
+) -> dict[str, dict[str, Any]]:
+    """Measure one model in each type, with nothing clipped and with all clipped."""
+    results: dict[str, dict[str, Any]] = {}
+    for dtype in types:
+        name = str(dtype).removeprefix("torch.")
+        results[name] = {}
+        for regime in REGIMES:
+            print(f"{name}, {regime}", flush=True)
+            parameters = make_parameters(shapes(), device, dtype)
+            results[name][regime] = measure(parameters, regime, seconds)
+    return results
 
 
 def main() -> None:
     """Measure each model, or tell that nothing was measured."""
-    options = command.parse(command.parser(__doc__, seconds=10.0, per="table"))
-    if not torch.cuda.is_available():
+    parser = command.parser(__doc__, seconds=5.0, per="table")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    options = command.parse(parser)
+    is_cuda = options.device == "cuda"
+    if is_cuda and not torch.cuda.is_available():
         print("there is no CUDA device: not measured")
         command.finish(options, "gpu", "torch", measured=False)
         return
-    name, result = torch.cuda.get_device_name(), {}
+    name, result = torch.cuda.get_device_name() if is_cuda else "CPU", {}
     print(f"{name}, torch {torch.__version__}")
-    for model, shapes in MODELS.items():
+    models, types = MODELS, TYPES
+    if options.quick:
+        models, types = {"tiny": lambda: decoder(16, 2, 50, 8)}, TYPES[:2]
+    for model, shapes in models.items():
         print(model, flush=True)
-        result[model] = measure(shapes(), CUDA, options.seconds)
-        torch.cuda.empty_cache()
+        result[model] = measure_types(
+            shapes, types, torch.device(options.device), options.seconds
+        )
+        if is_cuda:
+            torch.cuda.empty_cache()
     results = {"measured": True, "device": name, "results": result}
     command.finish(options, "gpu", "torch", **results)
 

@@ -167,13 +167,21 @@ def of_keras(saved: Mapping[str, Any]) -> dict[str, Rows]:
 def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return ratios and shares of the bandwidth; nothing where there is no device."""
     tables = {}
-    for model, parts in saved.get("results", {}).items():
-        for part in ("clip", "fused"):
-            rows = [["", "ratio", "of the bandwidth"]]
-            for line in parts[part]:
-                rows.append([line["contender"], cell(line), f"{line['share']:.0%}"])
-            tables[f"{model}, {part}"] = rows
+    for model, types in saved.get("results", {}).items():
+        for dtype, regimes in types.items():
+            for part in ("clip", "fused", "foreach"):
+                lines = [line for parts in regimes.values() for line in parts[part]]
+                rows = [["ratio, of the bandwidth", *regimes]]
+                for name in values(lines, "contender"):
+                    cells = {x["regime"]: x for x in of(lines, contender=name)}
+                    rows.append([name, *(_with_share(cells.get(r)) for r in regimes)])
+                tables[f"{model}, {dtype}, {part}"] = rows
     return tables
+
+
+def _with_share(line: Line | None) -> str:
+    """Return ratio and share of the bandwidth of a contender, if it was timed."""
+    return "" if line is None else f"{cell(line)}, {line['share']:.0%}"
 
 
 MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {

@@ -117,22 +117,51 @@ def test_a_contender_that_stops_clipping_is_not_reported(scripts):
         measure([reference, Contender("gives up", give_up)], parameters, 100.0, 0.0)
 
 
-def test_the_gpu_script_can_measure_on_the_cpu(scripts):
+def test_the_gpu_script_can_measure_on_the_cpu(scripts, monkeypatch, tmp_path, capsys):
     """The parts that need no CUDA run on the CPU, with a small decoder."""
     import gpu
+    from tables import make_tables
 
     sizes = [sum(map(math.prod, shapes())) / 1e6 for shapes in gpu.MODELS.values()]
     assert sizes == pytest.approx([124, 1000], rel=0.02)
-    measured = gpu.measure(gpu.decoder(16, 2, 50, 8), torch.device("cpu"), 0.0)
-    assert measured["parameters"] == 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
-    ways = {line["contender"]: line for line in measured["clip"]}
-    assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
-    assert ways["AGC, per unit"]["bytes"] == 14 * 4 * measured["parameters"]
-    assert ways["NormClip"]["bytes"] == 5 * 4 * measured["parameters"]
-    fused = {line["contender"] for line in measured["fused"]}
-    assert {"NormClip attached", "TrustClip"} <= fused
+    saved = trial("gpu", tmp_path, monkeypatch, "--device", "cpu")
+    size = 50 * 16 + 8 * 16 + 2 * (12 * 256 + 13 * 16) + 32
+    for dtype, width, of_agc in (("float32", 4, 14), ("bfloat16", 2, 22)):
+        regimes = saved["results"]["tiny"][dtype]
+        assert list(regimes) == ["nothing clipped", "all clipped"]
+        for parts in regimes.values():
+            ways = {line["contender"]: line for line in parts["clip"]}
+            assert ways["clip_grad_norm_"]["ratio"]["median"] == 1.0
+            assert ways["AGC, per unit"]["bytes"] == of_agc * width * size
+            assert ways["NormClip"]["bytes"] == 5 * width * size
+            for kind in ("fused", "foreach"):
+                names = [line["contender"] for line in parts[kind]]
+                assert names[0] == f"AdamW, {kind}"
+                assert {"NormClip, attached", "TrustClip"} <= set(names)
+    tables = make_tables(saved)
+    assert len(tables) == 6
+    assert tables["tiny, bfloat16, clip"][2][0] == "NormClip"
+    assert "tiny, float32, foreach" in capsys.readouterr().out
     assert gpu.Way("with the kernel", print, 1, 5).in_graph == 5
     assert gpu.Way("without one", print, 3).in_graph == 3
+
+
+@pytest.mark.parametrize(
+    ("regime", "is_clipped"), [("nothing clipped", False), ("all clipped", True)]
+)
+def test_the_gpu_script_clips_nothing_or_all(regime, is_clipped, scripts):
+    import gpu
+    from models import set_gradients
+    from regimes import REGIMES
+
+    device = torch.device("cpu")
+    for dtype in gpu.TYPES:
+        parameters = gpu.make_parameters(gpu.decoder(16, 1, 50, 8), device, dtype)
+        for name, clipper in gpu.make_clippers(parameters, regime).items():
+            for _ in range(3):
+                set_gradients(parameters, REGIMES[regime])
+                clipped = clipper.step().clipped
+                assert (clipped == is_clipped).all(), (name, dtype)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

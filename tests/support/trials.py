@@ -23,10 +23,11 @@ def scripts_on_path(monkeypatch):
     sys.modules.update({name: m for name, m in before.items() if m is not None})
 
 
-def trial(script, folder, monkeypatch):
+def trial(script, folder, monkeypatch, *options):
     """Return what the trial run of a script saves."""
     path = folder / f"{script}.json"
-    monkeypatch.setattr(sys, "argv", [script, "--quick", "--json", str(path)])
+    argv = [script, "--quick", "--json", str(path), *options]
+    monkeypatch.setattr(sys, "argv", argv)
     runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     return json.loads(path.read_text())
 
