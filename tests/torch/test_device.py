@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from autoclip_core import EmaRatio, MeanStd, StreamingQuantile
-from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
+from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, StandardClip
+from autoclip_torch.gradients import device
 
 from ..support.cases import linear_quantile
 from ..support.torch_device import (
@@ -231,6 +234,97 @@ def test_more_tensors_of_one_row_need_no_more_launches(scope):
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_no_copy_is_made_of_a_gradient(scope, dtype):
     assert kernels_of_a_step(2, 4000, dtype, scope).most < 100
+
+
+# Passes over the gradients. tests/trainers/test_triton_scale.py counts the kernel's.
+
+SIDE = 100
+"""Of the square matrices whose passes are counted; all other tensors are smaller."""
+
+
+class Passes(TorchDispatchMode):
+    """Counts the bytes of matrices that operations read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        schema = func._schema
+        aliases = [r.alias_info for r in schema.returns if r.alias_info]
+        if any(not alias.is_write for alias in aliases):  # a view
+            return result
+        names = [argument.name for argument in schema.arguments]
+        values = dict(zip(names, args, strict=False)) | (kwargs or {})
+        for argument in schema.arguments:
+            size = self.size(values.get(argument.name))
+            self.read += size
+            if argument.name == "grads" and values.get("grad_scale") is None:
+                continue  # a fused optimizer writes only gradients that it scales
+            if argument.alias_info and argument.alias_info.is_write:
+                self.written += size
+        self.written += 0 if aliases else self.size(result)
+        return result
+
+    def size(self, value):
+        tensors = (t for t in tree_leaves(value) if isinstance(t, torch.Tensor))
+        return sum(tensor.nbytes for tensor in tensors if tensor.numel() >= SIDE**2)
+
+
+def count_copied(step):
+    """Count the elements of matrices that are copied inside operations."""
+    profile = torch.autograd.profiler.profile(use_kineto=False, record_shapes=True)
+    with profile as profiler:
+        step()
+    copies = [e for e in profiler.function_events if e.name == "aten::copy_"]
+    return SIDE**2 * sum(copy.input_shapes[0] == [SIDE, SIDE] for copy in copies)
+
+
+def fused_adamw(parameters, clips):
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    if clips:
+        NormClip(parameters, max_norm=1e9).attach(optimizer)
+    return optimizer.step
+
+
+STEPS = {
+    "clip_grad_norm_": lambda p: lambda: clip_grad_norm_(p, 1e9),
+    "global": lambda p: NormClip(p, max_norm=1e9).step,
+    "parameter": lambda p: NormClip(p, max_norm=1e9, scope="parameter").step,
+    "AGC": lambda p: AGC(p, dry_run=True).step,
+    "fused AdamW": lambda p: fused_adamw(p, clips=False),
+    "attached": lambda p: fused_adamw(p, clips=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "written"),
+    [
+        ("clip_grad_norm_", 2, 1),
+        ("global", 3, 2),
+        ("parameter", 3, 2),
+        ("AGC", 6, 4),
+        ("fused AdamW", 4, 3),
+        ("attached", 4 + 1, 3 + 1),
+    ],
+)
+def test_the_passes_that_the_page_of_costs_counts(name, read, written, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "choose_device", lambda _: cpu)
+    parameters = [torch.nn.Parameter(torch.randn(SIDE, SIDE)) for _ in range(3)]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    size = sum(p.nbytes for p in parameters)
+    step = STEPS[name](parameters)
+    for _ in range(2):
+        step()
+    with Passes() as passes:
+        step()
+    if name == "AGC":  # its copies of gradients and parameters have 8 bytes per element
+        copied = 8 * count_copied(step)
+        passes.read, passes.written = passes.read + copied, passes.written + copied
+    assert (passes.read / size, passes.written / size) == (read, written)
 
 
 # Norms that are exact on both paths give the same quantiles bit for bit.
