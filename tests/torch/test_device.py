@@ -209,11 +209,11 @@ class Kernels(TorchDispatchMode):
 
 
 def kernels_of_a_step(tensors, size, dtype, scope):
-    """Count the kernels of the second step; the first one reads more."""
+    """Count the kernels of a later step; the first ones also sample gradients."""
     torch.manual_seed(0)
     parameters = [parameter(torch.zeros(size, dtype=dtype)) for _ in range(tensors)]
     clipper = NormClip(parameters, max_norm=1.0, scope=scope)
-    for _ in range(2):
+    for _ in range(8):
         for p in parameters:
             p.grad = watched(torch.randn(size).to(dtype))
         with Kernels() as kernels:
