@@ -175,7 +175,7 @@ class Clipper(Attachable):
         given = None if optimizer is None else unwrap(optimizer)
         warn_of_left_out(self._follow(given))
         if not self._coverage.steps:
-            self._end_checks()
+            self._end_swap_checks()
         self._check_coverage(self._loop_check.optimizers)
         decision = self._step(loss, scaler, optimizer)
         self._loop_check.end()

@@ -35,7 +35,7 @@ class Attachment:
     def __init__(
         self, clipper: Observer, optimizer: Optimizer, *, is_trust_clip: bool = False
     ) -> None:
-        clipper._take_in(optimizer)
+        clipper._add_stepped(optimizer)
         check_steps_all(clipper._stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(clipper._stepper, optimizer)
         self.clipper, self.is_trust_clip = clipper, is_trust_clip
@@ -44,7 +44,7 @@ class Attachment:
         chain.add(self, optimizer)
         self._chain = weakref.ref(chain)
         if not is_trust_clip:  # its other half is checked
-            clipper._act_in(optimizer)
+            clipper._expect_steps(optimizer)
 
     @property
     def active(self) -> bool:

@@ -229,7 +229,7 @@ class ClippedOptimizer(OptimizerWrapper):
         """Expect the clipper in each step of the optimizer inside, or refuse that."""
         innermost = self._find_innermost()
         refuse_beside_trust_clip(self.clipper._stepper, innermost)
-        self.clipper._act_in(innermost, is_wrapped=True)
+        self.clipper._expect_steps(innermost, is_wrapped=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: the optimizer and the clipper."""

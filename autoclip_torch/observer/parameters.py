@@ -47,21 +47,21 @@ class MeasuredParameters(ABC):
         self._shapes = _list_shapes(self._stepper.rows)
         self._coverage = CoverageCheck()
 
-    def _take_in(self, optimizer: Optimizer) -> None:
+    def _add_stepped(self, optimizer: Optimizer) -> None:
         """Add what the optimizer steps and the clipper's modules got meanwhile."""
         self._comparison.accept_known(optimizer, self.parameters)
-        self._take_over(
+        self._update_parameters(
             self._comparison.compare_with_optimizers([optimizer], self._groups)
         )
         self._comparison.accept_optimizers([optimizer])
 
-    def _act_in(self, optimizer: Optimizer, *, is_wrapped: bool = False) -> None:
-        """Act in the steps of an optimizer from now on, and in no others."""
-        self._end_checks()
+    def _expect_steps(self, optimizer: Optimizer, *, is_wrapped: bool = False) -> None:
+        """Warn from now on if another optimizer steps what the clipper clips."""
+        self._end_swap_checks()
         self._coverage.swap = SwapCheck(optimizer, is_wrapped)
         self._update_swap_check()
 
-    def _end_checks(self) -> None:
+    def _end_swap_checks(self) -> None:
         """Expect no steps of this clipper, or of earlier ones of its parameters."""
         self._coverage.end()
         end_swap_checks(self._stepper.rows.parameters)
@@ -105,7 +105,7 @@ class MeasuredParameters(ABC):
         if optimizer is not None:
             return self._compare_with_optimizers(optimizer)
         present = self._comparison.compare_with_modules(self._groups)
-        self._take_over(present)
+        self._update_parameters(present)
         if present is not None:
             self._comparison.accept_modules(self._groups)
         return []
@@ -124,7 +124,7 @@ class MeasuredParameters(ABC):
         """Take over what has changed in the optimizers; return as above."""
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
         if present is not None or self.scope == "unit":
-            self._take_over(present)
+            self._update_parameters(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
@@ -132,7 +132,7 @@ class MeasuredParameters(ABC):
             self._coverage.left_out.accept()
         return present.left_out
 
-    def _take_over(self, present: Present | None) -> None:
+    def _update_parameters(self, present: Present | None) -> None:
         """Continue with the present parameters; None if only shapes can have changed.
 
         A parameter whose `data` has another shape may be cut into other units.

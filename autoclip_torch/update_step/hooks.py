@@ -28,7 +28,7 @@ class UpdateHooks(StepHooks):
         self._clipper = clipper
         self._stepper = stepper
         super().__init__(optimizer)
-        clipper._act_in(optimizer)
+        clipper._expect_steps(optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)
