@@ -70,8 +70,8 @@ def tally_from_dict(saved: Any, like: Tally) -> Tally:
     return tally
 
 
-def _convert(saved: Any, like: Any, path: str) -> Any:
-    """Return the saved state with the structure and the device of `like`, unchecked."""
+def _convert(saved: Any, like: Any, path: str, may_grow: bool = False) -> Any:
+    """Return the saved state with the structure and the device of `like`."""
     if isinstance(like, tuple):
         names = like._fields  # type: ignore[attr-defined]
         keys = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
@@ -79,14 +79,12 @@ def _convert(saved: Any, like: Any, path: str) -> Any:
             raise ValueError(format_difference(path, keys, sorted(names)))
         # Only the two older parts of a history grow. Every other shape is fixed.
         growing = ("old", "settled") if isinstance(like, History) else ()
-        for name, value in zip(names, like, strict=True):
-            if not isinstance(value, tuple):
-                _check_array(saved[name], value, f"{path}.{name}", name in growing)
         parts = (
-            _convert(saved[name], value, f"{path}.{name}")
+            _convert(saved[name], value, f"{path}.{name}", name in growing)
             for name, value in zip(names, like, strict=True)
         )
         return type(like)(*parts)
+    _check_array(saved, like, path, may_grow)
     if isinstance(like, torch.Tensor):
         return saved.detach().to(like.device, copy=True)
     return saved.detach().cpu().numpy().copy()
