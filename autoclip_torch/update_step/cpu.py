@@ -28,7 +28,9 @@ def measure(
     first, so that many of them are in one batch.
 
     Args:
-      rows, changes, weights: as in `engine.measure`.
+      rows: the rows, or their parts.
+      changes: those parameters that have a gradient, by their id.
+      weights: all weights before the step, as the only item, or no item.
     """
     norms = [RunningNorms(rows) for _ in range(1 + len(weights))]
     short_first = sorted(changes.values(), key=lambda change: change.new.numel())

@@ -1,6 +1,8 @@
 """One step of an `UpdateClipper`: measure the update, decide, and scale it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,15 +12,16 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.parts import get_part_scales
-from autoclip_torch.gradients import cpu
-from autoclip_torch.gradients.layout import Gradients
+from autoclip_torch.gradients import device, sharded
+from autoclip_torch.gradients.cpu import find_observed
+from autoclip_torch.gradients.layout import Gradients, RowNorms
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.amp import LossScale
 from autoclip_torch.step.stepper import Stepper
 
-from . import engine
-from .changes import Change
+from . import cpu
+from .changes import Change, batch_by_size, subtract, write_
 from .copies import Copies, finish_, restore_
 from .run_checks import UpdateChecks
 
@@ -34,6 +37,7 @@ class UpdateStepper(Stepper):
     """
 
     quantity = "update"
+    checks: UpdateChecks
 
     def __init__(
         self, groups: Sequence[Group], rows: Rows, *, nonfinite: str, dry_run: bool
@@ -54,7 +58,7 @@ class UpdateStepper(Stepper):
                 'use action="zero" here, or skip in a Clipper of the gradients'
             )
             raise ValueError(format_error("policy", rule, policies[0], way_out))
-        self.checks = self._checks = UpdateChecks()
+        self.checks = UpdateChecks()
         self._copies = Copies()
         self._changes: dict[int, Change] = {}
 
@@ -78,7 +82,7 @@ class UpdateStepper(Stepper):
         self._changes = self._copies.compare(self.parts.by_parameter)
         changes = [*self._changes.values()]
         try:
-            self._checks.check_state(optimizer, changes)
+            self.checks.check_state(optimizer, changes)
             self.clip(LossScale(overflow=getattr(optimizer, "found_inf", None)))
         except FloatingPointError:
             restore_(changes)
@@ -108,15 +112,30 @@ class UpdateStepper(Stepper):
           *others: none.
         """
         states, weights = self.policy_states, self._get_weights()
-        first, *further = engine.measure(
-            self.parts, self._changes, weights, states.device, self.ranks
-        )
+        first, *further = self._measure_changes(weights)
         if self.is_split:
             self._part_norms = first.norms
         norms, observed, states.sizes = self._join(first, gradients)
         observed = self._leave_out_cancelled(norms, observed)
         observed = loss_scale.leave_out(observed, states)
         return [norms, observed, *[self._join(x, *weights).norms for x in further]]
+
+    def _measure_changes(self, weights: Sequence[list[Tensor]]) -> list[RowNorms]:
+        """Return the norms of the changes, and of the weights if these are given."""
+        parts, changes = self.parts, self._changes
+        states_device = self.policy_states.device
+        if self.ranks is not None:
+            of_id = dict(zip(changes, subtract([*changes.values()]), strict=True))
+            differences: list[Any] = [of_id.get(id(p)) for p in parts.parameters]
+            sequences = [differences, *weights]
+            return sharded.measure(parts, sequences, states_device, self.ranks)
+        if states_device is None:
+            return cpu.measure(parts, changes, weights)
+        changed_rows = replace(parts, by_parameter=[c.entry for c in changes.values()])
+        batches = batch_by_size(changes.values(), device.BATCH)
+        lazy = chain.from_iterable(map(subtract, batches))
+        first = device.measure(changed_rows, lazy, states_device)
+        return [first, *[device.measure(parts, w, states_device) for w in weights]]
 
     def _leave_out_cancelled(self, norms: Any, observed: Any) -> Any:
         """Return which rows have an update, without those that a clipper cancelled.
@@ -128,7 +147,7 @@ class UpdateStepper(Stepper):
         if all(change.entry.parameter.grad is not None for change in changes):
             return observed
         gradients = [parameter.grad for parameter in self.rows.parameters]
-        has_gradient = torch.from_numpy(cpu.find_observed(self.rows, gradients))
+        has_gradient = torch.from_numpy(find_observed(self.rows, gradients))
         return observed & ((norms != 0) | self.policy_states.as_array(has_gradient))
 
     def scale(self, gradients: Sequence[Tensor | None], decision: Decision) -> None:
@@ -136,7 +155,12 @@ class UpdateStepper(Stepper):
         states, scales = self.policy_states, decision.scale
         if self.is_split:
             scales = get_part_scales(decision, states.xp)
-        engine.scale_(self._changes.values(), scales)
+        changes = self._changes.values()
+        if states.device is None:
+            cpu.scale_(changes, scales)
+            return
+        for change in changes:
+            write_(change, scales[change.entry.start : change.entry.stop])
 
     def _get_weights(self) -> list[list[Tensor]]:
         """Return the weights before the step as the only item, if a policy needs them.
