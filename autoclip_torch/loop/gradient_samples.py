@@ -80,13 +80,14 @@ class GradientValues:
         )
 
     def compare(self, parameters: Sequence[Tensor]) -> Callable[[], Change] | None:
-        """Start to compare them with the values now; None if others exist now.
+        """Start to compare them with the values now; None without the same gradients.
 
         Returns:
           A function that returns the result. Until then, nothing waits for a device.
         """
         now = _read(parameters)
-        if [value.shape for value in now] != [value.shape for value in self._values]:
+        shapes = [value.shape for value in now]
+        if not shapes or shapes != [value.shape for value in self._values]:
             return None
         pairs = zip(self._values, now, strict=True)
         reads = [start_reading([_multiply(*pair)]) for pair in pairs]
