@@ -113,26 +113,23 @@ def of_peaks(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def of_trust(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return the ratios for each AdamW, and the memory as multiples of the weights."""
-    medians, memory = [], []
-    for kind, models in saved["bytes"].items():
-        lines = of(saved["results"], kind_of_adamw=kind)
-        for name in values(lines, "contender"):
-            label = name if kind in name else f"{kind}, {name}"
-            medians.append([label, *map(cell, of(lines, contender=name))])
-            memory.append(
-                [label, *(multiples(sizes, name) for sizes in models.values())]
-            )
-    return {
-        "TrustClip": [["", *models], *medians],
-        "TrustClip, memory": [["first step, later steps", *models], *memory],
-    }
+    """Return the ratios of time; and memory, with `TrustClip` and of AdamW alone."""
+    kinds = saved["bytes"]
+    rows = [["", *(f"{what}, {kind}" for kind in kinds for what in ("time", "memory"))]]
+    for model in values(saved["results"], "model"):
+        row = [model]
+        for kind, sizes in kinds.items():
+            lines = of(saved["results"], model=model, kind_of_adamw=kind)
+            names = lines[1]["contender"], lines[0]["contender"]
+            row.append(", ".join(map(cell, lines[1:])))
+            row.append(", ".join(multiple(sizes[model], name) for name in names))
+        rows.append(row)
+    return {"TrustClip": rows}
 
 
-def multiples(sizes: Mapping[str, int], name: str) -> str:
-    """Return what the first two steps allocate, in bytes of the weights."""
-    peaks = (sizes[f"{name}, {step} step"] for step in ("first", "second"))
-    return ", ".join(f"{peak / sizes['weights']:.2f}" for peak in peaks)
+def multiple(sizes: Mapping[str, int], name: str) -> str:
+    """Return what the first step allocates at its peak, in bytes of the weights."""
+    return f"{sizes[f'{name}, first step'] / sizes['weights']:.2f}"
 
 
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:

@@ -54,7 +54,7 @@ def test_a_script_stops_first_if_it_cannot_save(scripts, monkeypatch, capsys):
     [
         ("fused", "results", set()),
         ("share", "milliseconds", {"share", "fixed cost"}),
-        ("trust", "results", set()),
+        ("trust", "results", {"TrustClip"}),
         ("memory", "peak_bytes_of_torch_and_of_python", set()),
         ("growth", "steps", set()),
         ("fixed_cost", "microseconds", set()),
