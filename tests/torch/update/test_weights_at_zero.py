@@ -102,3 +102,12 @@ def test_the_level_is_reached_within_three_times_the_steps(make, optimizer, lr):
     assert 50 <= free < 2000  # the growth from 0 takes longer than a faster run
     bounded = count_steps(make, optimizer, lr, bounded=True, most=3 * free + 1)
     assert bounded <= 3 * free
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.2, 0.5])
+def test_at_any_high_rate_the_steps_are_as_many(lr):
+    """A step changes a weight by about 0.002 up to 0.2, then by 1 %."""
+    free = count_steps(Linear, torch.optim.SGD, lr, bounded=False, most=70)
+    bounded = count_steps(Linear, torch.optim.SGD, lr, bounded=True, most=300)
+    assert bounded == pytest.approx(210, rel=0.05)
+    assert bounded > 3 * free
