@@ -215,7 +215,7 @@ ROWS = {
         ValueError,
         "a parameter",
         "must be in one group",
-        r"got of shape \(2,\) in groups 0 and 1",
+        r"got one of shape \(2,\) in groups 0 and 1",
         "list it once",
     ),
     "an int tensor": Bad(
