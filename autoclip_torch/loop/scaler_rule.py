@@ -13,7 +13,6 @@ from autoclip_torch.step.amp import refuse_after_step
 _CLIPPERS = "autoclip_clippers"
 """The key of the clippers in the state that a `GradScaler` keeps until `update()`."""
 
-_SCALER_STEP = torch.amp.GradScaler.step.__code__
 _MOST_FRAMES = 16
 
 
@@ -66,7 +65,7 @@ class ScalerRule:
         Its state was that before `unscale_` when the clipper clipped.
         """
         scaled, self._scaled = self._scaled, None
-        scaler = _find_scaler(optimizer)
+        scaler = find_scaler(optimizer)
         if scaler is None or not scaler.is_enabled():  # that one keeps no states
             return False
         self._scalers[scaler] = weakref.ref(optimizer)
@@ -85,14 +84,19 @@ def _refuse_second_step(clipper: Any, states: Any) -> None:
         )
 
 
-def _find_scaler(optimizer: Optimizer) -> Any:
-    """Return the scaler whose `step` is calling that of the optimizer, or None."""
+def find_scaler(optimizer: Optimizer) -> Any:
+    """Return the scaler whose `step` is calling that of the optimizer, or None.
+
+    A subclass may have a `step` of its own.
+    """
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_MOST_FRAMES):
         if frame is None:
             break
-        if frame.f_code is _SCALER_STEP:
-            values = frame.f_locals
-            return values["self"] if values["optimizer"] is optimizer else None
+        if frame.f_code.co_name == "step":
+            values = frame.f_locals.values()
+            scaler = frame.f_locals.get("self")
+            if isinstance(scaler, torch.amp.GradScaler):
+                return scaler if any(each is optimizer for each in values) else None
         frame = frame.f_back
     return None

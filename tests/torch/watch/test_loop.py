@@ -84,6 +84,20 @@ def scaled(loop):
     loop.scaler.update()
 
 
+class Scaler(torch.amp.GradScaler):
+    """A scaler whose `step` does not call that of torch."""
+
+    def step(self, opt):
+        if self._per_optimizer_states[id(opt)]["stage"].name == "READY":
+            self.unscale_(opt)
+        opt.step()
+
+
+def scaled_by_a_subclass(loop):
+    loop.scaler.__class__ = Scaler
+    scaled(loop)
+
+
 def between_two_backward_passes(loop):
     loop.optimizer.zero_grad()
     loop.backward()
@@ -153,6 +167,7 @@ WRONG = {
     in_each_micro_batch: r"several times before each optimizer.step\(\)",
     twice: r"several times before each optimizer.step\(\)",
     scaled: "multiplied by the loss scale",
+    scaled_by_a_subclass: "multiplied by the loss scale",
 }
 
 
@@ -271,6 +286,11 @@ def unscaled_by_the_clipper(loop):
     loop.scaler.update()
 
 
+def unscaled_by_a_subclass(loop):
+    loop.scaler.__class__ = Scaler
+    unscaled_by_the_clipper(loop)
+
+
 def half_of_the_steps_scaled(loop):
     unscaled_by_the_clipper(loop)
     right(loop)
@@ -317,7 +337,7 @@ RIGHT = [
     *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
     *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
     *(strong_noise_after_the_clip, zeros_after_the_clip, no_gradient_after_the_clip),
-    a_second_clip,
+    *(a_second_clip, unscaled_by_a_subclass),
     *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
     *(frozen_in_the_next_step, in_a_closure, before_a_closure_without_gradients),
 ]
