@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.gradients.dtensor import get_local
+from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.unwrap import stepped_parameters
 
 from .backward_watch import choose_samples
@@ -75,9 +77,10 @@ class OtherModelCheck:
         self._cycles = self._cycles + 1 if is_same else 0
         if self._cycles < _CYCLES:
             return False
-        values, samples, is_trained = self._values, self._samples, self._is_trained()
+        values, samples = self._values, self._samples
+        is_used = self._is_trained() or self._shares_gradients()
         self.restart()
-        return values is not None and values.are_same(samples) and not is_trained
+        return values is not None and values.are_same(samples) and not is_used
 
     def find_copies(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return what the optimizers step in place of parameters of the clipper.
@@ -94,6 +97,11 @@ class OtherModelCheck:
     def _list_stepped(self) -> list[Tensor]:
         return [p for each in self._optimizers for p in stepped_parameters(each)]
 
+    def _shares_gradients(self) -> bool:
+        """Return whether the other optimizers use the gradients that are clipped."""
+        clipped = {_find_memory(p) for p in self._clipped if p.grad is not None}
+        return not clipped.isdisjoint(map(_find_memory, self._samples))
+
     def _copy_weights(self) -> list[Tensor]:
         return [read_values(p).clone() for p in self._watched]
 
@@ -105,6 +113,12 @@ class OtherModelCheck:
             and not any(torch.equal(each[: len(now)].to(now), now) for each in stepped)
             for before, now in zip(self._weights, self._copy_weights(), strict=True)
         )
+
+
+def _find_memory(parameter: Tensor) -> int:
+    """Return where the gradient of a parameter is stored; it may be a view."""
+    gradient = get_stored(get_local(parameter.grad))
+    return gradient.untyped_storage().data_ptr()
 
 
 def _are_similar(clipped: Sequence[Tensor], stepped: Sequence[Tensor]) -> bool:

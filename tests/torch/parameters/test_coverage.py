@@ -585,6 +585,26 @@ def masters_that_receive_clipped_gradients():
     train(model, clipper.step, step_masters)
 
 
+def masters_that_share_gradients(view=lambda gradient: gradient):
+    """As in A3C: the local model clips what the optimizer of the global one uses."""
+    model, shared = network(), network()
+    clipper, optimizer = clipper_of(model), sgd(shared)
+
+    def share():
+        for parameter, master in zip(
+            model.parameters(), shared.parameters(), strict=True
+        ):
+            master.grad = view(parameter.grad)
+
+    step = lambda: model.load_state_dict(shared.state_dict())  # noqa: E731
+    train(model, share, clipper.step, optimizer.step, step)
+    assert shared[0].weight.grad.norm() < 1.0
+
+
+def masters_with_views_of_gradients():
+    masters_that_share_gradients(lambda gradient: gradient[:])
+
+
 def twins_of_which_one_is_stepped_by_hand():
     """Both compute their gradients before the clip, and both are clipped."""
     first, second = network(), network()
@@ -737,6 +757,8 @@ SILENT = [
     swapped_with_its_clipper,
     one_of_two_models,
     masters_that_receive_clipped_gradients,
+    masters_that_share_gradients,
+    masters_with_views_of_gradients,
     twins_of_which_one_is_stepped_by_hand,
     a_layer_that_is_updated_more_often,
     a_twin_that_is_not_clipped,
