@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
+from autoclip_torch.loop.scaler_rule import refuse_other_unscaling
 from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
@@ -149,6 +150,7 @@ class ClippedOptimizer(OptimizerWrapper):
             refuse_scaler(self)
         if not torch.compiler.is_compiling():
             self.clipper._refuse_if_attached()
+            refuse_other_unscaling(self, unwrap(self.optimizer))
             swap = self.clipper._coverage.swap
             if swap is not None and swap.owner is not self._find_innermost():
                 self._register_clipper()  # the optimizer inside was replaced

@@ -109,7 +109,8 @@ class LoopCheck:
             self._warn(
                 "clipper.step() was called before the GradScaler had unscaled the "
                 "gradients, so it clipped gradients that are multiplied by the loss "
-                "scale; call clipper.step(scaler=scaler, optimizer=optimizer)"
+                "scale; call clipper.step(scaler=scaler, optimizer=optimizer), or "
+                "clipper.attach(optimizer) if a trainer unscales them"
             )
         if self._clipped is None:
             return None

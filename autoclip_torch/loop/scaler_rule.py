@@ -65,7 +65,7 @@ class ScalerRule:
         Its state was that before `unscale_` when the clipper clipped.
         """
         scaled, self._scaled = self._scaled, None
-        scaler = find_scaler(optimizer)
+        scaler = _find_scaler(optimizer)
         if scaler is None or not scaler.is_enabled():  # that one keeps no states
             return False
         self._scalers[scaler] = weakref.ref(optimizer)
@@ -84,7 +84,26 @@ def _refuse_second_step(clipper: Any, states: Any) -> None:
         )
 
 
-def find_scaler(optimizer: Optimizer) -> Any:
+def refuse_other_unscaling(wrapper: Optimizer, inner: Optimizer) -> None:
+    """Refuse a scaler that has unscaled the optimizer inside, and steps the wrapper.
+
+    It keeps a state for each of the two, so it has unscaled their gradients twice.
+
+    Raises:
+      RuntimeError: it has.
+    """
+    scaler = _find_scaler(wrapper)
+    if scaler is None or not scaler.is_enabled():
+        return
+    if id(inner) in scaler._per_optimizer_states:
+        raise RuntimeError(
+            "scaler.unscale_ must receive the optimizer that scaler.step receives, got "
+            "the optimizer inside it, so the gradients were divided by the loss scale "
+            "twice; give both the optimizer of as_optimizer()"
+        )
+
+
+def _find_scaler(optimizer: Optimizer) -> Any:
     """Return the scaler whose `step` is calling that of the optimizer, or None.
 
     A subclass may have a `step` of its own.

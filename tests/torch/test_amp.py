@@ -27,6 +27,21 @@ def backward(weight, optimizer, scaler, step, bad=OVERFLOWS):
     scaler.scale(weight @ torch.tensor([0.6, 0.8]) * size).backward()
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_scaler_that_unscales_the_optimizer_inside_is_refused(by_hand):
+    """It would unscale the gradients again when it steps the wrapper."""
+    weight, inner, clipper, scaler = make()
+    optimizer = NormClip.as_optimizer(inner, max_norm=1.0)
+    backward(weight, optimizer, scaler, 0)
+    if by_hand:
+        clipper.step(scaler=scaler, optimizer=inner)
+    else:
+        scaler.unscale_(inner)
+    with pytest.raises(RuntimeError, match="give both the optimizer of as_optimizer"):
+        scaler.step(optimizer)
+    torch.amp.GradScaler("cpu", enabled=False).step(optimizer)
+
+
 def window(clipper):
     state = clipper.state_dict()["states"][0]
     return state["ring"][0, : state["count"][0]].tolist()
