@@ -11,8 +11,9 @@ from .gradients.rows import Rows
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
+from .step.call_site import warn_if_before_sum
 from .step.check_transformers import Pair
-from .step.replicas import warn_if_before_sum
+from .step.clipped_pairs import ClippedPairs, LoopChecks
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")
@@ -58,8 +59,8 @@ class Clipper(PolicyClipper):
     (array([0.6, 0.8], dtype=float32), array([5.], dtype=float32))
     """
 
-    _is_placed = False
-    """Whether the first call was checked for its place, before or after the sum."""
+    _checks: LoopChecks | None = None
+    """The checks of the loop that calls it; None before the first call."""
 
     @without_autograph
     def __call__(self, grads_and_vars: Iterable[Pair]) -> list[Pair]:
@@ -80,9 +81,9 @@ class Clipper(PolicyClipper):
         [2.0]
         """
         pairs = list(grads_and_vars)
-        if not self._is_placed:
+        if self._checks is None:
             warn_if_before_sum(type(self).__name__)
-            self._is_placed = True
+            self._checks = LoopChecks(type(self).__name__)
         if not self.built:
             self.build([variable for _, variable in pairs])
         if not pairs and not self.built:
@@ -97,7 +98,7 @@ class Clipper(PolicyClipper):
         scaled = self._step(list(parts.values()), rows)
         for index, gradient in zip(parts, scaled, strict=True):
             pairs[index] = (gradient, pairs[index][1])
-        return pairs
+        return pairs if self.dry_run else ClippedPairs(pairs, self._checks)
 
     def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
         """Measure, decide and record; return the scaled gradients."""

@@ -65,7 +65,7 @@ class StandardClip(_Named):
 
     >>> weight, clip = keras.Variable([0.0]), StandardClip(1.0, history_length=32)
     >>> for norm in [1.0, 3.0, 10.0]:
-    ...     _ = clip([(keras.ops.array([norm]), weight)])
+    ...     [_] = clip([(keras.ops.array([norm]), weight)])
     >>> clip.decision.threshold
     array([3.4142137], dtype=float32)
     """

@@ -85,7 +85,7 @@ TESTS = {
     "autoclip_tf": "tf/gradients tf/layouts tf/clipper tf/scale_only",
     "autoclip_tf/callbacks.py": "tf/callbacks",
     "autoclip_tf/find_clippers.py": "tf/callbacks tf/legacy",
-    "autoclip_tf/clipper.py": "tf/clipper tf/faults",
+    "autoclip_tf/clipper.py": "tf/clipper tf/faults tf/loops",
     "autoclip_tf/legacy.py": "tf/legacy",
     "autoclip_tf/policy_clipper.py": "tf/clipper tf/update tf/faults",
     "autoclip_tf/trust.py": "tf/update tf/callbacks",
@@ -94,7 +94,7 @@ TESTS = {
     "autoclip_tf/gradients": "tf/gradients tf/layouts tf/clipper tf/scale_only "
     "tf/update",
     "autoclip_tf/state": "tf/resume tf/clipper",
-    "autoclip_tf/step": "tf/optimizers tf/update tf/resume",
+    "autoclip_tf/step": "tf/optimizers tf/update tf/resume tf/loops",
     "autoclip_jax": "jax/row_names jax/clipper jax/scale_only jax/arguments "
     "jax/find_threshold",
     "autoclip_jax/check_state.py": "jax/resume",

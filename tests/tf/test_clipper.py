@@ -83,7 +83,7 @@ def replayer(codes, mode):
         weight.assign(param_norms[None])
         decisions = []
         for clip in clippers:
-            clip([(norms[None], weight)])
+            [_] = clip([(norms[None], weight)])
             decisions.append(clip._state.read().decision)
         return [(decision.threshold, decision.scale) for decision in decisions]
 
@@ -531,7 +531,7 @@ def test_one_trace_serves_every_step():
 def test_a_tensorflow_checkpoint_restores_a_clipper(tmp_path):
     weight, clip = tf.Variable([0.0]), QuantileClip(0.5, history_length=3)
     for n in [1.0, 5.0, 2.0]:
-        clip([(tf.constant([n]), weight)])
+        [_] = clip([(tf.constant([n]), weight)])
     path = tf.train.Checkpoint(clipper=clip).save(tmp_path / "state")
     restored = QuantileClip(0.5, history_length=3)
     restored.build([weight])

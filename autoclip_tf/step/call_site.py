@@ -1,0 +1,87 @@
+"""Who calls a clipper: an optimizer, or a loop that may have the wrong gradients."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+
+import keras
+
+_OPTIMIZERS = ("autoclip_tf.step.optimizer_mixin", "tf_keras.src.optimizers")
+"""Modules of optimizers that call a clipper at the right place."""
+
+
+def warn_if_before_sum(name: str) -> None:
+    """Warn if a clipper is called in a replica function, and not by an optimizer.
+
+    There each replica has a part of the gradient. It would be clipped alone, by the
+    norm of its part.
+
+    Args:
+      name: the class of the clipper.
+    """
+    count = _count_replicas()
+    if count > 1 and not _is_called_by_optimizer():
+        warnings.warn(
+            f"{name} is called inside the replica function of a strategy with {count} "
+            "replicas: unless you have summed the gradients, each replica clips its "
+            "part alone; let the optimizer clip, which does it after the sum: "
+            "optimizer = clipper.as_optimizer(keras.optimizers.SGD(0.1)), then "
+            "optimizer.apply(gradients, variables)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_unscaled_later(name: str) -> None:
+    """Warn if the optimizer that receives the clipped gradients unscales them.
+
+    That optimizer reads the pairs, or belongs to the model whose `train_step` does.
+
+    Args:
+      name: the class of the clipper.
+    """
+    readers = (frame.f_locals.get("self") for frame in _list_frames())
+    owners = (r.optimizer if isinstance(r, keras.Model) else r for r in readers)
+    kind = keras.optimizers.Optimizer
+    optimizer = next((owner for owner in owners if isinstance(owner, kind)), None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        warnings.warn(
+            f"{name} clips gradients that a LossScaleOptimizer unscales after it, so "
+            "its norms are scaled ones; let the inner optimizer clip: "
+            "LossScaleOptimizer(clipper.as_optimizer(keras.optimizers.SGD(0.1)))",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def is_in_graph() -> bool:
+    """Return whether TensorFlow traces a graph, whose code runs once."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def _count_replicas() -> int:
+    """Return the number of replicas, if the caller is one of them; else 1."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else int(context.num_replicas_in_sync)
+
+
+def _list_frames() -> Iterator[FrameType]:
+    """Yield the frames of the callers, from the inside out."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        yield frame
+
+
+def _is_called_by_optimizer() -> bool:
+    modules = (frame.f_globals.get("__name__", "") for frame in _list_frames())
+    return any(module.startswith(_OPTIMIZERS) for module in modules)

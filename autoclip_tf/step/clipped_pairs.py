@@ -1,0 +1,94 @@
+"""The pairs that a clipper returns, and what a training loop does with them."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .call_site import is_in_graph, warn_if_unscaled_later
+from .check_transformers import Pair
+
+
+class LoopChecks:
+    """Warns, once each, about a loop that ignores the results of a clipper or clips
+    scaled gradients.
+
+    Args:
+      name: the class of the clipper.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start without a result."""
+        self._name = name
+        self._has_used_one = False
+        self._unused_in_a_row = 0
+
+    def count_use(self) -> None:
+        """Count a result that is read; check the reader of the first one."""
+        self._unused_in_a_row = 0
+        if not self._has_used_one:
+            self._has_used_one = True
+            warn_if_unscaled_later(self._name)
+
+    def count_unused(self) -> None:
+        """Count a result that nothing read; warn about the second in a row.
+
+        A single one can be that of a step that raised an error. The code of a graph
+        runs only once.
+        """
+        self._unused_in_a_row += 1
+        if self._unused_in_a_row == (1 if is_in_graph() else 2):
+            warnings.warn(
+                f"the pairs that {self._name} returned are not used, so the step is "
+                "not clipped: it changes nothing in place; write "
+                "optimizer.apply_gradients(clipper(pairs)), or let the optimizer clip: "
+                "clipper.as_optimizer(optimizer)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _reading(name: str) -> Any:
+    """Return a method of `list` that counts as a use of the pairs."""
+    method: Callable[..., Any] = getattr(list, name)
+
+    def read(self: "ClippedPairs", *arguments: Any) -> Any:
+        checks, self._checks = self._checks, None
+        if checks is not None:
+            checks.count_use()
+        return method(self, *arguments)
+
+    return read
+
+
+class ClippedPairs(list[Pair]):
+    """A list of pairs that reports whether it was read.
+
+    Args:
+      pairs: the pairs.
+      checks: receives the report; a copy that `tf.nest` makes has none.
+    """
+
+    def __init__(
+        self, pairs: Iterable[Pair] = (), checks: LoopChecks | None = None
+    ) -> None:
+        """Make the list."""
+        super().__init__(pairs)
+        self._checks = checks
+
+    __iter__ = _reading("__iter__")
+    __reversed__ = _reading("__reversed__")
+    __getitem__ = _reading("__getitem__")
+    __add__ = _reading("__add__")
+    __repr__ = _reading("__repr__")  # an interactive session shows it
+    copy = _reading("copy")
+    pop = _reading("pop")
+
+    def __radd__(self, others: list[Any]) -> list[Any]:
+        """Return a list of the others and these."""
+        return [*others, *self]
+
+    def __del__(self) -> None:
+        """Report if nothing read the pairs, unless the interpreter exits."""
+        if self._checks is not None and not sys.is_finalizing():
+            self._checks.count_unused()

@@ -1,0 +1,158 @@
+"""Loops as people write them, around a clipper that they call by hand."""
+
+import contextlib
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from autoclip_tf import NormClip
+
+KERNEL = [3.0, 4.0]
+
+
+def pairs_of(weight):
+    return [(tf.constant(KERNEL), weight)]
+
+
+def ignore(clip, optimizer, weight):
+    """tf2-gnn#23."""
+    pairs = pairs_of(weight)
+    clip(pairs)
+    optimizer.apply_gradients(pairs)
+
+
+def assign_and_ignore(clip, optimizer, weight):
+    pairs = pairs_of(weight)
+    clipped = clip(pairs)  # noqa: F841
+    optimizer.apply_gradients(pairs)
+
+
+def raise_between(clip, optimizer, weight):
+    """A step that raises an error does not use the pairs; the next step does."""
+    with contextlib.suppress(ArithmeticError):
+        pairs = clip(pairs_of(weight))
+        raise ArithmeticError
+    optimizer.apply_gradients(clip(pairs_of(weight)))
+    del pairs
+
+
+USES = {
+    "apply_gradients": lambda pairs, optimizer: optimizer.apply_gradients(pairs),
+    "zip": lambda pairs, optimizer: optimizer.apply(*zip(*pairs, strict=True)),
+    "list": lambda pairs, optimizer: optimizer.apply_gradients(list(pairs)),
+    "for": lambda pairs, optimizer: [optimizer.apply([g], [v]) for g, v in pairs],
+    "index": lambda pairs, optimizer: optimizer.apply([pairs[0][0]], [pairs[0][1]]),
+    "slice": lambda pairs, optimizer: optimizer.apply_gradients(pairs[:]),
+    "two parts": lambda pairs, optimizer: optimizer.apply_gradients(pairs + []),  # noqa: RUF005
+    "after others": lambda pairs, optimizer: optimizer.apply_gradients([] + pairs),  # noqa: RUF005
+    "pop": lambda pairs, optimizer: optimizer.apply_gradients([pairs.pop()]),
+    "copy": lambda pairs, optimizer: optimizer.apply_gradients(pairs.copy()),
+    "reversed": lambda pairs, optimizer: optimizer.apply_gradients(reversed(pairs)),
+    "nest": lambda pairs, optimizer: optimizer.apply([tf.nest.flatten(pairs)[0]]),
+    "an interactive session": lambda pairs, optimizer: repr(pairs),
+}
+
+
+def run(step, clip, is_graph=False, optimizer=None):
+    """Return the texts of the warnings in three steps, and their number."""
+    weight = keras.Variable([0.0, 0.0])
+    optimizer = optimizer or keras.optimizers.SGD(1.0)
+    optimizer.build([weight])
+    if not clip.built:
+        clip.build([weight])
+
+    def call():
+        step(clip, optimizer, weight)
+
+    call = tf.function(call, autograph=is_graph == "autograph") if is_graph else call
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
+        for _ in range(3):
+            call()
+    return [str(each.message) for each in caught], clip.metrics()["clip/steps"]
+
+
+@pytest.mark.parametrize("step", [ignore, assign_and_ignore])
+@pytest.mark.parametrize("is_graph", [False, True, "autograph"])
+def test_a_loop_that_ignores_the_clipped_pairs_is_a_warning(step, is_graph):
+    [text], count = run(step, NormClip(1.0), is_graph)
+    assert "the pairs that NormClip returned are not used" in text
+    assert "optimizer.apply_gradients(clipper(pairs))" in text
+    assert count == 3
+
+
+@pytest.mark.parametrize("name", USES)
+def test_pairs_that_are_used_in_any_way_are_no_warning(name):
+    def step(clip, optimizer, weight):
+        USES[name](clip(pairs_of(weight)), optimizer)
+
+    for is_graph in (False, True) if name in ("zip", "for") else (False,):
+        assert run(step, NormClip(1.0), is_graph) == ([], 3)
+
+
+def test_a_dry_run_and_a_step_that_raises_an_error_are_no_warnings():
+    assert run(ignore, NormClip(1.0, dry_run=True)) == ([], 3)
+    assert run(raise_between, NormClip(1.0)) == ([], 6)
+
+
+class Trainer(keras.Model):
+    """A model whose `train_step` calls a clipper, and steps with an optimizer."""
+
+    def __init__(self, clip, stepped=None):
+        super().__init__()
+        self.clip, self.stepped, self.layer = clip, stepped, keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.layer(x)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.optimizer.scale_loss(tf.reduce_mean(self(data[0]) ** 2))
+        variables = self.trainable_variables
+        pairs = self.clip(zip(tape.gradient(loss, variables), variables, strict=True))
+        if self.stepped is None:
+            self.optimizer.apply([gradient for gradient, _ in pairs], variables)
+        else:
+            self.stepped.apply_gradients(pairs)
+        return {"loss": loss}
+
+
+def fit(optimizer, stepped=None):
+    """Return the warnings in a `fit` whose `train_step` clips by hand."""
+    clip = NormClip(1.0)
+    model = Trainer(clip, stepped)
+    model.compile(optimizer, run_eagerly=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, verbose=0)
+    texts = [str(each.message) for each in caught]
+    return [text for text in texts if "NormClip" in text]
+
+
+def scaled(inner):
+    return keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
+
+
+def test_a_clip_of_gradients_that_are_unscaled_later_is_a_warning():
+    """keras#19479."""
+
+    def use(clip, optimizer, weight):
+        optimizer.apply_gradients(clip(pairs_of(weight)))
+
+    sgd = keras.optimizers.SGD
+    by_hand, _ = run(use, NormClip(1.0), optimizer=scaled(sgd(1.0)))
+    for [text] in (by_hand, fit(scaled(sgd(1.0)))):
+        assert "NormClip clips gradients that a LossScaleOptimizer unscales" in text
+        assert "LossScaleOptimizer(clipper.as_optimizer(" in text
+    inside, _ = run(
+        lambda clip, optimizer, weight: optimizer.apply_gradients(pairs_of(weight)),
+        clip := NormClip(1.0),
+        optimizer=scaled(clip.as_optimizer(sgd(1.0))),
+    )
+    assert not inside
+    assert not fit(sgd(1.0))
+    assert not fit(scaled(sgd(1.0)), sgd(1.0))  # steps with an optimizer of its own
