@@ -87,13 +87,10 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
         """Add the metrics to the logs, which the next callbacks receive."""
         if logs is None:
             return
-        clippers = self._clippers
-        for names, group in (
-            (NAMES, [each for each in clippers if not each.clips_update]),
-            (UPDATE_NAMES, [each for each in clippers if each.clips_update]),
-        ):
-            for index, clipper in enumerate(group):
-                number = f"{index}/" if len(group) > 1 else ""
+        for names, clips_update in ((NAMES, False), (UPDATE_NAMES, True)):
+            clippers = [c for c in self._clippers if c.clips_update == clips_update]
+            for index, clipper in enumerate(clippers):
+                number = f"{index}/" if len(clippers) > 1 else ""
                 metrics = clipper.metrics()
                 for name in names:
                     logs[name.replace("/", f"/{number}", 1)] = metrics[name]

@@ -127,8 +127,8 @@ class AGC(_Named):
         if self.scope != "unit" and (rule != "unit" or axes):
             name, value = ("rule", rule) if rule != "unit" else ("axes", axes)
             way_out = "it defines a unit; leave out this argument, or the scope"
-            given = f'given only at scope "unit", not at {self.scope!r}'
-            raise ValueError(format_error(name, given, value, way_out))
+            rule = f'given only at scope "unit", not at {self.scope!r}'
+            raise ValueError(format_error(name, rule, value, way_out))
 
     def _arguments(self) -> dict[str, Any]:
         axes = {pattern: list(over) for pattern, over in self._axes.by_path.items()}

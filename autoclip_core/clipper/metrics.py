@@ -109,23 +109,26 @@ def was_observed(decision: Decision) -> Array:
 def compute_totals(
     decision: Decision, xp: XP = np, *, norm: str = "l2", sizes: Array = None
 ) -> Totals:
-    """Return the norm of all rows as one row; for the arguments see `compute_metrics`.
+    """Return the norm of all rows as one row.
 
     Rows that are not finite are left out. If no other row was observed, the norm is
     NaN.
+
+    Args:
+      decision: the decision of a step.
+      xp: the array namespace; it must also have `max`.
+      norm: the norm of each row, as in `combine_norms`.
+      sizes: with "rms", the number of elements of each row, shape (rows,).
     """
     measured = was_observed(decision) & decision.finite
     has_no_norm = xp.any(~decision.finite) & ~xp.any(measured)
     norms = xp.where(measured, decision.norm, 0.0)
     sizes = None if sizes is None else xp.where(measured, sizes, 0.0)
-    return Totals(
-        *(
-            xp.where(
-                has_no_norm, float("nan"), combine_norms(n, norm, sizes=sizes, xp=xp)
-            )
-            for n in (norms, norms * decision.scale)
-        )
+    before_and_after = (
+        combine_norms(n, norm, sizes=sizes, xp=xp)
+        for n in (norms, norms * decision.scale)
     )
+    return Totals(*(xp.where(has_no_norm, float("nan"), n) for n in before_and_after))
 
 
 def compute_metrics(
@@ -133,8 +136,6 @@ def compute_metrics(
     tally: Tally,
     xp: XP = np,
     *,
-    norm: str = "l2",
-    sizes: Array = None,
     totals: Totals | None = None,
 ) -> dict[str, Array]:
     """Return the metrics of the last step and of the run, each a number.
@@ -157,13 +158,10 @@ def compute_metrics(
       decision: the last decision.
       tally: the counts of the run, including this decision.
       xp: the array namespace, as in `decide`; it must also have `sort` and `max`.
-      norm: the norm of each row, as in `combine_norms`.
-      sizes: with "rms", the number of elements of each row, shape (rows,).
-      totals: the result of `compute_totals` if it is known; norm and sizes are then
-        not used.
+      totals: the result of `compute_totals`; by default that of l2 norms.
     """
     observed = was_observed(decision)
-    total, total_after = totals or compute_totals(decision, xp, norm=norm, sizes=sizes)
+    total, total_after = totals or compute_totals(decision, xp)
     is_zero = total == 0
     scale = xp.where(is_zero, 1.0, total_after) / xp.where(is_zero, 1.0, total)
     return {

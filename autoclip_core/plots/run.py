@@ -97,35 +97,30 @@ def draw_marks(axes: Any, steps: Array, has_several_rows: bool, end: float) -> N
     norms, finite = steps["norm"], np.isfinite(steps["norm"])
     label = "half the rows clipped" if has_several_rows else "clipped"
     heights = np.where(finite & (steps["clipped"] >= 0.5), norms, np.nan)
-    draw_mark(axes, steps, heights, end, "o", ORANGE, label=label, ms=3)
+    draw_mark(axes, steps, heights, end, marker="o", color=ORANGE, label=label, ms=3)
     label = "a row dropped" if has_several_rows else "dropped"
     heights = np.where(finite & steps["dropped"], norms, np.nan)
-    draw_mark(axes, steps, heights, end, "D", GREEN, label=label, ms=5, zorder=4)
+    style = {"marker": "D", "color": GREEN, "label": label, "ms": 5, "zorder": 4}
+    draw_mark(axes, steps, heights, end, **style)
     edge = {"transform": axes.get_xaxis_transform()}
     heights = np.where(steps["finite"], np.nan, 0.97)
-    style = {"label": "non-finite", "ms": 7, "mew": 1.8, **edge}
-    draw_mark(axes, steps, heights, end, "x", PURPLE, **style)
+    style = {"marker": "x", "color": PURPLE, "label": "non-finite", "ms": 7, "mew": 1.8}
+    draw_mark(axes, steps, heights, end, **style, **edge)
     is_tiny = finite & (norms < axes.get_ylim()[0])
-    style = {"label": "0 or below the axis", "ms": 5, **edge}
-    draw_mark(axes, steps, np.where(is_tiny, 0.02, np.nan), end, "v", BLUE, **style)
+    heights = np.where(is_tiny, 0.02, np.nan)
+    style = {"marker": "v", "color": BLUE, "label": "0 or below the axis", "ms": 5}
+    draw_mark(axes, steps, heights, end, **style, **edge)
 
 
 def draw_mark(
-    axes: Any,
-    steps: Array,
-    heights: Array,
-    end: float,
-    shape: str,
-    color: str,
-    **style: Any,
+    axes: Any, steps: Array, heights: Array, end: float, **style: Any
 ) -> None:
     """Draw a mark at each height that is not NaN; without a mark there is no label."""
     width = choose_width(end, COLUMNS)
     x, _, _, highest = reduce_to_columns(steps["step"], heights, width)
     is_marked = ~np.isnan(highest)
     if is_marked.any():
-        style |= {"marker": shape, "color": color, "linestyle": "none"}
-        axes.plot(x[is_marked], highest[is_marked], **style)
+        axes.plot(x[is_marked], highest[is_marked], linestyle="none", **style)
 
 
 def draw_rate(axes: Any, steps: Array, end: float, label: str) -> None:

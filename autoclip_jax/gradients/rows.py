@@ -135,8 +135,8 @@ class Scope:
         return parameters, names
 
     def _assign_groups(self, tree: Any) -> tuple[list[ParameterRows], list[str]]:
-        given = self.labels(tree) if callable(self.labels) else self.labels
-        leaf_labels = _label_leaves(given, tree)
+        labels = self.labels(tree) if callable(self.labels) else self.labels
+        leaf_labels = _label_leaves(labels, tree)
         # 1 and "1" are two labels. A None, which has no gradient, may have no label.
         unique = {label for label in leaf_labels if label is not None}
         labels = sorted(unique, key=lambda label: (str(label), repr(label)))

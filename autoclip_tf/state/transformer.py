@@ -101,8 +101,8 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         """
         decision, tally, _ = self._read_numpy()
         rows = self._built_rows()
-        norm: Any = {"norm": rows.norm, "sizes": rows.sizes}
-        numbers = metrics.compute_metrics(decision, tally, **norm)
+        totals = metrics.compute_totals(decision, norm=rows.norm, sizes=rows.sizes)
+        numbers = metrics.compute_metrics(decision, tally, totals=totals)
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         return {name: float(value) for name, value in numbers.items()}

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.metrics import compute_metrics, compute_row_metrics
+from autoclip_core.clipper.metrics import (
+    compute_metrics,
+    compute_row_metrics,
+    compute_totals,
+)
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
@@ -220,7 +224,8 @@ class Observer(BaseClipper, ParameterSurgery):
         stepper.callbacks.flush()
         decision, tally, losses = states.read()
         stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
-        numbers = compute_metrics(decision, tally, **states.describe_norm()) | losses
+        totals = compute_totals(decision, **states.describe_norm())
+        numbers = compute_metrics(decision, tally, totals=totals) | losses
         if per_row:
             numbers |= compute_row_metrics(states.rows.names, decision, tally)
         metrics = {name: float(value) for name, value in numbers.items()}

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip_core import Fixed, decide
-from autoclip_core.clipper.metrics import compute_metrics, count_step, empty_tally
+from autoclip_core.clipper.metrics import (
+    compute_metrics,
+    compute_totals,
+    count_step,
+    empty_tally,
+)
 from autoclip_core.clipper.norms import NORMS, check_norm, combine_norms, to_rms
 
 FORMULAS = {
@@ -59,7 +64,8 @@ def test_the_metrics_are_those_of_one_row_of_everything(norm):
     _, decision = decide(policy, state, norms, observed=observed)
     counts = np.float32([len(part) for part in parts])
     tally = count_step(empty_tally(6), decision)
-    metrics = compute_metrics(decision, tally, norm=norm, sizes=counts)
+    totals = compute_totals(decision, norm=norm, sizes=counts)
+    metrics = compute_metrics(decision, tally, totals=totals)
     pairs = zip(parts[:4], decision.scale, strict=False)
     before = FORMULAS[norm](np.concatenate(parts[:4]))
     after = FORMULAS[norm](np.concatenate([scale * part for part, scale in pairs]))
