@@ -49,7 +49,8 @@ trainers: .venv/.trainers  ## test with TRL, PEFT, DeepSpeed and other optimizer
 	OMP_NUM_THREADS=1 AUTOCLIP_TEST=core,torch,trainers \
 	  .venv/trainers/bin/python -m pytest -W default tests/trainers --durations=5
 
-BENCHMARKS := share run fixed_cost fused trust memory growth jax_steps keras_steps gpu
+BENCHMARKS := share run fixed_cost fused trust memory growth jax_steps keras_steps startup \
+  gpu
 
 # The last line that it prints is the command that writes tables and picture into docs.
 bench: .venv/.bench  ## compare the clippers' times with the frameworks'; results in build/bench

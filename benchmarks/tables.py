@@ -181,6 +181,17 @@ def _with_share(line: Line | None) -> str:
     return "" if line is None else f"{cell(line)}, {line['share']:.0%}"
 
 
+def of_startup(saved: Mapping[str, Any]) -> dict[str, Rows]:
+    """Return the milliseconds of each import and command."""
+    rows = [["milliseconds", "median", "quartiles", "garbage collection"]]
+    for name, took in saved["results"].items():
+        low, median, high = (took["itself"][key] for key in ("low", "median", "high"))
+        collected = took.get("collections", {}).get("median")
+        cells = f"{median:.0f}", f"{low:.0f} to {high:.0f}"
+        rows.append([name, *cells, "" if collected is None else f"{collected:.0f}"])
+    return {"startup": rows}
+
+
 MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
     "run": of_run,
     "share": of_shares,
@@ -192,6 +203,7 @@ MAKERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Rows]]] = {
     "jax_steps": of_jax,
     "keras_steps": of_keras,
     "gpu": of_gpu,
+    "startup": of_startup,
 }
 """By the script that saved the numbers; others print what they found by themselves."""
 

@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array = np.ndarray[Any, Any]
 """A NumPy array, in all files about logs and series of norms."""
 
 

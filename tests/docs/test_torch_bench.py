@@ -59,6 +59,7 @@ def test_a_script_stops_first_if_it_cannot_save(scripts, monkeypatch, capsys):
         ("growth", "steps", set()),
         ("fixed_cost", "microseconds", set()),
         ("log_cost", "microseconds_per_record", set()),
+        ("startup", "results", {"startup"}),
     ],
 )
 def test_every_script_has_a_trial_and_saves_its_numbers(

@@ -9,12 +9,21 @@ import optax
 import pytest
 
 from autoclip_core import Fixed
-from autoclip_jax import clip_by_param_ratio, clip_by_policy, trust_clip
+from autoclip_jax import (
+    clip_by_param_ratio,
+    clip_by_policy,
+    clip_by_quantile,
+    trust_clip,
+)
 
 CLIPPERS = {
     "global": clip_by_policy(Fixed(1.0), scope="global"),
     "parameter": clip_by_policy(Fixed(1.0)),
     "unit": clip_by_policy(Fixed(1.0), scope="unit"),
+    "labels, window": clip_by_quantile(
+        labels=lambda leaves: [0, 1] * (len(leaves) // 2)
+    ),
+    "parameter, window": clip_by_quantile(),
     "AGC": clip_by_param_ratio(),
     "trust": trust_clip(optax.sgd(0.1)),
 }
@@ -46,6 +55,8 @@ def count_operations(tx, count):
         ("global", 17, 1),
         ("parameter", 22, 2),
         ("unit", 22, 1),
+        ("labels, window", 17, 1),
+        ("parameter, window", 22, 2),
         ("AGC", 26, 1),
         ("trust", 46, 3),
     ],

@@ -28,10 +28,14 @@ LAZY = {
     ("autoclip_core", "files/formats/event_rows.py"): {"tensorboard"},
     ("autoclip_core", "cli/rich_output.py"): {"rich"},
 }
-FRAMEWORKS = {
-    *("torch", "tensorflow", "keras", "jax", "optax", "matplotlib", "tensorboard"),
-    "rich",
+SLOW = {
+    *("asyncio", "concurrent", "ctypes.util", "decimal", "difflib", "doctest", "email"),
+    *("fractions", "http", "importlib.metadata", "logging", "multiprocessing", "pdb"),
+    *("pydoc", "socket", "sqlite3", "ssl", "statistics", "subprocess", "tarfile"),
+    *("unittest", "urllib.request", "uuid", "xml", "numpy.ma", "numpy.typing"),
+    *("torch._dynamo", "torch._inductor", "triton"),
 }
+"""Modules that are slow to import; the compiler of torch and Triton take a second."""
 
 
 def folder(package):
@@ -143,9 +147,17 @@ def test_the_reader_lets_an_allowed_import_pass(package, file, source):
     assert violations(package, file, source) == []
 
 
-def frameworks_loaded_by(statement, cwd):
-    """The frameworks that a fresh interpreter has loaded after `statement`."""
-    probe = f"import sys; {statement}; print(*{FRAMEWORKS!r}.intersection(sys.modules))"
+def slow_modules_loaded_by(module, cwd):
+    """The forbidden packages and the slow modules that a new process loads for it."""
+    package = module.partition(".")[0]
+    allowed = {package, *MAY_IMPORT[package]}
+    first = sorted(MAY_IMPORT[package] - {"autoclip_core"})
+    probe = (
+        f"import sys, {', '.join(first)}; before = set(sys.modules)\n"
+        f"import {module}; new = set(sys.modules) - before\n"
+        "packages = {name.partition('.')[0] for name in new}\n"
+        f"print(*packages - {allowed!r} - sys.stdlib_module_names, *new & {SLOW!r})"
+    )
     run = subprocess.run(
         [sys.executable, "-c", probe],
         cwd=cwd,
@@ -156,30 +168,24 @@ def frameworks_loaded_by(statement, cwd):
     return set(run.stdout.split())
 
 
-def test_core_loads_no_framework(tmp_path):
-    assert frameworks_loaded_by("import autoclip_core", tmp_path) == set()
+@pytest.mark.parametrize(
+    "module",
+    [
+        "autoclip_core.cli.main",
+        pytest.param("autoclip_torch", marks=pytest.mark.needs("torch")),
+    ],
+)
+def test_no_framework_and_no_slow_module_is_loaded(module, tmp_path):
+    assert slow_modules_loaded_by(module, tmp_path) == set()
 
 
-def test_the_probe_reports_a_framework_that_core_would_load(tmp_path):
+def test_the_probe_reports_what_core_would_load(tmp_path):
     # A copy of core that imports torch late, and a torch.py for it to find.
     shutil.copytree(folder("autoclip_core"), tmp_path / "autoclip_core")
     with (tmp_path / "autoclip_core" / "__init__.py").open("a") as init:
-        init.write("\ndef _late():\n    import torch\n\n_late()\n")
+        init.write("\ndef _late():\n    import torch, uuid\n\n_late()\n")
     (tmp_path / "torch.py").touch()
-    assert frameworks_loaded_by("import autoclip_core", tmp_path) == {"torch"}
-
-
-@pytest.mark.needs("torch")
-def test_the_torch_package_loads_no_compiler():
-    """The compiler of torch takes a second to import, and so does Triton."""
-    probe = (
-        "import sys, autoclip_torch\n"
-        "print(*{'torch._dynamo', 'triton'}.intersection(sys.modules))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == ""
+    assert slow_modules_loaded_by("autoclip_core", tmp_path) == {"torch", "uuid"}
 
 
 @pytest.mark.parametrize(
