@@ -1,4 +1,4 @@
-"""Time the first second: the import of each adapter, and two commands.
+"""CPU time of the first second: the import of each adapter, and two commands.
 
 Run it as `python benchmarks/startup.py`; `--help` lists the options. Each import and
 each command runs in processes of its own. The import of the framework is not counted.
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ ROWS = 10**6
 TIMED_IMPORT = """
 import {framework}
 import gc, time
-times, now = [], time.perf_counter
+times, now = [], time.process_time
 gc.callbacks.append(lambda phase, about: times.append(now()))
 start = now()
 import {adapter}
@@ -59,12 +59,17 @@ def time_import(adapter: str, rounds: int) -> dict[str, Any]:
 
 def time_command(rounds: int, *arguments: str) -> dict[str, Any]:
     """Return the milliseconds of a command."""
-    times = []
+    times = [_children_seconds()]
     for _ in range(rounds):
-        start = time.perf_counter()
         run("-m", "autoclip_core", *arguments)
-        times.append(1e3 * (time.perf_counter() - start))
-    return {"itself": spread(times)._asdict()}
+        times.append(_children_seconds())
+    return {"itself": spread([1e3 * (b - a) for a, b in pairwise(times)])._asdict()}
+
+
+def _children_seconds() -> float:
+    """Return the CPU time of all processes that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def write_norms(path: Path, rows: int) -> None:

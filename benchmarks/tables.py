@@ -40,11 +40,15 @@ def of_run(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def ratios(lines: Sequence[Line]) -> Rows:
-    """Return the ratios of the contenders on the page, a column per model."""
+    """Return the ratios of the contenders on the page, a column per model.
+
+    Quartiles are in brackets.
+    """
     models = values(lines, "model")
     rows = [["", *models]]
     for name in shown(values(lines, "contender")):
-        cells = {line["model"]: cell(line) for line in of(lines, contender=name)}
+        of_name = of(lines, contender=name)
+        cells = {line["model"]: with_quartiles(line) for line in of_name}
         rows.append([name, *(cells.get(model, "") for model in models)])
     return rows
 
@@ -60,6 +64,12 @@ def cell(line: Line) -> str:
     if low == high == 1:
         return f"{line['milliseconds']['median']:.2f}\N{NO-BREAK SPACE}ms"
     return f"{median:.2f}"
+
+
+def with_quartiles(line: Line) -> str:
+    """Return the median ratio and its quartiles, if it is not the reference."""
+    low, high = line["ratio"]["low"], line["ratio"]["high"]
+    return cell(line) if low == high == 1 else f"{cell(line)} ({low:.2f}–{high:.2f})"
 
 
 def of_shares(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -133,8 +143,12 @@ def multiple(sizes: Mapping[str, int], name: str) -> str:
 
 
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return ratios, times to compile, also as ratios, and the shares of a step."""
-    lines, compiling = saved["results"], saved["seconds_to_compile"]
+    """Return ratios, times to compile, also as ratios, and the shares of a step.
+
+    Models without shares are only compiled for the page.
+    """
+    compiling, shares = saved["seconds_to_compile"], saved["shares"]
+    lines = [line for line in saved["results"] if line["model"] in shares]
     names = dict.fromkeys(name for times in compiling.values() for name in times)
     reference = next(iter(names))
     rows = [["", *compiling]]
@@ -152,7 +166,7 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
         f"JAX, {to}": ratios(of(lines, regime=to)) for to in values(lines, "regime")
     }
     tables["JAX, time to compile"] = rows
-    return tables | share_tables("JAX", saved["shares"])
+    return tables | share_tables("JAX", shares)
 
 
 def of_keras(saved: Mapping[str, Any]) -> dict[str, Rows]:
@@ -182,8 +196,8 @@ def _with_share(line: Line | None) -> str:
 
 
 def of_startup(saved: Mapping[str, Any]) -> dict[str, Rows]:
-    """Return the milliseconds of each import and command."""
-    rows = [["milliseconds", "median", "quartiles", "garbage collection"]]
+    """Return the CPU milliseconds of each import and command."""
+    rows = [["CPU milliseconds", "median", "quartiles", "garbage collection"]]
     for name, took in saved["results"].items():
         low, median, high = (took["itself"][key] for key in ("low", "median", "high"))
         collected = took.get("collections", {}).get("median")
