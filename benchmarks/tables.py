@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from layout import Rows, seconds, size, spaced
-from shares import share_tables
+from shares import SMALLEST, share_tables
 
 Line = Mapping[str, Any]
 """One contender on one model; `timing.compare` makes it."""
@@ -145,10 +145,10 @@ def multiple(sizes: Mapping[str, int], name: str) -> str:
 def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return ratios, times to compile, also as ratios, and the shares of a step.
 
-    Models without shares are only compiled for the page.
+    Of models without shares, the page has only the time to compile.
     """
     compiling, shares = saved["seconds_to_compile"], saved["shares"]
-    lines = [line for line in saved["results"] if line["model"] in shares]
+    lines = [line for line in large(saved["results"]) if line["model"] in shares]
     names = dict.fromkeys(name for times in compiling.values() for name in times)
     reference = next(iter(names))
     rows = [["", *compiling]]
@@ -171,8 +171,13 @@ def of_jax(saved: Mapping[str, Any]) -> dict[str, Rows]:
 
 def of_keras(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the ratios to `global_clipnorm`, and the shares of a step."""
-    tables = {"Keras": ratios(saved["results"])}
+    tables = {"Keras": ratios(large(saved["results"]))}
     return tables | share_tables("Keras", saved["shares"])
+
+
+def large(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines of models whose step takes longer than a fixed cost."""
+    return [line for line in lines if line["model"] != SMALLEST]
 
 
 def of_gpu(saved: Mapping[str, Any]) -> dict[str, Rows]:
