@@ -202,12 +202,13 @@ def _with_share(line: Line | None) -> str:
 
 def of_startup(saved: Mapping[str, Any]) -> dict[str, Rows]:
     """Return the CPU milliseconds of each import and command."""
-    rows = [["CPU milliseconds", "median", "quartiles", "garbage collection"]]
+    rows = [["CPU milliseconds", "median", "garbage collection"]]
     for name, took in saved["results"].items():
-        low, median, high = (took["itself"][key] for key in ("low", "median", "high"))
-        collected = took.get("collections", {}).get("median")
-        cells = f"{median:.0f}", f"{low:.0f} to {high:.0f}"
-        rows.append([name, *cells, "" if collected is None else f"{collected:.0f}"])
+        medians = [
+            took[part]["median"] if part in took else None
+            for part in ("itself", "collections")
+        ]
+        rows.append([name, *("" if ms is None else f"{ms:.0f}" for ms in medians)])
     return {"startup": rows}
 
 
