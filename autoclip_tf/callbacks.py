@@ -1,5 +1,6 @@
 """Add the clip statistics to the logs and the history of `fit`."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     of `clippers_of(model)`. The metrics of updates are `clip/update_norm` and so on.
     With several rows, `clip/update_norm` is the norm of all as one row: in `TrustClip`,
     the root mean square of all elements. It works in the `fit` of Keras 3 and of
-    tf_keras.
+    tf_keras. A clipper that took no step in an epoch is a `RuntimeWarning`.
 
     Args:
       clippers: a clipper, or a list of clippers, in the order of their numbers; by
@@ -65,6 +66,7 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._given = None if clippers is None else _check_clippers(clippers)
         self._clippers: list[PolicyClipper] = []
+        self._steps: dict[PolicyClipper, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the clippers of the model, unless they were given.
@@ -82,18 +84,44 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
                 "or ClipLogger(clippers)"
             )
         self._clippers = list(split_pairs(clippers))
+        self._steps = {
+            each: _get_steps(each.metrics()) for each in self._clippers if each.built
+        }
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Add the metrics to the logs, which the next callbacks receive."""
         if logs is None:
             return
+        steps: dict[PolicyClipper, float] = {}
         for names, clips_update in ((NAMES, False), (UPDATE_NAMES, True)):
             clippers = [c for c in self._clippers if c.clips_update == clips_update]
             for index, clipper in enumerate(clippers):
                 number = f"{index}/" if len(clippers) > 1 else ""
                 metrics = clipper.metrics()
+                steps[clipper] = _get_steps(metrics)
                 for name in names:
                     logs[name.replace("/", f"/{number}", 1)] = metrics[name]
+        self._warn_if_idle(steps)
+        self._steps = steps
+
+    def _warn_if_idle(self, steps: dict[PolicyClipper, float]) -> None:
+        """Warn if a clipper took no step since the last epoch."""
+        for clipper, count in steps.items():
+            if count == self._steps.get(clipper, 0.0):
+                warnings.warn(
+                    f"{type(clipper).__name__} took no step in this epoch, so its "
+                    f"logged norm is an old one, after {count:.0f} steps; was the "
+                    "model compiled with another optimizer, or does its train_step not "
+                    "call optimizer.apply(gradients, variables)?",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return
+
+
+def _get_steps(metrics: dict[str, float]) -> float:
+    """Return the number of steps that a clipper has taken."""
+    return metrics.get("clip/update_steps", metrics.get("clip/steps", 0.0))
 
 
 def _check_clippers(clippers: Any) -> list[AnyClipper]:

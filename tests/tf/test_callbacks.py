@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ def fit(optimizer, callbacks, epochs=3):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(32, 4)).astype("float32")
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model = make_model()
     model.compile(optimizer, loss="mse", run_eagerly=True, jit_compile=False)
     y = x.sum(1, keepdims=True)
     settings = {"batch_size": 8, "epochs": epochs, "verbose": 0, "shuffle": False}
@@ -151,6 +152,59 @@ def test_the_clippers_of_a_gan_are_logged():
         metrics = clipper.metrics()
         assert metrics["clip/steps"] == 4
         assert history[f"clip/{number}/norm"][-1] == metrics["clip/norm"] > 0
+
+
+def make_model():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+
+
+class StepsByVariable(keras.Model):
+    """Its `train_step` calls the rule of the optimizer for each variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = self.add_weight(shape=(1,))
+
+    def train_step(self, data):
+        self.optimizer.update_step(tf.constant([1.0]), self.weight, tf.constant(0.1))
+        return {"loss": 0.0}
+
+
+class CompileAgain(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.compile(keras.optimizers.SGD(0.01), run_eagerly=True, loss="mse")
+            self.model.make_train_function(force=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "callbacks", "steps"),
+    [
+        (StepsByVariable, [], [0, 0]),  # tensorflow#45146
+        (make_model, [CompileAgain()], [2]),  # keras#13368
+        (make_model, [], []),
+    ],
+)
+@pytest.mark.parametrize("clip", [NormClip(1.0), TrustClip()])
+def test_an_epoch_without_a_clipped_step_is_a_warning(make, callbacks, steps, clip):
+    clip = type(clip).from_config(clip.get_config())
+    model = make()
+    optimizer = SGD(0.01, gradient_transformers=[clip])
+    model.compile(optimizer, run_eagerly=True, loss="mse")
+    optimizer.build(model.trainable_variables)
+    settings = {"batch_size": 2, "epochs": 2, "verbose": 0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(
+            np.ones((4, 4)),
+            np.ones((4, 1)),
+            callbacks=[*callbacks, ClipLogger()],
+            **settings,
+        )
+    texts = [str(w.message) for w in caught if "took no step" in str(w.message)]
+    assert len(texts) == len(steps)
+    for text, count in zip(texts, steps, strict=True):
+        assert f"after {count} steps" in text
 
 
 def bound():
