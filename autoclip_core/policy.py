@@ -13,7 +13,7 @@ policy uses nothing else: no branch on data, no write in place, no `float()`.
 """
 
 from dataclasses import fields, is_dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,11 +36,16 @@ NAMESPACE_NAMES = tuple(
 State = TypeVar("State")
 
 
+class NoState(NamedTuple):
+    """The state of a policy without a history: it holds nothing."""
+
+
 class Policy(Protocol):
     """Compute a threshold from past norms; derive from this class to write a policy.
 
     A policy must be a frozen dataclass (with `repr=False`). Its constructor checks its
-    arguments. Its state is a NamedTuple of arrays whose first axis is the rows.
+    arguments. Its state is a NamedTuple of arrays whose first axis is the rows. Without
+    a history it needs only `limit`.
 
     >>> from dataclasses import dataclass
     >>> from autoclip_core import Fixed, Limit, decide
@@ -84,6 +89,7 @@ class Policy(Protocol):
         >>> EmaRatio(2.0).init(rows=2).count.tolist()
         [0, 0]
         """
+        return NoState()
 
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
@@ -123,6 +129,7 @@ class Policy(Protocol):
         >>> policy.record(state, norms, policy.limit(state, norms)).mean.tolist()
         [1.0]
         """
+        return state
 
     def __repr__(self) -> str:
         """Return code that makes an equal policy, and the expected clip rate."""

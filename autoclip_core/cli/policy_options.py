@@ -125,19 +125,21 @@ def make_policy(options: argparse.Namespace) -> Policy:
     """Return the policy that the options describe."""
     kind = POLICIES[options.policy]
     names = list_arguments(kind)
-    given = find_options(options)
-    bounds = {name: given.pop(name) for name in BOUNDS if name in given.keys() - names}
-    for name in given:
+    arguments = find_options(options)
+    bounds = {
+        name: arguments.pop(name) for name in BOUNDS if name in arguments.keys() - names
+    }
+    for name in arguments:
         if name not in names:
             raise ValueError(
                 f"{as_option(name)} is no option of --policy {options.policy}, which "
                 f"takes {', '.join(map(as_option, names))}"
             )
-    if options.policy == "fixed" and not given:
+    if options.policy == "fixed" and not arguments:
         raise ValueError(
             "--policy fixed needs --max-norm; `autoclip suggest` finds one"
         )
-    policy = kind(**given)
+    policy = kind(**arguments)
     return PolicyBounds(**bounds).apply(policy)
 
 

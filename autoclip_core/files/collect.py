@@ -95,7 +95,7 @@ class Collector:
                 column.add(row[column.name], step, self.rows, self.decimal)
 
     def _find_columns(self, names: tuple[str, ...]) -> list[Column]:
-        """Return the columns of a row to store, after a look at new names."""
+        """Return the columns of a row to store; new names are considered first."""
         for name in names:
             if name not in self.names and name not in self.columns:
                 if len(self.names) < MAX_NAMES:
@@ -135,7 +135,8 @@ class Collector:
         if len(columns) > 1:
             columns = [c for c in columns if c.values or c.bad_cell] or columns
         if self.column is None:
-            columns = prefer_total(columns)
+            totals = [c for c in columns if TOTAL_WORDS & set(split_words(c.name))]
+            columns = totals or columns
         if not self.names:
             raise NoColumn("it is empty: it must hold at least one norm")
         if not columns:
@@ -190,12 +191,6 @@ def is_range(name: str, names: Iterable[str]) -> bool:
     """Return whether W&B wrote this column as the range of another column."""
     base = name.removesuffix("__MIN").removesuffix("__MAX")
     return base != name and base in names
-
-
-def prefer_total(columns: list[Column]) -> list[Column]:
-    """Return the columns of a total or a global norm, if there are some."""
-    totals = [c for c in columns if TOTAL_WORDS & set(split_words(c.name))]
-    return totals or columns
 
 
 def list_names(names: Iterable[str], most: int = 20) -> str:

@@ -55,7 +55,11 @@ def find_metric_name(rows: Iterator[Row], first: Row) -> str | None:
 
     One of its cells names a gradient norm, or its name says so.
     """
-    texts = [name for name, cell in first.items() if is_text(cell)]
+    texts = [
+        name
+        for name, cell in first.items()
+        if isinstance(cell, str) and not is_empty(cell) and not is_number(cell)
+    ]
     known: set[str] = set()
     for row in rows if texts else ():
         for name in texts:
@@ -65,8 +69,3 @@ def find_metric_name(rows: Iterator[Row], first: Row) -> str | None:
                 if rank_name(cell) in (0, 1, 2, 3):
                     return name
     return next((n for n in texts if METRIC_WORDS & set(split_words(n))), None)
-
-
-def is_text(cell: object) -> bool:
-    """Return whether a cell holds text, and no number."""
-    return isinstance(cell, str) and not is_empty(cell) and not is_number(cell)

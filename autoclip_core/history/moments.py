@@ -22,7 +22,7 @@ from .full import check_is_numpy
 from .validation import find_invalid_mean, find_invalid_value
 
 
-class Moments(NamedTuple):
+class FullMoments(NamedTuple):
     """The moments of all norms of each row, in NumPy only."""
 
     mean: Array
@@ -48,17 +48,19 @@ class Moments(NamedTuple):
         return self.find_problem(lowest=-np.inf)
 
 
-def empty(rows: int, length: None = None, xp: XP = np) -> Moments:
+def empty(rows: int, length: None = None, xp: XP = np) -> FullMoments:
     """Return the moments before the first norm.
 
     Raises:
       ValueError: the arrays are not NumPy arrays.
     """
     check_is_numpy(xp)
-    return Moments(np.zeros((rows, 2)), np.zeros((rows, 2)), np.zeros(rows, np.int32))
+    return FullMoments(
+        np.zeros((rows, 2)), np.zeros((rows, 2)), np.zeros(rows, np.int32)
+    )
 
 
-def push(moments: Moments, norms: Array, xp: XP = np) -> Moments:
+def push(moments: FullMoments, norms: Array, xp: XP = np) -> FullMoments:
     """Return the moments after one more norm in each row."""
     mean, squares, count = moments
     values = np.empty_like(mean)
@@ -68,11 +70,11 @@ def push(moments: Moments, norms: Array, xp: XP = np) -> Moments:
     count = count + np.int32(1)
     distance = values - mean
     mean = mean + distance / count[:, None]
-    return Moments(mean, squares + distance * (values - mean), count)
+    return FullMoments(mean, squares + distance * (values - mean), count)
 
 
 def mean_std(
-    moments: Moments, *, log: bool, ddof: int, xp: XP = np
+    moments: FullMoments, *, log: bool, ddof: int, xp: XP = np
 ) -> tuple[Array, Array, Array]:
     """Return the results of `window.mean_std`; the middle norm is the mean itself.
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.step import Array
-from autoclip_core.series.diagnosis import Diagnosis
 from autoclip_core.series.ratchet import find_ratchet
 
 from .formatting import format_number, format_percent
@@ -26,8 +25,9 @@ def advise(log: StepRecorder) -> Iterator[str]:
     settings = select_settings(log.settings, is_update)
     yield from find_red_lights(table, diagnosis, log.settings, is_update, is_bounded)
     yield from advise_on_ratchet(steps, settings, log._has_several_rows or is_update)
-    if not is_update:  # their level follows the learning rate
-        yield from advise_on_level(diagnosis)
+    # The level of updates follows the learning rate.
+    if not is_update and diagnosis.verdict in ("shifted", "vanished"):
+        yield diagnosis.sentence
     yield from advise_on_rows(log._rows)
     counts = logged if {"nonfinite", "steps"} <= logged.keys() else totals.counts
     yield from advise_on_nonfinite(int(counts["nonfinite"]), int(counts["steps"]))
@@ -80,12 +80,6 @@ def explain_ratchet(policy: str) -> str:
         "The threshold may follow norms after clipping, which can only fall. Give the "
         "policy the norms before clipping."
     )
-
-
-def advise_on_level(diagnosis: Diagnosis) -> list[str]:
-    """Name another level of gradient norms, or norms of 0, which are no red light."""
-    is_change = diagnosis.verdict in ("shifted", "vanished")
-    return [diagnosis.sentence] if is_change else []
 
 
 def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from autoclip_core.record.totals import Totals
+from autoclip_core.record.totals import RunTotals
 
 from .formatting import format_number, format_percent, format_rate
 from .red_lights import MIN_STEPS
@@ -32,7 +32,7 @@ QUANTILES = {"Quantile", "QuantileClip", "StreamingQuantile", "TrustClip"}
 
 
 def advise_on_rate(
-    totals: Totals,
+    totals: RunTotals,
     logged: Mapping[str, float] | None = None,
     settings: Mapping[str, str] | None = None,
     is_update: bool = False,

@@ -74,7 +74,7 @@ def write_report(
         file.write(page)
 
 
-def make_page(log: ClipLog, title: str = "Gradient clipping report") -> str:
+def make_page(log: ClipLog, title: str) -> str:
     """Return the HTML of the page."""
     summary = log.summary()
     heading = escape_text(title)

@@ -16,7 +16,7 @@ from autoclip_core.checks import format_error
 from autoclip_core.decision import decide
 from autoclip_core.log.formatting import format_number, format_percent, wrap_text
 from autoclip_core.policy import Policy, check_policy
-from autoclip_core.record.row_counts import divide
+from autoclip_core.record.row_counts import compute_rates
 from autoclip_core.record.statistics import mean, median
 from autoclip_core.record.step import Array
 from autoclip_core.series.diagnosis import diagnose
@@ -124,7 +124,7 @@ class Replay:
         sums = np.concatenate([[0], np.cumsum(self.clipped)])
         counts = np.concatenate([[0], np.cumsum(self.finite)])
         clipped, total = np.diff(sums[edges]), np.diff(counts[edges])
-        return divide(clipped, total)
+        return compute_rates(clipped, total)
 
     def __str__(self) -> str:
         """Return one line per number."""

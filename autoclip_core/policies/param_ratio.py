@@ -9,8 +9,6 @@ from autoclip_core.checks import check_positive
 from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.scale import XP, Array
 
-from .fixed import NoState
-
 
 @dataclass(frozen=True, repr=False)
 class ParamRatio(Policy):
@@ -59,10 +57,6 @@ class ParamRatio(Policy):
         """True: the threshold is a fraction of the norms of the parameters."""
         return True
 
-    def init(self, rows: int, xp: XP = np) -> NoState:
-        """Return the empty state."""
-        return NoState()
-
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
@@ -80,10 +74,6 @@ class ParamRatio(Policy):
         is_valid = xp.isfinite(param_norms) & (param_norms > self.eps)
         threshold = self.clipping * xp.where(is_valid, param_norms, self.eps)
         return Limit(threshold, threshold)
-
-    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
-        """Return the same state."""
-        return state
 
 
 @dataclass(frozen=True, repr=False)

@@ -63,7 +63,7 @@ class StepColumns:
         >>> log.largest[0].step, log.largest[0].ratio, log.largest[0].rows
         (0, 4.0, (('head', 4.0),))
         """
-        return self._largest.sorted()
+        return tuple(self._largest.steps)
 
     @property
     def names(self) -> list[str]:

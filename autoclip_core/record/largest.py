@@ -37,12 +37,12 @@ class LargestSteps:
 
     >>> largest = LargestSteps()
     >>> largest.add(7, Step(6.0, 2.0, 1 / 3, 1.0, True, False))
-    >>> largest.sorted()
-    (LargeStep(ratio=3.0, step=7, norm=6.0, rows=()),)
+    >>> largest.steps
+    [LargeStep(ratio=3.0, step=7, norm=6.0, rows=())]
     """
 
     def __init__(self) -> None:
-        self._steps: list[LargeStep] = []  # the largest ratio first
+        self.steps: list[LargeStep] = []  # the largest ratio first
 
     def add(
         self, number: int, step: Step, rows: Mapping[str, float] | None = None
@@ -59,7 +59,7 @@ class LargestSteps:
     def can_add(self, ratio: float) -> bool:
         """Return whether a ratio is among the largest."""
         return 1 < ratio < math.inf and (
-            len(self._steps) < MOST or ratio > self._steps[-1].ratio
+            len(self.steps) < MOST or ratio > self.steps[-1].ratio
         )
 
     def add_rows(
@@ -72,16 +72,12 @@ class LargestSteps:
             self.add(number, step, {names[row]: float(ratios[row]) for row in worst})
 
     def _push(self, large: LargeStep) -> None:
-        insort(self._steps, large, key=lambda large: (-large.ratio, large.step))
-        del self._steps[MOST:]
-
-    def sorted(self) -> tuple[LargeStep, ...]:
-        """Return the steps, the largest ratio first."""
-        return tuple(self._steps)
+        insort(self.steps, large, key=lambda large: (-large.ratio, large.step))
+        del self.steps[MOST:]
 
     def to_list(self) -> list[Any]:
         """Return the steps as plain Python."""
-        return [[s.step, s.ratio, s.norm, s.rows] for s in self.sorted()]
+        return [[s.step, s.ratio, s.norm, s.rows] for s in self.steps]
 
     @classmethod
     def from_list(cls, saved: Iterable[Any]) -> "LargestSteps":
@@ -126,8 +122,3 @@ def measure_ratio(step: Step) -> float:
     if math.isfinite(step.norm) and 0 < step.threshold < math.inf:
         return step.norm / step.threshold
     return 0.0
-
-
-def measure_scale_ratio(step: Step) -> float:
-    """Return norm before / norm after clipping of a step; 0 if it is unknown."""
-    return 1 / step.scale if step.scale > 0 else 0.0

@@ -6,7 +6,7 @@ from typing import Any, Self
 from autoclip_core.checks import check_count
 
 from .columns import StepColumns
-from .largest import LargestSteps, measure_scale_ratio
+from .largest import LargestSteps
 from .metrics import (
     UNOBSERVED,
     Metrics,
@@ -200,7 +200,8 @@ class StepRecorder(StepColumns):
         self._row_count = max(self._row_count, count)
         ratios = None
         if self._has_several_rows:
-            ratios = rows.ratios if rows else {"": measure_scale_ratio(step)}
+            before_by_after = 1 / step.scale if step.scale > 0 else 0.0
+            ratios = rows.ratios if rows else {"": before_by_after}
         self._largest.add(self._next_step, step, ratios)
         return step
 

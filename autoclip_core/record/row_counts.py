@@ -60,12 +60,12 @@ class RowCounts:
 
     def rates(self) -> Array:
         """Return each row's clip rate over the run; NaN if it was never observed."""
-        return divide(self.clipped.sum(axis=0), self.observed.sum(axis=0))
+        return compute_rates(self.clipped.sum(axis=0), self.observed.sum(axis=0))
 
     def map(self) -> Array:
         """Return each row's clip rate in each interval, shape (rows, intervals)."""
         used = -(-self.steps // self.width)
-        return divide(self.clipped[:used], self.observed[:used]).T
+        return compute_rates(self.clipped[:used], self.observed[:used]).T
 
     def clips(self) -> Array:
         """Return in how many steps each row was clipped."""
@@ -114,7 +114,7 @@ class RowCounts:
         self.width *= 2
 
 
-def divide(part: Array, total: Array) -> Array:
+def compute_rates(part: Array, total: Array) -> Array:
     """Return part / total; NaN where the total is 0."""
     rates: Array = np.where(total > 0, part / np.maximum(total, 1), np.nan)
     return rates

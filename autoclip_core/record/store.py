@@ -13,7 +13,7 @@ import numpy as np
 from autoclip_core.checks import check_count, format_error
 
 from .step import Array, Step
-from .totals import Totals
+from .totals import RunTotals
 
 RECENT = 2**17
 """The last steps, which are all stored."""
@@ -52,7 +52,7 @@ class Store:
         self._pending: list[tuple[Any, ...]] = []
         self._recent = np.empty(PENDING, STEP)
         self._count = 0
-        self.totals = Totals()
+        self.totals = RunTotals()
         self._first = self._highest = np.empty(0, STEP)
 
     def add(self, number: int, step: Step) -> None:

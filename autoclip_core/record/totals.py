@@ -20,10 +20,10 @@ PER_OCTAVE = 64
 """Bins per factor of 2: the relative error of a quantile is at most 0.55 %."""
 
 
-class Totals:
+class RunTotals:
     """Counts and sums over all steps of a log, updated as the steps arrive.
 
-    >>> totals = Totals()
+    >>> totals = RunTotals()
     >>> totals.counts["steps"]
     0
     """

@@ -84,7 +84,7 @@ class Diagnosis:
 
 
 class Finding(NamedTuple):
-    """A verdict before a look at spikes."""
+    """A verdict that leaves spikes out."""
 
     verdict: str
     place: int | None = None
@@ -145,7 +145,7 @@ def diagnose(
 
 
 def find_verdict(norms: Array, levels: Levels, thresholds: Array | None) -> Finding:
-    """Return the verdict without a look at spikes."""
+    """Return the verdict; spikes are left out."""
     start = find_damage(levels)
     if start is not None:
         is_early = np.searchsorted(levels.places, start) < FIRST_STEPS

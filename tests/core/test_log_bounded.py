@@ -10,7 +10,7 @@ import pytest
 from autoclip_core import ClipLog, Fixed, decide
 from autoclip_core.record import row_counts as log_rows
 from autoclip_core.record import store as log_store
-from autoclip_core.record.totals import Totals
+from autoclip_core.record.totals import RunTotals
 
 NAN, INF = math.nan, math.inf
 
@@ -67,7 +67,7 @@ def test_the_totals_stay_exact():
 
 def test_quantiles_from_bins_are_within_half_a_percent():
     norms = np.exp(np.random.default_rng(0).normal(scale=9, size=20_001))
-    totals, steps = Totals(), np.zeros(len(norms), log_store.STEP)
+    totals, steps = RunTotals(), np.zeros(len(norms), log_store.STEP)
     steps["norm"] = norms
     totals.add(steps)
     for q in (0.1, 0.5, 0.9):

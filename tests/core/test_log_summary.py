@@ -14,7 +14,7 @@ from autoclip_core.log.rate_advice import (
     name_regime,
 )
 from autoclip_core.log.summary import find_worst_rows, measure_quantiles
-from autoclip_core.record.totals import Totals
+from autoclip_core.record.totals import RunTotals
 
 from ..support.log_steps import steps_of
 
@@ -105,7 +105,7 @@ def test_a_bound_without_effect_is_not_to_be_lowered():
 def advice(
     measured=1000, armed=1000, clipped=0.0, armed_clipped=0.0, scale=1.0, **about
 ):
-    totals = Totals()
+    totals = RunTotals()
     totals.counts |= {"measured": measured, "armed": armed}
     totals.sums |= {"clipped": clipped, "armed_clipped": armed_clipped}
     totals.sums["scale"] = scale * measured

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoclip_core.record.store import STEP
-from autoclip_core.record.totals import Totals, compute_bin_centres, find_bins
+from autoclip_core.record.totals import RunTotals, compute_bin_centres, find_bins
 
 NAN, INF = math.nan, math.inf
 
@@ -16,7 +16,7 @@ def totals_of(norms, **columns):
     steps["norm"], steps["finite"] = norms, np.isfinite(norms)
     for name, column in columns.items():
         steps[name] = column
-    totals = Totals()
+    totals = RunTotals()
     totals.add(steps)
     return totals
 
@@ -39,7 +39,7 @@ def test_totals_count_each_kind_of_step():
 
 
 def test_empty_totals_have_no_mean_and_no_quantile():
-    totals = Totals()
+    totals = RunTotals()
     assert set(totals.counts.values()) | set(totals.sums.values()) == {0}
     assert math.isnan(totals.mean("norm"))
     assert math.isnan(totals.quantile(0.5))
@@ -51,7 +51,7 @@ def test_there_are_64_bins_between_powers_of_2():
     places = [0, 0, 0, 64, 150 * 64, 151 * 64, 279 * 64, 279 * 64]
     assert find_bins(np.array(norms)).tolist() == places
     assert compute_bin_centres()[150 * 64] == 2 ** (0.5 / 64)
-    assert len(compute_bin_centres()) == len(Totals().histogram) == 280 * 64
+    assert len(compute_bin_centres()) == len(RunTotals().histogram) == 280 * 64
 
 
 def test_every_norm_is_within_half_a_bin_of_its_centre():

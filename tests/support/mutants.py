@@ -175,8 +175,8 @@ EQUIVALENT = {
         ("0.0 -> 1.0", "max(rows.values(), default=0.0)"),
         ("steps['clipped'] > 0 -> steps['clipped'] >= 0", ""),
         # What is beyond the twentieth step is removed at once.
-        ("len(self._steps) < MOST -> len(self._steps) <= MOST", ""),
-        ("ratio > self._steps[-1].ratio -> ratio >= self._steps[-1].ratio", ""),
+        ("len(self.steps) < MOST -> len(self.steps) <= MOST", ""),
+        ("ratio > self.steps[-1].ratio -> ratio >= self.steps[-1].ratio", ""),
         # A norm that is not finite is not clipped.
         (
             "(steps['clipped'] > 0) & np.isfinite(steps['norm']) -> "
@@ -184,7 +184,6 @@ EQUIVALENT = {
             "",
         ),
         ("0.0 -> 1.0", "return 0.0"),
-        ("0.0 -> 1.0", "1 / step.scale if step.scale > 0 else 0.0"),
         # The norm over an infinite threshold is 0.
         ("0 < step.threshold < math.inf -> 0 < step.threshold <= math.inf", ""),
         ("0.0 -> 1.0", "ratios.max(initial=0.0)"),

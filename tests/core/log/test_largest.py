@@ -106,7 +106,7 @@ def test_only_the_largest_are_kept_and_only_above_the_threshold():
     kept = [(s.norm, s.step) for s in log.largest]
     steps = {norm: step for step, norm in enumerate(norms.tolist())}
     assert kept == [(float(n), steps[n]) for n in range(199, 199 - MOST, -1)]
-    assert LargestSteps.from_list(LargestSteps().to_list()).sorted() == ()
+    assert LargestSteps.from_list(LargestSteps().to_list()).steps == []
 
 
 def test_rows_that_are_set_to_0_have_no_ratio_without_their_names():
