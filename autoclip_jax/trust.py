@@ -19,7 +19,7 @@ from autoclip_core.clipper.trust import (
 from .arguments import check_transformation, explain_arguments
 from .clipper import make_transformation
 from .gradients.rows import Mask, Scope, choose_scope, is_none, repeat_mask
-from .state import TrustState, wrong_state_error
+from .state import ClipState, TrustState, wrong_state_error
 from .update_clippers import check_uses_present_weights, find_clippers
 
 _HALVES = (
@@ -91,7 +91,7 @@ def trust_clip(
       TypeError, ValueError: an argument breaks its rule; the message says which.
       ValueError: in `init`: the optimizer does not compute its next weights from the
         present ones, so it would undo the bound (schedule-free ones, `lookahead`,
-        `sam`, `cocob`, `madgrad`), or a clipper bounds its update already.
+        `sam`, `cocob`, `madgrad`), or has a clipper already.
 
     >>> import jax.numpy as jnp
     >>> tx = trust_clip(optax.sgd(10.0))
@@ -129,7 +129,7 @@ def _transformation(
 
     def init(params: Any) -> TrustState:
         inner = optimizer.init(params)
-        _check_has_no_bound(inner)
+        _check_has_no_clipper(inner)
         check_uses_present_weights(inner)
         return TrustState(gradient_filter.init(params), inner, bound.init(params))
 
@@ -152,13 +152,13 @@ def _transformation(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_has_no_bound(state: Any) -> None:
-    """Refuse the state of an optimizer whose update a clipper bounds already."""
-    if any(is_update for _, is_update in find_clippers(state)):
+def _check_has_no_clipper(state: Any) -> None:
+    """Refuse the state of an optimizer that clips; `skip_steps` may be in it."""
+    if any(isinstance(clipper, ClipState) for clipper, _ in find_clippers(state)):
         raise ValueError(
-            "optimizer must be without a clipper of the update, got one that has one, "
-            "such as a trust_clip or a clipper behind the optimizer in its chain: two "
-            "would clip the same update; leave one of them out"
+            "optimizer must be without a clipper, got one that has one: trust_clip "
+            "would clip the same gradients or the same update again; leave that one "
+            f"out, or {_HALVES}"
         )
 
 

@@ -262,8 +262,8 @@ NAMES = {
         optax.chain(skip_steps(OPTIMIZER, Fixed(1.0)), CLIP),
         [FIRST, UPDATE],
     ),
-    "trust_clip": (
-        trust_clip(BEHIND),
+    "behind trust_clip": (
+        optax.chain(trust_clip(OPTIMIZER), CLIP),
         [FIRST, "clip/0/update_norm", "clip/1/update_norm"],
     ),
     "trust_clip, masked, before a link": (
