@@ -21,7 +21,6 @@ from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
 from .hooks.stepped import read_stepped
 from .observer.base import BaseClipper
-from .observer.undo import undo_on_error
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
 from .update import UpdateClipper, check_model
@@ -99,8 +98,7 @@ class TrustClip(BaseClipper):
         check_model(model, "TrustClip(model, optimizer)")
         refuse_other_filters(optimizer)
         innermost, bound = find_innermost(optimizer), make_bound(ratio)
-        self._exclude = as_patterns(exclude)
-        both: dict[str, Any] = {"exclude": self._exclude, "dry_run": dry_run}
+        both: dict[str, Any] = {"exclude": as_patterns(exclude), "dry_run": dry_run}
         groups = read_stepped([innermost], model)
         policy = make_filter(quantile, history_length)
         self._filter = Clipper(
@@ -200,7 +198,7 @@ class TrustClip(BaseClipper):
         >>> clipper.load_state_dict(clipper.state_dict())
         """
         _check_has_halves(state_dict)
-        with undo_on_error(self._observers):
+        with self._undo_on_error():
             self._filter.load_state_dict(state_dict["gradient"], strict=strict)
             self._bound.load_state_dict(state_dict["update"], strict=strict)
 
@@ -213,8 +211,11 @@ class TrustClip(BaseClipper):
             "quantile": quantile.quantile,
             "history_length": quantile.history_length,
         }
-        settings: dict[str, Any] = {"exclude": self._exclude, "dry_run": self.dry_run}
-        settings["nonfinite"] = self._filter.nonfinite
+        settings: dict[str, Any] = {
+            "exclude": self._filter._selection.exclude,
+            "dry_run": self.dry_run,
+            "nonfinite": self._filter.nonfinite,
+        }
         shown = {k: value for k, value in settings.items() if value and value != "zero"}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), arguments, self._bound.scope, shown)

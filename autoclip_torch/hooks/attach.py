@@ -39,8 +39,7 @@ class Attachment:
         check_steps_all(clipper._stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(clipper._stepper, optimizer)
         self.clipper, self.is_trust_clip = clipper, is_trust_clip
-        chain = next(iter(ClipperChain.find_all(optimizer)), None)
-        chain = chain or ClipperChain(optimizer)
+        chain = ClipperChain.find(optimizer) or ClipperChain(optimizer)
         chain.add(self, optimizer)
         self._chain = weakref.ref(chain)
         if not is_trust_clip:  # its other half is checked
@@ -199,10 +198,11 @@ def clips_gradients(stepper: Stepper) -> bool:
 
 def has_trust_clip(optimizer: Optimizer) -> bool:
     """Return whether a `TrustClip` acts in the optimizer."""
-    chains = ClipperChain.find_all(optimizer)
-    return any(a.is_trust_clip for chain in chains for a in chain.attachments)
+    chain = ClipperChain.find(optimizer)
+    return chain is not None and any(a.is_trust_clip for a in chain.attachments)
 
 
 def list_attached(optimizer: Optimizer) -> list[Stepper]:
     """Return the steppers that are attached to the optimizer."""
-    return [s for chain in ClipperChain.find_all(optimizer) for s in chain.steppers]
+    chain = ClipperChain.find(optimizer)
+    return [] if chain is None else chain.steppers

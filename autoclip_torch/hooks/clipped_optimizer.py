@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.loop.scaler_rule import refuse_other_unscaling
-from autoclip_torch.observer.undo import undo_on_error
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
 from autoclip_torch.step.closure import find_closure, run_after
@@ -222,7 +221,7 @@ class ClippedOptimizer(OptimizerWrapper):
         """
         state = dict(state_dict)
         clipper_state = state.pop("clipper", None)
-        with undo_on_error(self.clipper._observers):
+        with self.clipper._undo_on_error():
             if clipper_state is not None:
                 self.clipper.load_state_dict(clipper_state)
             self.optimizer.load_state_dict(state)

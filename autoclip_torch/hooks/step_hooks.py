@@ -42,11 +42,11 @@ class StepHooks(ABC):
         ]
 
     @classmethod
-    def find_all(cls, optimizer: Optimizer) -> list[Self]:
-        """Return the objects of this class that are registered on the optimizer."""
+    def find(cls, optimizer: Optimizer) -> Self | None:
+        """Return the object of this class that is registered on the optimizer."""
         hooks = optimizer._optimizer_step_pre_hooks.values()
         owners = (getattr(hook, "__self__", None) for hook in hooks)
-        return [owner for owner in owners if isinstance(owner, cls)]
+        return next((owner for owner in owners if isinstance(owner, cls)), None)
 
     @property
     def active(self) -> bool:

@@ -1,7 +1,8 @@
 """`BaseClipper`: the methods that every clipper has."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -191,6 +192,21 @@ class BaseClipper(ABC):
         """
         for observer in reversed(self._observers):  # the bound may refuse it
             observer._replace_param(old, new)
+
+    @contextmanager
+    def _undo_on_error(self) -> Iterator[None]:
+        """Restore the state if an exception is raised while states load."""
+        # On a device, loading overwrites the present tensors: a state dict is a copy.
+        before = [
+            (o, o.state_dict(), o._policy_states.decision) for o in self._observers
+        ]
+        try:
+            yield
+        except Exception:
+            for observer, state, decision in before:
+                observer.load_state_dict(state)
+                observer._policy_states.decision = decision
+            raise
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

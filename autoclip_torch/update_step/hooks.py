@@ -53,7 +53,7 @@ def check_has_no_clipper(optimizer: Optimizer) -> None:
     Raises:
       ValueError: an `UpdateClipper` acts in the optimizer already.
     """
-    if UpdateHooks.find_all(optimizer):
+    if UpdateHooks.find(optimizer) is not None:
         raise ValueError(
             "optimizer must have at most one update clipper, got one that has one: two "
             "would clip the same update; call detach() on the first one"
