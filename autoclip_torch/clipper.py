@@ -6,7 +6,6 @@ import torch
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
-from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
 from .hooks.attach import refuse_beside_trust_clip
@@ -114,7 +113,7 @@ class Clipper(Attachable):
             parameters,
             policy,
             scope=choose_scope(scope, global_clipping, self._default_scope),
-            norm=check_norm(norm),
+            norm=norm,
             nonfinite=nonfinite,
             bounds=PolicyBounds(
                 warmup_steps, warmup_threshold, min_threshold, max_threshold

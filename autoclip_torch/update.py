@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 from autoclip_core import Policy
 from autoclip_core.checks import check_choice, check_flag
 from autoclip_core.clipper.metrics import name_update_metrics
-from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
 from .hooks.stepped import read_stepped
@@ -111,7 +110,7 @@ class UpdateClipper(Observer):
             read_stepped([innermost], model),
             policy,
             scope=scope,
-            norm=check_norm(norm),
+            norm=norm,
             nonfinite=nonfinite,
             bounds=PolicyBounds(
                 warmup_steps, warmup_threshold, min_threshold, max_threshold

@@ -67,14 +67,12 @@ class Ranks:
         return mean.to(vector.device)
 
     def check_rows(self, rows: int, device: torch.device) -> None:
-        """Check once that ranks with different parameters have equally many rows.
+        """Check that ranks with different parameters have equally many rows.
 
         Raises:
           ValueError: the numbers of rows differ; every rank raises this. A sum of
             vectors of different lengths would abort the process.
         """
-        if self.process_group is None or self.has_checked_rows:
-            return
         device = find_device(self.groups, self.device, device)
         extremes = torch.tensor([rows, -rows], device=device)
         for group in self.groups:

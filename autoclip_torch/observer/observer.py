@@ -13,6 +13,7 @@ from autoclip_core.clipper.metrics import (
     compute_row_metrics,
     compute_totals,
 )
+from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
@@ -69,7 +70,7 @@ class Observer(BaseClipper, ParameterSurgery):
         check_policy(policy)
         self.policy = policy
         self.scope = scope
-        self.norm = norm
+        self.norm = check_norm(norm)
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
         self._bounds = bounds
         self._selection = Selection(
