@@ -114,7 +114,7 @@ class Replay:
           stretches: the number of intervals, >= 1.
 
         Returns:
-          Shape (stretches,), in [0, 1]; NaN if a stretch has no finite norm.
+          Shape (stretches,), in [0, 1]; NaN if an interval has no finite norm.
 
         >>> from autoclip_core import Fixed
         >>> replay([1.0, 1.0, 1.0, 3.0], Fixed(2.0)).rates(stretches=2).tolist()

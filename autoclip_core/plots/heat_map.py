@@ -27,7 +27,7 @@ def draw_rows(
     axes = figure.subplots()
     end = counts.steps * every
     width = counts.width * every
-    rates = counts.map()
+    rates = counts.rates_over_time()
     intervals = rates.shape[1]
     names = [make_printable(counts.names[row]) for row in rows]
     labels = [shorten(name).replace("$", r"\$") for name in names]

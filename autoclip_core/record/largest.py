@@ -68,8 +68,7 @@ class LargestSteps:
         """Add the step of a decision, whose fields and names of rows are given."""
         ratios = divide_known(rows["norm"], rows["threshold"])
         if self.can_add(float(ratios.max(initial=0.0))):
-            worst = np.argsort(-ratios, kind="stable")[:MOST_ROWS].tolist()
-            self.add(number, step, {names[row]: float(ratios[row]) for row in worst})
+            self.add(number, step, dict(zip(names, ratios.tolist(), strict=False)))
 
     def _push(self, large: LargeStep) -> None:
         insort(self.steps, large, key=lambda large: (-large.ratio, large.step))

@@ -62,7 +62,7 @@ class RowCounts:
         """Return each row's clip rate over the run; NaN if it was never observed."""
         return compute_rates(self.clipped.sum(axis=0), self.observed.sum(axis=0))
 
-    def map(self) -> Array:
+    def rates_over_time(self) -> Array:
         """Return each row's clip rate in each interval, shape (rows, intervals)."""
         used = -(-self.steps // self.width)
         return compute_rates(self.clipped[:used], self.observed[:used]).T

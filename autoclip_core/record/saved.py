@@ -29,9 +29,8 @@ def describe(log: StepRecorder) -> dict[str, Any]:
         about["largest"] = log._largest.to_list()
     if store.moved:
         highest = [list(map(to_json, step)) for step in store.highest().tolist()]
-        about["past"] = {
-            "stride": store.stride, "moved": store.moved, "highest": highest
-        }  # fmt: skip
+        past = {"stride": store.stride, "moved": store.moved}
+        about["past"] = past | {"highest": highest}
         about["totals"] = store.totals.to_dict()
     if log.updates is not None:
         about["updates"] = describe(log.updates)

@@ -149,10 +149,10 @@ def test_the_map_of_rows_is_bounded_and_its_counts_stay_exact():
     log = log_of_rows(1000)
     counts = log._rows
     assert counts.width == 8
-    assert counts.map().shape == (3, 125)
+    assert counts.rates_over_time().shape == (3, 125)
     assert counts.clips().tolist() == [100, 1000, 0]
-    assert np.isnan(counts.map()[2, 0])
-    assert counts.map()[1].tolist() == [1.0] * 125
+    assert np.isnan(counts.rates_over_time()[2, 0])
+    assert counts.rates_over_time()[1].tolist() == [1.0] * 125
 
 
 def test_rows_that_join_later_get_a_name():
@@ -224,7 +224,9 @@ def test_json_lines_store_settings_rows_and_totals(tmp_path):
     assert read.summary() == log.summary()
     np.testing.assert_array_equal(read._store.highest(), log._store.highest())
     assert len(read) == 3000
-    np.testing.assert_array_equal(read._rows.map(), log._rows.map())
+    np.testing.assert_array_equal(
+        read._rows.rates_over_time(), log._rows.rates_over_time()
+    )
     for line in path.read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=pytest.fail)  # strict JSON
 

@@ -42,7 +42,7 @@ def test_counts_agree_with_lists_of_every_step(monkeypatch, steps):
     assert (counts.names, counts.width) == (names, width)
     rows = range(len(names))
     expected = [[rate_by_hand(part, row) for part in intervals] for row in rows]
-    np.testing.assert_array_equal(counts.map(), expected)
+    np.testing.assert_array_equal(counts.rates_over_time(), expected)
     rates = [rate_by_hand(history, row) for row in rows]
     np.testing.assert_array_equal(counts.rates(), rates)
     clips = [sum(int(c[row]) for c, _ in history if row < len(c)) for row in rows]
@@ -51,7 +51,7 @@ def test_counts_agree_with_lists_of_every_step(monkeypatch, steps):
     assert len(saved["clipped"]) == len(saved["observed"]) == len(intervals)
     restored = RowCounts.from_dict(saved)
     assert restored.to_dict() == saved
-    np.testing.assert_array_equal(restored.map(), expected)
+    np.testing.assert_array_equal(restored.rates_over_time(), expected)
 
 
 def test_a_partly_clipped_row_counts_as_clipped():
@@ -64,8 +64,8 @@ def test_a_run_has_at_most_128_intervals():
     counts = RowCounts(["a"])
     for _ in range(129):
         counts.add(np.array([True]), np.array([True]))
-        assert counts.map().shape[1] in (counts.steps, 65)
-    assert counts.map().shape == (1, 65)
+        assert counts.rates_over_time().shape[1] in (counts.steps, 65)
+    assert counts.rates_over_time().shape == (1, 65)
 
 
 def test_several_rows_may_join_at_once():
@@ -85,5 +85,5 @@ def test_rows_are_counted_by_name():
 
 def test_without_a_step_the_map_is_empty():
     counts = RowCounts(["a"])
-    assert counts.map().shape == (1, 0)
+    assert counts.rates_over_time().shape == (1, 0)
     assert RowCounts.from_dict(counts.to_dict()).to_dict() == counts.to_dict()
