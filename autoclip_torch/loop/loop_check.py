@@ -21,6 +21,7 @@ from autoclip_torch.step.warn import warn
 from .after_clip import AfterClipCheck
 from .backward_watch import BackwardWatch, choose_samples
 from .gradient_samples import GradientVersions
+from .left_out_step import LeftOutStepCheck
 from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
 
@@ -47,6 +48,7 @@ class LoopCheck:
         self._has_clipped_again = False
         self._early = self._repeated = self._in_closure = 0
         self._other_model, self._after_clip = OtherModelCheck(), AfterClipCheck()
+        self._left_out = LeftOutStepCheck()
         self._can_warn = True
         self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
         self._steps = weakref.WeakKeyDictionary()
@@ -83,6 +85,7 @@ class LoopCheck:
         if self._count == 0:
             self._after_clip = AfterClipCheck()
         self._other_model.end_clip()
+        self._left_out.end_clip()
         self._after_clip.end_clip(self._samples)
         self._backward.stop()
         if self._count < _WATCHED:
@@ -112,12 +115,19 @@ class LoopCheck:
                 "scale; call clipper.step(scaler=scaler, optimizer=optimizer), or "
                 "clipper.attach(optimizer) if a trainer unscales them"
             )
+        self._left_out.begin_update(optimizer, self._samples)
         if self._clipped is None:
             return None
         self._clipped = None
         self._early = self._early + 1 if self._backward.stop() else 0
         self._repeated = self._repeated + 1 if self._has_clipped_again else 0
         self._has_clipped_again = False
+        if self._left_out.times == _CYCLES:
+            self._warn(
+                "optimizer.step() is called in some steps without clipper.step(), with "
+                "gradients that are not clipped; call clipper.step() before each "
+                "optimizer.step(), or clipper.attach(optimizer) instead"
+            )
         if self._early == _CYCLES:
             self._warn(
                 "backward() was called between clipper.step() and optimizer.step(), so "

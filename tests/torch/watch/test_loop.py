@@ -155,7 +155,18 @@ def replaced_by_what_was_not_clipped(loop):
     loop.optimizer.step()
 
 
+def left_out_in_some_steps(loop):
+    """As after the last batch of an epoch."""
+    for step in range(4):
+        loop.optimizer.zero_grad()
+        loop.backward()
+        if step != 3:
+            loop.clipper.step()
+        loop.update()
+
+
 WRONG = {
+    left_out_in_some_steps: "in some steps without clipper.step",
     divided_after_the_clip: "were multiplied by 0.25 between",
     replaced_by_a_multiple: "were multiplied by 64 between",
     replaced_by_what_was_not_clipped: r"grew between clipper.step\(\) and",
@@ -217,6 +228,17 @@ def left_out_batches(loop):
         loop.clipper.step()
         loop.optimizer.zero_grad(set_to_none=False)
     right_without_new_memory(loop)
+
+
+def two_phases_without_a_clip(loop):
+    """On purpose, before and after other phases."""
+    phase = next(loop.scales) // 5
+    for _ in range(5):
+        loop.optimizer.zero_grad()
+        loop.backward()
+        if phase == 1:
+            loop.clipper.step()
+        loop.optimizer.step()
 
 
 def two_optimizers_of_one_clipper(loop):
@@ -337,7 +359,7 @@ RIGHT = [
     *(right, right_without_new_memory, accumulation, two_clippers, left_out_batches),
     *(two_optimizers_of_one_clipper, noise_after_the_clip, unscaled_by_hand),
     *(strong_noise_after_the_clip, zeros_after_the_clip, no_gradient_after_the_clip),
-    *(a_second_clip, unscaled_by_a_subclass),
+    *(a_second_clip, unscaled_by_a_subclass, two_phases_without_a_clip),
     *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
     *(frozen_in_the_next_step, in_a_closure, before_a_closure_without_gradients),
 ]
