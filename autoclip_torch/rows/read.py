@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from inspect import GEN_SUSPENDED, getgeneratorstate, isgenerator
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ def _as_list(given: ParametersLike) -> list[Any]:
             "parameters must be a module, an optimizer, or an iterable of parameters, "
             "of (name, parameter) pairs or of group dicts, got "
             f"{type(given).__name__}; pass model.parameters() or the model"
+        )
+    if isgenerator(given) and getgeneratorstate(given) == GEN_SUSPENDED:
+        raise ValueError(
+            "parameters must be a generator that was not read before, got one whose "
+            "first parameters are gone, as after next(); pass the model or a list"
         )
     return list(given)
 

@@ -53,6 +53,12 @@ def of(given):
     return lambda: QuantileClip(given())
 
 
+def partly_read():
+    parameters = nn.Linear(2, 2).parameters()
+    next(parameters)  # such as for its device
+    return parameters
+
+
 def used_up():
     parameters = small_model().parameters()
     QuantileClip(parameters)
@@ -193,6 +199,14 @@ ROWS = {
     "an empty module": Bad(of(nn.ReLU), ValueError, "parameters", LEAST, "got none"),
     "an empty group": Bad(
         of(lambda: [{"params": []}]), ValueError, "parameters", LEAST, "got none"
+    ),
+    "a generator after next()": Bad(
+        of(partly_read),
+        ValueError,
+        "parameters",
+        "must be a generator that was not read before",
+        "got one whose first parameters are gone",
+        "pass the model or a list",
     ),
     "a generator twice": Bad(
         of(used_up),
