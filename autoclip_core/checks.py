@@ -4,6 +4,8 @@ import numbers
 import operator
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 
 def check_number(
     name: str,
@@ -27,7 +29,7 @@ def check_number(
       ValueError: `value` breaks the rule.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(format_error(name, f"a number {rule}", value, way_out))
+        raise _type_error(name, f"a number {rule}", value, way_out)
     number = float(value)
     if not is_valid(number):
         raise ValueError(format_error(name, rule, value, way_out))
@@ -61,7 +63,7 @@ def check_count(name: str, value: object, minimum: int, way_out: str = "") -> in
             raise TypeError
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(format_error(name, rule, value, way_out)) from None
+        raise _type_error(name, rule, value, way_out) from None
     if count < minimum:
         raise ValueError(format_error(name, rule, value, way_out))
     return count
@@ -83,6 +85,16 @@ def check_choice(
         rule = "one of " + ", ".join(repr(choice) for choice in choices)
         raise ValueError(format_error(name, rule, value, way_out))
     return value
+
+
+def _type_error(name: str, rule: str, value: object, way_out: str) -> TypeError:
+    """Return the error for a value of a wrong type, such as an array of a framework."""
+    if hasattr(value, "dtype") and not isinstance(value, np.ndarray | np.generic):
+        way_out = (
+            "a setting is a Python number: call float() or int() outside of traced "
+            "code; for a threshold that changes with the step, use Scheduled"
+        )
+    return TypeError(format_error(name, rule, value, way_out))
 
 
 def format_error(name: str, rule: str, value: object, way_out: str) -> str:

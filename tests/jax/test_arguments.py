@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from autoclip_core import Fixed
+from autoclip_core import Fixed, Quantile
 from autoclip_jax import (
     clip_by_ema_ratio,
     clip_by_mean_std,
@@ -56,6 +56,20 @@ def test_inject_hyperparams_reads_the_signature_of_a_factory(factory):
         ) as error:
             tx.init(grads)
         assert str(error.value).endswith(f"static_args: {numbers}")
+
+
+@pytest.mark.parametrize("trace", [jax.jit, jax.vmap, optax.inject_hyperparams])
+@pytest.mark.parametrize(
+    "make", [Fixed, lambda number: Quantile(0.9, history_length=number)]
+)
+def test_a_traced_setting_of_a_policy_is_refused_with_the_way_out(make, trace):
+    """JAX makes an array of each number."""
+
+    def clip(number):
+        return clip_by_policy(make(number))
+
+    with pytest.raises(TypeError, match=r"setting is a Python number.* use Scheduled"):
+        trace(clip)(jnp.ones(1)).init(jnp.zeros(1))
 
 
 @every_factory
