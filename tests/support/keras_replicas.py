@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from autoclip_core import ParamRatio
-from autoclip_tf import NormClip, QuantileClip, UpdateClipper
+from autoclip_tf import NormClip, QuantileClip, TrustClip, UpdateClipper
 from autoclip_tf.optimizers import SGD
 
 
@@ -136,8 +136,14 @@ def main():
 
     compiled = compare(keras, strategy, lambda: make(*scopes))
     results |= dict(zip((*scopes, "update"), compiled, strict=True))
-    results["eagerly"], results["update eagerly"] = compare(
-        keras, strategy, lambda: make("global"), run_eagerly=True
+
+    def make_trust():
+        clip = TrustClip(quantile=0.2, history_length=20)
+        optimizer = clip.as_optimizer(keras.optimizers.SGD(0.1, **settings))
+        return [clip.gradient, clip.update], optimizer
+
+    results["trust"], results["trust update"] = compare(
+        keras, strategy, make_trust, run_eagerly=True
     )
     try:
         import tf_keras

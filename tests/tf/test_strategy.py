@@ -41,7 +41,7 @@ def test_a_clip_before_the_sum_over_the_replicas_is_a_warning():
 
 @pytest.mark.parametrize(
     "name",
-    ["global", "parameter", "unit", "update", "eagerly", "update eagerly", "legacy"],
+    ["global", "parameter", "unit", "update", "trust", "trust update", "legacy"],
 )
 def test_two_replicas_train_as_one_device(name):
     if name not in results():
