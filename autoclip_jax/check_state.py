@@ -61,12 +61,14 @@ def check_state(opt_state: Any) -> None:
 got -1.0; restore a valid checkpoint
     """
     warn_if_replicas_differ(opt_state)
-    for path, state in find_clip_states(opt_state):
+    states = *find_clip_states(opt_state), *list_states(opt_state, SkipLoss)
+    for path, state in states:
+        is_signed = isinstance(state, SkipLoss)
         for member in _split_members(_read_arrays(state)):
-            _refuse(find_problems(_restore(member), path))
-    for path, losses in list_states(opt_state, SkipLoss):
-        for member in _split_members(_read_arrays(losses)):
-            _refuse(find_problems(_restore(member), path, is_signed=True))
+            for problem in find_problems(_restore(member), path, is_signed=is_signed):
+                raise ValueError(
+                    f"opt_state is invalid: {problem}; restore a valid checkpoint"
+                )
 
 
 def _read_arrays(state: Any) -> Any:
@@ -82,12 +84,6 @@ def _restore(state: Any) -> Any:
     name = "clip_policy" if isinstance(state, ClipState) else "skip_loss_state"
     part = jax.device_get(unbound(getattr(state, name)))
     return restore_names(state._replace(**{name: part}))
-
-
-def _refuse(problems: Iterator[str]) -> None:
-    """Raise a ValueError for the first problem, if there is one."""
-    for problem in problems:
-        raise ValueError(f"opt_state is invalid: {problem}; restore a valid checkpoint")
 
 
 def upgrade_state(old: Any) -> Any:

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoclip_core.scale import SMALLEST_NORMAL, XP, Array, divide, square_root
+from autoclip_core.scale import XP, Array, divide, square_root
 
-from .averages import LARGEST, keeps_only_last, multiply_by_exp
+from .averages import keep_in_range, keeps_only_last, multiply_by_exp
 from .lookup import look_up_constants
 from .validation import find_invalid_mean, find_invalid_value
 
@@ -88,8 +88,7 @@ def subtract_mean(norms: Array, mean: Array, log: bool, xp: XP) -> Array:
     has_both = (norms > 0) & (mean > 0)
     divisor = xp.where(has_both, mean, 1.0)
     ratio = divide(xp.where(has_both, norms, 1.0), divisor, xp)
-    ratio = xp.where(ratio < LARGEST, ratio, LARGEST)
-    return xp.log(xp.where(ratio > SMALLEST_NORMAL, ratio, SMALLEST_NORMAL))
+    return xp.log(keep_in_range(ratio, xp))
 
 
 def add_offset(mean: Array, offset: Array, log: bool, xp: XP) -> Array:

@@ -55,10 +55,8 @@ class GradientTransformersMixin:
     @property
     def update_clipper(self) -> StatefulTransformer | None:
         """The transformer that clips the change of the variables, or None."""
-        for transformer in self._stateful_transformers():
-            if transformer.clips_update:
-                return transformer
-        return None
+        transformers = self._stateful_transformers()
+        return next((each for each in transformers if each.clips_update), None)
 
     @property
     def gradient_transformers(self) -> tuple[Transformer, ...]:

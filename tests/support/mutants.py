@@ -241,8 +241,6 @@ EQUIVALENT = {
     "history/moving.py": [
         # If both are equal, either branch gives that number.
         ("count < warmup_steps -> count <= warmup_steps", "n = "),
-        ("ratio < LARGEST -> ratio <= LARGEST", ""),
-        ("ratio > SMALLEST_NORMAL -> ratio >= SMALLEST_NORMAL", ""),
         # `where` discards the value, or 0 is divided by it.
         ("1.0 -> 1.01", "unit = xp.where(largest > 0, largest, 1.0)"),
         ("1.0 -> 1.01", "xp.where(total > 0, total, 1.0)"),
