@@ -56,7 +56,11 @@ class Column:
 def parse_step(cell: Any) -> float:
     """Return a step as a number, NaN if the cell holds none; "3/40" is step 3."""
     try:
-        return parse_number(cell.partition("/")[0] if isinstance(cell, str) else cell)
+        return float(cell)  # most cells: the rest takes twice as long
+    except (TypeError, ValueError, OverflowError):
+        number = cell.partition("/")[0] if isinstance(cell, str) else cell
+    try:
+        return parse_number(number)
     except ValueError:
         return math.nan
 

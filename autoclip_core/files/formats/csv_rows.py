@@ -57,16 +57,18 @@ def read_csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[Cells]
     if first is None:
         return
     header, has_rows = make_header(first), is_headless(first)
+    names = set(header)
     if has_rows:
         yield dict(zip(header, first, strict=True))
     for number, row in enumerate(rows, start=2):
-        if is_header(row, header):
+        if is_header(row, names):
             header = make_header(row)
+            names = set(header)
             continue
         has_rows = True
         if delimiter == " " and number == 2 and len(row) == len(header) + 1:
             header = ["", *header]  # pandas prints its index so
-        if any(cell.strip() for cell in row[len(header) :]):
+        if len(row) > len(header) and any(map(str.strip, row[len(header) :])):
             raise ValueError(
                 f"line {number} must have {len(header)} cells as the header, got "
                 f"{len(row)}; if a resumed run has more columns, write their names "
@@ -139,7 +141,7 @@ def read_csv_cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     """Yield the cells of each line of a CSV; an error names the line."""
     reader = csv.reader(lines, delimiter=delimiter)
     try:
-        yield from (row for row in reader if row)
+        yield from filter(None, reader)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num} is no CSV: {error}") from None
 
@@ -163,10 +165,9 @@ def is_headless(first: list[str]) -> bool:
     return all(is_number(cell) for cell in first)
 
 
-def is_header(row: list[str], header: list[str]) -> bool:
+def is_header(row: list[str], names: set[str]) -> bool:
     """Return whether a row has names of columns again, perhaps with others."""
-    has_name = not set(header).isdisjoint(filter(None, row))
-    return has_name and not any(map(is_number, row))
+    return not names.isdisjoint(filter(None, row)) and not any(map(is_number, row))
 
 
 def guess_delimiter(lines: list[str]) -> str | None:
@@ -190,7 +191,8 @@ def is_table(lines: list[str], delimiter: str) -> bool:
         first, *rows = split_rows(lines, delimiter)
     except ValueError:
         return False
-    size, rows = len(first), [row for row in rows if not is_header(row, first)]
+    size, names = len(first), set(first)
+    rows = [row for row in rows if not is_header(row, names)]
     if size < 2:
         return False
     if not rows:
