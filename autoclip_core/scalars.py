@@ -39,7 +39,7 @@ def asarray(value: Any, dtype: Any = None) -> Any:
 def take_row(array: Any) -> Any:
     """Return the only element of an array; a Python float and None are unchanged."""
     is_number = array is None or type(array) is float
-    return array if is_number else np.asarray(array).reshape(-1)[0]
+    return array if is_number else np.asarray(array).flat[0]
 
 
 def as_row(scalar: Any) -> Any:

@@ -85,15 +85,15 @@ def count_step(tally: Tally, decision: Decision, xp: XP = np) -> Tally:
         decision, xp = Decision(*(field[0] for field in decision)), scalars
 
     def as_count(flags: Array) -> Array:
-        return xp.asarray(flags, dtype=xp.int32)
+        # NumPy adds flags to int32 as they are; a cast takes longer than the sum.
+        return flags if xp.int32 is np.int32 else xp.asarray(flags, dtype=xp.int32)
 
-    nonfinite = as_count(xp.any(~decision.finite))
     skipped = as_count(xp.any(decision.skipped))
     return Tally(
         tally.steps + 1,
         tally.observed + as_count(was_observed(decision)),
         tally.clipped + as_count(decision.clipped),
-        tally.nonfinite + nonfinite,
+        tally.nonfinite + as_count(xp.any(~decision.finite)),
         tally.skipped + skipped,
         (tally.skipped_in_a_row + 1) * skipped,
         tally.dropped + as_count(xp.any(decision.dropped)),

@@ -130,7 +130,7 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
     A gradient whose scale is 1 is neither read nor written.
     """
     is_touched = scales != 1
-    if not is_touched.any():
+    if not np.count_nonzero(is_touched):  # `any` takes twice as long for one row
         return
     index = rows.index
     factors = index.split(torch.from_numpy(scales))

@@ -35,9 +35,9 @@ class AfterClipCheck:
     def end_clip(self, samples: Sequence[Tensor]) -> None:
         """Note the gradients after a clip."""
         self._cycles += 1
-        is_captured = any(is_capturing(each.device) for each in samples)
-        if self._cycles <= _CYCLES and not is_captured:
-            self._before = GradientVersions(samples), GradientValues(samples)
+        if self._cycles > _CYCLES or any(is_capturing(each.device) for each in samples):
+            return
+        self._before = GradientVersions(samples), GradientValues(samples)
 
     def explain(self, samples: Sequence[Tensor]) -> str | None:
         """Return what was wrong in the first updates, once.
