@@ -24,14 +24,14 @@ class Ranks:
     """The process groups to sum over, one after the other."""
     process_group: Any
     """The ranks that hold different parameters, or None."""
-    sharding: int
-    """The number of ranks of all meshes; 1 without a DTensor."""
-    copies: int
-    """How many of the ranks in a sum hold the same plain tensor."""
-    device: torch.device | None
-    """The device of the mesh, on which its ranks communicate; None without a mesh."""
     counter: StepCounter
     """The number of steps, to compare with the other ranks."""
+    sharding: int = 1
+    """The number of ranks of all meshes; 1 without a DTensor."""
+    copies: int = 1
+    """How many of the ranks in a sum hold the same plain tensor."""
+    device: torch.device | None = None
+    """The device of the mesh, on which its ranks communicate; None without a mesh."""
     has_checked_rows: bool = False
     """Whether `check_rows` has run."""
     rows_before: Rows | None = None
@@ -166,22 +166,17 @@ def find_ranks(
     counter = StepCounter() if before is None else before.counter
     counter.parameters = parameters
     if not meshes:
-        return Ranks((process_group,), process_group, 1, 1, None, counter)
+        return Ranks((process_group,), process_group, counter)
     mesh_group, device = _find_group(meshes), torch.device(meshes[0].device_type)
     size = dist.get_world_size(mesh_group)
-    if process_group is None:
-        return Ranks((mesh_group,), None, size, size, device, counter)
-    groups, copies = _find_groups_with_shards(mesh_group, process_group)
-    return Ranks(groups, process_group, size, copies, device, counter)
+    groups, copies = (mesh_group,), size
+    if process_group is not None:
+        groups, copies = _join_groups(mesh_group, process_group)
+    return Ranks(groups, process_group, counter, size, copies, device)
 
 
-def _find_groups_with_shards(
-    mesh_group: Any, process_group: Any
-) -> tuple[tuple[Any, ...], int]:
-    """Return the groups to sum over, if some ranks also hold different parameters.
-
-    The second result is how many of their ranks hold the same plain tensor.
-    """
+def _join_groups(mesh_group: Any, process_group: Any) -> tuple[tuple[Any, ...], int]:
+    """Return the groups to sum over, and how many ranks hold the same plain tensor."""
     sharing = set(dist.get_process_group_ranks(mesh_group))
     differing = set(dist.get_process_group_ranks(process_group))
     size = len(sharing)

@@ -121,10 +121,9 @@ class MeasuredParameters(ABC):
         return left_out
 
     def _compare_with_optimizers(self, *optimizers: Optimizer) -> list[NamedParameter]:
-        """Take over what has changed in the optimizers; return as above."""
+        """Do the same, without the check of the coverage."""
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
-        if present is not None or self.scope == "unit":
-            self._update_parameters(present)
+        self._update_parameters(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
@@ -138,8 +137,8 @@ class MeasuredParameters(ABC):
         A parameter whose `data` has another shape may be cut into other units.
         """
         if present is None:
-            shapes = self._shapes
-            if self.scope == "unit" and _list_shapes(self._stepper.rows) != shapes:
+            is_cut = self.scope == "unit"
+            if is_cut and _list_shapes(self._stepper.rows) != self._shapes:
                 self._change(self._groups, {})
         elif not any(group.parameters for group in present.groups):
             names = self._stepper.rows.names
