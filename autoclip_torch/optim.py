@@ -149,14 +149,14 @@ class _RateStepper(Stepper):
         groups = self.optimizer.param_groups
         number_of = {id(p): i for i, g in enumerate(groups) for p in g["params"]}
         entries, parts = self.rows.by_parameter, []
-        for number, members in groupby(entries, lambda e: number_of[id(e.parameter)]):
-            (first, *_), last = (both := list(members)), both[-1]
+        for number, same in groupby(entries, lambda e: number_of[id(e.parameter)]):
+            members = list(same)
             rate = groups[number]["lr"]
             rate = rate if self.policy_states.device else float(rate)
             if not isinstance(rate, Tensor) and not math.isfinite(rate):
                 way_out = "the step would make the weights NaN; correct the schedule"
                 raise ValueError(format_error("lr", "finite", rate, way_out))
-            parts.append(norms[first.start : last.stop] * rate)
+            parts.append(norms[members[0].start : members[-1].stop] * rate)
         return self.policy_states.xp.concatenate(parts)
 
 
