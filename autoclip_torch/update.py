@@ -153,7 +153,6 @@ class UpdateClipper(Observer):
         return name_update_metrics(super()._read_metrics(per_row))
 
     def _register(self, innermost: Optimizer) -> None:
-        """Register the hooks on an optimizer."""
         self._hooks = UpdateHooks(self, self._stepper, innermost)
 
 

@@ -107,7 +107,6 @@ def _find_largest(tensor: Tensor, units: Units | None) -> Any:
 def _add_squares_(
     sums: _Array, entries: Sequence[ParameterRows], tensors: Iterable[Tensor | None]
 ) -> None:
-    """Add the squares of tensors to the sums of their rows."""
     short: list[tuple[ParameterRows, Tensor]] = []
     may_batch = len(entries) >= _SMALLEST_BATCH
     for entry, tensor in zip(entries, tensors, strict=True):
@@ -160,7 +159,6 @@ def scale_(rows: Rows, gradients: Any, scales: _Array) -> None:
 
 
 def _add_one(sums: _Array, entry: ParameterRows, tensor: Tensor) -> None:
-    """Add the sums of squares of one tensor to those of its rows."""
     if entry.units is None:
         sums[entry.start] += squares.sum_tensor(tensor)
     else:

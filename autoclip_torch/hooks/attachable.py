@@ -105,7 +105,6 @@ class Attachable(Observer):
         self._stepper.loss.give(loss)
 
     def _attach(self, innermost: torch.optim.Optimizer, **keywords: Any) -> Attachment:
-        """Register the clipper on an optimizer."""
         attachment = Attachment(self, innermost, **keywords)
         self._attachment = weakref.ref(attachment)
         return attachment

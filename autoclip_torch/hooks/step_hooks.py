@@ -93,7 +93,6 @@ def refuse_step_in_backward(optimizer: Any) -> None:
 
 
 def _refuse_other_steps(optimizer: Any) -> None:
-    """Refuse an optimizer that steps where torch runs no hook."""
     if methods := [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]:
         lines = ", ".join(f'"clipper.step(); optimizer.{m}()"' for m in methods)
         raise ValueError(

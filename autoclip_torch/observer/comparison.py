@@ -148,12 +148,10 @@ class Comparison:
 
 
 def _follows_module(group: Group) -> bool:
-    """Return whether a group holds the parameters of a module."""
     return group.module is not None and not group.is_of_optimizer
 
 
 def _list_stepped(optimizers: Sequence[Optimizer]) -> list[list[Tensor]]:
-    """Return the parameters of each group of the optimizers."""
     return [group["params"] for each in optimizers for group in each.param_groups]
 
 

@@ -179,10 +179,8 @@ class MeasuredParameters(ABC):
 
 
 def _list_shapes(rows: Rows) -> list[Any]:
-    """Return the shape of each parameter."""
     return [entry.parameter.shape for entry in rows.by_parameter]
 
 
 def _list_ids(groups: list[Group]) -> list[list[int]]:
-    """Return the id of each parameter of each group."""
     return [[id(named.parameter) for named in g.parameters] for g in groups]

@@ -78,7 +78,6 @@ def read_again(groups: Sequence[Group]) -> list[Group]:
 
 
 def _list_present(module: nn.Module) -> list[NamedParameter]:
-    """Return the parameters of a module, or an empty list if it has none."""
     items = _as_list(module)
     return _read_parameters(module, items) if items else []
 

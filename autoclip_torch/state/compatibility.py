@@ -59,7 +59,6 @@ def fit_state(
 
 
 def _check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise a ValueError if plain settings differ."""
     if "loss" in saved and "loss" not in current:
         error = format_difference("loss_policy", _get_loss_policy(saved["loss"]), None)
         raise ValueError(f"{error}; pass strict=False to load the state without it")

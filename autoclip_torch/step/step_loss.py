@@ -109,7 +109,6 @@ class StepLoss:
     def _average(
         self, loss: Tensor, parameters: Sequence[Tensor], reason: str
     ) -> Tensor:
-        """Return the mean over all ranks."""
         if self._counter is None:
             self._counter = StepCounter()
         self._counter.parameters = parameters
