@@ -53,7 +53,6 @@ def count_operations(tx, count):
     ("scope", "most", "reshapes"),
     [
         ("global", 17, 1),
-        ("parameter", 22, 2),
         ("unit", 22, 1),
         ("labels, window", 17, 1),
         ("parameter, window", 22, 2),
