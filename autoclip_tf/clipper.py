@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from .gradients.parts import Part, scale_all
+from .gradients.parts import Part
 from .gradients.rows import Rows
+from .gradients.scale import scale_all
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph

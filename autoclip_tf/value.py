@@ -14,9 +14,10 @@ from autoclip_core.clipper.settings import ClipperKeywords
 
 from .clipper import Clipper
 from .gradients import namespace
-from .gradients.measure import find_observed_rows, measure_rows
-from .gradients.parts import Part, find_largest, map_elements, scale_all
+from .gradients.measure import find_largest, find_observed_rows, measure_rows
+from .gradients.parts import Part
 from .gradients.rows import Rows
+from .gradients.scale import map_elements, scale_all
 
 
 @keras.saving.register_keras_serializable("autoclip_tf")

@@ -7,14 +7,9 @@ import tensorflow as tf
 from autoclip_core.clipper.norms import NORMS
 from autoclip_core.clipper.units import ParameterRows, Units, one_unit, unit_count
 from autoclip_tf import AGC
-from autoclip_tf.gradients.parts import (
-    Part,
-    find_largest,
-    find_observed,
-    map_elements,
-    measure_norms,
-    scale_all,
-)
+from autoclip_tf.gradients.measure import find_largest, measure_norms
+from autoclip_tf.gradients.parts import Part, find_observed
+from autoclip_tf.gradients.scale import map_elements, scale_all
 
 from ..support.account import norm_of
 
