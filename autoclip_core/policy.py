@@ -191,7 +191,6 @@ def limit_and_record(
 def _limit_and_record(
     policy: Policy, state: Any, values: Array, param_norms: Array, xp: XP
 ) -> tuple[Limit, Any]:
-    """Return the limit of a policy, and its state with the values recorded."""
     if param_norms is not None:
         param_norms = xp.asarray(param_norms, dtype=xp.float32)
     with ignore_overflow(xp):

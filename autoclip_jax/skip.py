@@ -120,8 +120,6 @@ def _transformation(
     scope: Scope,
     max_consecutive: int,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the pair of `init` and `update`."""
-
     def init(params: Any) -> SkipState:
         clip = init_state(policy, len(scope.rows(params).names), scope.norm)
         return init_skip_state(clip, inner.init(params), loss_policy)

@@ -125,8 +125,6 @@ def _transformation(
     optimizer: optax.GradientTransformationExtraArgs,
     bound: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the pair of `init` and `update`."""
-
     def init(params: Any) -> TrustState:
         inner = optimizer.init(params)
         _check_has_no_clipper(inner)

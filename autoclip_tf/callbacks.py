@@ -62,7 +62,6 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
     _implements_predict_batch_hooks = staticmethod(_has_batch_hooks)
 
     def __init__(self, clippers: AnyClipper | Sequence[AnyClipper] | None = None):
-        """Check the clippers."""
         super().__init__()
         self._given = None if clippers is None else _check_clippers(clippers)
         self._clippers: list[PolicyClipper] = []

@@ -168,7 +168,6 @@ class ClipLog(StepRecorder):
         return draw_histogram(self.norms, threshold, path, label=self._norm_label())
 
     def _norm_label(self) -> str:
-        """Return the label of the axis of norms."""
         return "norm of the update" if self._is_of_updates else GRADIENT
 
     def to_csv(self, path: str | PathLike[str]) -> None:

@@ -93,7 +93,6 @@ class ZScore(Policy):
         record: str = "winsorized",
         log: bool = False,
     ) -> None:
-        """Check and store the arguments."""
         set_fields(
             self,
             z=check_positive("z", z),

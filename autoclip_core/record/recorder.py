@@ -180,7 +180,6 @@ class StepRecorder(StepColumns):
         return step
 
     def _make_update_log(self) -> Self:
-        """Return an empty log of updates."""
         log = type(self)(settings=self.settings)
         log._is_of_updates = True
         return log

@@ -107,7 +107,6 @@ class RowCounts:
         self.observed = np.pad(self.observed, [(0, 0), (0, more)])
 
     def _merge_pairs(self) -> None:
-        """Merge every two neighbouring intervals."""
         for counts in (self.clipped, self.observed):
             counts[: INTERVALS // 2] = counts[::2] + counts[1::2]
             counts[INTERVALS // 2 :] = 0

@@ -18,7 +18,6 @@ class LoopChecks:
     """
 
     def __init__(self, name: str) -> None:
-        """Start without a result."""
         self._name = name
         self._has_used_one = False
         self._unused_in_a_row = 0
@@ -72,7 +71,6 @@ class ClippedPairs(list[Pair]):
     def __init__(
         self, pairs: Iterable[Pair] = (), checks: LoopChecks | None = None
     ) -> None:
-        """Make the list."""
         super().__init__(pairs)
         self._checks = checks
 
