@@ -28,12 +28,17 @@ class LeftOutStepCheck:
         self.times += self._has_left_out
         self._has_left_out, self._used = False, None
 
-    def begin_update(self, optimizer: Optimizer, samples: Sequence[Tensor]) -> None:
-        """Note the gradients of an update; later ones have others without a clip."""
+    def begin_update(self, optimizer: Optimizer, clipped: GradientVersions) -> None:
+        """Note the first step after a clip, and the gradients that were clipped."""
+        self._used = weakref.ref(optimizer), clipped
+
+    def begin_later_update(
+        self, optimizer: Optimizer, samples: Sequence[Tensor]
+    ) -> None:
+        """Note a later step. If its gradients are others, their clip was left out."""
         if self._used is None:
-            self._used = weakref.ref(optimizer), GradientVersions(samples)
             return
-        first, gradients = self._used
+        first, clipped = self._used
         has_gradient = any(sample.grad is not None for sample in samples)
-        if first() is optimizer and has_gradient and not gradients.are_same(samples):
+        if first() is optimizer and has_gradient and not clipped.are_same(samples):
             self._has_left_out = True

@@ -115,9 +115,10 @@ class LoopCheck:
                 "scale; call clipper.step(scaler=scaler, optimizer=optimizer), or "
                 "clipper.attach(optimizer) if a trainer unscales them"
             )
-        self._left_out.begin_update(optimizer, self._samples)
         if self._clipped is None:
+            self._left_out.begin_later_update(optimizer, self._samples)
             return None
+        self._left_out.begin_update(optimizer, self._clipped)
         self._clipped = None
         self._early = self._early + 1 if self._backward.stop() else 0
         self._repeated = self._repeated + 1 if self._has_clipped_again else 0
