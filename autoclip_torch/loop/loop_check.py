@@ -34,6 +34,33 @@ _CYCLES = 3
 _WATCHED, _PERIOD = 10, 1000
 """So many of this many steps are watched, and those after a change of optimizers."""
 
+_SCALED = (
+    "clipper.step() was called before the GradScaler had unscaled the gradients, so it "
+    "clipped gradients that are multiplied by the loss scale; call "
+    "clipper.step(scaler=scaler, optimizer=optimizer), or clipper.attach(optimizer) if "
+    "a trainer unscales them"
+)
+_LEFT_OUT = (
+    "optimizer.step() is called in some steps without clipper.step(), with gradients "
+    "that are not clipped; call clipper.step() before each optimizer.step(), or "
+    "clipper.attach(optimizer) instead"
+)
+_EARLY = (
+    "backward() was called between clipper.step() and optimizer.step(), so the "
+    "optimizer used gradients that are not clipped; call clipper.step() after the last "
+    "backward() and before optimizer.step()"
+)
+_REPEATED = (
+    "clipper.step() was called several times before each optimizer.step(), so it "
+    "clipped gradients again that it had clipped already; when accumulating, call it "
+    "once, after the last backward pass; set dry_run=True to measure only"
+)
+_IN_CLOSURE = (
+    "clipper.step() has no effect: the closure of optimizer.step() computes the "
+    "gradients again after it; call clipper.step() at the end of the closure, or "
+    "clipper.attach(optimizer) instead"
+)
+
 
 class LoopCheck:
     """The steps of a clipper by hand, and the updates of its parameters."""
@@ -109,39 +136,21 @@ class LoopCheck:
             return None
         self._other_model.restart()
         if self.scaler_rule.was_scaled(optimizer):
-            self._warn(
-                "clipper.step() was called before the GradScaler had unscaled the "
-                "gradients, so it clipped gradients that are multiplied by the loss "
-                "scale; call clipper.step(scaler=scaler, optimizer=optimizer), or "
-                "clipper.attach(optimizer) if a trainer unscales them"
-            )
+            self._warn(_SCALED)
         if self._clipped is None:
             self._left_out.begin_later_update(optimizer, self._samples)
             return None
         self._left_out.begin_update(optimizer, self._clipped)
         self._clipped = None
+        if self._left_out.times == _CYCLES:
+            self._warn(_LEFT_OUT)
         self._early = self._early + 1 if self._backward.stop() else 0
+        if self._early == _CYCLES:
+            self._warn(_EARLY)
         self._repeated = self._repeated + 1 if self._has_clipped_again else 0
         self._has_clipped_again = False
-        if self._left_out.times == _CYCLES:
-            self._warn(
-                "optimizer.step() is called in some steps without clipper.step(), with "
-                "gradients that are not clipped; call clipper.step() before each "
-                "optimizer.step(), or clipper.attach(optimizer) instead"
-            )
-        if self._early == _CYCLES:
-            self._warn(
-                "backward() was called between clipper.step() and optimizer.step(), so "
-                "the optimizer used gradients that are not clipped; call "
-                "clipper.step() after the last backward() and before optimizer.step()"
-            )
         if self._repeated == _CYCLES:
-            self._warn(
-                "clipper.step() was called several times before each optimizer.step(), "
-                "so it clipped gradients again that it had clipped already; when "
-                "accumulating, call it once, after the last backward pass; set "
-                "dry_run=True to measure only"
-            )
+            self._warn(_REPEATED)
         self._check_changes(self._samples)
         closure = find_closure(args, kwargs)
         if closure is None or self._count > _WATCHED:
@@ -156,11 +165,7 @@ class LoopCheck:
             loss = closure()  # a clip in it stops the watch
             self._in_closure = self._in_closure + 1 if self._backward.stop() else 0
             if self._in_closure == _CYCLES:
-                self._warn(
-                    "clipper.step() has no effect: the closure of optimizer.step() "
-                    "computes the gradients again after it; call clipper.step() at the "
-                    "end of the closure, or clipper.attach(optimizer) instead"
-                )
+                self._warn(_IN_CLOSURE)
             return loss
 
         return watched_closure
