@@ -1,4 +1,4 @@
-"""Warn if gradients overflow again and again, because a loss scale is hidden."""
+"""Warn if gradients are not finite again and again; `LoopCheck` names the scaler."""
 
 from autoclip_core.clipper.metrics import Tally
 
@@ -8,7 +8,7 @@ _NONFINITE_STEPS, _RECENT_STEPS = 10, 100
 
 
 class OverflowCheck:
-    """Warns once if 10 of the last 100 steps are not finite: a hidden loss scale.
+    """Warns once if 10 of the last 100 steps are not finite.
 
     A calibrating `GradScaler` halves its scale at most as often.
 
@@ -32,9 +32,8 @@ class OverflowCheck:
             self._has_warned = True
             warn(
                 f"the gradients of {nonfinite} of the last {steps} steps were not "
-                "finite; with a GradScaler, call step(scaler=scaler, "
-                "optimizer=optimizer) or unscale_ before it, else its scale never "
-                "falls; without one, look at the loss"
+                "finite and became 0, which repairs no run; look at the loss and at "
+                "the data of these steps"
             )
         if now[0] - self._earlier[1][0] >= _RECENT_STEPS // 2:
             self._earlier = [self._earlier[1], now]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoclip_core import Drop, Fixed, Quantile
-from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
+from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, ValueClip
 
 OVERFLOWS = [2, 3, 8]
 """The steps whose scaled gradient overflows."""
@@ -210,6 +210,24 @@ def test_frequent_infinities_warn_once():
     with pytest.warns(UserWarning, match="10 of the last 20 steps were not finite"):
         every_second(clipper, weight, 1, 19)
     every_second(clipper, weight, 180, 20)
+
+
+@pytest.mark.parametrize("use", ["a disabled scaler", "attached", "TrustClip"])
+def test_the_warning_of_infinities_names_no_scaler_where_none_scales(use):
+    weight, optimizer, clipper, _ = make()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    if use == "attached":
+        clipper.attach(optimizer)
+    if use == "TrustClip":
+        clipper = TrustClip(None, optimizer)
+    with pytest.warns(UserWarning, match="were not finite") as warned:
+        for step in range(12):
+            backward(weight, optimizer, scaler, step, bad=range(12))
+            if use == "a disabled scaler":
+                clipper.step(scaler=scaler, optimizer=optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+    assert "scaler" not in str(warned[0].message).lower()
 
 
 def test_a_rare_infinity_does_not_warn():
