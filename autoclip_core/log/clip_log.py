@@ -28,7 +28,8 @@ class ClipLog(StepRecorder):
     Memory is bounded to about 12 MB, regardless of the length of the run. The last
     131072 recorded steps are stored exactly. Older steps are thinned to an even sample
     and the highest norms. Totals are counted as the steps arrive and stay exact. Clips
-    are also counted per row, to show which row is clipped.
+    are also counted per row, to show which row is clipped. An empty log
+    is true, so `if log:` asks whether there is a log.
 
     Args:
       names: the names of the rows, such as a clipper's `names`; otherwise "row 0",

@@ -236,6 +236,10 @@ class StepRecorder(StepColumns):
         """Return the number of recorded steps."""
         return self._recorded
 
+    def __bool__(self) -> bool:
+        """Return True, also for an empty log: `if log:` asks whether there is one."""
+        return True
+
     @property
     def _has_several_rows(self) -> bool:
         """Whether the norm of a step is that of several rows, each with a threshold."""

@@ -299,6 +299,7 @@ def test_metrics_before_the_first_step_are_no_step(tmp_path):
     metrics = run.metrics()
     log.record(dict.fromkeys(metrics, 0.0) | {"clip/threshold": math.inf})
     assert len(log) == 0
+    assert log  # `if log:` asks whether there is a log
     log.record(metrics)
     assert log.steps.tolist() == [0]
     log.to_csv(tmp_path / "log.csv")
