@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from autoclip_core import Decision
 from autoclip_core.checks import format_error
 from autoclip_core.clipper.patterns import as_patterns
 from autoclip_core.clipper.settings import format_clipper
@@ -135,6 +136,29 @@ class TrustClip(BaseClipper):
             "it clips inside optimizer.step(); leave clipper.step() out; to log, call "
             "log.record(clipper.metrics()) after optimizer.step()"
         )
+
+    def observe(self, norms: Any) -> Decision:
+        """Record norms of the gradient in the filter, such as those of an earlier run.
+
+        Then the first step has a threshold, too. The metrics count the norms as steps.
+
+        Args:
+          norms: the l2 norm of all clipped gradients in one step, a number, or in a
+            series of steps, shape (steps,); as in `Clipper.observe`.
+
+        Returns:
+          The decision of the filter on the last step.
+
+        Raises:
+          ValueError: the shape does not fit, or the series is empty.
+          FloatingPointError: as in `Clipper.observe`.
+
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> clipper = TrustClip(layer, torch.optim.SGD(layer.parameters()))
+        >>> clipper.observe([1.0, 2.0, 4.0]).threshold
+        tensor([1.9000])
+        """
+        return self._filter.observe(norms)
 
     @classmethod
     def as_optimizer(

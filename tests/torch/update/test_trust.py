@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from autoclip_core import Fixed, MeanStd
+from autoclip_core import ClipLog, Fixed, MeanStd
 from autoclip_torch import Clipper, NormClip, TrustClip, UpdateClipper
 
 from ...support.torch_optimizers import (
@@ -324,6 +324,23 @@ def test_dry_run_and_exclude_concern_both_halves():
     train(model, optimizer, 1)
     moved = rms(model[0].bias - before)
     assert moved == pytest.approx(RATIO * max(rms(before), FLOOR), rel=1e-4)
+
+
+def test_norms_of_an_earlier_run_give_the_first_step_a_threshold():
+    """The log has them as steps of the gradient, before the first update."""
+    model = vector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    clipper, log = TrustClip(model, optimizer), ClipLog()
+    norms = np.random.default_rng(0).lognormal(0, 0.3, 50).astype(np.float32)
+    clipper.observe(norms)
+    train_on([1e4 * directions(1)[0]], model.w, optimizer)
+    metrics = clipper.metrics()
+    log.record(metrics)
+    assert metrics["clip/threshold"] == pytest.approx(np.quantile(norms, 0.9), rel=1e-6)
+    assert metrics["clip/norm_after"] == pytest.approx(metrics["clip/threshold"])
+    assert (metrics["clip/steps"], metrics["clip/update_steps"]) == (51, 1)
+    assert (log.steps.tolist(), log.updates.steps.tolist()) == ([50], [50])
+    assert log.summary().steps == 51
 
 
 def test_new_parameters_are_clipped_without_a_call():
