@@ -52,7 +52,7 @@ def print_comparison(read: LoggedNorms, reports: dict[str, Replay]) -> None:
     text = f"level x{shift.ratio:.3g} at step {shift.step}" if shift else ""
     header = ["policy", "clip\nrate", "median\nthreshold", "mean\nscale"]
     has_risen = shift is not None and shift.ratio > 1
-    header += ["spikes\ncaught", *(["recovered\nafter"] if has_risen else [])]
+    header += ["spikes\ncaught", *(["follows\nafter"] if has_risen else [])]
     rows = [[name, *format_cells(report)] for name, report in reports.items()]
     if sys.stdout.isatty() and has_rich():
         print_text(read, *([text] if text else []))

@@ -91,6 +91,8 @@ class Replay:
     def recovery(self) -> float:
         """Steps from a rise of the level until the policy has adapted to it.
 
+        If the run diverged, a policy that adapts to it is no help.
+
         It has adapted at the first step whose next 50 steps have a mean scale above
         90 % of that of the 50 steps before the shift. +inf if that never happens, NaN
         if the level does not rise.
@@ -157,8 +159,8 @@ class Replay:
         text = f"x{shift.ratio:.3g} at step {shift.step}"
         if shift.ratio < 1:
             return text
-        after = f"recovered after {self.recovery:.0f} steps"
-        return f"{text}, {'not recovered' if math.isinf(self.recovery) else after}"
+        after = f"followed after {self.recovery:.0f} steps"
+        return f"{text}, {'not followed' if math.isinf(self.recovery) else after}"
 
 
 WINDOW = 50

@@ -126,12 +126,12 @@ def test_a_replay_reports_a_level_shift_and_the_steps_to_recover():
     # C rises by exp(0.045) a step: 51 steps for a factor of 10.
     assert 20 <= quick.recovery <= 60
     assert never.recovery == INF
-    assert "not recovered" in str(never)
+    assert "not followed" in str(never)
     assert math.isnan(replay(norms[:1900], Fixed(1.2)).recovery)
     fallen = replay(norms[::-1], Quantile(0.9))
     assert fallen.shift.ratio == pytest.approx(0.1, rel=0.1)
     assert math.isnan(fallen.recovery)
-    assert "recovered" not in str(fallen)
+    assert "followed" not in str(fallen)
 
 
 def recovery_by_hand(report):
