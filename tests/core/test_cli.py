@@ -409,6 +409,7 @@ def test_a_table_has_colours_only_on_a_terminal(file, capsys, monkeypatch, libra
     assert main(["replay", path, "--compare"]) == 0
     plain = capsys.readouterr().out
     assert "\x1b" not in plain
+    assert "follows" in plain  # the level rises; in a damaged run it is no merit
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["replay", path, "--compare"]) == 0
     coloured = capsys.readouterr().out
