@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from .gradients.parts import Part
-from .gradients.rows import Rows
+from .gradients.rows import Rows, stable_id
 from .gradients.scale import scale_all
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
@@ -89,6 +89,8 @@ class Clipper(PolicyClipper):
             self.build([variable for _, variable in pairs])
         if not pairs and not self.built:
             return []
+        if self.scope == "global":
+            self._checks.compare_variables({stable_id(v) for _, v in pairs})
         rows = self._built_rows()
         parts = {}
         for index, (gradient, variable) in enumerate(pairs):

@@ -10,8 +10,7 @@ from .check_transformers import Pair
 
 
 class LoopChecks:
-    """Warns, once each, about a loop that ignores the results of a clipper or clips
-    scaled gradients.
+    """Warns about a loop that ignores pairs, clips scaled gradients, or passes parts.
 
     Args:
       name: the class of the clipper.
@@ -21,6 +20,27 @@ class LoopChecks:
         self._name = name
         self._has_used_one = False
         self._unused_in_a_row = 0
+        self._ids: set[int] = set()
+        self._has_parts = False
+
+    def compare_variables(self, ids: set[int]) -> None:
+        """Warn once if a call has none of the variables of the call before.
+
+        Args:
+          ids: those of the variables, which share one norm.
+        """
+        is_other_part = bool(self._ids and ids) and self._ids.isdisjoint(ids)
+        self._ids = ids
+        if is_other_part and not self._has_parts:
+            self._has_parts = True
+            warnings.warn(
+                f"{self._name} received other variables than in the call before, so "
+                "each part counts as a step with a norm of its own, in one history; "
+                "pass all variables in one call: "
+                "optimizer.apply(gradients, variables)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def count_use(self) -> None:
         """Count a result that is read; check the reader of the first one."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_tf import NormClip
+from autoclip_tf import AdaGC, NormClip, TrustClip
 
 KERNEL = [3.0, 4.0]
 
@@ -156,3 +156,24 @@ def test_a_clip_of_gradients_that_are_unscaled_later_is_a_warning():
     assert not inside
     assert not fit(sgd(1.0))
     assert not fit(scaled(sgd(1.0)), sgd(1.0))  # steps with an optimizer of its own
+
+
+@pytest.mark.parametrize("clip", [NormClip(1.0), TrustClip(), AdaGC()])
+@pytest.mark.parametrize("is_together", [True, False])
+def test_an_optimizer_that_steps_part_by_part_is_a_warning(clip, is_together):
+    """tensorflow#45146: the norm of each part is in one history."""
+    weights = [keras.Variable([0.0]) for _ in range(2)]
+    clip = type(clip).from_config(clip.get_config())
+    optimizer = clip.as_optimizer(keras.optimizers.SGD(1.0))
+    optimizer.build(weights)
+    parts = [weights] if is_together else [weights[:1], weights[1:]]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for part in parts:
+                optimizer.apply([tf.constant([1.0])] * len(part), part)
+    texts = [str(each.message) for each in caught]
+    expected = not is_together and type(clip) is not AdaGC  # one norm per parameter
+    assert len(texts) == expected
+    if expected:
+        assert "pass all variables in one call" in texts[0]
