@@ -56,9 +56,10 @@ def clip_metrics(
         with one row names it "global".
 
     Returns:
-      Arrays of shape (), by name. Outside of `jit`, this waits for the device if there
-      are `names` or several devices. Inside `jit`, each number of a row is compiled by
-      itself: with many rows, call it outside.
+      Arrays of shape (), by name, which stay valid if the state is donated. Outside of
+      `jit`, this waits for the device if there are `names` or several devices. Inside
+      `jit`, each number of a row is compiled by itself: with many rows, call it
+      outside.
 
     Raises:
       ValueError: the state has no clipper, was made by `vmap`, or was saved by an
@@ -114,7 +115,7 @@ def _compute_metrics(
     if (record := state.skip_loss) is not None:
         loss, threshold = record.skip_loss_value, record.skip_loss_threshold
         recorded = restore_names(record.skip_loss_state)
-        losses = compute_loss_metrics(loss, threshold, recorded)
+        losses = _copy(compute_loss_metrics(loss, threshold, recorded))
     return _state_metrics(state.skip_clip, names) | losses
 
 
@@ -134,7 +135,7 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
     floats = state.clip_norm, state.clip_threshold, state.clip_scale
     decision = Decision(*floats, clipped, finite, skipped=no, dropped=no)
     tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
-    numbers = compute_metrics(decision, tally, jnp, totals=totals)
+    numbers = _copy(compute_metrics(decision, tally, jnp, totals=totals))
     if names is None:
         return numbers
     names = _check_names(names, state.clip_norm.shape[0])
@@ -142,6 +143,11 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
         return numbers | compute_row_metrics(names, decision, tally, jnp)
     # One transfer: XLA would compile a slice for every number, in 30 ms each.
     return numbers | compute_row_metrics(names, *jax.device_get((decision, tally)))
+
+
+def _copy(metrics: dict[str, Array]) -> dict[str, Array]:
+    """Return copies: a caller that donates the state deletes its counters."""
+    return {name: jnp.copy(value) for name, value in metrics.items()}
 
 
 def _find_pmap_way_out(norms: Array) -> str:

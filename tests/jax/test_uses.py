@@ -195,8 +195,13 @@ def test_one_compilation_with_donated_buffers_serves_100_steps():
     state = tx.init({"w": STEPS[0]})
     kinds = jax.tree.map(lambda leaf: (leaf.dtype, leaf.weak_type), state)
     update = jax.jit(tx.update, donate_argnums=1)
+    read, previous = jax.jit(clip_metrics), []
     for step in range(100):
+        previous = clip_metrics(state), read(state)
         _, state = update({"w": STEPS[step % 30]}, state)
+    for metrics in previous:  # the counters of the donated state are deleted
+        assert metrics["clip/steps"] == 99
+        assert metrics["clip/nonfinite_total"] == 0
     assert update._cache_size() == 1
     assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.weak_type), state) == kinds
 
