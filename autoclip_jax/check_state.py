@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from autoclip_core.history.validation import find_problems
 from autoclip_core.loss import LossState
 
-from .gradients.mesh import find_unequal_copies
+from .gradients.mesh import has_unequal_copies
 from .skip_state import SkipLoss
 from .state import (
     ClipState,
@@ -26,7 +26,8 @@ State = TypeVar("State")
 
 AVERAGE_FIRST = (
     "the replicas decide on different gradients or losses; average both before the "
-    "clip, not after it: grads, loss = jax.lax.pmean((grads, loss), axis_name)"
+    "clip, not after it: grads, loss = jax.lax.pmean((grads, loss), axis_name). In "
+    "shard_map with check_vma=True, call pmean on the loss inside jax.grad instead"
 )
 
 
@@ -182,10 +183,9 @@ def warn_if_replicas_differ(opt_state: Any) -> None:
         is_traced = isinstance(array, jax.core.Tracer)
         if is_traced or not isinstance(array, jax.Array):
             continue
-        if unequal := find_unequal_copies(array):
-            one, other = unequal
-            text = f"{AVERAGE_FIRST} (one device has {one}, another {other})"
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        if has_unequal_copies(array):
+            # The text has no numbers, so Python shows it once per place.
+            warnings.warn(AVERAGE_FIRST, RuntimeWarning, stacklevel=3)
             return
 
 
