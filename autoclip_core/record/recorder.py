@@ -18,6 +18,7 @@ from .metrics import (
 from .row_counts import RowCounts
 from .step import (
     Step,
+    as_float,
     read_decision,
     reduce_rows,
     step_from_numbers,
@@ -114,7 +115,8 @@ class StepRecorder(StepColumns):
                 )
             if isinstance(decision, Mapping):
                 gradients, updates = split_metrics(decision, self._clipper)
-                if int((gradients or updates).get("clip/steps", 1)) == 0:
+                count = (gradients or updates).get("clip/steps", 1)
+                if as_float("clip/steps", count) == 0:
                     return  # a scaler's first overflow skips the step
                 step = self._read_metrics(gradients, updates)
             else:

@@ -125,7 +125,10 @@ def as_float(name: str, value: Any) -> float:
         if not isinstance(value, int | float):
             array = as_floats(name, value)
             if array.size != 1:
-                way_out = "for several rows, pass a decision"
+                way_out = (
+                    "for several rows, pass a decision; of metrics with a device axis, "
+                    "pass one device: jax.tree.map(lambda x: x[0], metrics)"
+                )
                 raise ValueError(format_error(name, "one number", value, way_out))
             value = array.item()
         try:

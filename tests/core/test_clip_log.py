@@ -270,6 +270,7 @@ GOOD = dict(norm=[1.0, 2.0], threshold=[1.0, 1.0])
         ((), {"norm": "1.0", "threshold": 1.0}, TypeError, "norm must be real.*str"),
         ((), {"norm": 1j, "threshold": 1.0}, TypeError, "norm must be real.*complex"),
         ((), {"norm": [1.0, 2.0], "threshold": 1.0}, ValueError, "must be one number"),
+        (({"clip/steps": [1, 1]},), {}, ValueError, r"got \[1, 1\].*: x\[0\], metrics"),
         ((rows(**GOOD),), {"norm": 1.0}, ValueError, "a decision and norm; leave"),
         ((3.2,), {}, TypeError, "got a float without norm.*norm=..., threshold=..."),
         (({"norm": 1.0},), {}, TypeError, "got a dict without clip/norm"),
