@@ -1,16 +1,19 @@
 """Advice about a run: sentences, each with the numbers that support it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from autoclip_core.record.recorder import StepRecorder
 from autoclip_core.record.row_counts import RowCounts
+from autoclip_core.record.statistics import median
 from autoclip_core.record.step import Array
 from autoclip_core.series.ratchet import find_ratchet
 
 from .formatting import format_number, format_percent
 from .rate_advice import advise_on_rate
 from .red_lights import MIN_STEPS, diagnose_steps, find_red_lights
-from .settings import find_policy, records_clipped_norms, select_settings
+from .settings import WARMUP, find_policy, records_clipped_norms, select_settings
 
 
 def advise(log: StepRecorder) -> Iterator[str]:
@@ -24,6 +27,7 @@ def advise(log: StepRecorder) -> Iterator[str]:
     is_bounded = is_update or log.updates is not None
     settings = select_settings(log.settings, is_update)
     yield from find_red_lights(table, diagnosis, log.settings, is_update, is_bounded)
+    yield from advise_on_start(table, diagnosis.spikes, is_bounded)
     yield from advise_on_ratchet(steps, settings, log._has_several_rows or is_update)
     # The level of updates follows the learning rate.
     if not is_update and diagnosis.verdict in ("shifted", "vanished"):
@@ -37,6 +41,23 @@ def has_rate_of_more(log: StepRecorder) -> bool:
     """Return whether metrics have the clip rate of more steps than were recorded."""
     logged = log._run_totals()
     return "clip_rate" in logged and logged.get("steps", 0) > len(log)
+
+
+def advise_on_start(steps: Array, spikes: Sequence[int], is_bounded: bool) -> list[str]:
+    """Name the largest spike before the first threshold, which nothing clipped."""
+    is_armed = np.isfinite(steps["threshold"])
+    first_armed = int(is_armed.argmax()) if is_armed.any() else 0
+    start = steps["norm"][:first_armed]
+    passed = start[np.isin(steps["step"][:first_armed], spikes)]
+    if not passed.size:
+        return []
+    later = steps["norm"][is_armed]
+    typical = format_number(median(later[np.isfinite(later)]))
+    evidence = (
+        f"A spike of {format_number(passed.max())} came before the first threshold and "
+        f"was not clipped; the median norm after it is {typical}."
+    )
+    return [evidence if is_bounded else f"{evidence} To clip it, {WARMUP}."]
 
 
 def advise_on_ratchet(

@@ -14,7 +14,14 @@ from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above
 from autoclip_core.series.diagnosis import Diagnosis, diagnose
 
 from .formatting import format_number, format_percent
-from .settings import FOLLOWS_NO_NORM, find_policy, is_dry_run, select_settings
+from .settings import (
+    CAP,
+    FOLLOWS_NO_NORM,
+    TRUST,
+    find_policy,
+    is_dry_run,
+    select_settings,
+)
 
 MIN_STEPS = 100
 """Fewer steps do not support the advice of a summary."""
@@ -82,10 +89,9 @@ def lower_rate(policy: str, is_bounded: bool, is_dry: bool) -> str:
     if is_bounded:
         dry = "" if policy else "; after a dry run, set dry_run=False"
         return f"Lower the learning rate, or the bound{dry}."
-    bound = "bound the update with TrustClip"
     if policy in FOLLOWS_NO_NORM:
-        return f"Lower the learning rate, or {bound}."
-    return f"Lower the learning rate, {bound}, or set `max_threshold`."
+        return f"Lower the learning rate, or {TRUST}."
+    return f"Lower the learning rate, {TRUST}, or {CAP}."
 
 
 def choose_steps(steps: Array) -> Array:

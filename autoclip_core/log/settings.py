@@ -16,6 +16,11 @@ ARGUMENTS = {
 }
 """The argument that raises the threshold, by the name of a policy or a clipper."""
 
+CAP = "set `max_threshold` (JAX: `Cap(policy, max_norm)`)"
+TRUST = "bound the update with TrustClip (JAX: `trust_clip`)"
+WARMUP = "set `warmup_threshold` (JAX: `Warmup(policy, steps, threshold)`)"
+"""Actions whose names differ between the frameworks."""
+
 FOLLOWS_NO_NORM = {"Fixed", "NormClip", "ParamRatio", "AGC", "TrustRatio", "LARC"}
 FOLLOWS_NO_NORM |= {"ValueClip", "Scheduled"}
 """Policies whose threshold does not depend on past norms."""

@@ -276,10 +276,10 @@ EXPLOSION = np.r_[np.exp(0.3 * np.sin(np.arange(300))), np.geomspace(2, 1e6, 100
 @pytest.mark.parametrize(
     ("policy", "action"),
     [
-        ("Quantile(quantile=0.9)", "with TrustClip, or set `max_threshold`."),
+        ("Quantile(quantile=0.9)", "with TrustClip (JAX: `trust_clip`), or set `max_"),
         ("NormClip(max_norm=2.0)", "the learning rate, or bound the update with Trust"),
         ("TrustClip(ratio=0.02)", "Lower the learning rate, or `ratio` of TrustClip."),
-        ("", "Lower the learning rate, bound the update with TrustClip, or set"),
+        ("", "Lower the learning rate, bound the update with TrustClip (JAX: `trust"),
     ],
 )
 def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
@@ -287,7 +287,8 @@ def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
     assert light.startswith("Red light: ")
     assert "diverged at step 3" in light
     assert action in light
-    assert ("max_threshold" in light) == ("max_threshold" in action or not policy)
+    has_cap = "set `max_threshold` (JAX: `Cap(policy, max_norm)`)" in light
+    assert has_cap == (policy in ("Quantile(quantile=0.9)", ""))
     assert find_lights(run_of(EXPLOSION[:300]), {}, False) == []
 
 
@@ -302,6 +303,33 @@ def test_a_divergence_has_an_action_that_the_policy_allows(policy, action):
 def test_a_divergence_of_the_updates_names_the_bound_in_use(policy, action):
     [light] = find_lights(run_of(EXPLOSION), {"policy": policy}, True)
     assert action in light
+
+
+# The first steps.
+
+
+@pytest.mark.parametrize(
+    ("first", "is_bounded", "end"),
+    [
+        (1e4, False, "To clip it, set `warmup_threshold` (JAX: `Warmup("),
+        (1e4, True, "the median norm after it is 1."),
+        (1.0, False, None),
+    ],
+)
+def test_a_spike_before_the_first_threshold_is_named(first, is_bounded, end):
+    log = ClipLog()
+    updates = (
+        {"clip/update_norm": 1.0, "clip/update_threshold": 2.0} if is_bounded else {}
+    )
+    for step, norm in enumerate([first, *[1.0] * 149, first, *[1.0] * 50]):
+        threshold = 2.0 if step else INF
+        log.record({"clip/norm": norm, "clip/threshold": threshold} | updates)
+    spikes = [s for s in log.summary().advice if "came before the first" in s]
+    assert len(spikes) == (end is not None)
+    for sentence in spikes:
+        assert sentence.startswith("A spike of 1e+04 came before the first threshold")
+        assert end in sentence
+        assert ("Warmup" in sentence) != is_bounded
 
 
 # Dry runs.
