@@ -31,6 +31,9 @@ from .progress import make_progress_bar
 UPDATE_COLUMNS = "update_norm", "clip/update_norm"
 """The norms of updates in a log of this package."""
 
+ALIGNED = "norms", "steps", "thresholds", "losses"
+"""What has an entry for each step that was read."""
+
 
 def read_steps(options: argparse.Namespace, column: str | None = None) -> LoggedNorms:
     """Return the norms that the options select, or another column of these steps."""
@@ -39,10 +42,11 @@ def read_steps(options: argparse.Namespace, column: str | None = None) -> Logged
         return read
     after = np.flatnonzero(read.steps >= options.until)
     end = after[0] if after.size else len(read.steps)
-    limits = None if read.thresholds is None else read.thresholds[:end]
-    return replace(
-        read, norms=read.norms[:end], steps=read.steps[:end], thresholds=limits
-    )
+    columns: dict[str, Any] = {}
+    for name in ALIGNED:
+        values = getattr(read, name)
+        columns[name] = None if values is None else values[:end]
+    return replace(read, **columns)
 
 
 def file_to_dict(read: LoggedNorms) -> dict[str, Any]:
@@ -103,7 +107,8 @@ def run_suggest(options: argparse.Namespace) -> None:
 
 def suggest_for(read: LoggedNorms) -> Suggestion:
     """Return the suggestion for the norms of a file."""
-    return suggest_threshold(read.norms, steps=read.steps, thresholds=read.thresholds)
+    columns = {name: getattr(read, name) for name in ALIGNED}
+    return suggest_threshold(columns.pop("norms"), **columns)
 
 
 def run_report(options: argparse.Namespace) -> None:

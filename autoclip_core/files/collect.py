@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cells import is_empty, parse_number
-from .names import find_step_name, is_index, rank_name, split_words, strip_run
+from .names import (
+    find_step_name,
+    is_index,
+    is_loss,
+    rank_name,
+    split_words,
+    strip_run,
+)
 
 Row = Mapping[str, Any]
 """The cells of one row by column; a missing column is an empty cell."""
@@ -80,7 +87,7 @@ class Collector:
         self.rows = 0
         self.rank = math.inf
         self.columns: dict[str, Column] = {}
-        self.thresholds: dict[str, Column] = {}
+        self.others: dict[str, Column] = {}
         self._last_names: tuple[str, ...] = ()
         self._last_columns: list[Column] = []
         self._step_name: str | None = None
@@ -105,16 +112,16 @@ class Collector:
                 if len(self.names) < MAX_NAMES:
                     self.names[name] = None
                 self._consider(name)
-        kinds = self.columns, self.thresholds
+        kinds = self.columns, self.others
         return [kind[name] for name in names for kind in kinds if name in kind]
 
     def _consider(self, name: str) -> None:
         """Store a column from now on if its name is as good as those so far.
 
-        Thresholds are stored, too: a log of this package has them.
+        Thresholds are stored, too: a log of this package has them. So are losses.
         """
-        if name.endswith("threshold"):
-            self.thresholds[name] = Column(name)
+        if name.endswith("threshold") or is_loss(name):
+            self.others[name] = Column(name)
         if self.column is not None:
             is_exact = name == self.column
             rank = 0 if is_exact else 1 if strip_run(name) == self.column else None
@@ -161,7 +168,18 @@ class Collector:
     def find_thresholds(self, norms: Column) -> Column | None:
         """Return the thresholds of a column of norms, such as "clip/threshold"."""
         name = norms.name.removesuffix("norm") + "threshold"
-        return self.thresholds.get(name) if norms.name.endswith("norm") else None
+        return self.others.get(name) if norms.name.endswith("norm") else None
+
+    def find_losses(self, norms: Column) -> Column | None:
+        """Return the loss of the same run with the most numbers, or None."""
+        run = norms.name.removesuffix(strip_run(norms.name))
+        losses = [
+            column
+            for name, column in self.others.items()
+            if is_loss(name) and name.startswith(run) and name != norms.name
+        ]
+        best = max(losses, key=lambda column: len(column.values), default=None)
+        return best if best and best.values else None
 
     def _no_column(self) -> str:
         listed = list_names(self.names)

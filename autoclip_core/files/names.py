@@ -143,6 +143,16 @@ def find_norm_name(phrase: str) -> str | None:
     return name
 
 
+def is_loss(name: str) -> bool:
+    """Return whether a column holds the training loss of each step.
+
+    >>> [is_loss(n) for n in ("loss", "train/loss_step", "val_loss", "loss_scale")]
+    [True, True, False, False]
+    """
+    words = set(split_words(name))
+    return "loss" in words and words <= COMMON_WORDS | {"loss"}
+
+
 def has_both(name: str) -> bool:
     """Return whether a name has a word for the gradient and a word for the norm."""
     words = set(split_words(name))

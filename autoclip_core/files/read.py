@@ -48,6 +48,8 @@ class LoggedNorms:
     thresholds: Any = None
     """The threshold of each norm, shape (n,), +inf for none; None if the file is no log
     of this package."""
+    losses: Any = None
+    """The loss of each step, shape (n,), NaN if unknown; None if the file has none."""
 
     def __str__(self) -> str:
         """Return kind, column, number of steps and number of empty cells."""
@@ -183,17 +185,19 @@ def collect(source: Source, column: str | None) -> LoggedNorms:
         norms, steps = np.delete(norms, places), np.delete(steps, places)
         empty += len(places)
     names = tuple(collector.names)
-    thresholds = align_thresholds(collector.find_thresholds(chosen), steps)
-    return LoggedNorms(norms, chosen.name, source.kind, steps, empty, names, thresholds)
+    thresholds = align(collector.find_thresholds(chosen), steps, np.inf)
+    losses = align(collector.find_losses(chosen), steps, np.nan)
+    others = names, thresholds, losses
+    return LoggedNorms(norms, chosen.name, source.kind, steps, empty, *others)
 
 
-def align_thresholds(column: Column | None, steps: Any) -> Any:
-    """Return the threshold of each step, +inf for none; None without a column."""
+def align(column: Column | None, steps: Any, missing: float) -> Any:
+    """Return the number of each step in another column; None without a column."""
     if column is None:
         return None
     known = as_steps(column).tolist() if column.values else []
     by_step = dict(zip(known, column.values, strict=True))
-    return np.array([by_step.get(step, np.inf) for step in steps.tolist()])
+    return np.array([by_step.get(step, missing) for step in steps.tolist()])
 
 
 def as_steps(column: Column) -> Any:

@@ -95,7 +95,7 @@ class Suggestion:
 
 
 def suggest_threshold(
-    norms: Any, *, steps: Any = None, thresholds: Any = None
+    norms: Any, *, steps: Any = None, thresholds: Any = None, losses: Any = None
 ) -> Suggestion:
     """Return a diagnosis of a series of norms, a threshold to start with, and advice.
 
@@ -111,6 +111,8 @@ def suggest_threshold(
       steps: the step of each norm, for the sentences; None counts from 0.
       thresholds: the threshold of each norm, if the log has it, shape (steps,). They
         show whether the norms are from before or after clipping.
+      losses: the loss of each step, if the log has it, shape (steps,), NaN where it is
+        unknown. It shows whether a spike or another level was damage.
 
     Returns:
       A `Suggestion`.
@@ -132,8 +134,11 @@ def suggest_threshold(
     """
     series = as_float64(norms)
     names = np.arange(len(series)) if steps is None else np.asarray(steps)
-    limits = None if thresholds is None else np.asarray(thresholds, np.float64)
-    diagnosis = diagnose(series, steps=names, thresholds=limits)
+    others = [
+        None if column is None else np.asarray(column, np.float64)
+        for column in (thresholds, losses)
+    ]
+    diagnosis = diagnose(series, steps=names, thresholds=others[0], losses=others[1])
     return make_suggestion(series, names, diagnosis)
 
 

@@ -11,6 +11,7 @@ from autoclip_core.record.step import Array
 from .ceiling import find_ceiling, find_ceiling_of_thresholds, has_norm_above
 from .damage import DIVERGED, FIRST_STEPS, find_damage, is_recovering
 from .levels import Levels, measure_levels
+from .losses import find_loss_rise
 from .shifts import find_level_change
 from .spikes import find_spikes
 
@@ -99,11 +100,13 @@ def diagnose(
     *,
     steps: Sequence[int] | Array | None = None,
     thresholds: Array | None = None,
+    losses: Array | None = None,
 ) -> Diagnosis:
-    """Return the diagnosis of a run, from its gradient norms alone.
+    """Return the diagnosis of a run, from its gradient norms and, if known, its loss.
 
     Norms do not show everything: after a damaged layer they may be as before. So
     "healthy", "spikes" and "shifted" are no verdict on the weights; the loss is.
+    If it ends far above its level before a spike or another level, the run diverged.
 
     Args:
       norms: norms before clipping, in the order of the steps, shape (n,), >= 0. NaN and
@@ -111,6 +114,7 @@ def diagnose(
       steps: the step of each norm, for the sentence; None counts from 0.
       thresholds: the threshold of each norm, if the log has it. Norms that stop there
         are norms after clipping; if one exceeds its threshold, they are not.
+      losses: the loss of each step, NaN where it is unknown.
 
     Returns:
       A `Diagnosis`.
@@ -121,13 +125,18 @@ def diagnose(
     """
     names = np.arange(len(norms)) if steps is None else np.asarray(steps)
     levels = measure_levels(norms)
-    finding = find_verdict(norms, levels, thresholds)
+    finding, spikes = find_verdict(norms, levels, thresholds), find_spikes(levels)
+    rise = None
+    if losses is not None and finding.verdict in ("healthy", "shifted"):
+        places = spikes if finding.place is None else [finding.place]
+        rise = find_loss_rise(losses, places)
+    if rise:
+        finding = Finding("diverged", rise.place)
     place = finding.place
     healthy = np.isfinite(norms)
     calibration = count_calibration(healthy[:START][:place])
     if place is not None and finding.verdict != "shifted":
         healthy[0 if finding.verdict == "never healthy" else place :] = False
-    spikes = find_spikes(levels)
     spikes = spikes[healthy[spikes]]
     healthy[spikes] = False
     if finding.verdict == "healthy" and spikes.size:
@@ -135,7 +144,8 @@ def diagnose(
     signs = spikes.tolist() if finding.verdict != "shifted" else [place]
     return Diagnosis(
         verdict=finding.verdict,
-        sentence=write_sentence(norms, names, finding, healthy, spikes),
+        sentence=write_sentence(norms, names, finding, healthy, spikes)
+        + str(rise or ""),
         healthy=healthy,
         step=None if place is None else int(names[place]),
         spikes=tuple(names[spikes].tolist()),

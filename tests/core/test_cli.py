@@ -107,6 +107,38 @@ def test_suggest_reads_the_thresholds_of_a_log(tmp_path, capsys, write):
         assert json.loads(capsys.readouterr().out)["verdict"] == verdict
 
 
+LOSSES = {
+    "another level, and a loss far above": ("loss", 20.0, 9.0, "diverged"),
+    "another level, and the loss as before": ("loss", 20.0, 2.6, "shifted"),
+    "another level, and a validation loss": ("val_loss", 20.0, 9.0, "shifted"),
+    "a spike, and a loss far above": ("train/loss_step", 1.0, 9.0, "diverged"),
+    "a spike, and the loss as before": ("train/loss_step", 1.0, 2.6, "spikes"),
+    "a spike, and the loss of another run": ("b - loss", 1.0, 9.0, "spikes"),
+}
+"""The name of the column, norm and loss after a spike at step 200, and the verdict."""
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_suggest_reads_the_loss_beside_the_norms(file, capsys, case):
+    """A loss that ends far above its level before a spike or a jump shows damage."""
+    column, level, end, verdict = LOSSES[case]
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(np.log(np.repeat([1.0, level], [200, 100])), 0.1))
+    losses = rng.normal(np.repeat([2.6, end], [200, 100]), 0.05)
+    norms[200], losses[210] = 60.0, math.nan
+    rows = [f"{s},{x},{n}" for s, (x, n) in enumerate(zip(losses, norms, strict=True))]
+    run = "a - " if column.startswith("b - ") else ""
+    lines = f"step,{column},{run}grad_norm", *rows
+    path = file("\n".join(lines).replace("nan", ""))
+    result = run_json(capsys, "suggest", path)
+    assert result["verdict"] == verdict
+    if verdict == "diverged":
+        assert result["step"] - 200 in (0, 3)  # a level is found some steps late
+        last = np.nanmedian(losses[-20:])
+        assert f"The loss ends at {last:.4g}; before" in result["sentence"]
+    assert run_json(capsys, "suggest", path, "--until", "200")["verdict"] == "healthy"
+
+
 @pytest.mark.parametrize("write", ["to_csv", "to_jsonl"])
 @pytest.mark.parametrize("has_updates", [True, False])
 def test_suggest_reads_a_log_once(tmp_path, capsys, monkeypatch, write, has_updates):

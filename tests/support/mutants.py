@@ -81,6 +81,7 @@ TESTS = {
     "series/damage.py": ["series/damage"],
     "series/diagnosis.py": ["series/diagnosis", "series/damage", "suggest"],
     "series/levels.py": ["series/damage"],
+    "series/losses.py": ["cli"],
     "series/ratchet.py": ["log/red_lights"],
     "series/shifts.py": ["series/shifts", "series/damage", "series/spikes"],
     "series/spikes.py": ["series/spikes"],
