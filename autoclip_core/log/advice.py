@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from autoclip_core.record.recorder import StepRecorder
+from autoclip_core.record.repeats import Repeats
 from autoclip_core.record.row_counts import RowCounts
 from autoclip_core.record.statistics import median
 from autoclip_core.record.step import Array
@@ -23,6 +24,7 @@ def advise(log: StepRecorder) -> Iterator[str]:
     yield from advise_on_rate(
         totals, run, log.settings, is_update, log._has_several_rows
     )
+    yield from warn_of_no_update(log._repeats, len(log))
     table, diagnosis = diagnose_steps(steps := log._store.steps())
     is_bounded = is_update or log.updates is not None
     settings = select_settings(log.settings, is_update)
@@ -35,6 +37,18 @@ def advise(log: StepRecorder) -> Iterator[str]:
     yield from advise_on_rows(log._rows)
     counts = logged if {"nonfinite", "steps"} <= logged.keys() else totals.counts
     yield from advise_on_nonfinite(int(counts["nonfinite"]), int(counts["steps"]))
+
+
+def warn_of_no_update(repeats: Repeats, steps: int) -> list[str]:
+    """Say that the run ended without updates, unless gradients accumulate as before."""
+    usual = (repeats.total - repeats.latest) / max(1, steps)
+    if repeats.latest < max(MIN_STEPS, 10 * usual):
+        return []
+    return [
+        f"Red light: the last {repeats.latest} records repeat one step: there was no "
+        "update. If a loss scale skips each update, no gradient is finite: check the "
+        "loss and the data. Otherwise another optimizer steps."
+    ]
 
 
 def has_rate_of_more(log: StepRecorder) -> bool:

@@ -69,6 +69,8 @@ class Summary:
     has_several_rows: bool = False
     """Whether a step has several rows: norms are then of all rows, and the threshold
     is that of the median row."""
+    repeated: int = 0
+    """The records that repeated a step, which are not counted in the other numbers."""
     updates: "Summary | None" = None
     """The summary of the updates, if the metrics have both gradients and updates."""
 
@@ -106,6 +108,12 @@ class Summary:
         ]
         if self.dropped:
             rows.append(("dropped steps", str(self.dropped)))
+        if self.repeated:
+            cause = (
+                "no update: gradients accumulate, or a loss scale skips updates that "
+                "are not finite"
+            )
+            rows.append(("repeated records", f"{self.repeated} ({cause})"))
         if self.worst_rows:
             pairs = (f"{name} {format_percent(rate)}" for name, rate in self.worst_rows)
             rows.append(("most clipped rows", ", ".join(pairs)))
@@ -148,6 +156,7 @@ def summarise(log: StepRecorder) -> Summary:
         advice=tuple(advise(log)),
         recorded=counts["steps"],
         has_several_rows=log._has_several_rows,
+        repeated=log._repeats.total,
         updates=None if log.updates is None else summarise(log.updates),
     )
 

@@ -1,5 +1,6 @@
 """What `ClipLog` records: the steps, the counts of the rows, and their columns."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from .metrics import (
     split_metrics,
     step_from_metrics,
 )
+from .repeats import Repeats
 from .row_counts import RowCounts
 from .step import (
     Step,
@@ -35,6 +37,7 @@ class StepRecorder(StepColumns):
     """The log of the updates, if the metrics contain both gradients and updates."""
 
     _clipper: int | None = None
+    _repeats = Repeats()
 
     def __init__(
         self,
@@ -77,8 +80,9 @@ class StepRecorder(StepColumns):
             dropped, each with one entry per row. Or a dict of metrics with the names
             `clip/...`; `clip/norm/<row>` and so on count the clips of each row.
             `clip/update_...` is recorded in `updates`, or here if there are no others.
-            Metrics have the number of the step; a decision has none, so after a resume
-            the log counts it from 0. Several rows are combined as l2 norms; if the
+            Metrics have the number of the step: those of the last recorded step are
+            counted as a repeat. A decision has none, so after a resume the log counts
+            it from 0. Several rows are combined as l2 norms; if the
             clipper has another norm, record its `metrics()`.
           norm: without a decision: the norm before clipping, >= 0; NaN or inf makes the
             step a non-finite one.
@@ -115,9 +119,12 @@ class StepRecorder(StepColumns):
                 )
             if isinstance(decision, Mapping):
                 gradients, updates = split_metrics(decision, self._clipper)
-                count = (gradients or updates).get("clip/steps", 1)
-                if as_float("clip/steps", count) == 0:
-                    return  # a scaler's first overflow skips the step
+                count = (gradients or updates).get("clip/steps", math.inf)
+                steps = as_float("clip/steps", count)
+                if steps in (0, self._store.last + 1):  # no update since the last call
+                    self._next_step = int(steps)
+                    self._repeats = self._repeats.add()
+                    return
                 step = self._read_metrics(gradients, updates)
             else:
                 step = self._read(decision)
@@ -146,6 +153,7 @@ class StepRecorder(StepColumns):
         self._store.add(self._next_step, step)
         self._next_step += 1
         self._recorded += 1
+        self._repeats = self._repeats._replace(latest=0)
 
     def _read(self, decision: object) -> Step:
         """Return the step of a decision, and count its rows."""
@@ -218,6 +226,7 @@ class StepRecorder(StepColumns):
         except RuntimeError:  # a later step of JAX has reused the memory of the arrays
             return
         self._logged_totals = totals
+        self._next_step = int(totals.get("steps", self._next_step))
         if self.updates is not None:
             self.updates._logged_totals = updates
 

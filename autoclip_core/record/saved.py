@@ -14,6 +14,7 @@ from autoclip_core.checks import check_count, check_number
 
 from .largest import LargestSteps
 from .recorder import StepRecorder
+from .repeats import Repeats
 from .row_counts import RowCounts
 from .step import Array
 from .store import STEP
@@ -23,6 +24,8 @@ def describe(log: StepRecorder) -> dict[str, Any]:
     """Return what is stored of a log apart from its steps."""
     store = log._store
     about: dict[str, Any] = {"told": log._run_totals()}
+    if log._repeats.total:
+        about["repeats"] = log._repeats._asdict()
     if log._rows.names:
         about["rows"] = log._rows.to_dict()
     if log.largest:
@@ -52,6 +55,7 @@ def restore(log: StepRecorder, steps: Array, about: Mapping[str, Any]) -> None:
         log._rows = RowCounts.from_dict(about["rows"])
     if "totals" in about:
         log._store.totals.restore(about["totals"])
+    log._repeats = parse_repeats(about.get("repeats", {}))
     log._logged_totals = parse_totals(about.get("told", {}))
     count = check_count("row_count", about.get("row_count", 1), 0)
     log._row_count = max(1, count, len(log._rows.names))
@@ -73,6 +77,11 @@ def parse_past(saved: Mapping[str, Any]) -> dict[str, Any]:
     size = len(STEP.names or ())
     steps = [(*map(float, step), 0.0)[:size] for step in saved["highest"]]
     return {**saved, "highest": np.array(steps, STEP)}
+
+
+def parse_repeats(saved: Mapping[str, Any]) -> Repeats:
+    """Return the counts of the records that repeated a step."""
+    return Repeats(**{name: check_count(name, saved[name], 0) for name in saved})
 
 
 def parse_totals(saved: Mapping[str, Any]) -> dict[str, float]:

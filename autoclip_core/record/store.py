@@ -100,6 +100,13 @@ class Store:
         self.stride, self.moved = stride, moved
 
     @property
+    def last(self) -> int:
+        """The number of the latest step; -1 if there is none."""
+        if self._pending:
+            return int(self._pending[-1][0])
+        return int(self._recent["step"][self._count - 1]) if self._count else -1
+
+    @property
     def is_thinned(self) -> bool:
         """Whether some steps are no longer stored."""
         return self.stride > 1

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from autoclip_core import Cap, Drop, Fixed, Quantile, Scheduled, Warmup, ZScore
+from autoclip_core import Cap, ClipLog, Drop, Fixed, Quantile, Scheduled, Warmup, ZScore
 from autoclip_jax import (
     OptaxSchedule,
     check_skips,
@@ -122,10 +122,12 @@ def test_the_lbfgs_loop_of_optax_runs_with_a_clipper(lenient):
 def test_multisteps_observes_the_mean_gradient_of_each_update(lenient):
     tx = optax.MultiSteps(clip_by_quantile(0.5, history_length=20), 3)
     state = tx.init({"w": STEPS[0]})
-    update = jax.jit(tx.update)
+    update, log = jax.jit(tx.update), ClipLog()
     for grad in STEPS:
         _, state = update({"w": grad}, state)
-    assert int(clip_metrics(state)["clip/steps"]) == 10
+        log.record(clip_metrics(state))
+    assert int(clip_metrics(state)["clip/steps"]) == len(log) == 10
+    assert log.summary().repeated == 20
     means = np.asarray(STEPS).reshape(10, 3, 2).mean(axis=1)
     ordered = optax.tree.get(state, "policy_ordered")[0, 1:11]
     norms = np.sort(np.linalg.norm(means, axis=1))

@@ -47,6 +47,7 @@ TESTS = {
     "record/step.py": ["log_step", "clip_log", "log_bounded"],
     "record/statistics.py": ["log_step", "log_summary", "log/red_lights", "replay"],
     "record/largest.py": ["log/largest"],
+    "record/repeats.py": ["log/repeats"],
     "record/metrics.py": ["log/largest", "log/updates", "log_step", "clip_log"],
     "record/saved.py": ["log/largest", "log/updates", "clip_log", "log_bounded"],
     "log/red_lights.py": ["log/red_lights"],

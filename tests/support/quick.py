@@ -30,11 +30,11 @@ TESTS = {
     "core/files/other_files",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
-    "core/log/red_lights core/log/updates core/log/largest "
+    "core/log/red_lights core/log/updates core/log/largest core/log/repeats "
     "core/metrics_logger core/report",
     "autoclip_core/plots": "core/clip_log core/plot_rows core/report core/replay",
     "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
-    "core/log_totals core/row_counts",
+    "core/log_totals core/row_counts core/log/repeats",
     "autoclip_core/planning": "core/replay core/suggest core/cli",
     "autoclip_core/series": "core/series/spikes core/series/diagnosis "
     "core/series/damage core/series/shifts "

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import autoclip_tf
-from autoclip_core import Fixed, ParamRatio, Quantile
+from autoclip_core import ClipLog, Fixed, ParamRatio, Quantile
 from autoclip_tf import (
     AGC,
     NormClip,
@@ -321,12 +321,14 @@ def test_an_overflow_of_mixed_precision_is_not_recorded():
     optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
     weight = keras.Variable([1.0, 1.0])
     optimizer.build([weight])
-    norms = []
+    norms, log = [], ClipLog()
     for gradient in [[12.0, 16.0], [np.inf, 0.0], [np.nan, 1.0], [6.0, 8.0]]:
         scale = float(optimizer.dynamic_scale.numpy())
         optimizer.apply([tf.constant(gradient) * scale / 4.0], [weight])
         norms.append(float(clip.decision.norm[0]))
+        log.record(clip.metrics())
     assert norms == [5.0, 5.0, 5.0, 2.5]
+    assert (log.norms.tolist(), log.summary().repeated) == ([5.0, 2.5], 2)
     assert clip.metrics()["clip/steps"] == 2
     assert clip.metrics()["clip/nonfinite_total"] == 0
     assert float(optimizer.dynamic_scale.numpy()) == 1.0  # it backed off twice

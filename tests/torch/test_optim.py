@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from autoclip_core import ClipLog
 from autoclip_torch import (
     AGC,
     ClippedOptimizer,
@@ -236,7 +237,7 @@ def test_lbfgs_needs_a_line_search_where_gradients_are_clipped(clip):
 
 def scaled_run(skip_by_hand):
     """Take ten steps under a scaler; the loss overflows in steps 0, 1 and 5."""
-    model = network()
+    model, log = network(), ClipLog()
     inner = torch.optim.Adam(model.parameters(), lr=0.01)
     clipper = QuantileClip(model.parameters(), quantile=0.5, history_length=5)
     optimizer = inner
@@ -258,6 +259,8 @@ def scaled_run(skip_by_hand):
             scaler.step(optimizer)
         scaler.update()
         scales.append(scaler.get_scale())
+        log.record(clipper.metrics())
+    assert (len(log), log.summary().repeated) == (7, 3)
     return model, clipper, scales
 
 
