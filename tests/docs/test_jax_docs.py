@@ -12,10 +12,9 @@ def test_the_code_runs(capsys, tmp_path, monkeypatch):
     namespace = {"__name__": "jax_page"}
     for block in blocks:
         exec(compile(block, "jax.md", "exec"), namespace)
-    assert "clip rate" in capsys.readouterr().out
-    [(step, (_, y))] = namespace["spikes"]
-    assert step == 2
-    assert float(y[0]) == 100
+    printed = capsys.readouterr().out
+    assert "clip rate" in printed
+    assert "step=2, norm=343" in printed
 
 
 def test_a_loop_needs_one_added_line():
