@@ -110,8 +110,9 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
                 warnings.warn(
                     f"{type(clipper).__name__} took no step in this epoch, so its "
                     f"logged norm is an old one, after {count:.0f} steps; was the "
-                    "model compiled with another optimizer, or does its train_step not "
-                    "call optimizer.apply(gradients, variables)?",
+                    "model compiled with another optimizer, does its train_step not "
+                    "call optimizer.apply(gradients, variables), or does a loss scale "
+                    "skip every update because no gradient is finite?",
                     RuntimeWarning,
                     stacklevel=3,
                 )

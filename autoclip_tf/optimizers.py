@@ -89,6 +89,7 @@ def add_transformers(optimizer: Any, transformers: Sequence[Transformer]) -> Any
         error = format_error("optimizer", "a Keras optimizer", optimizer, way_out)
         raise TypeError(error)
     optimizer_class: Any = type(optimizer)
+    _refuse_wrapper("optimizer", optimizer_class)
     subclass = with_gradient_transformers(optimizer_class)
     if getattr(optimizer, "built", False) or getattr(optimizer, "_built", False):
         way_out = (
@@ -113,11 +114,15 @@ def _check_class(optimizer_class: Any) -> None:
         way_out = "for an optimizer object, call clipper.as_optimizer(optimizer)"
         rule = "a subclass of keras.optimizers.Optimizer"
         raise TypeError(format_error("optimizer_class", rule, optimizer_class, way_out))
+    _refuse_wrapper("optimizer_class", optimizer_class)
+
+
+def _refuse_wrapper(argument: str, optimizer_class: type) -> None:
     if issubclass(optimizer_class, _WRAPPERS):
-        way_out = "clip inside it: wrap an optimizer that has gradient_transformers"
         name = optimizer_class.__name__
+        way_out = f"clip inside it: {name}(clipper.as_optimizer(optimizer))"
         rule = "an optimizer that does not wrap another"
-        raise ValueError(format_error("optimizer_class", rule, name, way_out))
+        raise ValueError(format_error(argument, rule, name, way_out))
 
 
 def _docstring(optimizer_class: Any) -> str:

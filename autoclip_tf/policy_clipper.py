@@ -84,9 +84,9 @@ class PolicyClipper(StatefulTransformer):
     ) -> None:
         if self.built:
             raise ValueError(
-                f"a clipper must belong to one optimizer, got a {type(self).__name__} "
-                "that holds the history of another one; make a second clipper with "
-                f"{type(self).__name__}.from_config(clipper.get_config())"
+                "a clipper must belong to one optimizer, got one that holds the "
+                "history of another; make a second clipper with "
+                "type(clipper).from_config(clipper.get_config())"
             )
         patterns = as_patterns(self._settings.exclude)
         scaled = as_scale_patterns(self._settings.scale_only)

@@ -88,7 +88,10 @@ def make_sender(place: Any) -> Send:
         return lambda values, step: place.record(values)
     if not callable(place):
         rule = "a SummaryWriter, a ClipLog or a function of a dict"
-        way_out = "for W&B pass wandb.log, for MLflow mlflow.log_metrics"
+        way_out = (
+            "for W&B pass wandb.log, for MLflow mlflow.log_metrics, for tf.summary a "
+            "function of values and step that calls tf.summary.scalar"
+        )
         raise TypeError(format_error("places", rule, place, way_out))
     if accepts_step(place):
         return lambda values, step: place(drop_infinite(values), step=step)

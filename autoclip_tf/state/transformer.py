@@ -167,6 +167,16 @@ class TransformerPair(_Module):  # type: ignore[misc]
       update: acts on the change of the variables, after the step.
     """
 
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Refuse the model and the optimizer that PyTorch's `TrustClip` takes."""
+        if arguments:
+            raise TypeError(
+                f"{cls.__name__} must have keywords only, got {len(arguments)} other "
+                f"arguments; in Keras: {cls.__name__}().as_optimizer(optimizer)"
+            )
+        made: Self = super().__new__(cls)
+        return made
+
     def __init__(
         self, gradient: StatefulTransformer, update: StatefulTransformer
     ) -> None:

@@ -207,6 +207,13 @@ def test_an_epoch_without_a_clipped_step_is_a_warning(make, callbacks, steps, cl
         assert f"after {count} steps" in text
 
 
+def test_the_warning_names_a_loss_scale_that_skips_every_update():
+    inner = SGD(0.01, gradient_transformers=[TrustClip()])
+    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=np.inf)
+    with pytest.warns(RuntimeWarning, match="does a loss scale skip every update"):
+        fit(optimizer, [ClipLogger()], epochs=1)
+
+
 def bound():
     return UpdateClipper(ParamRatio(0.01, eps=0.2), norm="rms")
 

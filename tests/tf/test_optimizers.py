@@ -470,6 +470,14 @@ WRONG = {
         lambda: with_gradient_transformers(keras.optimizers.LossScaleOptimizer),
         r"does not wrap another, got 'LossScaleOptimizer'; clip inside it",
     ),
+    "a wrapper as an optimizer": (
+        lambda: TrustClip().as_optimizer(keras.optimizers.LossScaleOptimizer(Adam())),
+        r"^optimizer must.* wrap another.*LossScaleOptimizer\(clipper\.as_optimizer\(",
+    ),
+    "the arguments of PyTorch": (
+        lambda: TrustClip(keras.Sequential(), Adam()),
+        r"got 2 other arguments; in Keras: TrustClip\(\)\.as_optimizer\(optimizer\)",
+    ),
     "an object for a class": (
         lambda: with_gradient_transformers(keras.optimizers.Adam()),
         r"as_optimizer",
@@ -489,11 +497,13 @@ def test_a_wrong_combination_says_what_to_do(case):
 
 
 def test_one_clipper_serves_one_optimizer():
-    clip, weight = QuantileClip(), keras.Variable([1.0])
-    SGD(0.1, gradient_transformers=[clip]).build([weight])
-    other = SGD(0.1, gradient_transformers=[clip])
-    with pytest.raises(ValueError, match=r"belong to one optimizer.*from_config"):
-        other.build([weight])
+    weight = keras.Variable([1.0])
+    for clip in (TrustClip(), QuantileClip()):
+        SGD(0.1, gradient_transformers=[clip]).build([weight])
+        other = SGD(0.1, gradient_transformers=[clip])
+        words = r"one optimizer.* with type\(clipper\)\.from_config\(clipper\.get_con"
+        with pytest.raises(ValueError, match=words):
+            other.build([weight])
     with pytest.raises(ValueError, match="without repetition"):
         SGD(0.1, gradient_transformers=[clip, clip])
     built = keras.optimizers.SGD(0.1)
