@@ -69,10 +69,10 @@ class Summary:
     has_several_rows: bool = False
     """Whether a step has several rows: norms are then of all rows, and the threshold
     is that of the median row."""
-    repeated: int = 0
-    """The records that repeated a step, which are not counted in the other numbers."""
     updates: "Summary | None" = None
     """The summary of the updates, if the metrics have both gradients and updates."""
+    repeated: int = 0
+    """The records that repeated a step, which are not counted in the other numbers."""
 
     def __str__(self) -> str:
         """Return one line per number, then the advice; the updates come last."""
