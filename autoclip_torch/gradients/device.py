@@ -1,7 +1,8 @@
 """Measure and scale on an accelerator, without reading anything back.
 
 Tensors that share a norm are measured and scaled in a few launches, regardless of their
-number. Bytes that each float32 number moves:
+number; without the kernel, torch's operations scale half precision one by one. Bytes
+that each float32 number moves:
 
 | scope                      | measured  | set to 0 | scaled |
 |----------------------------|-----------|----------|--------|

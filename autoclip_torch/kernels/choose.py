@@ -1,6 +1,7 @@
 """Choose the tensors that a Triton kernel scales. The caller scales the others."""
 
 import importlib.util
+import warnings
 from functools import cache
 from typing import Any
 
@@ -39,9 +40,18 @@ def find_kernel(device: torch.device) -> Any:
 
 @cache
 def _import_kernel() -> Any:
-    """Return the module of the kernel; None without Triton."""
+    """Return the module of the kernel; None without a Triton that can be imported."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from . import scale  # Triton takes long to import
-
+    try:
+        from . import scale  # Triton takes long to import
+    except (ImportError, AttributeError, OSError) as error:  # broken, or another API
+        warnings.warn(
+            f"Triton cannot be used: {error}. Gradients are scaled by torch's "
+            "operations, which write them in each step. Install the Triton that this "
+            "version of torch needs.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
     return scale

@@ -282,6 +282,28 @@ def test_where_there_is_a_kernel(interpreted, monkeypatch):
     choose._import_kernel.cache_clear()
 
 
+BROKEN = {
+    "an import that fails": "raise ImportError('undefined symbol')",
+    "another API": "from types import SimpleNamespace as language; jit = id",
+}
+
+
+@pytest.mark.parametrize("code", BROKEN.values(), ids=BROKEN)
+def test_a_triton_that_cannot_be_used_is_a_warning(code, tmp_path, monkeypatch):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(code, "utf-8")
+    (tmp_path / "triton" / "language.py").write_text("", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, NAME)
+    monkeypatch.delattr(sys.modules["autoclip_torch.kernels"], "scale")
+    choose._import_kernel.cache_clear()
+    with pytest.warns(RuntimeWarning, match="Triton cannot be used: "):
+        assert choose._import_kernel() is None
+    choose._import_kernel.cache_clear()
+
+
 def test_compiled_code_keeps_the_operations_of_torch(traffic, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     gradient = torch.ones(3)
