@@ -120,7 +120,7 @@ def _decide(
     norms, observed, precise_norms = arrays
     norms, finite, is_observed = _read_norms(norms, observed, xp)
     is_valid = is_observed & finite
-    is_nonfinite = is_observed ^ is_valid
+    is_nonfinite = is_observed & ~finite
     _check_finite(is_nonfinite, nonfinite, xp)
     # A policy receives 0 instead of NaN, infinity and a row without a gradient.
     valid_norms = xp.where(is_valid, norms, 0.0)
@@ -156,7 +156,7 @@ def find_skips(
     record. A loss that is not finite lets no row record, and so does a norm that is not
     finite, if `nonfinite="skip"`.
     """
-    is_void = is_nonfinite ^ is_nonfinite
+    is_void = is_nonfinite & ~is_nonfinite
     if nonfinite == "skip":
         is_void = is_void | xp.any(is_nonfinite)
     if loss is None:

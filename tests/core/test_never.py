@@ -192,7 +192,7 @@ DEFECTS = {
     ],
     "an import that needs packages which have nothing to do with it": [
         "project/test_imports.py::test_every_import_is_in_the_table",
-        "project/test_imports.py::test_core_loads_no_framework",
+        "project/test_imports.py::test_no_framework_and_no_slow_module_is_loaded",
     ],
     "models are recognised by the name of their module: others are refused": [
         "torch/test_exclude.py::test_what_is_excluded_is_neither_measured_nor_scaled",
