@@ -177,7 +177,7 @@ class Clipper(Attachable):
             self._end_swap_checks()
         self._check_coverage(self._loop_check.optimizers)
         decision = self._step(loss, scaler, optimizer)
-        self._loop_check.end()
+        self._loop_check.end(decision)
         return decision
 
     def _step(self, loss: Any, scaler: Any, optimizer: Any) -> Decision:

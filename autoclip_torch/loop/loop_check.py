@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from autoclip_core import Decision
 from autoclip_torch.gradients.weak_hook import WeakHook
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
@@ -106,12 +107,16 @@ class LoopCheck:
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
 
-    def end(self) -> None:
-        """Note the gradients that the step has clipped."""
+    def end(self, decision: Decision) -> None:
+        """Note the gradients that the step has clipped.
+
+        Args:
+          decision: what the step decided.
+        """
         self._clipped = GradientVersions(self._samples)
         if self._count == 0:
             self._after_clip = AfterClipCheck()
-        self._other_model.end_clip()
+        self._other_model.end_clip(decision)
         self._left_out.end_clip()
         self._after_clip.end_clip(self._samples)
         self._backward.stop()

@@ -2,11 +2,13 @@
 
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_core import Decision
 from autoclip_torch.gradients.dtensor import get_local
 from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.unwrap import stepped_parameters
@@ -15,10 +17,7 @@ from .backward_watch import choose_samples
 from .gradient_samples import GradientValues, GradientVersions, read_values
 
 _CYCLES = 10
-"""The clip has no effect if it is so in so many updates in a row.
-
-A `GradScaler` may leave out several updates of the clipped parameters in a row.
-"""
+"""The clip has no effect if it is so in so many updates in a row."""
 
 _SAMPLES = 2
 
@@ -28,7 +27,8 @@ class OtherModelCheck:
 
     Their parameters may belong to a copy of the model, or they may be float32 copies of
     its parameters. Their gradients may be copied from the clipped ones after the clip:
-    then these change between the clip and the update.
+    then these change between the clip and the update. A `GradScaler` may leave out many
+    updates of the clipper's parameters in a row, after gradients that are not finite.
 
     Args:
       clipped: the parameters of the clipper.
@@ -47,10 +47,15 @@ class OtherModelCheck:
         self._values: GradientValues | None = None
         self._samples: Sequence[Tensor] = ()
         self._weights: list[Tensor] = []
+        self._is_left_out: Any = False
         self._cycles = 0
 
-    def end_clip(self) -> None:
-        """Note the gradients of the other optimizers after a clip."""
+    def end_clip(self, decision: Decision) -> None:
+        """Note the gradients of the other optimizers after a clip.
+
+        Args:
+          decision: what the clip decided.
+        """
         if not self._are_similar:
             return
         with_gradient = [p for p in self._list_stepped() if p.grad is not None]
@@ -58,6 +63,7 @@ class OtherModelCheck:
         self._versions = GradientVersions(self._samples)
         if self._cycles == _CYCLES - 2:
             self._weights = self._copy_weights()
+            self._is_left_out = self._has_overflow(decision)
         if self._cycles == _CYCLES - 1:
             self._values = GradientValues(self._samples)
 
@@ -78,7 +84,7 @@ class OtherModelCheck:
         if self._cycles < _CYCLES:
             return False
         values, samples = self._values, self._samples
-        is_used = self._is_trained() or self._shares_gradients()
+        is_used = self._is_trained() or self._shares_gradients() or self._is_left_out
         self.restart()
         return values is not None and values.are_same(samples) and not is_used
 
@@ -101,6 +107,15 @@ class OtherModelCheck:
         """Return whether the other optimizers use the gradients that are clipped."""
         clipped = {_find_memory(p) for p in self._clipped if p.grad is not None}
         return not clipped.isdisjoint(map(_find_memory, self._samples))
+
+    def _has_overflow(self, decision: Decision) -> Any:
+        """Return whether a scaler leaves out the update; this waits for no device.
+
+        A scaler that the clip received reports an overflow, and no row is observed.
+        """
+        has_gradient = any(p.grad is not None for p in self._clipped)
+        is_unobserved = decision.norm.isnan().all() & has_gradient
+        return is_unobserved | ~decision.finite.all()
 
     def _copy_weights(self) -> list[Tensor]:
         return [read_values(p).clone() for p in self._watched]

@@ -5,6 +5,7 @@ and unusual loops that are right stay silent.
 import copy
 import importlib.util
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ class Loop:
         torch.manual_seed(0)
         self.model = torch.nn.Linear(2, 1, bias=False)
         self.optimizer = SGD(self.model.parameters(), lr=0.01)
+        self.twin = copy.deepcopy(self.model)
+        self.twin_optimizer = SGD(self.twin.parameters(), lr=0.01)
         self.clipper = NormClip(self.model, max_norm=1.0, scope="global", **keywords)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         self.norms, self.scales = [], itertools.count(1)
@@ -318,6 +321,31 @@ def half_of_the_steps_scaled(loop):
     right(loop)
 
 
+def left_out_by_the_scaler_beside_a_twin(loop, by_hand=False):
+    """Another network of the same shapes is trained without a scaler.
+
+    A clipper without the scaler warns that these gradients are not finite.
+    """
+    loop.optimizer.zero_grad()
+    loop.twin_optimizer.zero_grad()
+    loop.backward(scale=float("inf"))
+    loop.twin(torch.ones(1, 2)).sum().backward()
+    if by_hand:
+        loop.scaler.unscale_(loop.optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the gradients of 10 of the last 10")
+            loop.clipper.step()
+    else:
+        loop.clipper.step(scaler=loop.scaler, optimizer=loop.optimizer)
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+    loop.twin_optimizer.step()
+
+
+def unscaled_by_hand_beside_a_twin(loop):
+    left_out_by_the_scaler_beside_a_twin(loop, by_hand=True)
+
+
 def in_a_closure(loop):
     def closure():
         loop.optimizer.zero_grad()
@@ -361,7 +389,8 @@ RIGHT = [
     *(strong_noise_after_the_clip, zeros_after_the_clip, no_gradient_after_the_clip),
     *(a_second_clip, unscaled_by_a_subclass, two_phases_without_a_clip),
     *(unscaled_by_the_clipper, half_of_the_steps_scaled, a_disabled_scaler),
-    *(frozen_in_the_next_step, in_a_closure, before_a_closure_without_gradients),
+    *(left_out_by_the_scaler_beside_a_twin, frozen_in_the_next_step, in_a_closure),
+    *(unscaled_by_hand_beside_a_twin, before_a_closure_without_gradients),
 ]
 
 
