@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from torch.optim import Optimizer
 
+from .hooked_step import make_hooks_run
+
 STEP_METHODS = (
     "first_step",
     "second_step",
@@ -30,7 +32,7 @@ class StepHooks(ABC):
 
         Raises:
           ValueError: it steps in other methods, too.
-          RuntimeError: its `step` was replaced before torch could wrap it.
+          RuntimeError: as in `make_hooks_run`.
         """
         refuse_step_in_backward(optimizer)
         _refuse_other_steps(optimizer)
@@ -100,25 +102,6 @@ def _refuse_other_steps(optimizer: Any) -> None:
             f"steps in {' and '.join(methods)}, where torch runs no hook; write {lines}"
             ", each after its backward pass, or use as_optimizer(optimizer, ...)"
         )
-
-
-def make_hooks_run(optimizer: Any) -> None:
-    """Let torch wrap `step`, so that it runs the hooks.
-
-    torch does that in `Optimizer.__init__`, which a subclass may leave out.
-
-    Raises:
-      RuntimeError: `step` was replaced on the object before.
-    """
-    if getattr(type(optimizer).step, "hooked", False):
-        return
-    if "step" in vars(optimizer):
-        raise RuntimeError(
-            f"optimizer.step must run torch's hooks, got a {_name(optimizer)} whose "
-            "__init__ does not call that of torch.optim.Optimizer, and whose step was "
-            "replaced; attach the clipper before a learning-rate scheduler is made"
-        )
-    optimizer._patch_step_function()
 
 
 def _name(optimizer: Any) -> str:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import pickle
+import types
 import warnings
 
 import pytest
@@ -295,6 +296,87 @@ def test_a_step_that_a_scheduler_replaced_before_torch_wrapped_it_is_refused():
     optimizer.step()
     scheduler.step()
     assert clipper.metrics()["clip/steps"] == 1
+
+
+class Fast(SGD):
+    """Another method is its step, set on the object."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.step = self.step_fast
+
+    def step_fast(self, closure=None):
+        (weight,) = self.param_groups[0]["params"]
+        weight.data.add_(weight.grad, alpha=-0.1)
+
+
+@pytest.mark.parametrize("has_scheduler", [False, True])
+@pytest.mark.parametrize("how", ["attach", "as_optimizer", "UpdateClipper"])
+def test_a_step_set_on_the_object_that_runs_no_hooks_is_refused(how, has_scheduler):
+    """In its first update. torch's scheduler replaces the step, too, and is right."""
+    layer = Layer()
+    optimizer = Fast(layer.parameters())
+    if has_scheduler:
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if how == "UpdateClipper":
+        UpdateClipper(layer, optimizer, ParamRatio(0.02))
+    else:
+        optimizer, _clipper = clip(layer, optimizer, how)
+    layer.backward()
+    with pytest.raises(RuntimeError, match="got a Fast whose step was replaced by one"):
+        optimizer.step()
+
+
+def test_a_step_set_on_the_object_is_free_after_the_clipper_was_removed():
+    layer = Layer()
+    optimizer = Fast(layer.parameters())
+    NormClip(layer, LIMIT).attach(optimizer).remove()
+    layer.backward()
+    optimizer.step()
+    assert layer.weight.grad.norm() == 5.0
+
+
+def in_some_calls(optimizer):
+    """As a wrapper that accumulates gradients, here without torch's marks."""
+    step, calls = optimizer.step, []
+
+    def accumulate(*args):
+        calls.append(True)
+        return step(*args) if len(calls) % 2 == 0 else None
+
+    optimizer.step = accumulate
+
+
+def in_a_method(optimizer):
+    step = optimizer.step
+    optimizer.step = types.MethodType(lambda self: step(), optimizer)
+
+
+REPLACED = {
+    "scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 9),
+    "some calls": in_some_calls,
+    "method": in_a_method,
+    "the class's": lambda optimizer: setattr(optimizer, "step", optimizer.step),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_step_set_on_the_object_that_calls_that_of_the_class_is_clipped(how):
+    layer = Layer()
+    optimizer = sgd(layer)
+    REPLACED[how](optimizer)
+    for _ in range(2):  # a second clipper changes nothing
+        clipper = NormClip(layer, LIMIT, dry_run=True)
+        clipper.attach(optimizer)
+    optimizer, clipper = clip(layer, optimizer, "attach")
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 9)
+    for _ in range(4):
+        layer.backward()
+        optimizer.step()
+        scheduler.step()
+    steps = 2 if how == "some calls" else 4
+    assert clipper.metrics()["clip/steps"] == steps
+    assert optimizer.norms == pytest.approx([LIMIT] * steps)
 
 
 # Copies of a fused optimizer.

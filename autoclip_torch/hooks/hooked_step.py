@@ -1,0 +1,76 @@
+"""A step that runs torch's hooks, also one that was set on the optimizer itself."""
+
+import functools
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoclip_torch.loop.gradient_samples import read_values
+from autoclip_torch.step.unwrap import stepped_parameters
+
+
+def make_hooks_run(optimizer: Any) -> None:
+    """Let torch wrap `step`, so that it runs the hooks.
+
+    torch does that in `Optimizer.__init__`, which a subclass may leave out.
+
+    Raises:
+      RuntimeError: `step` was replaced on the object before.
+    """
+    step = vars(optimizer).get("step")
+    if not getattr(type(optimizer).step, "hooked", False):
+        if step is not None:
+            raise RuntimeError(
+                "optimizer.step must run torch's hooks, got a "
+                f"{type(optimizer).__name__} whose __init__ does not call that of "
+                "torch.optim.Optimizer, and whose step was replaced; attach the "
+                "clipper before a learning-rate scheduler is made"
+            )
+        optimizer._patch_step_function()
+    elif not getattr(step, "hooked", step is None):
+        optimizer.step = MethodType(_check_first_update(step), optimizer)
+
+
+def _check_first_update(step: Any) -> Any:
+    """Return a `step` of an object that checks whether its first update ran the hooks.
+
+    The given one may call that of the class, in all calls or in some: only an update
+    shows which. That of a learning-rate scheduler has the mark `hooked` of the class.
+    """
+    is_checked = False
+
+    @functools.wraps(step)
+    def checked_step(optimizer: Any, *args: Any, **keywords: Any) -> Any:
+        nonlocal is_checked
+        has_hooks = bool(optimizer._optimizer_step_pre_hooks)
+        if is_checked or not has_hooks or torch.compiler.is_compiling():
+            return step(*args, **keywords)
+        ran: list[Any] = []
+        before = _copy_weights(optimizer)
+        handle = optimizer.register_step_pre_hook(lambda *_: ran.append(True))
+        try:
+            result = step(*args, **keywords)
+        finally:
+            handle.remove()
+        is_checked = bool(ran)
+        if not ran and not all(map(_are_equal, before, _copy_weights(optimizer))):
+            raise RuntimeError(
+                "optimizer.step must run torch's hooks, got a "
+                f"{type(optimizer).__name__} whose step was replaced by one that runs "
+                "none, so this update was not clipped; define that one as step in a "
+                "subclass"
+            )
+        return result
+
+    checked_step.hooked = True  # type: ignore[attr-defined]
+    return checked_step
+
+
+def _are_equal(before: Tensor, now: Tensor) -> bool:
+    return torch.allclose(before, now, rtol=0, atol=0, equal_nan=True)
+
+
+def _copy_weights(optimizer: Any) -> list[Tensor]:
+    return [read_values(p).clone() for p in stepped_parameters(optimizer)]
