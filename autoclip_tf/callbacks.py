@@ -40,7 +40,7 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
       clippers: a clipper, or a list of clippers, in the order of their numbers; by
-        default `clippers_of(model)`: those of all optimizers of the model.
+        default `clippers_of(model)`: those of the model's own optimizers.
 
     Raises:
       TypeError: a value in `clippers` is not a clipper.
@@ -108,7 +108,7 @@ class ClipLogger(keras.callbacks.Callback):  # type: ignore[misc]
         for clipper, count in steps.items():
             if count == self._steps.get(clipper, 0.0):
                 warnings.warn(
-                    f"{type(clipper).__name__} took no step in this epoch, so its "
+                    f"{clipper.class_name} took no step in this epoch, so its "
                     f"logged norm is an old one, after {count:.0f} steps; was the "
                     "model compiled with another optimizer, does its train_step not "
                     "call optimizer.apply(gradients, variables), or does a loss scale "

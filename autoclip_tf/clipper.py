@@ -83,8 +83,8 @@ class Clipper(PolicyClipper):
         """
         pairs = list(grads_and_vars)
         if self._checks is None:
-            warn_if_before_sum(type(self).__name__)
-            self._checks = LoopChecks(type(self).__name__)
+            warn_if_before_sum(self.class_name)
+            self._checks = LoopChecks(self.class_name)
         if not self.built:
             self.build([variable for _, variable in pairs])
         if not pairs and not self.built:

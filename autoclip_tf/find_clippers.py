@@ -1,6 +1,6 @@
 """`clippers_of`: the clippers of a model or of an optimizer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from autoclip_core.checks import format_error
@@ -16,9 +16,10 @@ def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
 
     In a loop without `compile`, pass the optimizer. An optimizer is searched with those
     that it wraps, as `LossScaleOptimizer` does. A model is searched for its compiled
-    optimizer first, then for the optimizers, models and clippers in its attributes, in
-    lists and in dicts. So the clippers of a GAN with two optimizers are found, and
-    those of a model that `load_model` returned. Each clipper is listed once.
+    optimizer first, then for the optimizers and clippers in its attributes, in lists
+    and in dicts. If it has no clipper, the models in its attributes are searched. So
+    the clippers of a GAN with two optimizers are found, and those of a model that
+    `load_model` returned. Each clipper is listed once.
 
     Args:
       model_or_optimizer: an optimizer, or a model that has one.
@@ -42,7 +43,7 @@ def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
     if not _is_optimizer(value) and not _is_model(value):
         rule, way_out = "a Keras model or optimizer", "compile the model first"
         raise TypeError(format_error(name, rule, value, way_out))
-    clippers = list(_find_clippers(value, set()))
+    clippers = _find_clippers(value, set())
     is_optimizer = _is_optimizer(value)
     if not clippers and not is_optimizer and getattr(value, "optimizer", None) is None:
         rule, way_out = "a model that has an optimizer", "write clippers_of(optimizer)"
@@ -50,27 +51,38 @@ def clippers_of(model_or_optimizer: Any) -> list[AnyClipper]:
     return clippers
 
 
-def _find_clippers(value: Any, seen: set[int]) -> Iterator[AnyClipper]:
-    """Yield the clippers in a value that were not seen before."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, AnyClipper):
-        yield value
-        return
+def _find_clippers(value: Any, seen: set[int]) -> list[AnyClipper]:
+    """Return the clippers of a value, or those of the models in it if it has none.
+
+    Args:
+      value: a model or an optimizer.
+      seen: the ids of the parts that were searched before.
+    """
+    clippers, models, stack = [], [], _list_parts(value)[::-1]
+    while stack:
+        part = stack.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, AnyClipper):
+            clippers.append(part)
+        elif _is_model(part):
+            models.append(part)
+        else:
+            stack += _list_parts(part)[::-1]
+    return clippers or [clip for each in models for clip in _find_clippers(each, seen)]
+
+
+def _list_parts(value: Any) -> list[Any]:
+    """Return what a model, an optimizer, a dict or a list contains, in its order."""
     if _is_optimizer(value):
         names = ("gradient_transformers", "inner_optimizer", "optimizers")
-        parts = [getattr(value, name, None) for name in names]
-    elif _is_model(value):
-        parts = [getattr(value, "optimizer", None), *vars(value).values()]
-    elif isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, list | tuple):
-        parts = list(value)
-    else:
-        return
-    for part in parts:
-        yield from _find_clippers(part, seen)
+        return [getattr(value, name, None) for name in names]
+    if _is_model(value):
+        return [getattr(value, "optimizer", None), *vars(value).values()]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -45,6 +45,9 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
     """Whether it acts after the optimizer's step, by `clip_update`; else it receives
     the gradients before the step."""
 
+    class_name: str
+    """The class that messages name: its own, or that of its pair."""
+
     _settings: Settings
     _rows: Rows | None = None
     _state: StateVariables
@@ -58,6 +61,7 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
                 "autoclip_core.loss.decide_loss and leave optimizer.apply out"
             )
         made: Self = super().__new__(cls)
+        made.class_name = cls.__name__
         return made
 
     @property
@@ -183,6 +187,7 @@ class TransformerPair(_Module):  # type: ignore[misc]
         super().__init__()
         self.gradient = gradient
         self.update = update
+        gradient.class_name = update.class_name = type(self).__name__
 
 
 def split_pairs(transformers: Iterable[Any]) -> Iterator[Any]:

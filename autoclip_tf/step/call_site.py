@@ -2,8 +2,10 @@
 
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import keras
 
@@ -55,13 +57,14 @@ def warn_if_unscaled_later(name: str) -> None:
         )
 
 
-def is_in_graph() -> bool:
-    """Return whether TensorFlow traces a graph, whose code runs once."""
+def get_graph() -> Any:
+    """Return a weak reference to the graph, whose code runs once; None if eager."""
     if keras.backend.backend() != "tensorflow":
-        return False
+        return None
     import tensorflow as tf
 
-    return not tf.executing_eagerly()
+    eager = tf.executing_eagerly()
+    return None if eager else weakref.ref(tf.compat.v1.get_default_graph())
 
 
 def _count_replicas() -> int:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .call_site import is_in_graph, warn_if_unscaled_later
+from .call_site import get_graph, warn_if_unscaled_later
 from .check_transformers import Pair
 
 
@@ -21,20 +21,30 @@ class LoopChecks:
         self._has_used_one = False
         self._unused_in_a_row = 0
         self._ids: set[int] = set()
+        self._earlier_ids: set[int] = set()
+        self._graph: Any = None
         self._has_parts = False
 
     def compare_variables(self, ids: set[int]) -> None:
-        """Warn once if a call has none of the variables of the call before.
+        """Warn once if a step has several calls, each with other variables.
+
+        Variables that return after others show it, and two parts in one graph. Phases
+        of a training, such as the head and then the body, do neither.
 
         Args:
           ids: those of the variables, which share one norm.
         """
-        is_other_part = bool(self._ids and ids) and self._ids.isdisjoint(ids)
-        self._ids = ids
-        if is_other_part and not self._has_parts:
+        graph, last_ids = get_graph(), self._ids
+        is_same_graph = graph is not None and graph == self._graph
+        self._graph, self._ids = graph, ids
+        if not last_ids or not ids or not last_ids.isdisjoint(ids):
+            return
+        self._earlier_ids |= last_ids
+        is_part = is_same_graph or not self._earlier_ids.isdisjoint(ids)
+        if is_part and not self._has_parts:
             self._has_parts = True
             warnings.warn(
-                f"{self._name} received other variables than in the call before, so "
+                f"{self._name} receives the variables of a step in parts, so "
                 "each part counts as a step with a norm of its own, in one history; "
                 "pass all variables in one call: "
                 "optimizer.apply(gradients, variables)",
@@ -56,7 +66,7 @@ class LoopChecks:
         runs only once.
         """
         self._unused_in_a_row += 1
-        if self._unused_in_a_row == (1 if is_in_graph() else 2):
+        if self._unused_in_a_row == (2 if get_graph() is None else 1):
             warnings.warn(
                 f"the pairs that {self._name} returned are not used, so the step is "
                 "not clipped: it changes nothing in place; write "

@@ -204,6 +204,7 @@ def test_an_epoch_without_a_clipped_step_is_a_warning(make, callbacks, steps, cl
     texts = [str(w.message) for w in caught if "took no step" in str(w.message)]
     assert len(texts) == len(steps)
     for text, count in zip(texts, steps, strict=True):
+        assert text.startswith(f"{type(clip).__name__} took no step")
         assert f"after {count} steps" in text
 
 
@@ -245,10 +246,27 @@ def test_clippers_in_attributes_are_found_once():
     clip, inner = NormClip(1.0), keras.Sequential([keras.Input((2,))])
     inner.compile(SGD(0.01, gradient_transformers=[NormClip(2.0)]))
     outer = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    outer.parts, outer.clip, outer.myself = [inner, inner], clip, outer
-    outer.compile(SGD(0.01, gradient_transformers=[clip]))
-    assert [each.policy.max_norm for each in clippers_of(outer)] == [1.0, 2.0]
+    outer.parts, outer.myself = [inner, inner], outer
+    outer.compile(SGD(0.01))
+    assert [each.policy.max_norm for each in clippers_of(outer)] == [2.0]
+    outer.clip = clip
+    assert clippers_of(outer) == [clip]
     assert clippers_of(SGD(0.01)) == []
+
+
+def test_the_clipper_of_a_compiled_part_is_not_that_of_the_model():
+    """A classic GAN trains its critic alone, and the generator through the critic."""
+    part = make_model()
+    whole = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), part])
+    data = np.ones((4, 4)), np.ones((4, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for model, clip in ((part, TrustClip()), (whole, TrustClip())):
+            optimizer = clip.as_optimizer(keras.optimizers.SGD(0.01))
+            model.compile(optimizer, run_eagerly=True, loss="mse")
+            history = model.fit(*data, verbose=0, callbacks=[ClipLogger()]).history
+            assert clippers_of(model) == [clip]
+            assert {"clip/norm", "clip/update_norm"} <= set(history)
 
 
 def test_a_model_of_a_loop_of_its_own_needs_its_optimizer():

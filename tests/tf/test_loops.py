@@ -1,6 +1,7 @@
 """Loops as people write them, around a clipper that they call by hand."""
 
 import contextlib
+import functools
 import warnings
 
 import keras
@@ -159,21 +160,47 @@ def test_a_clip_of_gradients_that_are_unscaled_later_is_a_warning():
 
 
 @pytest.mark.parametrize("clip", [NormClip(1.0), TrustClip(), AdaGC()])
-@pytest.mark.parametrize("is_together", [True, False])
-def test_an_optimizer_that_steps_part_by_part_is_a_warning(clip, is_together):
+@pytest.mark.parametrize(
+    ("calls", "has_parts"),
+    [
+        (["ab"] * 3, False),
+        (["a", "b"] * 3, True),
+        (["a", "b", "c", "a"], True),
+        (["a", "a", "b", "b", "abc"], False),  # phases: the head, the body, all
+    ],
+)
+def test_an_optimizer_that_steps_part_by_part_is_a_warning(clip, calls, has_parts):
     """tensorflow#45146: the norm of each part is in one history."""
-    weights = [keras.Variable([0.0]) for _ in range(2)]
+    weights = {name: keras.Variable([0.0]) for name in "abc"}
     clip = type(clip).from_config(clip.get_config())
     optimizer = clip.as_optimizer(keras.optimizers.SGD(1.0))
-    optimizer.build(weights)
-    parts = [weights] if is_together else [weights[:1], weights[1:]]
+    optimizer.build(list(weights.values()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(3):
-            for part in parts:
-                optimizer.apply([tf.constant([1.0])] * len(part), part)
+        for names in calls:
+            part = [weights[name] for name in names]
+            optimizer.apply([tf.constant([1.0])] * len(part), part)
     texts = [str(each.message) for each in caught]
-    expected = not is_together and type(clip) is not AdaGC  # one norm per parameter
+    expected = has_parts and type(clip) is not AdaGC  # one norm per parameter
     assert len(texts) == expected
     if expected:
+        assert texts[0].startswith(f"{type(clip).__name__} receives the variables")
         assert "pass all variables in one call" in texts[0]
+
+
+@pytest.mark.parametrize("is_one_step", [True, False])
+def test_two_parts_in_one_graph_are_a_warning(is_one_step):
+    """A graph is traced once, so no part returns."""
+    weights = [keras.Variable([0.0]) for _ in range(2)]
+    optimizer = NormClip(1.0).as_optimizer(keras.optimizers.SGD(1.0))
+    optimizer.build(weights)
+
+    def step(parts):
+        for part in parts:
+            optimizer.apply([tf.constant([1.0])], [part])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for parts in [weights] if is_one_step else [weights[:1], weights[1:]]:
+            tf.function(functools.partial(step, parts))()
+    assert len(caught) == is_one_step
