@@ -76,11 +76,12 @@ def time_checks(parameters: Parameters, seconds: float) -> dict[str, float]:
     attached.attach(optimizer)
     swap = attached._coverage.swap
     assert swap is not None
+    decision = by_hand.step()
 
     def check_by_hand() -> None:
         by_hand._follow()
         by_hand._check_coverage([optimizer])
-        by_hand._loop_check._other_model.end_clip()
+        by_hand._loop_check._other_model.end_clip(decision)
         by_hand._loop_check._other_model.restart()
 
     def check_attached() -> None:
