@@ -104,8 +104,8 @@ class SwapCheck:
     def _is_missed(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer has stepped what the clipper was to clip.
 
-        It has stepped all of it, or a part after the owner was deleted. An optimizer
-        beside the owner may share a part on purpose.
+        It has stepped all of it, or a part after the owner was deleted. While the owner
+        exists, another optimizer may share a part on purpose.
         """
         trained = set(map(id, self._list_trained()))
         missed = trained & stepped_parameter_ids(optimizer)

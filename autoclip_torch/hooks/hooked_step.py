@@ -5,9 +5,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from autoclip_torch.loop.gradient_samples import read_values
+from autoclip_torch.loop.gradient_samples import are_equal, copy_values
 from autoclip_torch.step.unwrap import stepped_parameters
 
 
@@ -48,14 +47,15 @@ def _check_first_update(step: Any) -> Any:
         if is_checked or not has_hooks or torch.compiler.is_compiling():
             return step(*args, **keywords)
         ran: list[Any] = []
-        before = _copy_weights(optimizer)
+        weights = list(stepped_parameters(optimizer))
+        before = copy_values(weights)
         handle = optimizer.register_step_pre_hook(lambda *_: ran.append(True))
         try:
             result = step(*args, **keywords)
         finally:
             handle.remove()
         is_checked = bool(ran)
-        if not ran and not all(map(_are_equal, before, _copy_weights(optimizer))):
+        if not ran and not are_equal(before, copy_values(weights)):
             raise RuntimeError(
                 "optimizer.step must run torch's hooks, got a "
                 f"{type(optimizer).__name__} whose step was replaced by one that runs "
@@ -66,11 +66,3 @@ def _check_first_update(step: Any) -> Any:
 
     checked_step.hooked = True  # type: ignore[attr-defined]
     return checked_step
-
-
-def _are_equal(before: Tensor, now: Tensor) -> bool:
-    return torch.allclose(before, now, rtol=0, atol=0, equal_nan=True)
-
-
-def _copy_weights(optimizer: Any) -> list[Tensor]:
-    return [read_values(p).clone() for p in stepped_parameters(optimizer)]

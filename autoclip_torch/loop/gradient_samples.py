@@ -1,7 +1,7 @@
 """Some gradients at one moment, to compare with those of a later one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,11 +73,7 @@ class GradientValues:
 
     def are_same(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether the values are the same. On an accelerator, this waits."""
-        pairs = zip(self._values, _read(parameters), strict=True)
-        return all(
-            torch.allclose(before, now, rtol=0, atol=0, equal_nan=True)
-            for before, now in pairs
-        )
+        return are_equal(self._values, _read(parameters))
 
     def compare(self, parameters: Sequence[Tensor]) -> Callable[[], Change] | None:
         """Start to compare them with the values now; None without the same gradients.
@@ -117,3 +113,16 @@ def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
 def read_values(tensor: Tensor) -> Tensor:
     """Return the first values of a tensor, or of its part on this rank."""
     return get_stored(get_local(tensor)).detach().reshape(-1)[:_ELEMENTS]
+
+
+def copy_values(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return copies of the first values of each tensor."""
+    return [read_values(tensor).clone() for tensor in tensors]
+
+
+def are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Return whether all values are equal; NaN equals NaN."""
+    return all(
+        torch.allclose(*pair, rtol=0, atol=0, equal_nan=True)
+        for pair in zip(before, now, strict=True)
+    )

@@ -14,7 +14,12 @@ from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.unwrap import stepped_parameters
 
 from .backward_watch import choose_samples
-from .gradient_samples import GradientValues, GradientVersions, read_values
+from .gradient_samples import (
+    GradientValues,
+    GradientVersions,
+    copy_values,
+    read_values,
+)
 
 _CYCLES = 10
 """The clip has no effect if it is so in so many updates in a row."""
@@ -62,7 +67,7 @@ class OtherModelCheck:
         self._samples = with_gradient[:_SAMPLES]
         self._versions = GradientVersions(self._samples)
         if self._cycles == _CYCLES - 2:
-            self._weights = self._copy_weights()
+            self._weights = copy_values(self._watched)
             self._is_left_out = self._has_overflow(decision)
         if self._cycles == _CYCLES - 1:
             self._values = GradientValues(self._samples)
@@ -117,16 +122,15 @@ class OtherModelCheck:
         is_unobserved = decision.norm.isnan().all() & has_gradient
         return is_unobserved | ~decision.finite.all()
 
-    def _copy_weights(self) -> list[Tensor]:
-        return [read_values(p).clone() for p in self._watched]
-
     def _is_trained(self) -> bool:
         """Return whether the clipper's parameters change, and are no copies."""
         stepped = list(map(read_values, self._list_stepped()))
         return any(
             not torch.equal(before, now)
             and not any(torch.equal(each[: len(now)].to(now), now) for each in stepped)
-            for before, now in zip(self._weights, self._copy_weights(), strict=True)
+            for before, now in zip(
+                self._weights, copy_values(self._watched), strict=True
+            )
         )
 
 
