@@ -8,13 +8,13 @@ from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
 from autoclip_core.clipper.settings import PolicyBounds, choose_scope
 
-from .hooks.attach import refuse_beside_trust_clip
 from .hooks.attachable import Attachable
 from .hooks.clipped_optimizer import ClippedOptimizer
+from .hooks.clipper_chain import refuse_beside_trust_clip
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.optimizer_wrapper import check_is_optimizer
-from .hooks.stepped import warn_of_left_out
+from .hooks.stepped_parameters import warn_of_left_out
 from .loop.loop_check import LoopCheck
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns

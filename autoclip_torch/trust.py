@@ -20,7 +20,7 @@ from autoclip_core.clipper.trust import (
 
 from .clipper import Clipper
 from .hooks.clipped_optimizer import ClippedOptimizer
-from .hooks.stepped import read_stepped
+from .hooks.stepped_parameters import read_stepped
 from .observer.base import BaseClipper
 from .rows.selection import Patterns
 from .rows.settings import StepCallback

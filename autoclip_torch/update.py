@@ -10,7 +10,7 @@ from autoclip_core.checks import check_choice, check_flag
 from autoclip_core.clipper.metrics import name_update_metrics
 from autoclip_core.clipper.settings import SCOPES, PolicyBounds
 
-from .hooks.stepped import read_stepped
+from .hooks.stepped_parameters import read_stepped
 from .observer.observer import Observer
 from .rows.selection import Patterns
 from .rows.settings import StepCallback

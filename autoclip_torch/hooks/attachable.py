@@ -9,7 +9,7 @@ from autoclip_core import Policy
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.unwrap import unwrap
 
-from .attach import Attachment
+from .clipper_chain import Attachment
 
 
 class Attachable(Observer):

@@ -14,11 +14,10 @@ from autoclip_torch.step.amp import refuse_scaler, require_every_step
 from autoclip_torch.step.closure import find_closure, run_after
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
-from .attach import refuse_beside_trust_clip
-from .hooked_step import make_hooks_run
+from .clipper_chain import refuse_beside_trust_clip
 from .optimizer_wrapper import OptimizerWrapper
-from .step_hooks import STEP_METHODS, refuse_step_in_backward
-from .stepped import warn_of_left_out
+from .optimizers import STEP_METHODS, make_hooks_run, refuse_step_in_backward
+from .stepped_parameters import warn_of_left_out
 
 _KEY = "autoclip"
 """The key of the hooks in the optimizer inside."""

@@ -6,16 +6,7 @@ from typing import Any, Self
 
 from torch.optim import Optimizer
 
-from .hooked_step import make_hooks_run
-
-STEP_METHODS = (
-    "first_step",
-    "second_step",
-    "third_step",
-    "ascent_step",
-    "descent_step",
-)
-"""Methods other than `step` that step an optimizer, in SAM and similar optimizers."""
+from .optimizers import make_hooks_run, refuse_other_steps, refuse_step_in_backward
 
 
 class StepHooks(ABC):
@@ -35,7 +26,7 @@ class StepHooks(ABC):
           RuntimeError: as in `make_hooks_run`.
         """
         refuse_step_in_backward(optimizer)
-        _refuse_other_steps(optimizer)
+        refuse_other_steps(optimizer)
         make_hooks_run(optimizer)
         self._optimizer = weakref.ref(optimizer)
         self._hooks = [
@@ -74,35 +65,3 @@ class StepHooks(ABC):
     @abstractmethod
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Act after the step."""
-
-
-def refuse_step_in_backward(optimizer: Any) -> None:
-    """Refuse an optimizer that steps within the backward pass.
-
-    Raises:
-      ValueError: it does, as LOMO and an overlapping `ZeroRedundancyOptimizer` do.
-    """
-    if callable(getattr(optimizer, "fused_backward", None)):
-        where = "fused_backward; use its own arguments for clipping"
-    elif getattr(optimizer, "_overlap_with_ddp", False):
-        where = "the hooks of DDP; leave overlap_with_ddp=True out"
-    else:
-        return
-    raise ValueError(
-        f"optimizer must step after the backward pass, got {_name(optimizer)}, which "
-        f"steps within {where}"
-    )
-
-
-def _refuse_other_steps(optimizer: Any) -> None:
-    if methods := [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]:
-        lines = ", ".join(f'"clipper.step(); optimizer.{m}()"' for m in methods)
-        raise ValueError(
-            f"optimizer must step in step() alone, got {_name(optimizer)}, which also "
-            f"steps in {' and '.join(methods)}, where torch runs no hook; write {lines}"
-            ", each after its backward pass, or use as_optimizer(optimizer, ...)"
-        )
-
-
-def _name(optimizer: Any) -> str:
-    return type(optimizer).__name__

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autoclip_torch.hooks.attachable import Attachable
-from autoclip_torch.hooks.stepped import read_stepped
+from autoclip_torch.hooks.stepped_parameters import read_stepped
 from autoclip_torch.observer.base import BaseClipper
 
 

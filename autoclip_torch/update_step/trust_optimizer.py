@@ -2,8 +2,12 @@
 
 from typing import Any
 
-from autoclip_torch.hooks.attach import clips_gradients, has_trust_clip, list_attached
 from autoclip_torch.hooks.clipped_optimizer import ClippedOptimizer
+from autoclip_torch.hooks.clipper_chain import (
+    clips_gradients,
+    has_trust_clip,
+    list_attached,
+)
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.step.unwrap import unwrap
 

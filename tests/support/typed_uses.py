@@ -43,7 +43,7 @@ from autoclip_torch import (
     ValueClip,
     find_clipping_threshold,
 )
-from autoclip_torch.hooks.attach import Attachment
+from autoclip_torch.hooks.clipper_chain import Attachment
 from autoclip_torch.lightning import ClipCallback as LightningCallback
 from autoclip_torch.optim import LARC
 from autoclip_torch.transformers import ClipCallback as TrainerCallback

@@ -10,7 +10,7 @@ import torch
 
 from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import Clipper, NormClip, QuantileClip
-from autoclip_torch.hooks.attach import Attachment
+from autoclip_torch.hooks.clipper_chain import Attachment
 
 
 def model_and_data(seed=0):

@@ -7,7 +7,7 @@ import torch
 
 from autoclip_core import Drop, Fixed, Quantile
 from autoclip_torch import AGC, Clipper, NormClip, ValueClip
-from autoclip_torch.hooks.attach import ClipperChain
+from autoclip_torch.hooks.clipper_chain import ClipperChain
 
 from ..support.torch_device import nothing_read
 

@@ -1,4 +1,4 @@
-"""A step that runs torch's hooks, also one that was set on the optimizer itself."""
+"""Which optimizers run the hooks in each of their steps; the others are refused."""
 
 import functools
 from types import MethodType
@@ -8,6 +8,48 @@ import torch
 
 from autoclip_torch.loop.gradient_samples import are_equal, copy_values
 from autoclip_torch.step.unwrap import stepped_parameters
+
+STEP_METHODS = (
+    "first_step",
+    "second_step",
+    "third_step",
+    "ascent_step",
+    "descent_step",
+)
+"""Methods other than `step` that step an optimizer, in SAM and similar optimizers."""
+
+
+def refuse_step_in_backward(optimizer: Any) -> None:
+    """Refuse an optimizer that steps within the backward pass.
+
+    Raises:
+      ValueError: it does, as LOMO and an overlapping `ZeroRedundancyOptimizer` do.
+    """
+    if callable(getattr(optimizer, "fused_backward", None)):
+        where = "fused_backward; use its own arguments for clipping"
+    elif getattr(optimizer, "_overlap_with_ddp", False):
+        where = "the hooks of DDP; leave overlap_with_ddp=True out"
+    else:
+        return
+    raise ValueError(
+        f"optimizer must step after the backward pass, got {_name(optimizer)}, which "
+        f"steps within {where}"
+    )
+
+
+def refuse_other_steps(optimizer: Any) -> None:
+    """Refuse an optimizer that also steps in methods where torch runs no hook.
+
+    Raises:
+      ValueError: it does, as SAM and similar optimizers do.
+    """
+    if methods := [m for m in STEP_METHODS if callable(getattr(optimizer, m, None))]:
+        lines = ", ".join(f'"clipper.step(); optimizer.{m}()"' for m in methods)
+        raise ValueError(
+            f"optimizer must step in step() alone, got {_name(optimizer)}, which also "
+            f"steps in {' and '.join(methods)}, where torch runs no hook; write {lines}"
+            ", each after its backward pass, or use as_optimizer(optimizer, ...)"
+        )
 
 
 def make_hooks_run(optimizer: Any) -> None:
@@ -66,3 +108,7 @@ def _check_first_update(step: Any) -> Any:
 
     checked_step.hooked = True  # type: ignore[attr-defined]
     return checked_step
+
+
+def _name(optimizer: Any) -> str:
+    return type(optimizer).__name__

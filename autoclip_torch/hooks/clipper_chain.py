@@ -17,7 +17,7 @@ from autoclip_torch.step.unwrap import stepped_parameters
 
 from .fused import Controls, is_fused
 from .step_hooks import StepHooks
-from .stepped import check_steps_all, warn_of_left_out
+from .stepped_parameters import check_steps_all, warn_of_left_out
 
 
 class Attachment:
