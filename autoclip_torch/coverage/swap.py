@@ -13,10 +13,9 @@ from torch.optim.optimizer import (
 )
 from torch.utils.weak import TensorWeakRef
 
+from autoclip_torch.optimizer_steps.open_steps import is_in_step, is_outermost_step
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
-
-from .open_steps import is_in_step, is_outermost_step
 
 
 class SwapCheck:

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+
 from .transfer import is_capturing, start_reading
-from .weak_hook import WeakHook
 
 REASONS = ("step", "threshold", "check_agreement", "change of parameters")
 """The calls that reduce; `observe` reads the threshold, too. After a change of rows,

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.loop.scaler_rule import refuse_other_unscaling
+from autoclip_torch.optimizer_steps.open_steps import is_outermost_step
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.step.amp import refuse_scaler, require_every_step
 from autoclip_torch.step.closure import find_closure, run_after

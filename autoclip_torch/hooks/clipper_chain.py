@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
+from autoclip_torch.optimizer_steps.open_steps import is_outermost_step
 from autoclip_torch.step import amp
 from autoclip_torch.step.closure import find_closure, replace_closure, run_after
 from autoclip_torch.step.stepper import Stepper

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_core import Decision
-from autoclip_torch.gradients.weak_hook import WeakHook
+from autoclip_torch.optimizer_steps.weak_hook import WeakHook
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameter_ids

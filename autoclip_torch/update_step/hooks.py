@@ -4,9 +4,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from autoclip_torch.coverage.open_steps import is_outermost_step
 from autoclip_torch.hooks.step_hooks import StepHooks
 from autoclip_torch.observer.observer import Observer
+from autoclip_torch.optimizer_steps.open_steps import is_outermost_step
 from autoclip_torch.step.closure import find_closure
 
 from .stepper import UpdateStepper

@@ -55,6 +55,7 @@ TESTS = {
     "autoclip_torch/gradients": "torch/gradients torch/device torch/reference "
     "torch/units torch/value torch/edges torch/norms",
     "autoclip_torch/kernels": "torch/device",
+    "autoclip_torch/optimizer_steps": "torch/attach torch/sharded torch/watch/loop",
     "autoclip_torch/gradients/dtensor.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/replicas.py": "torch/sharded",
