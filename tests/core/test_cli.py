@@ -1,6 +1,8 @@
 """The command line reads files of other tools, reports bad input, writes to pipes."""
 
+import argparse
 import contextlib
+import inspect
 import io
 import json
 import math
@@ -20,6 +22,12 @@ from autoclip_core import (
     suggest_threshold,
 )
 from autoclip_core.cli.main import main
+from autoclip_core.cli.policy_options import (
+    POLICIES,
+    add_options,
+    as_option,
+    make_policy,
+)
 from autoclip_core.policy import as_code
 
 NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
@@ -221,6 +229,26 @@ def test_options_reach_the_policy(file, capsys):
     argv += ["--max-threshold", "3", "--include-current"]
     inner = "Quantile(quantile=0.5, history_length=None, include_current=True)"
     assert run_json(capsys, *argv)["policy"] == f"Cap(policy={inner}, max_norm=3.0)"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_argument_of_a_policy_is_an_option(name):
+    """Each option accepts the default of its argument, in the type that it has."""
+    kind = POLICIES[name]
+    arguments = {"max_norm": 2.0} if name == "fixed" else {}
+    for argument, parameter in inspect.signature(kind).parameters.items():
+        if parameter.default is not parameter.empty and argument != "_":
+            arguments[argument] = parameter.default
+    words = ["--policy", name]
+    for argument, value in arguments.items():
+        option = as_option(argument)
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, str(value)]
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert make_policy(parser.parse_args(words)) == kind(**arguments)
 
 
 def test_the_steps_can_be_saved(file, tmp_path):

@@ -374,7 +374,11 @@ NAMES = {policy.__name__: policy for policy in STATELESS + STATEFUL + COMBINATOR
 
 
 def evaluate(expression: str) -> Policy:
-    """Return the policy of this file for an expression in the names of the library."""
+    """Return the policy of this file for an expression in the names of the library.
+
+    Raises:
+      NameError: this file has no formula of the policy; write it, and add it to NAMES.
+    """
     policy: Policy = eval(expression, dict(NAMES))
     return policy
 
