@@ -22,8 +22,8 @@ from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
 from .gradients import namespace
+from .gradients.leaves import count_elements, has_gradient, list_leaves
 from .gradients.measure import measure_norms
-from .gradients.parts import count_elements, has_gradient, list_leaves
 from .gradients.rows import Labels, Mask, Rows, Scope, choose_scope
 from .gradients.scale import scale_updates
 from .state import (

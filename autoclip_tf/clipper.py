@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .gradients.parts import Part
+from .gradients.row_tensor import RowTensor
 from .gradients.rows import Rows, stable_id
 from .gradients.scale import scale_all
 from .gradients.sparse import densify
@@ -92,27 +92,27 @@ class Clipper(PolicyClipper):
         if self.scope == "global":
             self._checks.compare_variables({stable_id(v) for _, v in pairs})
         rows = self._built_rows()
-        parts = {}
+        tensors = {}
         for index, (gradient, variable) in enumerate(pairs):
             variable_rows = rows.find_rows(variable)
             if variable_rows is not None and gradient is not None:
                 tensor, shape = densify(gradient), tuple(variable.shape)
-                parts[index] = Part(variable_rows, tensor, shape)
-        scaled = self._step(list(parts.values()), rows)
-        for index, gradient in zip(parts, scaled, strict=True):
+                tensors[index] = RowTensor(variable_rows, tensor, shape)
+        scaled = self._step(list(tensors.values()), rows)
+        for index, gradient in zip(tensors, scaled, strict=True):
             pairs[index] = (gradient, pairs[index][1])
         return pairs if self.dry_run else ClippedPairs(pairs, self._checks)
 
-    def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
+    def _step(self, tensors: list[RowTensor], rows: Rows) -> list[Any]:
         """Measure, decide and record; return the scaled gradients."""
 
-        def parameters() -> list[Part]:
+        def parameters() -> list[RowTensor]:
             return [
-                Part(of, ops.convert_to_tensor(variable), tuple(variable.shape))
+                RowTensor(of, ops.convert_to_tensor(variable), tuple(variable.shape))
                 for variable, of in rows.clipped_variables()
             ]
 
-        scales = self._decide(parts, parameters, rows)
-        if self.dry_run or not parts:
-            return [part.tensor for part in parts]
-        return scale_all(parts, scales)
+        scales = self._decide(tensors, parameters, rows)
+        if self.dry_run or not tensors:
+            return [item.tensor for item in tensors]
+        return scale_all(tensors, scales)

@@ -18,7 +18,7 @@ from autoclip_core.policy import check_policy
 
 from .gradients import namespace
 from .gradients.measure import find_observed_rows, measure_parts, measure_rows
-from .gradients.parts import Part
+from .gradients.row_tensor import RowTensor
 from .gradients.rows import Rows
 from .layouts import UnitsOf, make_unit_rule
 from .optimizers import add_transformers
@@ -166,24 +166,27 @@ class PolicyClipper(StatefulTransformer):
         return make_unit_rule("unit", {})
 
     def _decide(
-        self, parts: list[Part], parameters: Callable[[], list[Part]], rows: Rows
+        self,
+        tensors: list[RowTensor],
+        parameters: Callable[[], list[RowTensor]],
+        rows: Rows,
     ) -> Any:
         """Decide and record; return the scale of each part of a row.
 
         Args:
-          parts: what is measured.
+          tensors: what is measured.
           parameters: returns the variables of all rows; called only if the policy
             needs their norms.
           rows: the rows.
         """
         state = self._state.read()
-        part_norms, sizes = measure_parts(parts, rows)
+        part_norms, sizes = measure_parts(tensors, rows)
         has_to_measure = self._limits.needs_param_norms
         policy_state, decision = decide(
             self._limits,
             state.policy,
             rows.join(part_norms, sizes),
-            observed=find_observed_rows(parts, rows),
+            observed=find_observed_rows(tensors, rows),
             param_norms=measure_rows(parameters(), rows) if has_to_measure else None,
             nonfinite=self._settings.nonfinite,
             xp=namespace,

@@ -15,7 +15,7 @@ from autoclip_core.clipper.settings import ClipperKeywords
 from .clipper import Clipper
 from .gradients import namespace
 from .gradients.measure import find_largest, find_observed_rows, measure_rows
-from .gradients.parts import Part
+from .gradients.row_tensor import RowTensor
 from .gradients.rows import Rows
 from .gradients.scale import map_elements, scale_all
 
@@ -54,44 +54,48 @@ class ValueClip(Clipper):
     def _arguments(self) -> dict[str, Any]:
         return {"clip_value": self.clip_value}
 
-    def _step(self, parts: list[Part], rows: Rows) -> list[Any]:
+    def _step(self, tensors: list[RowTensor], rows: Rows) -> list[Any]:
         """Clamp every element; decide by the norms before and after."""
-        scaled = [part for part in parts if rows.is_scaled(part.rows)]
+        scaled = [item for item in tensors if rows.is_scaled(item.rows)]
         clamped = [
-            part._replace(tensor=self._clamp(part))
-            if rows.is_scaled(part.rows)
-            else part
-            for part in parts
+            item._replace(tensor=self._clamp(item))
+            if rows.is_scaled(item.rows)
+            else item
+            for item in tensors
         ]
         row_count = len(rows.names)
         is_changed = find_largest(scaled, row_count) > self.clip_value
         decision = decide_by_value(
-            measure_rows(parts, rows),
+            measure_rows(tensors, rows),
             measure_rows(clamped, rows),
             is_changed,
             thresholds=ops.full((row_count,), self.clip_value, "float32"),
-            observed=find_observed_rows(parts, rows),
+            observed=find_observed_rows(tensors, rows),
             nonfinite=self._settings.nonfinite,
             xp=namespace,
         )
         state = self._state.read()
         self._state.write_step(decision, state.tally, state.policy)
-        return self._apply(decision, parts, clamped, rows)
+        return self._apply(decision, tensors, clamped, rows)
 
     def _apply(
-        self, decision: Decision, parts: list[Part], clamped: list[Part], rows: Rows
+        self,
+        decision: Decision,
+        tensors: list[RowTensor],
+        clamped: list[RowTensor],
+        rows: Rows,
     ) -> list[Any]:
         """Return the gradients to step with: 0 in a row that is not finite."""
-        if self.dry_run or not parts:
-            return [part.tensor for part in parts]
+        if self.dry_run or not tensors:
+            return [item.tensor for item in tensors]
         if self._settings.nonfinite == "propagate":
-            return [part.tensor for part in clamped]
+            return [item.tensor for item in clamped]
         scales = ops.where(decision.finite, 1.0, 0.0)
         if rows.is_split:
             scales = get_part_scales(decision._replace(scale=scales), namespace)
         return scale_all(clamped, scales)
 
-    def _clamp(self, part: Part) -> Any:
+    def _clamp(self, item: RowTensor) -> Any:
         limit = np.float32(self.clip_value)
 
         def clamp(values: Any) -> Any:
@@ -99,4 +103,4 @@ class ValueClip(Clipper):
             is_beyond = ops.abs(values) > ops.cast(limit, values.dtype)
             return ops.where(is_beyond, ops.sign(values) * limit, values)
 
-        return map_elements(clamp, part)
+        return map_elements(clamp, item)

@@ -12,8 +12,15 @@ from autoclip_core.clipper.norms import to_rms
 from autoclip_core.clipper.units import Units
 from autoclip_core.scale import square_root
 
+from .leaves import (
+    RowLeaves,
+    count_elements,
+    has_gradient,
+    list_row_leaves,
+    spread,
+    widen,
+)
 from .mesh import get_type, reduce_pieces, replicate
-from .parts import Parts, count_elements, has_gradient, list_parts, spread, widen
 from .rows import Rows
 
 _MOST_STACKED = 2**20  # elements that may be copied
@@ -35,16 +42,16 @@ def measure_norms(rows: Rows, tree: Any) -> Array:
       rows: which leaf belongs to which row.
       tree: the gradients, or the parameters.
     """
-    parts = list_parts(rows, tree)
-    if not parts:
+    leaves = list_row_leaves(rows, tree)
+    if not leaves:
         return jnp.zeros((rows.part_count,), jnp.float32)
     if rows.norm == "max":
-        return _reduce_rows(rows, parts, _find_largest, jnp.maximum, lax.pmax)
-    squares = _reduce_rows(rows, parts, _sum_squares, jnp.add, lax.psum)
+        return _reduce_rows(rows, leaves, _find_largest, jnp.maximum, lax.pmax)
+    squares = _reduce_rows(rows, leaves, _sum_squares, jnp.add, lax.psum)
     is_exact = (squares > _MIN_SAFE_SUM) & (squares < _MAX_SAFE_SUM)
     is_safe = jnp.all(is_exact | ~has_gradient(rows, tree))
     divisors = _choose_divisors(squares)
-    sum_again = partial(_sum_scaled_squares, rows, parts, divisors)
+    sum_again = partial(_sum_scaled_squares, rows, leaves, divisors)
     # Outside of a trace, `cond` would compile its branches again in every step.
     if isinstance(is_safe, jax.core.Tracer):
         squares = lax.cond(is_safe, lambda: squares, sum_again)
@@ -63,20 +70,20 @@ def _choose_divisors(squares: Array) -> Array:
     return divisors
 
 
-def _find_norm_type(parts: Parts) -> Any:
+def _find_norm_type(leaves: RowLeaves) -> Any:
     """Return float64 if a leaf has that precision, else float32."""
     doubles = np.dtype("float64"), np.dtype("complex128")
-    is_double = any(leaf.dtype in doubles for _, leaf in parts)
+    is_double = any(leaf.dtype in doubles for _, leaf in leaves)
     return jnp.float64 if is_double else jnp.float32
 
 
 def _reduce_rows(
-    rows: Rows, parts: Parts, reduce: Any, combine: Any, collective: Any
+    rows: Rows, leaves: RowLeaves, reduce: Any, combine: Any, collective: Any
 ) -> Array:
     """Return one number for each part of a row: leaves are reduced, then combined."""
     values: dict[int, Array] = {}
-    kind = _find_norm_type(parts)
-    for parameter, leaf in parts:
+    kind = _find_norm_type(leaves)
+    for parameter, leaf in leaves:
         value = reduce(leaf, parameter.units).astype(kind)
         value = reduce_pieces(collective, value, rows.axis_name)
         row = parameter.start
@@ -84,14 +91,14 @@ def _reduce_rows(
     return _join_rows(rows, values)
 
 
-def _sum_scaled_squares(rows: Rows, parts: Parts, divisors: Array) -> Array:
+def _sum_scaled_squares(rows: Rows, leaves: RowLeaves, divisors: Array) -> Array:
     """Return the sum of the squares of each row, divided by its divisor before.
 
     XLA compiles this rare pass into each step. So it stacks small leaves of one type.
     """
-    groups: dict[Any, Parts] = {}
+    groups: dict[Any, RowLeaves] = {}
     copied = 0
-    for index, (parameter, leaf) in enumerate(parts):
+    for index, (parameter, leaf) in enumerate(leaves):
         fits = copied + leaf.size <= _MOST_STACKED
         copied += leaf.size * fits
         key = get_type(leaf), parameter.units, None if fits else index

@@ -11,16 +11,16 @@ from jax import Array, lax
 
 from autoclip_core.clipper.units import ParameterRows, Units, split_shape
 
-from .parts import list_parts, spread, widen
+from .leaves import list_row_leaves, spread, widen
 from .rows import Rows, is_gradient, is_none
 
 
 def scale_updates(rows: Rows, tree: Any, scales: Array) -> Any:
-    """Return the tree scaled part by part; a scale of 1 leaves each bit of a leaf."""
+    """Return the tree scaled leaf by leaf; a scale of 1 leaves each bit of a leaf."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
-    parts = _split_scales(scales, [p for p, _ in list_parts(rows, tree)])
+    by_range = _split_scales(scales, [p for p, _ in list_row_leaves(rows, tree)])
     scaled = [
-        _scale(leaf, parts[parameter.start, parameter.stop], parameter.units)
+        _scale(leaf, by_range[parameter.start, parameter.stop], parameter.units)
         if is_gradient(leaf) and parameter.start < parameter.stop
         else leaf
         for parameter, leaf in zip(rows.parameters, leaves, strict=True)
@@ -36,7 +36,7 @@ def _split_scales(
     On a CPU, XLA compiles equal loops once. A slice would make its start a constant of
     the loop. The indices of a gather are an argument of the loop.
     """
-    count, parts = scales.shape[0], {}
+    count, by_range = scales.shape[0], {}
     is_gathered = jax.default_backend() == "cpu" and count > 1
     padded = jnp.concatenate([scales, jnp.zeros((1,), scales.dtype)])
     for start, stop in {(p.start, p.stop): None for p in parameters}:
@@ -47,8 +47,8 @@ def _split_scales(
             part = lax.slice_in_dim(gathered, 0, stop - start)
         else:
             part = lax.slice_in_dim(scales, start, stop)
-        parts[start, stop] = part.reshape(()) if stop - start == 1 else part
-    return parts
+        by_range[start, stop] = part.reshape(()) if stop - start == 1 else part
+    return by_range
 
 
 def _gather(values: Array, indices: np.ndarray[Any, Any]) -> Array:

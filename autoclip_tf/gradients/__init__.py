@@ -1,5 +1,5 @@
 """Measure and scale gradients: the rows of variables, their norms, scaled gradients.
 
-This folder imports only `layouts`, which cuts variables into units. Read `parts.py`
-first, then `measure.py`.
+This folder imports only `layouts`, which cuts variables into units. Read
+`row_tensor.py` first, then `measure.py`.
 """

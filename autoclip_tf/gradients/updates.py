@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from .dense import Tensor, widen
-from .parts import Part, select_part
+from .row_tensor import RowTensor, take_rows
 from .rows import Rows, stable_id
 
 
@@ -15,7 +15,7 @@ class Update(NamedTuple):
 
     place: int
     """Its index among the variables of the step."""
-    change: Part
+    change: RowTensor
     """Its rows, and the new value minus the old one, in float32 or wider."""
 
 
@@ -35,14 +35,14 @@ def find_updates(
         variable_rows = rows.find_rows(variable)
         if variable_rows is not None:
             change = widen(after[place]) - widen(before[place])
-            part = Part(variable_rows, change, tuple(variable.shape))
-            updates.append(Update(place, part))
+            item = RowTensor(variable_rows, change, tuple(variable.shape))
+            updates.append(Update(place, item))
     return updates
 
 
 def list_old_values(
     variables: Sequence[Any], before: Sequence[Tensor], rows: Rows
-) -> list[Part]:
+) -> list[RowTensor]:
     """Return the variables of all rows as they were before the step.
 
     Args:
@@ -52,7 +52,7 @@ def list_old_values(
     """
     old = dict(zip(map(stable_id, variables), before, strict=True))
     return [
-        Part(
+        RowTensor(
             variable_rows,
             ops.convert_to_tensor(old.get(stable_id(variable), variable)),
             tuple(variable.shape),
@@ -82,9 +82,9 @@ def scale_updates(
     return list(ops.cond(ops.any(scales != 1), scaled, lambda: list(after)))
 
 
-def _scale(change: Part, before: Tensor, after: Tensor, scales: Tensor) -> Tensor:
+def _scale(change: RowTensor, before: Tensor, after: Tensor, scales: Tensor) -> Tensor:
     """Return before + scale * (after - before)."""
-    scale = select_part(scales, change)
+    scale = take_rows(scales, change)
     factor = ops.cast(scale, change.tensor.dtype)
     moved = ops.cast(widen(before) + factor * change.tensor, after.dtype)
     return ops.where(scale == 1, after, ops.where(scale == 0, before, moved))

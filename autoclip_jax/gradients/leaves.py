@@ -18,8 +18,8 @@ from autoclip_core.clipper.units import (
 from .mesh import find_cutting_axes, shard_as
 from .rows import Rows, is_gradient, is_none
 
-Parts = list[tuple[ParameterRows, Array]]
-"""Leaves, each with its rows."""
+RowLeaves = list[tuple[ParameterRows, Array]]
+"""Leaves that have a norm, each with its rows."""
 
 
 def list_leaves(tree: Any) -> list[Any]:
@@ -27,7 +27,7 @@ def list_leaves(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=is_none)
 
 
-def list_parts(rows: Rows, tree: Any) -> Parts:
+def list_row_leaves(rows: Rows, tree: Any) -> RowLeaves:
     """Return the leaves that have a norm, each with its rows: at least one."""
     pairs = zip(rows.parameters, list_leaves(tree), strict=True)
     return [(p, leaf) for p, leaf in pairs if is_gradient(leaf) and p.start < p.stop]
@@ -36,7 +36,7 @@ def list_parts(rows: Rows, tree: Any) -> Parts:
 def has_gradient(rows: Rows, tree: Any) -> Array:
     """Return for each part whether it has a gradient; tracing a step decides it."""
     observed = [False] * rows.part_count
-    for p, _ in list_parts(rows, tree):
+    for p, _ in list_row_leaves(rows, tree):
         observed[p.start : p.stop] = [True] * (p.stop - p.start)
     return jnp.array(observed, bool)
 
@@ -44,7 +44,7 @@ def has_gradient(rows: Rows, tree: Any) -> Array:
 def count_elements(rows: Rows, tree: Any) -> Array:
     """Return the number of elements of each part that has a gradient, as float32."""
     sizes = np.zeros((rows.part_count,), np.float32)
-    for parameter, leaf in list_parts(rows, tree):
+    for parameter, leaf in list_row_leaves(rows, tree):
         axes = find_cutting_axes(leaf, rows.axis_name)
         # A sum of ones is a plain number, known when tracing.
         pieces = lax.psum(1, axes) if axes else 1  # type: ignore[no-untyped-call]

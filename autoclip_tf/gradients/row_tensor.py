@@ -1,4 +1,4 @@
-"""One gradient, or variable, with its rows."""
+"""`RowTensor`: a gradient, or a variable, with its rows."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from .dense import DenseGradient, Tensor
 from .sparse import SparseGradient, can_stay_sparse, to_dense
 
 
-class Part(NamedTuple):
-    """One gradient, or variable, and its rows."""
+class RowTensor(NamedTuple):
+    """A gradient, or a variable, and its rows. A row may have several of them."""
 
     rows: ParameterRows
     tensor: Tensor
@@ -22,39 +22,39 @@ class Part(NamedTuple):
     """The shape of the variable."""
 
 
-def count_elements(parts: Sequence[Part], row_count: int) -> Tensor:
+def count_elements(tensors: Sequence[RowTensor], row_count: int) -> Tensor:
     """Return the number of elements of each row; a sparse gradient counts whole."""
     sizes = np.zeros((row_count,), np.float32)
-    for rows, _, shape in parts:
+    for rows, _, shape in tensors:
         sizes[rows.start : rows.stop] += row_size(shape, rows)
     return ops.convert_to_tensor(sizes)
 
 
-def find_observed(parts: Sequence[Part], row_count: int) -> np.ndarray[Any, Any]:
+def find_observed(tensors: Sequence[RowTensor], row_count: int) -> np.ndarray[Any, Any]:
     """Return which rows have a gradient; this is known when a step is traced."""
     has_gradient = np.zeros((row_count,), bool)
-    for rows, *_ in parts:
+    for rows, *_ in tensors:
         has_gradient[rows.start : rows.stop] = True
     return has_gradient
 
 
-def select_part(by_row: Tensor, part: Part) -> Tensor:
-    """Return a part's entries of a number per row, to broadcast with the variable."""
-    units = part.rows.units
-    shape = () if units is None else unit_shape(part.shape, units)
-    return ops.reshape(by_row[part.rows.start : part.rows.stop], shape)
+def take_rows(by_row: Tensor, item: RowTensor) -> Tensor:
+    """Return the entries of an item from one number per row, to broadcast with it."""
+    units = item.rows.units
+    shape = () if units is None else unit_shape(item.shape, units)
+    return ops.reshape(by_row[item.rows.start : item.rows.stop], shape)
 
 
-def wrap(part: Part, *, merge: bool) -> Any:
+def wrap(item: RowTensor, *, merge: bool) -> Any:
     """Return a `DenseGradient` or a `SparseGradient`, which have the same methods.
 
     Args:
-      part: the gradient.
+      item: the gradient.
       merge: whether slices of the same index are summed first.
     """
-    if not hasattr(part.tensor, "dense_shape"):
-        return DenseGradient(part.tensor, part.shape)
-    if not can_stay_sparse(part.rows.units, part.shape):
-        return DenseGradient(to_dense(part.tensor), part.shape)
-    gradient = SparseGradient(part.tensor, part.shape)
+    if not hasattr(item.tensor, "dense_shape"):
+        return DenseGradient(item.tensor, item.shape)
+    if not can_stay_sparse(item.rows.units, item.shape):
+        return DenseGradient(to_dense(item.tensor), item.shape)
+    gradient = SparseGradient(item.tensor, item.shape)
     return gradient.merge() if merge else gradient
