@@ -147,11 +147,15 @@ def test_raise_names_three_rows_and_counts_the_others():
         clipper.step()
 
 
-def test_raise_ignores_a_parameter_that_is_excluded():
+@every_scope
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_an_excluded_parameter_raises_and_skips_nothing(nonfinite, scope):
     model, parameters, spoil = spoilt()
     before = spoil()
-    clipper = NormClip(model, max_norm=1e3, nonfinite="raise", exclude="0.bias")
-    assert clipper.step().finite.all()
+    settings = {"scope": scope, "nonfinite": nonfinite, "exclude": "0.bias"}
+    decision = NormClip(model, max_norm=1e3, **settings).step()
+    assert decision.finite.all()
+    assert not decision.skipped.any()
     check_untouched(parameters, before)
 
 
