@@ -197,8 +197,8 @@ def _align(
 def _scale_whole_(values: Tensor, scale: float) -> None:
     """Scale one gradient, or set it to 0.
 
-    Half precision is scaled alone: together with others, the scale would be rounded to
-    half precision first.
+    Half precision is scaled alone, by a number: a scale in a float32 tensor would widen
+    a copy of the whole gradient first.
     """
     if scale == 0:
         values.zero_()

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.gradients.dtensor import is_sharded
-from autoclip_torch.rows.changes import Present, find_present
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.members import Members, find_places
+from autoclip_torch.rows.predecessors import Present, find_present
 from autoclip_torch.rows.read import read_again, read_optimizer_groups
 
 _MEMBERS_PER_STEP = 512

@@ -25,8 +25,8 @@ from autoclip_torch.rows.selection import Patterns, Selection
 from autoclip_torch.rows.settings import check_keys
 from autoclip_torch.state.by_name import describe_ambiguity
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
+from autoclip_torch.state.observed_norms import as_series
 from autoclip_torch.state.policy_states import PolicyStates
-from autoclip_torch.state.series import as_series
 from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.warn import warn

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
-from autoclip_torch.rows.changes import Present
 from autoclip_torch.rows.groups import Group, NamedParameter
+from autoclip_torch.rows.predecessors import Present
 from autoclip_torch.rows.read import ParametersLike
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.rows.sources import find_restarted, find_source_rows

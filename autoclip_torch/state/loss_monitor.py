@@ -18,9 +18,9 @@ from autoclip_core.loss import (
 )
 from autoclip_core.policy import limit_and_record
 
-from .checkpoint import state_from_dict, state_to_dict
 from .compatibility import check_loss_matches
 from .namespace import TorchNamespace
+from .serialize import state_from_dict, state_to_dict
 from .trees import move, store
 
 

@@ -17,9 +17,9 @@ from autoclip_core.scale import find_level, ignore_overflow
 from autoclip_torch.gradients.transfer import read_arrays
 from autoclip_torch.rows.rows import Rows
 
-from .checkpoint import state_to_dict, states_from_list, tally_from_dict
 from .loss_monitor import LossMonitor
 from .namespace import TorchNamespace
+from .serialize import state_to_dict, states_from_list, tally_from_dict
 from .trees import move, store
 
 _FLAGS = ("clipped", "finite", "skipped", "dropped")
