@@ -11,6 +11,7 @@ from autoclip_core.history.validation import find_problems
 from autoclip_core.loss import LossState
 
 from .gradients.mesh import has_unequal_copies
+from .positions import warn_if_micro_batches_are_clipped
 from .skip_state import SkipLoss
 from .state import (
     ClipState,
@@ -40,7 +41,8 @@ def check_state(opt_state: Any) -> None:
     the numbers.
 
     A state whose copies differ between devices is a `RuntimeWarning`: the gradients, or
-    the losses of `skip_steps`, were not averaged before the clip.
+    the losses of `skip_steps`, were not averaged before the clip. So is a clipper
+    before `optax.MultiSteps` in a chain: it clips each micro-batch.
 
     Args:
       opt_state: the restored state, or an `nnx.Optimizer`. Clippers are found inside
@@ -62,6 +64,7 @@ def check_state(opt_state: Any) -> None:
 got -1.0; restore a valid checkpoint
     """
     warn_if_replicas_differ(opt_state)
+    warn_if_micro_batches_are_clipped(opt_state)
     states = *find_clip_states(opt_state), *list_states(opt_state, SkipLoss)
     for path, state in states:
         is_signed = isinstance(state, SkipLoss)

@@ -19,9 +19,13 @@ from autoclip_core.loss import compute_loss_metrics
 from .check_state import AVERAGE_FIRST, find_clip_states, warn_if_replicas_differ
 from .gradients.mesh import is_equal
 from .gradients.rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
+from .positions import (
+    find_clippers,
+    warn_if_micro_batches_are_clipped,
+    warn_if_undone,
+)
 from .skip_state import SkipState
 from .state import ClipState, restore_names
-from .update_clippers import find_clippers, warn_if_undone
 
 
 def clip_metrics(
@@ -46,8 +50,9 @@ def clip_metrics(
 
     A clipper of the update behind `schedule_free`, `lookahead`, `sam`, `cocob` or
     `madgrad` is a `RuntimeWarning`: they undo its bound, because their next weights do
-    not follow from the present ones. So is a state whose copies differ between devices
-    (see `check_state`), outside of `jit`.
+    not follow from the present ones. So is a clipper before `MultiSteps` in a chain: it
+    clips each micro-batch. So is a state whose copies differ between devices (see
+    `check_state`), outside of `jit`.
 
     Args:
       opt_state: what `tx.init` or `tx.update` returned.
@@ -82,6 +87,7 @@ def clip_metrics(
     """
     find_clip_states(opt_state)  # raises without a clipper
     warn_if_undone(opt_state)
+    warn_if_micro_batches_are_clipped(opt_state)
     warn_if_replicas_differ(opt_state)
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []

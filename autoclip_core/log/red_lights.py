@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from autoclip_core.clipper.clipped_before import find_repeated_limit
 from autoclip_core.record.statistics import mean
 from autoclip_core.record.step import Array
 from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above
@@ -38,12 +39,11 @@ def find_red_lights(
     is_bounded: bool = False,
 ) -> list[str]:
     """Say if the norms show damage, or that another clip acts before this one."""
-    if diagnosis.verdict == "clipped" and not is_update:
-        return warn_of_other_clip(table["norm"])
-    if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
-        return []
-    policy = find_policy(select_settings(settings, is_update))
     is_dry = is_dry_run(settings, is_update)
+    lights = [] if is_update or is_dry else warn_of_other_clip(table["norm"], diagnosis)
+    if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
+        return lights
+    policy = find_policy(select_settings(settings, is_update))
     cause = "The learning rate may be too high, or the data of that step broken"
     if not is_update:
         last = table[-DIAGNOSED // 10 :]
@@ -54,14 +54,35 @@ def find_red_lights(
             "threshold for the gradient does not bound the update"
         )
     action = lower_rate(policy, is_update or is_bounded, is_dry)
-    return [f"Red light: {diagnosis.sentence} {cause}. {action}"]
+    return [*lights, f"Red light: {diagnosis.sentence} {cause}. {action}"]
 
 
-def warn_of_other_clip(norms: Array) -> list[str]:
-    """Say where norms stop that another clip has cut off; none is above."""
+def warn_of_other_clip(norms: Array, diagnosis: Diagnosis) -> list[str]:
+    """Say that another clip acts before this one, if the norms show it.
+
+    They stop at its limit, or lie next to it again and again. A dry run may measure
+    what another clip left, and an optimizer may normalize the update.
+    """
+    if diagnosis.verdict == "clipped" and (lights := find_cut(norms)):
+        return lights
+    limit = find_repeated_limit(norms.tolist())
+    if limit is None:
+        return []
+    return [
+        "Red light: the gradients were clipped or normalized before: some norms are "
+        f"{format_number(limit)} again and again. Remove the other clip, or log the "
+        "norms before it."
+    ]
+
+
+def find_cut(norms: Array) -> list[str]:
+    """Say where norms stop that another clip has cut off; none is above.
+
+    Equal norms show no other clip: the gradient may never change.
+    """
     logs = np.log(norms[np.isfinite(norms) & (norms > 0)].astype(np.float64))
     ceiling = find_ceiling(logs)
-    if ceiling is None or len(norms) < MIN_STEPS:
+    if ceiling is None or len(norms) < MIN_STEPS or np.ptp(logs) == 0:
         return []
     if has_norm_above(norms, np.full(len(norms), ceiling)):
         return []

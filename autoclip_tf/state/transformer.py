@@ -1,5 +1,6 @@
 """What a transformer with a state is to an optimizer, and how its state is read."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
@@ -7,6 +8,7 @@ import keras
 
 from autoclip_core import Decision
 from autoclip_core.clipper import metrics
+from autoclip_core.clipper.clipped_before import ClippedBeforeCheck
 from autoclip_tf.gradients.rows import Rows
 
 from .settings import Settings
@@ -51,6 +53,8 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
     _settings: Settings
     _rows: Rows | None = None
     _state: StateVariables
+    _clipped_before: ClippedBeforeCheck | None = None
+    """The check of the norms that `metrics` reads; None before the first call."""
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Refuse a loss policy, which has to cancel updates."""
@@ -109,7 +113,17 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         numbers = metrics.compute_metrics(decision, tally, totals=totals)
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
-        return {name: float(value) for name, value in numbers.items()}
+        values = {name: float(value) for name, value in numbers.items()}
+        if not (self.clips_update or self.dry_run):
+            self._check_norm(values["clip/norm"])
+        return values
+
+    def _check_norm(self, norm: float) -> None:
+        """Warn once if another clip acts before this one."""
+        if self._clipped_before is None:
+            self._clipped_before = ClippedBeforeCheck()
+        if text := self._clipped_before.check(norm):
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def check_state(self) -> None:
         """Raise if the state is invalid: NaN, a negative level, an impossible count.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoclip_core import Decision
 from autoclip_core.checks import check_count, format_error
+from autoclip_core.clipper.clipped_before import ClippedBeforeCheck
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.scale import as_norms
 from autoclip_torch.rows.groups import Group
@@ -18,7 +19,6 @@ from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.differences import join_names
 from autoclip_torch.state.policy_states import PolicyStates
 
-from .clipped_before import ClippedBeforeCheck
 from .overflow_check import OverflowCheck
 from .warn import warn
 
@@ -45,7 +45,7 @@ class RunChecks:
                 raise ValueError(error)
         self.most_skips = most_skips
         self.overflows = self._overflow_check()
-        self.clipped_before = ClippedBeforeCheck()
+        self._clipped_before = ClippedBeforeCheck()
         self._has_had_gradient = self._has_warned = False
 
     def reset(self) -> None:
@@ -105,6 +105,11 @@ class RunChecks:
         # A dry run sets no infinity to 0, so it hides no overflow from a GradScaler.
         if nonfinite == "zero" and not dry_run:
             self.overflows.check(tally)
+
+    def check_norm(self, norm: float) -> None:
+        """Warn once if another clip acts before this one; `norm` is on the CPU."""
+        if text := self._clipped_before.check(norm):
+            warn(text)
 
     def check_skips(self, tally: Tally) -> None:
         """Stop a run that skips every update."""

@@ -50,7 +50,7 @@ TESTS = {
     "record/repeats.py": ["log/repeats"],
     "record/metrics.py": ["log/largest", "log/updates", "log_step", "clip_log"],
     "record/saved.py": ["log/largest", "log/updates", "clip_log", "log_bounded"],
-    "log/red_lights.py": ["log/red_lights"],
+    "log/red_lights.py": ["log/red_lights", "clipped_before"],
     "log/advice.py": ["log_summary", "clip_log", "log/red_lights"],
     "log/rate_advice.py": ["log_summary", "clip_log", "log/red_lights"],
     "log/settings.py": ["log/red_lights", "log_summary"],
@@ -92,6 +92,7 @@ TESTS = {
     "history/lookup.py": ["window", "policies"],
     "clipper/units.py": ["units"],
     "clipper/by_value.py": ["by_value"],
+    "clipper/clipped_before.py": ["clipped_before"],
     "history/ranks.py": ["window", "policies", "full_history"],
     "history/window.py": ["window", "policies"],
 }

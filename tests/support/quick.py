@@ -20,6 +20,8 @@ TESTS = {
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
     "core/metrics core/norms core/parts core/by_value",
+    "autoclip_core/clipper/clipped_before.py": "core/clipped_before "
+    "torch/watch/clipped_before tf/clipped_before jax/clipped_before",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
     "autoclip_core/decision.py": "core/decide core/golden core/faults core/loss",
     "autoclip_core/loss.py": "core/loss torch/loss jax/loss",
@@ -30,8 +32,8 @@ TESTS = {
     "core/files/other_files",
     "autoclip_core/log": "core/clip_log core/log_bounded core/log_step "
     "core/log_summary core/log_totals core/row_counts core/plot_rows "
-    "core/log/red_lights core/log/updates core/log/largest core/log/repeats "
-    "core/metrics_logger core/report",
+    "core/log/red_lights core/clipped_before core/log/updates core/log/largest "
+    "core/log/repeats core/metrics_logger core/report",
     "autoclip_core/plots": "core/clip_log core/plot_rows core/report core/replay",
     "autoclip_core/record": "core/clip_log core/log_bounded core/log_step "
     "core/log_totals core/row_counts core/log/repeats",
@@ -68,7 +70,6 @@ TESTS = {
     "torch/errors",
     "autoclip_torch/loop": "torch/watch/loop torch/parameters/coverage torch/amp",
     "autoclip_torch/loop/backward_in_step.py": "torch/hooks/other_optimizers",
-    "autoclip_torch/step/clipped_before.py": "torch/watch/clipped_before",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/unwrap.py": "torch/accelerate",
     "autoclip_torch/hooks": "torch/attach torch/fused torch/optim torch/new_parameters "
@@ -94,19 +95,19 @@ TESTS = {
     "autoclip_tf/optimizers.py": "tf/optimizers tf/changes",
     "autoclip_tf/gradients": "tf/gradients tf/layouts tf/clipper tf/scale_only "
     "tf/update",
-    "autoclip_tf/state": "tf/resume tf/clipper",
+    "autoclip_tf/state": "tf/resume tf/clipper tf/clipped_before",
     "autoclip_tf/step": "tf/optimizers tf/update tf/resume tf/loops",
     "autoclip_jax": "jax/row_names jax/clipper jax/scale_only jax/arguments "
     "jax/find_threshold",
-    "autoclip_jax/check_state.py": "jax/resume",
+    "autoclip_jax/check_state.py": "jax/resume jax/clipped_before",
     "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses "
     "jax/loops",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
     "autoclip_jax/gradients": "jax/compilation jax/sharding jax/row_names "
     "jax/scale_only",
     "autoclip_jax/trust.py": "jax/trust",
-    "autoclip_jax/update_clippers.py": "jax/update",
-    "autoclip_jax/metrics.py": "jax/row_names jax/update",
+    "autoclip_jax/positions.py": "jax/update jax/clipped_before",
+    "autoclip_jax/metrics.py": "jax/row_names jax/update jax/clipped_before",
     "autoclip_jax/skip.py": "jax/clipper jax/changes",
     "benchmarks": "docs/torch_bench",
     "benchmarks/controller.py": "docs/controller",

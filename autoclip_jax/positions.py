@@ -1,4 +1,4 @@
-"""Which clippers clip the update, and which optimizers undo that."""
+"""Where clippers stand in an optimizer state: what they clip, and what undoes that."""
 
 import warnings
 from collections import OrderedDict
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import optax
 
 from .skip_state import SkipState
 from .state import ClipState, TrustState
@@ -102,6 +103,26 @@ def warn_if_undone(part: Any) -> None:
             warn_if_undone(link)
 
 
+def warn_if_micro_batches_are_clipped(opt_state: Any) -> None:
+    """Warn if a clipper acts before `optax.MultiSteps` in a chain.
+
+    Only the structure of the state is read, so it works inside `jit`. The state does
+    not show the number of micro-batches. `skip_steps` may leave out a micro-batch on
+    purpose, and a clipper before `MultiSteps` may if another one clips the mean.
+    """
+    if _has_clipper_before(opt_state):
+        warnings.warn(
+            "a clipper acts before optax.MultiSteps, so it clips each micro-batch and "
+            "not their mean; put it inside: "
+            "optax.MultiSteps(optax.chain(clip, optimizer), k), or "
+            "optax.MultiSteps(trust_clip(optimizer), k). To clip each micro-batch on "
+            "purpose, keep the clipper and its state out of the chain: "
+            "grads, clip_state = clip.update(grads, clip_state, params)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def _find_other_weights(state: Any) -> str:
     """Return the name of a state whose optimizer would undo a bound, or ""."""
 
@@ -147,3 +168,48 @@ def _has_clipper(part: Any) -> bool:
 
 def _is_clipper(part: Any) -> bool:
     return isinstance(part, ClipState | SkipState)
+
+
+def _has_clipper_before(part: Any) -> bool:
+    """Return whether a chain in a state has an accumulator behind a clipper."""
+    if not _list_accumulators(part):  # nothing to find, such as in an array
+        return False
+    children = _list_children(part)
+    links = children if _is_chain(part) or isinstance(part, TrustState) else []
+    is_behind = False
+    for link in links:
+        accumulators = _list_accumulators(link) if is_behind else []
+        if not all(map(_has_gradient_clipper, accumulators)):
+            return True
+        # Behind an optimizer, updates are accumulated, or another state begins.
+        is_behind = (is_behind or _has_gradient_clipper(link)) and not _has_moments(
+            link
+        )
+    return any(map(_has_clipper_before, children))
+
+
+def _list_accumulators(part: Any) -> list[Any]:
+    """Return the outermost states of `MultiSteps` in a part of a state."""
+    leaves = jax.tree.leaves(part, is_leaf=_is_accumulator)
+    return [leaf for leaf in leaves if _is_accumulator(leaf)]
+
+
+def _is_accumulator(part: Any) -> bool:
+    return isinstance(part, optax.MultiStepsState)
+
+
+def _has_gradient_clipper(part: Any) -> bool:
+    return any(isinstance(leaf, ClipState) for leaf in _list_leaves(part))
+
+
+def _has_moments(part: Any) -> bool:
+    """Return whether a link holds arrays that are no numbers, as optimizers do."""
+    return any(getattr(leaf, "ndim", 0) > 0 for leaf in _list_leaves(part))
+
+
+def _list_leaves(part: Any) -> list[Any]:
+    """Return the leaves of a part of a state, with clippers as leaves."""
+    leaves: list[Any] = jax.tree.leaves(
+        part, is_leaf=lambda x: isinstance(x, ClipState | SkipState)
+    )
+    return leaves

@@ -1,0 +1,72 @@
+"""Another clip before the clipper: norms lie next to one limit again and again."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from itertools import pairwise
+
+RECENT, COUNT = 20, 5
+"""So many of the recent norms lie next to the same limit."""
+
+TOLERANCE = 1e-5
+"""`clip_grad_norm_` leaves the limit, apart from rounding."""
+
+
+def find_repeated_limit(norms: Iterable[float]) -> float | None:
+    """Return the limit of another clip that norms lie next to, or None.
+
+    5 of 20 consecutive norms lie next to the same number of one or two digits. They
+    must differ as rounding errors do: the norm of a gradient that never changes is
+    constant, and that of one that changes slowly rises or falls.
+
+    Args:
+      norms: norms of all gradients, before this clipper, in the order of the steps.
+
+    >>> find_repeated_limit([0.5, 0.25, 0.3, 0.2500001, 0.25, 0.25, 0.25])
+    0.25
+    >>> find_repeated_limit([0.25] * 20) is None
+    True
+    """
+    near: dict[float, deque[tuple[int, float]]] = {}
+    for step, norm in enumerate(norms):
+        limit = float(f"{norm:.1e}")
+        if not 0 < limit < math.inf or not math.isclose(norm, limit, rel_tol=TOLERANCE):
+            continue
+        latest = near.setdefault(limit, deque())
+        latest.append((step, norm))
+        while latest[0][0] <= step - RECENT:
+            latest.popleft()
+        if len(latest) >= COUNT and _is_noise([value for _, value in latest]):
+            return limit
+    return None
+
+
+def _is_noise(values: list[float]) -> bool:
+    """Return whether values neither stay, nor only rise, nor only fall."""
+    return (
+        len({after > before for before, after in pairwise(values) if after != before})
+        > 1
+    )
+
+
+class ClippedBeforeCheck:
+    """Looks for the limit of another clip in the norms of a run; reports it once."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=RECENT)
+        self._has_warned = False
+
+    def check(self, norm: float) -> str:
+        """Add the norm of all gradients; return the text of a warning, or ""."""
+        self._norms.append(norm)
+        limit = None if self._has_warned else find_repeated_limit(self._norms)
+        if limit is None:
+            return ""
+        self._has_warned = True
+        return (
+            f"the clipper measures norms of {limit:g} again and again, so the "
+            "gradients are clipped or normalized before it; let this clipper act "
+            "first, or leave the other out, such as clip_grad_norm_, "
+            "clip_by_global_norm or the clipping of the trainer; Cap(policy, "
+            "max_norm) combines two limits"
+        )

@@ -1,0 +1,88 @@
+"""Another clip in front of the clipper is noticed by its metrics."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from autoclip_core import Fixed
+from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, TrustClip, UpdateClipper
+from autoclip_tf.callbacks import ClipLogger
+
+LIMIT = 0.25
+
+
+class Trainer(keras.Model):
+    """A model that clips in `train_step`, before the clipper of its optimizer."""
+
+    def __init__(self, front):
+        super().__init__()
+        self.front, self.layer = front, keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.layer(x)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((self(data[0]) - data[1]) ** 2)
+        variables = self.trainable_variables
+        gradients = self.front(tape.gradient(loss, variables))
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return {"loss": loss}
+
+
+def clip_by_global_norm(gradients):
+    return tf.clip_by_global_norm(gradients, LIMIT)[0]
+
+
+def change_nothing(gradients):
+    return gradients
+
+
+def fit(clip, front, epochs=10):
+    """Return the texts of the warnings in a `fit` that logs each epoch."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=(8, 1))
+    model = Trainer(front)
+    model.compile(clip.as_optimizer(keras.optimizers.SGD(1e-3)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        logger = ClipLogger()
+        model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[logger])
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize(
+    "clip", [QuantileClip(0.9, scope="global"), AGC(1e9), TrustClip()], ids=repr
+)
+def test_another_clip_in_front_warns_once(clip):
+    [text] = fit(clip, clip_by_global_norm)
+    assert "norms of 0.25 again and again" in text
+    assert "leave the other out, such as" in text
+
+
+@pytest.mark.parametrize(
+    ("clip", "front"),
+    [
+        (QuantileClip(0.9, scope="global"), change_nothing),
+        (NormClip(1e-9), change_nothing),  # normalizes on purpose
+        (NormClip(1.0, dry_run=True), clip_by_global_norm),
+        (UpdateClipper(Fixed(1.0)), clip_by_global_norm),
+    ],
+    ids=["no clip", "a normalizer", "a dry run", "updates"],
+)
+def test_other_norms_are_silent(clip, front):
+    assert fit(clip, front) == []
+
+
+@pytest.mark.parametrize("value", [LIMIT, 0.37])
+def test_a_gradient_that_never_changes_is_silent(value):
+    """A warning is an error in these tests."""
+    weight, clip = keras.Variable([0.0]), Clipper(Fixed(1.0))
+    for _ in range(10):
+        list(clip([(tf.constant([value]), weight)]))
+        clip.metrics()
+        clip.metrics()
