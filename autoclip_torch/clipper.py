@@ -154,6 +154,7 @@ class Clipper(Attachable):
           RuntimeError: more than `max_consecutive_skips` updates in a row were skipped.
           RuntimeError: the scaler has stepped the optimizer already, or this clipper
             has been called since `scaler.update()`.
+          RuntimeError: another rank left out a step, and the ranks sum norms.
           RuntimeError: the clipper is attached and clips inside the optimizer's step;
             or the optimizer has a `TrustClip`, which is known from the second step on.
           ValueError: a gradient of another optimizer is still multiplied by the scale;

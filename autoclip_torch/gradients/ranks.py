@@ -60,11 +60,8 @@ class Ranks:
 
     def average(self, vector: Tensor) -> Tensor:
         """Return the mean of the vectors of all ranks; every rank must call this."""
-        mean = vector.to(find_device(self.groups, self.device, vector.device))
-        for group in self.groups:
-            mean = mean / dist.get_world_size(group)
-            dist.all_reduce(mean, group=group)
-        return mean.to(vector.device)
+        sent = vector.to(find_device(self.groups, self.device, vector.device))
+        return self.counter.average(sent, self.groups).to(vector.device)
 
     def check_rows(self, rows: int, device: torch.device) -> None:
         """Check that ranks with different parameters have equally many rows.
@@ -167,6 +164,7 @@ def find_ranks(
     counter.parameters = parameters
     if not meshes:
         return Ranks((process_group,), process_group, counter)
+    counter.checks_updates = True
     mesh_group, device = _find_group(meshes), torch.device(meshes[0].device_type)
     size = dist.get_world_size(mesh_group)
     groups, copies = (mesh_group,), size

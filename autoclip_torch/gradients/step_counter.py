@@ -1,10 +1,10 @@
 """Compare in a reduction how far the ranks are: a rank may have left out a step.
 
 Each rank sends two numbers with what it reduces: the place of the reduction in its run,
-and the number of steps that the optimizer has taken. No collective is added.
+and the number of steps that the optimizer has taken. A step has no further collective.
 """
 
-import weakref
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+from autoclip_torch.optimizer_steps.update_counter import UpdateCounter
 
 from .transfer import is_capturing, start_reading
 
-REASONS = ("step", "threshold", "check_agreement", "change of parameters")
+_UPDATE = "optimizer.step() without clipper.step()"
+
+REASONS = ("step", "threshold", "check_agreement", "change of parameters", _UPDATE)
 """The calls that reduce; `observe` reads the threshold, too. After a change of rows,
-the first call is preceded by one more reduction, for the last reason."""
+the first call is preceded by one more reduction, for that reason."""
 
 
 class Place(NamedTuple):
@@ -38,21 +39,27 @@ class Place(NamedTuple):
         return f"in {REASONS[reason]} after {steps} steps of the clipper{updates}"
 
 
-class StepCounter:
-    """The number of steps of a clipper, and of the optimizer of its parameters.
+class StepCounter(UpdateCounter):
+    """The number of steps of a clipper, and of updates of its parameters.
 
-    An optimizer counts if it steps all parameters that are trained. So a rank that left
-    out a step of the clipper, but not of the optimizer, differs from the others.
+    Ranks with different numbers are not in the same step. Under `fully_shard`, a rank
+    that leaves out a step waits for the others in its next forward pass, and they wait
+    for it in their step. So it reduces before its update, and meets their reduction. If
+    all ranks leave out the step, all of them reduce, and go on.
     """
 
+    checks_updates = False
+    """Whether a rank reduces before an update without a step, from the third step on.
+    It needs shards: a rank may update parameters alone that no other rank has."""
+
     def __init__(self) -> None:
-        """Start to count the steps of optimizers."""
-        self.parameters: Sequence[Tensor] = ()
-        self._steps, self._updates = 0, 0
+        """Start to count."""
+        super().__init__()
+        self._steps = 0
         self._read_last: Callable[[], list[Any]] | None = None
-        self._holds: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
-        self._holds = weakref.WeakKeyDictionary()
-        WeakHook(register_optimizer_step_post_hook, self._count_update)
+        self._last: tuple[Tensor, Sequence[Any], Any] | None = None
+        self._averaged: Tensor | None = None
+        self._has_updates = False
 
     @property
     def has_reduced(self) -> bool:
@@ -83,41 +90,70 @@ class StepCounter:
         marks = vector.new_zeros(2, len(ranks))
         if not torch.compiler.is_compiling():
             call = self._steps * len(REASONS) + REASONS.index(reason) + 1
-            place = Place(call, self._updates)
+            place = Place(call, self.updates)
             for mark, number in zip(marks, place, strict=True):
                 # The number goes to a device as an argument of a kernel, not as a copy.
                 mark[ranks.index(dist.get_rank())].fill_(number)
         sent = torch.cat([vector, marks.reshape(-1)])
-        for group in groups:
-            dist.all_reduce(sent, operation, group=group)
-        if not torch.compiler.is_compiling():
-            self._compare(sent[len(vector) :], ranks)
-            self._steps += reason == "step"
+        try:
+            for group in groups:
+                dist.all_reduce(sent, operation, group=group)
+        except RuntimeError as error:  # such as a timeout
+            error.add_note(
+                f"a rank did not join the reduction of the norms after {self._steps} "
+                "steps of the clipper: it has left out a step, or it has failed; every "
+                "rank must call clipper.step() before each update"
+            )
+            raise
+        if torch.compiler.is_compiling():
+            self._checks_next = False
+        else:
+            self._compare(sent[len(vector) :], ranks, groups)
+            if reason == "step":
+                self._steps += 1
+                self._last = vector, groups, operation
+                self._end_step(checks_next=self.checks_updates and self._has_updates)
         return sent[: len(vector)]
 
-    def _compare(self, marks: Tensor, ranks: Sequence[int]) -> None:
+    def average(self, vector: Tensor, groups: Sequence[Any]) -> Tensor:
+        """Return the mean of the vectors of all ranks, after a reduction for a step."""
+        if not torch.compiler.is_compiling():
+            self._averaged = vector
+        for group in groups:
+            vector = vector / dist.get_world_size(group)
+            dist.all_reduce(vector, group=group)
+        return vector
+
+    def _compare(
+        self, marks: Tensor, ranks: Sequence[int], groups: Sequence[Any]
+    ) -> None:
         """Check the marks of all ranks, on an accelerator those of the last call."""
         if is_capturing(marks.device):
             return
         marks = marks.view(2, -1)
         if marks.device.type == "cpu":
-            _check_marks(ranks, marks.numpy())
-            return
-        read, self._read_last = self._read_last, start_reading([marks])
-        if read is not None:
-            _check_marks(ranks, read()[0])
+            known: Any = marks.numpy()
+        else:
+            read, self._read_last = self._read_last, start_reading([marks])
+            if read is None:
+                return
+            known = read()[0]
+        _check_marks(ranks, known)
+        # Every rank must count updates, and must know that all of them do.
+        count = math.prod(map(dist.get_world_size, groups))
+        self._has_updates = (known[1] > 0).sum() == count
 
-    def _count_update(self, optimizer: Optimizer, *_: Any) -> None:
-        """Count a step of an optimizer that steps all trained parameters."""
-        groups = [group["params"] for group in optimizer.param_groups]
-        count = sum(map(len, groups))
-        known = self._holds.get(optimizer)
-        if known is None or known[0] != count:
-            stepped = {id(parameter) for group in groups for parameter in group}
-            trained = [id(p) for p in self.parameters if p.requires_grad]
-            known = count, bool(trained) and stepped.issuperset(trained)
-            self._holds[optimizer] = known
-        self._updates += known[1]
+    def _check_update(self) -> None:
+        """Reduce what a step reduces, so that this ends if other ranks are in one."""
+        if self._last is None or not dist.is_initialized():
+            return
+        vector, groups, operation = self._last
+        if is_capturing(vector.device):
+            return
+        nothing = torch.zeros_like(vector)
+        self.reduce(nothing, groups, reason=_UPDATE, operation=operation)
+        if self._averaged is not None:
+            self.average(torch.zeros_like(self._averaged), groups)
 
 
 def _check_marks(ranks: Sequence[int], marks: Any) -> None:

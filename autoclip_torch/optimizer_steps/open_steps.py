@@ -21,7 +21,7 @@ def is_outermost_step(optimizer: Optimizer) -> bool:
     """
     if torch.compiler.is_compiling():  # traced code has no frames
         return True
-    return _count_calls(optimizer) < 2 and not _creates_state()
+    return _count_calls(optimizer) < 2 and not creates_state()
 
 
 def is_in_step(optimizer: Optimizer) -> bool:
@@ -29,12 +29,13 @@ def is_in_step(optimizer: Optimizer) -> bool:
     return _count_calls(optimizer) > 0
 
 
-def _count_calls(optimizer: Optimizer) -> int:
+def list_open_steps() -> list[Optimizer]:
+    """Return the optimizer of each running step, the innermost first, in eager code."""
     steps = (frame for frame in _list_frames() if frame.f_code is _HOOKED_STEP)
-    return sum(frame.f_locals.get("self") is optimizer for frame in steps)
+    return [frame.f_locals["self"] for frame in steps]
 
 
-def _creates_state() -> bool:
+def creates_state() -> bool:
     """Return whether torch is creating an optimizer's state, with lr = 0."""
     checkpoints = sys.modules.get("torch.distributed.checkpoint.state_dict")
     create_state = getattr(checkpoints, "_init_optim_state", None)
@@ -42,6 +43,10 @@ def _creates_state() -> bool:
         return False
     code = create_state.__code__
     return any(frame.f_code is code for frame in _list_frames())
+
+
+def _count_calls(optimizer: Optimizer) -> int:
+    return sum(each is optimizer for each in list_open_steps())
 
 
 def _list_frames() -> Iterator[FrameType]:

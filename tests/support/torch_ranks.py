@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from autoclip_core.clipper.norms import NORMS
 from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
 from autoclip_torch.agreement import check_agreement
 
-from . import torch_rank_steps
+from . import torch_rank_steps, torch_rank_updates
 from .torch_gradients import true_norms
 from .torch_layouts import (
     CLIPPERS,
@@ -579,6 +580,7 @@ EVERY_WORLD = [
     a_rank_without_gradients,
     stages_of_a_pipeline,
     *torch_rank_steps.EVERY_WORLD,
+    *torch_rank_updates.EVERY_WORLD,
 ]
 OF_TWO = [
     losses_of_ranks,
@@ -596,8 +598,12 @@ OF_TWO = [
     raise_on_a_nan_of_one_rank,
     observe_a_sharded_norm,
     *torch_rank_steps.OF_TWO,
+    *torch_rank_updates.OF_TWO,
 ]
 """Cases in which four ranks do the same as two, in twice the time."""
+
+
+OF_FOUR = [a_process_group_across_shards, *torch_rank_updates.OF_FOUR]
 
 
 def attempt(function, *arguments):
@@ -614,6 +620,7 @@ def main(rank, world, folder):
         init_method=f"file://{folder}/rendezvous{world}",
         rank=rank,
         world_size=world,
+        timeout=timedelta(minutes=2),  # ranks that wait for each other end then
     )
     results = {}
     for size, name, case in RUNS:
@@ -625,7 +632,7 @@ def main(rank, world, folder):
                 run_updates, case, LAYOUTS[name]
             )
     if world == 4:
-        functions = [*EVERY_WORLD, a_process_group_across_shards]
+        functions = [*EVERY_WORLD, *OF_FOUR]
         results["save_half_way"] = attempt(save_half_way, folder)
     else:
         functions = [*EVERY_WORLD, *OF_TWO]

@@ -12,6 +12,7 @@ import torch
 
 from ..support import torch_layouts
 from ..support.run_module import run_module
+from ..support.torch_rank_updates import PROGRAMS, UPDATE
 from ..support.torch_ranks import WORLDS
 
 
@@ -369,3 +370,49 @@ def test_gradients_that_are_summed_after_the_clip_warn_once(results):
         assert warned == {"sum": 1, **right}
         for text in rank["found"]["sum"]:
             assert "gradients grew between clipper.step() and optimizer" in text
+
+
+def assert_names_the_last_rank(result, world):
+    """The others are in their clip, and no rank has changed a weight."""
+    last = f"rank {world - 1} is in {UPDATE} after 2 steps"
+    assert last in result["error"]
+    assert "the others are in step after 2 steps" in result["error"]
+    assert result["unchanged"]
+
+
+@every_world
+def test_every_rank_names_the_one_that_updates_without_a_clip(results, world):
+    """Under `fully_shard` they waited for each other until a timeout."""
+    for rank in of(results, world, "a_left_out_clip"):
+        assert len(rank["found"]) > 10
+        for result in rank["found"].values():
+            assert_names_the_last_rank(result, world)
+        if world == 4:
+            assert {"hsdp", "a flat mesh and a grid"} <= set(rank["found"])
+    if world == 4:
+        for result in of(results, 4, "a_left_out_clip_of_sharded_stages"):
+            assert_names_the_last_rank(result, 4)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_right_programs_pass_with_few_further_reductions(results, program):
+    for rank in of(results, 2, "right_programs"):
+        result = rank["found"][program.__name__]
+        assert result["error"] is None
+        checked = [reason for reason in result["reasons"] if reason == UPDATE]
+        assert len(checked) == PROGRAMS[program]
+        # A check has the reductions of a step: on a device, no rank stops in its first.
+        losses = [reason for reason in result["reasons"] if reason == "loss"]
+        assert len(losses) == (4 + 3 if program.__name__ == "losses" else 0)
+
+
+def test_no_rank_checks_updates_that_some_cannot_count(results):
+    for rank in of(results, 4, "a_stage_with_two_optimizers"):
+        assert rank == {"steps": 4.0}
+
+
+def test_a_timeout_says_that_a_rank_left_out_a_step(results):
+    of_first, of_second = of(results, 2, "a_rank_that_does_not_step")
+    (note,) = of_first["notes"]
+    assert "after 1 steps of the clipper: it has left out a step, or" in note
+    assert of_second["notes"] == []
