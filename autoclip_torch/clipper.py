@@ -14,7 +14,6 @@ from .hooks.clipper_chain import refuse_beside_trust_clip
 from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.optimizer_wrapper import check_is_optimizer
-from .hooks.stepped_parameters import warn_of_left_out
 from .loop.loop_check import LoopCheck
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns
@@ -173,10 +172,10 @@ class Clipper(Attachable):
         for each in self._loop_check.optimizers:
             refuse_beside_trust_clip(self._stepper, each)
         given = None if optimizer is None else unwrap(optimizer)
-        warn_of_left_out(self._follow(given))
+        self._follow(given)
         if not self._coverage.steps:
             self._end_swap_checks()
-        self._check_coverage(self._loop_check.optimizers)
+        self._check_coverage(self._loop_check.served)
         decision = self._step(loss, scaler, optimizer)
         self._loop_check.end(decision)
         return decision
@@ -200,6 +199,10 @@ class Clipper(Attachable):
         if stepper.ranks is not None:
             share_overflow(scaler, optimizer, scale.overflow)
         return decision
+
+    def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """Check the place of this step, if the clipper steps by hand."""
+        return self._loop_check.check_update(optimizer, args, kwargs)
 
     def _check_place(self, *scaler_and_optimizer: Any) -> None:
         """Check at which place of the training loop this step is.

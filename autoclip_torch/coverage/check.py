@@ -1,20 +1,22 @@
 """What one clipper checks: does it clip what is trained?"""
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.step.unwrap import stepped_parameter_ids
+from autoclip_torch.step.unwrap import stepped_parameters
 
 from .left_out import LeftOutCheck
 from .swap import SwapCheck
 from .unstepped import UnsteppedCheck
 
 _INTERVAL = 16
-"""Parameters are compared in the first two steps, and in every so many or fewer."""
+"""Parameters are compared in the first steps, and in every so many or fewer."""
+
+_FIRST = 3
+"""So many first steps. The optimizer of a clipper by hand is known after one."""
 
 
 class CoverageCheck:
@@ -26,43 +28,46 @@ class CoverageCheck:
 
     def __init__(self) -> None:
         self.steps = 0
+        self._next = 0
         self.left_out = LeftOutCheck()
         self.swap: SwapCheck | None = None
         """The check of a clipper that acts in the step of an optimizer."""
         self._unstepped = UnsteppedCheck()
-        self._interval = _INTERVAL
 
     def begin_step(self) -> bool:
         """Count a step; return whether it compares the parameters."""
         self.steps += 1
         if self.swap is not None:
             self.swap.has_acted = True
-        return self.steps < 3 or self.steps % self._interval == 0
+        return self.steps >= self._next
 
     def compare(
         self,
-        optimizers: Iterable[Optimizer],
+        optimizers: Sequence[Optimizer],
         clipped: Sequence[Tensor],
-        others: Iterable[Tensor],
+        known: Iterable[Tensor],
+        find_others: Callable[[], Set[int]],
         is_joint: bool,
     ) -> None:
         """Compare the parameters of the clipper with those that are stepped.
 
         Args:
-          optimizers: those that step its parameters, as far as they are known.
+          optimizers: those that step what it has clipped, as far as they are known.
           clipped: the parameters that it clips.
-          others: those that it leaves out.
+          known: these, and those that it leaves out.
+          find_others: returns the ids of those that all clippers know.
           is_joint: whether several gradients share a norm.
         """
-        self._interval = _INTERVAL + len(clipped) // 64  # it takes longer
-        known = set(map(id, chain(clipped, others)))
-        stepped = {each: stepped_parameter_ids(each) for each in optimizers}
-        for optimizer in stepped:
-            by_others = [ids for each, ids in stepped.items() if each is not optimizer]
-            self.left_out.check(optimizer, clipped, known, set(chain(*by_others)))
         # One of several optimizers may step less often.
-        if is_joint and self.steps >= _INTERVAL:
+        if is_joint and self.steps >= _INTERVAL and not self.left_out.is_suspected:
             self._unstepped.check(clipped)
+        ids = set(map(id, known))
+        self.left_out.check(optimizers, ids, find_others)
+        self._next = self.steps + 1
+        if self.steps >= _FIRST and not self.left_out.is_suspected:
+            counts = [len(stepped_parameters(each)) for each in optimizers]
+            most = max([len(ids), *counts])
+            self._next = self.steps + _INTERVAL + most // 64  # it takes longer
 
     def end(self) -> None:
         """Expect no more steps of the clipper."""

@@ -1,6 +1,6 @@
-"""Warn if an optimizer steps parameters that its clipper does not have."""
+"""Warn if an optimizer steps parameters that no clipper has."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -8,54 +8,87 @@ from torch.optim import Optimizer
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
+_LOOKS = 3
+"""It warns if so many comparisons in a row find such parameters.
+
+Another clipper may take its first step after this one.
+"""
+
 
 class LeftOutCheck:
-    """Whether one clipper had all that its optimizer trained at first.
-
-    If not, it is meant for a part.
-    """
+    """Whether an optimizer of clipped gradients has others that no clipper has."""
 
     def __init__(self) -> None:
-        self._had_all: bool | None = None
+        self._looks = 0
+        self._has_warned = False
+        self._others: set[int] = set()
 
-    def accept(self) -> None:
-        """Do not warn: a warning has named the parameters."""
-        self._had_all = False
+    @property
+    def is_suspected(self) -> bool:
+        """Whether the last comparison found such parameters, and did not warn yet."""
+        return 0 < self._looks < _LOOKS
+
+    def add_others(self, parameters: Iterable[Tensor]) -> None:
+        """Note those of a clipper that takes its first step, perhaps its only one."""
+        if self.is_suspected:
+            self._others.update(map(id, parameters))
 
     def check(
         self,
-        optimizer: Optimizer,
-        clipped: Iterable[Tensor],
-        known: set[int],
-        stepped_by_others: set[int],
+        optimizers: Sequence[Optimizer],
+        known: Set[int],
+        find_others: Callable[[], Set[int]],
     ) -> None:
-        """Warn once of parameters that were frozen or not in the optimizer at first.
-
-        Nothing is concluded from an optimizer that steps only a part of what is
-        clipped, except if it stepped all at first, and the other part was replaced.
+        """Warn once of parameters with a gradient that no clipper has.
 
         Args:
-          optimizer: any optimizer.
-          clipped: the parameters that the clipper clips.
-          known: their ids, and those of the parameters that it leaves out.
-          stepped_by_others: the ids of what other optimizers step.
+          optimizers: those that step what the clipper has clipped.
+          known: the ids of all parameters of the clipper, the excluded ones too.
+          find_others: returns the ids of those of all clippers.
         """
+        if self._has_warned:
+            return
+        left_out = _find_left_out(optimizers, known)
+        if left_out is not None:
+            left_out = _find_left_out(optimizers, find_others() | self._others)
+        self._looks = 0 if left_out is None else self._looks + 1
+        if left_out is not None and self._looks == _LOOKS:
+            self._has_warned = True
+            _warn(*left_out)
+
+
+def _find_left_out(
+    optimizers: Sequence[Optimizer], known: Set[int]
+) -> tuple[Optimizer, list[Tensor]] | None:
+    """Return an optimizer that trains other parameters by dense gradients, and these.
+
+    Sparse ones are often left out on purpose: torch's own functions do not clip them.
+    """
+    for optimizer in optimizers:
         stepped = stepped_parameters(optimizer)
-        ids = set(map(id, stepped))
-        others = {id(p) for p in clipped if p.requires_grad} - ids
-        if others and (self._had_all is None or others & stepped_by_others):
-            return
-        left_out = [p for p in stepped if p.requires_grad and id(p) not in known]
-        if self._had_all is None:
-            self._had_all = not left_out
-        new = [p for p in left_out if p.grad is not None]
-        if not (self._had_all and new):
-            return
-        self.accept()
-        warn(
-            f"the optimizer steps {len(new)} parameters, such as one of shape "
-            f"{tuple(new[0].shape)}, that were frozen or not in it before; no clipper "
-            "has them, so they are not clipped; call "
-            'clipper.add_param_group({"params": ...}) with them, or give the clipper '
-            "the model"
-        )
+        others = [p for p in stepped if id(p) not in known and p.requires_grad]
+        dense = [p for p in others if p.grad is not None and not p.grad.is_sparse]
+        if dense:
+            return optimizer, dense
+    return None
+
+
+def _warn(optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:
+    count = len(stepped_parameters(optimizer))
+    warn(
+        f"{type(optimizer).__name__} steps {count} tensors, and no clipper has "
+        f"{len(left_out)} of them, such as {_find_label(optimizer, left_out[0])}, so "
+        "their gradients are not clipped; give the clipper the model, or call "
+        'clipper.add_param_group({"params": ...}) with them; to leave them out on '
+        "purpose, give it the model and exclude=[...] with their names"
+    )
+
+
+def _find_label(optimizer: Optimizer, parameter: Tensor) -> str:
+    """Return the name of a parameter in its optimizer, or else its shape."""
+    for group in optimizer.param_groups:
+        pairs = zip(group.get("param_names", ()), group["params"], strict=False)
+        for name, each in pairs:
+            if each is parameter:
+                return str(name)
+    return f"one of shape {tuple(parameter.shape)}"

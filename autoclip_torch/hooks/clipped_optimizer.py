@@ -17,7 +17,6 @@ from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 from .clipper_chain import refuse_beside_trust_clip
 from .optimizer_wrapper import OptimizerWrapper
 from .optimizers import STEP_METHODS, make_hooks_run, refuse_step_in_backward
-from .stepped_parameters import warn_of_left_out
 
 _KEY = "autoclip"
 """The key of the hooks in the optimizer inside."""
@@ -153,7 +152,7 @@ class ClippedOptimizer(OptimizerWrapper):
             swap = self.clipper._coverage.swap
             if swap is not None and swap.owner is not self._find_innermost():
                 self._register_clipper()  # the optimizer inside was replaced
-            warn_of_left_out(self.clipper._follow_optimizer(self.optimizer))
+            self.clipper._follow_optimizer(self.optimizer)
         self.clipper._stepper.loss.give_closure_loss(closure_loss)
         self.clipper._stepper.step()
 
@@ -179,7 +178,7 @@ class ClippedOptimizer(OptimizerWrapper):
         self.optimizer.add_param_group(param_group)
         try:
             for observer in self.clipper._observers:
-                if left_out := observer._follow_optimizer(self.optimizer):
+                if left_out := observer._compare_with_optimizers(self.optimizer):
                     observer.add_param_group(Group(left_out))
         except Exception:
             self.optimizer.param_groups.pop()

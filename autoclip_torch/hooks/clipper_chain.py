@@ -17,7 +17,7 @@ from autoclip_torch.step.unwrap import stepped_parameters
 
 from .fused import Controls, is_fused
 from .step_hooks import StepHooks
-from .stepped_parameters import check_steps_all, warn_of_left_out
+from .stepped_parameters import check_steps_all
 
 
 class Attachment:
@@ -130,7 +130,8 @@ class ClipperChain(StepHooks):
         if torch.compiler.is_compiling():
             _clip_in_compiled_code(steppers, optimizer)
             return
-        self._follow(optimizer)
+        for attachment in self.attachments:
+            attachment.clipper._follow_optimizer(optimizer)
         self._controls.restore(optimizer)  # a closure may have clipped before
         if self._has_process_group:
             amp.refuse_scaler(optimizer)
@@ -138,18 +139,6 @@ class ClipperChain(StepHooks):
             self._controls.clip(steppers, optimizer)
         else:
             _clip_in_place(steppers, optimizer)
-
-    def _follow(self, optimizer: Optimizer) -> None:
-        """Take over the parameters that the optimizer steps now.
-
-        Parameters that it steps in addition are clipped if they belong to the module of
-        a clipper. Otherwise the clipper may be meant for the other parameters only.
-        """
-        clippers = [attachment.clipper for attachment in self.attachments]
-        left_out = [clipper._follow_optimizer(optimizer) for clipper in clippers]
-        if any(left_out):
-            known = {id(p) for clipper in clippers for p in clipper.parameters}
-            warn_of_left_out([p for p in left_out[0] if id(p.parameter) not in known])
 
     @property
     def _has_process_group(self) -> bool:

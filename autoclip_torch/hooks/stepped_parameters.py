@@ -6,10 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autoclip_torch.rows.groups import Group, NamedParameter
+from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.read import read_optimizer_groups
 from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
-from autoclip_torch.step.warn import warn
 
 
 def read_stepped(optimizers: Sequence[Any], model: nn.Module | None) -> list[Group]:
@@ -59,14 +58,4 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
             f"{len(trained)}: when it steps, the other parameters may have no gradient "
             "yet, or one of another backward pass; make a clipper for each optimizer, "
             "of the parameters that it steps"
-        )
-
-
-def warn_of_left_out(new: Sequence[NamedParameter]) -> None:
-    """Warn of parameters that an optimizer got later, and that no clipper has."""
-    if new:
-        warn(
-            f"the optimizer was given {len(new)} parameters after its clipper, such as "
-            f"{new[0].label}; no clipper has them, so they are not clipped; call "
-            'clipper.add_param_group({"params": ...}) with them, too'
         )

@@ -10,10 +10,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_core import Decision
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameter_ids
@@ -80,6 +78,8 @@ class LoopCheck:
         self._can_warn = True
         self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
         self._steps = weakref.WeakKeyDictionary()
+        self.served: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        """The optimizers that have stepped clipped gradients, as far as is known."""
 
     @property
     def optimizers(self) -> Iterator[Optimizer]:
@@ -96,13 +96,12 @@ class LoopCheck:
           RuntimeError: as in `ScalerRule.begin`.
         """
         self.scaler_rule.begin(stepper, scaler, optimizer)
-        if self._rows is None:
-            WeakHook(register_optimizer_step_pre_hook, self.check_update)
         if stepper.rows is not self._rows:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
             self._other_model = OtherModelCheck(self._rows.parameters)
             self._steps.clear()
+            self.served.clear()
             self._count = 0
         if self._clipped is not None and self._clipped.are_kept(self._samples):
             self._has_clipped_again = True
@@ -113,11 +112,11 @@ class LoopCheck:
         Args:
           decision: what the step decided.
         """
-        self._clipped = GradientVersions(self._samples)
+        self._clipped = clipped = GradientVersions(self._samples)
         if self._count == 0:
             self._after_clip = AfterClipCheck()
         self._other_model.end_clip(decision)
-        self._left_out.end_clip()
+        self._left_out.end_clip(clipped)
         self._after_clip.end_clip(self._samples)
         self._backward.stop()
         if self._count < _WATCHED:
@@ -136,16 +135,21 @@ class LoopCheck:
         Returns:
           The arguments with another closure, if that is checked.
         """
+        if self._rows is None:  # the clipper does not step by hand
+            return None
         if not self._steps_clipped(optimizer):
             self._check_other(optimizer)
             return None
+        if self._count <= _WATCHED and optimizer not in self.served:
+            if self._left_out.are_clipped(self._samples):
+                self.served.add(optimizer)
         self._other_model.restart()
         if self.scaler_rule.was_scaled(optimizer):
             self._warn(_SCALED)
         if self._clipped is None:
             self._left_out.begin_later_update(optimizer, self._samples)
             return None
-        self._left_out.begin_update(optimizer, self._clipped)
+        self._left_out.begin_update(optimizer)
         self._clipped = None
         if self._left_out.times == _CYCLES:
             self._warn(_LEFT_OUT)

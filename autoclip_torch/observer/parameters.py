@@ -4,11 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_pre_hook,
+)
 
 from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
+from autoclip_torch.optimizer_steps.weak_hook import WeakHook
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.predecessors import Present
 from autoclip_torch.rows.read import ParametersLike
@@ -78,19 +84,36 @@ class MeasuredParameters(ABC):
             )
 
     def _check_coverage(self, optimizers: Iterable[Optimizer]) -> None:
-        """Compare the parameters with those that are stepped, in every few steps."""
-        if not self._coverage.begin_step():
+        """Compare the parameters with those that are stepped, in every few steps.
+
+        A clipper that only measures may have any part of them. Compiled steps are not
+        compared.
+        """
+        if not self._coverage.begin_step() or torch.compiler.is_compiling():
             return
-        stepper, removed = self._stepper, self._comparison.removed
-        is_joint = self.scope in ("global", "group")
+        if self._coverage.steps == 1:
+            WeakHook(register_optimizer_step_pre_hook, self._before_update)
+            for each in _list_clippers():
+                each._coverage.left_out.add_others(self._known)
+        stepper, is_joint = self._stepper, self.scope in ("global", "group")
         self._coverage.compare(
-            optimizers,
+            [] if stepper.dry_run else list(optimizers),
             clipped=stepper.rows.parameters,
-            others=[*self.parameters, *removed],
+            known=self._known,
+            find_others=_find_known,
             is_joint=is_joint and stepper.quantity == "gradient",
         )
 
-    def _follow(self, given: Optimizer | None = None) -> list[NamedParameter]:
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Change nothing. By this hook the checks of other clippers find this one."""
+        return None
+
+    @property
+    def _known(self) -> list[Tensor]:
+        """Every parameter, and those that the user removed."""
+        return [*self.parameters, *self._comparison.removed]
+
+    def _follow(self, given: Optimizer | None = None) -> None:
         """Take over what has changed since the last step of a clipper by hand.
 
         Args:
@@ -103,32 +126,29 @@ class MeasuredParameters(ABC):
             if trained and trained <= stepped_parameter_ids(given):
                 self._comparison.adopt(optimizer := given)
         if optimizer is not None:
-            return self._compare_with_optimizers(optimizer)
+            self._compare_with_optimizers(optimizer)
+            return
         present = self._comparison.compare_with_modules(self._groups)
         self._update_parameters(present)
         if present is not None:
             self._comparison.accept_modules(self._groups)
-        return []
 
-    def _follow_optimizer(self, *optimizers: Optimizer) -> list[NamedParameter]:
-        """Take over what has changed in the optimizers, before a step inside them.
+    def _follow_optimizer(self, *optimizers: Optimizer) -> None:
+        """Take over what has changed in the optimizers, before a step inside them."""
+        self._compare_with_optimizers(*optimizers)
+        self._check_coverage(optimizers)
+
+    def _compare_with_optimizers(self, *optimizers: Optimizer) -> list[NamedParameter]:
+        """Do the same, without the check of the coverage.
 
         Returns:
           The new parameters of the optimizers that the clipper does not have.
         """
-        left_out = self._compare_with_optimizers(*optimizers)
-        self._check_coverage(optimizers)
-        return left_out
-
-    def _compare_with_optimizers(self, *optimizers: Optimizer) -> list[NamedParameter]:
-        """Do the same, without the check of the coverage."""
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
         self._update_parameters(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
-        if present.left_out:
-            self._coverage.left_out.accept()
         return present.left_out
 
     def _update_parameters(self, present: Present | None) -> None:
@@ -176,6 +196,18 @@ class MeasuredParameters(ABC):
     @abstractmethod
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
         """Return the rows of the parameters that are not excluded."""
+
+
+def _list_clippers() -> list[MeasuredParameters]:
+    """Return the clippers that have taken a step."""
+    hooks = [h for h in _global_optimizer_pre_hooks.values() if isinstance(h, WeakHook)]
+    owners = [hook.owner for hook in hooks]
+    return [each for each in owners if isinstance(each, MeasuredParameters)]
+
+
+def _find_known() -> set[int]:
+    """Return the ids of the parameters of all clippers."""
+    return {id(parameter) for each in _list_clippers() for parameter in each._known}
 
 
 def _list_shapes(rows: Rows) -> list[Any]:

@@ -29,6 +29,11 @@ class WeakHook:
             if isinstance(hook, WeakHook) and hook._method() is None:
                 hook._handle.remove()
 
+    @property
+    def owner(self) -> Any:
+        """The object of the method, or None if it was deleted."""
+        return getattr(self._method(), "__self__", None)
+
     def __call__(self, *args: Any) -> Any:
         """Call the method if its owner exists."""
         method = None if torch.compiler.is_compiling() else self._method()

@@ -78,7 +78,8 @@ TESTS = {
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
     "torch/errors torch/loss "
     "torch/parameters/follow torch/parameters/surgery",
-    "autoclip_torch/coverage": "torch/parameters/swapped torch/parameters/coverage",
+    "autoclip_torch/coverage": "torch/parameters/swapped torch/parameters/coverage "
+    "torch/parameters/parts",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "
     "torch/update/cpu torch/update/device torch/update/optimizers torch/update/trust "
     "torch/update/update_clipper torch/update/weights_at_zero",

@@ -241,10 +241,13 @@ def test_a_model_of_many_modules_is_compared_in_every_second_step():
 def test_parameters_that_no_clipper_has_warn_and_are_named():
     run = Run("attached, names")
     run.take(1)
-    run.optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
-    with pytest.warns(UserWarning, match=r"given 2 .* such as one of shape \(2, 2\)"):
-        run.take(1)
-    run.take(2)
+    extra = nn.Parameter(torch.zeros(2, 2))
+    run.optimizer.add_param_group({"params": [extra]})
+    run.take(20)  # it has no gradient
+    extra.grad = torch.ones(2, 2)
+    with pytest.warns(UserWarning, match=r"has 1 of them, such as .* \(2, 2\)"):
+        run.take(20)
+    run.take(20)
 
 
 def test_an_optimizer_of_other_parameters_warns():
