@@ -173,6 +173,11 @@ def find_ranks(
     return Ranks(groups, process_group, counter, size, copies, device)
 
 
+def has_other_ranks() -> bool:
+    """Return whether this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _join_groups(mesh_group: Any, process_group: Any) -> tuple[tuple[Any, ...], int]:
     """Return the groups to sum over, and how many ranks hold the same plain tensor."""
     sharing = set(dist.get_process_group_ranks(mesh_group))

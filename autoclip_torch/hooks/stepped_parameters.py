@@ -6,9 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autoclip_torch.rows.flat_parts import refuse_flat_parts
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.read import read_optimizer_groups
-from autoclip_torch.step.unwrap import stepped_parameter_ids, unwrap
+from autoclip_torch.step.unwrap import (
+    stepped_parameter_ids,
+    stepped_parameters,
+    unwrap,
+)
 
 
 def read_stepped(optimizers: Sequence[Any], model: nn.Module | None) -> list[Group]:
@@ -46,6 +51,7 @@ def check_steps_all(clipped: list[Tensor], optimizer: Optimizer) -> None:
     stepped = stepped_parameter_ids(optimizer)
     count = sum(id(parameter) in stepped for parameter in trained or clipped)
     if not count:
+        refuse_flat_parts(clipped, stepped_parameters(optimizer))
         raise ValueError(
             "optimizer must step parameters of this clipper, got one that steps none "
             "of them; make both after the model was moved, wrapped or sharded; if each "

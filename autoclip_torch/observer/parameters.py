@@ -14,14 +14,16 @@ from torch.optim.optimizer import (
 
 from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
+from autoclip_torch.gradients.ranks import has_other_ranks
 from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+from autoclip_torch.rows.flat_parts import refuse_flat_parts
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.predecessors import Present
 from autoclip_torch.rows.read import ParametersLike
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.rows.sources import find_restarted, find_source_rows
 from autoclip_torch.step.stepper import Stepper
-from autoclip_torch.step.unwrap import stepped_parameter_ids
+from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 from autoclip_torch.step.warn import warn
 
 from .comparison import Comparison
@@ -145,11 +147,20 @@ class MeasuredParameters(ABC):
           The new parameters of the optimizers that the clipper does not have.
         """
         present = self._comparison.compare_with_optimizers(optimizers, self._groups)
+        if present is not None:
+            self._refuse_flat_parts(optimizers)
         self._update_parameters(present)
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
         return present.left_out
+
+    def _refuse_flat_parts(self, optimizers: Sequence[Optimizer]) -> None:
+        """Refuse the tensors of an engine, unless their norm is that of the model."""
+        is_one_row = self.scope == "global" and not has_other_ranks()
+        if self._stepper.process_group is None and not is_one_row:
+            for optimizer in optimizers:
+                refuse_flat_parts(self.parameters, stepped_parameters(optimizer))
 
     def _update_parameters(self, present: Present | None) -> None:
         """Continue with the present parameters; None if only shapes can have changed.

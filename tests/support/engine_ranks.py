@@ -19,7 +19,7 @@ from fairscale.optim import OSS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from autoclip_torch import QuantileClip
+from autoclip_torch import NormClip, QuantileClip
 
 WORLD, STEPS, MICRO_BATCHES, RATE = 2, 12, 2, 0.05
 
@@ -82,6 +82,25 @@ def zero(stage):
     return train
 
 
+def zero_after_a_clipper(stage):
+    """Return a function that gives ZeRO an optimizer that clips, and the error."""
+
+    def initialize_and_step():
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        optimizer = NormClip.as_optimizer(optimizer, max_norm=1.0)
+        try:
+            engine = start_engine(model, stage, clipping=0.0, optimizer=optimizer)
+            for x, y in make_batches(0, dist.get_rank()):
+                engine.backward(nn.functional.mse_loss(engine(x), y))
+                engine.step()
+        except ValueError as error:
+            return {"error": str(error)}
+        return {"error": None}
+
+    return initialize_and_step
+
+
 def plain_float32():
     """Without ZeRO DeepSpeed reports no norm in float32: the clipper is attached."""
     model = make_model()
@@ -100,10 +119,10 @@ def plain_float32():
     return run | {"reported": reported, "steps": clipper.metrics()["clip/steps"]}
 
 
-def start_engine(model, stage, clipping):
+def start_engine(model, stage, clipping, optimizer=None):
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
+        optimizer=optimizer or torch.optim.SGD(model.parameters(), lr=RATE),
         config={
             "train_micro_batch_size_per_gpu": 4,
             "gradient_accumulation_steps": MICRO_BATCHES,
@@ -163,6 +182,9 @@ ENGINES = {
     "FSDP1": fsdp1,
     "fairscale's OSS": fairscale,
 }
+MISUSES = {
+    f"ZeRO {stage} after a clipper": zero_after_a_clipper(stage) for stage in (1, 2, 3)
+}
 
 
 def main(rank, folder):
@@ -176,7 +198,7 @@ def main(rank, folder):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     results = {}
-    for name, train in ENGINES.items():
+    for name, train in (ENGINES | MISUSES).items():
         try:
             results[name] = train()
         except Exception:  # noqa: BLE001  the test of this engine shows the traceback

@@ -77,7 +77,7 @@ TESTS = {
     "torch/hooks/timm torch/loss",
     "autoclip_torch/observer": "torch/watch/callbacks torch/observe torch/clipper "
     "torch/errors torch/loss "
-    "torch/parameters/follow torch/parameters/surgery",
+    "torch/parameters/follow torch/parameters/surgery torch/parameters/flat_parts",
     "autoclip_torch/coverage": "torch/parameters/swapped torch/parameters/coverage "
     "torch/parameters/parts",
     "autoclip_torch/update_step": "torch/update/agreement_with_numpy "

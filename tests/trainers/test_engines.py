@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..support import engine_ranks
-from ..support.engine_ranks import ENGINES, RATE, STEPS, WORLD
+from ..support.engine_ranks import ENGINES, MISUSES, RATE, STEPS, WORLD
 from ..support.run_module import run_module
 
 
@@ -70,3 +70,9 @@ def test_deepspeed_updates_after_the_last_micro_batch(results, stage):
 def test_deepspeed_reports_no_norm_in_plain_float32(results):
     for rank in results:
         assert rank["DeepSpeed, plain float32"]["reported"] is None
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_clipper_made_before_zero_is_refused(results, name):
+    for rank in results:
+        assert "engine that flattens them" in rank[name]["error"]
