@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.checks import check_count, check_flag, check_number
-from autoclip_core.history import moments, window
+from autoclip_core.history import moments
 from autoclip_core.history.averages import multiply_by_exp
-from autoclip_core.policy import Limit, Policy, set_fields
+from autoclip_core.policy import Limit, set_fields
 from autoclip_core.scale import XP, Array
 
-from .quantile import check_history_length, include_norms
+from .quantile import HistoryPolicy
 
 
 @dataclass(frozen=True, repr=False)
-class MeanStd(Policy):
+class MeanStd(HistoryPolicy):
     """Clip to mean + k standard deviations of the last H norms: T = R = m + k * s.
 
     With `log=True`, m and s are the mean and the deviation of the logarithms, and
@@ -62,10 +62,11 @@ class MeanStd(Policy):
     ddof: int = 1
     include_current: bool = False
 
+    _of_all = moments
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_flag("log", self.log)
-        check_flag("include_current", self.include_current)
         rule = "finite" if self.log else ">= 0 and finite"
         way_out = "" if self.log else "a threshold below the mean needs log=True"
         number = check_number(
@@ -75,18 +76,13 @@ class MeanStd(Policy):
             lambda k: math.isfinite(k) and (self.log or k >= 0),
             way_out,
         )
-        length = check_history_length(self.history_length)
-        ddof = check_count("ddof", self.ddof, 0)
-        set_fields(self, deviations=number, history_length=length, ddof=ddof)
+        set_fields(self, deviations=number, ddof=check_count("ddof", self.ddof, 0))
+        self._check_history()
 
     @property
     def can_limit_losses(self) -> bool:
         """Whether it uses past values themselves, not their logarithms."""
         return not self.log and not self.include_current
-
-    def init(self, rows: int, xp: XP = np) -> Any:
-        """Return the empty window."""
-        return self._history.empty(rows, self.history_length, xp)
 
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
@@ -96,8 +92,7 @@ class MeanStd(Policy):
         Raises:
           ValueError: `include_current` is True and `norms` is None.
         """
-        if self.include_current:
-            state = include_norms(self._history, state, norms, xp)
+        state = self._include(state, norms, xp)
         settings = {"log": self.log, "ddof": self.ddof}
         middle, mean, std = self._history.mean_std(state, **settings, xp=xp)
         # Without a deviation there is no threshold; k * inf would be NaN for k = 0.
@@ -108,12 +103,3 @@ class MeanStd(Policy):
             level = multiply_by_exp(middle, offset, xp)
         threshold = xp.where(has_std, level, float("inf"))
         return Limit(threshold, threshold)
-
-    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
-        """Return the window with the norm before clipping."""
-        return self._history.push(state, norms, xp)
-
-    @property
-    def _history(self) -> Any:
-        """The module of the state: the last norms, or the moments of all norms."""
-        return moments if self.history_length is None else window

@@ -1,4 +1,4 @@
-"""A quantile of the last norms: AutoClip."""
+"""A quantile of the last norms: AutoClip; and what policies of the last norms share."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -11,8 +11,56 @@ from autoclip_core.policy import Limit, Policy, select_rows, set_fields
 from autoclip_core.scale import XP, Array
 
 
+class HistoryPolicy(Policy):
+    """A policy whose state has the last H norms of each row, or describes all norms.
+
+    A subclass is a dataclass with these two arguments, and has `limit`.
+    """
+
+    history_length: int | None
+    include_current: bool
+
+    _of_all: Any = full
+    """The module of the state if `history_length` is None; else it is `window`."""
+
+    def init(self, rows: int, xp: XP = np) -> Any:
+        """Return the history without norms."""
+        return self._history.empty(rows, self.history_length, xp)
+
+    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
+        """Return the history with the norm before clipping."""
+        return self._history.push(state, norms, xp)
+
+    @property
+    def _history(self) -> Any:
+        return self._of_all if self.history_length is None else window
+
+    def _check_history(self) -> None:
+        """Check the two arguments."""
+        if self.history_length is not None:
+            way_out = "use None to keep the norms of all steps"
+            length = check_count("history_length", self.history_length, 1, way_out)
+            set_fields(self, history_length=length)
+        check_flag("include_current", self.include_current)
+
+    def _include(self, state: Any, norms: Array, xp: XP) -> Any:
+        """Return the history that sets the threshold; it may have the current norms.
+
+        Raises:
+          ValueError: it must have them, and `norms` is None.
+        """
+        if not self.include_current:
+            return state
+        if norms is None:
+            raise ValueError(
+                "include_current=True needs the current norm, but the caller asked for "
+                "a threshold before the norm is known; set include_current=False"
+            )
+        return select_rows(norms > 0, self._history.push(state, norms, xp), state, xp)
+
+
 @dataclass(frozen=True, repr=False)
-class Quantile(Policy):
+class Quantile(HistoryPolicy):
     """Clip to the q-quantile of the last H norms: T = R = quantile(window, q).
 
     The quantile is linear, as in `np.quantile`. If the norms are stationary, a fraction
@@ -57,10 +105,8 @@ class Quantile(Policy):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        quantile = check_quantile("quantile", self.quantile)
-        length = check_history_length(self.history_length)
-        set_fields(self, quantile=quantile, history_length=length)
-        check_flag("include_current", self.include_current)
+        set_fields(self, quantile=check_quantile("quantile", self.quantile))
+        self._check_history()
 
     @property
     def expected_clip_rate(self) -> float:
@@ -72,10 +118,6 @@ class Quantile(Policy):
         """Whether the history is a window of past values; all norms are positive."""
         return self.history_length is not None and not self.include_current
 
-    def init(self, rows: int, xp: XP = np) -> Any:
-        """Return the empty window."""
-        return self._history.empty(rows, self.history_length, xp)
-
     def limit(
         self, state: Any, norms: Array = None, *, param_norms: Array = None, xp: XP = np
     ) -> Limit:
@@ -84,38 +126,6 @@ class Quantile(Policy):
         Raises:
           ValueError: `include_current` is True and `norms` is None.
         """
-        if self.include_current:
-            state = include_norms(self._history, state, norms, xp)
+        state = self._include(state, norms, xp)
         threshold = self._history.quantile(state, self.quantile, xp)
         return Limit(threshold, threshold)
-
-    def record(self, state: Any, norms: Array, limit: Limit, xp: XP = np) -> Any:
-        """Return the window with the norm before clipping."""
-        return self._history.push(state, norms, xp)
-
-    @property
-    def _history(self) -> Any:
-        """The module of the state: the last norms, or all norms."""
-        return full if self.history_length is None else window
-
-
-def check_history_length(value: int | None) -> int | None:
-    """Return a positive number of norms, or None."""
-    if value is None:
-        return None
-    way_out = "use None to keep the norms of all steps"
-    return check_count("history_length", value, 1, way_out)
-
-
-def include_norms(history: Any, state: Any, norms: Array, xp: XP) -> Any:
-    """Return the state of a history with the current norms of the rows that have one.
-
-    Raises:
-      ValueError: `norms` is None.
-    """
-    if norms is None:
-        raise ValueError(
-            "include_current=True needs the current norm, but the caller asked for a "
-            "threshold before the norm is known; set include_current=False"
-        )
-    return select_rows(norms > 0, history.push(state, norms, xp), state, xp)
