@@ -8,7 +8,7 @@ from autoclip_core.checks import check_count
 
 from .columns import StepColumns
 from .largest import LargestSteps
-from .metrics import (
+from .read_metrics import (
     UNOBSERVED,
     Metrics,
     read_totals,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autoclip_core.record.metrics import split_metrics
+from autoclip_core.record.read_metrics import split_metrics
 from autoclip_core.record.statistics import median, root_sum_squares
 from autoclip_core.record.step import (
     FIELDS,

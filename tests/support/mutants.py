@@ -48,7 +48,7 @@ TESTS = {
     "record/statistics.py": ["log_step", "log_summary", "log/red_lights", "replay"],
     "record/largest.py": ["log/largest"],
     "record/repeats.py": ["log/repeats"],
-    "record/metrics.py": ["log/largest", "log/updates", "log_step", "clip_log"],
+    "record/read_metrics.py": ["log/largest", "log/updates", "log_step", "clip_log"],
     "record/saved.py": ["log/largest", "log/updates", "clip_log", "log_bounded"],
     "log/red_lights.py": ["log/red_lights", "clipped_before"],
     "log/advice.py": ["log_summary", "clip_log", "log/red_lights"],
