@@ -1,6 +1,7 @@
 """Warn if an optimizer steps parameters that no clipper has."""
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -65,7 +66,8 @@ def _find_left_out(
     Sparse ones are often left out on purpose: torch's own functions do not clip them.
     """
     for optimizer in optimizers:
-        stepped = stepped_parameters(optimizer)
+        groups = [group for group in optimizer.param_groups if not _is_frozen(group)]
+        stepped = [p for group in groups for p in group["params"]]
         others = [p for p in stepped if id(p) not in known and p.requires_grad]
         dense = [p for p in others if p.grad is not None and not p.grad.is_sparse]
         if dense:
@@ -73,14 +75,19 @@ def _find_left_out(
     return None
 
 
+def _is_frozen(group: dict[str, Any]) -> bool:
+    """Return whether the learning rate is 0. A tensor is not read from its device."""
+    return not isinstance(rate := group.get("lr"), Tensor) and rate == 0
+
+
 def _warn(optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:
     count = len(stepped_parameters(optimizer))
     warn(
-        f"{type(optimizer).__name__} steps {count} tensors, and no clipper has "
-        f"{len(left_out)} of them, such as {_find_label(optimizer, left_out[0])}, so "
-        "their gradients are not clipped; give the clipper the model, or call "
-        'clipper.add_param_group({"params": ...}) with them; to leave them out on '
-        "purpose, give it the model and exclude=[...] with their names"
+        f"{type(optimizer).__name__} steps {count} tensors, and no clipper clips "
+        f"{len(left_out)} of them, such as {_find_label(optimizer, left_out[0])}; give "
+        'the clipper the model, or call clipper.add_param_group({"params": ...}) with '
+        "them; to leave them out on purpose, give it the model and exclude=[...] with "
+        "their names"
     )
 
 

@@ -311,7 +311,7 @@ def test_parameters_that_are_added_to_the_optimizer_warn_once():
     clipper.attach(optimizer)
     train(optimizer, model, x, y, steps=1)
     optimizer.add_param_group({"params": last.parameters()})
-    with pytest.warns(UserWarning, match=r"steps 4 tensors, and no clipper has 2 of"):
+    with pytest.warns(UserWarning, match=r"steps 4 tensors, and no clipper clips 2 of"):
         train(optimizer, model, x, y, steps=3)
     train(optimizer, model, x, y, steps=1)
     clipper.add_param_group({"params": last.parameters()})
@@ -329,7 +329,7 @@ def test_a_parameter_appended_to_a_group_warns_once():
         p.grad = torch.ones(2)
     optimizer.step()
     optimizer.step()
-    with pytest.warns(UserWarning, match=r"steps 3 tensors, and no clipper has 1 of"):
+    with pytest.warns(UserWarning, match=r"steps 3 tensors, and no clipper clips 1 of"):
         optimizer.step()
     optimizer.step()
     optimizer.param_groups.pop()

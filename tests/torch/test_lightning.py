@@ -273,6 +273,17 @@ def test_a_function_that_makes_no_clipper_of_groups_is_refused(tmp_path):
         trainer(tmp_path, callback).fit(Automatic())
 
 
+def clipper_of_weights(groups):
+    first = groups[0].parameters[0]
+    return NormClip([(first.name, first.parameter)], max_norm=1.0)
+
+
+def test_a_function_that_makes_a_clipper_of_a_part_warns(tmp_path):
+    callback = ClipCallback(clipper_of_weights)
+    with pytest.warns(UserWarning, match="Adam steps 2 tensors, .* clips 1 of them"):
+        trainer(tmp_path, callback).fit(Automatic())
+
+
 def test_an_optimizer_number_out_of_range_is_refused(tmp_path):
     callback = ClipCallback(QuantileClip, optimizer=2)
     with pytest.raises(ValueError, match=r"one of the 2 .* counted from 0, got 2"):

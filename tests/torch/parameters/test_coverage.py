@@ -356,7 +356,7 @@ ATTACHED = "of a clipper, such as .*, but the clipper does not act in its step"
 WRAPPED = "such as .*, that the optimizer of as_optimizer"
 NO_EFFECT = r"clipper.step\(\) has no effect: SGD steps other parameters of the same"
 LEFT_OUT = (
-    r"steps 4 tensors, and no clipper has 2 of them, such as one of shape \(4, 4\)"
+    r"steps 4 tensors, and no clipper clips 2 of them, such as one of shape \(4, 4\)"
 )
 UNSTEPPED = r"measures 2 parameters, such as one of shape \(4,\), that no optimizer"
 
@@ -386,8 +386,8 @@ WARN = {
     model_copied: NO_EFFECT,
     unfrozen_attached: LEFT_OUT,
     unfrozen_by_hand: LEFT_OUT,
-    replaced_in_a_list: r"no clipper has 2 of them, such as one of shape \(2, 4\)",
-    replaced_in_a_list_and_a_group: "no clipper has 1 of them",
+    replaced_in_a_list: r"no clipper clips 2 of them, such as one of shape \(2, 4\)",
+    replaced_in_a_list_and_a_group: "no clipper clips 1 of them",
     group_added: LEFT_OUT,
     not_stepped: UNSTEPPED,
     not_stepped_attached: UNSTEPPED,

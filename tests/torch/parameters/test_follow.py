@@ -245,7 +245,7 @@ def test_parameters_that_no_clipper_has_warn_and_are_named():
     run.optimizer.add_param_group({"params": [extra]})
     run.take(20)  # it has no gradient
     extra.grad = torch.ones(2, 2)
-    with pytest.warns(UserWarning, match=r"has 1 of them, such as .* \(2, 2\)"):
+    with pytest.warns(UserWarning, match=r"clips 1 of them, such as .* \(2, 2\)"):
         run.take(20)
     run.take(20)
 

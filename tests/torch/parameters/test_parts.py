@@ -159,8 +159,8 @@ def two_clippers_of_three_layers():
     train(model, clipper.step, optimizer.step)
 
 
-PART = r"SGD steps 4 tensors, .* has 2 of them, such as one of shape \(4, 4\), so"
-NAMED = "steps 6 tensors, and no clipper has 2 of them, such as loss.weight, so"
+PART = r"SGD steps 4 tensors, .* clips 2 of them, such as one of shape \(4, 4\);"
+NAMED = "steps 6 tensors, and no clipper clips 2 of them, such as loss.weight;"
 
 WARN = {
     by_hand: PART,
@@ -168,10 +168,10 @@ WARN = {
     as_optimizer: PART,
     with_a_closure: "LBFGS steps 4 tensors",
     a_loss_with_parameters: NAMED,
-    in_the_second_optimizer: r"steps 4 tensors, .* has 2 of them, .* \(2, 4\), so",
+    in_the_second_optimizer: r"steps 4 tensors, .* clips 2 of them, .* \(2, 4\);",
     with_a_scaler: PART,
     a_dry_run_that_ends: PART,
-    the_other_clipper_is_deleted: "no clipper has 2 of them",
+    the_other_clipper_is_deleted: "no clipper clips 2 of them",
     a_copy: PART,
 }
 
@@ -185,7 +185,9 @@ def test_a_clipper_of_a_part_warns_once(scenario):
 
 def test_every_clipper_of_a_part_warns():
     """Each names what the other one has not, either."""
-    with pytest.warns(UserWarning, match="steps 6 tensors, and no clipper has 2") as w:
+    with pytest.warns(
+        UserWarning, match="steps 6 tensors, and no clipper clips 2"
+    ) as w:
         two_clippers_of_three_layers()
     assert len(w) == 2
 
@@ -362,6 +364,15 @@ def frozen():
     train(model, clip(trained).step, sgd(model).step)
 
 
+def frozen_by_the_learning_rate():
+    model = network()
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.0},
+        {"params": model[1].parameters(), "lr": torch.tensor(1e-6)},
+    ]
+    train(model, clip(model[1].parameters()).step, SGD(groups).step)
+
+
 def frozen_by_turns():
     model = network()
     optimizer, clippers = sgd(model), [clip(layer.parameters()) for layer in model]
@@ -509,6 +520,7 @@ SILENT = [
     excluded_by_another_clipper,
     removed,
     frozen,
+    frozen_by_the_learning_rate,
     frozen_by_turns,
     without_a_gradient,
     another_model,
