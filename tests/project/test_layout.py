@@ -237,6 +237,24 @@ def silent_folders(root):
             yield f"{file} holds logic"
 
 
+def false_claims(root):
+    """A folder that says what it imports "only" or "alone" imports nothing else."""
+    for package in PACKAGES:
+        graph = import_graph(root, package)
+        for init in (file for file in graph if file.name == "__init__.py"):
+            text = " ".join(
+                (ast.get_docstring(ast.parse(read(root, init))) or "").split()
+            )
+            claims = re.findall(r"[^.]*\bimports?\b[^.]*\b(?:only|alone)\b[^.]*", text)
+            claims += re.findall(r"[^.]*\bimports? (?:only|no|nothing)\b[^.]*", text)
+            if not claims or len(init.parts) == 2:
+                continue
+            inside = {file for file in graph if init.parent in file.parents}
+            used = {unit(t) for file in inside for t in graph[file] - inside}
+            for name in sorted(used - set(re.findall(r"`(\w+)", " ".join(claims)))):
+                yield f"{init} does not say that the folder imports {name}"
+
+
 def missing_paths(root):
     """A path in a page exists, and defines what it names; NAME stands for any name."""
     paths = (
@@ -253,7 +271,7 @@ def missing_paths(root):
 
 RULES = [
     *(crowded_folders, long_files, import_cycles, upward_imports, unlisted_folders),
-    *(late_imports, private_imports, silent_folders, missing_paths),
+    *(late_imports, private_imports, silent_folders, false_claims, missing_paths),
 ]
 
 
@@ -376,6 +394,16 @@ BROKEN = [
     (silent_folders, {HISTORY: '"""A. B. Read `window.py` first."""'}, "may import"),
     (silent_folders, {HISTORY: FOLDER.replace("window", "gone")}, "to read first"),
     (silent_folders, {HISTORY: FOLDER + "if True:\n    x = 1\n"}, "holds logic"),
+    (
+        false_claims,
+        {HISTORY: FOLDER.replace("`scale`", "only `checks`")},
+        "history/__init__.py does not say that the folder imports scale",
+    ),
+    (
+        false_claims,
+        {HISTORY: FOLDER.replace("`scale`", "`checks` alone")},
+        "does not say that the folder imports scale",
+    ),
 ]
 
 
