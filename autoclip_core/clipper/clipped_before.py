@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Iterable
-from itertools import pairwise
 
 RECENT, COUNT = 20, 5
 """So many of the recent norms lie next to the same limit."""
@@ -30,7 +29,7 @@ def find_repeated_limit(norms: Iterable[float]) -> float | None:
     near: dict[float, deque[tuple[int, float]]] = {}
     for step, norm in enumerate(norms):
         limit = float(f"{norm:.1e}")
-        if not 0 < limit < math.inf or not math.isclose(norm, limit, rel_tol=TOLERANCE):
+        if not math.isclose(norm, limit, rel_tol=TOLERANCE):
             continue
         latest = near.setdefault(limit, deque())
         latest.append((step, norm))
@@ -43,10 +42,7 @@ def find_repeated_limit(norms: Iterable[float]) -> float | None:
 
 def _is_noise(values: list[float]) -> bool:
     """Return whether values neither stay, nor only rise, nor only fall."""
-    return (
-        len({after > before for before, after in pairwise(values) if after != before})
-        > 1
-    )
+    return values not in (sorted(values), sorted(values, reverse=True))
 
 
 class ClippedBeforeCheck:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.clipper.clipped_before import find_repeated_limit
+from autoclip_core.clipper.clipped_before import (
+    ClippedBeforeCheck,
+    find_repeated_limit,
+)
 
 NAN, INF = math.nan, math.inf
 NEAR = 0.25 * (1 + 9e-6)
@@ -33,7 +36,8 @@ def places(*indices, near=(0.25, LOW, NEAR), size=40):
         (places(*range(9), near=[LOW, *[NEAR] * 7, LOW]), 0.25),
         (places(*range(9), near=[LOW, *[NEAR] * 8]), None),  # it rises
         (np.linspace(0.24, 0.26, 10**5), None),  # it changes slowly
-        (places(*range(8), near=[0.25, 0.25 * (1 + 1.2e-5)]), None),
+        (np.linspace(0.26, 0.24, 10**5), None),
+        (places(*range(8), near=[0.25, 0.25 * (1 + 1.005e-5)]), None),
         (places(*range(9), near=[0.251, 0.251 * 1.000001]), None),  # three digits
         (places(*range(8), near=[0.25, 0.26, NEAR, 0.26001]), None),
         ([0.0, -0.0] * 20, None),
@@ -45,6 +49,14 @@ def places(*indices, near=(0.25, LOW, NEAR), size=40):
 def test_5_of_20_norms_next_to_a_number_of_two_digits_are_the_limit(norms, limit):
     assert find_repeated_limit(norms) == limit
     assert find_repeated_limit(map(np.float64, norms)) == limit
+
+
+def test_a_check_reports_the_limit_once():
+    check = ClippedBeforeCheck()
+    texts = [check.check(norm) for norm in places(10, 15, 20, 28, 29, 30, 31)]
+    [text] = filter(None, texts)
+    assert texts.index(text) == 29
+    assert text.startswith("the clipper measures norms of 0.25 again and again")
 
 
 def test_norms_by_chance_have_no_limit():
