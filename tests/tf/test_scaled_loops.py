@@ -65,6 +65,14 @@ def apply_an_optimizer_whose_inner_one_is_at_hand(clip, optimizer, weight):
     assert inner.built
 
 
+def apply_stateless(clip, optimizer, weight):
+    """A loop on the JAX backend is written so; on TensorFlow, Keras refuses it."""
+    [(gradient, _)] = clip(pairs_of(optimizer, weight))
+    state = [variable.value for variable in optimizer.variables]
+    with pytest.raises(ValueError, match="not supported with the TensorFlow"):
+        optimizer.stateless_apply(state, [gradient], [weight.value])
+
+
 def unscale_first(clip, optimizer, weight):
     pairs = clip(unscale(pairs_of(optimizer, weight), optimizer))
     inner_gradients = [gradient for gradient, _ in pairs]
@@ -93,6 +101,7 @@ SCALED = [
     apply_what_a_function_clips,
     apply_an_attribute,
     apply_an_optimizer_whose_inner_one_is_at_hand,
+    apply_stateless,
 ]
 UNSCALED = [
     unscale_first,
