@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ..support.cases import check_traces, golden, oracle, run, traced_policies
+from ..support.cases import run
+from ..support.traces import check_traces, golden, oracle, traced_policies
 
 
 def in_numpy(policy, series):

@@ -39,12 +39,12 @@ from ..support.cases import (
     leaves,
     linear_quantile,
     log_normal,
-    oracle,
     parity_series,
     policy_of,
     run,
     series_of,
 )
+from ..support.traces import oracle
 
 # The formulas, by an independent program (tests/support/golden/make_traces.py).
 

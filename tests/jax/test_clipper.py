@@ -24,7 +24,8 @@ from autoclip_jax import (
 )
 
 from ..support.account import norm_of
-from ..support.cases import check_traces, policy_of, traced_policies
+from ..support.cases import policy_of
+from ..support.traces import check_traces, traced_policies
 
 TWO_LEAVES = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
 NESTED = {"x": dict(TWO_LEAVES)}

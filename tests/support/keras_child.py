@@ -133,7 +133,7 @@ def count_stateless_traces():
     """Check golden traces with `stateless_apply` under `jax.jit`; count them."""
     import jax
 
-    from tests.support.cases import check_traces
+    from tests.support.traces import check_traces
 
     @functools.cache
     def stepper(policy):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cases import oracle
+from .traces import oracle
 
 
 class Expected(NamedTuple):

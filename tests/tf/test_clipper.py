@@ -25,7 +25,8 @@ from autoclip_tf import (
 )
 
 from ..support.account import norm_of
-from ..support.cases import STATIC, check_traces, policy_of, traced_policies
+from ..support.cases import STATIC, policy_of
+from ..support.traces import check_traces, traced_policies
 
 TRACED = [c for c in traced_policies() if "None" not in c and "skip" not in c]
 # `core/test_parity.py` compares every policy under XLA with NumPy, and

@@ -10,7 +10,7 @@ from torch import nn
 from autoclip_core import Drop, Fixed, Quantile, StreamingQuantile
 from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
-from ..support.cases import oracle, policy_of
+from ..support.cases import policy_of
 from ..support.torch_models import (
     CLIPPERS,
     backward,
@@ -21,6 +21,7 @@ from ..support.torch_models import (
     every_clipper,
     small_model,
 )
+from ..support.traces import oracle
 
 NAN, INF = math.nan, math.inf
 AHEAD = [
