@@ -2,11 +2,13 @@
 
 import argparse
 import csv
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autoclip_core import __version__
+from autoclip_core.files.folders import find_in_folder
 from autoclip_core.files.open_file import stdin_as_file
 
 from .commands import run_compare, run_replay, run_report, run_suggest
@@ -61,15 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse_overwriting(options: argparse.Namespace) -> None:
-    """Check that no output replaces the file that is read."""
+    """Check that no output replaces a file that is read."""
     for name in ("output", "plot"):
         path = getattr(options, name, None)
-        if path and path != "-" and Path(path).exists() and Path(options.file).exists():
-            if Path(path).samefile(options.file):
-                raise ValueError(
-                    f"--{name} must be another file than the one that is read, got "
-                    f"{path}"
-                )
+        if not path or path == "-" or not Path(path).exists():
+            continue
+        inputs = map(os.stat, list_inputs(options.file, options.column))
+        if any(os.path.samestat(os.stat(path), each) for each in inputs):
+            raise ValueError(
+                f"--{name} must be another file than the one that is read, got {path}"
+            )
+
+
+def list_inputs(path: str, column: str | None) -> list[Path | int]:
+    """Return the files that a command reads, or the number of the open one."""
+    if path == "-":
+        return [0]  # stdin may be a file
+    is_folder = Path(path).is_dir()
+    return [*find_in_folder(Path(path), column)] if is_folder else [Path(path)]
 
 
 def join_lines(error: BaseException) -> str:

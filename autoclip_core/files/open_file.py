@@ -38,6 +38,8 @@ def stdin_as_file(path: str) -> Iterator[str]:
     if path != "-":
         yield path
         return
+    if sys.stdin is None:
+        raise ValueError("stdin is closed; name a file")
     with tempfile.NamedTemporaryFile() as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         copy.flush()

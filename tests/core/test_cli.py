@@ -6,6 +6,8 @@ import inspect
 import io
 import json
 import math
+import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from autoclip_core.cli.policy_options import (
 )
 from autoclip_core.policy import as_code
 
+ROOT = pathlib.Path(__file__).parents[2]
 NORMS = [1.0, 2.0, 8.0, 1.5, math.nan, 2.5]
 
 FILES = {
@@ -413,6 +416,34 @@ def test_the_file_that_is_read_is_not_overwritten(file, tmp_path, capsys, argv):
         assert main([command, path, option, output]) == 2
         assert "must be another file than the one that is" in capsys.readouterr().err
     assert (tmp_path / "norms.csv").read_text() == "norm\n1\n"
+
+
+def test_a_closed_stdin_is_one_error_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    assert main(["suggest", "-"]) == 2
+    assert capsys.readouterr().err == "autoclip: -: stdin is closed; name a file\n"
+
+
+@pytest.mark.parametrize("name", ["-", "run"])
+def test_a_file_on_stdin_or_in_a_folder_is_not_overwritten(tmp_path, name):
+    """stdin may be a file, and of a folder one file is read."""
+    log = tmp_path / "run" / "metrics.csv"
+    log.parent.mkdir()
+    log.write_text("norm\n1\n")
+    command = [sys.executable, "-m", "autoclip_core", "replay", name, "--output"]
+    with log.open() as stdin:
+        run = subprocess.run(
+            [*command, str(log)],
+            stdin=stdin,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 2
+    assert "must be another file than the one that is read" in run.stderr
+    assert log.read_text() == "norm\n1\n"
 
 
 def test_norms_beyond_float32_have_no_clip_rate_and_no_warning(file, capsys):
