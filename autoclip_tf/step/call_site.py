@@ -3,13 +3,11 @@
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import keras
-
-from .stepping_optimizer import find_stepping_optimizer
 
 _OPTIMIZERS = ("autoclip_tf.step.optimizer_mixin", "tf_keras.src.optimizers")
 """Modules of optimizers that call a clipper at the right place."""
@@ -37,17 +35,21 @@ def warn_if_before_sum(name: str) -> None:
         )
 
 
-def warn_if_unscaled_later(name: str, variables: Iterable[Any]) -> bool:
+def warn_if_unscaled_later(name: str) -> None:
     """Warn if the optimizer that receives the clipped gradients unscales them.
+
+    That optimizer reads the pairs, or belongs to the model whose `train_step` does.
 
     Args:
       name: the class of the clipper.
-      variables: those of the gradients.
-
-    Returns:
-      Whether that optimizer is known.
     """
-    optimizer = find_stepping_optimizer(_list_frames(), variables)
+    readers = (frame.f_locals.get("self") for frame in _list_frames())
+    owners = (
+        getattr(r, "optimizer", None) if isinstance(r, keras.Model) else r
+        for r in readers
+    )
+    kind = keras.optimizers.Optimizer
+    optimizer = next((owner for owner in owners if isinstance(owner, kind)), None)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         warnings.warn(
             f"{name} clips gradients that a LossScaleOptimizer unscales after it, so "
@@ -56,7 +58,6 @@ def warn_if_unscaled_later(name: str, variables: Iterable[Any]) -> bool:
             RuntimeWarning,
             stacklevel=4,
         )
-    return optimizer is not None
 
 
 def get_graph() -> Any:

@@ -18,7 +18,7 @@ class LoopChecks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._uses_to_check = 2
+        self._has_used_one = False
         self._unused_in_a_row = 0
         self._ids: set[int] = set()
         self._earlier_ids: set[int] = set()
@@ -52,17 +52,12 @@ class LoopChecks:
                 stacklevel=4,
             )
 
-    def count_use(self, pairs: list[Pair]) -> None:
-        """Count a result that is read; check which optimizer steps with it.
-
-        The first step may build the optimizers, so the second shows whose variables
-        they are.
-        """
+    def count_use(self) -> None:
+        """Count a result that is read; check the reader of the first one."""
         self._unused_in_a_row = 0
-        if self._uses_to_check:
-            variables = [variable for _, variable in pairs]
-            is_known = warn_if_unscaled_later(self._name, variables)
-            self._uses_to_check = 0 if is_known else self._uses_to_check - 1
+        if not self._has_used_one:
+            self._has_used_one = True
+            warn_if_unscaled_later(self._name)
 
     def count_unused(self) -> None:
         """Count a result that nothing read; warn about the second in a row.
@@ -89,7 +84,7 @@ def _reading(name: str) -> Any:
     def read(self: "ClippedPairs", *arguments: Any) -> Any:
         checks, self._checks = self._checks, None
         if checks is not None:
-            checks.count_use(self)
+            checks.count_use()
         return method(self, *arguments)
 
     return read

@@ -159,6 +159,19 @@ def test_a_clip_of_gradients_that_are_unscaled_later_is_a_warning():
     assert not fit(scaled(sgd(1.0)), sgd(1.0))  # steps with an optimizer of its own
 
 
+def test_a_model_without_an_optimizer_clips_in_silence():
+    """It is not compiled, and steps by hand; a warning is an error in this test."""
+
+    class Bare(keras.Model):
+        def train(self, clip, weight):
+            [(gradient, _)] = clip(pairs_of(weight))
+            weight.assign_sub(gradient)
+            return gradient
+
+    gradient = Bare().train(NormClip(1.0), keras.Variable([0.0, 0.0]))
+    np.testing.assert_allclose(np.linalg.norm(gradient), 1.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("clip", [NormClip(1.0), TrustClip(), AdaGC()])
 @pytest.mark.parametrize(
     ("calls", "has_parts"),
