@@ -19,13 +19,7 @@ import numpy as np
 
 from . import scalars
 from .checks import format_error
-from .scale import (
-    XP,
-    Array,
-    complete_limit,
-    ignore_overflow,
-)
-from .scale import Limit as Limit
+from .scale import XP, Array, Limit, complete_limit, ignore_overflow
 
 NAMESPACE_NAMES = tuple(
     "where minimum maximum isfinite sqrt log exp sum any full zeros arange asarray "

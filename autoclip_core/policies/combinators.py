@@ -15,8 +15,8 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_limit, check_positive
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Limit, Policy, check_policy, set_fields
-from autoclip_core.scale import XP, Array, complete_limit
+from autoclip_core.policy import Policy, check_policy, set_fields
+from autoclip_core.scale import XP, Array, Limit, complete_limit
 
 
 @dataclass(frozen=True, repr=False)

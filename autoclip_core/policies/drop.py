@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoclip_core.checks import check_choice
-from autoclip_core.policy import Limit, Policy, check_policy
-from autoclip_core.scale import XP, Array, complete_limit, find_level
+from autoclip_core.policy import Policy, check_policy
+from autoclip_core.scale import XP, Array, Limit, complete_limit, find_level
 
 from .combinators import Combinator
 

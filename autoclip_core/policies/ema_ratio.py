@@ -8,8 +8,8 @@ import numpy as np
 from autoclip_core.checks import check_count, check_limit, check_number
 from autoclip_core.history.averages import keeps_only_last
 from autoclip_core.history.validation import find_invalid_mean
-from autoclip_core.policy import Limit, Policy, set_fields
-from autoclip_core.scale import XP, Array
+from autoclip_core.policy import Policy, set_fields
+from autoclip_core.scale import XP, Array, Limit
 
 
 class Average(NamedTuple):

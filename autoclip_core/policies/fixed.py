@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from autoclip_core.checks import check_limit
-from autoclip_core.policy import Limit, Policy, set_fields
 from autoclip_core.policy import NoState as NoState  # pickles name it here
-from autoclip_core.scale import XP, Array
+from autoclip_core.policy import Policy, set_fields
+from autoclip_core.scale import XP, Array, Limit
 
 
 @dataclass(frozen=True, repr=False)

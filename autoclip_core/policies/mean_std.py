@@ -9,8 +9,8 @@ import numpy as np
 from autoclip_core.checks import check_count, check_flag, check_number
 from autoclip_core.history import moments
 from autoclip_core.history.averages import multiply_by_exp
-from autoclip_core.policy import Limit, set_fields
-from autoclip_core.scale import XP, Array
+from autoclip_core.policy import set_fields
+from autoclip_core.scale import XP, Array, Limit
 
 from .quantile import HistoryPolicy
 

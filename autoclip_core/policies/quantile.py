@@ -7,8 +7,8 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_flag, check_quantile
 from autoclip_core.history import full, window
-from autoclip_core.policy import Limit, Policy, select_rows, set_fields
-from autoclip_core.scale import XP, Array
+from autoclip_core.policy import Policy, select_rows, set_fields
+from autoclip_core.scale import XP, Array, Limit
 
 
 class HistoryPolicy(Policy):

@@ -9,8 +9,8 @@ import numpy as np
 
 from autoclip_core.checks import check_count, check_positive, format_error
 from autoclip_core.history.validation import find_invalid_value
-from autoclip_core.policy import Limit, Policy, set_fields
-from autoclip_core.scale import XP, Array
+from autoclip_core.policy import Policy, set_fields
+from autoclip_core.scale import XP, Array, Limit
 
 
 class Recorded(NamedTuple):

@@ -14,8 +14,8 @@ from autoclip_core.checks import (
 )
 from autoclip_core.history import moving
 from autoclip_core.history.moving import Moments
-from autoclip_core.policy import Limit, Policy, select_rows, set_fields
-from autoclip_core.scale import XP, Array, divide
+from autoclip_core.policy import Policy, select_rows, set_fields
+from autoclip_core.scale import XP, Array, Limit, divide
 
 TARGETS = ("reciprocal", "mean", "threshold")
 RECORDS = ("winsorized", "applied", "raw", "none")
