@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import autoclip_core
 from autoclip_core import (
     Cap,
     ClipLog,
@@ -27,6 +28,7 @@ from autoclip_core.log.advice import advise_on_ratchet
 from autoclip_core.log.rate_advice import advise_on_high
 from autoclip_core.log.red_lights import choose_steps, diagnose_steps, find_red_lights
 from autoclip_core.log.settings import (
+    ARGUMENTS,
     find_policy,
     name_argument,
     records_clipped_norms,
@@ -74,6 +76,18 @@ def test_the_settings_name_the_policy(policy, name, argument, is_clipped):
     assert find_policy(settings) == name
     assert name_argument(settings).startswith(argument)
     assert bool(records_clipped_norms(settings)) is bool(is_clipped)
+
+
+def test_every_policy_has_an_argument_that_raises_its_threshold():
+    """A combinator has the argument of the policy inside it."""
+    kinds = {
+        name: kind.__dataclass_fields__
+        for name, kind in vars(autoclip_core).items()
+        if hasattr(kind, "limit") and kind is not autoclip_core.Policy
+    }
+    policies = {name for name, fields in kinds.items() if "policy" not in fields}
+    assert "Quantile" in policies
+    assert policies - ARGUMENTS.keys() == set()
 
 
 # Healthy runs.
