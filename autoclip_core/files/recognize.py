@@ -73,7 +73,8 @@ def is_log(lines: list[str], delimiter: str, column: str | None) -> bool:
     column is named as the norm, and a norm stands behind its name in a line.
     """
     header = next(split_rows(lines, delimiter))
-    if any(rank_name(name) is not None or strip_run(name) == column for name in header):
+    names = [cell for cell in header if not any(True for _ in read_log_rows([cell]))]
+    if any(rank_name(name) is not None or strip_run(name) == column for name in names):
         return False
     return any(True for _ in read_log_rows(lines, column))
 

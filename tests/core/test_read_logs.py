@@ -209,6 +209,18 @@ def test_hugging_face_dicts_are_read(tmp_path):
     assert (read.norms.tolist(), read.steps.tolist()) == ([1.5, 2.25], [0, 1])
 
 
+@pytest.mark.parametrize(
+    "form", ["'{}'", "{}", "tensor({})", "np.float32({})"], ids="{}".format
+)
+@pytest.mark.parametrize("others", ["", ", 'learning_rate': '5e-05', 'epoch': '0.1'"])
+def test_dicts_with_equally_many_commas_are_no_table(tmp_path, form, others):
+    path = tmp_path / "run.log"
+    norms = [1.5, 2.25, 0.5]
+    lines = ["{'loss': '2.5', 'grad_norm': " + form + others + "}\n"] * len(norms)
+    path.write_text("".join(map(str.replace, lines, ["{}"] * 3, map(str, norms))))
+    assert read_norms(path).norms.tolist() == norms
+
+
 def test_large_numbers_have_units_or_commas(tmp_path):
     for form, text in (("nanotron", "1.23K"), ("OLMo", "1,230")):
         path = write_log(tmp_path, LOGS[form], [text] * 3)
