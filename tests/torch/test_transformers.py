@@ -112,14 +112,6 @@ def test_it_clips_every_step_and_logs_with_grad_norm(tmp_path, capsys):
     assert read.norms.tolist() == pytest.approx(history, rel=1e-3)
 
 
-def test_a_log_that_was_printed_without_a_clipper_is_read(tmp_path, capsys):
-    run = trainer(tmp_path, max_steps=24)  # the first lines are alike
-    run.train()
-    (tmp_path / "run.log").write_text(capsys.readouterr().out)
-    norms = [entry["grad_norm"] for entry in logged(run)]
-    assert read_norms(tmp_path / "run.log").norms == pytest.approx(norms, rel=1e-3)
-
-
 def test_a_constant_limit_is_that_of_max_grad_norm(tmp_path):
     clipped = trainer(tmp_path, ClipCallback(NormClip, max_norm=0.5))
     builtin = trainer(tmp_path, max_grad_norm=0.5)
