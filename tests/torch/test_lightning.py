@@ -331,7 +331,7 @@ def test_a_second_clipper_warns(tmp_path):
         pytest.warns(UserWarning, match="norms of 1 again and again"),
         pytest.warns(UserWarning, match="gradient_clip_val=1.0. clips before"),
     ):
-        trainer(tmp_path, callback, gradient_clip_val=1.0).fit(Automatic())
+        trainer(tmp_path, callback, epochs=3, gradient_clip_val=1.0).fit(Automatic())
 
 
 class ClipsBySelf(Automatic):
@@ -345,7 +345,7 @@ def test_a_module_that_clips_by_itself_warns(tmp_path):
         pytest.warns(UserWarning, match=r"norms of 0\.001 again and again"),
         pytest.warns(UserWarning, match=r"ClipsBySelf.configure_.* clips before"),
     ):
-        trainer(tmp_path, callback).fit(ClipsBySelf())
+        trainer(tmp_path, callback, epochs=3).fit(ClipsBySelf())
     assert callback.clippers[0].metrics()["clip/norm"] <= 1.001e-3
 
 
