@@ -42,7 +42,8 @@ def check_state(opt_state: Any) -> None:
 
     A state whose copies differ between devices is a `RuntimeWarning`: the gradients, or
     the losses of `skip_steps`, were not averaged before the clip. So is a clipper
-    before `optax.MultiSteps` in a chain: it clips each micro-batch.
+    before `optax.MultiSteps` or `optax.apply_every` in a chain: it clips each
+    micro-batch.
 
     Args:
       opt_state: the restored state, or an `nnx.Optimizer`. Clippers are found inside

@@ -104,16 +104,16 @@ def warn_if_undone(part: Any) -> None:
 
 
 def warn_if_micro_batches_are_clipped(opt_state: Any) -> None:
-    """Warn if a clipper acts before `optax.MultiSteps` in a chain.
+    """Warn if a clipper acts before an accumulator of optax in a chain.
 
     Only the structure of the state is read, so it works inside `jit`. The state does
     not show the number of micro-batches. `skip_steps` may leave out a micro-batch on
-    purpose, and a clipper before `MultiSteps` may if another one clips the mean.
+    purpose, and a clipper before the accumulator may if another one clips the mean.
     """
     if _has_clipper_before(opt_state):
         warnings.warn(
-            "a clipper acts before optax.MultiSteps, so it clips each micro-batch and "
-            "not their mean; put it inside: "
+            "a clipper acts before optax.MultiSteps or optax.apply_every, so it clips "
+            "each micro-batch and not their mean; put it inside of MultiSteps: "
             "optax.MultiSteps(optax.chain(clip, optimizer), k), or "
             "optax.MultiSteps(trust_clip(optimizer), k). To clip each micro-batch on "
             "purpose, keep the clipper and its state out of the chain: "
@@ -176,11 +176,16 @@ def _has_clipper_before(part: Any) -> bool:
         return False
     children = _list_children(part)
     links = children if _is_chain(part) or isinstance(part, TrustState) else []
-    is_behind = False
-    for link in links:
-        accumulators = _list_accumulators(link) if is_behind else []
+    is_behind = has_clipper = False
+    for index, link in enumerate(links):
+        is_sum = isinstance(link, optax.ApplyEvery)
+        accumulators = _list_accumulators(link) if is_behind and not is_sum else []
         if not all(map(_has_gradient_clipper, accumulators)):
             return True
+        # Unlike MultiSteps, it sums what the optimizer before it returns.
+        if is_sum and has_clipper:
+            return not any(map(_has_gradient_clipper, links[index:]))
+        has_clipper = has_clipper or _has_gradient_clipper(link)
         # Behind an optimizer, updates are accumulated, or another state begins.
         is_behind = (is_behind or _has_gradient_clipper(link)) and not _has_moments(
             link
@@ -189,13 +194,13 @@ def _has_clipper_before(part: Any) -> bool:
 
 
 def _list_accumulators(part: Any) -> list[Any]:
-    """Return the outermost states of `MultiSteps` in a part of a state."""
+    """Return the outermost states of accumulators in a part of a state."""
     leaves = jax.tree.leaves(part, is_leaf=_is_accumulator)
     return [leaf for leaf in leaves if _is_accumulator(leaf)]
 
 
 def _is_accumulator(part: Any) -> bool:
-    return isinstance(part, optax.MultiStepsState)
+    return isinstance(part, optax.MultiStepsState | optax.ApplyEvery)
 
 
 def _has_gradient_clipper(part: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A clipper at the wrong place: before `MultiSteps`, or behind another clip."""
+"""A clipper at the wrong place: before an accumulator, or behind another clip."""
 
 import re
 import warnings
@@ -53,6 +53,15 @@ OUTSIDE = {
     "apply_if_finite": optax.apply_if_finite(optax.chain(CLIP, steps(ADAM)), 2),
     "skip_steps": skip_steps(optax.chain(CLIP, steps(ADAM)), Fixed(9.0)),
     "ema of the weights": optax.chain(CLIP, steps(ADAM), optax.ema(0.9)),
+    "apply_every": optax.chain(CLIP, optax.sgd(0.1), optax.apply_every(3)),
+    "apply_every, Adam": optax.chain(CLIP, ADAM, optax.apply_every(3)),
+    "apply_every in a chain": optax.chain(
+        CLIP, optax.chain(ADAM, optax.apply_every(3))
+    ),
+    "apply_every, trust_clip": trust_clip(optax.chain(ADAM, optax.apply_every(3))),
+    "apply_every, named_chain": optax.named_chain(
+        ("z", CLIP), ("y", ADAM), ("x", optax.apply_every(3))
+    ),
     "MultiSteps twice": steps(optax.chain(CLIP, steps(ADAM))),
 }
 PARTS = {0: optax.chain(CLIP, ADAM), 1: steps(optax.sgd(0.1))}
@@ -64,6 +73,8 @@ INSIDE = {
     "both, on purpose": optax.chain(CLIP, steps(optax.chain(CLIP, ADAM))),
     "a micro-batch is left out": skip_steps(steps(ADAM), Fixed(9.0)),
     "partition": optax.partition(PARTS, {"a": 0, "b": 1}),
+    "behind apply_every": optax.chain(optax.apply_every(3), CLIP, ADAM),
+    "both, apply_every": optax.chain(CLIP, ADAM, optax.apply_every(3), CLIP),
     "no MultiSteps": optax.chain(CLIP, ADAM),
     "inject_hyperparams": optax.inject_hyperparams(
         lambda learning_rate: steps(optax.chain(CLIP, optax.sgd(learning_rate)))
@@ -86,8 +97,8 @@ def init(tx, name):
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_clipper_before_multisteps_is_a_warning(name):
-    """praxis#6."""
+def test_a_clipper_before_an_accumulator_is_a_warning(name):
+    """praxis#6, gpt-jax#2."""
     state = init(OUTSIDE[name], name)
     with pytest.warns(RuntimeWarning, match=MICRO):
         jax.eval_shape(clip_metrics, state)
@@ -105,6 +116,8 @@ def test_a_clipper_of_the_mean_is_no_warning(name):
 def test_the_states_of_two_optimizers_are_no_chain():
     states = optax.chain(CLIP, ADAM).init(PARAMS), steps(ADAM).init(PARAMS)
     jax.eval_shape(clip_metrics, states)
+    summed = optax.chain(ADAM, optax.apply_every(3)).init(PARAMS)
+    jax.eval_shape(clip_metrics, (states[0], summed))
 
 
 def take_step(tx, state, grads):
