@@ -22,6 +22,7 @@ from autoclip_core.loss import LossDecision
 
 from .arguments import explain_arguments
 from .gradients import namespace
+from .gradients.example_axis import warn_if_not_averaged
 from .gradients.leaves import count_elements, has_gradient, list_leaves
 from .gradients.measure import measure_norms
 from .gradients.rows import Labels, Mask, Rows, Scope, choose_scope
@@ -74,8 +75,9 @@ def clip_by_policy(
         0, "propagate" leaves it unchanged. Its norm is never recorded.
       axis_name: mesh axes that cut an update into pieces, inside `shard_map`. Under
         `jit` with sharded arrays, leave it out.
-      rule: how a parameter is cut at scope "unit": "flax" (also for Haiku), "equinox",
-        "layer" (the whole parameter) or "nfnets" (optax's rule).
+      rule: how a parameter is cut at scope "unit": "flax" (the last axis is that of the
+        outputs, as in Haiku, but in weights of Equinox modules the first), "equinox"
+        (the first axis), "layer" (the whole parameter) or "nfnets" (optax's rule).
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is a `ClipState`.
@@ -147,6 +149,7 @@ def decide_step(
 
     If rows have two parts, there is a scale for each part.
     """
+    warn_if_not_averaged(updates, params)
     rows = scope.rows(updates, params)
     check_state_matches(policy, state, rows)
     observed = has_gradient(rows, updates)

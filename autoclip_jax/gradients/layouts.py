@@ -7,11 +7,11 @@
 | Flax: query, key, value kernel (d, heads, k)  | each (head, k)                   |
 | Flax: attention's out kernel (heads, k, d)    | each index of the last axis      |
 | Haiku: transposed convolution (..., O, I)     | each index of the axis before    |
-| Equinox: weight (O, I, ...)                   | each index of axis 0             |
+| Equinox: .weight (O, I, ...), .weight_ih, ... | each index of axis 0             |
 | bias, gain, any vector                        | the whole parameter              |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,6 +40,26 @@ def find_unit_rule(rule: str) -> UnitRule:
     return rules[check_choice("rule", rule, rules)]
 
 
+def choose_rule(rule: str, tree: Any, path: tuple[Any, ...]) -> str:
+    """Return "equinox" in place of "flax" for a weight of an Equinox module.
+
+    The class of the module decides, because other trees may call a matrix (I, O) a
+    weight.
+
+    Args:
+      rule: the rule of the scope.
+      tree: the gradients or the parameters.
+      path: of a leaf in the tree.
+    """
+    if rule != "flax" or not path or not _key_name(path[-1]).startswith("weight"):
+        return rule
+    owner = tree
+    for key in path[:-1]:
+        owner = dict(_list_children(owner))[key]
+    modules = (base.__module__.partition(".")[0] for base in type(owner).__mro__)
+    return "equinox" if "equinox" in modules else rule
+
+
 def flax_units(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     """Return the units of a Flax or Haiku parameter: the output axis is the last."""
     names = ["", "", *map(_key_name, path)]
@@ -65,6 +85,12 @@ def equinox_units(path: tuple[Any, ...], shape: tuple[int, ...]) -> Units:
     if _is_bias_or_gain(_key_name(path[-1]) if path else "", shape):
         return one_unit(shape)
     return units_along_axis(shape, 0)
+
+
+def _list_children(part: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the parts of a pytree, one level down, each with its key."""
+    parts = jax.tree_util.tree_leaves_with_path(part, is_leaf=lambda x: x is not part)
+    return ((path[0], child) for path, child in parts)
 
 
 def _is_bias_or_gain(name: str, shape: tuple[int, ...]) -> bool:

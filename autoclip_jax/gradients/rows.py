@@ -12,7 +12,7 @@ from autoclip_core.clipper import settings
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.units import ParameterRows, name_units
 
-from .layouts import find_unit_rule
+from .layouts import choose_rule, find_unit_rule
 
 SCOPES = ("parameter", "global", "unit")
 
@@ -128,7 +128,8 @@ class Scope:
         for path, leaf in leaves:
             name, units = jax.tree_util.keystr(path) or "parameter", None
             if self.name == "unit" and is_gradient(leaf):
-                units = find_unit_rule(self.rule)(path, tuple(leaf.shape))
+                rule = choose_rule(self.rule, tree, path)
+                units = find_unit_rule(rule)(path, tuple(leaf.shape))
             start = len(names)
             names += [name] if units is None else name_units(name, leaf.shape, units)
             parameters.append(ParameterRows(start, len(names), units))

@@ -105,7 +105,7 @@ TESTS = {
     "jax/loops",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
     "autoclip_jax/gradients": "jax/compilation jax/sharding jax/row_names "
-    "jax/scale_only",
+    "jax/scale_only jax/other_shapes",
     "autoclip_jax/trust.py": "jax/trust",
     "autoclip_jax/positions.py": "jax/update jax/clipped_before",
     "autoclip_jax/metrics.py": "jax/row_names jax/update jax/clipped_before",
