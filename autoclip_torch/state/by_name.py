@@ -53,15 +53,20 @@ def describe_other_parameters(saved: State, current: State) -> str:
     return f"state does not fit this clipper: {', '.join(texts)}" if texts else ""
 
 
-def find_way_out(saved: State, current: State, *, strict: bool) -> str:
-    """Return what to do if parameters differ; `strict` is as in `load_state_dict`."""
+def find_way_out(saved: State, current: State, *, can_load_part: bool) -> str:
+    """Return what to do if parameters differ.
+
+    Args:
+      saved, current: the state to load, and that of the clipper.
+      can_load_part: whether `strict=False` would load a part.
+    """
     has_names = saved["names"] is not None and current["names"] is not None
     if not has_names and current["scope"] != "global":
         return "make both clippers of the model, so that names match the parameters"
     way_out = "pass strict=False to keep the history in common"
     rename = "correct state['names'], or set it to None to load by position"
     is_renamed = has_names and len(saved["parameters"]) == len(current["parameters"])
-    ways = [way_out] * strict + [rename] * is_renamed
+    ways = [way_out] * can_load_part + [rename] * is_renamed
     return ", or ".join(ways) or "no parameter is in both, so start without the state"
 
 

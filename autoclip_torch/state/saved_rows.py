@@ -41,8 +41,6 @@ def arrange_rows(
     """
     _check_lists(saved)
     changes = describe_other_parameters(saved, current)
-    if changes and strict:
-        raise ValueError(f"{changes}; {find_way_out(saved, current, strict=True)}")
     old, new = index_names(saved, current), index_names(current, current)
     if not changes and (not old or list(old) == list(new)):
         return saved
@@ -53,8 +51,10 @@ def arrange_rows(
     ]
     total, row_count = (_count(state["rows"]) for state in (saved, current))
     sources = match_rows(pairs, total, row_count, current["scope"])
-    if not (sources >= 0).any():
-        raise ValueError(f"{changes}; {find_way_out(saved, current, strict=False)}")
+    has_common = bool((sources >= 0).any())
+    if (changes and strict) or not has_common:
+        way_out = find_way_out(saved, current, can_load_part=strict and has_common)
+        raise ValueError(f"{changes}; {way_out}")
     if not changes:
         _check_same_rows(pairs, sources)
     empty = make_empty()
