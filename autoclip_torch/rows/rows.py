@@ -190,7 +190,10 @@ def _refuse_overrides(groups: Sequence[Group]) -> None:
     for group in groups:
         if group.overrides:
             rule = 'without settings of its own at scope="global", which is one row'
-            way_out = 'choose scope="group", or make a clipper for each group'
+            way_out = (
+                'for one norm, give the model, or groups with only "params"; '
+                'scope="group" has a norm and settings for each group'
+            )
             raise ValueError(format_error("a group", rule, group.overrides, way_out))
 
 

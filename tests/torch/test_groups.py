@@ -198,6 +198,16 @@ def test_a_value_clip_takes_a_value_for_each_group():
 GENERIC = Case(Clipper, {"policy": Fixed(1.0)}, "Fixed(1.0)")
 
 
+def test_the_groups_of_an_optimizer_are_no_reason_for_a_norm_of_each():
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    way_out = 'for one norm, give the model, or groups with only "params"; scope='
+    with pytest.raises(ValueError, match=way_out):
+        NormClip(optimizer.param_groups, 1.0)
+    only_params = [{"params": group["params"]} for group in optimizer.param_groups]
+    assert NormClip(only_params, 1.0).names == ["global"]
+
+
 @pytest.mark.parametrize(
     ("case", "override"), [(case, over) for case, over, _ in OVERRIDES.values()]
 )
