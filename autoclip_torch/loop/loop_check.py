@@ -35,9 +35,9 @@ _WATCHED, _PERIOD = 10, 1000
 
 _SCALED = (
     "clipper.step() was called before the GradScaler had unscaled the gradients, so it "
-    "clipped gradients that are multiplied by the loss scale; call "
-    "clipper.step(scaler=scaler, optimizer=optimizer), or clipper.attach(optimizer) if "
-    "a trainer unscales them"
+    "clipped gradients that are multiplied by the loss scale; if a trainer has the "
+    "scaler, as Lightning does, call clipper.attach(optimizer) or use its "
+    "ClipCallback; otherwise call clipper.step(scaler=scaler, optimizer=optimizer)"
 )
 _LEFT_OUT = (
     "optimizer.step() is called in some steps without clipper.step(), with gradients "

@@ -107,6 +107,26 @@ def test_unscaled_gradients_are_clipped(tmp_path, kind):
     assert bool(module.net.weight.isfinite().all())
 
 
+class ClipsByHand(Manual):
+    """Clips before the trainer has unscaled the gradients."""
+
+    def configure_optimizers(self):
+        self.clipper = NormClip(self.net, 1.0)
+        return super().configure_optimizers()
+
+    def manual_backward(self, loss):
+        super().manual_backward(loss)
+        self.clipper.step()
+
+
+def test_a_clip_of_scaled_gradients_leads_to_what_works_in_a_trainer(tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    advice = r"as Lightning does, call clipper.attach\(optimizer\) or use its ClipCall"
+    with pytest.warns(UserWarning, match=advice):
+        trainer(tmp_path, plugins=[plugin]).fit(ClipsByHand())
+
+
 def test_bfloat16(tmp_path):
     module, callback = Automatic(), ClipCallback(QuantileClip, **QUANTILE)
     trainer(tmp_path, callback, precision="bf16-mixed").fit(module)
