@@ -22,6 +22,9 @@ from autoclip_torch.state.policy_states import PolicyStates
 from .overflow_check import OverflowCheck
 from .warn import warn
 
+_MANY_SKIPS = 50
+"""So many skips in a row warn. A `GradScaler` that calibrates skips about 16."""
+
 
 class RunChecks:
     """The checks of each step, and the counts that they need.
@@ -44,9 +47,10 @@ class RunChecks:
                 error = format_error("max_consecutive_skips", rule, most_skips, way_out)
                 raise ValueError(error)
         self.most_skips = most_skips
+        self._may_skip = may_skip
         self.overflows = self._overflow_check()
         self._clipped_before = ClippedBeforeCheck()
-        self._has_had_gradient = self._has_warned = False
+        self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
 
     def reset(self) -> None:
         """Restart the counts."""
@@ -102,6 +106,8 @@ class RunChecks:
     def check_counts(self, tally: Tally, nonfinite: str, dry_run: bool) -> None:
         """Check counts that are on the CPU."""
         self.check_skips(tally)
+        if not dry_run:
+            self._warn_of_skips(tally)
         # A dry run sets no infinity to 0, so it hides no overflow from a GradScaler.
         if nonfinite == "zero" and not dry_run:
             self.overflows.check(tally)
@@ -119,6 +125,19 @@ class RunChecks:
                 f"{int(tally.skipped_in_a_row)} updates in a row were skipped, more "
                 f"than max_consecutive_skips={most}: the run is not training; "
                 "look at the loss and the learning rate"
+            )
+
+    def _warn_of_skips(self, tally: Tally) -> None:
+        """Warn once of a run that skips every update, without a limit."""
+        has_limit = self.most_skips is not None
+        if has_limit or self._has_warned_of_skips or not self._may_skip:
+            return
+        if (count := int(tally.skipped_in_a_row)) >= _MANY_SKIPS:
+            self._has_warned_of_skips = True
+            warn(
+                f"{count} updates in a row were skipped: the run is not training; look "
+                "at the loss and at the data of these steps; to stop such a run, set "
+                "max_consecutive_skips"
             )
 
 

@@ -315,6 +315,53 @@ def test_too_many_skips_in_a_row_are_an_error(by):
     assert clipper.metrics()["clip/skipped_total"] == 7
 
 
+@pytest.mark.parametrize("by", ["nonfinite", "Drop", "loss", "attached", "on a device"])
+def test_a_run_that_skips_every_update_warns_once(by):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    policy = Drop(Fixed(10.0), action="skip") if by == "Drop" else Fixed(10.0)
+    losses = {"loss_policy": Fixed(1.0)} if by == "loss" else {"nonfinite": "skip"}
+    clipper = Clipper([weight], policy, **losses)
+    if by == "attached":
+        clipper.attach(optimizer)
+    if by == "on a device":
+        clipper._stepper.move_states = lambda gradients: None
+        clipper._policy_states.move_to(torch.device("cpu"))
+
+    def take_steps(count, *, good=False):
+        for _ in range(count):
+            weight.grad = torch.full((2,), {"Drop": 1e3, "loss": 1.0}.get(by, NAN))
+            if good:
+                weight.grad = torch.ones(2)
+            if by != "attached":
+                loss = None if by != "loss" else 0.5 if good else 9.0
+                clipper.step(loss=loss)
+            if by == "on a device":
+                clipper.metrics()
+            optimizer.step()
+
+    for _ in range(4):
+        take_steps(49)
+        take_steps(1, good=True)
+    take_steps(49)
+    words = "50 updates in a row were skipped.* max_consecutive_skips"
+    with pytest.warns(UserWarning, match=words):
+        take_steps(1)
+    take_steps(60)
+
+
+def test_a_dry_run_and_a_limit_of_skips_do_not_warn():
+    weight = nn.Parameter(torch.ones(2))
+    keywords = {"nonfinite": "skip", "max_norm": 1.0}
+    dry = NormClip([weight], **keywords, dry_run=True)
+    limited = NormClip([weight], **keywords, max_consecutive_skips=60)
+    for clipper in (dry, limited):
+        for _ in range(60):
+            weight.grad = torch.full((2,), NAN)
+            clipper.step()
+        assert clipper.metrics()["clip/skipped_total"] == 60
+
+
 def test_a_limit_of_skips_is_kept_through_a_checkpoint():
     weight = nn.Parameter(torch.ones(2))
     keywords = {"nonfinite": "skip", "max_consecutive_skips": 1, "max_norm": 1.0}
