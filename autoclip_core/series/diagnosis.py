@@ -54,6 +54,12 @@ SENTENCES = {
 }
 """The verdicts in words."""
 
+ALL_ZERO = (
+    "All norms are 0: nothing is trained, or gradients are set to 0 before they are "
+    "measured, as by zero_grad()."
+)
+"""The sentence of "vanished" if no norm is above 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
@@ -232,6 +238,8 @@ def write_sentence(
 ) -> str:
     """Return the verdict with its steps and numbers."""
     place = finding.place
+    if finding.verdict == "vanished" and place == 0:
+        return ALL_ZERO
     rest = norms[slice(place, None)]
     median = np.median(norms[healthy] / 2) * 2 if healthy.any() else 0.0
     with np.errstate(over="ignore"):

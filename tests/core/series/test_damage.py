@@ -129,6 +129,11 @@ def test_each_kind_of_run_has_its_verdict_at_every_scale(name):
         assert np.isfinite(norms[diagnosis.healthy]).all()
 
 
+def test_a_run_whose_norms_are_all_0_names_the_cause():
+    assert "gradients are set to 0 before" in str(diagnose(np.zeros(50)))
+    assert "gradients are set to 0 before" not in str(diagnose(np.repeat([1, 0], 60)))
+
+
 def test_overflows_before_the_damage_are_the_calibration():
     assert diagnose(VERDICTS["calibration"][0]).calibration == 9
     assert diagnose(np.full(90, NAN)).calibration == 0
