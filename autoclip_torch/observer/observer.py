@@ -232,6 +232,8 @@ class Observer(BaseClipper, ParameterSurgery):
         metrics = {name: float(value) for name, value in numbers.items()}
         if stepper.quantity == "gradient" and not stepper.dry_run:
             stepper.checks.check_norm(metrics["clip/norm"])
+            if states.device is not None:  # otherwise each step checks it
+                stepper.checks.check_zeros(decision, states.rows)
         return metrics
 
     @property

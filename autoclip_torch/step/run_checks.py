@@ -21,6 +21,7 @@ from autoclip_torch.state.policy_states import PolicyStates
 
 from .overflow_check import OverflowCheck
 from .warn import warn
+from .zero_norms import ZeroNormCheck
 
 _MANY_SKIPS = 50
 """So many skips in a row warn. A `GradScaler` that calibrates skips about 16."""
@@ -50,6 +51,7 @@ class RunChecks:
         self._may_skip = may_skip
         self.overflows = self._overflow_check()
         self._clipped_before = ClippedBeforeCheck()
+        self._zero_norms = ZeroNormCheck()
         self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
 
     def reset(self) -> None:
@@ -89,9 +91,11 @@ class RunChecks:
         else:
             warn(
                 "the clipper has not received a gradient yet: none of its parameters "
-                "has one; call backward() first, and make the clipper of the "
-                "parameters that are trained: fully_shard, among others, replaces "
-                "parameters"
+                "has one; call backward() first, and no zero_grad() between it and the "
+                "clip; for an optimizer that steps in the backward pass, make a "
+                "clipper for each parameter and attach it; if a copy of the model is "
+                "trained, or fully_shard has replaced parameters, make the clipper of "
+                "those that are trained"
             )
 
     def check_run(
@@ -99,6 +103,8 @@ class RunChecks:
     ) -> None:
         """Check the counts of a run, if reading them does not wait for a device."""
         if states.device is None:
+            if not dry_run:
+                self.check_zeros(states.decision, states.rows)
             self.check_counts(states.tally, states.nonfinite, dry_run)
         elif states.device.type == "cpu" or is_cancelled:  # the wait is over
             self.check_skips(states.tally)
@@ -111,6 +117,10 @@ class RunChecks:
         # A dry run sets no infinity to 0, so it hides no overflow from a GradScaler.
         if nonfinite == "zero" and not dry_run:
             self.overflows.check(tally)
+
+    def check_zeros(self, decision: Decision, rows: Rows) -> None:
+        """Warn once if all gradients were set to 0; the decision is on the CPU."""
+        self._zero_norms.check(decision, rows)
 
     def check_norm(self, norm: float) -> None:
         """Warn once if another clip acts before this one; `norm` is on the CPU."""

@@ -53,6 +53,9 @@ class UpdateChecks(RunChecks):
     def check_gradients(self, *arguments: Any) -> None:
         """Accept a step without gradients: the optimizer then changes nothing."""
 
+    def check_zeros(self, *arguments: Any) -> None:
+        """Accept updates of 0: the learning rate may be 0."""
+
     def check_state(self, optimizer: Optimizer, changes: Sequence[Change]) -> None:
         """Look for weights in the optimizer's state, after its first step.
 
