@@ -71,7 +71,9 @@ def _check_one(clipper: Observer, group: Any) -> None:
         raise RuntimeError(
             "the clippers of all ranks must agree, but these differ from the others: "
             f"{'; '.join(differences)}; did these ranks leave out a step, load another "
-            "checkpoint, or make the clipper with other arguments?"
+            "checkpoint, or make the clipper with other arguments? Ranks with other "
+            "parameters, such as the stages of a pipeline, share one norm only with "
+            'scope="global" and process_group'
         )
 
 

@@ -61,6 +61,10 @@ def stages(rank):
     return stepped(clipper, [1.0, 2.0, 3.0 + rank])
 
 
+def stages_without_a_group(rank):
+    return stepped(quantile(nn.Linear(3 + rank, 2), scope="global"), [1.0, 2.0])
+
+
 def another_norm(rank):
     return stepped(quantile(model()), [1.0, 5.0 if rank == 1 else 2.0])
 
@@ -104,7 +108,8 @@ def attempt(clipper, group=None):
 
 def found_by(rank):
     """Return what this rank's check says in each case."""
-    reports = {case.__name__: attempt(case(rank)) for case in [*AGREE, *DIFFER]}
+    cases = [*AGREE, *DIFFER, stages_without_a_group]
+    reports = {case.__name__: attempt(case(rank)) for case in cases}
     pairs = [dist.new_group([0, 2]), dist.new_group([1])]
     reports["a group"] = attempt(another_norm(rank), pairs[rank % 2])
     return reports
@@ -152,6 +157,13 @@ def test_ranks_that_agree_pass(reports, case):
 def test_every_rank_reports_which_rank_differs_and_how(reports, case):
     for rank in reports:
         assert f"differ from the others: {DIFFER[case]};" in rank[case.__name__]
+
+
+def test_stages_without_a_group_are_named_as_a_cause(reports):
+    for rank in reports:
+        error = rank["stages_without_a_group"]
+        assert "stages of a pipeline, share one norm only with" in error
+        assert error.endswith('scope="global" and process_group')
 
 
 def test_only_the_ranks_of_a_group_are_compared(reports):
