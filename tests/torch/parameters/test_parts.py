@@ -192,6 +192,27 @@ def test_every_clipper_of_a_part_warns():
     assert len(w) == 2
 
 
+@pytest.mark.parametrize("is_attached", [False, True])
+@pytest.mark.parametrize("later", ["unfrozen", "added"])
+def test_what_is_trained_later_is_named_two_steps_after_a_comparison(
+    later, is_attached
+):
+    """Parameters are compared every 16 steps, and in each step once some are found."""
+    model = network()
+    model[0].requires_grad_(False)
+    clipper = clip(model[1].parameters())
+    optimizer = sgd(model) if later == "unfrozen" else sgd(model[1])
+    if is_attached:
+        clipper.attach(optimizer)
+    steps = [] if is_attached else [clipper.step]
+    train(model, *steps, optimizer.step, count=20)
+    model[0].requires_grad_(True)
+    if later == "added":
+        optimizer.add_param_group({"params": model[0].parameters()})
+    with pytest.warns(UserWarning, match=PART):
+        train(model, *steps, optimizer.step, count=18)
+
+
 WAYS_OUT = {
     "the model": lambda model, clipper: clip(model),
     "a group": lambda model, clipper: clipper.add_param_group(
