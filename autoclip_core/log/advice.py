@@ -14,7 +14,13 @@ from autoclip_core.series.ratchet import find_ratchet
 from .formatting import format_number, format_percent
 from .rate_advice import advise_on_rate
 from .red_lights import MIN_STEPS, diagnose_steps, find_red_lights
-from .settings import WARMUP, find_policy, records_clipped_norms, select_settings
+from .settings import (
+    WARMUP,
+    find_policy,
+    is_dry_run,
+    records_clipped_norms,
+    select_settings,
+)
 
 
 def advise(log: StepRecorder) -> Iterator[str]:
@@ -37,6 +43,8 @@ def advise(log: StepRecorder) -> Iterator[str]:
     yield from advise_on_rows(log._rows)
     counts = logged if {"nonfinite", "steps"} <= logged.keys() else totals.counts
     yield from advise_on_nonfinite(int(counts["nonfinite"]), int(counts["steps"]))
+    if not is_dry_run(log.settings, is_update):
+        yield from advise_on_skips(counts)
 
 
 def warn_of_no_update(repeats: Repeats, steps: int) -> list[str]:
@@ -125,6 +133,18 @@ def advise_on_nonfinite(nonfinite: int, steps: int) -> list[str]:
         f"{nonfinite} of {steps} steps ({format_percent(nonfinite / steps)}) had a NaN "
         "or infinite norm, which no threshold repairs: check the loss, the data of "
         "these steps and, in float16, the loss scale."
+    ]
+
+
+def advise_on_skips(counts: Mapping[str, float]) -> list[str]:
+    """Say that most updates were skipped, and not because of a NaN or infinity."""
+    steps, skipped = int(counts["steps"]), int(counts.get("skipped", 0))
+    if steps < MIN_STEPS or skipped - counts["nonfinite"] <= 0.5 * steps:
+        return []
+    return [
+        f"{skipped} of {steps} updates ({format_percent(skipped / steps)}) were "
+        "skipped: the run hardly trains. Raise the level above which the policy skips, "
+        "or check the loss and the data."
     ]
 
 

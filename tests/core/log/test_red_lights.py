@@ -13,6 +13,7 @@ import autoclip_core
 from autoclip_core import (
     Cap,
     ClipLog,
+    Drop,
     EmaRatio,
     Fixed,
     MeanStd,
@@ -435,6 +436,20 @@ def test_a_policy_of_the_gradients_is_not_blamed_for_the_updates(is_named):
     assert "The bound sets the size of most steps" in advice
     assert "EmaRatio" not in advice
     assert "aise" not in advice
+
+
+@pytest.mark.parametrize("action", ["skip", "zero"])
+@pytest.mark.parametrize(("count", "is_named"), [(120, False), (130, True)])
+def test_a_run_that_skips_most_updates_is_named(action, count, is_named):
+    policy, log = Drop(Fixed(10.0), action=action), ClipLog()
+    state = policy.init(rows=1)
+    for step in range(250):
+        state, decision = decide(policy, state, [100.0 if step < count else 1.0])
+        log.record(decision)
+    text = f"{count} of 250 updates (52 %) were skipped: the run hardly trains"
+    assert (text in log.summary().advice[-1]) == (is_named and action == "skip")
+    log.settings["dry_run"] = "True"
+    assert "hardly trains" not in str(log.summary())
 
 
 def test_another_level_is_named_without_a_red_light():
