@@ -5,6 +5,7 @@ name. So no field may have a name that a state of optax has. The states of
 `autoclip_core` keep their names: `rename_fields` puts a prefix before each.
 """
 
+import re
 from collections import namedtuple
 from collections.abc import Mapping
 from functools import cache, partial
@@ -186,9 +187,9 @@ def check_state_matches(policy: Policy, state: ClipState, rows: Rows) -> None:
         )
     init = partial(init_state, policy, row_count, rows.norm)
     expected = array_types(jax.eval_shape(init))
-    # The arithmetic of `optax.contrib.sam` makes integers of booleans.
+    # The arithmetic of `optax.contrib.sam` makes integers of booleans, int64 with x64.
     actual = {
-        name: kind.replace("int32", "bool")
+        name: re.sub(r"int(32|64)$", "bool", kind)
         if "bool" in expected.get(name, "")
         else kind
         for name, kind in array_types(state).items()

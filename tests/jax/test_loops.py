@@ -128,6 +128,14 @@ def test_a_bound_that_the_optimizer_undoes_is_a_warning():
         clip_metrics(tx.init(params))  # a warning would be an error
 
 
+@pytest.fixture(params=[False, True], ids=["float32", "x64"])
+def x64(request):
+    jax.config.update("jax_enable_x64", request.param)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.usefixtures("x64")
 def test_sam_trains_as_with_its_opaque_mode():
     """Without that mode, it selects states by arithmetic, also booleans and inf."""
     outer, params = optax.sgd(0.1), jnp.array([1.0, -2.0])
