@@ -55,7 +55,8 @@ def warn_of_no_update(repeats: Repeats, steps: int) -> list[str]:
     return [
         f"Red light: the last {repeats.latest} records repeat one step: there was no "
         "update. If a loss scale skips each update, no gradient is finite: check the "
-        "loss and the data. Otherwise another optimizer steps."
+        "loss and the data. Otherwise another optimizer steps, or each step begins "
+        "with a new state of the clipper."
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from autoclip_core import (
     Cap,
+    ClipLog,
     EmaRatio,
     Fixed,
     MeanStd,
@@ -173,3 +174,19 @@ def test_sam_trains_as_with_its_opaque_mode():
     metrics, wanted = clip_metrics(state), clip_metrics(wanted_state)
     assert metrics["clip/clip_rate"] == wanted["clip/clip_rate"] > 0
     np.testing.assert_allclose(metrics["clip/norm"], wanted["clip/norm"], rtol=1e-5)
+
+
+def test_the_log_shows_that_each_step_begins_with_a_new_state():
+    """maxtext#138: `init` in each step, so that no history forms."""
+    clip, log = clip_by_policy(Quantile(0.9), scope="global"), ClipLog()
+
+    @jax.jit
+    def step(grads):
+        _, state = clip.update(grads, clip.init(grads))
+        return clip_metrics(state)
+
+    for index in range(120):
+        log.record(step(jnp.array([1.0 + index, 1.0])))
+    [light] = [text for text in log.summary().advice if "Red light" in text]
+    assert "the last 119 records repeat one step" in light
+    assert "each step begins with a new state of the clipper" in light
