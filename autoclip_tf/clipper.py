@@ -103,6 +103,11 @@ class Clipper(PolicyClipper):
             pairs[index] = (gradient, pairs[index][1])
         return pairs if self.dry_run else ClippedPairs(pairs, self._checks)
 
+    def _check_steps(self, steps: float) -> None:
+        """Warn once if a loop calls it several times for each update."""
+        if self._checks is not None:
+            self._checks.count_steps(steps)
+
     def _step(self, tensors: list[RowTensor], rows: Rows) -> list[Any]:
         """Measure, decide and record; return the scaled gradients."""
 

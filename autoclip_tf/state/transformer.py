@@ -116,6 +116,7 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         values = {name: float(value) for name, value in numbers.items()}
         if not (self.clips_update or self.dry_run):
             self._check_norm(values["clip/norm"])
+            self._check_steps(values["clip/steps"])
         return values
 
     def _check_norm(self, norm: float) -> None:
@@ -124,6 +125,9 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
             self._clipped_before = ClippedBeforeCheck()
         if text := self._clipped_before.check(norm):
             warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+    def _check_steps(self, steps: float) -> None:
+        """Compare the steps with the loop; a transformer that has no loop does not."""
 
     def check_state(self) -> None:
         """Raise if the state is invalid: NaN, a negative level, an impossible count.

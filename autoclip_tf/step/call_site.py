@@ -22,8 +22,8 @@ def warn_if_before_sum(name: str) -> None:
     Args:
       name: the class of the clipper.
     """
-    count = _count_replicas()
-    if count > 1 and not _is_called_by_optimizer():
+    count = count_replicas()
+    if count > 1 and not is_called_by_optimizer():
         warnings.warn(
             f"{name} is called inside the replica function of a strategy with {count} "
             "replicas: unless you have summed the gradients, each replica clips its "
@@ -70,7 +70,7 @@ def get_graph() -> Any:
     return None if eager else weakref.ref(tf.compat.v1.get_default_graph())
 
 
-def _count_replicas() -> int:
+def count_replicas() -> int:
     """Return the number of replicas, if the caller is one of them; else 1."""
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -88,6 +88,16 @@ def _list_frames() -> Iterator[FrameType]:
         yield frame
 
 
-def _is_called_by_optimizer() -> bool:
+def list_optimizers() -> Iterator[Any]:
+    """Yield the optimizers among the local names of the callers and in their `self`."""
+    for frame in _list_frames():
+        owner = getattr(frame.f_locals.get("self"), "__dict__", {})
+        for value in [*frame.f_locals.values(), *owner.values()]:
+            if issubclass(type(value), keras.optimizers.Optimizer):
+                yield value
+
+
+def is_called_by_optimizer() -> bool:
+    """Return whether an optimizer calls the clipper, and no loop."""
     modules = (frame.f_globals.get("__name__", "") for frame in _list_frames())
     return any(module.startswith(_OPTIMIZERS) for module in modules)

@@ -7,10 +7,11 @@ from typing import Any
 
 from .call_site import get_graph, warn_if_unscaled_later
 from .check_transformers import Pair
+from .clips_per_update import ClipsPerUpdate
 
 
 class LoopChecks:
-    """Warns about a loop that ignores pairs, clips scaled gradients, or passes parts.
+    """Warns about a loop that ignores or adds up pairs, or clips other gradients.
 
     Args:
       name: the class of the clipper.
@@ -19,6 +20,7 @@ class LoopChecks:
     def __init__(self, name: str) -> None:
         self._name = name
         self._has_used_one = False
+        self._per_update = ClipsPerUpdate()
         self._unused_in_a_row = 0
         self._ids: set[int] = set()
         self._earlier_ids: set[int] = set()
@@ -52,12 +54,22 @@ class LoopChecks:
                 stacklevel=4,
             )
 
-    def count_use(self) -> None:
+    def count_use(self, pairs: list[Pair]) -> None:
         """Count a result that is read; check the reader of the first one."""
         self._unused_in_a_row = 0
         if not self._has_used_one:
             self._has_used_one = True
             warn_if_unscaled_later(self._name)
+        text = self._per_update.count_call([variable for _, variable in pairs])
+        self._warn(text, stacklevel=4)
+
+    def count_steps(self, steps: float) -> None:
+        """Receive the number of steps that `metrics` has read."""
+        self._warn(self._per_update.count_steps(steps), stacklevel=5)
+
+    def _warn(self, text: str, stacklevel: int) -> None:
+        if text:
+            warnings.warn(f"{self._name} {text}", RuntimeWarning, stacklevel=stacklevel)
 
     def count_unused(self) -> None:
         """Count a result that nothing read; warn about the second in a row.
@@ -84,7 +96,7 @@ def _reading(name: str) -> Any:
     def read(self: "ClippedPairs", *arguments: Any) -> Any:
         checks, self._checks = self._checks, None
         if checks is not None:
-            checks.count_use()
+            checks.count_use(self)
         return method(self, *arguments)
 
     return read

@@ -217,3 +217,138 @@ def test_two_parts_in_one_graph_are_a_warning(is_one_step):
         for parts in [weights] if is_one_step else [weights[:1], weights[1:]]:
             tf.function(functools.partial(step, parts))()
     assert len(caught) == is_one_step
+
+
+def accumulate(clip_first, k=4, updates=8, is_graph=False, logs=False, **keywords):
+    """Train by hand with k micro-batches for each update; return the warnings."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    variables, clip = model.trainable_variables, NormClip(1.0, **keywords)
+    optimizer = keras.optimizers.SGD(1e-3)
+    optimizer.build(variables)
+    totals = [tf.Variable(tf.zeros(v.shape)) for v in variables]
+
+    def micro_batch(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - 20.0) ** 2)
+        gradients = tape.gradient(loss, variables)
+        if clip_first:
+            gradients = [g for g, _ in clip(zip(gradients, variables, strict=True))]
+        for total, gradient in zip(totals, gradients, strict=True):
+            total.assign_add(gradient)
+
+    def update():
+        pairs = [(total / k, v) for total, v in zip(totals, variables, strict=True)]
+        optimizer.apply_gradients(pairs if clip_first else clip(pairs))
+
+    if is_graph:
+        micro_batch, update = tf.function(micro_batch), tf.function(update)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(updates):
+            for _ in range(k):
+                micro_batch(tf.random.normal((3, 2)))
+            update()
+            for total in totals:
+                total.assign(tf.zeros_like(total))
+            if logs:
+                clip.metrics()
+    return [each for each in caught if "for each update" in str(each.message)]
+
+
+@pytest.mark.parametrize(
+    ("k", "is_graph", "logs"),
+    [(2, False, False), (4, False, False), (2, True, True), (12, False, True)],
+)
+def test_micro_batches_that_are_clipped_before_their_sum_are_a_warning(
+    k, is_graph, logs
+):
+    """DeepLearningExamples#713; the metrics show it in a graph, and with a large k."""
+    [warning] = accumulate(True, k, is_graph=is_graph, logs=logs)
+    text = str(warning.message)
+    assert f"NormClip was called {k} times for each update of SGD" in text
+    assert "add up the gradients first, and call it once" in text
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_a_clip_of_the_sum_is_no_warning(is_graph):
+    assert not accumulate(False, is_graph=is_graph, logs=True)
+    assert not accumulate(True, k=1, is_graph=is_graph, logs=True)
+    assert not accumulate(True, is_graph=is_graph, logs=True, dry_run=True)
+
+
+@pytest.mark.parametrize("logs", [False, True])
+def test_keras_accumulation_after_a_clip_by_hand_is_a_warning(logs):
+    """Keras sums what it receives, and then counts one update."""
+    weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=3)
+    optimizer.build([weight])
+
+    def train():
+        for _ in range(14):
+            optimizer.apply_gradients(clip(pairs_of(weight)))
+            if logs:
+                clip.metrics()
+
+    with pytest.warns(RuntimeWarning, match="called 3 times for each update of SGD"):
+        train()
+
+
+def train_two_networks(clips, is_graph):
+    """Step a critic three times for each step of a generator."""
+    weights = [keras.Variable([0.0, 0.0]) for _ in range(2)]
+    optimizers = [keras.optimizers.SGD(1.0) for _ in weights]
+    for weight, optimizer, clip in zip(weights, optimizers, clips, strict=True):
+        optimizer.build([weight])
+        clip.build([weight])
+
+    def step(index):
+        optimizers[index].apply_gradients(clips[index](pairs_of(weights[index])))
+
+    step = tf.function(step) if is_graph else step
+    for _ in range(8):
+        for index in (0, 0, 0, 1):
+            step(index)
+            clips[index].metrics()
+
+
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_several_optimizers_are_no_warning(is_graph):
+    """A warning is an error in these tests."""
+    train_two_networks([NormClip(1.0), NormClip(1.0)], is_graph)
+    shared = NormClip(1.0, scope="parameter")
+    weights = [keras.Variable([0.0, 0.0]) for _ in range(2)]
+    shared.build(weights)
+    optimizers = [keras.optimizers.SGD(1.0) for _ in weights]
+    for weight, optimizer in zip(weights, optimizers, strict=True):
+        optimizer.build([weight])
+    for _ in range(8):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            optimizer.apply_gradients(shared(pairs_of(weight)))
+        shared.metrics()
+
+
+@pytest.mark.parametrize("accumulation", [None, 3])
+def test_a_clipper_inside_an_optimizer_is_no_warning(accumulation):
+    weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
+    sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulation)
+    optimizer = clip.as_optimizer(sgd)
+    optimizer.build([weight])
+    for _ in range(14):
+        optimizer.apply_gradients(pairs_of(weight))
+        clip.metrics()
+
+
+def test_an_update_that_a_loop_leaves_out_is_no_warning():
+    """A loop may skip a burst of updates, or steps with another optimizer."""
+    weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build([weight])
+    for step in range(30):
+        pairs = clip(pairs_of(weight))
+        [(gradient, _)] = pairs
+        if not 2 < step < 9 and step % 3:
+            optimizer.apply([gradient], [weight])
+        if step % 5 == 0:
+            clip.metrics()

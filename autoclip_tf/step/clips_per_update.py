@@ -1,0 +1,97 @@
+"""Notice a clipper that a loop calls several times for each update of its optimizer."""
+
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+
+from autoclip_tf.gradients.rows import stable_id
+
+from .call_site import (
+    count_replicas,
+    get_graph,
+    is_called_by_optimizer,
+    list_optimizers,
+)
+
+_INTERVALS = 3
+"""So many comparisons in a row show it; other loops may leave out some updates."""
+
+_WATCHED_CALLS = 32
+"""After so many calls outside of a graph, only `metrics` compares the counts."""
+
+
+class ClipsPerUpdate:
+    """Compares the steps of a clipper with the updates of the optimizer.
+
+    That is the only optimizer in reach of the loop that was built for the variables. A
+    clipper that receives other variables in some calls may serve several optimizers, so
+    it is not watched.
+    """
+
+    def __init__(self) -> None:
+        """Start without an optimizer."""
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ids: frozenset[int] = frozenset()
+        self._is_watched, self._counts_calls = True, False
+        self._calls = self._intervals = 0
+        self._last: tuple[int, int] | None = None
+
+    def count_call(self, variables: list[Any]) -> str:
+        """Count a call whose result is used; return a message, or "".
+
+        Args:
+          variables: those of the gradients.
+        """
+        ids = frozenset(map(stable_id, variables))
+        if is_called_by_optimizer() or count_replicas() > 1 or self._ids - ids:
+            self._is_watched = False
+        self._ids |= ids
+        self._calls += 1
+        if not self._is_watched or self._calls > _WATCHED_CALLS:
+            if self._counts_calls:
+                self._counts_calls, self._last = False, None
+            return ""
+        if self._find_optimizer() is None:
+            self._optimizers.update(list_optimizers())
+        self._counts_calls = keras.backend.backend() != "jax" and get_graph() is None
+        return self._compare(self._calls) if self._counts_calls else ""
+
+    def count_steps(self, steps: float) -> str:
+        """Receive the steps that `metrics` has read; return a message, or "".
+
+        Args:
+          steps: their number since the start of the run.
+        """
+        return "" if self._counts_calls else self._compare(int(steps))
+
+    def _compare(self, steps: int) -> str:
+        optimizer = self._find_optimizer()
+        if optimizer is None:
+            return ""
+        updates = int(np.asarray(keras.ops.convert_to_numpy(optimizer.iterations)))
+        last, self._last = self._last, self._last or (steps, updates)
+        if last is None or updates == last[1]:
+            return ""
+        self._last = (steps, updates)
+        count = (steps - last[0]) / (updates - last[1])
+        self._intervals = self._intervals + 1 if count >= 2 else 0
+        if self._intervals < _INTERVALS:
+            return ""
+        self._is_watched = False
+        return (
+            f"was called {count:.3g} times for each update of "
+            f"{type(optimizer).__name__}; if the results are added up, each "
+            "micro-batch is clipped and not their sum: add up the gradients first, and "
+            "call it once before optimizer.apply(gradients, variables)"
+        )
+
+    def _find_optimizer(self) -> Any:
+        """Return the optimizer of the variables, or None if it is not known."""
+        owners = [
+            each
+            for each in (self._optimizers if self._is_watched else ())
+            if each.built and self._ids <= {*map(stable_id, each._trainable_variables)}
+        ]
+        return owners[0] if len(owners) == 1 else None
