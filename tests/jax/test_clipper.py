@@ -355,6 +355,21 @@ def test_an_optimizer_whose_state_changes_its_type_can_be_wrapped():
         np.testing.assert_array_equal(wrapped, unwrapped, strict=True)
 
 
+@pytest.mark.parametrize("size", [1e-50, 3e40])
+def test_a_float64_norm_beyond_float32_is_infinite_and_below_it_is_kept(size):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        grads = {"a": jnp.array([size, 0.0])}
+        tx = clip_by_policy(Fixed(1.0))
+        updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+        kept, metrics = float(updates["a"][0]), clip_metrics(state)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    is_infinite = size > 1.0
+    assert kept == (0.0 if is_infinite else size)
+    assert metrics["clip/nonfinite_total"] == is_infinite
+
+
 @pytest.mark.parametrize(("norm", "count"), [("l2", 1), ("rms", 7)])
 def test_float64_and_bfloat16_leaves_share_a_norm(norm, count):
     """Norms and scales are float64, the state is float32."""
