@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autoclip_core.checks import format_error
+from autoclip_torch.rows.flat_parts import refuse_fsdp1
 from autoclip_torch.rows.rows import Rows
 
 from .dtensor import count_shards, is_sharded
@@ -145,17 +146,12 @@ def find_ranks(
 
     Raises:
       TypeError: as `check_process_group`.
-      ValueError: the parameters are those of FSDP1, or the groups overlap in a way in
-        which copies cannot be counted.
+      ValueError: as `refuse_fsdp1`; or the groups overlap in a way in which copies
+        cannot be counted.
     """
     check_process_group(process_group)
     parameters = rows.parameters
-    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
-        raise ValueError(
-            "parameters must not be those of FSDP1, which flattens them: each rank "
-            "holds another part; use fully_shard (FSDP2), or let FSDP1 clip at the "
-            "threshold() of a clipper made before wrapping, and observe() its norm"
-        )
+    refuse_fsdp1(parameters)
     tensors: Iterable[Any] = filter(is_sharded, parameters)
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
     if not meshes and process_group is None:

@@ -16,7 +16,7 @@ from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
 from autoclip_torch.gradients.ranks import has_other_ranks
 from autoclip_torch.optimizer_steps.weak_hook import WeakHook
-from autoclip_torch.rows.flat_parts import refuse_flat_parts
+from autoclip_torch.rows.flat_parts import refuse_flat_parts, refuse_fsdp1
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.predecessors import Present
 from autoclip_torch.rows.read import ParametersLike
@@ -93,6 +93,7 @@ class MeasuredParameters(ABC):
         """
         if not self._coverage.begin_step() or torch.compiler.is_compiling():
             return
+        refuse_fsdp1(self.parameters)  # it may have wrapped them after the clipper
         if self._coverage.steps == 1:
             WeakHook(register_optimizer_step_pre_hook, self._before_update)
             for each in _list_clippers():

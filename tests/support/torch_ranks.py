@@ -27,7 +27,7 @@ from torch.distributed.tensor.parallel import SequenceParallel, parallelize_modu
 
 from autoclip_core import Drop, Fixed
 from autoclip_core.clipper.norms import NORMS
-from autoclip_torch import Clipper, NormClip, QuantileClip, ValueClip
+from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, ValueClip
 from autoclip_torch.agreement import check_agreement
 
 from . import torch_rank_steps, torch_rank_updates
@@ -523,14 +523,41 @@ def stages_with_two_meshes_each():
 
 
 def flat_parameters_of_fsdp1():
-    model = FullyShardedDataParallel(
-        Net(), use_orig_params=True, device_id=torch.device("cpu")
-    )
-    try:
-        NormClip(model, max_norm=1.0)
-    except ValueError as error:
-        return {"error": str(error)}
-    return {"error": None}
+    """The error of each clipper that is made after FSDP1, or before and then steps."""
+
+    def make_after(net):
+        NormClip(wrap(net), max_norm=1.0)
+
+    def step_by_hand(net):
+        clipper = NormClip(net, max_norm=1.0)
+        take_step(wrap(net), clipper.step)
+
+    def attach(net):
+        clipper, model = NormClip(net, max_norm=1.0), wrap(net)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        clipper.attach(optimizer)
+        take_step(model, optimizer.step)
+
+    def trust(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        TrustClip(net, optimizer)
+        take_step(wrap(net), optimizer.step)
+
+    def wrap(net):
+        cpu = torch.device("cpu")
+        return FullyShardedDataParallel(net, use_orig_params=True, device_id=cpu)
+
+    def take_step(model, step):
+        model(batch(0)[0]).square().mean().backward()
+        step()
+
+    errors = {}
+    for use in (make_after, step_by_hand, attach, trust):
+        try:
+            errors[use.__name__] = use(Net())
+        except ValueError as error:
+            errors[use.__name__] = str(error)
+    return errors
 
 
 def losses_of_ranks():
