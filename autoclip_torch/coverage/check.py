@@ -12,8 +12,12 @@ from .left_out import LeftOutCheck
 from .swap import SwapCheck
 from .unstepped import UnsteppedCheck
 
-_INTERVAL = 16
-"""Parameters are compared in the first steps, and in every so many or fewer."""
+_INTERVAL = 17
+"""Parameters are compared in the first steps, and in every so many or fewer.
+
+It is odd, and so is its sum with what is added for many parameters: a part may have a
+gradient in every second step.
+"""
 
 _FIRST = 3
 """So many first steps. The optimizer of a clipper by hand is known after one."""
@@ -59,15 +63,15 @@ class CoverageCheck:
           is_joint: whether several gradients share a norm.
         """
         # One of several optimizers may step less often.
-        if is_joint and self.steps >= _INTERVAL and not self.left_out.is_suspected:
+        if is_joint and self.steps >= _INTERVAL and not self.left_out.has_found:
             self._unstepped.check(clipped)
         ids = set(map(id, known))
         self.left_out.check(optimizers, ids, find_others)
         self._next = self.steps + 1
-        if self.steps >= _FIRST and not self.left_out.is_suspected:
+        if self.steps >= _FIRST and not self.left_out.has_found:
             counts = [len(stepped_parameters(each)) for each in optimizers]
             most = max([len(ids), *counts])
-            self._next = self.steps + _INTERVAL + most // 64  # it takes longer
+            self._next = self.steps + _INTERVAL + most // 128 * 2  # it takes longer
 
     def end(self) -> None:
         """Expect no more steps of the clipper."""

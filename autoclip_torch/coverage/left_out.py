@@ -6,13 +6,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.gradients.dtensor import get_local
+from autoclip_torch.gradients.transfer import is_capturing
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
 _LOOKS = 3
-"""It warns if so many comparisons in a row find such parameters.
+"""It warns if so many comparisons find such parameters with a gradient.
 
-Another clipper may take its first step after this one.
+Another clipper may take its first step after this one. A part that has a gradient in
+some steps only is found in some comparisons only.
 """
 
 
@@ -20,19 +23,16 @@ class LeftOutCheck:
     """Whether an optimizer of clipped gradients has others that no clipper has."""
 
     def __init__(self) -> None:
+        self.has_found = False
+        """Whether the last comparison found such parameters, and did not warn."""
         self._looks = 0
         self._has_warned = False
-        self._others: set[int] = set()
-
-    @property
-    def is_suspected(self) -> bool:
-        """Whether the last comparison found such parameters, and did not warn yet."""
-        return 0 < self._looks < _LOOKS
+        self._ignored: set[int] = set()
 
     def add_others(self, parameters: Iterable[Tensor]) -> None:
         """Note those of a clipper that takes its first step, perhaps its only one."""
-        if self.is_suspected:
-            self._others.update(map(id, parameters))
+        if 0 < self._looks < _LOOKS:
+            self._ignored.update(map(id, parameters))
 
     def check(
         self,
@@ -51,20 +51,40 @@ class LeftOutCheck:
             return
         left_out = _find_left_out(optimizers, known)
         if left_out is not None:
-            left_out = _find_left_out(optimizers, find_others() | self._others)
-        self._looks = 0 if left_out is None else self._looks + 1
+            left_out = _find_left_out(optimizers, find_others() | self._ignored)
+        if left_out is None:
+            self._looks = 0
+        self.has_found = left_out is not None and bool(left_out[1])
+        self._looks += self.has_found
         if left_out is not None and self._looks == _LOOKS:
-            self._has_warned = True
-            _warn(*left_out)
+            self._end(*left_out)
+
+    def _end(self, optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:
+        """Warn, or begin again without the parameters whose gradients are 0.
+
+        `zero_grad(set_to_none=False)` leaves gradients of 0 in a part that is not
+        trained any more. They are read once.
+        """
+        self.has_found, self._looks = False, 0
+        changing = _list_nonzero(left_out)
+        self._has_warned = bool(changing)
+        if changing:
+            _warn(optimizer, changing)
+        self._ignored.update(map(id, left_out))
 
 
 def _find_left_out(
     optimizers: Sequence[Optimizer], known: Set[int]
 ) -> tuple[Optimizer, list[Tensor]] | None:
-    """Return an optimizer that trains other parameters by dense gradients, and these.
+    """Return an optimizer that trains other parameters, and which have a gradient.
 
     Sparse ones are often left out on purpose: torch's own functions do not clip them.
+
+    Returns:
+      None if no optimizer trains others. If none of them has a gradient in this step,
+      the list is empty.
     """
+    found = None
     for optimizer in optimizers:
         groups = [group for group in optimizer.param_groups if not _is_frozen(group)]
         stepped = [p for group in groups for p in group["params"]]
@@ -72,12 +92,27 @@ def _find_left_out(
         dense = [p for p in others if p.grad is not None and not p.grad.is_sparse]
         if dense:
             return optimizer, dense
-    return None
+        if others:
+            found = optimizer, dense
+    return found
+
+
+def _list_nonzero(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parameters whose gradient on this rank is not 0 everywhere.
+
+    A CUDA graph cannot read while it is captured: then it returns all.
+    """
+    gradients = [get_local(p.grad) for p in parameters]
+    if any(is_capturing(gradient.device) for gradient in gradients):
+        return list(parameters)
+    return [p for p, g in zip(parameters, gradients, strict=True) if g.any()]
 
 
 def _is_frozen(group: dict[str, Any]) -> bool:
-    """Return whether the learning rate is 0. A tensor is not read from its device."""
-    return not isinstance(rate := group.get("lr"), Tensor) and rate == 0
+    """Return whether the learning rate is 0. No tensor is read from a device."""
+    rate = group.get("lr")
+    is_on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return not is_on_device and bool(rate == 0)
 
 
 def _warn(optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:

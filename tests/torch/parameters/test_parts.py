@@ -159,6 +159,42 @@ def two_clippers_of_three_layers():
     train(model, clipper.step, optimizer.step)
 
 
+def train_by_turns(is_first, count_of_others=0):
+    """The part that is left out has a gradient in every second step."""
+    model = network()
+    others = [nn.Parameter(torch.zeros(1)) for _ in range(count_of_others)]
+    clipper = clip([*model[1].parameters(), *others])
+    optimizer, numbers = SGD([*model.parameters(), *others], lr=1e-6), itertools.count()
+
+    def forward(x):
+        has_gradient = next(numbers) % 2 != is_first
+        return model[1](model[0](x) if has_gradient else x)
+
+    model.forward = forward
+    train(model, clipper.step, optimizer.step)
+
+
+def in_every_second_step():
+    """As the actor of TD3."""
+    train_by_turns(is_first=True)
+
+
+def in_the_other_second_steps():
+    train_by_turns(is_first=False)
+
+
+def in_every_second_step_beside_many_parameters():
+    train_by_turns(is_first=True, count_of_others=70)
+
+
+def beside_a_gradient_of_zero():
+    model, task = network(), nn.Linear(4, 2)
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    clipper, optimizer = clip(model[1].parameters()), sgd(task, model)
+    train(model, clipper.step, optimizer.step)
+
+
 PART = r"SGD steps 4 tensors, .* clips 2 of them, such as one of shape \(4, 4\);"
 NAMED = "steps 6 tensors, and no clipper clips 2 of them, such as loss.weight;"
 
@@ -173,6 +209,10 @@ WARN = {
     a_dry_run_that_ends: PART,
     the_other_clipper_is_deleted: "no clipper clips 2 of them",
     a_copy: PART,
+    in_every_second_step: PART,
+    in_the_other_second_steps: PART,
+    in_every_second_step_beside_many_parameters: "no clipper clips 2 of them",
+    beside_a_gradient_of_zero: r"steps 6 tensors, .* clips 2 of them, .* \(4, 4\);",
 }
 
 
@@ -197,7 +237,7 @@ def test_every_clipper_of_a_part_warns():
 def test_what_is_trained_later_is_named_two_steps_after_a_comparison(
     later, is_attached
 ):
-    """Parameters are compared every 16 steps, and in each step once some are found."""
+    """Parameters are compared every 17 steps, and in each step once some are found."""
     model = network()
     model[0].requires_grad_(False)
     clipper = clip(model[1].parameters())
@@ -210,7 +250,7 @@ def test_what_is_trained_later_is_named_two_steps_after_a_comparison(
     if later == "added":
         optimizer.add_param_group({"params": model[0].parameters()})
     with pytest.warns(UserWarning, match=PART):
-        train(model, *steps, optimizer.step, count=18)
+        train(model, *steps, optimizer.step, count=19)
 
 
 WAYS_OUT = {
@@ -394,6 +434,26 @@ def frozen_by_the_learning_rate():
     train(model, clip(model[1].parameters()).step, SGD(groups).step)
 
 
+def frozen_by_a_learning_rate_in_a_tensor():
+    model = network()
+    groups = [
+        {"params": model[0].parameters(), "lr": torch.tensor(0.0)},
+        {"params": model[1].parameters(), "lr": torch.tensor(1e-6)},
+    ]
+    train(model, clip(model[1].parameters()).step, SGD(groups).step)
+
+
+def heads_of_earlier_tasks():
+    """`zero_grad(set_to_none=False)` leaves them gradients of 0."""
+    body, heads = nn.Linear(4, 4), [nn.Linear(4, 2) for _ in range(3)]
+    optimizer = sgd(body, *heads)
+    for head in heads:
+        model = nn.Sequential(body, head)
+        model.zero_grad = lambda: optimizer.zero_grad(set_to_none=False)
+        clipper = clip(model.parameters())
+        train(model, clipper.step, optimizer.step)
+
+
 def frozen_by_turns():
     model = network()
     optimizer, clippers = sgd(model), [clip(layer.parameters()) for layer in model]
@@ -542,6 +602,8 @@ SILENT = [
     removed,
     frozen,
     frozen_by_the_learning_rate,
+    frozen_by_a_learning_rate_in_a_tensor,
+    heads_of_earlier_tasks,
     frozen_by_turns,
     without_a_gradient,
     another_model,
