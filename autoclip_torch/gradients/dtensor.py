@@ -9,7 +9,10 @@ from torch.nn import Parameter
 
 from autoclip_core.clipper.units import Units, split_shape, unit_count, unit_shape
 
-from .layout import align_unit_scales, get_unit_norms
+from .layout import align_unit_scales, get_stored, get_unit_norms
+
+_SAMPLED = 1024
+"""So many values of a tensor are read to compare it."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -22,6 +25,11 @@ def get_local(tensor: Any) -> Tensor:
     """Return the local part of a tensor, as a view that may be written."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local
+
+
+def read_values(tensor: Tensor) -> Tensor:
+    """Return the first values of a tensor, or of its part on this rank."""
+    return get_stored(get_local(tensor)).detach().reshape(-1)[:_SAMPLED]
 
 
 def is_partial(tensor: Any) -> bool:

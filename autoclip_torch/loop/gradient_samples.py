@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from autoclip_torch.gradients.dtensor import get_local
-from autoclip_torch.gradients.layout import as_real, get_stored
+from autoclip_torch.gradients.dtensor import read_values
+from autoclip_torch.gradients.layout import as_real
 from autoclip_torch.gradients.transfer import start_reading
-
-_ELEMENTS = 1024
-"""So many values of each gradient are copied."""
 
 
 class Change(NamedTuple):
@@ -108,11 +105,6 @@ def _describe(products: Any) -> Change:
 
 def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [read_values(p.grad) for p in parameters if p.grad is not None]
-
-
-def read_values(tensor: Tensor) -> Tensor:
-    """Return the first values of a tensor, or of its part on this rank."""
-    return get_stored(get_local(tensor)).detach().reshape(-1)[:_ELEMENTS]
 
 
 def copy_values(tensors: Iterable[Tensor]) -> list[Tensor]:

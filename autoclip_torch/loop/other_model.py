@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_core import Decision
-from autoclip_torch.gradients.dtensor import get_local
+from autoclip_torch.gradients.dtensor import get_local, read_values
 from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.unwrap import stepped_parameters
 
@@ -18,7 +18,6 @@ from .gradient_samples import (
     GradientValues,
     GradientVersions,
     copy_values,
-    read_values,
 )
 
 _CYCLES = 10

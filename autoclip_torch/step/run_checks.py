@@ -20,6 +20,7 @@ from autoclip_torch.state.differences import join_names
 from autoclip_torch.state.policy_states import PolicyStates
 
 from .overflow_check import OverflowCheck
+from .uncleared import UnclearedCheck
 from .warn import warn
 from .zero_norms import ZeroNormCheck
 
@@ -51,7 +52,7 @@ class RunChecks:
         self._may_skip = may_skip
         self.overflows = self._overflow_check()
         self._clipped_before = ClippedBeforeCheck()
-        self._zero_norms = ZeroNormCheck()
+        self._zero_norms, self._uncleared = ZeroNormCheck(), UnclearedCheck()
         self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
 
     def reset(self) -> None:
@@ -70,8 +71,11 @@ class RunChecks:
         `observed` are the rows that have a gradient on any rank, or None if there is
         only this rank.
         """
-        if torch.compiler.is_compiling() or self._has_had_gradient:
+        if torch.compiler.is_compiling():
             return  # a flag that a compiled step set would cause another compilation
+        self._uncleared.begin_clip()
+        if self._has_had_gradient:
+            return
         self._has_had_gradient = any(gradient is not None for gradient in gradients)
         _warn_of_partial_norms(rows)
         # Other stages and shards may have gradients although this rank has none.
@@ -102,6 +106,8 @@ class RunChecks:
         self, states: PolicyStates, dry_run: bool, is_cancelled: bool
     ) -> None:
         """Check the counts of a run, if reading them does not wait for a device."""
+        if not (dry_run or is_cancelled or torch.compiler.is_compiling()):
+            self._uncleared.end_clip(states.rows.parameters)
         if states.device is None:
             if not dry_run:
                 self.check_zeros(states.decision, states.rows)

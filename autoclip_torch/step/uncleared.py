@@ -1,0 +1,104 @@
+"""Warn if a backward pass adds its gradients to those of the step before."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+from autoclip_torch.gradients.dtensor import read_values
+from autoclip_torch.gradients.transfer import is_capturing, start_reading
+
+from .warn import warn
+
+_CYCLES = 3
+"""So many steps are compared. The result is read as many steps later, so that a device
+has it."""
+
+
+class UnclearedCheck:
+    """Warns once if the first gradients are sums of new ones and clipped ones.
+
+    A gradient is such a sum if it equals the one after the last clip plus all that the
+    backward passes have computed since, and if the parameter has changed meanwhile.
+    """
+
+    def __init__(self) -> None:
+        """Start before the first step."""
+        self._steps = 0
+        self._reads: list[Callable[[], list[Any]]] = []
+        self._sample: TensorWeakRef | None = None
+        self._version = 0
+        self._clipped = self._sum = torch.empty(0)
+        self._hook: Any = None
+
+    def begin_clip(self) -> None:
+        """Compare the gradient before a clip with what the clip before has left."""
+        self._steps += 1
+        if self._sample is None:
+            return
+        sample, self._sample = self._sample(), None
+        self._hook.remove()
+        has_computed = self._sum is not self._clipped
+        if sample is None or sample.grad is None or not has_computed:
+            return
+        if sample._version == self._version or is_capturing(sample.device):
+            return
+        now = read_values(sample.grad).to(self._sum.device)
+        if now.shape == self._sum.shape:
+            norms = map(torch.linalg.vector_norm, (now - self._sum, self._clipped))
+            self._reads.append(start_reading([torch.stack([*norms])]))
+
+    def end_clip(self, parameters: Sequence[Tensor]) -> None:
+        """Note the gradient that a clip leaves, in the first steps.
+
+        Args:
+          parameters: those of the clipper.
+        """
+        if 0 < self._steps <= _CYCLES:
+            self._start(parameters)
+        elif self._steps == 2 * _CYCLES:
+            reads, self._reads = self._reads, []
+            if len(reads) == _CYCLES and all(_is_sum(*read()[0]) for read in reads):
+                warn(
+                    "backward() adds new gradients to those that were clipped in the "
+                    "step before, because nothing clears them; call "
+                    "optimizer.zero_grad() once per update"
+                )
+
+    def _start(self, parameters: Sequence[Tensor]) -> None:
+        """Add up what the next backward passes compute for one parameter."""
+        samples = [
+            p
+            for p in parameters
+            if p.requires_grad and p.is_leaf and _has_dense_gradient(p)
+        ]
+        sample = min(samples, key=Tensor.numel, default=None)
+        if sample is None or sample.grad is None or is_capturing(sample.device):
+            return
+        self._sample, self._version = TensorWeakRef(sample), sample._version
+        self._clipped = self._sum = read_values(sample.grad).clone()
+        self._hook = sample.register_hook(self._add)  # type: ignore[no-untyped-call]
+
+    def _add(self, gradient: Tensor) -> None:
+        self._sum = self._sum + read_values(gradient)
+
+    def __reduce__(self) -> Any:
+        """Copy this object as one that starts before the first step."""
+        return type(self), ()
+
+
+def _has_dense_gradient(parameter: Tensor) -> bool:
+    gradient = parameter.grad
+    return gradient is not None and not gradient.is_sparse and gradient.numel() > 0
+
+
+def _is_sum(error: float, clipped: float) -> bool:
+    """Return whether a gradient holds the clipped one.
+
+    Args:
+      error: the norm of the gradient without it and what was computed since.
+      clipped: the norm of the clipped one; without it, the error is as large.
+    """
+    return bool(error <= 0.1 * clipped > 0)
