@@ -174,16 +174,35 @@ def check_places(ranks: Sequence[int], places: Sequence[Sequence[int]]) -> None:
         counts = Counter(getattr(place, part) for _, place in known)
         if len(counts) < 2:
             continue
-        # Of two ranks, the one that is further has left out a step.
-        usual = min(counts, key=lambda value: (-counts[value], value))
-        others = [p for p in known if getattr(p[1], part) != usual]
-        place = next(p for _, p in known if getattr(p, part) == usual)
-        differing = "; ".join(f"rank {rank} is {p}" for rank, p in others)
-        raise RuntimeError(
-            f"every rank must take each step of the clipper, but {differing}, while "
-            f"the others are {place}; call clipper.step() on every rank, also on one "
-            "without gradients"
-        )
+        steps = (known[0][1].call - 1) // len(REASONS)
+        raise RuntimeError(_explain(part, known, _find_usual(part, counts, steps)))
+
+
+def _find_usual(part: str, counts: Counter[int], steps: int) -> int:
+    """Return the number of most ranks. Of two ranks, the other one left out a step.
+
+    The rank with more calls has left out a step. In the same call, the rank with fewer
+    updates has left out one, unless the other has more updates than clipper steps.
+    """
+    if part == "call":
+        return min(counts, key=lambda value: (-counts[value], value))
+    return min(counts, key=lambda value: (-counts[value], value != steps, -value))
+
+
+def _explain(part: str, known: Sequence[tuple[int, Place]], usual: int) -> str:
+    """Return the message that names the ranks whose number is not the usual one."""
+    others = [pair for pair in known if getattr(pair[1], part) != usual]
+    place = next(place for _, place in known if getattr(place, part) == usual)
+    differing = "; ".join(f"rank {rank} is {other}" for rank, other in others)
+    owner = "clipper"
+    way_out = "call clipper.step() on every rank, also on one without gradients"
+    if part == "updates" and max(other.updates for _, other in others) < usual:
+        owner = "optimizer"
+        way_out = "call optimizer.step() after clipper.step() on every rank, or on none"
+    return (
+        f"every rank must take each step of the {owner}, but {differing}, while the "
+        f"others are {place}; {way_out}"
+    )
 
 
 def _list_ranks(groups: Sequence[Any]) -> list[int]:

@@ -170,6 +170,23 @@ def left_out_steps_that_balance():
     return {"errors": errors}
 
 
+def a_left_out_update():
+    """The first rank leaves out an update after its clip, as after an exception."""
+    errors = {}
+    for name, make in LAYOUTS.items():
+        clipper = make()
+        optimizer = torch.optim.SGD(clipper.parameters, lr=0.1)
+
+        def run(clipper=clipper, optimizer=optimizer):
+            for step in range(6):
+                take(clipper)
+                if (dist.get_rank(), step) != (0, 4):
+                    optimizer.step()
+
+        errors[name] = message_of(run)
+    return {"errors": errors}
+
+
 def steps_of_a_trust_clip():
     """Both halves of sharded ranks pass the check; then one rank leaves out a step."""
     torch.manual_seed(0)
@@ -292,6 +309,7 @@ EVERY_WORLD = [
     replicas_shards_and_experts,
     a_left_out_step,
     left_out_steps_that_balance,
+    a_left_out_update,
 ]
 OF_TWO = [
     misused_replicas,

@@ -346,6 +346,18 @@ def test_left_out_steps_that_balance_are_noticed(results, world):
         assert len(rank["errors"]) == 5
         for message in rank["errors"].values():
             assert "rank 0 is in step after 1 steps of the clipper and 2" in message
+            assert "; call clipper.step() on every rank" in message
+
+
+@every_world
+def test_every_rank_names_the_one_that_left_out_an_update(results, world):
+    """Of two ranks in the same call, it is the one that is behind."""
+    for rank in of(results, world, "a_left_out_update"):
+        assert len(rank["errors"]) == 5
+        for message in rank["errors"].values():
+            assert "step of the optimizer, but rank 0 is in step after 5" in message
+            assert "clipper and 4 of the optimizer, while the others are" in message
+            assert "; call optimizer.step() after clipper.step()" in message
 
 
 def test_ranks_in_the_same_step_pass(results):
