@@ -1,13 +1,13 @@
 """Warn if an optimizer steps parameters that no clipper has."""
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_torch.gradients.dtensor import get_local
 from autoclip_torch.gradients.transfer import is_capturing
+from autoclip_torch.optimizer_steps.learning_rate import is_frozen
 from autoclip_torch.step.unwrap import stepped_parameters
 from autoclip_torch.step.warn import warn
 
@@ -86,7 +86,7 @@ def _find_left_out(
     """
     found = None
     for optimizer in optimizers:
-        groups = [group for group in optimizer.param_groups if not _is_frozen(group)]
+        groups = [group for group in optimizer.param_groups if not is_frozen(group)]
         stepped = [p for group in groups for p in group["params"]]
         others = [p for p in stepped if id(p) not in known and p.requires_grad]
         dense = [p for p in others if p.grad is not None and not p.grad.is_sparse]
@@ -106,13 +106,6 @@ def _list_nonzero(parameters: Sequence[Tensor]) -> list[Tensor]:
     if any(is_capturing(gradient.device) for gradient in gradients):
         return list(parameters)
     return [p for p, g in zip(parameters, gradients, strict=True) if g.any()]
-
-
-def _is_frozen(group: dict[str, Any]) -> bool:
-    """Return whether the learning rate is 0. No tensor is read from a device."""
-    rate = group.get("lr")
-    is_on_device = isinstance(rate, Tensor) and rate.device.type != "cpu"
-    return not is_on_device and bool(rate == 0)
 
 
 def _warn(optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from .learning_rate import changes_nothing
 from .open_steps import creates_state, list_open_steps
 from .weak_hook import WeakHook
 
@@ -23,6 +24,7 @@ class UpdateCounter(ABC):
         self.updates = 0
         self._first: weakref.ref[Optimizer] | None = None
         self._checks_next = False
+        self._follows_step = False
         self._updaters: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._handles: weakref.WeakKeyDictionary[Optimizer, Any]
         self._handles = weakref.WeakKeyDictionary()
@@ -49,7 +51,7 @@ class UpdateCounter(ABC):
           checks_next: whether to check a second update. A step that is a part of an
             update cannot be left out.
         """
-        self._first = None
+        self._first, self._follows_step = None, True
         is_inside = any(map(self._steps_all, list_open_steps()))
         self._checks_next = checks_next and not is_inside
         if self._checks_next:
@@ -70,9 +72,16 @@ class UpdateCounter(ABC):
             self._check_update()
 
     def _end_update(self, optimizer: Optimizer, *_: Any) -> None:
-        """Count an update."""
+        """Count an update.
+
+        A rank alone may create the state of an optimizer. After a step of the clipper,
+        every update counts: a rank may have no gradients.
+        """
         if not self._steps_all(optimizer) or creates_state():
             return
+        if not self._follows_step and changes_nothing(optimizer):
+            return
+        self._follows_step = False
         self.updates += 1
         self._updaters.add(optimizer)
         if self._first is None:

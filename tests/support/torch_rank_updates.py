@@ -298,6 +298,16 @@ def the_state_of_a_checkpoint():
             get_optimizer_state_dict(model, optimizer)
 
 
+def the_state_of_a_new_optimizer():
+    """One rank alone creates it by a step without gradients, and with lr=0."""
+    model, optimizer, clipper = make()
+    for _ in range(4):
+        if is_last():
+            optimizer.zero_grad()
+            torch.optim.SGD(model.parameters(), lr=0.0).step()
+        train((model, optimizer, clipper), range(1), 1)
+
+
 def a_change_of_rows():
     model, optimizer, clipper = make(clipper=CLIPPERS["parameter"])
     for step in range(8):
@@ -327,6 +337,7 @@ PROGRAMS = {
     an_update_that_one_rank_repeats: 3,
     a_clipper_that_one_rank_keeps: 2,
     the_state_of_a_checkpoint: 3,
+    the_state_of_a_new_optimizer: 0,
     a_change_of_rows: 1,
 }
 """How many updates without a clip each program checks. Its ranks do the same."""
