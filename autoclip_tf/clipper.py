@@ -12,7 +12,7 @@ from .gradients.scale import scale_all
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
-from .step.call_site import warn_if_before_sum
+from .step.call_site import list_in_reach, warn_if_before_sum
 from .step.check_transformers import Pair
 from .step.clipped_pairs import ClippedPairs, LoopChecks
 
@@ -85,6 +85,8 @@ class Clipper(PolicyClipper):
         if self._checks is None:
             warn_if_before_sum(self.class_name)
             self._checks = LoopChecks(self.class_name)
+            is_clipped = isinstance(grads_and_vars, ClippedPairs)
+            self.is_behind |= is_clipped or self._follows_another(pairs)
         if not self.built:
             self.build([variable for _, variable in pairs])
         if not pairs and not self.built:
@@ -102,6 +104,18 @@ class Clipper(PolicyClipper):
         for index, gradient in zip(tensors, scaled, strict=True):
             pairs[index] = (gradient, pairs[index][1])
         return pairs if self.dry_run else ClippedPairs(pairs, self._checks)
+
+    def _follows_another(self, pairs: list[Pair]) -> bool:
+        """Return whether the loop called another clipper of the variables before."""
+        ids = {stable_id(variable) for _, variable in pairs}
+        return any(
+            clip is not self
+            and clip._checks is not None
+            and clip.built
+            and not clip.dry_run
+            and clip._built_rows().has_any(ids)
+            for clip in list_in_reach(Clipper)
+        )
 
     def _check_steps(self, steps: float) -> None:
         """Warn once if a loop calls it several times for each update."""

@@ -113,6 +113,12 @@ class Rows:
         pairs = ((v, self._rows_by_id[stable_id(v)]) for v in self._variables)
         return [(variable, rows) for variable, rows in pairs if rows is not None]
 
+    def has_any(self, ids: set[int]) -> bool:
+        """Return whether a variable that is not excluded has one of the stable ids."""
+        return any(
+            stable_id(variable) in ids for variable, _ in self.clipped_variables()
+        )
+
     def find_rows(self, variable: Any) -> ParameterRows | None:
         """Return the rows of a variable, or None if it is excluded.
 

@@ -47,6 +47,9 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
     """Whether it acts after the optimizer's step, by `clip_update`; else it receives
     the gradients before the step."""
 
+    is_behind = False
+    """Whether another clipper of this package clips the same gradients before it."""
+
     class_name: str
     """The class that messages name: its own, or that of its pair."""
 
@@ -120,7 +123,9 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         return values
 
     def _check_norm(self, norm: float) -> None:
-        """Warn once if another clip acts before this one."""
+        """Warn once if a clip of another package acts before this one."""
+        if self.is_behind:
+            return
         if self._clipped_before is None:
             self._clipped_before = ClippedBeforeCheck()
         if text := self._clipped_before.check(norm):

@@ -5,9 +5,11 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
+
+_Kind = TypeVar("_Kind")
 
 _OPTIMIZERS = ("autoclip_tf.step.optimizer_mixin", "tf_keras.src.optimizers")
 """Modules of optimizers that call a clipper at the right place."""
@@ -88,12 +90,12 @@ def _list_frames() -> Iterator[FrameType]:
         yield frame
 
 
-def list_optimizers() -> Iterator[Any]:
-    """Yield the optimizers among the local names of the callers and in their `self`."""
+def list_in_reach(kind: type[_Kind]) -> Iterator[_Kind]:
+    """Yield the objects of a class in the callers' local names and in their `self`."""
     for frame in _list_frames():
         owner = getattr(frame.f_locals.get("self"), "__dict__", {})
         for value in [*frame.f_locals.values(), *owner.values()]:
-            if issubclass(type(value), keras.optimizers.Optimizer):
+            if issubclass(type(value), kind):
                 yield value
 
 

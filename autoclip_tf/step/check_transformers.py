@@ -62,9 +62,7 @@ def _refuse_second_filter(transformers: Sequence[Any]) -> None:
       ValueError: another transformer clips the gradients.
     """
     others = [each for each in transformers if not isinstance(each, TransformerPair)]
-    filters = [
-        each for each in find_stateful(others) if not each.clips_update | each.dry_run
-    ]
+    filters = find_filters(others)
     if filters and len(others) < len(transformers):
         rule = "without another clipper of gradients if it holds a TrustClip"
         way_out = (
@@ -132,3 +130,9 @@ def find_stateful(transformers: Iterable[Any]) -> list[StatefulTransformer]:
     """Return the transformers that have a state, halves of a pair too."""
     halves = split_pairs(transformers)
     return [each for each in halves if isinstance(each, StatefulTransformer)]
+
+
+def find_filters(transformers: Iterable[Any]) -> list[StatefulTransformer]:
+    """Return the clippers that change gradients: no bounds of updates, no dry runs."""
+    stateful = find_stateful(transformers)
+    return [each for each in stateful if not each.clips_update | each.dry_run]

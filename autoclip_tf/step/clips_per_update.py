@@ -12,7 +12,7 @@ from .call_site import (
     count_replicas,
     get_graph,
     is_called_by_optimizer,
-    list_optimizers,
+    list_in_reach,
 )
 
 _INTERVALS = 3
@@ -54,7 +54,7 @@ class ClipsPerUpdate:
                 self._counts_calls, self._last = False, None
             return ""
         if self._find_optimizer() is None:
-            self._optimizers.update(list_optimizers())
+            self._optimizers.update(list_in_reach(keras.optimizers.Optimizer))
         self._counts_calls = keras.backend.backend() != "jax" and get_graph() is None
         return self._compare(self._calls) if self._counts_calls else ""
 

@@ -15,6 +15,7 @@ from .check_transformers import (
     Pair,
     Transformer,
     check_transformers,
+    find_filters,
     find_stateful,
     refuse_clipping_twice,
 )
@@ -50,6 +51,8 @@ class GradientTransformersMixin:
         transformers = check_transformers(gradient_transformers)
         super().__init__(*args, **kwargs)
         self._gradient_transformers = transformers
+        for clipper in find_filters(transformers)[1:]:
+            clipper.is_behind = True
         self._refuse_clipping_twice()
 
     @property

@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 from autoclip_core import Fixed
-from autoclip_tf import AGC, Clipper, NormClip, QuantileClip, TrustClip, UpdateClipper
+from autoclip_tf import (
+    AGC,
+    Clipper,
+    NormClip,
+    QuantileClip,
+    TrustClip,
+    UpdateClipper,
+    optimizers,
+)
 from autoclip_tf.callbacks import ClipLogger
 
 LIMIT = 0.25
@@ -47,7 +55,8 @@ def fit(clip, front, epochs=10):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 3)), rng.normal(size=(8, 1))
     model = Trainer(front)
-    model.compile(clip.as_optimizer(keras.optimizers.SGD(1e-3)))
+    clips = clip if isinstance(clip, list) else [clip]
+    model.compile(optimizers.SGD(1e-3, gradient_transformers=clips))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         logger = ClipLogger()
@@ -76,6 +85,52 @@ def test_another_clip_in_front_warns_once(clip):
 )
 def test_other_norms_are_silent(clip, front):
     assert fit(clip, front) == []
+
+
+def chain_pairs(front, behind, pairs):
+    return behind(front(pairs))
+
+
+def chain_gradients(front, behind, pairs):
+    return behind([(gradient * 1.0, variable) for gradient, variable in front(pairs)])
+
+
+def call_front(front, behind, pairs):
+    return front(pairs)
+
+
+def call_none(front, behind, pairs):
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("call", "inside_count"),
+    [(chain_pairs, 0), (chain_gradients, 0), (call_front, 1), (call_none, 2)],
+)
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_a_clipper_behind_another_of_ours_is_silent(call, inside_count, is_legacy):
+    """A warning is an error in these tests."""
+    library = pytest.importorskip("tf_keras") if is_legacy else keras
+    library.utils.set_random_seed(0)
+    front, behind = NormClip(LIMIT), AGC(0.05)
+    inside = [front, behind][2 - inside_count :]
+    model = library.Sequential([library.Input((3,)), library.layers.Dense(1)])
+    sgd = library.optimizers.legacy.SGD if is_legacy else optimizers.SGD
+    optimizer = sgd(1e-3, gradient_transformers=inside)
+    variables = model.trainable_variables
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((model(tf.random.normal((4, 3))) - 9.0) ** 2)
+        pairs = zip(tape.gradient(loss, variables), variables, strict=True)
+        optimizer.apply_gradients(call(front, behind, list(pairs)))
+        behind.metrics()
+    assert front.metrics()["clip/clip_rate"] == 1.0
+
+
+def test_a_clipper_behind_one_that_changes_nothing_warns():
+    for clips in ([NormClip(1.0, dry_run=True), AGC(1e9)], [AGC(1e9), NormClip(1.0)]):
+        [text] = fit(clips, clip_by_global_norm)
+        assert "norms of 0.25 again and again" in text
 
 
 @pytest.mark.parametrize("value", [LIMIT, 0.37])
