@@ -40,26 +40,36 @@ def warn_if_before_sum(name: str) -> None:
 def warn_if_unscaled_later(name: str) -> None:
     """Warn if the optimizer that receives the clipped gradients unscales them.
 
-    That optimizer reads the pairs, or belongs to the model whose `train_step` does.
+    That optimizer reads the pairs, or belongs to the model whose `train_step` does. A
+    model may step with an optimizer in another attribute, which must unscale, too.
 
     Args:
       name: the class of the clipper.
     """
     readers = (frame.f_locals.get("self") for frame in _list_frames())
-    owners = (
-        getattr(r, "optimizer", None) if isinstance(r, keras.Model) else r
-        for r in readers
-    )
-    kind = keras.optimizers.Optimizer
-    optimizer = next((owner for owner in owners if isinstance(owner, kind)), None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    optimizers = next(filter(None, map(_list_optimizers, readers)), [])
+    kind = keras.optimizers.LossScaleOptimizer
+    if optimizers and all(isinstance(each, kind) for each in optimizers):
         warnings.warn(
-            f"{name} clips gradients that a LossScaleOptimizer unscales after it, so "
-            "its norms are scaled ones; let the inner optimizer clip: "
+            f"{name} clips before a LossScaleOptimizer: unless you have unscaled the "
+            "gradients, its norms are scaled ones; let the inner optimizer clip: "
             "LossScaleOptimizer(clipper.as_optimizer(keras.optimizers.SGD(0.1)))",
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _list_optimizers(reader: Any) -> list[Any]:
+    """Return an optimizer itself, or those of a compiled model, without the inner."""
+    kind = keras.optimizers.Optimizer
+    if isinstance(reader, kind):
+        return [reader]
+    compiled = getattr(reader, "optimizer", None)
+    if not isinstance(reader, keras.Model) or not isinstance(compiled, kind):
+        return []
+    inner = getattr(compiled, "inner_optimizer", None)
+    values = [compiled, *vars(reader).values()]
+    return [each for each in values if isinstance(each, kind) and each is not inner]
 
 
 def get_graph() -> Any:
