@@ -1,4 +1,4 @@
-"""A hook for the steps of all optimizers that does not keep its owner alive."""
+"""A hook that does not keep its owner alive."""
 
 import weakref
 from collections.abc import Callable
@@ -33,6 +33,10 @@ class WeakHook:
     def owner(self) -> Any:
         """The object of the method, or None if it was deleted."""
         return getattr(self._method(), "__self__", None)
+
+    def remove(self) -> None:
+        """Call the method no more."""
+        self._handle.remove()
 
     def __call__(self, *args: Any) -> Any:
         """Call the method if its owner exists."""

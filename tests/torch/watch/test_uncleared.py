@@ -161,10 +161,21 @@ def test_micro_batches_that_are_clipped_one_by_one_are_another_warning():
         train()
 
 
-def test_a_copied_clipper_starts_again():
+def test_clippers_that_take_one_step_leave_one_hook():
+    model = network()
+    for _ in range(STEPS):
+        compute(model)
+        NormClip(model, 0.1).step()
+        model.zero_grad()
+    assert sum(len(p._backward_hooks or ()) for p in model.parameters()) == 1
+
+
+def test_a_model_can_be_copied_and_saved_between_two_steps(tmp_path):
+    """A warning is an error in this test."""
     model = network()
     clipper = NormClip(model, 0.1)
     compute(model)
     clipper.step()
-    model, clipper = copy.deepcopy((model, clipper))
-    assert clipper.names == ["global"]
+    torch.save(model, tmp_path / "model.pt")
+    copied, _ = copy.deepcopy((model, clipper))
+    assert not any(parameter._backward_hooks for parameter in copied.parameters())
