@@ -13,7 +13,7 @@ from autoclip_torch.optimizer_steps.weak_hook import WeakHook
 
 from .warn import warn
 
-_CYCLES = 3
+_CYCLES = 2
 """So many steps are compared. The result is read as many steps later, so that a device
 has it."""
 
