@@ -42,7 +42,7 @@ class CoverageCheck:
         """Count a step; return whether it compares the parameters."""
         self.steps += 1
         if self.swap is not None:
-            self.swap.has_acted = True
+            self.swap.note_clip()
         return self.steps >= self._next
 
     def compare(

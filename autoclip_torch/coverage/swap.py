@@ -1,5 +1,6 @@
 """Warn if another optimizer steps in place of the one in which a clipper acts."""
 
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -35,8 +36,8 @@ class SwapCheck:
 
     def __init__(self, optimizer: Optimizer | None, is_wrapped: bool) -> None:
         self._owner = None if optimizer is None else weakref.ref(optimizer)
-        self.has_acted = False
-        """Whether the clipper has acted since a step of an optimizer."""
+        self._has_acted = False
+        self._thread: int | None = None
         self._is_wrapped = is_wrapped
         self._has_ended = False
         self._parameters: list[TensorWeakRef] = []
@@ -50,6 +51,10 @@ class SwapCheck:
     def owner(self) -> Optimizer | None:
         """The optimizer, if it still exists."""
         return None if self._owner is None else self._owner()
+
+    def note_clip(self) -> None:
+        """Note that the clipper acts in a step of an optimizer, in this thread."""
+        self._has_acted, self._thread = True, threading.get_ident()
 
     def set_parameters(
         self, parameters: Iterable[Tensor], modules: Iterable[nn.Module], label: str
@@ -85,8 +90,10 @@ class SwapCheck:
         """
         if torch.compiler.is_compiling() or self._has_ended:
             return
-        if self.has_acted:
-            self.has_acted = False
+        if self._thread not in (None, threading.get_ident()):  # of other models
+            return
+        if self._has_acted:
+            self._has_acted = False
             self._others, self._most_others, self._missed = 0, self._others, 0
             return
         self._others += 1

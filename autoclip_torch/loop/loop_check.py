@@ -4,6 +4,7 @@ Version numbers of gradients show what happened between two of its steps. The ch
 reads those of some parameters.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,6 +69,7 @@ class LoopCheck:
         """Start before the first step."""
         self.scaler_rule = ScalerRule()
         self._rows: Rows | None = None
+        self._thread = 0
         self._samples: Sequence[Tensor] = ()
         self._clipped: GradientVersions | None = None
         self._backward, self._count = BackwardWatch(), 0
@@ -96,10 +98,13 @@ class LoopCheck:
           RuntimeError: as in `ScalerRule.begin`.
         """
         self.scaler_rule.begin(stepper, scaler, optimizer)
-        if stepper.rows is not self._rows:
+        thread, self._thread = self._thread, threading.get_ident()
+        is_changed = stepper.rows is not self._rows
+        if is_changed or thread != self._thread:
+            self._other_model = OtherModelCheck(stepper.rows.parameters)
+        if is_changed:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
-            self._other_model = OtherModelCheck(self._rows.parameters)
             self._steps.clear()
             self.served.clear()
             self._count = 0
@@ -128,6 +133,9 @@ class LoopCheck:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Check the place of the step of an optimizer, before it.
 
+        It is not checked in another thread than the last clip, or if the clipper does
+        not step by hand.
+
         Args:
           optimizer: any optimizer.
           args, kwargs: the arguments of its step, as for a hook of torch.
@@ -135,7 +143,8 @@ class LoopCheck:
         Returns:
           The arguments with another closure, if that is checked.
         """
-        if self._rows is None:  # the clipper does not step by hand
+        # Another thread may write the gradients of its model while this one reads them.
+        if self._rows is None or self._thread != threading.get_ident():
             return None
         if not self._steps_clipped(optimizer):
             self._check_other(optimizer)

@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_pre_hooks,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
 from autoclip_torch.gradients.ranks import has_other_ranks
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+from autoclip_torch.optimizer_steps.weak_hook import WeakHook, add_weak_hook
 from autoclip_torch.rows.flat_parts import refuse_flat_parts, refuse_fsdp1
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.predecessors import Present
@@ -95,7 +92,7 @@ class MeasuredParameters(ABC):
             return
         refuse_fsdp1(self.parameters)  # it may have wrapped them after the clipper
         if self._coverage.steps == 1:
-            WeakHook(register_optimizer_step_pre_hook, self._before_update)
+            add_weak_hook(_global_optimizer_pre_hooks, self._before_update)
             for each in _list_clippers():
                 each._coverage.left_out.add_others(self._known)
         stepper, is_joint = self._stepper, self.scope in ("global", "group")

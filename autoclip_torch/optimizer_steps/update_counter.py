@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks
 
 from .learning_rate import changes_nothing
 from .open_steps import creates_state, list_open_steps
-from .weak_hook import WeakHook
+from .weak_hook import add_weak_hook
 
 
 class UpdateCounter(ABC):
@@ -30,7 +30,7 @@ class UpdateCounter(ABC):
         self._handles = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._known = weakref.WeakKeyDictionary()
-        WeakHook(register_optimizer_step_post_hook, self._end_update)
+        add_weak_hook(_global_optimizer_post_hooks, self._end_update)
 
     def __reduce__(self) -> Any:
         """Copy this object as one that starts to count."""

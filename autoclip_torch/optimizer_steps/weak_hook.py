@@ -1,44 +1,73 @@
 """A hook that does not keep its owner alive."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
+_LOCK = threading.RLock()
+"""Two threads may not take the same hook."""
 
 
 class WeakHook:
     """Calls a method as long as its owner exists, except in compiled steps.
 
-    torch goes through its hooks in a step, and fails if one is removed meanwhile. The
-    garbage collector may delete the owner then. So the hook stays until the next one
-    is made.
-
-    Args:
-      register: torch's function that registers it.
-      method: a bound method.
+    torch goes through its hooks in a step, and fails if one is added or removed
+    meanwhile, such as by another thread. So a hook stays, and a later owner takes it.
     """
 
-    def __init__(
-        self, register: Callable[[Any], Any], method: Callable[..., Any]
-    ) -> None:
-        """Register it, and remove those without an owner."""
+    def __init__(self, method: Callable[..., Any]) -> None:
+        """Take the first owner."""
+        self.take(method)
+
+    def take(self, method: Callable[..., Any]) -> None:
+        """Call this bound method from now on."""
         self._method = weakref.WeakMethod(method)
-        self._handle = register(self)
-        for hook in [*self._handle.hooks_dict_ref().values()]:
-            if isinstance(hook, WeakHook) and hook._method() is None:
-                hook._handle.remove()
 
     @property
     def owner(self) -> Any:
         """The object of the method, or None if it was deleted."""
         return getattr(self._method(), "__self__", None)
 
-    def remove(self) -> None:
-        """Call the method no more."""
-        self._handle.remove()
-
     def __call__(self, *args: Any) -> Any:
         """Call the method if its owner exists."""
         method = None if torch.compiler.is_compiling() else self._method()
         return None if method is None else method(*args)
+
+
+def register_weak_hook(
+    register: Callable[[Any], Any], method: Callable[..., Any]
+) -> Any:
+    """Register a bound method as a hook, and remove the hooks without an owner.
+
+    Args:
+      register: torch's function that registers it.
+      method: it takes what such a hook takes.
+
+    Returns:
+      The handle that removes it.
+    """
+    handle = register(WeakHook(method))
+    hooks = handle.hooks_dict_ref()
+    for key, hook in [*hooks.items()]:
+        if isinstance(hook, WeakHook) and hook.owner is None:
+            del hooks[key]
+    return handle
+
+
+def add_weak_hook(hooks: dict[int, Any], method: Callable[..., Any]) -> None:
+    """Call a bound method in the steps of all optimizers.
+
+    Args:
+      hooks: torch's hooks before the steps, or those after them.
+      method: it takes what such a hook takes.
+    """
+    with _LOCK:
+        for hook in [*hooks.values()]:
+            if isinstance(hook, WeakHook) and hook.owner is None:
+                hook.take(method)
+                return
+        hooks[RemovableHandle(hooks).id] = WeakHook(method)

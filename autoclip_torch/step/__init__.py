@@ -1,4 +1,5 @@
 """One step: measure, decide and scale, with the checks of the run.
 
-This folder imports `state`, `gradients`, `optimizer_steps` and `rows`. Read `stepper.py` first.
+This folder imports `state`, `gradients`, `optimizer_steps` and `rows`. Read
+`stepper.py` first.
 """

@@ -9,7 +9,7 @@ from torch.utils.weak import TensorWeakRef
 
 from autoclip_torch.gradients.dtensor import read_values
 from autoclip_torch.gradients.transfer import is_capturing, start_reading
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+from autoclip_torch.optimizer_steps.weak_hook import register_weak_hook
 
 from .warn import warn
 
@@ -80,7 +80,7 @@ class UnclearedCheck:
             return
         self._sample, self._version = TensorWeakRef(sample), sample._version
         self._clipped = self._sum = read_values(sample.grad).clone()
-        self._hook = WeakHook(sample.register_hook, self._add)
+        self._hook = register_weak_hook(sample.register_hook, self._add)
 
     def _add(self, gradient: Tensor) -> None:
         self._sum = self._sum + read_values(gradient)

@@ -1,0 +1,140 @@
+"""A clipper by hand beside other threads: such loops are right, and stay
+silent. A warning is an error in these tests.
+"""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from autoclip_torch import NormClip
+
+SGD = torch.optim.SGD
+STEPS = 30
+
+THREADS = """
+import threading, torch
+from autoclip_torch import NormClip
+torch.set_num_threads(1)
+
+class Run:
+    def __init__(self):
+        self.model = torch.nn.Linear(8, 1)
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        self.clipper = NormClip(self.model, 1.0)
+        self.train(1)
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.model(torch.ones(16, 8)).square().mean().backward()
+            self.clipper.step()
+            self.optimizer.step()
+
+runs = [Run() for _ in range(4)]
+threads = [threading.Thread(target=run.train, args=(300,)) for run in runs]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def make(optimizer_class=SGD):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 4)
+    return model, optimizer_class(model.parameters(), lr=1e-3)
+
+
+def backward(model, optimizer):
+    optimizer.zero_grad()
+    (100 * model(torch.randn(16, 8)).square().mean()).backward()
+
+
+def repeat(function, *args):
+    for step in range(STEPS):
+        function(step, *args)
+
+
+def find_norm(model):
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+
+
+def run_in_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_threads_that_train_models_of_their_own_do_not_crash():
+    """One of them may not read gradients that a backward pass of another one writes."""
+    subprocess.run([sys.executable, "-c", THREADS], check=True)
+
+
+def test_steps_in_another_thread_are_not_those_of_this_clipper():
+    clipped, _ = make()
+    clipper = NormClip(clipped, 1.0)
+    model, optimizer = make()
+
+    def train(_, run):
+        backward(clipped, optimizer)
+        backward(model, optimizer)
+        clipper.step()
+        run(optimizer.step)
+
+    repeat(train, run_in_thread)
+    with pytest.warns(UserWarning, match="has no effect"):
+        repeat(train, lambda function: function())
+
+
+def test_a_clipper_may_move_to_another_thread():
+    model, optimizer = make()
+    clipper = NormClip(model, 1.0)
+
+    def train():
+        backward(model, optimizer)
+        clipper.step()
+        assert find_norm(model) <= 1.001
+        optimizer.step()
+
+    for _ in range(STEPS):
+        run_in_thread(train)
+    assert clipper.metrics()["clip/steps"] == STEPS
+
+
+def test_a_wrong_order_in_a_thread_warns():
+    def train():
+        model, optimizer = make()
+        clipper = NormClip(model, 1.0)
+        for _ in range(STEPS):
+            backward(model, optimizer)
+            clipper.step()
+            clipper.step()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="several times before each"):
+        run_in_thread(train)
+
+
+def test_a_clipper_may_start_during_the_step_of_an_optimizer_after_another_has_ended():
+    """As in another thread; torch fails if a hook is added then."""
+
+    def clip_once(*_):
+        model, optimizer = make()
+        backward(model, optimizer)
+        NormClip(model, 1.0).step()
+
+    clip_once()
+    model, optimizer = make()
+    backward(model, optimizer)
+    hooks = clip_once, lambda *_: None
+    handles = list(map(register_optimizer_step_pre_hook, hooks))
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
