@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip_core import Decision
+from autoclip_torch.optimizer_steps.open_steps import list_step_arguments
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
 from autoclip_torch.step.unwrap import stepped_parameter_ids
@@ -71,17 +72,23 @@ class LoopCheck:
         self._rows: Rows | None = None
         self._thread = 0
         self._samples: Sequence[Tensor] = ()
-        self._clipped: GradientVersions | None = None
         self._backward, self._count = BackwardWatch(), 0
-        self._has_clipped_again = False
-        self._early = self._repeated = self._in_closure = 0
-        self._other_model, self._after_clip = OtherModelCheck(), AfterClipCheck()
-        self._left_out = LeftOutStepCheck()
+        self._other_model = OtherModelCheck()
+        self._restart()
         self._can_warn = True
         self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
         self._steps = weakref.WeakKeyDictionary()
         self.served: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         """The optimizers that have stepped clipped gradients, as far as is known."""
+
+    def _restart(self) -> None:
+        """Count again, and expect nothing of the next update."""
+        self._clipped: GradientVersions | None = None
+        self._has_clipped_again = False
+        self._early = self._repeated = self._in_closure = 0
+        self._after_clip, self._left_out = AfterClipCheck(), LeftOutStepCheck()
+        self._other_model.restart()
+        self._backward.stop()
 
     @property
     def optimizers(self) -> Iterator[Optimizer]:
@@ -114,9 +121,17 @@ class LoopCheck:
     def end(self, decision: Decision) -> None:
         """Note the gradients that the step has clipped.
 
+        A clip inside the step of an optimizer, such as in a hook, is at the right place
+        if no closure computes the gradients again.
+
         Args:
           decision: what the step decided.
         """
+        open_steps = [args for args in list_step_arguments() if not find_closure(*args)]
+        if optimizers := [a[0] for a, _ in open_steps if self._steps_clipped(a[0])]:
+            self.served.update(optimizers)
+            self._restart()
+            return
         self._clipped = clipped = GradientVersions(self._samples)
         if self._count == 0:
             self._after_clip = AfterClipCheck()

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -31,8 +32,13 @@ def is_in_step(optimizer: Optimizer) -> bool:
 
 def list_open_steps() -> list[Optimizer]:
     """Return the optimizer of each running step, the innermost first, in eager code."""
+    return [args[0] for args, _ in list_step_arguments()]
+
+
+def list_step_arguments() -> list[tuple[Any, dict[str, Any]]]:
+    """Return the arguments of each running step, as a hook receives them."""
     steps = (frame for frame in _list_frames() if frame.f_code is _HOOKED_STEP)
-    return [frame.f_locals["self"] for frame in steps]
+    return [(frame.f_locals["args"], frame.f_locals["kwargs"]) for frame in steps]
 
 
 def creates_state() -> bool:

@@ -1,5 +1,5 @@
-"""A clipper by hand beside other threads: such loops are right, and stay
-silent. A warning is an error in these tests.
+"""A clipper by hand beside other threads, and inside a step of torch:
+such loops are right, and stay silent. A warning is an error in these tests.
 """
 
 import subprocess
@@ -138,3 +138,57 @@ def test_a_clipper_may_start_during_the_step_of_an_optimizer_after_another_has_e
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_a_clip_in_a_hook_of_the_optimizer_is_silent():
+    model, optimizer = make()
+    clipper = NormClip(model, 1.0)
+    optimizer.register_step_pre_hook(lambda *_: clipper.step() and None)
+    for _ in range(STEPS):
+        backward(model, optimizer)
+        optimizer.step()
+        assert find_norm(model) <= 1.001
+
+
+class ClippingSGD(SGD):
+    """An optimizer whose step clips first."""
+
+    clipper = None
+
+    def step(self, closure=None):
+        self.clipper.step()
+        return super().step(closure)
+
+
+def test_a_clip_in_the_step_of_a_subclass_is_silent():
+    model, optimizer = make(ClippingSGD)
+    optimizer.clipper = NormClip(model, 1.0)
+    for _ in range(STEPS):
+        backward(model, optimizer)
+        optimizer.step()
+        assert find_norm(model) <= 1.001
+
+
+def test_a_clip_of_a_part_in_the_step_of_a_subclass_warns():
+    model, optimizer = make(ClippingSGD)
+    optimizer.clipper = NormClip([model.weight], 1.0)
+
+    def train(_):
+        backward(model, optimizer)
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="no clipper clips 1 of them"):
+        repeat(train)
+
+
+def test_a_clip_before_the_backward_pass_of_a_closure_warns():
+    model, optimizer = make()
+    clipper = NormClip(model, 1.0)
+    backward(model, optimizer)
+
+    def closure():
+        clipper.step()
+        backward(model, optimizer)
+
+    with pytest.warns(UserWarning, match="has no effect: the closure"):
+        repeat(lambda _: optimizer.step(closure))
