@@ -202,7 +202,7 @@ class Clipper(Attachable):
 
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Check the place of this step, if the clipper steps by hand."""
-        return self._loop_check.check_update(optimizer, args, kwargs)
+        return self._loop_check.check_update(optimizer, args, kwargs, self._is_shared)
 
     def _check_place(self, *scaler_and_optimizer: Any) -> None:
         """Check at which place of the training loop this step is.

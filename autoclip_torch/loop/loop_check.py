@@ -144,7 +144,11 @@ class LoopCheck:
         self._count = (self._count + 1) % _PERIOD
 
     def check_update(
-        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+        self,
+        optimizer: Optimizer,
+        args: Any,
+        kwargs: dict[str, Any],
+        is_shared: Callable[[], bool],
     ) -> tuple[Any, dict[str, Any]] | None:
         """Check the place of the step of an optimizer, before it.
 
@@ -154,6 +158,8 @@ class LoopCheck:
         Args:
           optimizer: any optimizer.
           args, kwargs: the arguments of its step, as for a hook of torch.
+          is_shared: returns whether another clipper clips some of the same parameters.
+            It may clip in the other steps.
 
         Returns:
           The arguments with another closure, if that is checked.
@@ -175,7 +181,7 @@ class LoopCheck:
             return None
         self._left_out.begin_update(optimizer)
         self._clipped = None
-        if self._left_out.times == _CYCLES:
+        if self._left_out.times == _CYCLES and not is_shared():
             self._warn(_LEFT_OUT)
         self._early = self._early + 1 if self._backward.stop() else 0
         if self._early == _CYCLES:

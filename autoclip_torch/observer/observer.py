@@ -231,7 +231,7 @@ class Observer(BaseClipper, ParameterSurgery):
             numbers |= compute_row_metrics(states.rows.names, decision, tally)
         metrics = {name: float(value) for name, value in numbers.items()}
         if stepper.quantity == "gradient" and not stepper.dry_run:
-            stepper.checks.check_norm(metrics["clip/norm"])
+            stepper.checks.check_norm(metrics["clip/norm"], self._is_shared)
             if states.device is not None:  # otherwise each step checks it
                 stepper.checks.check_zeros(decision, states.rows)
         return metrics

@@ -108,6 +108,17 @@ class MeasuredParameters(ABC):
         """Change nothing. By this hook the checks of other clippers find this one."""
         return None
 
+    def _is_shared(self) -> bool:
+        """Return whether another clipper clips some of the same parameters."""
+        ids = set(map(id, self._stepper.rows.parameters))
+        return any(
+            not ids.isdisjoint(map(id, each._stepper.rows.parameters))
+            for each in _list_clippers()
+            if each is not self
+            and each._stepper.quantity == "gradient"
+            and not each._stepper.dry_run
+        )
+
     @property
     def _known(self) -> list[Tensor]:
         """Every parameter, and those that the user removed."""

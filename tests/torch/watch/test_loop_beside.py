@@ -1,4 +1,4 @@
-"""A clipper by hand beside other threads, and inside a step of torch:
+"""A clipper by hand beside other threads, other clippers, and inside a step of torch:
 such loops are right, and stay silent. A warning is an error in these tests.
 """
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from autoclip_torch import NormClip
+from autoclip_torch import AGC, NormClip, QuantileClip, TrustClip
 
 SGD = torch.optim.SGD
 STEPS = 30
@@ -192,3 +192,71 @@ def test_a_clip_before_the_backward_pass_of_a_closure_warns():
 
     with pytest.warns(UserWarning, match="has no effect: the closure"):
         repeat(lambda _: optimizer.step(closure))
+
+
+@pytest.mark.parametrize("shared", ["all", "a part"])
+def test_two_clippers_by_turns_are_silent(shared):
+    trunk, optimizer = make()
+    heads = [torch.nn.Linear(4, 2) for _ in range(2)]
+    for head in heads:
+        optimizer.add_param_group({"params": list(head.parameters())})
+    if shared == "all":
+        parts = 2 * [torch.nn.ModuleList([trunk, *heads])]
+    else:
+        parts = [torch.nn.Sequential(trunk, head) for head in heads]
+    clippers = [NormClip(part, 1.0) for part in parts]
+    for step in range(STEPS):
+        backward(torch.nn.Sequential(trunk, heads[step % 2]), optimizer)
+        clippers[step % 2].step()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("beside", ["other parameters", "dry run"])
+def test_a_left_out_clip_beside_a_clipper_that_does_not_clip_the_same_warns(beside):
+    model, optimizer = make()
+    other, _ = make()
+    is_dry = beside == "dry run"
+    clipper = NormClip(model, 1.0)
+    second = NormClip(model if is_dry else other, 1.0, dry_run=is_dry)
+
+    def train(step):
+        backward(other, optimizer)
+        backward(model, optimizer)
+        second.step()
+        if step % 2:
+            clipper.step()
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="in some steps without"):
+        repeat(train)
+
+
+@pytest.mark.parametrize("is_attached", [True, False])
+def test_the_second_of_two_clippers_may_measure_what_the_first_has_clipped(is_attached):
+    model, optimizer = make()
+    clippers = [NormClip(model, 1.0), QuantileClip(model, scope="global"), AGC(model)]
+    if is_attached:
+        for each in clippers:
+            each.attach(optimizer)
+    for _ in range(STEPS):
+        backward(model, optimizer)
+        if not is_attached:
+            for each in clippers:
+                each.step()
+        optimizer.step()
+        for each in clippers:
+            each.metrics()
+
+
+def test_the_halves_of_a_trust_clip_are_one_clipper():
+    model, optimizer = make()
+    clipper = TrustClip(model, optimizer)
+
+    def train(_):
+        backward(model, optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        clipper.metrics()
+
+    with pytest.warns(UserWarning, match="clipped or normalized before it"):
+        repeat(train)
