@@ -54,7 +54,9 @@ class SwapCheck:
 
     def note_clip(self) -> None:
         """Note that the clipper acts in a step of an optimizer, in this thread."""
-        self._has_acted, self._thread = True, threading.get_ident()
+        self._has_acted = True
+        if not torch.compiler.is_compiling():  # it cannot trace `get_ident`
+            self._thread = threading.get_ident()
 
     def set_parameters(
         self, parameters: Iterable[Tensor], modules: Iterable[nn.Module], label: str

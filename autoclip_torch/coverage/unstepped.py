@@ -26,10 +26,11 @@ class UnsteppedCheck:
         """Warn once of parameters with a gradient that nothing changes."""
         if self._has_warned:
             return
-        observed = [p for p in measured if p.grad is not None and get_local(p).numel()]
         before = self._versions
-        self._versions = {id(p): p._version for p in observed}
-        unchanged = [p for p in observed if before.get(id(p)) == p._version]
+        self._versions = {id(p): p._version for p in measured if get_local(p).numel()}
+        known = [p for p in measured if id(p) in before]
+        observed = [p for p in known if p.grad is not None]
+        unchanged = [p for p in observed if before[id(p)] == p._version]
         if not unchanged or len(unchanged) == len(observed):
             self._suspect = None
             return

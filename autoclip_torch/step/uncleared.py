@@ -31,7 +31,8 @@ class UnclearedCheck:
         self._reads: list[Callable[[], list[Any]]] = []
         self._sample: TensorWeakRef | None = None
         self._version = 0
-        self._clipped = self._sum = torch.empty(0)
+        self._clipped = torch.empty(0)
+        self._computed: Tensor | None = None
         self._hook: Any = None
 
     def begin_clip(self) -> None:
@@ -41,15 +42,18 @@ class UnclearedCheck:
             return
         sample, self._sample = self._sample(), None
         self._hook.remove()
-        has_computed = self._sum is not self._clipped
-        if sample is None or sample.grad is None or not has_computed:
+        computed, self._computed = self._computed, None
+        if sample is None or sample.grad is None or computed is None:
             return
         if sample._version == self._version or is_capturing(sample.device):
             return
-        now = read_values(sample.grad).to(self._sum.device)
-        if now.shape == self._sum.shape:
-            norms = map(torch.linalg.vector_norm, (now - self._sum, self._clipped))
-            self._reads.append(start_reading([torch.stack([*norms])]))
+        now = read_values(sample.grad).to(computed.device)
+        if not now.shape == computed.shape == self._clipped.shape:
+            return
+        kept = now - computed
+        vectors = self._clipped, kept, kept - self._clipped
+        norms = [torch.linalg.vector_norm(vector) for vector in vectors]
+        self._reads.append(start_reading([torch.stack(norms)]))
 
     def end_clip(self, parameters: Sequence[Tensor]) -> None:
         """Note the gradient that a clip leaves, in the first steps.
@@ -79,11 +83,12 @@ class UnclearedCheck:
         if sample is None or sample.grad is None or is_capturing(sample.device):
             return
         self._sample, self._version = TensorWeakRef(sample), sample._version
-        self._clipped = self._sum = read_values(sample.grad).clone()
+        self._clipped = read_values(sample.grad).clone()
         self._hook = register_weak_hook(sample.register_hook, self._add)
 
     def _add(self, gradient: Tensor) -> None:
-        self._sum = self._sum + read_values(gradient)
+        values = read_values(gradient).clone()
+        self._computed = values if self._computed is None else self._computed + values
 
     def __reduce__(self) -> Any:
         """Copy this object as one that starts before the first step."""
@@ -95,11 +100,13 @@ def _has_dense_gradient(parameter: Tensor) -> bool:
     return gradient is not None and not gradient.is_sparse and gradient.numel() > 0
 
 
-def _is_sum(error: float, clipped: float) -> bool:
-    """Return whether a gradient holds the clipped one.
+def _is_sum(clipped: float, kept: float, error: float) -> bool:
+    """Return whether a gradient holds the one that was clipped.
 
     Args:
-      error: the norm of the gradient without it and what was computed since.
-      clipped: the norm of the clipped one; without it, the error is as large.
+      clipped: the norm of the clipped one.
+      kept: the norm of the gradient without what was computed since; 0 if the clipped
+        one was cleared, or was lost in rounding.
+      error: the norm of the difference of the two.
     """
-    return bool(error <= 0.1 * clipped > 0)
+    return bool(error <= 0.1 * clipped and kept >= 0.9 * clipped > 0)

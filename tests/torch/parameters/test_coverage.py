@@ -17,7 +17,7 @@ from torch.optim import SGD, AdamW
 from autoclip_core import Fixed
 from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, UpdateClipper
 
-STEPS = 32  # parameters are compared in every 16th step
+STEPS = 32  # parameters are compared in every 17th step
 
 
 def network():
@@ -412,6 +412,19 @@ def a_clipper_for_each_part():
     train(model, optimizer.step)
 
 
+def gradients_that_are_missing_at_times():
+    """No optimizer steps, so nothing tells that some parameters are not stepped."""
+    model = network()
+    clipper = clipper_of(model)
+    missing = {20: model[0].weight, 37: model[0].bias}  # two comparisons
+    for step in range(1, 2 * STEPS):
+        model.zero_grad()
+        backward(model)
+        if step in missing:
+            missing[step].grad = None
+        clipper.step()
+
+
 def an_excluded_part():
     model = network()
     clipper = clipper_of(model, exclude=["0.*"])
@@ -727,6 +740,7 @@ def trust():
 
 SILENT = [
     a_clipper_for_each_part,
+    gradients_that_are_missing_at_times,
     an_excluded_part,
     a_removed_part,
     a_replaced_parameter,

@@ -161,6 +161,23 @@ def test_micro_batches_that_are_clipped_one_by_one_are_another_warning():
         train()
 
 
+def test_a_clipped_gradient_that_rounding_loses_does_not_warn():
+    """A norm of 1e-9 changes no float32 sum: nothing tells whether it was cleared."""
+    assert texts_of(lambda model, _: NormClip(model, 1e-9).step, before) == []
+
+
+def test_a_parameter_that_gets_another_shape_is_not_compared():
+    model = nn.Sequential(nn.Linear(3, 4))
+    clipper = NormClip(model, 0.1)
+    for width in (4, 6, 8, 10):
+        model[0].weight.data = torch.ones(width, 3)
+        model[0].bias.data = torch.ones(width)
+        model.zero_grad()
+        compute(model)
+        clipper.step()
+    assert clipper.metrics()["clip/steps"] == 4
+
+
 def test_clippers_that_take_one_step_leave_one_hook():
     model = network()
     for _ in range(STEPS):
