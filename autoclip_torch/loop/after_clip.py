@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 
+from autoclip_torch.gradients.ranks import has_other_ranks
 from autoclip_torch.gradients.transfer import is_capturing
 
 from .gradient_samples import Change, GradientValues, GradientVersions
@@ -49,7 +49,7 @@ class AfterClipCheck:
         if before is not None:
             versions, values = before
             # `all_reduce` writes without a new version, unlike what adds noise.
-            may_be_sum = _has_several_ranks() and versions.are_same(samples)
+            may_be_sum = has_other_ranks() and versions.are_same(samples)
             if (read := values.compare(samples)) is not None:
                 self._changes.append((may_be_sum, read))
         if self._cycles < 2 * _CYCLES:
@@ -86,7 +86,3 @@ def _find_common_factor(changes: Sequence[Change]) -> float | None:
 def _has_grown(may_be_sum: bool, change: Change) -> bool:
     is_multiple = change.cosine > 0.9 and change.factor > _GROWTH
     return is_multiple or (may_be_sum and change.growth > _GROWTH)
-
-
-def _has_several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
