@@ -7,8 +7,6 @@ This package may import `autoclip_core`, jax, optax and numpy. Read `clipper.py`
 from autoclip_core import __version__ as __version__
 
 try:
-    from .check_state import check_state as check_state
-    from .check_state import upgrade_state as upgrade_state
     from .clipper import clip_by_policy as clip_by_policy
     from .factories import clip_by_ema_ratio as clip_by_ema_ratio
     from .factories import clip_by_mean_std as clip_by_mean_std
@@ -17,6 +15,8 @@ try:
     from .factories import clip_by_zscore as clip_by_zscore
     from .metrics import clip_metrics as clip_metrics
     from .metrics import row_names as row_names
+    from .opt_state.check_state import check_state as check_state
+    from .opt_state.upgrade_state import upgrade_state as upgrade_state
     from .schedule import OptaxSchedule as OptaxSchedule
     from .skip import check_skips as check_skips
     from .skip import skip_steps as skip_steps

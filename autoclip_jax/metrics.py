@@ -16,14 +16,15 @@ from autoclip_core.clipper.metrics import (
 )
 from autoclip_core.loss import compute_loss_metrics
 
-from .check_state import AVERAGE_FIRST, find_clip_states, warn_if_replicas_differ
 from .gradients.mesh import is_equal
 from .gradients.rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
-from .positions import (
+from .opt_state.find_states import find_clip_states
+from .opt_state.positions import (
     find_clippers,
     warn_if_micro_batches_are_clipped,
     warn_if_undone,
 )
+from .opt_state.replicas import AVERAGE_FIRST, warn_if_replicas_differ
 from .skip_state import SkipState
 from .state import ClipState, restore_names
 

@@ -16,9 +16,10 @@ from autoclip_core.clipper.settings import check_traceable
 from autoclip_core.loss import check_loss_policy
 
 from .arguments import check_transformation, explain_arguments
-from .check_state import find_states, warn_if_replicas_differ
 from .clipper import decide_step
 from .gradients.rows import Labels, Scope, choose_scope
+from .opt_state.find_states import find_states
+from .opt_state.replicas import warn_if_replicas_differ
 from .skip_state import SkipState, decide_on_value, init_skip_state
 from .state import init_state, wrong_state_error
 

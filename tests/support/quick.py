@@ -103,14 +103,13 @@ TESTS = {
     "autoclip_tf/step": "tf/optimizers tf/update tf/resume tf/loops",
     "autoclip_jax": "jax/row_names jax/clipper jax/scale_only jax/arguments "
     "jax/find_threshold",
-    "autoclip_jax/check_state.py": "jax/resume jax/clipped_before",
     "autoclip_jax/clipper.py": "jax/clipper jax/arguments jax/faults jax/uses "
     "jax/loops",
     "autoclip_jax/factories.py": "jax/arguments jax/oracles jax/uses",
     "autoclip_jax/gradients": "jax/compilation jax/sharding jax/row_names "
     "jax/scale_only jax/other_shapes",
     "autoclip_jax/trust.py": "jax/trust",
-    "autoclip_jax/positions.py": "jax/update jax/clipped_before",
+    "autoclip_jax/opt_state": "jax/resume jax/clipped_before jax/update",
     "autoclip_jax/metrics.py": "jax/row_names jax/update jax/clipped_before",
     "autoclip_jax/skip.py": "jax/clipper jax/changes",
     "benchmarks": "docs/torch_bench",

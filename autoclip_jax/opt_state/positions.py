@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from .skip_state import SkipState
-from .state import ClipState, TrustState
+from autoclip_jax.skip_state import SkipState
+from autoclip_jax.state import ClipState, TrustState
 
 _INSIDE = "put trust_clip inside: optax."
 _FILTER = (
