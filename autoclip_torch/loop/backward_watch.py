@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from autoclip_torch.optimizer_steps.weak_hook import register_weak_hook
+
 
 def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     """Return at most so many trained parameters, from all parts of the model."""
@@ -29,7 +31,7 @@ class BackwardWatch:
         """Note the backward passes from now on. A frozen parameter takes no hook."""
         self.stop()
         self._handles = [
-            sample.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+            register_weak_hook(sample.register_post_accumulate_grad_hook, self._note)
             for sample in samples
             if sample.requires_grad
         ]

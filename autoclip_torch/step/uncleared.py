@@ -32,8 +32,9 @@ class UnclearedCheck:
         self._sample: TensorWeakRef | None = None
         self._version = 0
         self._clipped = torch.empty(0)
+        self._passed: Tensor | None = None
         self._computed: Tensor | None = None
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     def begin_clip(self) -> None:
         """Compare the gradient before a clip with what the clip before has left."""
@@ -41,7 +42,8 @@ class UnclearedCheck:
         if self._sample is None:
             return
         sample, self._sample = self._sample(), None
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         computed, self._computed = self._computed, None
         if sample is None or sample.grad is None or computed is None:
             return
@@ -69,7 +71,8 @@ class UnclearedCheck:
                 warn(
                     "backward() adds new gradients to those that were clipped in the "
                     "step before, because nothing clears them; call "
-                    "optimizer.zero_grad() once per update"
+                    "optimizer.zero_grad() once per update; if the optimizer steps "
+                    "another model than the clipper has, clear both"
                 )
 
     def _start(self, parameters: Sequence[Tensor]) -> None:
@@ -84,11 +87,22 @@ class UnclearedCheck:
             return
         self._sample, self._version = TensorWeakRef(sample), sample._version
         self._clipped = read_values(sample.grad).clone()
-        self._hook = register_weak_hook(sample.register_hook, self._add)
+        self._hooks = [
+            register_weak_hook(sample.register_hook, self._note),
+            register_weak_hook(sample.register_post_accumulate_grad_hook, self._add),
+        ]
 
-    def _add(self, gradient: Tensor) -> None:
-        values = read_values(gradient).clone()
-        self._computed = values if self._computed is None else self._computed + values
+    def _note(self, gradient: Tensor) -> None:
+        """Note a gradient. `torch.autograd.grad` computes it, too, and adds nothing."""
+        self._passed = gradient
+
+    def _add(self, parameter: Tensor) -> None:
+        """Add the last gradient, which a backward pass has accumulated."""
+        passed, self._passed = self._passed, None
+        if passed is not None:
+            values = read_values(passed).clone()
+            computed = self._computed
+            self._computed = values if computed is None else computed + values
 
     def __reduce__(self) -> Any:
         """Copy this object as one that starts before the first step."""

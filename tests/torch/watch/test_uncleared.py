@@ -178,13 +178,56 @@ def test_a_parameter_that_gets_another_shape_is_not_compared():
     assert clipper.metrics()["clip/steps"] == 4
 
 
-def test_clippers_that_take_one_step_leave_one_hook():
+def test_clippers_that_take_one_step_leave_few_hooks():
     model = network()
     for _ in range(STEPS):
         compute(model)
         NormClip(model, 0.1).step()
         model.zero_grad()
-    assert sum(len(p._backward_hooks or ()) for p in model.parameters()) == 1
+    parameters = list(model.parameters())
+    assert sum(len(p._backward_hooks or ()) for p in parameters) == 1
+    hooks = [p._post_accumulate_grad_hooks or () for p in parameters]
+    assert sum(map(len, hooks)) <= 3
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_gradients_that_the_loop_computes_for_itself_are_not_accumulated(clears):
+    """As a penalty on the gradient, or a log of its norm."""
+    model = network()
+    parameters = list(model.parameters())
+    optimizer, clipper = SGD(parameters, lr=1e-3), NormClip(model, 0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(STEPS):
+            if clears:
+                optimizer.zero_grad()
+            loss = (model(torch.randn(8, 3)) - 1.0).square().mean()
+            torch.autograd.grad(loss, parameters, retain_graph=True)
+            loss.backward()
+            clipper.step()
+            optimizer.step()
+    assert len(caught) == (not clears)
+
+
+def test_a_local_model_whose_gradients_are_not_cleared_warns():
+    """As in A3C: the optimizer clears and steps a shared model."""
+    local, shared = network(), network()
+    optimizer, clipper = SGD(shared.parameters(), lr=1e-3), NormClip(local, 0.1)
+
+    def train():
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            compute(local)
+            clipper.step()
+            for mine, other in zip(
+                local.parameters(), shared.parameters(), strict=True
+            ):
+                other.grad = mine.grad
+            optimizer.step()
+            local.load_state_dict(shared.state_dict())
+
+    with pytest.warns(UserWarning, match="another model than the clipper has"):
+        train()
 
 
 def test_a_model_can_be_copied_and_saved_between_two_steps(tmp_path):
