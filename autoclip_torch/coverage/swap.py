@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks,
-    register_optimizer_step_post_hook,
-)
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.weak import TensorWeakRef
 
+from autoclip_torch.optimizer_steps.global_hook import (
+    add_hook,
+    list_hooks,
+    remove_hook,
+)
 from autoclip_torch.optimizer_steps.open_steps import is_in_step, is_outermost_step
 from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
@@ -22,7 +24,7 @@ from autoclip_torch.step.warn import warn
 class SwapCheck:
     """Whether one clipper acts in the steps of its parameters.
 
-    torch calls this object after each step of any optimizer. It keeps neither the
+    Each step of any optimizer calls this object. It keeps neither the
     clipper nor the optimizer nor a parameter alive, and it outlives the first two: the
     optimizer that steps the same parameters next is not clipped. The check ends with
     `remove`, or when another clipper gets one of the parameters.
@@ -45,7 +47,7 @@ class SwapCheck:
         self._ids_in_modules: set[int] = set()
         self._label = ""
         self._others = self._most_others = self._missed = 0
-        self._handle = register_optimizer_step_post_hook(self)
+        add_hook(_global_optimizer_post_hooks, self)
 
     @property
     def owner(self) -> Optimizer | None:
@@ -73,8 +75,8 @@ class SwapCheck:
         self._ids_in_modules = set(map(id, self._list_present()))
 
     def remove(self) -> None:
-        """End the check; torch does not call this object any more."""
-        self._handle.remove()
+        """End the check; the steps do not call this object any more."""
+        remove_hook(_global_optimizer_post_hooks, self)
 
     def is_over(self) -> bool:
         """Return whether the check can find nothing more."""
@@ -106,7 +108,7 @@ class SwapCheck:
             return
         self._missed += 1
         if self._missed == 2 or self.owner is None:
-            self._has_ended = True  # torch goes through its hooks: none is removed
+            self._has_ended = True
             self._warn(optimizer)
 
     def _is_missed(self, optimizer: Optimizer) -> bool:
@@ -184,6 +186,6 @@ def _make_copy(
 def end_swap_checks(parameters: Iterable[Tensor]) -> None:
     """End the checks of the earlier clippers of parameters, and those that are over."""
     ids = set(map(id, parameters))
-    for hook in list(_global_optimizer_post_hooks.values()):
+    for hook in list_hooks(_global_optimizer_post_hooks):
         if isinstance(hook, SwapCheck) and (hook.is_over() or hook.shares(ids)):
             hook.remove()

@@ -12,7 +12,8 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.coverage.swap import SwapCheck, end_swap_checks
 from autoclip_torch.gradients.ranks import has_other_ranks
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook, add_weak_hook
+from autoclip_torch.optimizer_steps.global_hook import add_hook, list_hooks
+from autoclip_torch.optimizer_steps.weak_hook import WeakHook
 from autoclip_torch.rows.flat_parts import refuse_flat_parts, refuse_fsdp1
 from autoclip_torch.rows.groups import Group, NamedParameter
 from autoclip_torch.rows.predecessors import Present
@@ -92,7 +93,7 @@ class MeasuredParameters(ABC):
             return
         refuse_fsdp1(self.parameters)  # it may have wrapped them after the clipper
         if self._coverage.steps == 1:
-            add_weak_hook(_global_optimizer_pre_hooks, self._before_update)
+            add_hook(_global_optimizer_pre_hooks, WeakHook(self._before_update))
             for each in _list_clippers():
                 each._coverage.left_out.add_others(self._known)
         stepper, is_joint = self._stepper, self.scope in ("global", "group")
@@ -220,8 +221,7 @@ class MeasuredParameters(ABC):
 
 def _list_clippers() -> list[MeasuredParameters]:
     """Return the clippers that have taken a step."""
-    hooks = [h for h in _global_optimizer_pre_hooks.values() if isinstance(h, WeakHook)]
-    owners = [hook.owner for hook in hooks]
+    owners = [hook.owner for hook in list_hooks(_global_optimizer_pre_hooks)]
     return [each for each in owners if isinstance(each, MeasuredParameters)]
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks
 
+from .global_hook import add_hook
 from .learning_rate import changes_nothing
 from .open_steps import creates_state, list_open_steps
-from .weak_hook import add_weak_hook
+from .weak_hook import WeakHook
 
 
 class UpdateCounter(ABC):
@@ -30,7 +31,7 @@ class UpdateCounter(ABC):
         self._handles = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._known = weakref.WeakKeyDictionary()
-        add_weak_hook(_global_optimizer_post_hooks, self._end_update)
+        add_hook(_global_optimizer_post_hooks, WeakHook(self._end_update))
 
     def __reduce__(self) -> Any:
         """Copy this object as one that starts to count."""

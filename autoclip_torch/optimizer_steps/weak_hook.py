@@ -1,30 +1,17 @@
 """A hook that does not keep its owner alive."""
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
-
-_LOCK = threading.RLock()
-"""Two threads may not take the same hook."""
 
 
 class WeakHook:
-    """Calls a method as long as its owner exists, except in compiled steps.
-
-    torch goes through its hooks in a step, and fails if one is added or removed
-    meanwhile, such as by another thread. So a hook stays, and a later owner takes it.
-    """
+    """Calls a bound method as long as its owner exists, except in compiled steps."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        """Take the first owner."""
-        self.take(method)
-
-    def take(self, method: Callable[..., Any]) -> None:
-        """Call this bound method from now on."""
+        """Take the method."""
         self._method = weakref.WeakMethod(method)
 
     @property
@@ -56,18 +43,3 @@ def register_weak_hook(
         if isinstance(hook, WeakHook) and hook.owner is None:
             del hooks[key]
     return handle
-
-
-def add_weak_hook(hooks: dict[int, Any], method: Callable[..., Any]) -> None:
-    """Call a bound method in the steps of all optimizers.
-
-    Args:
-      hooks: torch's hooks before the steps, or those after them.
-      method: it takes what such a hook takes.
-    """
-    with _LOCK:
-        for hook in [*hooks.values()]:
-            if isinstance(hook, WeakHook) and hook.owner is None:
-                hook.take(method)
-                return
-        hooks[RemovableHandle(hooks).id] = WeakHook(method)

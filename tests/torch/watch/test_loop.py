@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch import NormClip, QuantileClip
 from autoclip_torch.loop import loop_check
+from autoclip_torch.optimizer_steps.global_hook import GlobalHook, list_hooks
 
 SGD = torch.optim.SGD
 STEPS = 15  # gradients are compared in 12
@@ -481,12 +482,16 @@ def test_a_copied_clipper_starts_without_a_loop():
         repeat(scaled, loop, 2)
 
 
-def count_global_hooks():
+def list_tables():
     before = torch_optimizer._global_optimizer_pre_hooks
-    return len(before) + len(torch_optimizer._global_optimizer_post_hooks)
+    return before, torch_optimizer._global_optimizer_post_hooks
 
 
-def test_a_clipper_registers_one_global_hook_until_the_next_one_does():
+def count_global_hooks():
+    return sum(len(table) + len(list_hooks(table)) for table in list_tables())
+
+
+def test_a_clipper_has_one_global_hook_until_the_next_one_does():
     spec = importlib.util.find_spec("autoclip_torch.loop.loop_check")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     right(Loop())
@@ -500,6 +505,8 @@ def test_a_clipper_registers_one_global_hook_until_the_next_one_does():
     assert count_global_hooks() == count
     repeat(right, loop, 2)  # it replaces the hook of the deleted clipper
     assert count_global_hooks() == count
+    for table in list_tables():
+        assert sum(isinstance(hook, GlobalHook) for hook in table.values()) == 1
 
 
 def test_a_clipper_may_be_deleted_during_the_step_of_an_optimizer():

@@ -8,7 +8,10 @@ import threading
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from autoclip_torch import AGC, NormClip, QuantileClip, TrustClip
 
@@ -120,19 +123,29 @@ def test_a_wrong_order_in_a_thread_warns():
         run_in_thread(train)
 
 
-def test_a_clipper_may_start_during_the_step_of_an_optimizer_after_another_has_ended():
-    """As in another thread; torch fails if a hook is added then."""
+@pytest.mark.parametrize(
+    "register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook]
+)
+def test_clippers_may_start_and_end_during_the_step_of_an_optimizer(register):
+    """As in another thread; torch fails if its table of hooks is changed then."""
+    clippers = []
 
-    def clip_once(*_):
+    def start_and_end(*_):
         model, optimizer = make()
         backward(model, optimizer)
-        NormClip(model, 1.0).step()
+        clippers.append(NormClip(model, 1.0))
+        clippers[-1].step()
+        model, optimizer = make()
+        clippers.append(NormClip(model, 1.0))
+        clippers[-1].attach(optimizer)
+        if len(clippers) > 2:
+            clippers[1].detach()
 
-    clip_once()
+    start_and_end()
     model, optimizer = make()
     backward(model, optimizer)
-    hooks = clip_once, lambda *_: None
-    handles = list(map(register_optimizer_step_pre_hook, hooks))
+    hooks = start_and_end, lambda *_: None
+    handles = list(map(register, hooks))
     try:
         optimizer.step()
     finally:
