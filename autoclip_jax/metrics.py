@@ -92,8 +92,9 @@ def clip_metrics(
     warn_if_replicas_differ(opt_state)
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []
-    for state, is_update in find_clippers(opt_state):
-        measured = _compute_metrics(state, names)
+    for state, is_update, clippers_before in find_clippers(opt_state):
+        others = 0 if is_update else clippers_before
+        measured = _compute_metrics(state, names, others)
         if is_update:
             updates.append(name_update_metrics(measured))
         else:
@@ -113,20 +114,22 @@ def _number(clippers: list[dict[str, Array]]) -> dict[str, Array]:
 
 
 def _compute_metrics(
-    state: ClipState | SkipState, names: Sequence[str] | None
+    state: ClipState | SkipState, names: Sequence[str] | None, others: int
 ) -> dict[str, Array]:
     """Return the metrics of a clipper, with those of its loss policy."""
     if isinstance(state, ClipState):
-        return _state_metrics(state, names)
+        return _state_metrics(state, names, others)
     losses: dict[str, Array] = {}
     if (record := state.skip_loss) is not None:
         loss, threshold = record.skip_loss_value, record.skip_loss_threshold
         recorded = restore_names(record.skip_loss_state)
         losses = _copy(compute_loss_metrics(loss, threshold, recorded))
-    return _state_metrics(state.skip_clip, names) | losses
+    return _state_metrics(state.skip_clip, names, others) | losses
 
 
-def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, Array]:
+def _state_metrics(
+    state: ClipState, names: Sequence[str] | None, others: int
+) -> dict[str, Array]:
     if state.clip_norm.ndim != 1:
         raise ValueError(
             "opt_state must hold norms of shape (rows,), got "
@@ -142,7 +145,10 @@ def _state_metrics(state: ClipState, names: Sequence[str] | None) -> dict[str, A
     floats = state.clip_norm, state.clip_threshold, state.clip_scale
     decision = Decision(*floats, clipped, finite, skipped=no, dropped=no)
     tally, totals = restore_names(state.clip_tally), restore_names(state.clip_totals)
-    numbers = _copy(compute_metrics(decision, tally, jnp, totals=totals))
+    measured = compute_metrics(
+        decision, tally, jnp, totals=totals, other_clippers=others
+    )
+    numbers = _copy(measured)
     if names is None:
         return numbers
     names = _check_names(names, state.clip_norm.shape[0])

@@ -152,7 +152,7 @@ def _transformation(
 
 def _check_has_no_clipper(state: Any) -> None:
     """Refuse the state of an optimizer that clips; `skip_steps` may be in it."""
-    if any(isinstance(clipper, ClipState) for clipper, _ in find_clippers(state)):
+    if any(isinstance(place.state, ClipState) for place in find_clippers(state)):
         raise ValueError(
             "optimizer must be without a clipper, got one that has one: trust_clip "
             "would clip the same gradients or the same update again; leave that one "

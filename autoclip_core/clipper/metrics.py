@@ -137,6 +137,7 @@ def compute_metrics(
     xp: XP = np,
     *,
     totals: Totals | None = None,
+    other_clippers: int = 0,
 ) -> dict[str, Array]:
     """Return the metrics of the last step and of the run, each a number.
 
@@ -153,18 +154,21 @@ def compute_metrics(
     | clip/dropped_total    | steps with any row that was dropped                     |
     | clip/steps            | steps                                                   |
     | clip/rows             | the number of rows                                      |
+    | clip/other_clippers   | `other_clippers`, if there are any                      |
 
     Args:
       decision: the last decision.
       tally: the counts of the run, including this decision.
       xp: the array namespace, as in `decide`; it must also have `sort` and `max`.
       totals: the result of `compute_totals`; by default that of l2 norms.
+      other_clippers: the number of other clippers that may clip the same gradients
+        before this one. `ClipLog` then reports no clip before this one.
     """
     observed = was_observed(decision)
     total, total_after = totals or compute_totals(decision, xp)
     is_zero = total == 0
     scale = xp.where(is_zero, 1.0, total_after) / xp.where(is_zero, 1.0, total)
-    return {
+    metrics = {
         "clip/norm": total,
         "clip/threshold": _median(decision.threshold, xp),
         "clip/scale": scale,
@@ -179,6 +183,9 @@ def compute_metrics(
         "clip/steps": tally.steps,
         "clip/rows": xp.full((), decision.norm.shape[0], dtype=xp.int32),
     }
+    if other_clippers:
+        metrics["clip/other_clippers"] = xp.full((), other_clippers, dtype=xp.int32)
+    return metrics
 
 
 def name_update_metrics(metrics: dict[str, T]) -> dict[str, T]:

@@ -34,7 +34,9 @@ def advise(log: StepRecorder) -> Iterator[str]:
     table, diagnosis = diagnose_steps(steps := log._store.steps())
     is_bounded = is_update or log.updates is not None
     settings = select_settings(log.settings, is_update)
-    yield from find_red_lights(table, diagnosis, log.settings, is_update, is_bounded)
+    has_other_clipper = "other_clippers" in logged
+    kind = is_update, is_bounded, has_other_clipper
+    yield from find_red_lights(table, diagnosis, log.settings, *kind)
     yield from advise_on_start(table, diagnosis.spikes, is_bounded)
     yield from advise_on_ratchet(steps, settings, log._has_several_rows or is_update)
     # The level of updates follows the learning rate.

@@ -27,6 +27,12 @@ from .settings import (
 MIN_STEPS = 100
 """Fewer steps do not support the advice of a summary."""
 
+OTHER_CLIP = (
+    "Remove the other clip, or log the norms before it. If it is a clipper of this "
+    "package, too, record metrics, which say so."
+)
+"""The action against another clip. A decision does not show whose it is."""
+
 DIAGNOSED = 2048
 """Number of steps of the past that are diagnosed, and of the latest."""
 
@@ -37,10 +43,16 @@ def find_red_lights(
     settings: Mapping[str, str],
     is_update: bool,
     is_bounded: bool = False,
+    has_other_clipper: bool = False,
 ) -> list[str]:
-    """Say if the norms show damage, or that another clip acts before this one."""
+    """Say if the norms show damage, or that another clip acts before this one.
+
+    If another clipper of this package may act first, its limit is no red light.
+    """
     is_dry = is_dry_run(settings, is_update)
-    lights = [] if is_update or is_dry else warn_of_other_clip(table["norm"], diagnosis)
+    lights = []
+    if not (is_update or is_dry or has_other_clipper):
+        lights = warn_of_other_clip(table["norm"], diagnosis)
     if diagnosis.verdict not in ("diverged", "never healthy", "non-finite"):
         return lights
     policy = find_policy(select_settings(settings, is_update))
@@ -70,8 +82,7 @@ def warn_of_other_clip(norms: Array, diagnosis: Diagnosis) -> list[str]:
         return []
     return [
         "Red light: the gradients were clipped or normalized before: some norms are "
-        f"{format_number(limit)} again and again. Remove the other clip, or log the "
-        "norms before it."
+        f"{format_number(limit)} again and again. {OTHER_CLIP}"
     ]
 
 
@@ -89,8 +100,7 @@ def find_cut(norms: Array) -> list[str]:
     count = int(np.sum(abs(logs - np.log(ceiling)) <= CLOSE))
     return [
         "Red light: the gradients were clipped before: the norm is "
-        f"{format_number(ceiling)} in {count} of {len(norms)} steps. Remove the other "
-        "clip, or log the norms before it."
+        f"{format_number(ceiling)} in {count} of {len(norms)} steps. {OTHER_CLIP}"
     ]
 
 

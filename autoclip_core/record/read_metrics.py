@@ -18,8 +18,9 @@ TOTALS = {
     "skipped": "clip/skipped_total",
     "dropped": "clip/dropped_total",
     "clip_rate": "clip/clip_rate",
+    "other_clippers": "clip/other_clippers",
 }
-"""The totals of the run that metrics contain, by their names in the summary."""
+"""What metrics contain of the whole run, by its names in a saved log."""
 
 NUMBERED = re.compile(r"clip/(\d+)/(.*)", re.DOTALL)
 """A metric of one of several clippers."""

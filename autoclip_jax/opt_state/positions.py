@@ -3,7 +3,7 @@
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -28,10 +28,21 @@ _WAYS_OUT_OF_OPTIMIZERS = {
 """Optimizers that would undo a bound, by the class of their state."""
 
 
+class Place(NamedTuple):
+    """A clipper in an optimizer state."""
+
+    state: ClipState | SkipState
+    """Its state."""
+    is_update: bool
+    """Whether it clips the update."""
+    clippers_before: int
+    """The number of clippers before it in its chain. A mask may part their leaves."""
+
+
 def find_clippers(
-    part: Any, is_behind: bool = False, is_followed: bool = False
-) -> Iterator[tuple[ClipState | SkipState, bool]]:
-    """Yield the state of each clipper, and whether it clips the update.
+    part: Any, is_behind: bool = False, is_followed: bool = False, before: int = 0
+) -> Iterator[Place]:
+    """Yield each clipper of an optimizer state.
 
     A clipper clips the update if another transformation of its chain stands before it,
     and none behind it. Other clippers do not count. In a wrapper, the position is that
@@ -41,15 +52,16 @@ def find_clippers(
       part: an optimizer state, or a part of it.
       is_behind: whether another transformation stands before this part.
       is_followed: whether another transformation stands behind this part.
+      before: the number of clippers before this part.
     """
     if isinstance(part, ClipState):
-        yield part, is_behind and not is_followed
+        yield Place(part, is_behind and not is_followed, before)
     elif isinstance(part, SkipState):
-        yield part, False  # its clipper decides on the gradient
-        yield from find_clippers(part.skip_inner_state, is_behind, is_followed)
+        yield Place(part, False, before)  # its clipper decides on the gradient
+        yield from find_clippers(part.skip_inner_state, is_behind, is_followed, before)
     elif isinstance(part, TrustState):
-        yield from find_clippers(part.trust_gradient)
-        yield from find_clippers(part.trust_inner_state, is_behind, is_followed)
+        yield from find_clippers(part.trust_gradient, before=before)
+        yield from find_clippers(part.trust_inner_state, is_behind, is_followed, before)
         yield from find_clippers(part.trust_update, is_behind=True)
     elif _has_clipper(part):
         links = _list_children(part)
@@ -57,7 +69,9 @@ def find_clippers(
         for index, link in enumerate(links):
             behind = is_behind or any(changes[:index])
             followed = is_followed or any(changes[index + 1 :])
-            yield from find_clippers(link, behind, followed)
+            yield from find_clippers(link, behind, followed, before)
+            if _is_chain(part):
+                before += sum(isinstance(p, ClipState) for p in _list_leaves(link))
 
 
 def check_uses_present_weights(state: Any) -> None:
@@ -89,7 +103,7 @@ def warn_if_undone(part: Any) -> None:
     for index, link in enumerate(_list_children(part)) if _has_clipper(part) else ():
         before = _list_children(part)[:index] if _is_chain(part) else []
         name = _find_other_weights(before)
-        if name and any(is_update for _, is_update in find_clippers(link, True)):
+        if name and any(place.is_update for place in find_clippers(link, True)):
             warnings.warn(
                 f"a clipper of the update stands behind an optimizer with the state "
                 f"{name}, which computes its next weights from weights or sums of its "

@@ -113,7 +113,10 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         decision, tally, _ = self._read_numpy()
         rows = self._built_rows()
         totals = metrics.compute_totals(decision, norm=rows.norm, sizes=rows.sizes)
-        numbers = metrics.compute_metrics(decision, tally, totals=totals)
+        others = int(self.is_behind and not (self.clips_update or self.dry_run))
+        numbers = metrics.compute_metrics(
+            decision, tally, totals=totals, other_clippers=others
+        )
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         values = {name: float(value) for name, value in numbers.items()}

@@ -226,12 +226,15 @@ class Observer(BaseClipper, ParameterSurgery):
         decision, tally, losses = states.read()
         stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
         totals = compute_totals(decision, **states.describe_norm())
-        numbers = compute_metrics(decision, tally, totals=totals) | losses
+        is_clip = stepper.quantity == "gradient" and not stepper.dry_run
+        others = self._count_sharing() if is_clip else 0
+        numbers = compute_metrics(decision, tally, totals=totals, other_clippers=others)
+        numbers |= losses
         if per_row:
             numbers |= compute_row_metrics(states.rows.names, decision, tally)
         metrics = {name: float(value) for name, value in numbers.items()}
-        if stepper.quantity == "gradient" and not stepper.dry_run:
-            stepper.checks.check_norm(metrics["clip/norm"], self._is_shared)
+        if is_clip:
+            stepper.checks.check_norm(metrics["clip/norm"], is_shared=others > 0)
             if states.device is not None:  # otherwise each step checks it
                 stepper.checks.check_zeros(decision, states.rows)
         return metrics

@@ -111,14 +111,19 @@ class MeasuredParameters(ABC):
 
     def _is_shared(self) -> bool:
         """Return whether another clipper clips some of the same parameters."""
-        ids = set(map(id, self._stepper.rows.parameters))
-        return any(
-            not ids.isdisjoint(map(id, each._stepper.rows.parameters))
+        return self._count_sharing() > 0
+
+    def _count_sharing(self) -> int:
+        """Return the number of other clippers of some of the same parameters."""
+        others = [
+            each._stepper.rows.parameters
             for each in _list_clippers()
             if each is not self
             and each._stepper.quantity == "gradient"
             and not each._stepper.dry_run
-        )
+        ]
+        ids = set(map(id, self._stepper.rows.parameters)) if others else set()
+        return sum(not ids.isdisjoint(map(id, each)) for each in others)
 
     @property
     def _known(self) -> list[Tensor]:

@@ -3,7 +3,7 @@
 A run that does nothing useful warns or raises, instead of continuing in silence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,15 +128,15 @@ class RunChecks:
         """Warn once if all gradients were set to 0; the decision is on the CPU."""
         self._zero_norms.check(decision, rows)
 
-    def check_norm(self, norm: float, is_shared: Callable[[], bool]) -> None:
+    def check_norm(self, norm: float, *, is_shared: bool) -> None:
         """Warn once if another clip acts before this one.
 
         Args:
           norm: the norm of all gradients, on the CPU.
-          is_shared: returns whether another clipper clips some of the same parameters.
-            It may act first on purpose.
+          is_shared: whether another clipper clips some of the same parameters. It may
+            act first on purpose.
         """
-        if (text := self._clipped_before.check(norm)) and not is_shared():
+        if (text := self._clipped_before.check(norm)) and not is_shared:
             warn(text)
 
     def check_skips(self, tally: Tally) -> None:

@@ -122,6 +122,22 @@ def test_a_dry_run_may_measure_what_another_clip_left(norms):
     assert red_lights(norms, policy="Fixed(max_norm=5.0)", dry_run=True) == []
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_another_clipper_of_this_package_may_act_first(share):
+    """The metrics say so; a decision does not, and the red light says what to do."""
+    log, alone = ClipLog(), ClipLog()
+    for norm in cut(0.25, share):
+        metrics = {"clip/norm": norm, "clip/threshold": 5.0}
+        alone.record(metrics)
+        log.record(metrics | {"clip/other_clippers": 1})
+    assert "Red light" not in " ".join(log.summary().advice)
+    assert "of this package, too, record metrics" in " ".join(alone.summary().advice)
+    for norm in np.geomspace(1e2, 1e9, 100):
+        log.record({"clip/norm": norm, "clip/threshold": 5.0, "clip/other_clippers": 1})
+    [light] = [text for text in log.summary().advice if text.startswith("Red light")]
+    assert "diverged at step" in light
+
+
 def test_an_update_may_be_normalized():
     log = ClipLog()
     for norm in cut(0.25, 0.5):

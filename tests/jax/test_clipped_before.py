@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from autoclip_core import ClipLog, Fixed
+from autoclip_core.clipper.clipped_before import find_repeated_limit
 from autoclip_jax import (
     check_state,
     clip_by_param_ratio,
@@ -167,29 +168,75 @@ def test_an_nnx_optimizer_is_warned_of_too():
     check_state(nnx.Optimizer(model, INSIDE["MultiSteps"], wrt=nnx.Param))
 
 
-@pytest.mark.parametrize(
-    ("first", "count"),
-    [
-        (optax.clip_by_global_norm(0.25), 1),
-        (clip_by_policy(Fixed(0.25), scope="global"), 1),
-        (optax.identity(), 0),
-    ],
-    ids=["optax", "ours", "none"],
-)
-@pytest.mark.parametrize("scope", ["global", "parameter"])
-def test_another_clip_in_front_is_a_red_light(first, count, scope):
-    """It acts in half of the steps, or the run is short."""
-    tx = optax.chain(first, clip_by_quantile(0.9, scope=scope), ADAM)
+OURS = clip_by_policy(Fixed(0.25), scope="global")
+THEIRS = optax.clip_by_global_norm(0.25)
+
+
+def log_of(tx, clipper=None):
+    """Return the log of 40 steps; a limit of 0.25 acts in half of them."""
 
     def step(state, key):
         grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), PARAMS)
-        scale = jax.random.uniform(key, minval=0.02, maxval=0.15)
+        scale = jax.random.uniform(key, minval=0.02, maxval=0.2)
         return take_step(tx, state, jax.tree.map(lambda g: g * scale, grads))
 
     keys = jax.random.split(jax.random.key(0), 40)
     metrics = jax.device_get(jax.lax.scan(step, tx.init(PARAMS), keys)[1])
-    log = ClipLog(clipper=1 if "clip/1/norm" in metrics else None)
+    log = ClipLog(clipper=clipper)
     for index in range(len(keys)):
         log.record({name: values[index] for name, values in metrics.items()})
+    return log
+
+
+def has_light(log):
     lights = [text for text in log.summary().advice if "Red light" in text]
-    assert ["0.25 again and again" in light for light in lights] == [True] * count
+    assert all("0.25 again and again" in light for light in lights)
+    return bool(lights)
+
+
+@pytest.mark.parametrize("first", [THEIRS, optax.identity()], ids=["optax", "none"])
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_another_clip_in_front_is_a_red_light(first, scope):
+    tx = optax.chain(first, clip_by_quantile(0.9, scope=scope), ADAM)
+    assert has_light(log_of(tx)) == (first is THEIRS)
+
+
+BEHIND = {
+    "chain": optax.chain(OURS, CLIP, ADAM),
+    "chain in a chain": optax.chain(optax.chain(OURS, optax.zero_nans()), CLIP, ADAM),
+    "named_chain": optax.named_chain(("z", OURS), ("y", CLIP), ("a", ADAM)),
+    "masked": optax.chain(optax.masked(OURS, True), optax.masked(CLIP, True), ADAM),
+    "each parameter": optax.chain(OURS, clip_by_quantile(0.9), ADAM),
+    "skip_steps": optax.chain(OURS, skip_steps(ADAM, Fixed(9.0))),
+    "skip_steps, inside": skip_steps(optax.chain(OURS, CLIP, ADAM), Fixed(9.0)),
+    "trust_clip": optax.chain(OURS, trust_clip(ADAM)),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_clipper_behind_another_of_ours_has_no_red_light(name, tmp_path):
+    log = log_of(BEHIND[name], clipper=2 if name == "skip_steps, inside" else 1)
+    assert find_repeated_limit(log.norms.tolist()) == 0.25
+    assert not has_light(log)
+    log.to_jsonl(tmp_path / "run.jsonl")
+    assert not has_light(ClipLog.from_jsonl(tmp_path / "run.jsonl"))
+
+
+def test_the_first_of_two_of_ours_shows_another_clip_before_both():
+    tx = optax.chain(THEIRS, OURS, CLIP, ADAM)
+    assert [has_light(log_of(tx, clipper=index)) for index in (0, 1)] == [True, False]
+
+
+LABELS = {0: optax.chain(OURS, ADAM), 1: optax.chain(CLIP, ADAM)}
+BESIDE = {
+    "other labels": optax.partition(LABELS, {"a": 1, "b": 0}),
+    "an update": optax.chain(CLIP, ADAM, OURS),
+    "skip_steps": skip_steps(optax.chain(CLIP, ADAM), Fixed(9.0)),
+    "trust_clip": trust_clip(ADAM),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_clipper_that_does_not_clip_the_same_gradients_before_is_not_counted(name):
+    metrics = jax.eval_shape(clip_metrics, BESIDE[name].init(PARAMS))
+    assert not any("other_clippers" in key for key in metrics)

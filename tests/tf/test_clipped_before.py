@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core import Fixed
+from autoclip_core import ClipLog, Fixed
+from autoclip_core.clipper.clipped_before import find_repeated_limit
 from autoclip_tf import (
     AGC,
     Clipper,
@@ -113,7 +114,7 @@ def test_a_clipper_behind_another_of_ours_is_silent(call, inside_count, is_legac
     library = pytest.importorskip("tf_keras") if is_legacy else keras
     library.utils.set_random_seed(0)
     front, behind = NormClip(LIMIT), AGC(0.05)
-    inside = [front, behind][2 - inside_count :]
+    inside, log = [front, behind][2 - inside_count :], ClipLog()
     model = library.Sequential([library.Input((3,)), library.layers.Dense(1)])
     sgd = library.optimizers.legacy.SGD if is_legacy else optimizers.SGD
     optimizer = sgd(1e-3, gradient_transformers=inside)
@@ -123,14 +124,18 @@ def test_a_clipper_behind_another_of_ours_is_silent(call, inside_count, is_legac
             loss = tf.reduce_sum((model(tf.random.normal((4, 3))) - 9.0) ** 2)
         pairs = zip(tape.gradient(loss, variables), variables, strict=True)
         optimizer.apply_gradients(call(front, behind, list(pairs)))
-        behind.metrics()
+        log.record(behind.metrics())
     assert front.metrics()["clip/clip_rate"] == 1.0
+    assert find_repeated_limit(log.norms.tolist()) == LIMIT
+    assert "Red light" not in " ".join(log.summary().advice)
 
 
 def test_a_clipper_behind_one_that_changes_nothing_warns():
     for clips in ([NormClip(1.0, dry_run=True), AGC(1e9)], [AGC(1e9), NormClip(1.0)]):
         [text] = fit(clips, clip_by_global_norm)
         assert "norms of 0.25 again and again" in text
+        others = [clip.metrics().get("clip/other_clippers") for clip in clips]
+        assert others == ([None, None] if clips[0].dry_run else [None, 1.0])
 
 
 @pytest.mark.parametrize("value", [LIMIT, 0.37])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from autoclip_core import Drop, Fixed
+from autoclip_core import ClipLog, Drop, Fixed
+from autoclip_core.clipper.clipped_before import find_repeated_limit
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip
 
 LIMIT = 0.25
@@ -88,3 +89,55 @@ def test_other_gradients_are_silent(front):
 
 def test_a_dry_run_may_measure_what_another_clipper_left():
     train(lambda model, o: NormClip(model, 1.0, dry_run=True), clip_by_norm)
+
+
+def log_second(front_of, *, is_attached):
+    """Return the log of a clipper that a limit in front acts before."""
+    torch.manual_seed(0)
+    model, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
+    optimizer, others = (torch.optim.SGD(m.parameters(), 1e-3) for m in (model, other))
+    front = front_of(model, other)
+    clippers = [front, QuantileClip(model, scope="global")]
+    if is_attached:
+        for each in clippers:
+            each.attach(optimizer)
+    log = ClipLog()
+    for _ in range(40):
+        optimizer.zero_grad()
+        others.zero_grad()
+        other(torch.randn(8, 3)).square().sum().backward()
+        model(torch.randn(8, 3)).square().sum().backward()
+        if front.dry_run or front.parameters[0] is not model.weight:
+            clip_by_norm(model)
+        if not is_attached:
+            for each in clippers:
+                each.step()
+        optimizer.step()
+        others.step()
+        log.record(clippers[1].metrics())
+    return log
+
+
+def has_light(log):
+    return "0.25 again and again" in " ".join(log.summary().advice)
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_the_log_of_a_clipper_behind_another_of_ours_has_no_red_light(is_attached):
+    log = log_second(lambda model, _: NormClip(model, LIMIT), is_attached=is_attached)
+    assert find_repeated_limit(log.norms.tolist()) == LIMIT
+    assert not has_light(log)
+
+
+@pytest.mark.parametrize(
+    "front_of",
+    [
+        lambda model, other: NormClip(model, LIMIT, dry_run=True),
+        lambda model, other: NormClip(other, LIMIT),
+    ],
+    ids=["a dry run", "other parameters"],
+)
+def test_a_clipper_that_does_not_clip_the_same_hides_no_other_clip(front_of):
+    with pytest.warns(UserWarning, match="clipped or normalized before it"):
+        log = log_second(front_of, is_attached=False)
+    assert has_light(log)
