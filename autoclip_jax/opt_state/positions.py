@@ -185,25 +185,31 @@ def _is_clipper(part: Any) -> bool:
 
 
 def _has_clipper_before(part: Any) -> bool:
-    """Return whether a chain in a state has an accumulator behind a clipper."""
+    """Return whether a chain in a state has an accumulator behind a clipper.
+
+    A mask around a clipper is not in its state. So a clipper in a mask counts only if
+    the accumulator has all leaves.
+    """
     if not _list_accumulators(part):  # nothing to find, such as in an array
         return False
     children = _list_children(part)
     links = children if _is_chain(part) or isinstance(part, TrustState) else []
-    is_behind = has_clipper = False
+    is_behind = has_clipper = has_all_leaves = False
     for index, link in enumerate(links):
         is_sum = isinstance(link, optax.ApplyEvery)
         accumulators = _list_accumulators(link) if is_behind and not is_sum else []
-        if not all(map(_has_gradient_clipper, accumulators)):
-            return True
+        for each in accumulators:
+            may_share = has_all_leaves or not _is_masked(each)
+            if may_share and not _has_gradient_clipper(each):
+                return True
         # Unlike MultiSteps, it sums what the optimizer before it returns.
         if is_sum and has_clipper:
             return not any(map(_has_gradient_clipper, links[index:]))
         has_clipper = has_clipper or _has_gradient_clipper(link)
         # Behind an optimizer, updates are accumulated, or another state begins.
-        is_behind = (is_behind or _has_gradient_clipper(link)) and not _has_moments(
-            link
-        )
+        is_before = not _has_moments(link)
+        is_behind = is_before and (is_behind or _has_gradient_clipper(link))
+        has_all_leaves = is_before and (has_all_leaves or _has_unmasked_clipper(link))
     return any(map(_has_clipper_before, children))
 
 
@@ -215,6 +221,23 @@ def _list_accumulators(part: Any) -> list[Any]:
 
 def _is_accumulator(part: Any) -> bool:
     return isinstance(part, optax.MultiStepsState | optax.ApplyEvery)
+
+
+def _is_masked(accumulator: Any) -> bool:
+    """Return whether a mask leaves out some leaves of an accumulator."""
+    is_sum = isinstance(accumulator, optax.ApplyEvery)
+    total = accumulator.grad_acc if is_sum else accumulator.acc_grads
+
+    def is_left_out(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    return any(map(is_left_out, jax.tree.leaves(total, is_leaf=is_left_out)))
+
+
+def _has_unmasked_clipper(part: Any) -> bool:
+    kinds = ClipState | SkipState | optax.MaskedState
+    leaves = jax.tree.leaves(part, is_leaf=lambda x: isinstance(x, kinds))
+    return any(isinstance(leaf, ClipState) for leaf in leaves)
 
 
 def _has_gradient_clipper(part: Any) -> bool:

@@ -22,6 +22,7 @@ from autoclip_jax import (
 
 CLIP, ADAM = clip_by_quantile(0.9, scope="global"), optax.adam(1e-3)
 PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+ONLY_A, ONLY_B = {"a": True, "b": False}, {"a": False, "b": True}
 MICRO = "clips each micro-batch and not their mean"
 
 
@@ -44,6 +45,12 @@ OUTSIDE = {
     ),
     "a filter between": optax.chain(CLIP, optax.zero_nans(), steps(ADAM)),
     "masked": optax.chain(optax.masked(CLIP, True), optax.masked(steps(ADAM), True)),
+    "one mask": optax.masked(optax.chain(CLIP, steps(ADAM)), ONLY_A),
+    "the accumulator masked": optax.chain(CLIP, optax.masked(steps(ADAM), ONLY_A)),
+    "the clipper masked": optax.chain(optax.masked(CLIP, ONLY_A), steps(ADAM)),
+    "one of two clippers masked": optax.chain(
+        optax.masked(CLIP, ONLY_B), CLIP, optax.masked(steps(ADAM), ONLY_A)
+    ),
     "partition": optax.chain(
         CLIP,
         optax.partition({0: steps(ADAM), 1: optax.sgd(0.1)}, {"a": 0, "b": 1}),
@@ -74,6 +81,18 @@ INSIDE = {
     "both, on purpose": optax.chain(CLIP, steps(optax.chain(CLIP, ADAM))),
     "a micro-batch is left out": skip_steps(steps(ADAM), Fixed(9.0)),
     "partition": optax.partition(PARTS, {"a": 0, "b": 1}),
+    "other leaves": optax.chain(
+        optax.masked(optax.chain(CLIP, optax.sgd(0.1)), ONLY_A),
+        optax.masked(steps(ADAM), ONLY_B),
+    ),
+    "other leaves, clipped alone": optax.chain(
+        *(optax.masked(CLIP, ONLY_A), optax.masked(optax.sgd(0.1), ONLY_A)),
+        optax.masked(steps(ADAM), ONLY_B),
+    ),
+    "other leaves, partition": optax.chain(
+        optax.partition({0: CLIP, 1: optax.identity()}, {"a": 0, "b": 1}),
+        optax.masked(optax.apply_every(3), ONLY_B),
+    ),
     "behind apply_every": optax.chain(optax.apply_every(3), CLIP, ADAM),
     "both, apply_every": optax.chain(CLIP, ADAM, optax.apply_every(3), CLIP),
     "no MultiSteps": optax.chain(CLIP, ADAM),
