@@ -19,12 +19,10 @@ from autoclip_core.loss import compute_loss_metrics
 from .gradients.mesh import is_equal
 from .gradients.rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
 from .opt_state.find_states import find_clip_states
-from .opt_state.positions import (
-    find_clippers,
-    warn_if_micro_batches_are_clipped,
-    warn_if_undone,
-)
+from .opt_state.micro_batches import warn_if_micro_batches_are_clipped
+from .opt_state.positions import find_clippers
 from .opt_state.replicas import AVERAGE_FIRST, warn_if_replicas_differ
+from .opt_state.undone_bounds import warn_if_undone
 from .skip_state import SkipState
 from .state import ClipState, restore_names
 

@@ -19,7 +19,8 @@ from autoclip_core.clipper.trust import (
 from .arguments import check_transformation, explain_arguments
 from .clipper import make_transformation
 from .gradients.rows import Mask, Scope, choose_scope, is_none, repeat_mask
-from .opt_state.positions import check_uses_present_weights, find_clippers
+from .opt_state.positions import find_clippers
+from .opt_state.undone_bounds import check_uses_present_weights
 from .state import ClipState, TrustState, wrong_state_error
 
 _HALVES = (

@@ -10,7 +10,7 @@ from autoclip_jax.skip_state import SkipLoss
 from autoclip_jax.state import ClipState, restore_names, unbound
 
 from .find_states import find_clip_states, list_states
-from .positions import warn_if_micro_batches_are_clipped
+from .micro_batches import warn_if_micro_batches_are_clipped
 from .replicas import warn_if_replicas_differ
 
 
