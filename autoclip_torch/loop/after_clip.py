@@ -7,7 +7,8 @@ from torch import Tensor
 from autoclip_torch.gradients.ranks import has_other_ranks
 from autoclip_torch.gradients.transfer import is_capturing
 
-from .gradient_samples import Change, GradientValues, GradientVersions
+from .gradient_changes import Change, Changes
+from .gradient_samples import GradientVersions
 
 _CYCLES = 6
 """So many clips are compared with the updates. The result is read as many clips later,
@@ -28,16 +29,19 @@ class AfterClipCheck:
 
     def __init__(self) -> None:
         """Start before the first clip."""
-        self._before: tuple[GradientVersions, GradientValues] | None = None
-        self._changes: list[tuple[bool, Callable[[], Change]]] = []
         self._cycles = 0
+        self._versions: GradientVersions | None = None
+        self._changes = Changes()
+        self._may_be_sums: list[bool] = []
+        self._read: Callable[[], list[Change]] | None = None
 
     def end_clip(self, samples: Sequence[Tensor]) -> None:
         """Note the gradients after a clip."""
         self._cycles += 1
         if self._cycles > _CYCLES or any(is_capturing(each.device) for each in samples):
             return
-        self._before = GradientVersions(samples), GradientValues(samples)
+        self._versions = GradientVersions(samples)
+        self._changes.begin(samples)
 
     def explain(self, samples: Sequence[Tensor]) -> str | None:
         """Return what was wrong in the first updates, once.
@@ -45,18 +49,17 @@ class AfterClipCheck:
         Args:
           samples: the same parameters, or their copies that an optimizer steps.
         """
-        before, self._before = self._before, None
-        if before is not None:
-            versions, values = before
+        versions, self._versions = self._versions, None
+        if versions is not None and self._changes.end(samples):
             # `all_reduce` writes without a new version, unlike what adds noise.
-            may_be_sum = has_other_ranks() and versions.are_same(samples)
-            if (read := values.compare(samples)) is not None:
-                self._changes.append((may_be_sum, read))
-        if self._cycles < 2 * _CYCLES:
+            is_sum = has_other_ranks() and versions.are_same(samples)
+            self._may_be_sums.append(is_sum)
+        if self._cycles >= _CYCLES and self._changes.steps >= _WRONG:
+            self._read, self._changes = self._changes.compare(), Changes()
+        if self._read is None or self._cycles < 2 * _CYCLES:
             return None
-        changes = [(may_be_sum, read()) for may_be_sum, read in self._changes]
-        self._changes = []
-        factor = _find_common_factor([change for _, change in changes])
+        changes, self._read = self._read(), None
+        factor = _find_common_factor(changes)
         if factor is not None:
             return (
                 f"the gradients were multiplied by {factor:.3g} between clipper.step() "
@@ -64,7 +67,7 @@ class AfterClipCheck:
                 "those of the update; what unscales or averages them must run before "
                 "clipper.step(); of two limits, keep the smaller one"
             )
-        if sum(_has_grown(*change) for change in changes) >= _WRONG:
+        if sum(map(_has_grown, self._may_be_sums, changes)) >= _WRONG:
             return (
                 "gradients grew between clipper.step() and optimizer.step(), so they "
                 "may exceed the threshold; what sums or replaces them, such as "

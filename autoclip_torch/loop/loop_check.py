@@ -32,8 +32,12 @@ _SAMPLES = 2
 _CYCLES = 3
 """A wrong order is reported if so many updates in a row have it."""
 
-_WATCHED, _PERIOD = 10, 1000
+_WATCHED, _PERIOD = 10, 400
 """So many of this many steps are watched, and those after a change of optimizers."""
+
+_PAUSE = 100
+"""So many steps after the last watched ones began, they begin again after a step that
+used other gradients than those that were clipped."""
 
 _SCALED = (
     "clipper.step() was called before the GradScaler had unscaled the gradients, so it "
@@ -84,7 +88,7 @@ class LoopCheck:
     def _restart(self) -> None:
         """Count again, and expect nothing of the next update."""
         self._clipped: GradientVersions | None = None
-        self._has_clipped_again = False
+        self._has_clipped_again = self._has_changed = False
         self._early = self._repeated = self._in_closure = 0
         self._after_clip, self._left_out = AfterClipCheck(), LeftOutStepCheck()
         self._other_model.restart()
@@ -139,7 +143,7 @@ class LoopCheck:
         self._left_out.end_clip(clipped)
         self._after_clip.end_clip(self._samples)
         self._backward.stop()
-        if self._count < _WATCHED:
+        if self._has_changed and self._count < _WATCHED:
             self._backward.start(self._samples)
         self._count = (self._count + 1) % _PERIOD
 
@@ -180,6 +184,9 @@ class LoopCheck:
             self._left_out.begin_later_update(optimizer, self._samples)
             return None
         self._left_out.begin_update(optimizer)
+        self._has_changed = not self._clipped.are_same(self._samples)
+        if self._has_changed and self._count >= _PAUSE:
+            self._count = 0
         self._clipped = None
         if self._left_out.times == _CYCLES and not is_shared():
             self._warn(_LEFT_OUT)

@@ -37,8 +37,11 @@ def list_open_steps() -> list[Optimizer]:
 
 def list_step_arguments() -> list[tuple[Any, dict[str, Any]]]:
     """Return the arguments of each running step, as a hook receives them."""
-    steps = (frame for frame in _list_frames() if frame.f_code is _HOOKED_STEP)
-    return [(frame.f_locals["args"], frame.f_locals["kwargs"]) for frame in steps]
+    return [
+        (frame.f_locals["args"], frame.f_locals["kwargs"])
+        for frame in _list_frames()
+        if frame.f_code is _HOOKED_STEP
+    ]
 
 
 def creates_state() -> bool:

@@ -13,7 +13,6 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch import NormClip, QuantileClip
-from autoclip_torch.loop import loop_check
 from autoclip_torch.optimizer_steps.global_hook import GlobalHook, list_hooks
 
 SGD = torch.optim.SGD
@@ -286,9 +285,9 @@ def no_gradient_after_the_clip(loop):
 
 
 def a_second_clip(loop):
-    """Of a smaller norm, in some steps."""
+    """Of a smaller norm, in every second step."""
     loop.optimizer.zero_grad()
-    loop.backward(scale=0.02 * next(loop.scales))
+    loop.backward(scale=0.1 + 0.2 * (next(loop.scales) % 2))
     loop.clipper.step()
     torch.nn.utils.clip_grad_norm_(loop.model.parameters(), 0.5)
     loop.optimizer.step()
@@ -395,11 +394,12 @@ RIGHT = [
 ]
 
 
+@pytest.mark.parametrize("times", [STEPS, 150])
 @pytest.mark.parametrize("each", RIGHT, ids=lambda each: each.__name__)
-def test_a_right_order_is_silent(each):
+def test_a_right_order_is_silent(each, times):
     """A warning is an error in these tests."""
     loop = Loop()
-    repeat(each, loop)
+    repeat(each, loop, times)
     assert loop.norms == pytest.approx([1.0] * len(loop.norms))
 
 
@@ -458,17 +458,43 @@ def test_a_clip_between_the_scaler_s_step_and_its_update_is_refused():
         loop.clipper.step()
 
 
-@pytest.mark.parametrize("change", ["optimizer", "1000 steps"])
-@pytest.mark.parametrize("wrong", [between_two_backward_passes, divided_after_the_clip])
-def test_a_wrong_order_that_begins_later_warns_once(wrong, change, monkeypatch):
+def divided_in_place(loop):
+    """Unlike `gradient.data`, this changes the version number of the gradient."""
+    loop.optimizer.zero_grad()
+    loop.backward(scale=next(loop.scales))
+    loop.clipper.step()
+    loop.model.weight.grad /= 4
+    loop.optimizer.step()
+
+
+LATER = {
+    divided_after_the_clip: WRONG[divided_after_the_clip],
+    **{each: WRONG[each] for each in (between_two_backward_passes, after_the_step)},
+    replaced_by_a_multiple: WRONG[replaced_by_a_multiple],
+    divided_in_place: "were multiplied by 0.25 between",
+}
+
+
+@pytest.mark.parametrize("wrong", LATER, ids=lambda each: each.__name__)
+def test_a_wrong_order_that_begins_with_another_optimizer_warns_once(wrong):
     loop = Loop()
     repeat(right, loop, 30)
-    if change == "optimizer":
-        loop.optimizer = SGD(loop.model.parameters(), lr=0.01)
-    else:
-        monkeypatch.setattr(loop_check, "_PERIOD", 40)
-    with pytest.warns(UserWarning, match=WRONG[wrong]) as warned:
+    loop.optimizer = SGD(loop.model.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match=LATER[wrong]) as warned:
         repeat(wrong, loop, 30)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(("start", "most"), [(30, 90), (250, 20)])
+@pytest.mark.parametrize("wrong", LATER, ids=lambda each: each.__name__)
+def test_a_wrong_order_that_begins_later_warns_once(wrong, start, most):
+    """What writes no new version is seen in every 400th step only."""
+    if wrong is divided_after_the_clip:
+        most = 400
+    loop = Loop()
+    repeat(right, loop, start)
+    with pytest.warns(UserWarning, match=LATER[wrong]) as warned:
+        repeat(wrong, loop, most)
     assert len(warned) == 1
 
 
