@@ -66,13 +66,18 @@ def explain_arguments(
 
 
 def _check_numbers(numbers: Iterable[str], arguments: dict[str, Any]) -> None:
-    """Raise `TypeError` if `optax.inject_hyperparams` made an array of a number."""
-    for name in numbers:
-        if isinstance(arguments.get(name), jax.Array):
-            raise TypeError(
-                f"{name} must be a number known at tracing, got {arguments[name]!r}; "
-                f"under optax.inject_hyperparams name it in static_args: {numbers}"
-            )
+    """Raise `TypeError` if `optax.inject_hyperparams` made an array of a number.
+
+    The error lists the arguments that are arrays: optax refuses the name of an argument
+    that the caller's function does not have.
+    """
+    arrays = [n for n in numbers if isinstance(arguments.get(n), jax.Array)]
+    if arrays:
+        name = arrays[0]
+        raise TypeError(
+            f"{name} must be a number known at tracing, got {arguments[name]!r}; "
+            f"under optax.inject_hyperparams name it in static_args: {arrays}"
+        )
 
 
 def check_transformation(argument: str, value: Any, way_out: str) -> None:

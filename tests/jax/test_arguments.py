@@ -58,6 +58,21 @@ def test_inject_hyperparams_reads_the_signature_of_a_factory(factory):
         assert str(error.value).endswith(f"static_args: {numbers}")
 
 
+def test_the_static_arguments_of_the_error_are_those_of_the_call():
+    """The caller's function has no `history_length`; optax would refuse the name."""
+
+    def chain(learning_rate, quantile):
+        return optax.chain(clip_by_quantile(quantile), optax.sgd(learning_rate))
+
+    params = jnp.ones(2)
+    tx = optax.inject_hyperparams(chain)(learning_rate=0.1, quantile=0.9)
+    with pytest.raises(TypeError, match=r"quantile must be a number") as error:
+        tx.init(params)
+    assert str(error.value).endswith("static_args: ['quantile']")
+    tx = optax.inject_hyperparams(chain, static_args=["quantile"])(0.1, 0.9)
+    assert tx.init(params).hyperparams.keys() == {"learning_rate"}
+
+
 @pytest.mark.parametrize("trace", [jax.jit, jax.vmap, optax.inject_hyperparams])
 @pytest.mark.parametrize(
     "make", [Fixed, lambda number: Quantile(0.9, history_length=number)]
