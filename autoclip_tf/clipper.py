@@ -12,6 +12,7 @@ from .gradients.scale import scale_all
 from .gradients.sparse import densify
 from .policy_clipper import PolicyClipper
 from .state.transformer import without_autograph
+from .state.variables import outside_graphs
 from .step.call_site import list_in_reach, warn_if_before_sum
 from .step.check_transformers import Pair
 from .step.clipped_pairs import ClippedPairs, LoopChecks
@@ -84,7 +85,7 @@ class Clipper(PolicyClipper):
         pairs = list(grads_and_vars)
         if self._checks is None:
             warn_if_before_sum(self.class_name)
-            self._checks = LoopChecks(self.class_name)
+            self._checks = LoopChecks(self.class_name, self._count_steps)
             is_clipped = isinstance(grads_and_vars, ClippedPairs)
             self.is_behind |= is_clipped or self._follows_another(pairs)
         if not self.built:
@@ -116,6 +117,11 @@ class Clipper(PolicyClipper):
             and clip._built_rows().has_any(ids)
             for clip in list_in_reach(Clipper)
         )
+
+    def _count_steps(self) -> int:
+        """Return the steps since the start of the run; a graph may be traced."""
+        with outside_graphs():
+            return int(self._read_numpy().tally.steps)
 
     def _check_steps(self, steps: float) -> None:
         """Warn once if a loop calls it several times for each update."""

@@ -15,11 +15,11 @@ from autoclip_core.history.validation import find_problems
 from autoclip_tf.gradients import namespace
 
 # On TensorFlow `init_scope` makes a variable that outlives the graph it is made in.
-_outside_graphs: Any = nullcontext
+outside_graphs: Any = nullcontext
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    _outside_graphs = tf.init_scope
+    outside_graphs = tf.init_scope
 
 MakeVariable = Callable[[str, np.ndarray[Any, Any]], Any]
 """From a name and an initial value to a variable."""
@@ -124,7 +124,7 @@ def make_variable(name: str, value: np.ndarray[Any, Any]) -> Any:
     the state of the run. Without an aggregation TensorFlow would count once per
     replica.
     """
-    with _outside_graphs():
+    with outside_graphs():
         return keras.Variable(
             initializer=constant_initializer(value),
             shape=value.shape,

@@ -15,12 +15,13 @@ class LoopChecks:
 
     Args:
       name: the class of the clipper.
+      read_steps: returns the steps of the clipper since the start of the run.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, read_steps: Callable[[], int]) -> None:
         self._name = name
         self._has_used_one = False
-        self._per_update = ClipsPerUpdate()
+        self._per_update = ClipsPerUpdate(read_steps)
         self._unused_in_a_row = 0
         self._ids: set[int] = set()
         self._earlier_ids: set[int] = set()

@@ -1,12 +1,14 @@
 """Notice a clipper that a loop calls several times for each update of its optimizer."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from autoclip_tf.gradients.rows import stable_id
+from autoclip_tf.state.variables import outside_graphs
 
 from .call_site import (
     count_replicas,
@@ -18,6 +20,9 @@ from .call_site import (
 _INTERVALS = 3
 """So many comparisons in a row show it; other loops may leave out some updates."""
 
+_UPDATES = 10
+"""So many updates before the first read show it, if they all have as many calls."""
+
 _WATCHED_CALLS = 32
 """After so many calls outside of a graph, only `metrics` compares the counts."""
 
@@ -28,11 +33,18 @@ class ClipsPerUpdate:
     That is the only optimizer in reach of the loop that was built for the variables. A
     clipper that receives other variables in some calls may serve several optimizers, so
     it is not watched.
+
+    Args:
+      read_steps: returns the steps of the clipper since the start of the run.
     """
 
-    def __init__(self) -> None:
-        """Start without an optimizer."""
+    def __init__(self, read_steps: Callable[[], int]) -> None:
+        self._read_steps = read_steps
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._start: weakref.WeakKeyDictionary[Any, tuple[int, int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """Steps and updates at the first call, if it was in a graph, by optimizer."""
         self._ids: frozenset[int] = frozenset()
         self._is_watched, self._counts_calls = True, False
         self._calls = self._intervals = 0
@@ -53,9 +65,13 @@ class ClipsPerUpdate:
             if self._counts_calls:
                 self._counts_calls, self._last = False, None
             return ""
+        is_graph = get_graph() is not None
         if self._find_optimizer() is None:
             self._optimizers.update(list_in_reach(keras.optimizers.Optimizer))
-        self._counts_calls = keras.backend.backend() != "jax" and get_graph() is None
+        if is_graph and self._calls == 1:
+            for each in self._optimizers:
+                self._start[each] = self._read_steps(), _count_updates(each)
+        self._counts_calls = keras.backend.backend() != "jax" and not is_graph
         return self._compare(self._calls) if self._counts_calls else ""
 
     def count_steps(self, steps: float) -> str:
@@ -70,15 +86,30 @@ class ClipsPerUpdate:
         optimizer = self._find_optimizer()
         if optimizer is None:
             return ""
-        updates = int(np.asarray(keras.ops.convert_to_numpy(optimizer.iterations)))
+        updates = _count_updates(optimizer)
         last, self._last = self._last, self._last or (steps, updates)
-        if last is None or updates == last[1]:
+        if last is None:
+            return self._compare_with_start(steps, updates, optimizer)
+        if updates == last[1]:
             return ""
         self._last = (steps, updates)
         count = (steps - last[0]) / (updates - last[1])
         self._intervals = self._intervals + 1 if count >= 2 else 0
-        if self._intervals < _INTERVALS:
+        return self._report(count, optimizer) if self._intervals >= _INTERVALS else ""
+
+    def _compare_with_start(self, steps: int, updates: int, optimizer: Any) -> str:
+        """Compare the first read with the first call, which was in a graph.
+
+        A loop that leaves out some updates has another number of calls for each.
+        """
+        start = self._start.get(optimizer, (steps, updates))
+        calls, updates = steps - start[0], updates - start[1]
+        if updates < _UPDATES or calls < 2 * updates or calls % updates:
             return ""
+        return self._report(calls / updates, optimizer)
+
+    def _report(self, count: float, optimizer: Any) -> str:
+        """Return the message, once."""
         self._is_watched = False
         return (
             f"was called {count:.3g} times for each update of "
@@ -95,3 +126,9 @@ class ClipsPerUpdate:
             if each.built and self._ids <= {*map(stable_id, each._trainable_variables)}
         ]
         return owners[0] if len(owners) == 1 else None
+
+
+def _count_updates(optimizer: Any) -> int:
+    with outside_graphs():
+        updates = keras.ops.convert_to_numpy(optimizer.iterations)
+    return int(np.asarray(updates))

@@ -243,7 +243,10 @@ def test_two_parts_in_one_graph_are_a_warning(is_one_step):
 
 
 def accumulate(clip_first, k=4, updates=8, is_graph=False, logs=False, **keywords):
-    """Train by hand with k micro-batches for each update; return the warnings."""
+    """Train by hand with k micro-batches for each update; return the warnings.
+
+    The metrics are read after each update if `logs` is true, after the last if "end".
+    """
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     variables, clip = model.trainable_variables, NormClip(1.0, **keywords)
@@ -274,31 +277,84 @@ def accumulate(clip_first, k=4, updates=8, is_graph=False, logs=False, **keyword
             update()
             for total in totals:
                 total.assign(tf.zeros_like(total))
-            if logs:
+            if logs is True:
                 clip.metrics()
+        if logs == "end":
+            clip.metrics()
     return [each for each in caught if "for each update" in str(each.message)]
 
 
 @pytest.mark.parametrize(
     ("k", "is_graph", "logs"),
-    [(2, False, False), (4, False, False), (2, True, True), (12, False, True)],
+    [
+        *((2, False, False), (4, False, False), (2, True, True), (12, False, True)),
+        *((2, True, "end"), (5, True, "end")),
+    ],
 )
 def test_micro_batches_that_are_clipped_before_their_sum_are_a_warning(
     k, is_graph, logs
 ):
     """DeepLearningExamples#713; the metrics show it in a graph, and with a large k."""
-    [warning] = accumulate(True, k, is_graph=is_graph, logs=logs)
+    updates = 10 if logs == "end" else 8
+    [warning] = accumulate(True, k, updates, is_graph=is_graph, logs=logs)
     text = str(warning.message)
     assert f"NormClip was called {k} times for each update of SGD" in text
     assert "add up the gradients first, and call it once" in text
     assert warning.filename == __file__
 
 
-@pytest.mark.parametrize("is_graph", [False, True])
-def test_a_clip_of_the_sum_is_no_warning(is_graph):
-    assert not accumulate(False, is_graph=is_graph, logs=True)
-    assert not accumulate(True, k=1, is_graph=is_graph, logs=True)
-    assert not accumulate(True, is_graph=is_graph, logs=True, dry_run=True)
+@pytest.mark.parametrize(("is_graph", "logs"), [(0, True), (1, True), (1, "end")])
+def test_a_clip_of_the_sum_is_no_warning(is_graph, logs):
+    how = {"updates": 10, "is_graph": is_graph, "logs": logs}
+    assert not accumulate(False, **how)
+    assert not accumulate(True, k=1, **how)
+    assert not accumulate(True, dry_run=True, **how)
+
+
+def restore(clip, optimizer, steps, updates):
+    state = clip._read_numpy()
+    tally = state.tally._replace(steps=np.int32(steps))
+    clip._state.write(state._replace(tally=tally))
+    optimizer.iterations.assign(updates)
+
+
+@pytest.mark.parametrize(
+    ("applied", "earlier", "is_found"),
+    [
+        ([True] + 2 * [False], (0, 0), True),
+        ([True] + 2 * [False], (90, 30), True),
+        ([True] + 2 * [False], (0, 1000), True),
+        (3 * [True], (90, 0), False),  # the optimizer is a new one
+        (3 * [True], (0, 90), False),  # the clipper is a new one
+        ([True, True, False], (0, 0), False),
+        ([True, False, False, True, False], (0, 0), False),  # 12 updates
+        (25 * [False] + 5 * [True] + 10 * [False], (0, 0), False),
+    ],
+)
+def test_a_single_read_compares_with_the_first_call_in_a_graph(
+    applied, earlier, is_found
+):
+    """Earlier steps and updates are those of a checkpoint."""
+    weight, clip = keras.Variable([0.0, 0.0]), NormClip(1.0)
+    optimizer, total = keras.optimizers.SGD(1.0), tf.Variable([0.0, 0.0])
+    optimizer.build([weight])
+    clip.build([weight])
+    restore(clip, optimizer, *earlier)
+
+    @tf.function
+    def step(is_applied):
+        [(gradient, _)] = clip(pairs_of(weight))
+        total.assign_add(gradient)
+        if is_applied:
+            optimizer.apply([total.value()], [weight])
+
+    for index in range(30):
+        step(tf.constant(applied[index % len(applied)]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        clip.metrics()
+    texts = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    assert ["called 3 times for each update" in t for t in texts] == [True] * is_found
 
 
 @pytest.mark.parametrize("logs", [False, True])
