@@ -201,7 +201,7 @@ class Observer(BaseClipper, ParameterSurgery):
         self._policy_states.load_dict(saved, strict)
         if ambiguity := describe_ambiguity(saved, current):
             warn(ambiguity)
-        self._stepper.checks.overflows.ignore_earlier_steps()
+        self._stepper.checks.continue_run()
 
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
