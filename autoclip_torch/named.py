@@ -1,5 +1,6 @@
 """The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, Unpack
 
@@ -10,7 +11,7 @@ from autoclip_core.clipper.units import Units, nfnets_units, one_unit
 from autoclip_core.policy import get_arguments
 
 from .clipper import Clipper
-from .rows.groups import NamedParameter
+from .rows.groups import NamedParameter, find_units
 from .rows.read import ParametersLike
 from .rows.settings import PolicyKeywords, WarmupKeywords, check_keys
 
@@ -32,9 +33,10 @@ class _Named(Clipper):
     def _get_arguments(self) -> dict[str, Any]:
         return get_arguments(self.policy)
 
-    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
-        check_keys(overrides, signature(type(self.policy)).parameters)
-        return type(self.policy)(**{**get_arguments(self.policy), **overrides})
+    @staticmethod
+    def _make_group_policy(policy: Policy, overrides: dict[str, Any]) -> Policy:
+        check_keys(overrides, signature(type(policy)).parameters)
+        return type(policy)(**{**get_arguments(policy), **overrides})
 
 
 class QuantileClip(_Named):
@@ -106,6 +108,18 @@ class StandardClip(_Named):
         super().__init__(parameters, policy, **common)
 
 
+def _find_whole(named: NamedParameter) -> Units:
+    return one_unit(named.parameter.shape)
+
+
+def _find_nfnets_units(named: NamedParameter) -> Units:
+    return nfnets_units(named.parameter.shape)
+
+
+_UNIT_RULES = {"unit": find_units, "layer": _find_whole, "nfnets": _find_nfnets_units}
+"""The values of `rule` of `AGC`."""
+
+
 class AGC(_Named):
     """Clip each output unit to a fraction of its weights' norm: AGC, `ParamRatio`.
 
@@ -139,7 +153,7 @@ class AGC(_Named):
         rule: str = "unit",
         **common: Unpack[WarmupKeywords],
     ) -> None:
-        self.rule = check_choice("rule", rule, ("unit", "layer", "nfnets"))
+        self.rule = check_choice("rule", rule, tuple(_UNIT_RULES))
         scope, is_global = common.get("scope"), common.get("global_clipping")
         if rule != "unit" and (scope not in (None, "unit") or is_global):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
@@ -148,12 +162,9 @@ class AGC(_Named):
             raise ValueError(error)
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
 
-    def _get_units(self, named: NamedParameter) -> Units:
-        if self.rule == "nfnets":
-            return nfnets_units(named.parameter.shape)
-        if self.rule == "layer":
-            return one_unit(named.parameter.shape)
-        return super()._get_units(named)
+    @property
+    def _find_units(self) -> Callable[[NamedParameter], Units]:
+        return _UNIT_RULES[self.rule]
 
     def _get_arguments(self) -> dict[str, Any]:
         return {**super()._get_arguments(), "rule": self.rule}

@@ -162,10 +162,11 @@ class ValueClip(Clipper):
     def _get_arguments(self) -> dict[str, Any]:
         return {"clip_value": get_arguments(self.policy)["max_norm"]}
 
-    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
+    @staticmethod
+    def _make_group_policy(policy: Policy, overrides: dict[str, Any]) -> Policy:
         check_keys(overrides, ["clip_value"])
         if not overrides:
-            return self.policy
+            return policy
         return Fixed(check_positive("clip_value", overrides["clip_value"]))
 
 

@@ -1,6 +1,6 @@
 """`Observer`: rows, thresholds and checkpoints of a clipper; it touches no gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
 from autoclip_torch.rows.groups import Group, NamedParameter, find_units
 from autoclip_torch.rows.read import ParametersLike, read_groups
-from autoclip_torch.rows.rows import Rows, make_rows
+from autoclip_torch.rows.row_rules import RowRules
+from autoclip_torch.rows.rows import Rows
 from autoclip_torch.rows.selection import Patterns, Selection
 from autoclip_torch.rows.settings import check_keys
 from autoclip_torch.state.by_name import describe_ambiguity
@@ -72,9 +73,17 @@ class Observer(BaseClipper, ParameterSurgery):
         self.scope = scope
         self.norm = check_norm(norm)
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
-        self._bounds = bounds
         self._selection = Selection(
             exclude, scale_only, replicated, stepping.get("process_group")
+        )
+        self._rules = RowRules(
+            policy,
+            scope,
+            self.norm,
+            self._selection,
+            bounds,
+            self._make_group_policy,
+            self._find_units,
         )
         self._groups = groups = read_groups(parameters)
         self._selection.check(groups)
@@ -206,7 +215,8 @@ class Observer(BaseClipper, ParameterSurgery):
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
-        settings |= vars(self._bounds) | vars(self._selection) | self._stepper.settings
+        settings |= vars(self._rules.bounds) | vars(self._selection)
+        settings |= self._stepper.settings
         shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
         return format_clipper(type(self), self._get_arguments(), self.scope, shown)
@@ -246,24 +256,20 @@ class Observer(BaseClipper, ParameterSurgery):
 
     def _lay_out(self, groups: Sequence[Group]) -> Rows:
         """Return the rows of the parameters that are not excluded."""
+        return self._rules.make_rows(groups)
 
-        def policy_of(overrides: dict[str, Any]) -> Policy:
-            return self._bounds.apply(self._group_policy(overrides))
-
-        clipped = self._selection.select(groups)
-        how = not self._selection.scale_only, self.norm
-        return make_rows(clipped, self.scope, policy_of, self._get_units, *how)
-
-    def _group_policy(self, overrides: dict[str, Any]) -> Policy:
+    @staticmethod
+    def _make_group_policy(policy: Policy, overrides: dict[str, Any]) -> Policy:
         """Return the policy of a group. Named clippers accept its arguments instead."""
         check_keys(overrides, ["policy"])
-        policy: Policy = overrides.get("policy", self.policy)
+        policy = overrides.get("policy", policy)
         check_policy(policy)
         return policy
 
-    def _get_units(self, named: NamedParameter) -> Units:
-        """Return how a parameter is cut into units."""
-        return find_units(named)
+    @property
+    def _find_units(self) -> Callable[[NamedParameter], Units]:
+        """The function that says how a parameter is cut at scope "unit"."""
+        return find_units
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with. Subclasses add settings."""
