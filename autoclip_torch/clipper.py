@@ -1,5 +1,6 @@
 """`Clipper` clips gradients in its own `step()`, or inside an optimizer's `step()`."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.optimizer_wrapper import check_is_optimizer
 from .loop.loop_check import LoopCheck
+from .observer.active_clippers import check_coverage, is_shared
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
@@ -172,10 +174,10 @@ class Clipper(Attachable):
         for each in self._loop_check.optimizers:
             refuse_beside_trust_clip(self._stepper, each)
         given = None if optimizer is None else unwrap(optimizer)
-        self._follow(given)
+        self._parameters.follow(given)
         if not self._coverage.steps:
-            self._end_swap_checks()
-        self._check_coverage(self._loop_check.served)
+            self._coverage.end_all()
+        check_coverage(self, self._loop_check.served)
         decision = self._step(loss, scaler, optimizer)
         self._loop_check.end(decision)
         return decision
@@ -202,7 +204,8 @@ class Clipper(Attachable):
 
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Check the place of this step, if the clipper steps by hand."""
-        return self._loop_check.check_update(optimizer, args, kwargs, self._is_shared)
+        check = self._loop_check.check_update
+        return check(optimizer, args, kwargs, partial(is_shared, self))
 
     def _check_place(self, *scaler_and_optimizer: Any) -> None:
         """Check at which place of the training loop this step is.

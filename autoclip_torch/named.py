@@ -1,6 +1,5 @@
 """The named clippers: each is `Clipper` with one policy and that policy's arguments."""
 
-from collections.abc import Callable
 from inspect import signature
 from typing import Any, Unpack
 
@@ -154,6 +153,7 @@ class AGC(_Named):
         **common: Unpack[WarmupKeywords],
     ) -> None:
         self.rule = check_choice("rule", rule, tuple(_UNIT_RULES))
+        self._find_units = _UNIT_RULES[rule]
         scope, is_global = common.get("scope"), common.get("global_clipping")
         if rule != "unit" and (scope not in (None, "unit") or is_global):
             given = 'scope="global"' if scope is None else f"scope={scope!r}"
@@ -161,10 +161,6 @@ class AGC(_Named):
             error = format_error("rule", f'"unit" with {given}', rule, way_out)
             raise ValueError(error)
         super().__init__(parameters, ParamRatio(clipping, eps=eps), **common)
-
-    @property
-    def _find_units(self) -> Callable[[NamedParameter], Units]:
-        return _UNIT_RULES[self.rule]
 
     def _get_arguments(self) -> dict[str, Any]:
         return {**super()._get_arguments(), "rule": self.rule}

@@ -236,7 +236,7 @@ class TrustClip(BaseClipper):
             "history_length": quantile.history_length,
         }
         settings: dict[str, Any] = {
-            "exclude": self._filter._selection.exclude,
+            "exclude": self._filter._rules.selection.exclude,
             "dry_run": self.dry_run,
             "nonfinite": self._filter.nonfinite,
         }

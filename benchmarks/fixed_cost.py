@@ -16,6 +16,7 @@ import torch
 
 import command
 from autoclip_torch import Clipper, NormClip
+from autoclip_torch.observer.active_clippers import check_coverage
 from contenders import THREADS, Parameters, make_clippers
 from models import MODELS, make_parameters, set_gradients, tiny
 from regimes import ALL, REGIMES
@@ -79,13 +80,13 @@ def time_checks(parameters: Parameters, seconds: float) -> dict[str, float]:
     decision = by_hand.step()
 
     def check_by_hand() -> None:
-        by_hand._follow()
-        by_hand._check_coverage([optimizer])
+        by_hand._parameters.follow()
+        check_coverage(by_hand, [optimizer])
         by_hand._loop_check._other_model.end_clip(decision)
         by_hand._loop_check._other_model.restart()
 
     def check_attached() -> None:
-        attached._follow_optimizer(optimizer)
+        attached._follow_optimizers(optimizer)
         swap(optimizer, (), {})  # torch calls it after the step
 
     contenders = {

@@ -1,15 +1,16 @@
 """What one clipper checks: does it clip what is trained?"""
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
 
 from .left_out import LeftOutCheck
-from .swap import SwapCheck
+from .swap import SwapCheck, end_swap_checks
 from .unstepped import UnsteppedCheck
 
 _INTERVAL = 17
@@ -28,9 +29,13 @@ class CoverageCheck:
 
     All but one run in the steps of the clipper. If the optimizer is swapped, there are
     no such steps: see `SwapCheck`.
+
+    Args:
+      stepper: the steps of the clipper, which has its present parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
         self.steps = 0
         self._next = 0
         self.left_out = LeftOutCheck()
@@ -47,24 +52,23 @@ class CoverageCheck:
 
     def compare(
         self,
-        optimizers: Sequence[Optimizer],
-        clipped: Sequence[Tensor],
+        optimizers: Iterable[Optimizer],
         known: Iterable[Tensor],
         find_others: Callable[[], Set[int]],
-        is_joint: bool,
     ) -> None:
         """Compare the parameters of the clipper with those that are stepped.
 
+        A clipper in a dry run may have any part of them.
+
         Args:
           optimizers: those that step what it has clipped, as far as they are known.
-          clipped: the parameters that it clips.
-          known: these, and those that it leaves out.
+          known: its parameters, and those that the user removed from it.
           find_others: returns the ids of those that all clippers know.
-          is_joint: whether several gradients share a norm.
         """
         # One of several optimizers may step less often.
-        if is_joint and self.steps >= _INTERVAL and not self.left_out.has_found:
-            self._unstepped.check(clipped)
+        if self.steps >= _INTERVAL and not self.left_out.has_found:
+            self._check_unstepped()
+        optimizers = [] if self._stepper.dry_run else list(optimizers)
         ids = set(map(id, known))
         self.left_out.check(optimizers, ids, find_others)
         self._next = self.steps + 1
@@ -73,12 +77,44 @@ class CoverageCheck:
             most = max([len(ids), *counts])
             self._next = self.steps + _INTERVAL + most // 128 * 2  # it takes longer
 
+    def _check_unstepped(self) -> None:
+        """Warn of parameters that nothing steps, if their gradients share a norm."""
+        stepper = self._stepper
+        if stepper.quantity == "gradient" and stepper.rows.scope in ("global", "group"):
+            self._unstepped.check(stepper.rows.parameters)
+
+    def expect_steps(self, optimizer: Optimizer, *, is_wrapped: bool = False) -> None:
+        """Warn from now on if another optimizer steps what the clipper clips.
+
+        Args:
+          optimizer, is_wrapped: as in `SwapCheck`.
+        """
+        self.end_all()
+        self.swap = SwapCheck(optimizer, is_wrapped)
+        self.update()
+
+    def update(self) -> None:
+        """Give the check of a swapped optimizer the present parameters."""
+        if self.swap is not None:
+            groups, parameters = self._stepper.groups, self._stepper.rows.parameters
+            label = next(p.label for group in groups for p in group.parameters)
+            modules = {id(g.module): g.module for g in groups if g.module is not None}
+            has_modules = all(group.module is not None for group in groups)
+            self.swap.set_parameters(
+                parameters, modules.values() if has_modules else (), label
+            )
+
     def end(self) -> None:
         """Expect no more steps of the clipper."""
         if self.swap is not None:
             self.swap.remove()
             self.swap = None
 
+    def end_all(self) -> None:
+        """Expect no steps of the clipper, or of earlier ones of its parameters."""
+        self.end()
+        end_swap_checks(self._stepper.rows.parameters)
+
     def __reduce__(self) -> Any:
         """Copy this object as a new one: a copied clipper has other parameters."""
-        return type(self), (), {"swap": self.swap}
+        return type(self), (self._stepper,), {"swap": self.swap}

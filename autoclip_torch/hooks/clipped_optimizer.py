@@ -152,7 +152,7 @@ class ClippedOptimizer(OptimizerWrapper):
             swap = self.clipper._coverage.swap
             if swap is not None and swap.owner is not self._find_innermost():
                 self._register_clipper()  # the optimizer inside was replaced
-            self.clipper._follow_optimizer(self.optimizer)
+            self.clipper._follow_optimizers(self.optimizer)
         self.clipper._stepper.loss.give_closure_loss(closure_loss)
         self.clipper._stepper.step()
 
@@ -178,8 +178,8 @@ class ClippedOptimizer(OptimizerWrapper):
         self.optimizer.add_param_group(param_group)
         try:
             for observer in self.clipper._observers:
-                if left_out := observer._compare_with_optimizers(self.optimizer):
-                    observer.add_param_group(Group(left_out))
+                if new := observer._parameters.follow_optimizers(self.optimizer):
+                    observer.add_param_group(Group(new))
         except Exception:
             self.optimizer.param_groups.pop()
             raise
@@ -229,7 +229,7 @@ class ClippedOptimizer(OptimizerWrapper):
         """Expect the clipper in each step of the optimizer inside, or refuse that."""
         innermost = self._find_innermost()
         refuse_beside_trust_clip(self.clipper._stepper, innermost)
-        self.clipper._expect_steps(innermost, is_wrapped=True)
+        self.clipper._coverage.expect_steps(innermost, is_wrapped=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy copy: the optimizer and the clipper."""

@@ -35,7 +35,7 @@ class Attachment:
     def __init__(
         self, clipper: Observer, optimizer: Optimizer, *, is_trust_clip: bool = False
     ) -> None:
-        clipper._add_stepped(optimizer)
+        clipper._parameters.add_stepped(optimizer)
         check_steps_all(clipper._stepper.rows.parameters, optimizer)
         refuse_beside_trust_clip(clipper._stepper, optimizer)
         self.clipper, self.is_trust_clip = clipper, is_trust_clip
@@ -43,7 +43,7 @@ class Attachment:
         chain.add(self, optimizer)
         self._chain = weakref.ref(chain)
         if not is_trust_clip:  # its other half is checked
-            clipper._expect_steps(optimizer)
+            clipper._coverage.expect_steps(optimizer)
 
     @property
     def active(self) -> bool:
@@ -131,7 +131,7 @@ class ClipperChain(StepHooks):
             _clip_in_compiled_code(steppers, optimizer)
             return
         for attachment in self.attachments:
-            attachment.clipper._follow_optimizer(optimizer)
+            attachment.clipper._follow_optimizers(optimizer)
         self._controls.restore(optimizer)  # a closure may have clipped before
         if self._has_process_group:
             amp.refuse_scaler(optimizer)

@@ -1,4 +1,4 @@
-"""The base classes of clippers: rows, thresholds, checkpoints, present parameters.
+"""What all clippers have: rows, thresholds, checkpoints, and the present parameters.
 
-This folder imports `step` and the folders below. Read `observer.py` first.
+It imports `coverage` and the folders below it. Read `observer.py` first.
 """

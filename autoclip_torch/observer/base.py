@@ -164,7 +164,7 @@ class BaseClipper(ABC):
         """
         given = read_parameters(parameters)
         for observer in self._observers:
-            observer._remove_params(given)
+            observer._parameters.remove(given)
 
     def replace_param(self, old: Tensor, new: Tensor) -> None:
         """Replace a parameter; the new one continues the history of the old one.
@@ -191,7 +191,7 @@ class BaseClipper(ABC):
         (['points'], tensor([2.]))
         """
         for observer in reversed(self._observers):  # the bound may refuse it
-            observer._replace_param(old, new)
+            observer._parameters.replace(old, new)
 
     @contextmanager
     def _undo_on_error(self) -> Iterator[None]:

@@ -1,29 +1,25 @@
 """`Observer`: rows, thresholds and checkpoints of a clipper; it touches no gradient."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_choice
-from autoclip_core.clipper.metrics import (
-    compute_metrics,
-    compute_row_metrics,
-    compute_totals,
-)
 from autoclip_core.clipper.norms import check_norm
 from autoclip_core.clipper.settings import PolicyBounds, format_clipper
 from autoclip_core.clipper.units import Units
 from autoclip_core.policy import check_policy
 from autoclip_core.scale import NONFINITE
+from autoclip_torch.coverage.check import CoverageCheck
 from autoclip_torch.rows.groups import Group, NamedParameter, find_units
 from autoclip_torch.rows.read import ParametersLike, read_groups
-from autoclip_torch.rows.row_rules import RowRules
-from autoclip_torch.rows.rows import Rows
+from autoclip_torch.rows.row_rules import RowRules, choose_group_policy
 from autoclip_torch.rows.selection import Patterns, Selection
-from autoclip_torch.rows.settings import check_keys
 from autoclip_torch.state.by_name import describe_ambiguity
 from autoclip_torch.state.compatibility import describe_clipper, fit_state
 from autoclip_torch.state.observed_norms import as_series
@@ -32,14 +28,19 @@ from autoclip_torch.step.run_checks import check_finite
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.warn import warn
 
+from .active_clippers import check_coverage, count_sharing
 from .base import BaseClipper
-from .surgery import ParameterSurgery
+from .followed_parameters import FollowedParameters
+from .read_metrics import read_metrics
 
 
-class Observer(BaseClipper, ParameterSurgery):
+class Observer(BaseClipper):
     """The rows of parameters, and the policy states of their norms.
 
-    This is the part of a `Clipper` for stacks that clip by themselves.
+    This is the part of a `Clipper` for stacks that clip by themselves. It has three
+    parts: `_stepper` takes the steps and holds the rows and the policy states,
+    `_parameters` follows the model and the optimizer, and `_coverage` warns if the
+    clipper does not clip what is trained.
 
     Args:
       parameters: as in `Clipper`.
@@ -53,6 +54,8 @@ class Observer(BaseClipper, ParameterSurgery):
     """
 
     _stepper_class: type[Stepper] = Stepper
+    _make_group_policy = staticmethod(choose_group_policy)
+    _find_units: Callable[[NamedParameter], Units] = staticmethod(find_units)
 
     def __init__(
         self,
@@ -73,24 +76,30 @@ class Observer(BaseClipper, ParameterSurgery):
         self.scope = scope
         self.norm = check_norm(norm)
         self.nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
-        self._selection = Selection(
-            exclude, scale_only, replicated, stepping.get("process_group")
-        )
         self._rules = RowRules(
             policy,
             scope,
             self.norm,
-            self._selection,
+            Selection(exclude, scale_only, replicated, stepping.get("process_group")),
             bounds,
             self._make_group_policy,
             self._find_units,
         )
-        self._groups = groups = read_groups(parameters)
-        self._selection.check(groups)
-        rows = self._lay_out(groups)
-        stepping["nonfinite"] = nonfinite
-        self._stepper = self._stepper_class(groups, rows, **stepping)
-        self._start(parameters)
+        groups = read_groups(parameters)
+        self._rules.selection.check(groups)
+        rows = self._rules.make_rows(groups)
+        self._stepper = self._stepper_class(
+            groups, rows, nonfinite=nonfinite, **stepping
+        )
+        self._coverage = CoverageCheck(self._stepper)
+        self._parameters = FollowedParameters(
+            parameters, self._rules, self._stepper, self._coverage
+        )
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of the first argument, the excluded ones too."""
+        return self._parameters.all
 
     @property
     def names(self) -> list[str]:
@@ -163,6 +172,32 @@ class Observer(BaseClipper, ParameterSurgery):
         self._stepper.checks.overflows.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))
 
+    def add_param_group(self, group: dict[str, Any] | Group) -> None:
+        """Add a group of parameters; the existing rows keep their history.
+
+        Args:
+          group: `{"params": ...}`, with the keys that the constructor accepts.
+
+        Raises:
+          TypeError, ValueError: a parameter is not new, or a setting breaks its rule;
+            nothing was changed.
+
+        >>> from autoclip_torch import QuantileClip
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> clipper = QuantileClip([weight], quantile=0.5)
+        >>> decision = clipper.observe([1.0, 3.0])
+        >>> clipper.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
+        >>> clipper.threshold()
+        tensor([2., inf])
+        """
+        if not isinstance(group, dict | Group):
+            raise TypeError(
+                'group must be a dict with the key "params", got '
+                f'{type(group).__name__}; write add_param_group({{"params": '
+                "module.parameters()})"
+            )
+        self._parameters.add(read_groups([group]))
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later thresholds depend on: tensors and plain Python.
 
@@ -215,7 +250,7 @@ class Observer(BaseClipper, ParameterSurgery):
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""
         settings: dict[str, Any] = {"norm": self.norm, "nonfinite": self.nonfinite}
-        settings |= vars(self._rules.bounds) | vars(self._selection)
+        settings |= vars(self._rules.bounds) | vars(self._rules.selection)
         settings |= self._stepper.settings
         shown = {k: v for k, v in settings.items() if v and v not in ("zero", "l2")}
         shown["rows"] = len(self.names)
@@ -230,46 +265,22 @@ class Observer(BaseClipper, ParameterSurgery):
         return [self]
 
     def _read_metrics(self, per_row: bool) -> dict[str, float]:
-        """Return the metrics as in `metrics`, after the checks of the run."""
-        states, stepper = self._policy_states, self._stepper
-        stepper.callbacks.flush()
-        decision, tally, losses = states.read()
-        stepper.checks.check_counts(tally, states.nonfinite, stepper.dry_run)
-        totals = compute_totals(decision, **states.describe_norm())
-        is_clip = stepper.quantity == "gradient" and not stepper.dry_run
-        others = self._count_sharing() if is_clip else 0
-        numbers = compute_metrics(decision, tally, totals=totals, other_clippers=others)
-        numbers |= losses
-        if per_row:
-            numbers |= compute_row_metrics(states.rows.names, decision, tally)
-        metrics = {name: float(value) for name, value in numbers.items()}
-        if is_clip:
-            stepper.checks.check_norm(metrics["clip/norm"], is_shared=others > 0)
-            if states.device is not None:  # otherwise each step checks it
-                stepper.checks.check_zeros(decision, states.rows)
-        return metrics
+        count = partial(count_sharing, self)
+        return read_metrics(self._stepper, count, per_row=per_row)
 
     @property
     def _policy_states(self) -> PolicyStates:
         """The policy states and the counts."""
         return self._stepper.policy_states
 
-    def _lay_out(self, groups: Sequence[Group]) -> Rows:
-        """Return the rows of the parameters that are not excluded."""
-        return self._rules.make_rows(groups)
+    def _follow_optimizers(self, *optimizers: Optimizer) -> None:
+        """Take over what has changed in the optimizers, before a step inside them."""
+        self._parameters.follow_optimizers(*optimizers)
+        check_coverage(self, optimizers)
 
-    @staticmethod
-    def _make_group_policy(policy: Policy, overrides: dict[str, Any]) -> Policy:
-        """Return the policy of a group. Named clippers accept its arguments instead."""
-        check_keys(overrides, ["policy"])
-        policy = overrides.get("policy", policy)
-        check_policy(policy)
-        return policy
-
-    @property
-    def _find_units(self) -> Callable[[NamedParameter], Units]:
-        """The function that says how a parameter is cut at scope "unit"."""
-        return find_units
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Change nothing. By this hook the checks of other clippers find this one."""
+        return None
 
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with. Subclasses add settings."""

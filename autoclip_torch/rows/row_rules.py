@@ -7,10 +7,28 @@ from typing import Any
 from autoclip_core import Policy
 from autoclip_core.clipper.settings import PolicyBounds
 from autoclip_core.clipper.units import Units
+from autoclip_core.policy import check_policy
 
 from .groups import Group, NamedParameter
 from .rows import Rows, make_rows
 from .selection import Selection
+from .settings import check_keys
+
+
+def choose_group_policy(policy: Policy, overrides: dict[str, Any]) -> Policy:
+    """Return the policy of a group: its own, or else that of the clipper.
+
+    Args:
+      policy: that of the clipper.
+      overrides: the entries of the group dict other than "params".
+
+    Raises:
+      TypeError, ValueError: the group has another key, or its policy is none.
+    """
+    check_keys(overrides, ["policy"])
+    policy = overrides.get("policy", policy)
+    check_policy(policy)
+    return policy
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class RowRules:
     bounds: PolicyBounds
     """The warm-up, the floor and the cap of each policy."""
     make_group_policy: Callable[[Policy, dict[str, Any]], Policy]
-    """It takes `policy` and the overrides of a group dict."""
+    """`choose_group_policy`; named clippers take the arguments of a policy instead."""
     find_units: Callable[[NamedParameter], Units]
     """It returns how a parameter is cut at scope "unit"."""
 

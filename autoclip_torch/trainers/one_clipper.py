@@ -30,7 +30,7 @@ class OneClipper:
         """Clip before a step of an optimizer, unless the gradients are clipped."""
         if not self._is_clipped:
             self._check_all_stepped()
-            self.clipper._follow_optimizer(*self._optimizers)
+            self.clipper._follow_optimizers(*self._optimizers)
             self.clipper.step()
             self._is_clipped, self._stepped = True, []
         self._stepped.append(optimizer)

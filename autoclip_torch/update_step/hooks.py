@@ -28,7 +28,7 @@ class UpdateHooks(StepHooks):
         self._clipper = clipper
         self._stepper = stepper
         super().__init__(optimizer)
-        clipper._expect_steps(optimizer)
+        clipper._coverage.expect_steps(optimizer)
         # Other hooks then receive the clipped weights, and may remove the gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._hooks[1].id, last=False)
@@ -38,7 +38,7 @@ class UpdateHooks(StepHooks):
     ) -> None:
         if not is_outermost_step(optimizer):
             return
-        self._clipper._follow_optimizer(optimizer)
+        self._clipper._follow_optimizers(optimizer)
         has_closure = find_closure(args, kwargs) is not None
         self._stepper.begin(optimizer, has_closure)
 
