@@ -21,8 +21,9 @@ def warn_if_micro_batches_are_clipped(opt_state: Any) -> None:
     """
     if _has_clipper_before(opt_state):
         warnings.warn(
-            "a clipper acts before optax.MultiSteps or optax.apply_every, so it clips "
-            "each micro-batch and not their mean; put it inside of MultiSteps: "
+            "a clipper acts before optax.MultiSteps or optax.apply_every, so unless k "
+            "is 1 it clips each micro-batch and not their mean; put it inside of "
+            "MultiSteps, which is right for each k: "
             "optax.MultiSteps(optax.chain(clip, optimizer), k), or "
             "optax.MultiSteps(trust_clip(optimizer), k). To clip each micro-batch on "
             "purpose, keep the clipper and its state out of the chain: "

@@ -23,7 +23,7 @@ from autoclip_jax import (
 CLIP, ADAM = clip_by_quantile(0.9, scope="global"), optax.adam(1e-3)
 PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
 ONLY_A, ONLY_B = {"a": True, "b": False}, {"a": False, "b": True}
-MICRO = "clips each micro-batch and not their mean"
+MICRO = "unless k is 1 it clips each micro-batch and not their mean"
 
 
 def steps(inner, k=4, **keywords):
