@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
 
-from .left_out import LeftOutCheck
 from .swap import SwapCheck, end_swap_checks
+from .unclipped import UnclippedCheck
 from .unstepped import UnsteppedCheck
 
 _INTERVAL = 17
@@ -38,7 +38,7 @@ class CoverageCheck:
         self._stepper = stepper
         self.steps = 0
         self._next = 0
-        self.left_out = LeftOutCheck()
+        self.unclipped = UnclippedCheck()
         self.swap: SwapCheck | None = None
         """The check of a clipper that acts in the step of an optimizer."""
         self._unstepped = UnsteppedCheck()
@@ -66,13 +66,13 @@ class CoverageCheck:
           find_others: returns the ids of those that all clippers know.
         """
         # One of several optimizers may step less often.
-        if self.steps >= _INTERVAL and not self.left_out.has_found:
+        if self.steps >= _INTERVAL and not self.unclipped.has_found:
             self._check_unstepped()
         optimizers = [] if self._stepper.dry_run else list(optimizers)
         ids = set(map(id, known))
-        self.left_out.check(optimizers, ids, find_others)
+        self.unclipped.check(optimizers, ids, find_others)
         self._next = self.steps + 1
-        if self.steps >= _FIRST and not self.left_out.has_found:
+        if self.steps >= _FIRST and not self.unclipped.has_found:
             counts = [len(stepped_parameters(each)) for each in optimizers]
             most = max([len(ids), *counts])
             self._next = self.steps + _INTERVAL + most // 128 * 2  # it takes longer

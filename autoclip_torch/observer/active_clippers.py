@@ -41,7 +41,7 @@ def check_coverage(clipper: Any, optimizers: Iterable[Optimizer]) -> None:
 def _add_clipper(clipper: Any) -> None:
     add_hook(_global_optimizer_pre_hooks, WeakHook(clipper._before_update))
     for each in _list_clippers():
-        each._coverage.left_out.add_others(clipper._parameters.known)
+        each._coverage.unclipped.add_others(clipper._parameters.known)
 
 
 def _list_clippers() -> list[Any]:

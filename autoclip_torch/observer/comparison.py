@@ -129,8 +129,8 @@ class Comparison:
         candidates = self._leave_out_removed(candidates)
         places = find_places(before, now)
         present = find_present(groups, candidates, of_optimizer, places)
-        new = [n for n in present.left_out if id(n.parameter) not in before.ids]
-        return present._replace(left_out=new)
+        new = [n for n in present.unknown if id(n.parameter) not in before.ids]
+        return present._replace(unknown=new)
 
     def _leave_out_removed(
         self, candidates: list[NamedParameter]

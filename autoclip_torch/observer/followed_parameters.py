@@ -97,7 +97,7 @@ class FollowedParameters:
         if present is None:
             return []
         self._comparison.accept_optimizers(optimizers)
-        return present.left_out
+        return present.unknown
 
     def add(self, new: list[Group]) -> None:
         """Add groups; a parameter of the clipper is refused."""

@@ -78,7 +78,7 @@ class Present(NamedTuple):
     groups: list[Group]
     predecessors: dict[int, NamedParameter]
     """The result of `find_predecessors`."""
-    left_out: list[NamedParameter]
+    unknown: list[NamedParameter]
     """The candidates that no group has."""
 
 

@@ -67,7 +67,7 @@ def wrapper_replaced():
     train(model, optimizer.step)
 
 
-def wrapper_left_out():
+def wrapper_unclipped():
     model = network()
     optimizer = NormClip.as_optimizer(sgd(model), max_norm=1.0, model=model)
     train(model, optimizer.step, count=2)
@@ -355,14 +355,14 @@ def not_stepped_attached():
 ATTACHED = "of a clipper, such as .*, but the clipper does not act in its step"
 WRAPPED = "such as .*, that the optimizer of as_optimizer"
 NO_EFFECT = r"clipper.step\(\) has no effect: SGD steps other parameters of the same"
-LEFT_OUT = (
+UNCLIPPED = (
     r"steps 4 tensors, and no clipper clips 2 of them, such as one of shape \(4, 4\)"
 )
 UNSTEPPED = r"measures 2 parameters, such as one of shape \(4,\), that no optimizer"
 
 WARN = {
     wrapper_replaced: f"SGD stepped.*{WRAPPED}",
-    wrapper_left_out: f"AdamW stepped.*{WRAPPED}",
+    wrapper_unclipped: f"AdamW stepped.*{WRAPPED}",
     inside_stepped: f"SGD stepped.*{WRAPPED}",
     attached_and_dropped: ATTACHED,
     adapters_added: ATTACHED,
@@ -373,7 +373,7 @@ WARN = {
     all_copied: ATTACHED,
     all_unpickled: ATTACHED,
     all_copied_with_trust: ATTACHED,
-    unfrozen_in_a_new_optimizer: LEFT_OUT,
+    unfrozen_in_a_new_optimizer: UNCLIPPED,
     parameters_moved: ATTACHED,
     parameters_moved_with_update: ATTACHED,
     optimizer_rebuilt: NO_EFFECT,
@@ -384,11 +384,11 @@ WARN = {
     flat_copy_clipped_too_late: NO_EFFECT,
     masters_unscaled_after_the_clip: "gradients were multiplied by 0.00781 between",
     model_copied: NO_EFFECT,
-    unfrozen_attached: LEFT_OUT,
-    unfrozen_by_hand: LEFT_OUT,
+    unfrozen_attached: UNCLIPPED,
+    unfrozen_by_hand: UNCLIPPED,
     replaced_in_a_list: r"no clipper clips 2 of them, such as one of shape \(2, 4\)",
     replaced_in_a_list_and_a_group: "no clipper clips 1 of them",
-    group_added: LEFT_OUT,
+    group_added: UNCLIPPED,
     not_stepped: UNSTEPPED,
     not_stepped_attached: UNSTEPPED,
 }

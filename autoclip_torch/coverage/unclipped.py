@@ -19,7 +19,7 @@ some steps only is found in some comparisons only.
 """
 
 
-class LeftOutCheck:
+class UnclippedCheck:
     """Whether an optimizer of clipped gradients has others that no clipper has."""
 
     def __init__(self) -> None:
@@ -49,31 +49,31 @@ class LeftOutCheck:
         """
         if self._has_warned:
             return
-        left_out = _find_left_out(optimizers, known)
-        if left_out is not None:
-            left_out = _find_left_out(optimizers, find_others() | self._ignored)
-        if left_out is None:
+        unclipped = _find_unclipped(optimizers, known)
+        if unclipped is not None:
+            unclipped = _find_unclipped(optimizers, find_others() | self._ignored)
+        if unclipped is None:
             self._looks = 0
-        self.has_found = left_out is not None and bool(left_out[1])
+        self.has_found = unclipped is not None and bool(unclipped[1])
         self._looks += self.has_found
-        if left_out is not None and self._looks == _LOOKS:
-            self._end(*left_out)
+        if unclipped is not None and self._looks == _LOOKS:
+            self._end(*unclipped)
 
-    def _end(self, optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:
+    def _end(self, optimizer: Optimizer, unclipped: Sequence[Tensor]) -> None:
         """Warn, or begin again without the parameters whose gradients are 0.
 
         `zero_grad(set_to_none=False)` leaves gradients of 0 in a part that is not
         trained any more. They are read once.
         """
         self.has_found, self._looks = False, 0
-        changing = _list_nonzero(left_out)
+        changing = _list_nonzero(unclipped)
         self._has_warned = bool(changing)
         if changing:
             _warn(optimizer, changing)
-        self._ignored.update(map(id, left_out))
+        self._ignored.update(map(id, unclipped))
 
 
-def _find_left_out(
+def _find_unclipped(
     optimizers: Sequence[Optimizer], known: Set[int]
 ) -> tuple[Optimizer, list[Tensor]] | None:
     """Return an optimizer that trains other parameters, and which have a gradient.
@@ -108,14 +108,14 @@ def _list_nonzero(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p for p, g in zip(parameters, gradients, strict=True) if g.any()]
 
 
-def _warn(optimizer: Optimizer, left_out: Sequence[Tensor]) -> None:
+def _warn(optimizer: Optimizer, unclipped: Sequence[Tensor]) -> None:
     count = len(stepped_parameters(optimizer))
     warn(
         f"{type(optimizer).__name__} steps {count} tensors, and no clipper clips "
-        f"{len(left_out)} of them, such as {_find_label(optimizer, left_out[0])}; give "
-        'the clipper the model, or call clipper.add_param_group({"params": ...}) with '
-        "them; to leave them out on purpose, give it the model and exclude=[...] with "
-        "their names"
+        f"{len(unclipped)} of them, such as {_find_label(optimizer, unclipped[0])}; "
+        'give the clipper the model, or call clipper.add_param_group({"params": ...}) '
+        "with them; to leave them out on purpose, give it the model and exclude=[...] "
+        "with their names"
     )
 
 
