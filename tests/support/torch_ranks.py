@@ -5,7 +5,6 @@ It starts four ranks and then two, which load what the four have saved. Each ran
 """
 
 import copy
-import itertools
 import json
 import os
 import sys
@@ -15,28 +14,27 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 
-from autoclip_core import Drop, Fixed
-from autoclip_core.clipper.norms import NORMS
-from autoclip_torch import Clipper, NormClip, QuantileClip, TrustClip, ValueClip
-from autoclip_torch.agreement import check_agreement
+from autoclip_torch import NormClip, TrustClip, ValueClip
 
-from . import torch_rank_steps, torch_rank_updates
-from .torch_gradients import true_norms
+from . import (
+    torch_rank_skips,
+    torch_rank_stages,
+    torch_rank_steps,
+    torch_rank_updates,
+)
 from .torch_layouts import (
     CLIPPERS,
     LAYOUTS,
     RUNS,
-    STEPS,
     UPDATE_RUNS,
     Net,
     batch,
@@ -46,175 +44,9 @@ from .torch_layouts import (
     run_updates,
     train,
     weights,
-    whole,
 )
 
 WORLDS = (4, 2)
-NAN = float("nan")
-
-
-def skip_on_a_nan_of_one_rank():
-    """A NaN in one shard cancels the update on all ranks."""
-    torch.manual_seed(0)
-    model = fsdp(Net())
-    clipper = Clipper(
-        model, Drop(Fixed(1e6), action="skip"), scope="global", nonfinite="skip"
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    kept = []
-
-    def spoil(step):
-        if step == 1:
-            kept.append(weights(model))
-            if dist.get_rank() == 1:
-                model.a.weight.grad.to_local()[0, 0] = float("nan")
-
-    train(model, clipper, optimizer, range(2), spoil)
-    steps = {int(full(state["step"])) for state in optimizer.state.values()}
-    return {
-        "unchanged": kept[0] == weights(model),
-        "steps": sorted(steps),
-        "skipped": clipper.metrics()["clip/skipped_total"],
-    }
-
-
-def too_many_skips_of_shards():
-    """Return which of six steps with NaN stops the run, and the error."""
-    model = fsdp(Net())
-    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-
-    def spoil(step):
-        model.a.weight.grad.to_local().fill_(float("nan"))
-
-    for step in range(6):
-        try:
-            train(model, clipper, optimizer, range(step, step + 1), spoil)
-        except RuntimeError as error:
-            return {"step": step, "error": str(error)}
-    return {"step": None}
-
-
-def too_many_skips_of_a_fused_optimizer():
-    """The same if the kernel skips: nothing else reads the norms."""
-    model = fsdp(Net())
-    clipper = NormClip(model, max_norm=1.0, nonfinite="skip", max_consecutive_skips=2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=True)
-    clipper.attach(optimizer)
-    for step in range(6):
-        for p in model.parameters():
-            p.grad = torch.full_like(p, float("nan"))
-        try:
-            optimizer.step()
-        except RuntimeError as error:
-            return {"step": step, "error": str(error)}
-    return {"step": None}
-
-
-def an_overflow_on_one_rank():
-    """Stages with a GradScaler each: one overflows, and one has no gradient.
-
-    Momentum and weight decay would move a weight whose gradient is only set to 0.
-    """
-    rank = dist.get_rank()
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    clipper = NormClip(
-        [parameter], max_norm=1.0, scope="global", process_group=dist.group.WORLD
-    )
-    weights, scales = [], []
-    for size in (1.0, float("inf"), 100.0):
-        optimizer.zero_grad()
-        factor = size if rank == 0 else 1.0
-        scaled = scaler.scale((parameter * factor).sum())
-        if rank != 1:
-            scaled.backward()
-        clipper.step(scaler=scaler, optimizer=optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-        weights.append(parameter.tolist())
-        scales.append(scaler.get_scale())
-    return {"weights": weights, "scales": scales, "metrics": clipper.metrics()}
-
-
-def a_scaler_of_shards():
-    """One shard of one rank overflows in the second step: by hand, attached, fused."""
-    ways = []
-    for way in ("by hand", "attached", "fused"):
-        torch.manual_seed(0)
-        model = fsdp(Net())
-        clipper = CLIPPERS["global"](model)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=0.1, weight_decay=0.1, fused=way == "fused"
-        )
-        if way != "by hand":
-            clipper.attach(optimizer)
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        steps = []
-        for step in range(3):
-            x, y = batch(step)
-            optimizer.zero_grad()
-            scaler.scale(nn.functional.mse_loss(model(x), y)).backward()
-            if step == 1 and dist.get_rank() == 0:
-                model.a.weight.grad.to_local()[0, 0] = float("inf")
-            if way == "by hand":
-                clipper.step(scaler=scaler, optimizer=optimizer)
-            scaler.step(optimizer)
-            scaler.update()
-            steps.append(weights(model))
-        metrics = clipper.metrics()
-        scale = scaler.get_scale()
-        ways.append({"weights": steps, "scale": scale, "metrics": metrics})
-    return {"ways": ways}
-
-
-def a_scaler_around_attached_stages():
-    """The rank that overflows would step neither its optimizer nor its clipper."""
-    errors, left = [], []
-    group = dist.group.WORLD
-    for way in ("attached", "fused", "as optimizer"):
-        parameter = nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=way == "fused")
-        before = dict(vars(optimizer))
-        if way == "as optimizer":
-            optimizer = NormClip.as_optimizer(
-                optimizer, max_norm=1.0, process_group=group
-            )
-        else:
-            clipper = NormClip([parameter], max_norm=1.0, process_group=group)
-            clipper.attach(optimizer)
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        size = float("inf") if dist.get_rank() == 0 else 1.0
-        scaler.scale((parameter * size).sum()).backward()
-        try:
-            scaler.step(optimizer)
-        except RuntimeError as error:
-            errors.append(str(error))
-        if way != "as optimizer":
-            clipper.detach()
-            left += set(vars(optimizer)) - set(before)
-    return {"errors": errors, "left": left}
-
-
-def attached_stages():
-    """Without a scaler, attached stages clip to one norm."""
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD).attach(
-        optimizer
-    )
-    parameter.grad = torch.full((1,), 3.0)
-    optimizer.step()
-    return {"weight": parameter.item()}
-
-
-def a_copy_of_a_clipper_of_stages():
-    parameter = nn.Parameter(torch.zeros(1))
-    clipper = NormClip([parameter], max_norm=1.0, process_group=dist.group.WORLD)
-    parameter, clipper = copy.deepcopy((parameter, clipper))
-    parameter.grad = torch.full((1,), 3.0)
-    return {"norm": clipper.step().norm.item()}
 
 
 def made_before_sharding():
@@ -244,191 +76,6 @@ def made_before_sharding():
         norms += [clipper.step().norm.item(), wanted.norm.item()]
     messages.append([str(warning.message) for warning in caught])
     return {"warnings": messages, "norms": norms}
-
-
-def experts_beside_shards():
-    """Each rank of a group has one expert, a plain tensor; the rest is sharded."""
-    world = dist.get_world_size()
-    found = []
-    # Every pair of ranks has the same two experts.
-    for ranks, name in itertools.product({2, world}, NORMS):
-        mesh = init_device_mesh(
-            "cpu", (world // ranks, ranks), mesh_dim_names=("data", "expert")
-        )
-        torch.manual_seed(0)
-        dense = fully_shard(nn.Linear(3, 5))
-        number = mesh.get_local_rank("expert")
-        expert = nn.Parameter(torch.zeros(2))
-        clipper = NormClip(
-            [*dense.parameters(), expert],
-            max_norm=1.0,
-            process_group=mesh["expert"].get_group(),
-            norm=name,
-        )
-        for p in dense.parameters():
-            p.grad = torch.full_like(p, 2.0)
-        expert.grad = torch.full((2,), number + 1.0)
-        gradient = [2.0] * 20 + [number + 1.0 for number in range(ranks)] * 2
-        wanted = true_norms(np.array(gradient), "global", name).item()
-        norm = clipper.step().norm.item()
-        found.append([norm, wanted, expert.grad[0].item() * norm, number + 1.0])
-    return {"found": found}
-
-
-def sharded_stages():
-    """Two stages, each sharded over its ranks, and each with one plain tensor."""
-    world = dist.get_world_size()
-    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("stage", "data"))
-    stage = mesh.get_local_rank("stage")
-    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["data"])
-    plain = nn.Parameter(torch.zeros(2))
-    clipper = NormClip(
-        [*dense.parameters(), plain],
-        max_norm=1.0,
-        process_group=mesh["stage"].get_group(),
-    )
-    for p in dense.parameters():
-        p.grad = torch.full_like(p, stage + 1.0)
-    plain.grad = torch.full((2,), 3.0)
-    wanted = 20.0 * (1 + 4) + 2 * 2 * 9.0
-    return {"norm": clipper.step().norm.item(), "wanted": wanted**0.5}
-
-
-def a_process_group_across_shards():
-    """The group overlaps with the ranks of the shards: which ranks hold copies?"""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("r", "s"))
-    dense = fully_shard(nn.Linear(3, 5), mesh=mesh["s"])
-    try:
-        NormClip(dense, max_norm=1.0, process_group=dist.group.WORLD)
-    except ValueError as error:
-        return {"error": str(error)}
-    return {"error": None}
-
-
-def frozen_on_all_ranks():
-    """Frozen parameters have no gradient on any rank, as in one process."""
-    decisions = []
-    for layout in (whole, fsdp):
-        torch.manual_seed(0)
-        net = Net()
-        for p in [*net.a.parameters(), net.d.bias]:
-            p.requires_grad_(False)
-        layout(net)
-        for case in ("global", "parameter", "agc"):
-            clipper = CLIPPERS[case](net)
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-            decisions.append(train(net, clipper, optimizer, range(STEPS))["decisions"])
-    return {"alone": decisions[:3], "sharded": decisions[3:]}
-
-
-def raise_on_a_nan_of_one_rank():
-    torch.manual_seed(0)
-    model = fsdp(Net())
-    clipper = NormClip(model, max_norm=1.0, nonfinite="raise")
-    x, y = batch(0)
-    nn.functional.mse_loss(model(x), y).backward()
-    if dist.get_rank() == 0:
-        model.a.weight.grad.to_local()[0, 0] = float("inf")
-    try:
-        clipper.step()
-    except FloatingPointError as error:
-        return {"error": str(error)}
-    return {"error": None}
-
-
-def a_rank_without_gradients():
-    """A rank without gradients enters the reduction and records the same norm."""
-    torch.manual_seed(0)
-    model = fsdp(Net())
-    clipper = CLIPPERS["global"](model)
-    norms, local_norms = [], []
-    for step in range(3):
-        x, y = batch(step)
-        nn.functional.mse_loss(model(x), y).backward()
-        if dist.get_rank() == 1:
-            for p in model.parameters():
-                p.grad = None
-        parts = [
-            p.grad.to_local().flatten()
-            for p in model.parameters()
-            if p.grad is not None
-        ]
-        local = torch.cat(parts).double().norm().item() if parts else 0.0
-        local_norms.append(local)
-        norms += clipper.step().norm.tolist()
-        for p in model.parameters():
-            p.grad = None
-    return {
-        "norms": norms,
-        "local norms": local_norms,
-        "state": clipper.state_dict()["states"][0]["ring"].tolist(),
-    }
-
-
-def stages_of_a_pipeline():
-    """Each rank has its own plain parameters; all share one norm and one scale."""
-    rank = dist.get_rank()
-    torch.manual_seed(rank)
-    stage = nn.Linear(3 + rank, 2)
-    clipper = NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD)
-    norms, squares, after = [], [], []
-    for step in range(3):
-        for p in stage.parameters():
-            p.grad = (
-                None
-                if (rank, step) == (1, 1)
-                else torch.full_like(p, rank + step + 1.0)
-            )
-        grads = [p.grad for p in stage.parameters() if p.grad is not None]
-        squares.append(sum(float(g.square().sum()) for g in grads))
-        norms += clipper.step().norm.tolist()
-        after.append(sum(float(g.square().sum()) for g in grads))
-    clipper = NormClip(
-        stage,
-        max_norm=1.0,
-        process_group=dist.group.WORLD,
-        scale_only=lambda name, parameter: rank == 0,
-    )
-    for p in stage.parameters():
-        p.grad = torch.ones_like(p)
-    size = sum(p.numel() for p in stage.parameters())
-    decision = clipper.step()
-    only_first = {
-        "size": size,
-        "norm": decision.norm.item(),
-        "gradient": stage.bias.grad.tolist(),
-        "norm after": clipper.metrics()["clip/norm_after"],
-    }
-    return {"norms": norms, "squares": squares, "after": after, "first": only_first}
-
-
-def stages_with_other_rows():
-    """Each rank has one layer more: their vectors of norms cannot be summed."""
-    layers = [nn.Linear(3, 3) for _ in range(1 + dist.get_rank())]
-    stage = nn.Sequential(*layers)
-    clipper = QuantileClip(stage, process_group=dist.group.WORLD)
-    for p in stage.parameters():
-        p.grad = torch.ones_like(p)
-    try:
-        clipper.step()
-    except ValueError as error:
-        return {"error": str(error), "grad": stage[0].weight.grad.max().item()}
-    return {"error": None}
-
-
-def two_clippers_of_stages():
-    """Removing one clipper keeps the mark that the other needs."""
-    stage = nn.Linear(3, 3)
-    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
-    before, marked = set(vars(optimizer)), []
-    clippers = [
-        NormClip(stage, max_norm=1.0, process_group=dist.group.WORLD) for _ in range(2)
-    ]
-    handles = [clipper.attach(optimizer) for clipper in clippers]
-    for handle in handles:
-        marked.append(sorted(set(vars(optimizer)) - before))
-        handle.remove()
-    return {"marked": marked, "left": sorted(set(vars(optimizer)) - before)}
 
 
 def sequence_parallel():
@@ -503,25 +150,6 @@ def load_half_way(folder):
     return train(model, clipper, optimizer, range(3, 6)) | {"weights": weights(model)}
 
 
-def stages_with_two_meshes_each():
-    """Two stages on a grid of three axes: their ranks hold no copies."""
-    size = dist.get_world_size() // 2
-    names = ("stage", "data", "model")
-    mesh = init_device_mesh("cpu", (2, size, 1), mesh_dim_names=names)
-    made = []
-    for name in ("data", "model"):
-        local = torch.zeros(4 // size if name == "data" else 4)
-        parameter = nn.Parameter(DTensor.from_local(local, mesh[name], [Shard(0)]))
-        grad = torch.full_like(local, 1.0 + 9.0 * mesh.get_local_rank("stage"))
-        parameter.grad = DTensor.from_local(grad, mesh[name], [Shard(0)])
-        made.append(parameter)
-    clipper = NormClip(made, max_norm=1e9, scope="parameter")
-    return {
-        "stage": mesh.get_local_rank("stage"),
-        "norms": clipper.step().norm.tolist(),
-    }
-
-
 def flat_parameters_of_fsdp1():
     """The error of each clipper that is made after FSDP1, or before and then steps."""
 
@@ -560,77 +188,26 @@ def flat_parameters_of_fsdp1():
     return errors
 
 
-def losses_of_ranks():
-    """Each rank has its own loss: replicas, shards, stages, and an attached clipper."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    results = {}
-    for layout in ("replicas", "shards", "stages", "attached"):
-        torch.manual_seed(0)
-        layer = nn.Linear(3, 5)
-        layer = fully_shard(layer) if layout == "shards" else layer
-        group = dist.group.WORLD if layout == "stages" else None
-        clipper = NormClip(
-            layer, max_norm=1.0, loss_policy=Fixed(2.0), process_group=group
-        )
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-        if layout == "attached":
-            clipper.attach(optimizer)
-        changed, means = [], []
-        for loss in (rank, 100.0 * (rank == 1), NAN if rank == 1 else 0.0, -rank):
-            before = weights(layer)
-            for p in layer.parameters():
-                p.grad = torch.full_like(p, 1.0)
-            clipper.observe_loss(loss)
-            if layout != "attached":
-                clipper.step()
-            optimizer.step()
-            changed.append(weights(layer) != before)
-            means.append(clipper.metrics()["clip/loss"])
-        check_agreement(clipper)
-        means[2] = str(means[2])
-        results[layout] = {"changed": changed, "means": means}
-    mean = (world - 1) / 2
-    wanted = {
-        "changed": [True, False, False, True],
-        "means": [mean, 100.0 / world, "nan", -mean],
-    }
-    return {"results": results, "wanted": wanted}
-
-
 EVERY_WORLD = [
-    stages_with_other_rows,
-    experts_beside_shards,
-    sharded_stages,
-    an_overflow_on_one_rank,
-    stages_with_two_meshes_each,
-    skip_on_a_nan_of_one_rank,
-    a_rank_without_gradients,
-    stages_of_a_pipeline,
+    *torch_rank_skips.EVERY_WORLD,
+    *torch_rank_stages.EVERY_WORLD,
     *torch_rank_steps.EVERY_WORLD,
     *torch_rank_updates.EVERY_WORLD,
 ]
 OF_TWO = [
-    losses_of_ranks,
-    two_clippers_of_stages,
     sequence_parallel,
-    too_many_skips_of_a_fused_optimizer,
-    a_scaler_around_attached_stages,
-    a_scaler_of_shards,
-    attached_stages,
-    a_copy_of_a_clipper_of_stages,
     made_before_sharding,
-    frozen_on_all_ranks,
-    too_many_skips_of_shards,
     flat_parameters_of_fsdp1,
-    raise_on_a_nan_of_one_rank,
     observe_a_sharded_norm,
+    *torch_rank_skips.OF_TWO,
+    *torch_rank_stages.OF_TWO,
     *torch_rank_steps.OF_TWO,
     *torch_rank_updates.OF_TWO,
 ]
 """Cases in which four ranks do the same as two, in twice the time."""
 
 
-OF_FOUR = [a_process_group_across_shards, *torch_rank_updates.OF_FOUR]
+OF_FOUR = [*torch_rank_stages.OF_FOUR, *torch_rank_updates.OF_FOUR]
 
 
 def attempt(function, *arguments):
