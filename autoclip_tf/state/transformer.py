@@ -9,6 +9,7 @@ import keras
 from autoclip_core import Decision
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.clipped_before import ClippedBeforeCheck
+from autoclip_core.clipper.fixed_settings import FixedSettings
 from autoclip_tf.gradients.rows import Rows
 
 from .settings import Settings
@@ -20,6 +21,12 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     _Module = tf.Module
+
+CHANGE_SETTINGS = (
+    "make a new optimizer with a new clipper and compile the model with it, because "
+    "the compiled step keeps its clipper"
+)
+"""What to do instead of assigning a setting."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -36,12 +43,14 @@ def without_autograph(method: _Method) -> _Method:
     return unconverted
 
 
-class StatefulTransformer(_Module):  # type: ignore[misc]
+class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
     """A gradient transformer with a state: the part of a clipper that reads the state.
 
     A subclass has `_build_without_later(variables, make)`, which sets `_rows` and
     `_state`. `_add_later_variables(make)` then completes the state.
     """
+
+    _to_change_settings = CHANGE_SETTINGS
 
     clips_update = False
     """Whether it acts after the optimizer's step, by `clip_update`; else it receives
@@ -189,13 +198,15 @@ class StatefulTransformer(_Module):  # type: ignore[misc]
         return self._rows
 
 
-class TransformerPair(_Module):  # type: ignore[misc]
+class TransformerPair(FixedSettings, _Module):  # type: ignore[misc]
     """Two transformers with states in one place of `gradient_transformers`.
 
     Args:
       gradient: acts on the gradients, before the step.
       update: acts on the change of the variables, after the step.
     """
+
+    _to_change_settings = CHANGE_SETTINGS
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Refuse the model and the optimizer that PyTorch's `TrustClip` takes."""

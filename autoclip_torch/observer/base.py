@@ -8,12 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from autoclip_core.checks import check_flag, format_error
+from autoclip_core.clipper.fixed_settings import FixedSettings
 from autoclip_torch.rows.read import ParametersLike, read_parameters
 from autoclip_torch.rows.settings import StepCallback
 
 
-class BaseClipper(ABC):
+class BaseClipper(FixedSettings, ABC):
     """A clipper: one `Observer`, or the two halves of a `TrustClip`."""
+
+    _to_change_settings = (
+        "call detach() and make a new clipper, which continues the history with "
+        "load_state_dict(clipper.state_dict(), strict=False)"
+    )
 
     @property
     def dry_run(self) -> bool:

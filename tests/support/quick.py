@@ -19,7 +19,7 @@ TESTS = {
     "autoclip_core/policies": "core/policies core/combinators core/oracles core/golden "
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
-    "core/metrics core/norms core/parts core/by_value",
+    "core/metrics core/norms core/parts core/by_value core/fixed_settings",
     "autoclip_core/clipper/clipped_before.py": "core/clipped_before "
     "torch/watch/clipped_before tf/clipped_before jax/clipped_before",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",

@@ -6,6 +6,7 @@ The lists continue after every change.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 
 import keras
@@ -14,7 +15,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from autoclip_tf import Clipper, NormClip
+from autoclip_tf import AGC, Clipper, NormClip, TrustClip, UpdateClipper, ValueClip
 from autoclip_tf.optimizers import SGD
 
 from ..support.account import POLICIES
@@ -213,3 +214,34 @@ def test_runs_in_parallel_threads_are_independent():
     runs = [Run(network()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda run: run.train(8), runs))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Clipper(POLICY), "quantile"),
+        (lambda: NormClip(1.0), "max_norm"),
+        (lambda: AGC(), "axes"),
+        (lambda: ValueClip(1.0), "clip_value"),
+        (lambda: UpdateClipper(POLICY), "history_length"),
+        (lambda: TrustClip(), "ratio"),
+    ],
+)
+def test_a_setting_that_is_assigned_is_an_error(make, name):
+    """The graph and the state would keep the old setting."""
+    for clip in (make(), deepcopy(make())):
+        for each in ["scope", "nonfinite", "dry_run", name]:
+            with pytest.raises(AttributeError, match=rf"^{each} is set .* compile"):
+                setattr(clip, each, 5.0)
+        clip.note = "of a user"
+
+
+def test_a_subclass_may_assign_the_name_of_an_argument_in_its_constructor():
+    class OwnClip(NormClip):
+        def __init__(self, max_norm):
+            super().__init__(2 * max_norm)
+            self.max_norm = max_norm
+
+    clip = OwnClip(1.0)
+    assert clip.max_norm == 1.0
+    assert clip.get_config()["max_norm"] == 2.0

@@ -1,6 +1,8 @@
 """Bad input: the error names the argument, the rule, the value and the way out."""
 
 import inspect
+import pickle
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from autoclip_torch import (
     NormClip,
     QuantileClip,
     StandardClip,
+    TrustClip,
+    UpdateClipper,
     ValueClip,
     ZClip,
 )
@@ -703,3 +707,51 @@ def test_gradients_of_8_bits_are_refused_by_name(dtype, scope):
         clipper.step()
     assert clipper.metrics()["clip/steps"] == 0
     assert weight.grad.float().eq(1).all()
+
+
+def make_clippers():
+    """A clipper of each kind, with a setting of its own."""
+    model = nn.Linear(3, 2)
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    return [
+        (Clipper(model, Quantile(0.5)), "quantile"),
+        (QuantileClip(model), "history_length"),
+        (AGC(model), "rule"),
+        (ValueClip(model, 1.0), "clip_value"),
+        (UpdateClipper(model, first, Fixed(1.0)), "max_norm"),
+        (TrustClip(model, second), "ratio"),
+    ]
+
+
+def through_pickle(clipper):
+    return pickle.loads(pickle.dumps(clipper))
+
+
+@pytest.mark.parametrize("copy", [lambda clipper: clipper, deepcopy, through_pickle])
+@pytest.mark.parametrize("index", range(6))
+def test_a_setting_that_is_assigned_is_an_error(index, copy):
+    """The way out works: a new clipper continues the history."""
+    clipper, name = make_clippers()[index]
+    clipper = copy(clipper)
+    for each in ["policy", "scope", "nonfinite", "exclude", name]:
+        with pytest.raises(AttributeError, match=rf"^{each} is set .* strict=False"):
+            setattr(clipper, each, 5.0)
+    clipper.dry_run, clipper.note = True, "of a user"
+    clipper.on_clip = print
+    assert clipper.dry_run
+    assert clipper.on_clip is print
+
+
+def test_a_subclass_may_assign_the_name_of_an_argument_in_its_constructor():
+    class OwnClip(QuantileClip):
+        def __init__(self, parameters, quantile):
+            self.quantile = quantile
+            super().__init__(parameters, min(quantile, 0.9))
+            self.quantile, self.factor = 2 * quantile, 3
+
+    clipper = OwnClip(weights(), 0.95)
+    clipper.factor = 4
+    assert (clipper.quantile, clipper.factor) == (1.9, 4)
+    assert repr(clipper).startswith("OwnClip(quantile=0.9")
+    with pytest.raises(AttributeError, match="quantile is set when the OwnClip"):
+        clipper.quantile = 0.5
