@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from autoclip_core.clipper.clipped_before import find_repeated_limit
+from autoclip_core.clipper.metrics_checks import find_repeated_limit
 from autoclip_core.record.statistics import mean
 from autoclip_core.record.step import Array
 from autoclip_core.series.ceiling import CLOSE, find_ceiling, has_norm_above

@@ -8,8 +8,8 @@ import keras
 
 from autoclip_core import Decision
 from autoclip_core.clipper import metrics
-from autoclip_core.clipper.clipped_before import ClippedBeforeCheck
 from autoclip_core.clipper.fixed_settings import FixedSettings
+from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
 from autoclip_tf.gradients.rows import Rows
 
 from .settings import Settings
@@ -67,6 +67,8 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
     _state: StateVariables
     _clipped_before: ClippedBeforeCheck | None = None
     """The check of the norms that `metrics` reads; None before the first call."""
+    _no_step: NoStepCheck | None = None
+    """The check of the steps that `metrics` reads; None before the first call."""
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Refuse a loss policy, which has to cancel updates."""
@@ -129,10 +131,26 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
         if per_row:
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         values = {name: float(value) for name, value in numbers.items()}
+        self._check_is_called(values["clip/steps"])
         if not (self.clips_update or self.dry_run):
             self._check_norm(values["clip/norm"])
             self._check_steps(values["clip/steps"])
         return values
+
+    def _check_is_called(self, steps: float) -> None:
+        """Warn once if the metrics are read and nothing calls it."""
+        if self._no_step is None:
+            self._no_step = NoStepCheck()
+        if text := self._no_step.check(steps, f"{self._place}, and step with it"):
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+    @property
+    def _place(self) -> str:
+        """Where it belongs, as a part of a message."""
+        place = "put it into the optimizer: clip.as_optimizer(optimizer)"
+        if self.clips_update:
+            return place
+        return f"call pairs = clip(pairs) before optimizer.apply, or {place}"
 
     def _check_norm(self, norm: float) -> None:
         """Warn once if a clip of another package acts before this one."""
@@ -192,8 +210,9 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
     def _built_rows(self) -> Rows:
         if self._rows is None:
             raise ValueError(
-                "a clipper must be built before its state is read, got one that is "
-                "not; take a step, or call optimizer.build(model.trainable_variables)"
+                "a clipper must be built before its state is read, got one that "
+                f"nothing has called; {self._place}; to read it before the first step, "
+                "call optimizer.build(model.trainable_variables)"
             )
         return self._rows
 

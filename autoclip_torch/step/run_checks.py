@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autoclip_core import Decision
 from autoclip_core.checks import check_count, format_error
-from autoclip_core.clipper.clipped_before import ClippedBeforeCheck
 from autoclip_core.clipper.metrics import Tally
+from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
 from autoclip_core.scale import as_norms
 from autoclip_torch.gradients.rank_weights import RankWeightsCheck
 from autoclip_torch.rows.groups import Group
@@ -52,7 +52,7 @@ class RunChecks:
         self.most_skips = most_skips
         self._may_skip = may_skip
         self.overflows = self._overflow_check()
-        self._clipped_before = ClippedBeforeCheck()
+        self._clipped_before, self._no_step = ClippedBeforeCheck(), NoStepCheck()
         self._zero_norms, self._uncleared = ZeroNormCheck(), UnclearedCheck()
         self._rank_weights = RankWeightsCheck()
         self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
@@ -141,6 +141,15 @@ class RunChecks:
     def check_zeros(self, decision: Decision, rows: Rows) -> None:
         """Warn once if all gradients were set to 0; the decision is on the CPU."""
         self._zero_norms.check(decision, rows)
+
+    def check_steps(self, steps: float) -> None:
+        """Warn once if the metrics are read and the clipper takes no step."""
+        way_out = (
+            "call clipper.step() before optimizer.step(), or step the optimizer that "
+            "the clipper is attached to"
+        )
+        if text := self._no_step.check(steps, way_out):
+            warn(text)
 
     def check_norm(self, norm: float, *, is_shared: bool) -> None:
         """Warn once if another clip acts before this one.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoclip_core import ClipLog
-from autoclip_core.clipper.clipped_before import (
+from autoclip_core.clipper.metrics_checks import (
     ClippedBeforeCheck,
     find_repeated_limit,
 )

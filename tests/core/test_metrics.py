@@ -19,6 +19,7 @@ from autoclip_core.clipper.metrics import (
     name_update_metrics,
     was_observed,
 )
+from autoclip_core.clipper.metrics_checks import READS, NoStepCheck
 
 from ..support.cases import log_normal
 
@@ -325,3 +326,18 @@ def test_an_update_clipper_has_metric_names_of_its_own():
         "clip/update_scale/clip/0": 2.0,
         "clip/update_steps": 3.0,
     }
+
+
+def test_metrics_that_are_read_before_any_step_warn_once():
+    check = NoStepCheck()
+    texts = [check.check(0.0, "call it") for _ in range(3 * READS)]
+    assert [i for i, text in enumerate(texts) if text] == [READS - 1]
+    assert f"read {READS} times, so nothing is clipped; call it; " in texts[READS - 1]
+
+
+@pytest.mark.parametrize("reads", [0, 1, READS - 1])
+def test_after_a_step_no_read_warns(reads):
+    """The counts may be set back to 0."""
+    check = NoStepCheck()
+    steps = [*[0.0] * reads, 1.0, *[0.0] * (2 * READS)]
+    assert not any(check.check(count, "call it") for count in steps)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from autoclip_core import ClipLog, Fixed
-from autoclip_core.clipper.clipped_before import find_repeated_limit
+from autoclip_core.clipper.metrics_checks import find_repeated_limit
 from autoclip_jax import (
     check_state,
     clip_by_param_ratio,

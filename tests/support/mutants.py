@@ -92,7 +92,7 @@ TESTS = {
     "history/lookup.py": ["window", "policies"],
     "clipper/units.py": ["units"],
     "clipper/by_value.py": ["by_value"],
-    "clipper/clipped_before.py": ["clipped_before"],
+    "clipper/metrics_checks.py": ["clipped_before", "metrics"],
     "history/ranks.py": ["window", "policies", "full_history"],
     "history/window.py": ["window", "policies"],
 }

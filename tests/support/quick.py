@@ -20,7 +20,7 @@ TESTS = {
     "core/decide core/laws",
     "autoclip_core/clipper": "core/settings core/patterns core/units core/checks "
     "core/metrics core/norms core/parts core/by_value core/fixed_settings",
-    "autoclip_core/clipper/clipped_before.py": "core/clipped_before "
+    "autoclip_core/clipper/metrics_checks.py": "core/clipped_before core/metrics "
     "torch/watch/clipped_before tf/clipped_before jax/clipped_before",
     "autoclip_core/policy.py": "core/decide core/golden core/faults core/parity",
     "autoclip_core/decision.py": "core/decide core/golden core/faults core/loss",

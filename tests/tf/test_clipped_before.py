@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from autoclip_core import ClipLog, Fixed
-from autoclip_core.clipper.clipped_before import find_repeated_limit
+from autoclip_core.clipper.metrics_checks import find_repeated_limit
 from autoclip_tf import (
     AGC,
     Clipper,

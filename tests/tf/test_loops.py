@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from autoclip_core.clipper.metrics_checks import READS
 from autoclip_tf import AdaGC, NormClip, TrustClip
 
 KERNEL = [3.0, 4.0]
@@ -431,3 +432,28 @@ def test_an_update_that_a_loop_leaves_out_is_no_warning():
             optimizer.apply([gradient], [weight])
         if step % 5 == 0:
             clip.metrics()
+
+
+def test_a_clipper_that_nothing_calls_says_where_it_belongs():
+    """ray#32626: a clipper is read before its build and after it."""
+    weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0)
+    place = r"call pairs = clip\(pairs\) before .*clip\.as_optimizer\(optimizer\)"
+    with pytest.raises(ValueError, match=rf"nothing has called; {place}"):
+        clip.metrics()
+    clip.build([weight])
+    for _ in range(READS - 1):
+        clip.metrics()
+    with pytest.warns(RuntimeWarning, match=rf"has taken no step.* {place}"):
+        clip.metrics()
+    clip.metrics()
+
+
+def test_a_clipper_that_is_called_after_some_reads_does_not_warn():
+    weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0)
+    clip.build([weight])
+    for _ in range(READS - 1):
+        clip.metrics()
+    clip(pairs_of(weight))
+    assert clip.metrics()["clip/steps"] == 1
+    clip.reset()
+    assert [clip.metrics()["clip/steps"] for _ in range(2 * READS)][-1] == 0

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autoclip_core import Drop, Fixed, Quantile, StreamingQuantile
+from autoclip_core.clipper.metrics_checks import READS
 from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
 from ..support.cases import policy_of
@@ -259,3 +260,30 @@ def test_the_threshold_is_a_copy():
     assert clipper.threshold().item() == kept.item() > 1
     clipper.observe(9.0)
     assert kept.item() != clipper.threshold().item()
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_a_clipper_that_nothing_steps_warns(is_attached):
+    """The optimizer that it is attached to does not step; or nothing calls step()."""
+    model = torch.nn.Linear(2, 1)
+    clipper = NormClip(model, 1.0)
+    unused = torch.optim.SGD(model.parameters(), lr=0.1)
+    if is_attached:
+        clipper.attach(unused)
+    for _ in range(READS - 1):
+        clipper.metrics()
+    with pytest.warns(UserWarning, match=r"no step.* call clipper\.step\(\) before"):
+        clipper.metrics()
+    clipper.metrics()
+
+
+def test_a_clipper_that_steps_after_many_micro_batches_does_not_warn():
+    model = torch.nn.Linear(2, 1)
+    clipper = QuantileClip(model)
+    for _ in range(READS - 1):
+        model(torch.ones(2)).sum().backward()
+        clipper.metrics()
+    clipper.step()
+    assert clipper.metrics()["clip/steps"] == 1
+    clipper.reset()
+    assert [clipper.metrics()["clip/steps"] for _ in range(2 * READS)][-1] == 0

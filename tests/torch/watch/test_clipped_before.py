@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoclip_core import ClipLog, Drop, Fixed
-from autoclip_core.clipper.clipped_before import find_repeated_limit
+from autoclip_core.clipper.metrics_checks import find_repeated_limit
 from autoclip_torch import AGC, Clipper, NormClip, QuantileClip, TrustClip
 
 LIMIT = 0.25

@@ -1,4 +1,4 @@
-"""Another clip before the clipper: norms lie next to one limit again and again."""
+"""Checks of the metrics that a loop reads: another clip acts before, or none acts."""
 
 import math
 from collections import deque
@@ -9,6 +9,9 @@ RECENT, COUNT = 20, 5
 
 TOLERANCE = 1e-5
 """`clip_grad_norm_` leaves the limit, apart from rounding."""
+
+READS = 100
+"""A loop that reads the metrics for each micro-batch may read them often per step."""
 
 
 def find_repeated_limit(norms: Iterable[float]) -> float | None:
@@ -65,4 +68,32 @@ class ClippedBeforeCheck:
             "first, or leave the other out, such as clip_grad_norm_, "
             "clip_by_global_norm or the clipping of the trainer; Cap(policy, "
             "max_norm) combines two limits"
+        )
+
+
+class NoStepCheck:
+    """Notices that a clipper takes no step while its metrics are read; reports once."""
+
+    def __init__(self) -> None:
+        self._reads = 0
+
+    def check(self, steps: float, way_out: str) -> str:
+        """Count a read of the metrics; return the text of a warning, or "".
+
+        Args:
+          steps: the steps of the clipper. After the first one, nothing is reported.
+          way_out: where the clipper must be called.
+
+        >>> check = NoStepCheck()
+        >>> texts = [check.check(0, "call clipper.step()") for _ in range(2 * READS)]
+        >>> sum(text != "" for text in texts)
+        1
+        """
+        self._reads = READS if steps else self._reads + 1
+        if steps or self._reads != READS:
+            return ""
+        return (
+            f"the clipper has taken no step, but its metrics were read {READS} times, "
+            f"so nothing is clipped; {way_out}; or find out why a loss scale skips "
+            "every step"
         )
