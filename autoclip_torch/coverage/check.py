@@ -14,14 +14,17 @@ from .unclipped import UnclippedCheck
 from .unstepped import UnsteppedCheck
 
 _INTERVAL = 17
-"""Parameters are compared in the first steps, and in every so many or fewer.
+"""After the first steps, parameters are compared at most once in so many steps.
 
-It is odd, and so is its sum with what is added for many parameters: a part may have a
-gradient in every second step.
+The interval is always odd: a part of the model may have a gradient in every second step
+only.
 """
 
 _FIRST = 3
-"""So many first steps. The optimizer of a clipper by hand is known after one."""
+"""Parameters are compared in each of so many first steps.
+
+The optimizer of a clipper by hand is known after its first step.
+"""
 
 
 class CoverageCheck:

@@ -89,8 +89,8 @@ class SwapCheck:
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count the steps in which the clipper did not act.
 
-        They are looked at if they are more than between the last two steps of the
-        clipper. A look without a result makes the next one rarer.
+        It checks the optimizer if there were more of them than between the last two
+        steps of the clipper. A check that finds nothing delays the next one.
         """
         if torch.compiler.is_compiling() or self._has_ended:
             return

@@ -1,8 +1,8 @@
 """Measure and scale on an accelerator, without reading anything back.
 
 Tensors that share a norm are measured and scaled in a few launches, regardless of their
-number; without the kernel, torch's operations scale half precision one by one. Bytes
-that each float32 number moves:
+number. Without the kernel, torch's operations scale half-precision tensors one by one.
+The table shows the bytes that are read or written for each float32 number:
 
 | scope                      | measured  | set to 0 | scaled |
 |----------------------------|-----------|----------|--------|

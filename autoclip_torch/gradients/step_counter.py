@@ -20,8 +20,8 @@ from .transfer import is_capturing, start_reading
 _UPDATE = "optimizer.step() without clipper.step()"
 
 REASONS = ("step", "threshold", "check_agreement", "change of parameters", _UPDATE)
-"""The calls that reduce; `observe` reads the threshold, too. After a change of rows,
-the first call is preceded by one more reduction, for that reason."""
+"""The reasons of a reduction; `observe` reads the threshold, too. After a change of
+rows, one more reduction precedes that of the first call."""
 
 
 class Place(NamedTuple):
@@ -44,8 +44,8 @@ class StepCounter(UpdateCounter):
 
     Ranks with different numbers are not in the same step. Under `fully_shard`, a rank
     that leaves out a step waits for the others in its next forward pass, and they wait
-    for it in their step. So it reduces before its update, and meets their reduction. If
-    all ranks leave out the step, all of them reduce, and go on.
+    for it in their step. So it reduces before its update, and joins their reduction. If
+    all ranks leave out the step, all of them reduce and continue.
     """
 
     checks_updates = False

@@ -14,7 +14,7 @@ from autoclip_torch.rows.predecessors import Present, find_present
 from autoclip_torch.rows.read import read_again, read_optimizer_groups
 
 _MEMBERS_PER_STEP = 512
-"""So many members of modules are compared in a step, on average, or fewer."""
+"""On average, at most so many members of modules are compared in a step."""
 
 
 class Comparison:
@@ -50,7 +50,10 @@ class Comparison:
         self._stepped = Members(_list_stepped(optimizers))
 
     def accept_known(self, optimizer: Optimizer, known: Iterable[Tensor]) -> None:
-        """Compare as if the optimizer had stepped only parameters that are known."""
+        """Compare later with the known parameters that the optimizer steps now.
+
+        Its other parameters then count as new.
+        """
         ids = set(map(id, known))
         stepped = _list_stepped([optimizer])
         self._stepped = Members([[p for p in each if id(p) in ids] for each in stepped])

@@ -59,7 +59,10 @@ class FollowedParameters:
         return [*self.all, *self._comparison.removed]
 
     def add_stepped(self, optimizer: Optimizer) -> None:
-        """Add what the optimizer steps and the clipper's modules got meanwhile."""
+        """Add parameters that the clipper's modules got after it was made.
+
+        The optimizer must step them.
+        """
         self._comparison.accept_known(optimizer, self.all)
         self._update(self._comparison.compare_with_optimizers([optimizer], self.groups))
         self._comparison.accept_optimizers([optimizer])

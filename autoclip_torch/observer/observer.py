@@ -279,7 +279,7 @@ class Observer(BaseClipper):
         check_coverage(self, optimizers)
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Change nothing. By this hook the checks of other clippers find this one."""
+        """Change nothing. The checks of other clippers find this one by the hook."""
         return None
 
     def _describe(self) -> dict[str, Any]:

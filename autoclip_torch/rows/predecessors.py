@@ -19,8 +19,8 @@ def find_predecessors(
 ) -> dict[int, NamedParameter]:
     """Return which known parameter each present one continues, by id of the latter.
 
-    It continues itself, or one that is gone: the one with its name, or else, if not
-    both have a name, the one that was at its place.
+    A known parameter continues itself. A new one continues one that is gone: the one
+    with its name. If one of the two has no name, it continues the one at its place.
 
     Args:
       known: the parameters of a clipper.

@@ -129,7 +129,7 @@ def _read_parameters(given: ParametersLike, items: list[Any]) -> list[NamedParam
     """Return each parameter once: tied parameters share one gradient.
 
     Frozen parameters of integers, such as quantized weights, can have no gradient. They
-    are left out, unless there is no other parameter.
+    are ignored, unless there is no other parameter.
     """
     layers = _find_layers(given) if isinstance(given, nn.Module) else {}
     pairs = list(map(_as_pair, items))

@@ -72,7 +72,7 @@ class Rows:
     scope: str
     """Which gradients share a row."""
     ranges: dict[int, int]
-    """All rows in order, cut into ranges of a parameter: first row to length."""
+    """The ranges of rows that parameters have, in order: first row to length."""
     scales_all: bool
     """Whether clipping scales every parameter. Without `scale_only` it does."""
     norm: str = "l2"

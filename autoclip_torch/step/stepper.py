@@ -287,7 +287,10 @@ class Stepper:
         return RowNorms(norms, observed, sizes)
 
     def _get_weights(self) -> list[list[Tensor]]:
-        """Return the parameters as the only item of a list, if a policy needs them."""
+        """Return the parameters as the only item of a list.
+
+        The list is empty if no policy needs their norms.
+        """
         if not any(block.policy.needs_param_norms for block in self.rows.by_policy):
             return []
         return [[entry.parameter.detach() for entry in self.rows.by_parameter]]

@@ -10,7 +10,7 @@ def find_replaced_callback(kind: type) -> Any:
     """Return the callback that is replaced by the one being made, or None.
 
     From a checkpoint, Transformers makes a callback with the saved arguments. It drops
-    the one that the trainer was given, and no event passes both.
+    the callback that the trainer was given. No event receives both of them.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name == "__init__":
