@@ -16,7 +16,7 @@ from .hooks.fused import is_fused
 from .hooks.momentum import initialize_momentum
 from .hooks.optimizer_wrapper import check_is_optimizer
 from .loop.loop_check import LoopCheck
-from .observer.active_clippers import check_coverage, is_shared
+from .observer.active_clippers import check_coverage, find_known, is_shared
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
@@ -179,7 +179,7 @@ class Clipper(Attachable):
             self._coverage.end_all()
         check_coverage(self, self._loop_check.served)
         decision = self._step(loss, scaler, optimizer)
-        self._loop_check.end(decision)
+        self._loop_check.end(decision, is_dry=self.dry_run)
         return decision
 
     def _step(self, loss: Any, scaler: Any, optimizer: Any) -> Decision:
@@ -205,7 +205,7 @@ class Clipper(Attachable):
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Check the place of this step, if the clipper steps by hand."""
         check = self._loop_check.check_update
-        return check(optimizer, args, kwargs, partial(is_shared, self))
+        return check(optimizer, args, kwargs, partial(is_shared, self), find_known)
 
     def _check_place(self, *scaler_and_optimizer: Any) -> None:
         """Check at which place of the training loop this step is.

@@ -36,6 +36,10 @@ class BackwardWatch:
             if sample.requires_grad
         ]
 
+    def reset(self) -> None:
+        """Note only the backward passes from now on, if they are noted."""
+        self._has_run = False
+
     def stop(self) -> bool:
         """Return whether a backward pass has run since `start`."""
         for handle in self._handles:

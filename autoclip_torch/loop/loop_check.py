@@ -6,7 +6,7 @@ reads those of some parameters.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from torch import Tensor
@@ -21,10 +21,12 @@ from autoclip_torch.step.warn import warn
 
 from .after_clip import AfterClipCheck
 from .backward_watch import BackwardWatch, choose_samples
+from .closure_check import ClosureCheck
 from .gradient_samples import GradientVersions
 from .left_out_step import LeftOutStepCheck
 from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
+from .unused_clip import UnusedClipCheck
 
 _SAMPLES = 2
 """The gradients of so many parameters are looked at."""
@@ -60,11 +62,6 @@ _REPEATED = (
     "clipped gradients again that it had clipped already; when accumulating, call it "
     "once, after the last backward pass; set dry_run=True to measure only"
 )
-_IN_CLOSURE = (
-    "clipper.step() has no effect: the closure of optimizer.step() computes the "
-    "gradients again after it; call clipper.step() at the end of the closure, or "
-    "clipper.attach(optimizer) instead"
-)
 
 
 class LoopCheck:
@@ -89,8 +86,9 @@ class LoopCheck:
         """Count again, and expect nothing of the next update."""
         self._clipped: GradientVersions | None = None
         self._has_clipped_again = self._has_changed = False
-        self._early = self._repeated = self._in_closure = 0
+        self._early = self._repeated = 0
         self._after_clip, self._left_out = AfterClipCheck(), LeftOutStepCheck()
+        self._closure, self._unused = ClosureCheck(), UnusedClipCheck()
         self._other_model.restart()
         self._backward.stop()
 
@@ -119,10 +117,12 @@ class LoopCheck:
             self._steps.clear()
             self.served.clear()
             self._count = 0
-        if self._clipped is not None and self._clipped.are_kept(self._samples):
-            self._has_clipped_again = True
+        clipped = self._clipped
+        is_kept = clipped is not None and clipped.are_kept(self._samples)
+        self._has_clipped_again |= is_kept
+        self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
 
-    def end(self, decision: Decision) -> None:
+    def end(self, decision: Decision, *, is_dry: bool) -> None:
         """Note the gradients that the step has clipped.
 
         A clip inside the step of an optimizer, such as in a hook, is at the right place
@@ -130,12 +130,20 @@ class LoopCheck:
 
         Args:
           decision: what the step decided.
+          is_dry: whether it changed no gradient.
         """
-        open_steps = [args for args in list_step_arguments() if not find_closure(*args)]
-        if optimizers := [a[0] for a, _ in open_steps if self._steps_clipped(a[0])]:
+        open_steps = [
+            arguments
+            for arguments in list_step_arguments()
+            if self._steps_clipped(arguments[0][0])
+        ]
+        if optimizers := [a[0] for a, kw in open_steps if not find_closure(a, kw)]:
             self.served.update(optimizers)
             self._restart()
             return
+        if not open_steps and not is_dry:
+            self._unused.end_clip(decision)
+        self._closure.end_clip()
         self._clipped = clipped = GradientVersions(self._samples)
         if self._count == 0:
             self._after_clip = AfterClipCheck()
@@ -153,6 +161,7 @@ class LoopCheck:
         args: Any,
         kwargs: dict[str, Any],
         is_shared: Callable[[], bool],
+        find_known: Callable[[], Set[int]],
     ) -> tuple[Any, dict[str, Any]] | None:
         """Check the place of the step of an optimizer, before it.
 
@@ -164,6 +173,7 @@ class LoopCheck:
           args, kwargs: the arguments of its step, as for a hook of torch.
           is_shared: returns whether another clipper clips some of the same parameters.
             It may clip in the other steps.
+          find_known: returns the ids of the parameters of all clippers.
 
         Returns:
           The arguments with another closure, if that is checked.
@@ -172,7 +182,7 @@ class LoopCheck:
         if self._rows is None or self._thread != threading.get_ident():
             return None
         if not self._steps_clipped(optimizer):
-            self._check_other(optimizer)
+            self._check_other(optimizer, is_shared, find_known)
             return None
         if self._count <= _WATCHED and optimizer not in self.served:
             if self._left_out.are_clipped(self._samples):
@@ -180,14 +190,36 @@ class LoopCheck:
         self._other_model.restart()
         if self.scaler_rule.was_scaled(optimizer):
             self._warn(_SCALED)
-        if self._clipped is None:
+        clipped, self._clipped = self._clipped, None
+        if clipped is None:
             self._left_out.begin_later_update(optimizer, self._samples)
+        else:
+            self._check_first_update(optimizer, clipped, is_shared)
+        closure = find_closure(args, kwargs)
+        if closure is None or self._count > _WATCHED:
             return None
+        watched = self._closure.watch(
+            closure, self._samples, self._warn, follows_clip=clipped is not None
+        )
+        return replace_closure(args, kwargs, watched)
+
+    def _check_first_update(
+        self,
+        optimizer: Optimizer,
+        clipped: GradientVersions,
+        is_shared: Callable[[], bool],
+    ) -> None:
+        """Check the first step after a clip, before it.
+
+        Args:
+          optimizer, is_shared: as in `check_update`.
+          clipped: the gradients that were clipped.
+        """
         self._left_out.begin_update(optimizer)
-        self._has_changed = not self._clipped.are_same(self._samples)
+        self._has_changed = not clipped.are_same(self._samples)
+        self._unused.begin_update()
         if self._has_changed and self._count >= _PAUSE:
             self._count = 0
-        self._clipped = None
         if self._left_out.times == _CYCLES and not is_shared():
             self._warn(_LEFT_OUT)
         self._early = self._early + 1 if self._backward.stop() else 0
@@ -198,32 +230,22 @@ class LoopCheck:
         if self._repeated == _CYCLES:
             self._warn(_REPEATED)
         self._check_changes(self._samples)
-        closure = find_closure(args, kwargs)
-        if closure is None or self._count > _WATCHED:
-            return None
-        return replace_closure(args, kwargs, self._watch(closure))
 
-    def _watch(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that warns if the given one does not clip its gradients."""
+    def _check_other(
+        self,
+        optimizer: Optimizer,
+        is_shared: Callable[[], bool],
+        find_known: Callable[[], Set[int]],
+    ) -> None:
+        """Warn if the clips were meant for what another optimizer steps.
 
-        def watched_closure() -> Any:
-            self._backward.start(self._samples)
-            loss = closure()  # a clip in it stops the watch
-            self._in_closure = self._in_closure + 1 if self._backward.stop() else 0
-            if self._in_closure == _CYCLES:
-                self._warn(_IN_CLOSURE)
-            return loss
-
-        return watched_closure
-
-    def _check_other(self, optimizer: Optimizer) -> None:
-        """Warn if copies of the parameters are trained, and not what is clipped."""
-        if self._other_model.has_no_effect(optimizer):
-            self._warn(
-                f"clipper.step() has no effect: {type(optimizer).__name__} steps other "
-                "parameters of the same shapes, and nothing steps the clipper's; make "
-                "a clipper of the parameters that are trained now"
-            )
+        Args:
+          optimizer, is_shared, find_known: as in `check_update`.
+        """
+        if text := self._unused.explain(optimizer, is_shared, find_known):
+            self._warn(text)
+        if text := self._other_model.explain(optimizer):
+            self._warn(text)
         if not any(self.optimizers):
             self._check_changes(self._other_model.find_copies(self._samples))
 

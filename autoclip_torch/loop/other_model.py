@@ -71,12 +71,21 @@ class OtherModelCheck:
         if self._cycles == _CYCLES - 1:
             self._values = GradientValues(self._samples)
 
-    def has_no_effect(self, optimizer: Optimizer) -> bool:
-        """Return whether the last clips changed nothing that is used.
+    def explain(self, optimizer: Optimizer) -> str | None:
+        """Return what is wrong if the last clips changed nothing that is used.
 
         Args:
           optimizer: one of other parameters, which is about to step.
         """
+        if not self._has_no_effect(optimizer):
+            return None
+        return (
+            f"clipper.step() has no effect: {type(optimizer).__name__} steps other "
+            "parameters of the same shapes, and nothing steps the clipper's; make a "
+            "clipper of the parameters that are trained now"
+        )
+
+    def _has_no_effect(self, optimizer: Optimizer) -> bool:
         if optimizer not in self._optimizers:
             self._optimizers.add(optimizer)
             self._are_similar = _are_similar(self._clipped, self._list_stepped())

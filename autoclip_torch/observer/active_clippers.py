@@ -35,7 +35,7 @@ def check_coverage(clipper: Any, optimizers: Iterable[Optimizer]) -> None:
     refuse_fsdp1(parameters.all)
     if coverage.steps == 1:
         _add_clipper(clipper)
-    coverage.compare(optimizers, parameters.known, _find_known)
+    coverage.compare(optimizers, parameters.known, find_known)
 
 
 def _add_clipper(clipper: Any) -> None:
@@ -50,7 +50,7 @@ def _list_clippers() -> list[Any]:
     return [owner for owner in owners if isinstance(owner, BaseClipper)]
 
 
-def _find_known() -> set[int]:
+def find_known() -> set[int]:
     """Return the ids of the parameters of all clippers."""
     return {id(p) for each in _list_clippers() for p in each._parameters.known}
 
