@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -65,6 +65,14 @@ class GradientTransformersMixin:
     def gradient_transformers(self) -> tuple[Transformer, ...]:
         """The callables that each gradient goes through before an update, in order."""
         return self._gradient_transformers
+
+    @gradient_transformers.setter
+    def gradient_transformers(self, value: Any) -> NoReturn:
+        raise AttributeError(
+            "gradient_transformers are set when the optimizer is made, because the "
+            "compiled step keeps them; make a new optimizer with others and compile "
+            "the model with it"
+        )
 
     def add_state_variable(self, name: str, value: np.ndarray[Any, Any]) -> Any:
         """Return a new variable of this optimizer, for the state of a clipper."""

@@ -245,3 +245,11 @@ def test_a_subclass_may_assign_the_name_of_an_argument_in_its_constructor():
     clip = OwnClip(1.0)
     assert clip.max_norm == 1.0
     assert clip.get_config()["max_norm"] == 2.0
+
+
+def test_the_transformers_of_an_optimizer_cannot_be_assigned():
+    clip = NormClip(1.0)
+    optimizer = SGD(0.1, gradient_transformers=[clip])
+    with pytest.raises(AttributeError, match=r"make a new optimizer .* compile the"):
+        optimizer.gradient_transformers = [NormClip(5.0)]
+    assert optimizer.gradient_transformers == (clip,)
