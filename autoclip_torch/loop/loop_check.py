@@ -151,7 +151,8 @@ class LoopCheck:
         self._left_out.end_clip(clipped)
         self._after_clip.end_clip(self._samples)
         self._backward.stop()
-        if self._has_changed and self._count < _WATCHED:
+        # `ClosureCheck` watches what follows a clip in a closure.
+        if not open_steps and self._has_changed and self._count < _WATCHED:
             self._backward.start(self._samples)
         self._count = (self._count + 1) % _PERIOD
 
