@@ -1,7 +1,8 @@
 """Find ranks that hold different parameters, and each clip by the norm of their own.
 
 The ranks exchange numbers through the store of `torch.distributed`. A collective would
-wait for ranks that have no clipper.
+wait for ranks that have no clipper. A step still waits here while another thread of its
+process waits on the same store.
 """
 
 import json
@@ -21,8 +22,9 @@ from .layout import as_real
 from .ranks import has_other_ranks
 from .transfer import is_capturing, start_reading
 
-_READ, _WRITE, _COMPARE = 2, 3, 5
-"""The steps in which the numbers of the first step are read, written and compared."""
+_READ, _COMPARE = 2, 5
+"""The steps in which the numbers of the first step are read and compared. They are
+written in the step after they are read."""
 
 _MOST = 4
 """A rank with more clippers clips its parameters in parts. So does one with a clipper
@@ -59,8 +61,8 @@ class RankWeightsCheck:
     """Compares the weights of one clipper with those of the next rank, once.
 
     Each rank writes what it holds in the first step, and looks in a later step at what
-    the next rank has written. If one of them is several steps ahead of the other, they
-    do not train one model together. No rank waits for another.
+    the next rank has written, without waiting until it is there. If one of them is
+    several steps ahead of the other, they do not train one model together.
 
     Args:
       has_ended: whether there is nothing left to compare.
@@ -149,9 +151,10 @@ class RankWeightsCheck:
 
 
 def _find_store() -> Any:
-    """Return the store in which the ranks have met, or None if reading it may wait.
+    """Return the store in which the ranks have met, or None if it is no `TCPStore`.
 
-    There is no public way to ask. An object that keeps the store keeps its port in use.
+    Other stores may wait when a key is checked. There is no public way to ask. An
+    object that keeps the store keeps its port in use.
     """
     distributed: Any = dist
     store = innermost = distributed.distributed_c10d._get_default_store()
