@@ -53,8 +53,9 @@ def warn_if_undone(part: Any) -> None:
     A transformation of a chain does not receive the states of the others, so only the
     whole state shows it.
     """
-    for index, link in enumerate(list_children(part)) if has_clipper(part) else ():
-        before = list_children(part)[:index] if is_chain(part) else []
+    links = list_children(part) if has_clipper(part) else []
+    for index, link in enumerate(links):
+        before = links[:index] if is_chain(part) else []
         name = _find_other_weights(before)
         if name and any(place.is_update for place in find_clippers(link, True)):
             warnings.warn(

@@ -22,8 +22,8 @@ class UnusedClipCheck:
     As in a GAN whose loop clips the discriminator where it should clip the generator. A
     clip counts if its gradients are replaced before their own optimizer steps. It
     counts once between two steps of that optimizer: a `GradScaler` may leave out many
-    in a row. An optimizer that also steps after clips that are used is
-    trained without a clipper on purpose.
+    in a row. An optimizer that also steps after clips that are used is trained without
+    a clipper on purpose.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class UnusedClipCheck:
         Args:
           is_replaced: whether its gradients were replaced before they were used.
         """
-        if is_replaced and self._is_clipped and self._others and self._has_updated:
+        if is_replaced and self._others and self._has_updated:
             self._has_updated = False
             for other in self._others:
                 if other in self._suspects:
