@@ -9,8 +9,12 @@ from autoclip_torch.optimizer_steps.weak_hook import register_weak_hook
 
 
 def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
-    """Return at most so many trained parameters, from all parts of the model."""
-    trained = [p for p in parameters if p.requires_grad and p.is_leaf]
+    """Return at most so many trained parameters, from all parts of the model.
+
+    If all are frozen, as a critic in the step of its generator, these are returned.
+    """
+    leaves = [p for p in parameters if p.is_leaf]
+    trained = [p for p in leaves if p.requires_grad] or leaves
     return trained[:: 1 + len(trained) // count]
 
 

@@ -142,7 +142,8 @@ class LoopCheck:
             self._restart()
             return
         if not open_steps and not is_dry:
-            self._unused.end_clip(decision)
+            has_gradient = any(p.grad is not None for p in self._samples)
+            self._unused.end_clip(decision, has_gradient=has_gradient)
         self._closure.end_clip()
         self._clipped = clipped = GradientVersions(self._samples)
         if self._count == 0:
@@ -218,7 +219,8 @@ class LoopCheck:
         """
         self._left_out.begin_update(optimizer)
         self._has_changed = not clipped.are_same(self._samples)
-        self._unused.begin_update()
+        is_kept = clipped.are_kept(self._samples)
+        self._unused.begin_update(is_replaced=not is_kept)
         if self._has_changed and self._count >= _PAUSE:
             self._count = 0
         if self._left_out.times == _CYCLES and not is_shared():

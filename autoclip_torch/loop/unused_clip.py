@@ -50,14 +50,25 @@ class UnusedClipCheck:
         self._is_clipped = self._is_used = False
         self._others.clear()
 
-    def end_clip(self, decision: Decision) -> None:
-        """Expect a step of the clipper's own optimizer."""
+    def end_clip(self, decision: Decision, *, has_gradient: bool) -> None:
+        """Expect a step of the clipper's own optimizer.
+
+        Args:
+          decision: what the clip decided.
+          has_gradient: whether there was a gradient to clip.
+        """
         self._is_clipped = True
         for suspect in self._suspects.values():
-            suspect.end_clip(decision)
+            suspect.end_clip(decision, has_gradient=has_gradient)
 
-    def begin_update(self) -> None:
-        """Note the first step of the clipper's own optimizer after a clip."""
+    def begin_update(self, *, is_replaced: bool) -> None:
+        """Note the first step of the clipper's own optimizer after a clip.
+
+        Args:
+          is_replaced: whether it steps other gradients than those that were clipped.
+        """
+        if is_replaced:
+            self.begin_clip(is_replaced=True)
         self._is_used = self._has_updated = True
         for other in self._others:
             self._leave_out(other)
@@ -99,7 +110,8 @@ def _describe(other: Optimizer) -> str:
         f"clipper.step() has no effect before {kind}.step(), which steps other "
         f"parameters, such as one of shape {shape}, and no clipper clips these: the "
         "gradients that it clipped are computed again before their own optimizer "
-        f"steps; make a clipper of what this {kind} steps, and call that one before it"
+        f"steps; make a clipper of what this {kind} steps, and call that one before "
+        f"it; if this {kind} needs no clipping, leave the call before it out"
     )
 
 
@@ -118,14 +130,19 @@ class _Suspect:
         self._is_finite: Any = True
         self._unused: list[Any] = []
 
-    def end_clip(self, decision: Decision) -> None:
+    def end_clip(self, decision: Decision, *, has_gradient: bool) -> None:
         """Note the gradients at a clip; this waits for no device.
 
         A clip that is skipped, or of an overflow, is unused on purpose.
+
+        Args:
+          decision, has_gradient: as in `UnusedClipCheck.end_clip`.
         """
-        has_gradient = any(sample.grad is not None for sample in self._samples)
-        self._versions = GradientVersions(self._samples) if has_gradient else None
-        is_overflow = decision.norm.isnan().all() | ~decision.finite.all()
+        is_stepped = any(sample.grad is not None for sample in self._samples)
+        self._versions = GradientVersions(self._samples) if is_stepped else None
+        # A `GradScaler` has found an overflow if there are gradients without a norm.
+        is_overflow = decision.norm.isnan().all() & has_gradient
+        is_overflow = is_overflow | ~decision.finite.all()
         self._is_finite = ~is_overflow & ~decision.skipped.any()
 
     def begin_update(self) -> bool:

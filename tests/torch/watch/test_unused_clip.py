@@ -105,9 +105,34 @@ def with_a_scaler(gan):
         gan.scaler.update()
 
 
+def with_a_frozen_critic(gan):
+    """The clip before the generator's step finds no gradient."""
+    gan.criticize()
+    gan.zero_grad()
+    generate_with_a_frozen_critic(gan)
+
+
+def with_old_gradients_of_a_frozen_critic(gan):
+    """The clip finds the gradients of the step before. The critic steps unclipped."""
+    gan.criticizes.zero_grad()
+    gan.backward()
+    gan.criticizes.step()
+    gan.generates.zero_grad()
+    generate_with_a_frozen_critic(gan)
+
+
+def generate_with_a_frozen_critic(gan):
+    gan.critic.requires_grad_(False)
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    gan.critic.requires_grad_(True)
+
+
 WRONG = [
     *(before_both_optimizers, without_new_memory, in_some_iterations, by_turns),
-    *(with_three_steps_of_the_generator, with_a_scaler),
+    *(with_three_steps_of_the_generator, with_a_scaler, with_a_frozen_critic),
+    with_old_gradients_of_a_frozen_critic,
 ]
 
 
@@ -119,6 +144,7 @@ def test_an_optimizer_that_steps_unclipped_after_clips_of_others_warns_once(wron
         repeat(wrong, gan)
     assert len(warned) == 1
     assert "make a clipper of what this SGD steps" in str(warned[0].message)
+    assert "leave the call before it out" in str(warned[0].message)
 
 
 def test_the_parameters_may_come_from_the_optimizer():
