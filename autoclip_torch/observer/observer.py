@@ -245,7 +245,7 @@ class Observer(BaseClipper):
         self._policy_states.load_dict(saved, strict)
         if ambiguity := describe_ambiguity(saved, current):
             warn(ambiguity)
-        self._stepper.checks.continue_run()
+        self._stepper.checks.overflows.ignore_earlier_steps()
 
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""

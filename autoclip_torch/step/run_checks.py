@@ -14,7 +14,6 @@ from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
 from autoclip_core.scale import as_norms
-from autoclip_torch.gradients.rank_weights import RankWeightsCheck
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.differences import join_names
@@ -54,17 +53,11 @@ class RunChecks:
         self.overflows = self._overflow_check()
         self._clipped_before, self._no_step = ClippedBeforeCheck(), NoStepCheck()
         self._zero_norms, self._uncleared = ZeroNormCheck(), UnclearedCheck()
-        self._rank_weights = RankWeightsCheck()
         self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
 
     def reset(self) -> None:
         """Restart the counts."""
         self.overflows = self._overflow_check()
-
-    def continue_run(self) -> None:
-        """Continue another run, in which copies of a model may already differ."""
-        self.overflows.ignore_earlier_steps()
-        self._rank_weights.end()
 
     def check_gradients(
         self,
@@ -108,13 +101,6 @@ class RunChecks:
                 "trained, or fully_shard has replaced parameters, make the clipper of "
                 "those that are trained"
             )
-
-    def check_rank(self, rows: Rows, dry_run: bool) -> None:
-        """Warn once if the next rank holds other parameters, and nothing sums norms."""
-        if torch.compiler.is_compiling():
-            return
-        if text := self._rank_weights.check(rows, dry_run=dry_run):
-            warn(text)
 
     def check_run(
         self, states: PolicyStates, dry_run: bool, is_cancelled: bool

@@ -137,8 +137,6 @@ class Stepper:
         norms, observed, *others = self.measure(gradients, loss_scale)
         on_any_rank = None if self.ranks is None else observed
         self.checks.check_gradients(self.groups, self.rows, gradients, on_any_rank)
-        if self.ranks is None:
-            self.checks.check_rank(self.rows, self.dry_run)
         if self.policy_states.nonfinite == "raise":
             check_finite(self.policy_states, norms, observed, self.quantity)
         loss_decision = self.loss.decide(loss, self.policy_states, self.ranks)

@@ -53,9 +53,6 @@ class UpdateChecks(RunChecks):
     def check_gradients(self, *arguments: Any) -> None:
         """Accept a step without gradients: the optimizer then changes nothing."""
 
-    def check_rank(self, *arguments: Any) -> None:
-        """Accept ranks with other parameters: their updates share no norm."""
-
     def check_zeros(self, *arguments: Any) -> None:
         """Accept updates of 0: the learning rate may be 0."""
 

@@ -59,7 +59,6 @@ TESTS = {
     "autoclip_torch/kernels": "torch/device",
     "autoclip_torch/optimizer_steps": "torch/attach torch/sharded torch/watch/loop",
     "autoclip_torch/gradients/dtensor.py": "torch/sharded torch/agreement",
-    "autoclip_torch/gradients/rank_weights.py": "torch/watch/rank_weights",
     "autoclip_torch/gradients/ranks.py": "torch/sharded torch/agreement",
     "autoclip_torch/gradients/replicas.py": "torch/sharded",
     "autoclip_torch/gradients/sharded.py": "torch/sharded torch/agreement",
