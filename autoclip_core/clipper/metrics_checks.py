@@ -2,7 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
 
 RECENT, COUNT = 20, 5
 """So many of the recent norms lie next to the same limit."""
@@ -10,8 +13,9 @@ RECENT, COUNT = 20, 5
 TOLERANCE = 1e-5
 """`clip_grad_norm_` leaves the limit, apart from rounding."""
 
-READS = 100
-"""A loop that reads the metrics for each micro-batch may read them often per step."""
+CHANGES, READS = 10, 1000
+"""So often the weights change, or the metrics are read, without a step. A loop may read
+them for each micro-batch."""
 
 
 def find_repeated_limit(norms: Iterable[float]) -> float | None:
@@ -75,25 +79,40 @@ class NoStepCheck:
     """Notices that a clipper takes no step while its metrics are read; reports once."""
 
     def __init__(self) -> None:
-        self._reads = 0
+        self._has_ended = False
+        self._reads = self._changes = 0
+        self._weights: np.ndarray[Any, Any] | None = None
 
-    def check(self, steps: float, way_out: str) -> str:
+    def check(
+        self,
+        steps: float,
+        read_weights: Callable[[], np.ndarray[Any, Any]],
+        way_out: str,
+    ) -> str:
         """Count a read of the metrics; return the text of a warning, or "".
 
         Args:
           steps: the steps of the clipper. After the first one, nothing is reported.
+          read_weights: returns some of the weights that it should clip.
           way_out: where the clipper must be called.
 
-        >>> check = NoStepCheck()
-        >>> texts = [check.check(0, "call clipper.step()") for _ in range(2 * READS)]
+        >>> check, weights = NoStepCheck(), iter(np.arange(2 * CHANGES))
+        >>> texts = [check.check(0, lambda: weight, "call it") for weight in weights]
         >>> sum(text != "" for text in texts)
         1
         """
-        self._reads = READS if steps else self._reads + 1
-        if steps or self._reads != READS:
+        self._has_ended |= steps > 0
+        if self._has_ended:
             return ""
+        before, self._weights = self._weights, read_weights()
+        if before is not None:
+            self._changes += not np.array_equal(before, self._weights, equal_nan=True)
+        self._reads += 1
+        self._has_ended = self._changes == CHANGES or self._reads == READS
+        if not self._has_ended:
+            return ""
+        seen = "its weights change" if self._changes else "its metrics are read"
         return (
-            f"the clipper has taken no step, but its metrics were read {READS} times, "
-            f"so nothing is clipped; {way_out}; or find out why a loss scale skips "
-            "every step"
+            f"the clipper has taken no step, but {seen} again and again, so nothing is "
+            f"clipped; {way_out}; or find out why a loss scale skips every step"
         )

@@ -113,6 +113,12 @@ class Rows:
         pairs = ((v, self._rows_by_id[stable_id(v)]) for v in self._variables)
         return [(variable, rows) for variable, rows in pairs if rows is not None]
 
+    def read_weights(self) -> np.ndarray[Any, Any]:
+        """Return the values of two variables."""
+        variables = [variable for variable, _ in self.clipped_variables()]
+        pair = variables[0], variables[-1]
+        return np.concatenate([variable.numpy().reshape(-1) for variable in pair])
+
     def has_any(self, ids: set[int]) -> bool:
         """Return whether a variable that is not excluded has one of the stable ids."""
         return any(

@@ -141,7 +141,9 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
         """Warn once if the metrics are read and nothing calls it."""
         if self._no_step is None:
             self._no_step = NoStepCheck()
-        if text := self._no_step.check(steps, f"{self._place}, and step with it"):
+        read_weights = self._built_rows().read_weights
+        way_out = f"{self._place}, and step with it"
+        if text := self._no_step.check(steps, read_weights, way_out):
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     @property

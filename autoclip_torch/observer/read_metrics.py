@@ -32,7 +32,7 @@ def read_metrics(
     if per_row:
         numbers |= compute_row_metrics(states.rows.names, decision, tally)
     metrics = {name: float(value) for name, value in numbers.items()}
-    checks.check_steps(metrics["clip/steps"])
+    checks.check_steps(metrics["clip/steps"], states.rows)
     if is_clip:
         checks.check_norm(metrics["clip/norm"], is_shared=others > 0)
         if states.device is not None:  # otherwise each step checks it

@@ -4,6 +4,7 @@ A run that does nothing useful warns or raises, instead of continuing in silence
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
 from autoclip_core.scale import as_norms
+from autoclip_torch.gradients.dtensor import read_values
+from autoclip_torch.gradients.layout import as_real
 from autoclip_torch.rows.groups import Group
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.differences import join_names
@@ -128,13 +131,13 @@ class RunChecks:
         """Warn once if all gradients were set to 0; the decision is on the CPU."""
         self._zero_norms.check(decision, rows)
 
-    def check_steps(self, steps: float) -> None:
+    def check_steps(self, steps: float, rows: Rows) -> None:
         """Warn once if the metrics are read and the clipper takes no step."""
         way_out = (
             "call clipper.step() before optimizer.step(), or step the optimizer that "
             "the clipper is attached to"
         )
-        if text := self._no_step.check(steps, way_out):
+        if text := self._no_step.check(steps, partial(_read_weights, rows), way_out):
             warn(text)
 
     def check_norm(self, norm: float, *, is_shared: bool) -> None:
@@ -198,6 +201,13 @@ def is_skipped(decision: Decision) -> bool:
     """Return on the CPU whether the update is cancelled."""
     _refuse_to_compile("what cancels updates")
     return bool(torch.as_tensor(decision.skipped).any())
+
+
+def _read_weights(rows: Rows) -> Any:
+    """Return some weights on the CPU, as an array."""
+    trained = [p for p in rows.parameters if p.requires_grad]
+    values = [as_real(read_values(p)).float().cpu() for p in trained[:1] + trained[-1:]]
+    return torch.cat([each.reshape(-1) for each in values] or [torch.empty(0)]).numpy()
 
 
 def _refuse_to_compile(setting: str) -> None:

@@ -19,7 +19,7 @@ from autoclip_core.clipper.metrics import (
     name_update_metrics,
     was_observed,
 )
-from autoclip_core.clipper.metrics_checks import READS, NoStepCheck
+from autoclip_core.clipper.metrics_checks import CHANGES, READS, NoStepCheck
 
 from ..support.cases import log_normal
 
@@ -328,16 +328,32 @@ def test_an_update_clipper_has_metric_names_of_its_own():
     }
 
 
-def test_metrics_that_are_read_before_any_step_warn_once():
+def read_often(steps, weights):
+    """Return the texts of all reads."""
     check = NoStepCheck()
-    texts = [check.check(0.0, "call it") for _ in range(3 * READS)]
-    assert [i for i, text in enumerate(texts) if text] == [READS - 1]
-    assert f"read {READS} times, so nothing is clipped; call it; " in texts[READS - 1]
+    return [
+        check.check(count, lambda value=value: np.array([value, np.nan]), "call it")
+        for count, value in zip(steps, weights, strict=False)
+    ]
 
 
-@pytest.mark.parametrize("reads", [0, 1, READS - 1])
+@pytest.mark.parametrize(
+    ("per_update", "last", "seen"),
+    [
+        (1, CHANGES, "its weights change"),
+        (4, 4 * CHANGES, "its weights change"),
+        (10**6, READS - 1, "its metrics are read"),
+    ],
+)
+def test_metrics_that_are_read_while_no_step_clips_warn_once(per_update, last, seen):
+    weights = (read // per_update for read in range(3 * READS))
+    texts = read_often([0.0] * (3 * READS), weights)
+    assert [i for i, text in enumerate(texts) if text] == [last]
+    assert f"{seen} again and again, so nothing is clipped; call it; " in texts[last]
+
+
+@pytest.mark.parametrize("reads", [0, 1, CHANGES])
 def test_after_a_step_no_read_warns(reads):
     """The counts may be set back to 0."""
-    check = NoStepCheck()
     steps = [*[0.0] * reads, 1.0, *[0.0] * (2 * READS)]
-    assert not any(check.check(count, "call it") for count in steps)
+    assert not any(read_often(steps, range(3 * READS)))

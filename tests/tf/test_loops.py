@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip_core.clipper.metrics_checks import READS
+from autoclip_core.clipper.metrics_checks import CHANGES
 from autoclip_tf import AdaGC, NormClip, TrustClip
 
 KERNEL = [3.0, 4.0]
@@ -441,8 +441,11 @@ def test_a_clipper_that_nothing_calls_says_where_it_belongs():
     with pytest.raises(ValueError, match=rf"nothing has called; {place}"):
         clip.metrics()
     clip.build([weight])
-    for _ in range(READS - 1):
+    clip.metrics()
+    for _ in range(CHANGES - 1):
+        weight.assign_add([1.0, 0.0])
         clip.metrics()
+    weight.assign_add([1.0, 0.0])
     with pytest.warns(RuntimeWarning, match=rf"has taken no step.* {place}"):
         clip.metrics()
     clip.metrics()
@@ -451,9 +454,11 @@ def test_a_clipper_that_nothing_calls_says_where_it_belongs():
 def test_a_clipper_that_is_called_after_some_reads_does_not_warn():
     weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0)
     clip.build([weight])
-    for _ in range(READS - 1):
+    for _ in range(20 * CHANGES):  # micro-batches
         clip.metrics()
     clip(pairs_of(weight))
     assert clip.metrics()["clip/steps"] == 1
     clip.reset()
-    assert [clip.metrics()["clip/steps"] for _ in range(2 * READS)][-1] == 0
+    for _ in range(2 * CHANGES):
+        weight.assign_add([1.0, 0.0])
+        assert clip.metrics()["clip/steps"] == 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from autoclip_core import Drop, Fixed, Quantile, StreamingQuantile
-from autoclip_core.clipper.metrics_checks import READS
+from autoclip_core.clipper.metrics_checks import CHANGES
 from autoclip_torch import Clipper, NormClip, QuantileClip, StandardClip
 
 from ..support.cases import policy_of
@@ -270,20 +270,30 @@ def test_a_clipper_that_nothing_steps_warns(is_attached):
     unused = torch.optim.SGD(model.parameters(), lr=0.1)
     if is_attached:
         clipper.attach(unused)
-    for _ in range(READS - 1):
+
+    def train():
+        """Take the step of an optimizer that torch does not know."""
+        model(torch.ones(2)).sum().backward()
+        for p in model.parameters():
+            p.data -= 0.1 * p.grad
         clipper.metrics()
+
+    for _ in range(CHANGES):
+        train()
     with pytest.warns(UserWarning, match=r"no step.* call clipper\.step\(\) before"):
-        clipper.metrics()
-    clipper.metrics()
+        train()
+    train()
 
 
 def test_a_clipper_that_steps_after_many_micro_batches_does_not_warn():
     model = torch.nn.Linear(2, 1)
     clipper = QuantileClip(model)
-    for _ in range(READS - 1):
+    for _ in range(20 * CHANGES):
         model(torch.ones(2)).sum().backward()
         clipper.metrics()
     clipper.step()
     assert clipper.metrics()["clip/steps"] == 1
     clipper.reset()
-    assert [clipper.metrics()["clip/steps"] for _ in range(2 * READS)][-1] == 0
+    for _ in range(2 * CHANGES):
+        torch.nn.init.normal_(model.weight)
+        assert clipper.metrics()["clip/steps"] == 0
