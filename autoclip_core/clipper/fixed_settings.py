@@ -14,7 +14,8 @@ class FixedSettings:
 
     The settings are the arguments of the constructor and of the policies in them. A
     property with a setter may be assigned. So may every other name, and in the
-    constructor of a subclass every name.
+    constructor of a subclass every name. An argument of a policy is no setting of an
+    object that has an attribute of this name.
     """
 
     _to_change_settings = "make a new clipper"
@@ -57,8 +58,10 @@ class FixedSettings:
         owner: Any = type(self)
         if getattr(getattr(owner, name, None), "fset", None) is not None:
             return False
-        policy = getattr(self, "policy", None)
-        return name in _list_arguments(owner) or name in _list_fields(policy)
+        if name in _list_arguments(owner):
+            return True
+        is_own = name in vars(self)  # the constructor of a subclass has set it
+        return not is_own and name in _list_fields(getattr(self, "policy", None))
 
 
 @cache

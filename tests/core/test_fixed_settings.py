@@ -1,5 +1,6 @@
 """A setting cannot be assigned to a clipper that exists; other names can."""
 
+import itertools
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -39,10 +40,9 @@ class Clip(FixedSettings):
 class OwnClip(Clip):
     """The clipper of a user, with attributes and arguments of its own."""
 
-    def __init__(self, quantile: float, extra: int = 0) -> None:
-        self.quantile = quantile
+    def __init__(self, history_length: float, extra: int = 0) -> None:
         super().__init__(1, scope="unit")
-        self.quantile, self.rule, self.extra = quantile / 2, 3, extra
+        self.history_length, self.rule, self.extra = history_length, 3, extra
 
 
 class Unchanged(OwnClip):
@@ -59,11 +59,13 @@ class DataClip(Clip):
         super().__init__(self.size)
 
 
-POLICY = ["policy", "quantile", "max_norm", "history_length", "include_current"]
+SETTINGS = ["policy", "quantile", "max_norm", "include_current", "rule", "scope"]
+MAKERS = [Clip, OwnClip, Unchanged]
 
 
-@pytest.mark.parametrize("name", [*POLICY, "rule", "scope"])
-@pytest.mark.parametrize("make", [Clip, OwnClip, Unchanged])
+@pytest.mark.parametrize(
+    ("make", "name"), [*itertools.product(MAKERS, SETTINGS), (Clip, "history_length")]
+)
 def test_a_setting_cannot_be_assigned(make, name):
     """The arguments of the constructor, its keywords, and those of the policies."""
     clip = make(2)
@@ -83,9 +85,15 @@ def test_other_names_can_be_assigned(make, name):
 
 
 def test_the_constructor_of_a_subclass_may_assign_every_name():
-    """Before and after it calls the constructor of its base."""
-    clip = OwnClip(0.5, extra=4)
-    assert (clip.quantile, clip.rule, clip.extra) == (0.25, 3, 4)
+    clip = OwnClip(5, extra=4)
+    assert (clip.history_length, clip.rule, clip.extra) == (5, 3, 4)
+
+
+@pytest.mark.parametrize("make", [OwnClip, Unchanged])
+def test_what_a_subclass_calls_like_an_argument_of_the_policy_can_be_assigned(make):
+    clip = make(5)
+    clip.history_length += 1
+    assert clip.history_length == 6
 
 
 def test_a_dataclass_may_be_a_clipper():
