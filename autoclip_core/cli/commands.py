@@ -10,7 +10,7 @@ import numpy as np
 from autoclip_core.files.collect import NoColumn
 from autoclip_core.files.read import LoggedNorms, find_files, read_norms
 from autoclip_core.log.clip_log import ClipLog
-from autoclip_core.log.csv_jsonl import Half, write_csv
+from autoclip_core.log.csv_jsonl import ROWS, Half, write_csv
 from autoclip_core.log.report import write_report
 from autoclip_core.planning.plot import draw_comparison, draw_replay, replay_to_steps
 from autoclip_core.planning.reasons import TRUST_FIRST, advise_on_bound
@@ -62,7 +62,7 @@ def run_replay(options: argparse.Namespace) -> None:
     if options.plot:
         draw_replay(report, options.plot)
     if options.output:
-        write_csv(options.output, Half(replay_to_steps(report)))
+        write_csv(options.output, Half(replay_to_steps(report), {ROWS: 1}))
     if options.json:
         print_json({**file_to_dict(read), **report_to_dict(report)})
     else:

@@ -25,7 +25,9 @@ from autoclip_core.record.store import STEP
 Path = str | PathLike[str]
 
 NAMES = STEP.names or ()
-"""The columns of a log, apart from "rows"."""
+"""The columns of a log, apart from those of `Half.run`."""
+
+ROWS, OTHERS = "rows", "other_clippers"
 
 UPDATE = "update_"
 """What the names of the columns of updates begin with, except "step"."""
@@ -36,8 +38,8 @@ class Half(NamedTuple):
 
     steps: Array
     """The steps, as an array of `STEP`."""
-    rows: int = 1
-    """The number of rows of a step."""
+    run: Mapping[str, int]
+    """What is the same in each step, by column: the rows, and other clippers."""
     prefix: str = ""
     """What the names begin with: "" for gradients."""
 
@@ -45,7 +47,9 @@ class Half(NamedTuple):
 def list_halves(log: StepRecorder) -> list[Half]:
     """Return the columns of a log: of its gradients, of its updates, or both."""
     prefix = UPDATE if log._is_of_updates else ""
-    half = Half(log._store.steps(), log._row_count, prefix)
+    others = log._run_totals().get(OTHERS, 0)
+    run = {ROWS: log._row_count} | ({OTHERS: int(others)} if others else {})
+    half = Half(log._store.steps(), run, prefix)
     return [half, *([] if log.updates is None else list_halves(log.updates))]
 
 
@@ -60,8 +64,8 @@ def write_csv(path: Path, *halves: Half) -> None:
 
 def list_columns(halves: Sequence[Half]) -> list[str]:
     """Return the names of the columns of a file."""
-    names = (*NAMES[1:], "rows")
-    return [NAMES[0], *(half.prefix + name for half in halves for name in names)]
+    columns = ((half.prefix, (*NAMES[1:], *half.run)) for half in halves)
+    return [NAMES[0], *(prefix + name for prefix, names in columns for name in names)]
 
 
 def join_halves(halves: Sequence[Half]) -> Iterator[list[Any]]:
@@ -69,7 +73,8 @@ def join_halves(halves: Sequence[Half]) -> Iterator[list[Any]]:
     columns = [half.steps.tolist() for half in halves]
     for steps in zip(*columns, strict=True):
         values = [
-            (*step[1:], half.rows) for half, step in zip(halves, steps, strict=True)
+            (*step[1:], *half.run.values())
+            for half, step in zip(halves, steps, strict=True)
         ]
         yield [steps[0][0], *chain.from_iterable(values)]
 
@@ -136,12 +141,12 @@ def rows_to_steps(
     }
     updates |= {"step": table["step"]} if "step" in table else {}
     if not {"norm", "threshold"} <= updates.keys():
-        return count_rows(gradients), table_to_steps(gradients, source)
-    about: dict[str, Any] = {"is_of_updates": True, **count_rows(updates)}
+        return read_run(gradients), table_to_steps(gradients, source)
+    about: dict[str, Any] = {"is_of_updates": True, **read_run(updates)}
     steps = table_to_steps(updates, source)
     if "norm" not in gradients:
         return about, steps
-    about = {"updates": {**about, "steps": steps}, **count_rows(gradients)}
+    about = {"updates": {**about, "steps": steps}, **read_run(gradients)}
     return about, table_to_steps(gradients, source)
 
 
@@ -159,10 +164,14 @@ def collect_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return columns
 
 
-def count_rows(table: Mapping[str, list[Any]]) -> dict[str, int]:
-    """Return the number of rows of a step, if the table has it."""
-    counts = np.array(parse_numbers(table.get("rows", ()), "rows"))
-    return {"row_count": int(check_whole(counts, "rows").max())} if counts.size else {}
+def read_run(table: Mapping[str, list[Any]]) -> dict[str, int]:
+    """Return the numbers of `Half.run` that the table has."""
+    run = {}
+    for name, key in ((ROWS, "row_count"), (OTHERS, OTHERS)):
+        counts = np.array(parse_numbers(table.get(name, ()), name))
+        if counts.size:
+            run[key] = int(check_whole(counts, name).max())
+    return run
 
 
 def table_to_steps(table: Mapping[str, list[Any]], source: str) -> Array:

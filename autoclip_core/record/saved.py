@@ -56,7 +56,10 @@ def restore(log: StepRecorder, steps: Array, about: Mapping[str, Any]) -> None:
     if "totals" in about:
         log._store.totals.restore(about["totals"])
     log._repeats = parse_repeats(about.get("repeats", {}))
-    log._logged_totals = parse_totals(about.get("told", {}))
+    told = about.get("told", {})
+    if "other_clippers" in about:  # a column of a table, which has no totals
+        told = {"other_clippers": about["other_clippers"]} | told
+    log._logged_totals = parse_totals(told)
     count = check_count("row_count", about.get("row_count", 1), 0)
     log._row_count = max(1, count, len(log._rows.names))
     log._is_of_updates = "is_of_updates" in about

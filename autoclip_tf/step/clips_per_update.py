@@ -115,7 +115,8 @@ class ClipsPerUpdate:
             f"was called {count:.3g} times for each update of "
             f"{type(optimizer).__name__}; if the results are added up, each "
             "micro-batch is clipped and not their sum: add up the gradients first, and "
-            "call it once before optimizer.apply(gradients, variables)"
+            "call it once before optimizer.apply(gradients, variables); if each is "
+            "clipped on purpose, as those of several tasks, ignore this warning"
         )
 
     def _find_optimizer(self) -> Any:

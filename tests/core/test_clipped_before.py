@@ -123,7 +123,7 @@ def test_a_dry_run_may_measure_what_another_clip_left(norms):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_another_clipper_of_this_package_may_act_first(share):
+def test_another_clipper_of_this_package_may_act_first(share, tmp_path):
     """The metrics say so; a decision does not, and the red light says what to do."""
     log, alone = ClipLog(), ClipLog()
     for norm in cut(0.25, share):
@@ -131,6 +131,10 @@ def test_another_clipper_of_this_package_may_act_first(share):
         alone.record(metrics)
         log.record(metrics | {"clip/other_clippers": 1})
     assert "Red light" not in " ".join(log.summary().advice)
+    for form in ("csv", "jsonl"):
+        getattr(log, f"to_{form}")(path := tmp_path / f"log.{form}")
+        read = getattr(ClipLog, f"from_{form}")(path)
+        assert read.summary().advice == log.summary().advice
     assert "of this package, too, record metrics" in " ".join(alone.summary().advice)
     for norm in np.geomspace(1e2, 1e9, 100):
         log.record({"clip/norm": norm, "clip/threshold": 5.0, "clip/other_clippers": 1})
