@@ -148,6 +148,7 @@ LEFT_OUT = {
     "tf/strategy": "all of it is slow",
     "torch/cuda": "it needs a CUDA device",
     "torch/lightning": "all of it is slow",
+    "trainers/deepspeed_trainer": "`make trainers` runs it",
     "trainers/engines": "`make trainers` runs it",
     "trainers/optimizers": "`make trainers` runs it",
     "trainers/peft": "`make trainers` runs it",
