@@ -1,4 +1,4 @@
-"""Notice that an optimizer steps between two clips without one."""
+"""Notice that an optimizer steps between two clips, or uses gradients before a clip."""
 
 import weakref
 from collections.abc import Sequence
@@ -12,17 +12,26 @@ from .gradient_samples import GradientVersions
 class LeftOutStepCheck:
     """How often clips were left out before updates, between others that had one.
 
-    Only the optimizer that steps first after a clip counts. Another one may step a part
-    of the same parameters on purpose.
+    For that, only the optimizer that steps first after a clip counts. Another one may
+    step a part of the same parameters on purpose. It must not use gradients that are
+    clipped only after it.
     """
 
     def __init__(self) -> None:
         """Start before the first clip."""
         self.times = 0
         """How often a clip followed updates without one."""
+        self.late = 0
+        """So many clips in a row had gradients that another optimizer had used."""
+        self._used: GradientVersions | None = None
         self._has_left_out = False
         self._clipped: GradientVersions | None = None
         self._first: weakref.ref[Optimizer] | None = None
+
+    def begin_clip(self, samples: Sequence[Tensor]) -> None:
+        """Compare the gradients with those that another optimizer has used."""
+        is_late = self._used is not None and self._used.are_same(samples)
+        self.late, self._used = self.late + 1 if is_late else 0, None
 
     def end_clip(self, clipped: GradientVersions) -> None:
         """Expect one step, with the gradients that were clipped."""
@@ -37,10 +46,14 @@ class LeftOutStepCheck:
         self, optimizer: Optimizer, samples: Sequence[Tensor]
     ) -> None:
         """Note a later step. If its gradients are others, their clip was left out."""
-        if self._first is None or self._first() is not optimizer:
+        if self._first is None or not _has_gradient(samples):
             return
-        if _has_gradient(samples) and not self.are_clipped(samples):
+        if self.are_clipped(samples):
+            return
+        if self._first() is optimizer:
             self._has_left_out = True
+        else:
+            self._used = GradientVersions(samples)
 
     def are_clipped(self, samples: Sequence[Tensor]) -> bool:
         """Return whether the gradients are those of the last clip, unchanged."""

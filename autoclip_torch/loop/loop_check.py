@@ -52,6 +52,12 @@ _LEFT_OUT = (
     "that are not clipped; call clipper.step() before each optimizer.step(), or "
     "clipper.attach(optimizer) instead"
 )
+_LATE = (
+    "clipper.step() clips gradients that another optimizer has used already, not "
+    "clipped, or clipped by another clipper; call backward() for each optimizer that "
+    "steps the same parameters, or call one clipper of all parameters before the first "
+    "optimizer.step()"
+)
 _EARLY = (
     "backward() was called between clipper.step() and optimizer.step(), so the "
     "optimizer used gradients that are not clipped; call clipper.step() after the last "
@@ -120,6 +126,7 @@ class LoopCheck:
         clipped = self._clipped
         is_kept = clipped is not None and clipped.are_kept(self._samples)
         self._has_clipped_again |= is_kept
+        self._left_out.begin_clip(self._samples)
         self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
 
     def end(self, decision: Decision, *, is_dry: bool) -> None:
@@ -225,6 +232,8 @@ class LoopCheck:
             self._count = 0
         if self._left_out.times == _CYCLES and not is_shared():
             self._warn(_LEFT_OUT)
+        if self._left_out.late == _CYCLES:
+            self._warn(_LATE)
         self._early = self._early + 1 if self._backward.stop() else 0
         if self._early == _CYCLES:
             self._warn(_EARLY)

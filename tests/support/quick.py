@@ -69,7 +69,8 @@ TESTS = {
     "autoclip_torch/step": "torch/scale_only torch/clipper torch/nonfinite torch/amp "
     "torch/errors",
     "autoclip_torch/loop": "torch/watch/loop torch/watch/loop_beside "
-    "torch/watch/unused_clip torch/parameters/coverage torch/amp",
+    "torch/watch/unused_clip torch/watch/two_optimizers torch/parameters/coverage "
+    "torch/amp",
     "autoclip_torch/loop/backward_in_step.py": "torch/hooks/other_optimizers",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/uncleared.py": "torch/watch/uncleared torch/sharded",
