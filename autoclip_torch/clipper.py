@@ -205,7 +205,8 @@ class Clipper(Attachable):
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Check the place of this step, if the clipper steps by hand."""
         check = self._loop_check.check_update
-        return check(optimizer, args, kwargs, partial(is_shared, self), find_known)
+        find_others = partial(find_known, other_than=self)
+        return check(optimizer, args, kwargs, partial(is_shared, self), find_others)
 
     def _check_place(self, *scaler_and_optimizer: Any) -> None:
         """Check at which place of the training loop this step is.

@@ -10,6 +10,7 @@ from autoclip_core import Decision
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.fixed_settings import FixedSettings
 from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
+from autoclip_core.clipper.nonfinite_check import NonfiniteCheck
 from autoclip_tf.gradients.rows import Rows
 
 from .settings import Settings
@@ -65,10 +66,9 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
     _settings: Settings
     _rows: Rows | None = None
     _state: StateVariables
-    _clipped_before: ClippedBeforeCheck | None = None
-    """The check of the norms that `metrics` reads; None before the first call."""
-    _no_step: NoStepCheck | None = None
-    """The check of the steps that `metrics` reads; None before the first call."""
+    _no_step: NoStepCheck
+    _nonfinite: NonfiniteCheck
+    _clipped_before: ClippedBeforeCheck
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Refuse a loss policy, which has to cancel updates."""
@@ -80,6 +80,8 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
             )
         made: Self = super().__new__(cls)
         made.class_name = cls.__name__
+        made._no_step, made._clipped_before = NoStepCheck(), ClippedBeforeCheck()
+        made._start_counts()
         return made
 
     @property
@@ -132,6 +134,7 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
             numbers |= metrics.compute_row_metrics(self.names, decision, tally)
         values = {name: float(value) for name, value in numbers.items()}
         self._check_is_called(values["clip/steps"])
+        self._check_nonfinite(tally)
         if not (self.clips_update or self.dry_run):
             self._check_norm(values["clip/norm"])
             self._check_steps(values["clip/steps"])
@@ -139,12 +142,14 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
 
     def _check_is_called(self, steps: float) -> None:
         """Warn once if the metrics are read and nothing calls it."""
-        if self._no_step is None:
-            self._no_step = NoStepCheck()
         read_weights = self._built_rows().read_weights
         way_out = f"{self._place}, and step with it"
-        if text := self._no_step.check(steps, read_weights, way_out):
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        self._warn(self._no_step.check(steps, read_weights, way_out))
+
+    def _check_nonfinite(self, tally: metrics.Tally) -> None:
+        """Warn once of a run in which gradients become 0 again and again."""
+        if self._settings.nonfinite == "zero" and not self.dry_run:
+            self._warn(self._nonfinite.check(tally))
 
     @property
     def _place(self) -> str:
@@ -156,12 +161,13 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
 
     def _check_norm(self, norm: float) -> None:
         """Warn once if a clip of another package acts before this one."""
-        if self.is_behind:
-            return
-        if self._clipped_before is None:
-            self._clipped_before = ClippedBeforeCheck()
-        if text := self._clipped_before.check(norm):
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        if not self.is_behind:
+            self._warn(self._clipped_before.check(norm))
+
+    def _warn(self, text: str) -> None:
+        """Warn of what `metrics` has found, if that is not ""."""
+        if text:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _check_steps(self, steps: float) -> None:
         """Compare the steps with the loop; a transformer that has no loop does not."""
@@ -199,6 +205,12 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
         """
         self._built_rows()
         self._state.reset()
+        self._start_counts()
+
+    def _start_counts(self) -> None:
+        """Check the counts of a run that begins."""
+        quantity = "updates" if self.clips_update else "gradients"
+        self._nonfinite = NonfiniteCheck(quantity)
 
     def _add_later_variables(self, make: MakeVariable) -> None:
         self._state.add_later_variables(make)

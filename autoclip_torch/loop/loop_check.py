@@ -28,8 +28,9 @@ from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
 from .unused_clip import UnusedClipCheck
 
-_SAMPLES = 2
-"""The gradients of so many parameters are looked at."""
+_SAMPLES, _MOST = 2, 8
+"""The gradients of so many parameters are looked at; with several optimizers, one more
+for each whose parameters are not among them, up to the second number."""
 
 _CYCLES = 3
 """A wrong order is reported if so many updates in a row have it."""
@@ -46,17 +47,6 @@ _SCALED = (
     "clipped gradients that are multiplied by the loss scale; if a trainer has the "
     "scaler, as Lightning does, call clipper.attach(optimizer) or use its "
     "ClipCallback; otherwise call clipper.step(scaler=scaler, optimizer=optimizer)"
-)
-_LEFT_OUT = (
-    "optimizer.step() is called in some steps without clipper.step(), with gradients "
-    "that are not clipped; call clipper.step() before each optimizer.step(), or "
-    "clipper.attach(optimizer) instead"
-)
-_LATE = (
-    "clipper.step() clips gradients that another optimizer has used already, not "
-    "clipped, or clipped by another clipper; call backward() for each optimizer that "
-    "steps the same parameters, or call one clipper of all parameters before the first "
-    "optimizer.step()"
 )
 _EARLY = (
     "backward() was called between clipper.step() and optimizer.step(), so the "
@@ -170,7 +160,7 @@ class LoopCheck:
         args: Any,
         kwargs: dict[str, Any],
         is_shared: Callable[[], bool],
-        find_known: Callable[[], Set[int]],
+        find_others: Callable[[], Set[int]],
     ) -> tuple[Any, dict[str, Any]] | None:
         """Check the place of the step of an optimizer, before it.
 
@@ -182,7 +172,7 @@ class LoopCheck:
           args, kwargs: the arguments of its step, as for a hook of torch.
           is_shared: returns whether another clipper clips some of the same parameters.
             It may clip in the other steps.
-          find_known: returns the ids of the parameters of all clippers.
+          find_others: returns the ids of the parameters of all other clippers.
 
         Returns:
           The arguments with another closure, if that is checked.
@@ -191,7 +181,7 @@ class LoopCheck:
         if self._rows is None or self._thread != threading.get_ident():
             return None
         if not self._steps_clipped(optimizer):
-            self._check_other(optimizer, is_shared, find_known)
+            self._check_other(optimizer, is_shared, find_others)
             return None
         if self._count <= _WATCHED and optimizer not in self.served:
             if self._left_out.are_clipped(self._samples):
@@ -203,7 +193,7 @@ class LoopCheck:
         if clipped is None:
             self._left_out.begin_later_update(optimizer, self._samples)
         else:
-            self._check_first_update(optimizer, clipped, is_shared)
+            self._check_first_update(optimizer, clipped, is_shared, find_others)
         closure = find_closure(args, kwargs)
         if closure is None or self._count > _WATCHED:
             return None
@@ -217,11 +207,12 @@ class LoopCheck:
         optimizer: Optimizer,
         clipped: GradientVersions,
         is_shared: Callable[[], bool],
+        find_others: Callable[[], Set[int]],
     ) -> None:
         """Check the first step after a clip, before it.
 
         Args:
-          optimizer, is_shared: as in `check_update`.
+          optimizer, is_shared, find_others: as in `check_update`.
           clipped: the gradients that were clipped.
         """
         self._left_out.begin_update(optimizer)
@@ -230,10 +221,8 @@ class LoopCheck:
         self._unused.begin_update(is_replaced=not is_kept)
         if self._has_changed and self._count >= _PAUSE:
             self._count = 0
-        if self._left_out.times == _CYCLES and not is_shared():
-            self._warn(_LEFT_OUT)
-        if self._left_out.late == _CYCLES:
-            self._warn(_LATE)
+        if text := self._left_out.explain(is_shared, find_others):
+            self._warn(text)
         self._early = self._early + 1 if self._backward.stop() else 0
         if self._early == _CYCLES:
             self._warn(_EARLY)
@@ -247,14 +236,14 @@ class LoopCheck:
         self,
         optimizer: Optimizer,
         is_shared: Callable[[], bool],
-        find_known: Callable[[], Set[int]],
+        find_others: Callable[[], Set[int]],
     ) -> None:
         """Warn if the clips were meant for what another optimizer steps.
 
         Args:
-          optimizer, is_shared, find_known: as in `check_update`.
+          optimizer, is_shared, find_others: as in `check_update`.
         """
-        if text := self._unused.explain(optimizer, is_shared, find_known):
+        if text := self._unused.explain(optimizer, is_shared, find_others):
             self._warn(text)
         if text := self._other_model.explain(optimizer):
             self._warn(text)
@@ -273,12 +262,22 @@ class LoopCheck:
     def _steps_clipped(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer steps parameters of the clipper."""
         if (is_known := self._steps.get(optimizer)) is None:
-            ids = stepped_parameter_ids(optimizer)
-            is_known = any(id(sample) in ids for sample in self._samples)
-            self._steps[optimizer] = is_known
+            is_known = self._steps[optimizer] = self._add_sample(optimizer)
             if is_known:
                 self._count = 0
         return is_known
+
+    def _add_sample(self, optimizer: Optimizer) -> bool:
+        """Look at a parameter that an optimizer steps; return whether there is one."""
+        ids = stepped_parameter_ids(optimizer)
+        if any(id(sample) in ids for sample in self._samples):
+            return True
+        parameters = () if self._rows is None else self._rows.parameters
+        own = choose_samples([p for p in parameters if id(p) in ids], 1)
+        if own and len(self._samples) < _MOST:
+            self._samples = *self._samples, *own
+            self._restart()
+        return bool(own)
 
     def _warn(self, text: str) -> None:
         if self._can_warn:

@@ -77,14 +77,14 @@ class UnusedClipCheck:
         self,
         other: Optimizer,
         is_shared: Callable[[], bool],
-        find_known: Callable[[], Set[int]],
+        find_others: Callable[[], Set[int]],
     ) -> str | None:
         """Return what is wrong if an optimizer steps after clips of others, once.
 
         Args:
           other: an optimizer of other parameters, which is about to step.
           is_shared: as in `LoopCheck.check_update`.
-          find_known: returns the ids of the parameters of all clippers.
+          find_others: returns the ids of the parameters of all other clippers.
         """
         if not self._is_clipped or other in self._exempt:
             return None
@@ -96,7 +96,7 @@ class UnusedClipCheck:
         if suspect is None or not suspect.begin_update():
             return None
         self._leave_out(other)
-        is_known = not find_known().isdisjoint(stepped_parameter_ids(other))
+        is_known = not find_others().isdisjoint(stepped_parameter_ids(other))
         return None if is_known or is_shared() else _describe(other)
 
     def _leave_out(self, other: Optimizer) -> None:

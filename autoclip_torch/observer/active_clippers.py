@@ -50,9 +50,10 @@ def _list_clippers() -> list[Any]:
     return [owner for owner in owners if isinstance(owner, BaseClipper)]
 
 
-def find_known() -> set[int]:
-    """Return the ids of the parameters of all clippers."""
-    return {id(p) for each in _list_clippers() for p in each._parameters.known}
+def find_known(other_than: Any = None) -> set[int]:
+    """Return the ids of the parameters of all clippers, or of all but one."""
+    others = [each for each in _list_clippers() if each is not other_than]
+    return {id(p) for each in others for p in each._parameters.known}
 
 
 def count_sharing(clipper: Any) -> int:

@@ -169,7 +169,7 @@ class Observer(BaseClipper):
             decision = states.decide(step, observed, weights)
         if self._stepper.callbacks.are_set and len(steps) == 1:
             self._stepper.callbacks.report(states)
-        self._stepper.checks.overflows.ignore_earlier_steps()
+        self._stepper.checks.nonfinite.ignore_earlier_steps()
         return Decision(*map(torch.as_tensor, decision))
 
     def add_param_group(self, group: dict[str, Any] | Group) -> None:
@@ -245,7 +245,7 @@ class Observer(BaseClipper):
         self._policy_states.load_dict(saved, strict)
         if ambiguity := describe_ambiguity(saved, current):
             warn(ambiguity)
-        self._stepper.checks.overflows.ignore_earlier_steps()
+        self._stepper.checks.nonfinite.ignore_earlier_steps()
 
     def __repr__(self) -> str:
         """Return the class, its arguments that are not defaults, and the rows."""

@@ -14,6 +14,7 @@ from autoclip_core import Decision
 from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
 from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
+from autoclip_core.clipper.nonfinite_check import NonfiniteCheck
 from autoclip_core.scale import as_norms
 from autoclip_torch.gradients.dtensor import read_values
 from autoclip_torch.gradients.layout import as_real
@@ -22,7 +23,6 @@ from autoclip_torch.rows.rows import Rows
 from autoclip_torch.state.differences import join_names
 from autoclip_torch.state.policy_states import PolicyStates
 
-from .overflow_check import OverflowCheck
 from .uncleared import UnclearedCheck
 from .warn import warn
 from .zero_norms import ZeroNormCheck
@@ -39,8 +39,8 @@ class RunChecks:
       may_skip: whether anything can cancel an update.
     """
 
-    _overflow_check: Any = OverflowCheck
-    """The class that checks the norms that are not finite."""
+    _nonfinite_check: Any = NonfiniteCheck
+    """The class that checks the steps that are not finite."""
 
     def __init__(self, most_skips: int | None, may_skip: bool) -> None:
         """Refuse a limit on skipped updates if nothing can skip one."""
@@ -53,14 +53,14 @@ class RunChecks:
                 raise ValueError(error)
         self.most_skips = most_skips
         self._may_skip = may_skip
-        self.overflows = self._overflow_check()
+        self.nonfinite = self._nonfinite_check()
         self._clipped_before, self._no_step = ClippedBeforeCheck(), NoStepCheck()
         self._zero_norms, self._uncleared = ZeroNormCheck(), UnclearedCheck()
         self._has_had_gradient = self._has_warned = self._has_warned_of_skips = False
 
     def reset(self) -> None:
         """Restart the counts."""
-        self.overflows = self._overflow_check()
+        self.nonfinite = self._nonfinite_check()
 
     def check_gradients(
         self,
@@ -125,7 +125,8 @@ class RunChecks:
             self._warn_of_skips(tally)
         # A dry run sets no infinity to 0, so it hides no overflow from a GradScaler.
         if nonfinite == "zero" and not dry_run:
-            self.overflows.check(tally)
+            if text := self.nonfinite.check(tally):
+                warn(text)
 
     def check_zeros(self, decision: Decision, rows: Rows) -> None:
         """Warn once if all gradients were set to 0; the decision is on the CPU."""

@@ -14,26 +14,26 @@ from .optimizers import Suspect, find_weights_in_state
 
 
 class FirstNonfinite:
-    """Warns once that an update was not finite and was therefore undone."""
+    """Reports once that an update was not finite and was therefore undone."""
 
     def __init__(self) -> None:
         self._earlier: int | None = 0
         self._has_warned = False
 
-    def check(self, tally: Tally) -> None:
-        """Check counts that are on the CPU."""
+    def check(self, tally: Tally) -> str:
+        """Return the text of a warning, or ""; the counts are on the CPU."""
         count = int(tally.nonfinite)
         if self._earlier is None:
             self._earlier = count
-        if count > self._earlier and not self._has_warned:
-            self._has_warned = True
-            warn(
-                f"an update was not finite in {count - self._earlier} of the first "
-                f"{int(tally.steps)} steps, and its rows kept their earlier weights; "
-                "the optimizer's moments may hold the same NaN or infinity, so clip "
-                "or skip the gradients first, with a Clipper that is attached to the "
-                "same optimizer"
-            )
+        if count <= self._earlier or self._has_warned:
+            return ""
+        self._has_warned = True
+        return (
+            f"an update was not finite in {count - self._earlier} of the first "
+            f"{int(tally.steps)} steps, and its rows kept their earlier weights; the "
+            "optimizer's moments may hold the same NaN or infinity, so clip or skip "
+            "the gradients first, with a Clipper that is attached to the same optimizer"
+        )
 
     def ignore_earlier_steps(self) -> None:
         """Ignore the steps so far: they were observed, or belong to another run."""
@@ -43,7 +43,7 @@ class FirstNonfinite:
 class UpdateChecks(RunChecks):
     """The checks of each step of an `UpdateClipper`."""
 
-    _overflow_check = FirstNonfinite
+    _nonfinite_check = FirstNonfinite
 
     def __init__(self) -> None:
         super().__init__(most_skips=None, may_skip=False)

@@ -1,4 +1,4 @@
-"""Two optimizers that step the same parameters, and clippers between their steps."""
+"""Two optimizers that step parameters of one clipper, the same ones or two parts."""
 
 import pytest
 import torch
@@ -135,3 +135,142 @@ def test_the_clipper_of_a_part_may_act_after_the_step_of_the_rest():
         body.step()
         clipper.step()
         heads.step()
+
+
+class Gan:
+    """A generator and a critic with an optimizer each, and a clipper of both."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.generator, self.critic = nn.Linear(3, 3), nn.Linear(3, 1)
+        self.generates = SGD(self.generator.parameters(), lr=1e-3)
+        self.criticizes = SGD(self.critic.parameters(), lr=1e-3)
+        self.clipper = NormClip(nn.ModuleList([self.generator, self.critic]), 0.1)
+
+    def backward(self, *optimizers, set_to_none=True):
+        for optimizer in optimizers or (self.generates, self.criticizes):
+            optimizer.zero_grad(set_to_none)
+        fake = self.generator(torch.randn(8, 3))
+        (100 * self.critic(fake).square().mean()).backward()
+
+
+def one_clip_in_the_generator_s_step(gan, **keywords):
+    """audiolm-pytorch#256: the critic is trained without a clip."""
+    gan.backward(gan.generates, **keywords)
+    gan.clipper.step()
+    gan.generates.step()
+    gan.backward(gan.criticizes, **keywords)
+    gan.criticizes.step()
+
+
+def without_new_memory(gan):
+    one_clip_in_the_generator_s_step(gan, set_to_none=False)
+
+
+def one_clip_in_the_critic_s_step(gan):
+    gan.backward()
+    gan.generates.step()
+    gan.backward()
+    gan.clipper.step()
+    gan.criticizes.step()
+
+
+def a_frozen_critic_in_the_generator_s_step(gan):
+    """At the clip, the critic has no gradient."""
+    gan.critic.requires_grad_(False)
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    gan.critic.requires_grad_(True)
+    gan.backward()
+    gan.criticizes.step()
+
+
+def three_steps_of_the_critic(gan):
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    for _ in range(3):
+        gan.backward()
+        gan.criticizes.step()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        one_clip_in_the_generator_s_step,
+        without_new_memory,
+        one_clip_in_the_critic_s_step,
+        a_frozen_critic_in_the_generator_s_step,
+        three_steps_of_the_critic,
+    ],
+)
+def test_an_optimizer_of_a_part_that_steps_without_a_clip_warns_once(wrong):
+    gan, text = Gan(), "another optimizer steps parameters of this clipper with"
+    with pytest.warns(UserWarning, match=text) as warned:
+        repeat(wrong, gan)
+    assert len(warned) == 1
+
+
+def a_clip_before_each(gan):
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    gan.backward()
+    gan.clipper.step()
+    gan.criticizes.step()
+
+
+def one_clip_of_both(gan):
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    gan.criticizes.step()
+
+
+def written_once_after_the_clip(gan):
+    """As by a scaler that unscales the gradients of the second optimizer later."""
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+    gan.critic.weight.grad.mul_(0.5)
+    gan.criticizes.step()
+
+
+def without_a_clip_in_every_third_iteration(gan):
+    """Only three in a row are reported; the critic may rest, too."""
+    for _ in range(2):
+        one_clip_in_the_generator_s_step(gan)
+    one_clip_of_both(gan)
+
+
+def a_critic_that_rests(gan):
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        a_clip_before_each,
+        one_clip_of_both,
+        written_once_after_the_clip,
+        without_a_clip_in_every_third_iteration,
+        a_critic_that_rests,
+    ],
+)
+def test_optimizers_of_two_parts_may_share_a_clipper(right):
+    repeat(right, Gan())
+
+
+def test_a_part_that_another_clipper_clips_is_silent():
+    gan = Gan()
+    clipper = AGC(gan.critic, 0.01)
+    for _ in range(STEPS):
+        gan.backward()
+        gan.clipper.step()
+        gan.generates.step()
+        gan.backward()
+        clipper.step()
+        gan.criticizes.step()
