@@ -1,4 +1,4 @@
-"""Checks of the metrics that a loop reads: another clip acts before, or none acts."""
+"""Checks of a run: another clip acts, none acts, or gradients are not finite."""
 
 import math
 from collections import deque
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from .metrics import Tally
 
 RECENT, COUNT = 20, 5
 """So many of the recent norms lie next to the same limit."""
@@ -16,6 +18,9 @@ TOLERANCE = 1e-5
 CHANGES, READS = 10, 1000
 """So often the weights change, or the metrics are read, without a step. A loop may read
 them for each micro-batch."""
+
+_BAD_STEPS, _LAST_STEPS = 10, 100
+"""So many steps of so many are not finite."""
 
 
 def find_repeated_limit(norms: Iterable[float]) -> float | None:
@@ -116,3 +121,49 @@ class NoStepCheck:
             f"the clipper has taken no step, but {seen} again and again, so nothing is "
             f"clipped; {way_out}; or find out why a loss scale skips every step"
         )
+
+
+class NonfiniteCheck:
+    """Reports once if 10 of the last 100 steps are not finite.
+
+    A loss scale that calibrates is halved at most as often.
+
+    The check keeps two earlier counts of the run: one from 50 to 100 steps ago and one
+    from at most 50 steps ago. If it runs less often, these are the counts of its last
+    two runs, and it reports if a tenth of the steps between is not finite.
+
+    Args:
+      quantity: what was measured, "gradients" or "updates".
+    """
+
+    def __init__(self, quantity: str = "gradients") -> None:
+        self._quantity = quantity
+        self._earlier: list[tuple[int, int]] = [(0, 0), (0, 0)]
+        self._has_warned = False
+
+    def check(self, tally: Tally) -> str:
+        """Return the text of a warning, or "".
+
+        Args:
+          tally: the counts of the run, on the CPU.
+        """
+        now = int(tally.steps), int(tally.nonfinite)
+        if not self._earlier:
+            self._earlier = [now, now]
+        steps, nonfinite = (a - b for a, b in zip(now, self._earlier[0], strict=True))
+        limit = max(_BAD_STEPS, _BAD_STEPS * steps / _LAST_STEPS)
+        text = ""
+        if nonfinite >= limit and not self._has_warned:
+            self._has_warned = True
+            text = (
+                f"the {self._quantity} of {nonfinite} of the last {steps} steps were "
+                "not finite and became 0, which repairs no run; look at the loss and "
+                "at the data of these steps"
+            )
+        if now[0] - self._earlier[1][0] >= _LAST_STEPS // 2:
+            self._earlier = [self._earlier[1], now]
+        return text
+
+    def ignore_earlier_steps(self) -> None:
+        """Ignore the steps so far: they were observed, or belong to another run."""
+        self._earlier = []

@@ -9,8 +9,12 @@ import keras
 from autoclip_core import Decision
 from autoclip_core.clipper import metrics
 from autoclip_core.clipper.fixed_settings import FixedSettings
-from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
-from autoclip_core.clipper.nonfinite_check import NonfiniteCheck
+from autoclip_core.clipper.metrics import Tally
+from autoclip_core.clipper.metrics_checks import (
+    ClippedBeforeCheck,
+    NonfiniteCheck,
+    NoStepCheck,
+)
 from autoclip_tf.gradients.rows import Rows
 
 from .settings import Settings
@@ -146,7 +150,7 @@ class StatefulTransformer(FixedSettings, _Module):  # type: ignore[misc]
         way_out = f"{self._place}, and step with it"
         self._warn(self._no_step.check(steps, read_weights, way_out))
 
-    def _check_nonfinite(self, tally: metrics.Tally) -> None:
+    def _check_nonfinite(self, tally: Tally) -> None:
         """Warn once of a run in which gradients become 0 again and again."""
         if self._settings.nonfinite == "zero" and not self.dry_run:
             self._warn(self._nonfinite.check(tally))

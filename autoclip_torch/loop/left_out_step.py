@@ -48,15 +48,18 @@ class LeftOutStepCheck:
         self._has_left_out = self._has_left_out_part = False
         self._times = self._parts = self._late = 0
 
-    def begin_clip(self, samples: Sequence[Tensor]) -> None:
+    def begin_clip(self, samples: Sequence[Tensor], *, is_in_step: bool) -> None:
         """Count what the updates since the last clip have done.
 
         Args:
           samples: some parameters of the clipper.
+          is_in_step: whether the clip runs in the step of an optimizer, as in a closure
+            of Lightning. What the optimizer was about to use is then clipped.
         """
         is_late = self._used is not None and self._used.are_same(samples)
-        self._late = self._late + 1 if is_late else 0
-        self._parts = self._parts + 1 if self._has_left_out_part else 0
+        self._late = self._late + 1 if is_late and not is_in_step else 0
+        is_part = self._has_left_out_part and not is_in_step
+        self._parts = self._parts + 1 if is_part else 0
         self._times += self._has_left_out
         self._has_left_out = self._has_left_out_part = False
         self._used = None

@@ -116,7 +116,8 @@ class LoopCheck:
         clipped = self._clipped
         is_kept = clipped is not None and clipped.are_kept(self._samples)
         self._has_clipped_again |= is_kept
-        self._left_out.begin_clip(self._samples)
+        is_in_step = any(list_step_arguments())
+        self._left_out.begin_clip(self._samples, is_in_step=is_in_step)
         self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
 
     def end(self, decision: Decision, *, is_dry: bool) -> None:

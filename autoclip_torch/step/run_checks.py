@@ -13,8 +13,11 @@ from torch import Tensor
 from autoclip_core import Decision
 from autoclip_core.checks import check_count, format_error
 from autoclip_core.clipper.metrics import Tally
-from autoclip_core.clipper.metrics_checks import ClippedBeforeCheck, NoStepCheck
-from autoclip_core.clipper.nonfinite_check import NonfiniteCheck
+from autoclip_core.clipper.metrics_checks import (
+    ClippedBeforeCheck,
+    NonfiniteCheck,
+    NoStepCheck,
+)
 from autoclip_core.scale import as_norms
 from autoclip_torch.gradients.dtensor import read_values
 from autoclip_torch.gradients.layout import as_real
@@ -206,7 +209,7 @@ def is_skipped(decision: Decision) -> bool:
 
 def _read_weights(rows: Rows) -> Any:
     """Return some weights on the CPU, as an array."""
-    trained = [p for p in rows.parameters if p.requires_grad]
+    trained = [p for p in rows.parameters if p.requires_grad and p.itemsize > 1]
     values = [as_real(read_values(p)).float().cpu() for p in trained[:1] + trained[-1:]]
     return torch.cat([each.reshape(-1) for each in values] or [torch.empty(0)]).numpy()
 

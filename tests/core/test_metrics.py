@@ -19,7 +19,12 @@ from autoclip_core.clipper.metrics import (
     name_update_metrics,
     was_observed,
 )
-from autoclip_core.clipper.metrics_checks import CHANGES, READS, NoStepCheck
+from autoclip_core.clipper.metrics_checks import (
+    CHANGES,
+    READS,
+    NonfiniteCheck,
+    NoStepCheck,
+)
 
 from ..support.cases import log_normal
 
@@ -357,3 +362,36 @@ def test_after_a_step_no_read_warns(reads):
     """The counts may be set back to 0."""
     steps = [*[0.0] * reads, 1.0, *[0.0] * (2 * READS)]
     assert not any(read_often(steps, range(3 * READS)))
+
+
+def tally_of(steps, nonfinite):
+    return empty_tally(1)._replace(steps=np.int32(steps), nonfinite=np.int32(nonfinite))
+
+
+@pytest.mark.parametrize(
+    ("counts", "last"),
+    [
+        ([(n, n) for n in range(1, 30)], (10, 10)),
+        ([(n, n // 5) for n in range(1, 99)], (50, 10)),
+        ([(1000, 1000), (2000, 2000)], (1000, 1000)),  # read once per epoch
+        ([(1000, 99), (2000, 99), (3000, 500)], (3000, 500)),
+    ],
+)
+def test_many_steps_that_are_not_finite_are_reported_once(counts, last):
+    check = NonfiniteCheck("updates")
+    texts = {count: text for count in counts if (text := check.check(tally_of(*count)))}
+    assert list(texts) == [last]
+    assert "the updates of " in texts[last]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [(n, min(n, 9)) for n in range(1, 300)],
+        [(n, n // 12) for n in range(1, 1000)],
+        [(1000, 99), (2000, 198)],
+    ],
+)
+def test_few_steps_that_are_not_finite_are_not_reported(counts):
+    check = NonfiniteCheck()
+    assert not any(check.check(tally_of(*count)) for count in counts)

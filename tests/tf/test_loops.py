@@ -462,3 +462,24 @@ def test_a_clipper_that_is_called_after_some_reads_does_not_warn():
     for _ in range(2 * CHANGES):
         weight.assign_add([1.0, 0.0])
         assert clip.metrics()["clip/steps"] == 0
+
+
+def test_gradients_that_are_not_finite_again_and_again_warn_when_they_are_read():
+    weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0)
+    for _ in range(10):
+        list(clip([(tf.constant([np.nan, 1.0]), weight)]))
+    with pytest.warns(RuntimeWarning, match="the gradients of 10 of the last 10 steps"):
+        clip.metrics()
+    clip.metrics()
+    clip.reset()
+    for _ in range(9):
+        list(clip([(tf.constant([np.nan, 1.0]), weight)]))
+        clip.metrics()
+
+
+@pytest.mark.parametrize("keywords", [{"nonfinite": "propagate"}, {"dry_run": True}])
+def test_gradients_that_do_not_become_0_need_no_warning(keywords):
+    weight, clip = tf.Variable([0.0, 0.0]), NormClip(1.0, **keywords)
+    for _ in range(20):
+        list(clip([(tf.constant([np.nan, 1.0]), weight)]))
+        clip.metrics()
