@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from autoclip_core import Decision, Policy
 from autoclip_core.checks import check_flag
@@ -17,6 +18,8 @@ from .hooks.momentum import initialize_momentum
 from .hooks.optimizer_wrapper import check_is_optimizer
 from .loop.loop_check import LoopCheck
 from .observer.active_clippers import check_coverage, find_known, is_shared
+from .optimizer_steps.global_hook import add_hook
+from .optimizer_steps.weak_hook import WeakHook
 from .rows.read import ParametersLike, read_optimizer_groups
 from .rows.selection import Patterns
 from .rows.settings import StepCallback
@@ -215,6 +218,9 @@ class Clipper(Attachable):
         """
         if torch.compiler.is_compiling() or (self.dry_run and not scaler_and_optimizer):
             return
+        if not self._loop_check.is_watched:
+            self._loop_check.is_watched = True
+            add_hook(_global_optimizer_pre_hooks, WeakHook(self._before_update))
         self._loop_check.begin(self._stepper, *scaler_and_optimizer)
 
     @classmethod

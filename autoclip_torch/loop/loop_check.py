@@ -65,6 +65,8 @@ class LoopCheck:
 
     def __init__(self) -> None:
         """Start before the first step."""
+        self.is_watched = False
+        """Whether `check_update` is called before each step of an optimizer."""
         self.scaler_rule = ScalerRule()
         self._rows: Rows | None = None
         self._thread = 0

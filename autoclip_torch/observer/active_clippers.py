@@ -1,6 +1,6 @@
 """The clippers that have taken a step, and the parameters that they know.
 
-The hooks that run in the steps of all optimizers list them. No clipper is kept alive.
+torch's table of the hooks of all optimizers lists them. No clipper is kept alive.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, _global_optimizer_pre_hooks
 
-from autoclip_torch.optimizer_steps.global_hook import add_hook, list_hooks
-from autoclip_torch.optimizer_steps.weak_hook import WeakHook
+from autoclip_torch.optimizer_steps.global_hook import add_owner, list_owners
 from autoclip_torch.rows.flat_parts import refuse_fsdp1
-
-from .base import BaseClipper
 
 
 def check_coverage(clipper: Any, optimizers: Iterable[Optimizer]) -> None:
@@ -39,15 +36,14 @@ def check_coverage(clipper: Any, optimizers: Iterable[Optimizer]) -> None:
 
 
 def _add_clipper(clipper: Any) -> None:
-    add_hook(_global_optimizer_pre_hooks, WeakHook(clipper._before_update))
+    add_owner(_global_optimizer_pre_hooks, clipper)
     for each in _list_clippers():
         each._coverage.unclipped.add_others(clipper._parameters.known)
 
 
 def _list_clippers() -> list[Any]:
     """Return each `Observer` that has taken a step."""
-    owners = [hook.owner for hook in list_hooks(_global_optimizer_pre_hooks)]
-    return [owner for owner in owners if isinstance(owner, BaseClipper)]
+    return list_owners(_global_optimizer_pre_hooks)
 
 
 def find_known(other_than: Any = None) -> set[int]:

@@ -278,10 +278,6 @@ class Observer(BaseClipper):
         self._parameters.follow_optimizers(*optimizers)
         check_coverage(self, optimizers)
 
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Change nothing. The checks of other clippers find this one by the hook."""
-        return None
-
     def _describe(self) -> dict[str, Any]:
         """Return what a state must agree with. Subclasses add settings."""
         rows = self._stepper.rows

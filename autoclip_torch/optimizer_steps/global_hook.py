@@ -1,6 +1,7 @@
 """The hooks of this package that run in the steps of all optimizers."""
 
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class GlobalHook:
     def __init__(self) -> None:
         """Start without hooks."""
         self.hooks: tuple[Any, ...] = ()
+        self.owners: tuple[weakref.ref[Any], ...] = ()
+        """The clippers, also those without a hook."""
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Call the hooks, except in compiled steps.
@@ -43,6 +46,21 @@ def list_hooks(table: dict[int, Any]) -> tuple[Any, ...]:
     """Return the hooks of this package in a table of torch."""
     with _LOCK:
         return _find(table).hooks
+
+
+def list_owners(table: dict[int, Any]) -> list[Any]:
+    """Return the clippers that were added to a table of torch, and still exist."""
+    with _LOCK:
+        owners = [reference() for reference in _find(table).owners]
+    return [owner for owner in owners if owner is not None]
+
+
+def add_owner(table: dict[int, Any], owner: Any) -> None:
+    """Let `list_owners` return a clipper, once, as long as it exists."""
+    with _LOCK:
+        found = _find(table)
+        others = (ref for ref in found.owners if ref() not in (None, owner))
+        found.owners = *others, weakref.ref(owner)
 
 
 def add_hook(table: dict[int, Any], hook: Any) -> None:

@@ -13,7 +13,11 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoclip_torch import NormClip, QuantileClip
-from autoclip_torch.optimizer_steps.global_hook import GlobalHook, list_hooks
+from autoclip_torch.optimizer_steps.global_hook import (
+    GlobalHook,
+    list_hooks,
+    list_owners,
+)
 
 SGD = torch.optim.SGD
 STEPS = 15  # gradients are compared in 12
@@ -526,11 +530,13 @@ def test_a_clipper_has_one_global_hook_until_the_next_one_does():
     handle = loop.clipper.attach(loop.optimizer)
     loop.backward()
     loop.update()
-    assert count_global_hooks() == count + 1
+    assert count_global_hooks() == count + 1  # that of `SwapCheck`
+    assert list_owners(list_tables()[0]).count(loop.clipper) == 1
     handle.remove()
     assert count_global_hooks() == count
     repeat(right, loop, 2)  # it replaces the hook of the deleted clipper
     assert count_global_hooks() == count
+    assert list_owners(list_tables()[0]).count(loop.clipper) == 1
     for table in list_tables():
         assert sum(isinstance(hook, GlobalHook) for hook in table.values()) == 1
 
