@@ -45,7 +45,8 @@ class UnsteppedCheck:
                 f"the clipper measures {len(unchanged)} parameters, such as one of "
                 f"shape {tuple(smallest.shape)}, that no optimizer steps: their "
                 "gradients make its norm too large; freeze them with "
-                "requires_grad_(False), or call clipper.remove_params with them"
+                "requires_grad_(False), or call clipper.remove_params with them; if "
+                "the loop removes their gradients, let it do so before the clip"
             )
 
 
