@@ -19,7 +19,6 @@ from autoclip_core.loss import compute_loss_metrics
 from .gradients.mesh import is_equal
 from .gradients.rows import Labels, Mask, Scope, choose_scope, is_none, repeat_mask
 from .opt_state.find_states import find_clip_states
-from .opt_state.frozen_leaves import warn_if_frozen_are_measured
 from .opt_state.micro_batches import warn_if_micro_batches_are_clipped
 from .opt_state.positions import find_clippers
 from .opt_state.replicas import AVERAGE_FIRST, warn_if_replicas_differ
@@ -51,8 +50,7 @@ def clip_metrics(
     A clipper of the update behind `schedule_free`, `lookahead`, `sam`, `cocob` or
     `madgrad` is a `RuntimeWarning`: they undo its bound, because their next weights do
     not follow from the present ones. So is a clipper before `MultiSteps` in a chain: it
-    clips each micro-batch. So is one with a single norm before a partition that freezes
-    leaves, and a state whose copies differ between devices (see
+    clips each micro-batch. So is a state whose copies differ between devices (see
     `check_state`), outside of `jit`.
 
     Args:
@@ -89,7 +87,6 @@ def clip_metrics(
     find_clip_states(opt_state)  # raises without a clipper
     warn_if_undone(opt_state)
     warn_if_micro_batches_are_clipped(opt_state)
-    warn_if_frozen_are_measured(opt_state)
     warn_if_replicas_differ(opt_state)
     gradients: list[dict[str, Array]] = []
     updates: list[dict[str, Array]] = []

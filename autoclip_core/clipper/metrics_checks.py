@@ -15,9 +15,9 @@ RECENT, COUNT = 20, 5
 TOLERANCE = 1e-5
 """`clip_grad_norm_` leaves the limit, apart from rounding."""
 
-CHANGES, READS = 10, 1000
-"""So often the weights change, or the metrics are read, without a step. A loop may read
-them for each micro-batch."""
+CHANGES, READS = 100, 1000
+"""So often the weights change, or the metrics are read, without a step. A warm-up may
+leave out the first clips, and metrics may be read for each micro-batch."""
 
 _BAD_STEPS, _LAST_STEPS = 10, 100
 """So many steps of so many are not finite."""

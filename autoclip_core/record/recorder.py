@@ -1,6 +1,7 @@
 """What `ClipLog` records: the steps, the counts of the rows, and their columns."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from .read_metrics import (
     split_metrics,
     step_from_metrics,
 )
-from .repeats import Repeats
+from .repeats import NewStateCheck, Repeats
 from .row_counts import RowCounts
 from .step import (
     Step,
@@ -61,6 +62,7 @@ class StepRecorder(StepColumns):
         self._logged_totals: dict[str, float] = {}  # totals read from metrics
         self._unread: Callable[[], Metrics] | Metrics | None = None
         self._largest = LargestSteps()
+        self._new_state = NewStateCheck()
         self.updates = None
 
     def record(
@@ -122,8 +124,7 @@ class StepRecorder(StepColumns):
                 count = (gradients or updates).get("clip/steps", math.inf)
                 steps = as_float("clip/steps", count)
                 if steps in (0, self._store.last + 1):  # no update since the last call
-                    self._next_step = int(steps)
-                    self._repeats = self._repeats.add()
+                    self._repeat(int(steps), gradients or updates)
                     return
                 step = self._read_metrics(gradients, updates)
             else:
@@ -148,8 +149,17 @@ class StepRecorder(StepColumns):
         """
         self._unread = metrics
 
+    def _repeat(self, steps: int, metrics: Metrics) -> None:
+        """Count the metrics of a step that is recorded already."""
+        self._next_step = steps
+        self._repeats = self._repeats.add()
+        norm = float(metrics.get("clip/norm", math.nan))
+        if text := self._new_state.check_repeat(steps, norm):
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
     def _add(self, step: Step) -> None:
         """Store one step under the next number."""
+        self._new_state.begin_step(float(step.norm))
         self._store.add(self._next_step, step)
         self._next_step += 1
         self._recorded += 1

@@ -116,8 +116,8 @@ class Rows:
     def read_weights(self) -> np.ndarray[Any, Any]:
         """Return the values of two variables."""
         variables = [variable for variable, _ in self.clipped_variables()]
-        pair = variables[0], variables[-1]
-        return np.concatenate([variable.numpy().reshape(-1) for variable in pair])
+        pair = variables[0].numpy(), variables[-1].numpy()
+        return np.concatenate([values.astype(np.float32).ravel() for values in pair])
 
     def has_any(self, ids: set[int]) -> bool:
         """Return whether a variable that is not excluded has one of the stable ids."""

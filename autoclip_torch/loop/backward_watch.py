@@ -7,6 +7,8 @@ from torch import Tensor
 
 from autoclip_torch.optimizer_steps.weak_hook import register_weak_hook
 
+from .gradient_samples import GradientVersions
+
 
 def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     """Return at most so many trained parameters, from all parts of the model.
@@ -24,7 +26,8 @@ class BackwardWatch:
     def __init__(self) -> None:
         """Start without parameters."""
         self._handles: list[Any] = []
-        self._has_run = False
+        self._computed: dict[int, GradientVersions] = {}
+        self._frozen: set[int] = set()
 
     @property
     def is_active(self) -> bool:
@@ -34,6 +37,7 @@ class BackwardWatch:
     def start(self, samples: Sequence[Tensor]) -> None:
         """Note the backward passes from now on. A frozen parameter takes no hook."""
         self.stop()
+        self._frozen = {id(sample) for sample in samples if not sample.requires_grad}
         self._handles = [
             register_weak_hook(sample.register_post_accumulate_grad_hook, self._note)
             for sample in samples
@@ -42,14 +46,31 @@ class BackwardWatch:
 
     def reset(self) -> None:
         """Note only the backward passes from now on, if they are noted."""
-        self._has_run = False
+        self._computed.clear()
+
+    def list_computed(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """Return the parameters whose gradient nothing has changed since the passes.
+
+        Those that were frozen have no hook; their gradient must be new.
+        """
+        return [
+            sample
+            for sample in samples
+            if (gradient := sample.grad) is not None
+            and (
+                gradient._version == 0
+                if id(sample) in self._frozen
+                else id(sample) in self._computed
+                and self._computed[id(sample)].are_same((sample,))
+            )
+        ]
 
     def stop(self) -> bool:
         """Return whether a backward pass has run since `start`."""
         for handle in self._handles:
             handle.remove()
-        has_run, self._has_run, self._handles = self._has_run, False, []
+        has_run, self._computed, self._handles = bool(self._computed), {}, []
         return has_run
 
     def _note(self, parameter: Tensor) -> None:
-        self._has_run = True
+        self._computed[id(parameter)] = GradientVersions((parameter,))

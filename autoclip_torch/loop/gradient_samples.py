@@ -33,27 +33,14 @@ class GradientVersions:
         """
         return self._count_writes(parameters) in ({0}, {1})
 
-    def list_others(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Return the parameters with a gradient that was computed anew."""
-        writes = zip(self._gradients, self._list_writes(parameters), strict=True)
-        kept = {index for (index, _, _), count in writes if count in (0, 1)}
-        return [
-            parameter
-            for index, parameter in enumerate(parameters)
-            if parameter.grad is not None and index not in kept
-        ]
-
     def _count_writes(self, parameters: Sequence[Tensor]) -> set[int | None]:
-        return set(self._list_writes(parameters))
-
-    def _list_writes(self, parameters: Sequence[Tensor]) -> list[int | None]:
         """Return how often each was written since; None if it was replaced."""
-        return [
+        return {
             now._version - version
             if (now := parameters[index].grad) is not None and now is reference()
             else None
             for index, reference, version in self._gradients
-        ]
+        }
 
 
 class GradientValues:

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence, Set
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.step.unwrap import stepped_parameter_ids
+from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
+from .backward_watch import BackwardWatch
 from .gradient_samples import GradientVersions
 
 _CYCLES = 3
 """So many clips are followed by such updates."""
+
+_WATCHED = 20
+"""The backward passes after so many clips are watched, if it may be so."""
 
 _LEFT_OUT = (
     "optimizer.step() is called in some steps without clipper.step(), with gradients "
@@ -36,7 +40,8 @@ class LeftOutStepCheck:
     """How often updates after the first one behind a clip used other gradients.
 
     An optimizer that is not the first may step some of the same parameters without a
-    clip on purpose. It must not use what is clipped only after it.
+    clip on purpose, or a single number, such as a temperature. It must not use what is
+    clipped only after it.
     """
 
     def __init__(self) -> None:
@@ -45,6 +50,7 @@ class LeftOutStepCheck:
         self._used: GradientVersions | None = None
         self._first: weakref.ref[Optimizer] | None = None
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._backward, self._clips_to_watch = BackwardWatch(), 0
         self._has_left_out = self._has_left_out_part = False
         self._times = self._parts = self._late = 0
 
@@ -58,15 +64,18 @@ class LeftOutStepCheck:
         """
         is_late = self._used is not None and self._used.are_same(samples)
         self._late = self._late + 1 if is_late and not is_in_step else 0
-        is_part = self._has_left_out_part and not is_in_step
-        self._parts = self._parts + 1 if is_part else 0
+        self._parts += self._has_left_out_part and not is_in_step
         self._times += self._has_left_out
         self._has_left_out = self._has_left_out_part = False
         self._used = None
+        self._backward.stop()
 
-    def end_clip(self, clipped: GradientVersions) -> None:
+    def end_clip(self, clipped: GradientVersions, samples: Sequence[Tensor]) -> None:
         """Expect one step, with the gradients that were clipped."""
         self._clipped, self._first = clipped, None
+        if self._clips_to_watch:
+            self._clips_to_watch -= 1
+            self._backward.start(samples)
 
     def begin_update(self, optimizer: Optimizer) -> None:
         """Note the first step after a clip."""
@@ -83,12 +92,20 @@ class LeftOutStepCheck:
             self._has_left_out = True
             return
         self._used = GradientVersions(samples)
+        if optimizer not in self._others:
+            self._add_other(optimizer, first)
+        elif self._backward.is_active:
+            ids = stepped_parameter_ids(optimizer)
+            computed = self._backward.list_computed(samples)
+            self._has_left_out_part |= any(id(each) in ids for each in computed)
+
+    def _add_other(self, optimizer: Optimizer, first: Optimizer) -> None:
+        """Watch an optimizer of other parameters than the first, from the next clip."""
         ids = stepped_parameter_ids(optimizer)
-        computed = [] if self._clipped is None else self._clipped.list_others(samples)
-        is_part = ids.isdisjoint(stepped_parameter_ids(first))
-        if is_part and any(id(p) in ids for p in computed):
-            self._has_left_out_part = True
+        is_number = sum(p.numel() for p in stepped_parameters(optimizer)) == 1
+        if not is_number and ids.isdisjoint(stepped_parameter_ids(first)):
             self._others.add(optimizer)
+            self._clips_to_watch = _WATCHED
 
     def explain(
         self, is_shared: Callable[[], bool], find_others: Callable[[], Set[int]]
@@ -102,11 +119,11 @@ class LeftOutStepCheck:
             return _LATE
         if self._times == _CYCLES and not is_shared():
             return _LEFT_OUT
-        if self._parts != _CYCLES:
+        if self._parts < _CYCLES:
             return None
-        known = find_others()
-        is_known = all(stepped_parameter_ids(each) <= known for each in self._others)
-        return None if is_known else _PART
+        self._parts, known = 0, find_others()
+        are_unknown = (known.isdisjoint(stepped_parameter_ids(o)) for o in self._others)
+        return _PART if any(are_unknown) else None
 
     def are_clipped(self, samples: Sequence[Tensor]) -> bool:
         """Return whether the gradients are those of the last clip, unchanged."""

@@ -149,7 +149,7 @@ class LoopCheck:
         if self._count == 0:
             self._after_clip = AfterClipCheck()
         self._other_model.end_clip(decision)
-        self._left_out.end_clip(clipped)
+        self._left_out.end_clip(clipped, self._samples)
         self._after_clip.end_clip(self._samples)
         self._backward.stop()
         # `ClosureCheck` watches what follows a clip in a closure.

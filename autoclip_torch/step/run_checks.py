@@ -209,9 +209,11 @@ def is_skipped(decision: Decision) -> bool:
 
 def _read_weights(rows: Rows) -> Any:
     """Return some weights on the CPU, as an array."""
-    trained = [p for p in rows.parameters if p.requires_grad and p.itemsize > 1]
-    values = [as_real(read_values(p)).float().cpu() for p in trained[:1] + trained[-1:]]
-    return torch.cat([each.reshape(-1) for each in values] or [torch.empty(0)]).numpy()
+    trained = [p for p in rows.parameters if p.requires_grad]
+    pair = (p for p in trained[:1] + trained[-1:] if p.layout is torch.strided)
+    values = [read_values(p) for p in pair if p.itemsize > 1]
+    reals = [as_real(each).float().cpu().reshape(-1) for each in values]
+    return torch.cat([torch.empty(0), *reals]).numpy()
 
 
 def _refuse_to_compile(setting: str) -> None:

@@ -185,8 +185,11 @@ def test_the_log_shows_that_each_step_begins_with_a_new_state():
         _, state = clip.update(grads, clip.init(grads))
         return clip_metrics(state)
 
-    for index in range(120):
-        log.record(step(jnp.array([1.0 + index, 1.0])))
+    text = "of step 1 again and again, with other norms: each step begins with a new"
+    with pytest.warns(RuntimeWarning, match=text) as warned:
+        for index in range(120):
+            log.record(step(jnp.array([1.0 + index, 1.0])))
+    assert len(warned) == 1
     [light] = [text for text in log.summary().advice if "Red light" in text]
     assert "the last 119 records repeat one step" in light
     assert "each step begins with a new state of the clipper" in light

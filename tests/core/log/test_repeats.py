@@ -1,5 +1,7 @@
 """Metrics that are read again without a step: gradients accumulate, or no update."""
 
+import math
+
 import pytest
 
 from autoclip_core import ClipLog
@@ -115,3 +117,29 @@ def test_a_file_with_a_damaged_count_is_refused(tmp_path, value):
     path.write_text(text)
     with pytest.raises(ValueError, match="clip_log must be as to_jsonl wrote it"):
         ClipLog.from_jsonl(path)
+
+
+def test_other_norms_in_the_same_step_warn_once():
+    """Each step begins with a new state of the clipper."""
+    log = ClipLog()
+    with pytest.warns(RuntimeWarning, match="begins with a new state") as warned:
+        record_all(log, [metrics_of(1, 1.0 + index) for index in range(40)])
+    assert len(warned) == 1
+
+
+SILENT = {
+    "nothing changes": [metrics_of(1)] * 40,
+    "no step yet": [metrics_of(0, float(index)) for index in range(40)],
+    "two clippers in one log": [metrics_of(i // 2, float(i)) for i in range(2, 80)],
+    "NaN": [metrics_of(1), *[metrics_of(1, math.nan)] * 40],
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_other_repeats_are_silent(case):
+    record_all(ClipLog(), SILENT[case])
+
+
+def record_all(log, metrics):
+    for each in metrics:
+        log.record(each)
