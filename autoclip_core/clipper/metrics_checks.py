@@ -108,6 +108,7 @@ class NoStepCheck:
         """
         self._has_ended |= steps > 0
         if self._has_ended:
+            self._weights = None
             return ""
         before, self._weights = self._weights, read_weights()
         if before is not None:

@@ -1,5 +1,6 @@
 """Which variable belongs to which row; decided in Python when a clipper is built."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,10 +115,11 @@ class Rows:
         return [(variable, rows) for variable, rows in pairs if rows is not None]
 
     def read_weights(self) -> np.ndarray[Any, Any]:
-        """Return the values of two variables."""
+        """Return the values of the two smallest variables."""
         variables = [variable for variable, _ in self.clipped_variables()]
-        pair = variables[0].numpy(), variables[-1].numpy()
-        return np.concatenate([values.astype(np.float32).ravel() for values in pair])
+        pair = sorted(variables, key=lambda variable: math.prod(variable.shape))[:2]
+        values = [variable.numpy().astype(np.float32) for variable in pair]
+        return np.concatenate([each.ravel() for each in values])
 
     def has_any(self, ids: set[int]) -> bool:
         """Return whether a variable that is not excluded has one of the stable ids."""

@@ -26,7 +26,8 @@ _PART = (
     "another optimizer steps parameters of this clipper with gradients that are "
     "computed after clipper.step(), and so not clipped; make a clipper of what each "
     "optimizer steps, call it before the step of that optimizer, and zero the "
-    "gradients of all before each backward()"
+    "gradients of all before each backward(); to leave a part unclipped on purpose, "
+    "make the clipper with exclude=[...]"
 )
 _LATE = (
     "clipper.step() clips gradients that another optimizer has used already, not "

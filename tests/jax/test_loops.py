@@ -186,9 +186,9 @@ def test_the_log_shows_that_each_step_begins_with_a_new_state():
         return clip_metrics(state)
 
     text = "of step 1 again and again, with other norms: each step begins with a new"
+    metrics = [step(jnp.array([1.0 + index, 1.0])) for index in range(120)]
     with pytest.warns(RuntimeWarning, match=text) as warned:
-        for index in range(120):
-            log.record(step(jnp.array([1.0 + index, 1.0])))
+        list(map(log.record, metrics))
     assert len(warned) == 1
     [light] = [text for text in log.summary().advice if "Red light" in text]
     assert "the last 119 records repeat one step" in light
