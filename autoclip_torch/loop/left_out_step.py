@@ -31,9 +31,9 @@ _PART = (
 )
 _LATE = (
     "clipper.step() clips gradients that another optimizer has used already, not "
-    "clipped, or clipped by another clipper; call backward() for each optimizer that "
-    "steps the same parameters, or call one clipper of all parameters before the first "
-    "optimizer.step()"
+    "clipped, or clipped by another clipper; zero all gradients and call backward() "
+    "for each optimizer that steps the same parameters, or call one clipper of all "
+    "parameters before the first optimizer.step()"
 )
 
 
@@ -48,27 +48,27 @@ class LeftOutStepCheck:
     def __init__(self) -> None:
         """Start before the first clip."""
         self._clipped: GradientVersions | None = None
-        self._used: GradientVersions | None = None
+        self._used: Sequence[Tensor] = ()
+        self._versions = GradientVersions(())
         self._first: weakref.ref[Optimizer] | None = None
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._backward, self._clips_to_watch = BackwardWatch(), 0
         self._has_left_out = self._has_left_out_part = False
         self._times = self._parts = self._late = 0
 
-    def begin_clip(self, samples: Sequence[Tensor], *, is_in_step: bool) -> None:
+    def begin_clip(self, *, is_in_step: bool) -> None:
         """Count what the updates since the last clip have done.
 
         Args:
-          samples: some parameters of the clipper.
           is_in_step: whether the clip runs in the step of an optimizer, as in a closure
             of Lightning. What the optimizer was about to use is then clipped.
         """
-        is_late = self._used is not None and self._used.are_same(samples)
+        is_late = bool(self._used) and self._versions.are_same(self._used)
         self._late = self._late + 1 if is_late and not is_in_step else 0
         self._parts += self._has_left_out_part and not is_in_step
         self._times += self._has_left_out
         self._has_left_out = self._has_left_out_part = False
-        self._used = None
+        self._used = ()
         self._backward.stop()
 
     def end_clip(self, clipped: GradientVersions, samples: Sequence[Tensor]) -> None:
@@ -92,19 +92,13 @@ class LeftOutStepCheck:
         if first is optimizer:
             self._has_left_out = True
             return
-        self._used = GradientVersions(samples)
-        if optimizer not in self._others:
-            self._add_other(optimizer, first)
-        elif self._backward.is_active:
-            ids = stepped_parameter_ids(optimizer)
-            computed = self._backward.list_computed(samples)
-            self._has_left_out_part |= any(id(each) in ids for each in computed)
-
-    def _add_other(self, optimizer: Optimizer, first: Optimizer) -> None:
-        """Watch an optimizer of other parameters than the first, from the next clip."""
         ids = stepped_parameter_ids(optimizer)
-        is_number = sum(p.numel() for p in stepped_parameters(optimizer)) == 1
-        if not is_number and ids.isdisjoint(stepped_parameter_ids(first)):
+        own = [p for p in samples if id(p) in ids and p.grad is not None]
+        if not ids.isdisjoint(stepped_parameter_ids(first)):
+            self._used, self._versions = own, GradientVersions(own)
+        elif optimizer in self._others:
+            self._has_left_out_part |= bool(self._backward.list_computed(own))
+        elif sum(p.numel() for p in stepped_parameters(optimizer)) > 1:
             self._others.add(optimizer)
             self._clips_to_watch = _WATCHED
 

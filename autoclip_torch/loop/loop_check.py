@@ -28,7 +28,7 @@ from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
 from .unused_clip import UnusedClipCheck
 
-_SAMPLES, _MOST = 2, 8
+_SAMPLES, _MOST = 2, 4
 """The gradients of so many parameters are looked at; with several optimizers, one more
 for each whose parameters are not among them, up to the second number."""
 
@@ -119,7 +119,7 @@ class LoopCheck:
         is_kept = clipped is not None and clipped.are_kept(self._samples)
         self._has_clipped_again |= is_kept
         is_in_step = any(list_step_arguments())
-        self._left_out.begin_clip(self._samples, is_in_step=is_in_step)
+        self._left_out.begin_clip(is_in_step=is_in_step)
         self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
 
     def end(self, decision: Decision, *, is_dry: bool) -> None:
@@ -224,8 +224,6 @@ class LoopCheck:
         self._unused.begin_update(is_replaced=not is_kept)
         if self._has_changed and self._count >= _PAUSE:
             self._count = 0
-        if text := self._left_out.explain(is_shared, find_others):
-            self._warn(text)
         self._early = self._early + 1 if self._backward.stop() else 0
         if self._early == _CYCLES:
             self._warn(_EARLY)
@@ -233,6 +231,8 @@ class LoopCheck:
         self._has_clipped_again = False
         if self._repeated == _CYCLES:
             self._warn(_REPEATED)
+        if text := self._left_out.explain(is_shared, find_others):
+            self._warn(text)
         self._check_changes(self._samples)
 
     def _check_other(
