@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.loop.scaler_rule import refuse_other_unscaling
 from autoclip_torch.optimizer_steps.open_steps import is_outermost_step
 from autoclip_torch.rows.groups import Group
@@ -14,6 +13,7 @@ from autoclip_torch.step.amp import refuse_scaler, require_every_step
 from autoclip_torch.step.closure import find_closure, run_after
 from autoclip_torch.step.unwrap import stepped_parameters, unwrap
 
+from .backward_in_step import BackwardCheck
 from .clipper_chain import refuse_beside_trust_clip
 from .optimizer_wrapper import OptimizerWrapper
 from .optimizers import STEP_METHODS, make_hooks_run, refuse_step_in_backward

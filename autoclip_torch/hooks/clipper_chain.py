@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from autoclip_torch.loop.backward_in_step import BackwardCheck
 from autoclip_torch.observer.observer import Observer
 from autoclip_torch.optimizer_steps.open_steps import is_outermost_step
 from autoclip_torch.step import amp
@@ -15,6 +14,7 @@ from autoclip_torch.step.closure import find_closure, replace_closure, run_after
 from autoclip_torch.step.stepper import Stepper
 from autoclip_torch.step.unwrap import stepped_parameters
 
+from .backward_in_step import BackwardCheck
 from .fused import Controls, is_fused
 from .step_hooks import StepHooks
 from .stepped_parameters import check_steps_all

@@ -29,32 +29,23 @@ _PART = (
     "gradients of all before each backward(); to leave a part unclipped on purpose, "
     "make the clipper with exclude=[...]"
 )
-_LATE = (
-    "clipper.step() clips gradients that another optimizer has used already, not "
-    "clipped, or clipped by another clipper; zero all gradients and call backward() "
-    "for each optimizer that steps the same parameters, or call one clipper of all "
-    "parameters before the first optimizer.step()"
-)
 
 
 class LeftOutStepCheck:
     """How often updates after the first one behind a clip used other gradients.
 
     An optimizer that is not the first may step some of the same parameters without a
-    clip on purpose, or a single number, such as a temperature. It must not use what is
-    clipped only after it.
+    clip on purpose, or a single number, such as a temperature.
     """
 
     def __init__(self) -> None:
         """Start before the first clip."""
         self._clipped: GradientVersions | None = None
-        self._used: Sequence[Tensor] = ()
-        self._versions = GradientVersions(())
         self._first: weakref.ref[Optimizer] | None = None
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._backward, self._clips_to_watch = BackwardWatch(), 0
         self._has_left_out = self._has_left_out_part = False
-        self._times = self._parts = self._late = 0
+        self._times = self._parts = 0
 
     def begin_clip(self, *, is_in_step: bool) -> None:
         """Count what the updates since the last clip have done.
@@ -63,12 +54,9 @@ class LeftOutStepCheck:
           is_in_step: whether the clip runs in the step of an optimizer, as in a closure
             of Lightning. What the optimizer was about to use is then clipped.
         """
-        is_late = bool(self._used) and self._versions.are_same(self._used)
-        self._late = self._late + 1 if is_late and not is_in_step else 0
         self._parts += self._has_left_out_part and not is_in_step
         self._times += self._has_left_out
         self._has_left_out = self._has_left_out_part = False
-        self._used = ()
         self._backward.stop()
 
     def end_clip(self, clipped: GradientVersions, samples: Sequence[Tensor]) -> None:
@@ -83,22 +71,27 @@ class LeftOutStepCheck:
         self._first = weakref.ref(optimizer)
 
     def begin_later_update(
-        self, optimizer: Optimizer, samples: Sequence[Tensor]
+        self, optimizer: Optimizer, samples: Sequence[Tensor], own: Sequence[Tensor]
     ) -> None:
-        """Note a later step. If its gradients are others, their clip was left out."""
+        """Note a later step. If its gradients are others, their clip was left out.
+
+        Args:
+          optimizer: it steps parameters of the clipper.
+          samples: some parameters of the clipper.
+          own: those of them that it steps.
+        """
         first = None if self._first is None else self._first()
         if first is None or not _has_gradient(samples) or self.are_clipped(samples):
             return
         if first is optimizer:
             self._has_left_out = True
             return
-        ids = stepped_parameter_ids(optimizer)
-        own = [p for p in samples if id(p) in ids and p.grad is not None]
-        if not ids.isdisjoint(stepped_parameter_ids(first)):
-            self._used, self._versions = own, GradientVersions(own)
-        elif optimizer in self._others:
+        if optimizer in self._others:
             self._has_left_out_part |= bool(self._backward.list_computed(own))
-        elif sum(p.numel() for p in stepped_parameters(optimizer)) > 1:
+            return
+        is_number = sum(p.numel() for p in stepped_parameters(optimizer)) == 1
+        ids = stepped_parameter_ids(optimizer)
+        if not is_number and ids.isdisjoint(stepped_parameter_ids(first)):
             self._others.add(optimizer)
             self._clips_to_watch = _WATCHED
 
@@ -110,8 +103,6 @@ class LeftOutStepCheck:
         Args:
           is_shared, find_others: as in `LoopCheck.check_update`.
         """
-        if self._late == _CYCLES:
-            return _LATE
         if self._times == _CYCLES and not is_shared():
             return _LEFT_OUT
         if self._parts < _CYCLES:

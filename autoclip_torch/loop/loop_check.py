@@ -27,6 +27,7 @@ from .left_out_step import LeftOutStepCheck
 from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
 from .unused_clip import UnusedClipCheck
+from .used_gradients import UsedGradientsCheck
 
 _SAMPLES, _MOST = 2, 4
 """The gradients of so many parameters are looked at; with several optimizers, one more
@@ -75,8 +76,8 @@ class LoopCheck:
         self._other_model = OtherModelCheck()
         self._restart()
         self._can_warn = True
-        self._steps: weakref.WeakKeyDictionary[Optimizer, bool]
-        self._steps = weakref.WeakKeyDictionary()
+        self._own: weakref.WeakKeyDictionary[Optimizer, Sequence[Tensor]]
+        self._own = weakref.WeakKeyDictionary()
         self.served: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         """The optimizers that have stepped clipped gradients, as far as is known."""
 
@@ -87,13 +88,14 @@ class LoopCheck:
         self._early = self._repeated = 0
         self._after_clip, self._left_out = AfterClipCheck(), LeftOutStepCheck()
         self._closure, self._unused = ClosureCheck(), UnusedClipCheck()
+        self._used = UsedGradientsCheck()
         self._other_model.restart()
         self._backward.stop()
 
     @property
     def optimizers(self) -> Iterator[Optimizer]:
         """The optimizers that have stepped parameters of the clipper."""
-        return (each for each, steps_clipped in self._steps.items() if steps_clipped)
+        return (optimizer for optimizer, own in self._own.items() if own)
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check the place of a step that follows.
@@ -112,7 +114,7 @@ class LoopCheck:
         if is_changed:
             self._rows = stepper.rows
             self._samples = choose_samples(self._rows.parameters, _SAMPLES)
-            self._steps.clear()
+            self._own.clear()
             self.served.clear()
             self._count = 0
         clipped = self._clipped
@@ -120,6 +122,7 @@ class LoopCheck:
         self._has_clipped_again |= is_kept
         is_in_step = any(list_step_arguments())
         self._left_out.begin_clip(is_in_step=is_in_step)
+        self._used.begin_clip(is_in_step=is_in_step)
         self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
 
     def end(self, decision: Decision, *, is_dry: bool) -> None:
@@ -135,7 +138,7 @@ class LoopCheck:
         open_steps = [
             arguments
             for arguments in list_step_arguments()
-            if self._steps_clipped(arguments[0][0])
+            if self._find_own(arguments[0][0])
         ]
         if optimizers := [a[0] for a, kw in open_steps if not find_closure(a, kw)]:
             self.served.update(optimizers)
@@ -183,7 +186,8 @@ class LoopCheck:
         # Another thread may write the gradients of its model while this one reads them.
         if self._rows is None or self._thread != threading.get_ident():
             return None
-        if not self._steps_clipped(optimizer):
+        own = self._find_own(optimizer)
+        if not own:
             self._check_other(optimizer, is_shared, find_others)
             return None
         if self._count <= _WATCHED and optimizer not in self.served:
@@ -193,8 +197,10 @@ class LoopCheck:
         if self.scaler_rule.was_scaled(optimizer):
             self._warn(_SCALED)
         clipped, self._clipped = self._clipped, None
+        if len(self._own) > 1:
+            self._used.begin_update(optimizer, own)
         if clipped is None:
-            self._left_out.begin_later_update(optimizer, self._samples)
+            self._left_out.begin_later_update(optimizer, self._samples, own)
         else:
             self._check_first_update(optimizer, clipped, is_shared, find_others)
         closure = find_closure(args, kwargs)
@@ -233,6 +239,9 @@ class LoopCheck:
             self._warn(_REPEATED)
         if text := self._left_out.explain(is_shared, find_others):
             self._warn(text)
+        scope = "" if self._rows is None else self._rows.scope
+        if text := self._used.explain(scope):
+            self._warn(text)
         self._check_changes(self._samples)
 
     def _check_other(
@@ -262,25 +271,22 @@ class LoopCheck:
         if (text := self._after_clip.explain(updated)) is not None:
             self._warn(text)
 
-    def _steps_clipped(self, optimizer: Optimizer) -> bool:
-        """Return whether an optimizer steps parameters of the clipper."""
-        if (is_known := self._steps.get(optimizer)) is None:
-            is_known = self._steps[optimizer] = self._add_sample(optimizer)
-            if is_known:
-                self._count = 0
-        return is_known
-
-    def _add_sample(self, optimizer: Optimizer) -> bool:
-        """Look at a parameter that an optimizer steps; return whether there is one."""
+    def _find_own(self, optimizer: Optimizer) -> Sequence[Tensor]:
+        """Return the samples that an optimizer steps; add one if it has none."""
+        if (own := self._own.get(optimizer)) is not None:
+            return own
         ids = stepped_parameter_ids(optimizer)
-        if any(id(sample) in ids for sample in self._samples):
-            return True
-        parameters = () if self._rows is None else self._rows.parameters
-        own = choose_samples([p for p in parameters if id(p) in ids], 1)
-        if own and len(self._samples) < _MOST:
-            self._samples = *self._samples, *own
-            self._restart()
-        return bool(own)
+        own = [sample for sample in self._samples if id(sample) in ids]
+        if not own and self._rows is not None:
+            stepped = [p for p in self._rows.parameters if id(p) in ids]
+            own = choose_samples(stepped, 1)
+            if own and len(self._samples) < _MOST:
+                self._samples = *self._samples, *own
+                self._restart()
+        if own:
+            self._count = 0
+        self._own[optimizer] = own
+        return own
 
     def _warn(self, text: str) -> None:
         if self._can_warn:

@@ -71,7 +71,7 @@ TESTS = {
     "autoclip_torch/loop": "torch/watch/loop torch/watch/loop_beside "
     "torch/watch/unused_clip torch/watch/two_optimizers torch/parameters/coverage "
     "torch/amp",
-    "autoclip_torch/loop/backward_in_step.py": "torch/hooks/other_optimizers",
+    "autoclip_torch/hooks/backward_in_step.py": "torch/hooks/other_optimizers",
     "autoclip_torch/step/callbacks.py": "torch/watch/callbacks torch/compile",
     "autoclip_torch/step/uncleared.py": "torch/watch/uncleared torch/sharded",
     "autoclip_torch/step/zero_norms.py": "torch/watch/zero_norms torch/sharded",

@@ -273,3 +273,98 @@ def test_a_part_that_another_clipper_clips_is_silent():
         gan.backward()
         clipper.step()
         gan.criticizes.step()
+
+
+def with_a_critic_that_does_not_reach_the_generator(gan):
+    gan.backward(gan.generates)
+    gan.clipper.step()
+    gan.generates.step()
+    gan.criticizes.zero_grad()
+    gan.critic(torch.randn(8, 3)).square().mean().backward()
+    gan.clipper.step()
+    gan.criticizes.step()
+
+
+def with_one_of_three_steps_of_the_critic(gan):
+    """As a delayed actor: the norm of two critics' steps has the actor's gradients."""
+    for _ in range(3):
+        gan.criticizes.zero_grad()
+        gan.critic(torch.randn(8, 3)).square().mean().backward()
+        gan.clipper.step()
+        gan.criticizes.step()
+    gan.backward()
+    gan.clipper.step()
+    gan.generates.step()
+
+
+OLD = [
+    with_a_critic_that_does_not_reach_the_generator,
+    with_one_of_three_steps_of_the_critic,
+]
+
+
+@pytest.mark.parametrize("wrong", OLD)
+def test_a_norm_with_gradients_of_an_earlier_step_warns_once(wrong):
+    gan, text = Gan(), "measures gradients that another optimizer has used already"
+    with pytest.warns(UserWarning, match=text) as warned:
+        repeat(wrong, gan)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("scope", ["parameter", "unit"])
+@pytest.mark.parametrize("wrong", OLD)
+def test_norms_of_each_parameter_have_no_gradients_of_others(wrong, scope):
+    gan = Gan()
+    model = nn.ModuleList([gan.generator, gan.critic])
+    gan.clipper = NormClip(model, 0.1, scope=scope)
+    repeat(wrong, gan)
+
+
+def test_a_number_that_is_left_over_does_not_matter():
+    """As the temperature of an actor."""
+    model, temperature = nn.Linear(3, 1), nn.Parameter(torch.ones(()))
+    model.temperature = temperature
+    whole = SGD([model.weight, model.bias], lr=1e-3)
+    cools, clipper = SGD([temperature], lr=1e-3), NormClip(model, 0.1)
+    for _ in range(STEPS):
+        whole.zero_grad()
+        model(torch.randn(8, 3)).square().mean().backward()
+        clipper.step()
+        whole.step()
+        cools.zero_grad()
+        (2 * temperature).backward()
+        cools.step()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_shared_part_without_gradients_may_be_in_both_optimizers(is_frozen):
+    two = TwoHeads()
+    two.body.requires_grad_(not is_frozen)
+    for _ in range(STEPS):
+        two.zero_grad()
+        x = two.body(torch.randn(8, 3)).detach()
+        sum(head(x).square().mean() for head in two.heads).backward()
+        for clipper, optimizer in zip(two.clippers, two.optimizers, strict=True):
+            clipper.step()
+            optimizer.step()
+
+
+def clipped_by_other_means(gan):
+    nn.utils.clip_grad_norm_(gan.critic.parameters(), 0.1)
+
+
+def replaced_by_noise(gan):
+    for p in gan.critic.parameters():
+        p.grad = p.grad + 1e-3 * torch.randn_like(p)
+
+
+@pytest.mark.parametrize("change", [clipped_by_other_means, replaced_by_noise])
+def test_gradients_that_change_after_the_backward_pass_are_not_called_unclipped(change):
+    gan = Gan()
+    for _ in range(STEPS):
+        gan.backward()
+        gan.clipper.step()
+        gan.generates.step()
+        gan.backward()
+        change(gan)
+        gan.criticizes.step()

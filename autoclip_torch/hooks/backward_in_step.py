@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .backward_watch import BackwardWatch, choose_samples
+from autoclip_torch.loop.backward_watch import BackwardWatch, choose_samples
 
 _STEPS = 10
 """So many steps are checked."""
