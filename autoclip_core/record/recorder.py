@@ -124,11 +124,15 @@ class StepRecorder(StepColumns):
                 count = (gradients or updates).get("clip/steps", math.inf)
                 steps = as_float("clip/steps", count)
                 if steps in (0, self._store.last + 1):  # no update since the last call
-                    self._repeat(int(steps), gradients or updates)
+                    norm = float((gradients or updates).get("clip/norm", math.nan))
+                    _warn(self._new_state.check_repeat(steps, norm))
+                    self._next_step = int(steps)
+                    self._repeats = self._repeats.add()
                     return
                 step = self._read_metrics(gradients, updates)
             else:
                 step = self._read(decision)
+        _warn(self._new_state.begin_step(self._next_step, float(step.norm)))
         self._add(step)
 
     def read_later(self, metrics: Callable[[], Metrics] | Metrics) -> None:
@@ -149,17 +153,8 @@ class StepRecorder(StepColumns):
         """
         self._unread = metrics
 
-    def _repeat(self, steps: int, metrics: Metrics) -> None:
-        """Count the metrics of a step that is recorded already."""
-        self._next_step = steps
-        self._repeats = self._repeats.add()
-        norm = float(metrics.get("clip/norm", math.nan))
-        if text := self._new_state.check_repeat(steps, norm):
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
-
     def _add(self, step: Step) -> None:
         """Store one step under the next number."""
-        self._new_state.begin_step(float(step.norm))
         self._store.add(self._next_step, step)
         self._next_step += 1
         self._recorded += 1
@@ -265,3 +260,9 @@ class StepRecorder(StepColumns):
     def _has_several_rows(self) -> bool:
         """Whether the norm of a step is that of several rows, each with a threshold."""
         return self._row_count > 1
+
+
+def _warn(text: str) -> None:
+    """Warn in `record`, if the text is not ""."""
+    if text:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -127,7 +127,16 @@ def test_other_norms_in_the_same_step_warn_once():
     assert len(warned) == 1
 
 
+def test_a_state_that_begins_anew_after_some_steps_warns_once():
+    log, metrics = ClipLog(), [metrics_of(1 + i % 20, float(i)) for i in range(300)]
+    with pytest.warns(RuntimeWarning, match="has fallen 5 times: its state") as warned:
+        record_all(log, metrics)
+    assert len(warned) == 1
+
+
 SILENT = {
+    "a few runs in one log": [metrics_of(1 + i % 50, float(i)) for i in range(250)],
+    "earlier checkpoints": [metrics_of(1 + i - i // 50 * 20) for i in range(999)],
     "nothing changes": [metrics_of(1)] * 40,
     "no step yet": [metrics_of(0, float(index)) for index in range(40)],
     "two clippers in one log": [metrics_of(i // 2, float(i)) for i in range(2, 80)],
