@@ -30,9 +30,9 @@ _WATCHED_CALLS = 32
 class ClipsPerUpdate:
     """Compares the steps of a clipper with the updates of the optimizer.
 
-    That is the only optimizer in reach of the loop that was built for the variables. A
-    clipper that receives other variables in some calls may serve several optimizers, so
-    it is not watched.
+    That is the only optimizer in reach of the loop that was built for the variables of
+    all calls. A clipper whose calls have no variable in common may serve several
+    optimizers, so it is not watched.
 
     Args:
       read_steps: returns the steps of the clipper since the start of the run.
@@ -57,7 +57,8 @@ class ClipsPerUpdate:
           variables: those of the gradients.
         """
         ids = frozenset(map(stable_id, variables))
-        if is_called_by_optimizer() or count_replicas() > 1 or self._ids - ids:
+        is_other_part = bool(self._ids) and self._ids.isdisjoint(ids)
+        if is_called_by_optimizer() or count_replicas() > 1 or is_other_part:
             self._is_watched = False
         self._ids |= ids
         self._calls += 1

@@ -483,3 +483,43 @@ def test_gradients_that_do_not_become_0_need_no_warning(keywords):
     for _ in range(20):
         list(clip([(tf.constant([np.nan, 1.0]), weight)]))
         clip.metrics()
+
+
+def train_two_losses(lists, names, steps=10):
+    """Clip the gradients of each loss, with other variables, and apply their sum."""
+    weights = {name: tf.Variable([0.0, 0.0], name=name) for name in "spv"}
+    variables, optimizer = list(weights.values()), keras.optimizers.SGD(1.0)
+    clips = {name: NormClip(1.0) for name in set(names)}
+    for clip in clips.values():
+        clip.build(variables)
+    for _ in range(steps):
+        sums = {name: tf.zeros(2) for name in weights}
+        for name, parts in zip(names, lists, strict=True):
+            pairs = [(tf.constant(KERNEL), weights[part]) for part in parts]
+            for part, (gradient, _) in zip(parts, clips[name](pairs), strict=True):
+                sums[part] += gradient
+        optimizer.apply(list(sums.values()), variables)
+
+
+def test_two_losses_with_a_shared_variable_that_are_clipped_before_their_sum_warn():
+    """dennybritz/reinforcement-learning#54, with one clipper."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        train_two_losses(["sp", "sv"], "aa")
+    [text] = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    assert "NormClip was called 2 times for each update of SGD" in text
+
+
+def test_two_losses_may_have_a_clipper_each():
+    train_two_losses(["sp", "sv"], "ab")
+
+
+def test_a_call_may_leave_out_variables_without_a_gradient():
+    weights = [tf.Variable([0.0, 0.0], name=name) for name in "sab"]
+    clip, optimizer = NormClip(1.0), keras.optimizers.SGD(1.0)
+    clip.build(weights)
+    optimizer.build(weights)
+    for step in range(40):
+        pair = [weights[0], weights[1 + step % 2]]
+        optimizer.apply_gradients(clip([(tf.constant(KERNEL), w) for w in pair]))
+        clip.metrics()
