@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip_torch.loop.backward_watch import BackwardWatch, choose_samples
+from autoclip_torch.loop.backward_watch import BackwardWatch
+from autoclip_torch.loop.gradient_samples import choose_samples
 
 _STEPS = 10
 """So many steps are checked."""

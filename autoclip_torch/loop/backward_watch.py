@@ -10,16 +10,6 @@ from autoclip_torch.optimizer_steps.weak_hook import register_weak_hook
 from .gradient_samples import GradientVersions
 
 
-def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
-    """Return at most so many trained parameters, from all parts of the model.
-
-    If all are frozen, as a critic in the step of its generator, these are returned.
-    """
-    leaves = [p for p in parameters if p.is_leaf]
-    trained = [p for p in leaves if p.requires_grad] or leaves
-    return trained[:: 1 + len(trained) // count]
-
-
 class BackwardWatch:
     """Notes whether a backward pass adds to the gradients of some parameters."""
 

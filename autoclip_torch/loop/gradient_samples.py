@@ -1,12 +1,72 @@
-"""Some gradients at one moment: are they the same at a later one?"""
+"""Some parameters, and their gradients at one moment: are they the same later?"""
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.weak import TensorWeakRef
 
 from autoclip_torch.gradients.dtensor import read_values
+from autoclip_torch.step.unwrap import stepped_parameter_ids
+
+_SAMPLES, _MOST = 2, 4
+"""The gradients of so many parameters are looked at; with several optimizers, one more
+for each whose parameters are not among them, up to the second number."""
+
+
+def choose_samples(parameters: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """Return at most so many trained parameters, from all parts of the model.
+
+    If all are frozen, as a critic in the step of its generator, these are returned.
+    """
+    leaves = [p for p in parameters if p.is_leaf]
+    trained = [p for p in leaves if p.requires_grad] or leaves
+    return trained[:: 1 + len(trained) // count]
+
+
+class Samples:
+    """Some parameters of a clipper, and which optimizers step them.
+
+    Args:
+      parameters: all parameters of the clipper.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor] = ()) -> None:
+        self._parameters = parameters
+        self.all = choose_samples(parameters, _SAMPLES)
+        self._own: weakref.WeakKeyDictionary[Optimizer, Sequence[Tensor]]
+        self._own = weakref.WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.all)
+
+    @property
+    def optimizers(self) -> Iterator[Optimizer]:
+        """The optimizers that have stepped parameters of the clipper."""
+        return (optimizer for optimizer, own in self._own.items() if own)
+
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether several optimizers are known, of these or of other parameters."""
+        return len(self._own) > 1
+
+    def find(self, optimizer: Optimizer) -> Sequence[Tensor] | None:
+        """Return the samples that an optimizer steps; None if it is not known."""
+        return self._own.get(optimizer)
+
+    def add(self, optimizer: Optimizer) -> Sequence[Tensor]:
+        """Return the samples that an optimizer steps, of which one may be new."""
+        ids = stepped_parameter_ids(optimizer)
+        own = [sample for sample in self.all if id(sample) in ids]
+        if not own:
+            own = [*choose_samples([p for p in self._parameters if id(p) in ids], 1)]
+            if len(self.all) < _MOST:
+                self.all = *self.all, *own
+        self._own[optimizer] = own
+        return own
 
 
 class GradientVersions:

@@ -16,22 +16,17 @@ from autoclip_core import Decision
 from autoclip_torch.optimizer_steps.open_steps import list_step_arguments
 from autoclip_torch.rows.rows import Rows
 from autoclip_torch.step.closure import find_closure, replace_closure
-from autoclip_torch.step.unwrap import stepped_parameter_ids
 from autoclip_torch.step.warn import warn
 
 from .after_clip import AfterClipCheck
-from .backward_watch import BackwardWatch, choose_samples
+from .backward_watch import BackwardWatch
 from .closure_check import ClosureCheck
-from .gradient_samples import GradientVersions
+from .gradient_samples import GradientVersions, Samples
 from .left_out_step import LeftOutStepCheck
 from .other_model import OtherModelCheck
 from .scaler_rule import ScalerRule
 from .unused_clip import UnusedClipCheck
 from .used_gradients import UsedGradientsCheck
-
-_SAMPLES, _MOST = 2, 4
-"""The gradients of so many parameters are looked at; with several optimizers, one more
-for each whose parameters are not among them, up to the second number."""
 
 _CYCLES = 3
 """A wrong order is reported if so many updates in a row have it."""
@@ -71,13 +66,11 @@ class LoopCheck:
         self.scaler_rule = ScalerRule()
         self._rows: Rows | None = None
         self._thread = 0
-        self._samples: Sequence[Tensor] = ()
+        self._samples = Samples()
         self._backward, self._count = BackwardWatch(), 0
         self._other_model = OtherModelCheck()
         self._restart()
         self._can_warn = True
-        self._own: weakref.WeakKeyDictionary[Optimizer, Sequence[Tensor]]
-        self._own = weakref.WeakKeyDictionary()
         self.served: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         """The optimizers that have stepped clipped gradients, as far as is known."""
 
@@ -95,7 +88,7 @@ class LoopCheck:
     @property
     def optimizers(self) -> Iterator[Optimizer]:
         """The optimizers that have stepped parameters of the clipper."""
-        return (optimizer for optimizer, own in self._own.items() if own)
+        return self._samples.optimizers
 
     def begin(self, stepper: Any, scaler: Any = None, optimizer: Any = None) -> None:
         """Check the place of a step that follows.
@@ -113,14 +106,13 @@ class LoopCheck:
             self._other_model = OtherModelCheck(stepper.rows.parameters)
         if is_changed:
             self._rows = stepper.rows
-            self._samples = choose_samples(self._rows.parameters, _SAMPLES)
-            self._own.clear()
+            self._samples = Samples(self._rows.parameters)
             self.served.clear()
             self._count = 0
         clipped = self._clipped
-        is_kept = clipped is not None and clipped.are_kept(self._samples)
+        is_kept = clipped is not None and clipped.are_kept(self._samples.all)
         self._has_clipped_again |= is_kept
-        is_in_step = any(list_step_arguments())
+        is_in_step = self._samples.may_be_shared and any(list_step_arguments())
         self._left_out.begin_clip(is_in_step=is_in_step)
         self._used.begin_clip(is_in_step=is_in_step)
         self._unused.begin_clip(is_replaced=clipped is not None and not is_kept)
@@ -145,19 +137,19 @@ class LoopCheck:
             self._restart()
             return
         if not open_steps and not is_dry:
-            has_gradient = any(p.grad is not None for p in self._samples)
+            has_gradient = any(p.grad is not None for p in self._samples.all)
             self._unused.end_clip(decision, has_gradient=has_gradient)
         self._closure.end_clip()
-        self._clipped = clipped = GradientVersions(self._samples)
+        self._clipped = clipped = GradientVersions(self._samples.all)
         if self._count == 0:
             self._after_clip = AfterClipCheck()
         self._other_model.end_clip(decision)
-        self._left_out.end_clip(clipped, self._samples)
-        self._after_clip.end_clip(self._samples)
+        self._left_out.end_clip(clipped, self._samples.all)
+        self._after_clip.end_clip(self._samples.all)
         self._backward.stop()
         # `ClosureCheck` watches what follows a clip in a closure.
         if not open_steps and self._has_changed and self._count < _WATCHED:
-            self._backward.start(self._samples)
+            self._backward.start(self._samples.all)
         self._count = (self._count + 1) % _PERIOD
 
     def check_update(
@@ -191,23 +183,23 @@ class LoopCheck:
             self._check_other(optimizer, is_shared, find_others)
             return None
         if self._count <= _WATCHED and optimizer not in self.served:
-            if self._left_out.are_clipped(self._samples):
+            if self._left_out.are_clipped(self._samples.all):
                 self.served.add(optimizer)
         self._other_model.restart()
         if self.scaler_rule.was_scaled(optimizer):
             self._warn(_SCALED)
         clipped, self._clipped = self._clipped, None
-        if len(self._own) > 1:
+        if self._samples.may_be_shared:
             self._used.begin_update(optimizer, own)
         if clipped is None:
-            self._left_out.begin_later_update(optimizer, self._samples, own)
+            self._left_out.begin_later_update(optimizer, self._samples.all, own)
         else:
             self._check_first_update(optimizer, clipped, is_shared, find_others)
         closure = find_closure(args, kwargs)
         if closure is None or self._count > _WATCHED:
             return None
         watched = self._closure.watch(
-            closure, self._samples, self._warn, follows_clip=clipped is not None
+            closure, self._samples.all, self._warn, follows_clip=clipped is not None
         )
         return replace_closure(args, kwargs, watched)
 
@@ -225,8 +217,8 @@ class LoopCheck:
           clipped: the gradients that were clipped.
         """
         self._left_out.begin_update(optimizer)
-        self._has_changed = not clipped.are_same(self._samples)
-        is_kept = clipped.are_kept(self._samples)
+        self._has_changed = not clipped.are_same(self._samples.all)
+        is_kept = not self._has_changed or clipped.are_kept(self._samples.all)
         self._unused.begin_update(is_replaced=not is_kept)
         if self._has_changed and self._count >= _PAUSE:
             self._count = 0
@@ -242,7 +234,7 @@ class LoopCheck:
         scope = "" if self._rows is None else self._rows.scope
         if text := self._used.explain(scope):
             self._warn(text)
-        self._check_changes(self._samples)
+        self._check_changes(self._samples.all)
 
     def _check_other(
         self,
@@ -260,7 +252,7 @@ class LoopCheck:
         if text := self._other_model.explain(optimizer):
             self._warn(text)
         if not any(self.optimizers):
-            self._check_changes(self._other_model.find_copies(self._samples))
+            self._check_changes(self._other_model.find_copies(self._samples.all))
 
     def _check_changes(self, updated: Sequence[Tensor]) -> None:
         """Warn if an update used multiples of the clipped gradients.
@@ -272,20 +264,14 @@ class LoopCheck:
             self._warn(text)
 
     def _find_own(self, optimizer: Optimizer) -> Sequence[Tensor]:
-        """Return the samples that an optimizer steps; add one if it has none."""
-        if (own := self._own.get(optimizer)) is not None:
+        """Return the samples that an optimizer steps."""
+        if (own := self._samples.find(optimizer)) is not None:
             return own
-        ids = stepped_parameter_ids(optimizer)
-        own = [sample for sample in self._samples if id(sample) in ids]
-        if not own and self._rows is not None:
-            stepped = [p for p in self._rows.parameters if id(p) in ids]
-            own = choose_samples(stepped, 1)
-            if own and len(self._samples) < _MOST:
-                self._samples = *self._samples, *own
-                self._restart()
+        count, own = len(self._samples), self._samples.add(optimizer)
+        if len(self._samples) > count:
+            self._restart()
         if own:
             self._count = 0
-        self._own[optimizer] = own
         return own
 
     def _warn(self, text: str) -> None:

@@ -13,10 +13,10 @@ from autoclip_torch.gradients.dtensor import get_local, read_values
 from autoclip_torch.gradients.layout import get_stored
 from autoclip_torch.step.unwrap import stepped_parameters
 
-from .backward_watch import choose_samples
 from .gradient_samples import (
     GradientValues,
     GradientVersions,
+    choose_samples,
     copy_values,
 )
 

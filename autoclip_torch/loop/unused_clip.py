@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 from autoclip_core import Decision
 from autoclip_torch.step.unwrap import stepped_parameter_ids, stepped_parameters
 
-from .backward_watch import choose_samples
-from .gradient_samples import GradientVersions
+from .gradient_samples import GradientVersions, choose_samples
 
 _TIMES = 5
 """So many clips must be unused."""
