@@ -25,6 +25,9 @@ _TIMES, _FALLS = 10, 5
 """So many records in a row repeat the number of a step, with other norms; or it falls
 to less than half of it so often."""
 
+_SHORT = 200
+"""Longer runs in one log may be those of several models."""
+
 _WAY_OUT = (
     "make the clipper, or call tx.init(params), once before the loop, and pass the "
     "state that an update returned to the next one"
@@ -50,7 +53,7 @@ class NewStateCheck:
         >>> [i for i, text in enumerate(texts) if text]
         [100]
         """
-        has_fallen = 2 * number < self._number
+        has_fallen = 2 * number < self._number < _SHORT
         self._number, self._norm, self._times = number, norm, 0
         self._falls += has_fallen
         if not has_fallen or self._falls != _FALLS:

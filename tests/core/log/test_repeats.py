@@ -136,6 +136,7 @@ def test_a_state_that_begins_anew_after_some_steps_warns_once():
 
 SILENT = {
     "a few runs in one log": [metrics_of(1 + i % 50, float(i)) for i in range(250)],
+    "long runs in one log": [metrics_of(1 + i % 300, float(i)) for i in range(3000)],
     "earlier checkpoints": [metrics_of(1 + i - i // 50 * 20) for i in range(999)],
     "nothing changes": [metrics_of(1)] * 40,
     "no step yet": [metrics_of(0, float(index)) for index in range(40)],
