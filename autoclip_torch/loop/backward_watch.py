@@ -39,27 +39,23 @@ class BackwardWatch:
         self._computed.clear()
 
     def list_computed(self, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Return the parameters whose gradient nothing has changed since the passes.
+        """Return the parameters whose gradient nothing has changed since the passes."""
+        return [sample for sample in samples if self._is_computed(sample)]
 
-        Those that were frozen have no hook; their gradient must be new.
-        """
-        return [
-            sample
-            for sample in samples
-            if (gradient := sample.grad) is not None
-            and (
-                gradient._version == 0
-                if id(sample) in self._frozen
-                else id(sample) in self._computed
-                and self._computed[id(sample)].are_same((sample,))
-            )
-        ]
+    def _is_computed(self, sample: Tensor) -> bool:
+        if sample.grad is None:
+            return False
+        if id(sample) in self._frozen:  # it had no hook: the gradient must be new
+            return sample.grad._version == 0
+        computed = self._computed.get(id(sample))
+        return computed is not None and computed.are_same((sample,))
 
     def stop(self) -> bool:
         """Return whether a backward pass has run since `start`."""
         for handle in self._handles:
             handle.remove()
-        has_run, self._computed, self._handles = bool(self._computed), {}, []
+        has_run = bool(self._computed)
+        self._handles, self._computed, self._frozen = [], {}, set()
         return has_run
 
     def _note(self, parameter: Tensor) -> None:
